@@ -1,0 +1,1 @@
+"""Segmentation of brain tumors in multimodal MRI that takes class imbalance seriously."""

@@ -1,0 +1,268 @@
+"""Every knob as a frozen model; YAML in, `--set section.key=value` over it, a resolved copy out."""
+
+import difflib
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from brats_seg.errors import UsageError
+
+
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("the lower end of a range comes first")
+    return pair
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Range = Annotated[tuple[float, float], AfterValidator(_rising)]
+PositiveRange = Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(_rising)]
+SpreadRange = Annotated[tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]], AfterValidator(_rising)]
+
+
+class Section(BaseModel):
+    """A group of knobs: immutable, and a misspelled name or a number that is none (`.nan`, `.inf`) is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Network(Section):
+    """Which network, and its size."""
+
+    name: str = "unet2d"
+    channels: tuple[int, ...] = (32, 64, 128, 256)
+    num_res_units: Annotated[int, Field(ge=0)] = 2
+    norm: Literal["batch", "instance", "group"] = "batch"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Patch(Section):
+    """Size of a patch in voxels: two numbers (Y, X) or three (Z, Y, X)."""
+
+    size: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=2, max_length=3)] = (64, 64)
+
+
+class Sampler(Section):
+    """Which examples the network sees. Shares are by class name and sum to 1."""
+
+    kind: Literal["random", "balanced", "ratio", "hard", "oversample", "undersample"] = "balanced"
+    shares: dict[str, Share] | None = None
+    healthy_share: Share | None = None
+    imbalance_ratio: Annotated[float, Field(ge=1)] = 1.0
+    allow_absent_class: bool = False
+
+    @model_validator(mode="after")
+    def _shares_only_where_used(self) -> "Sampler":
+        if self.shares is not None and abs(sum(self.shares.values()) - 1) > 1e-6:
+            raise ValueError(f"shares sum to {sum(self.shares.values()):g}; they must sum to 1")
+        if self.shares is not None and self.healthy_share is not None:
+            raise ValueError("give shares or healthy_share, not both")
+        if self.kind == "ratio" and self.shares is None and self.healthy_share is None:
+            raise ValueError("kind 'ratio' needs shares (by class name) or healthy_share")
+        if self.kind not in ("ratio", "hard") and (self.shares is not None or self.healthy_share is not None):
+            raise ValueError(f"kind '{self.kind}' takes no shares; use kind 'ratio' or 'hard'")
+        return self
+
+
+class Hard(Section):
+    """Hard-example replay: used by sampler.kind 'hard' only."""
+
+    threshold: Share = 0.75
+    subset: Annotated[int, Field(gt=0)] | None = None
+    recycle: bool = True
+    classes: tuple[str, ...] | None = None
+    max_age: Annotated[int, Field(ge=1)] = 1
+
+
+class Loss(Section):
+    """What is minimized, and what a voxel outside the brain counts as."""
+
+    kind: Literal["cross_entropy", "dice_cross_entropy", "focal"] = "cross_entropy"
+    outside: Literal["healthy", "ignore"] = "healthy"
+    class_weights: Literal["none", "balanced", "effective_number", "median_frequency"] = "none"
+
+
+class Augment(Section):
+    """Random transforms of a batch. A pair is the range drawn from; probabilities are per patch, other values per modality.
+
+    `sharpness` below 0 blurs (-1 is a Gaussian of 1 voxel), above 0 sharpens. `modality_dropout` is the probability, for each modality
+    of each patch, that it is 0 all over; one at least is kept. A network trained so takes cases with modalities missing.
+    """
+
+    flip: Share = 0.5
+    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    scale: PositiveRange = (1.0, 1.0)
+    affine_probability: Share = 0.5
+    gain: PositiveRange = (1.0, 1.0)
+    shift: Range = (0.0, 0.0)
+    gamma: PositiveRange = (1.0, 1.0)
+    sharpness: Range = (0.0, 0.0)
+    noise_sd: SpreadRange = (0.0, 0.0)
+    intensity_probability: Share = 0.5
+    modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Optimizer(Section):
+    """The optimizer and its learning rate over the run."""
+
+    kind: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    schedule: Literal["constant", "poly", "cosine"] = "poly"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+
+
+class Training(Section):
+    """The budget: epochs x steps x batch_size patches."""
+
+    epochs: Annotated[int, Field(gt=0)] = 50
+    steps: Annotated[int, Field(gt=0)] = 1000
+    batch_size: Annotated[int, Field(gt=0)] = 120
+    seed: Annotated[int, Field(ge=0)] = 0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
+    tensorboard: bool = False
+
+
+class Validation(Section):
+    """The inner split of the training patients that picks the best checkpoint.
+
+    Metric "last" scores the epochs and takes the newest all the same: with one or two inner patients a choice would follow their oddities.
+    """
+
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    every: Annotated[int, Field(gt=0)] = 1
+    patience: Annotated[int, Field(gt=0)] | None = None
+    metric: Literal["mean_dice", "whole", "core", "active", "last"] = "mean_dice"
+
+    @model_validator(mode="after")
+    def _patience_needs_a_score(self) -> "Validation":
+        if self.patience is not None and self.metric == "last":
+            raise ValueError("patience waits for a score to rise; metric 'last' has none: choose another metric or no patience")
+        return self
+
+
+class Config(Section):
+    """A whole training run."""
+
+    network: Network = Network()
+    patch: Patch = Patch()
+    sampler: Sampler = Sampler()
+    hard: Hard = Hard()
+    loss: Loss = Loss()
+    augment: Augment = Augment()
+    optimizer: Optimizer = Optimizer()
+    training: Training = Training()
+    validation: Validation = Validation()
+
+
+def load_config(source: str | Path | None = None, *, overrides: tuple[str, ...] = ()) -> Config:
+    """Read a YAML file, or a config that travels with the package by its name, and lay the overrides over it.
+
+    Args:
+        source: a path, or a name such as `unet2d_cpu`; None for the defaults.
+        overrides: `section.key=value` each, the value read as YAML.
+
+    Raises:
+        UsageError: no such file or name, not YAML, or a key or value that no knob takes (with the nearest right one).
+    """
+    tree = _read(_locate(source)) if source is not None else {}
+    for override in overrides:
+        _lay_over(tree, override)
+    return parse_config(tree)
+
+
+def parse_config(tree: dict[str, Any]) -> Config:
+    """Check a nested mapping, as YAML gives it. Raises `UsageError` naming the path of every wrong key or value."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError("; ".join(_describe(e) for e in error.errors())) from None
+
+
+def dump_config(config: Config) -> str:
+    """The whole resolved config as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def config_names() -> tuple[str, ...]:
+    """Names of the configs that travel with the package."""
+    return tuple(sorted(p.stem for p in _shelf().iterdir() if p.suffix == ".yaml"))
+
+
+def _shelf() -> Path:
+    packaged = Path(str(files("brats_seg"))) / "configs"
+    return packaged if packaged.is_dir() else packaged.parent.parent / "configs"
+
+
+def _locate(source: str | Path) -> Path:
+    for path in (Path(source), _shelf() / f"{source}.yaml"):
+        if path.is_file():
+            return path
+    raise UsageError(f"--config {source}: no such file, and no config of that name; the names are {', '.join(config_names())}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain types only, and no key twice in one mapping: YAML would take the last and say nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Check the keys, then do as YAML does."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is given twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path}: a config is a mapping of sections; found {type(tree).__name__}")
+    return tree
+
+
+def _lay_over(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise UsageError(f"--set {override}: write section.key=value, for example sampler.kind=balanced")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UsageError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from None
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise UsageError(f"--set {override}: '{key}' is a value, not a section")
+    tree[keys[-1]] = value
+
+
+def _describe(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(where, _knobs(Config), n=1, cutoff=0.5)
+        return f"config: no knob '{where}'" + (f"; did you mean '{close[0]}'?" if close else "")
+    shown = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
+    return f"config: {where}: {error['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _knobs(model: type[BaseModel], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        names.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += _knobs(field.annotation, prefix + name + ".")
+    return names

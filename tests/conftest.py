@@ -1,0 +1,19 @@
+"""Shared fixtures; every public array signature is checked at run time while the tests run."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+CHECKED = ("scans", "bank", "imbalance", "models", "training", "inference", "evaluation", "reporting")
+install_import_hook([f"brats_seg.{room}" for room in CHECKED], "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real BraTS cases."""
+    root = os.environ.get("BRATS_SEG_DATA")
+    if root is None or not (Path(root) / "brats").is_dir():
+        pytest.skip("BRATS_SEG_DATA does not name a folder with brats/ in it: real scans are not tested")
+    return Path(root) / "brats"

@@ -1,0 +1,91 @@
+"""Every config that travels with the package loads; a wrong knob is named with the nearest right one."""
+
+from pathlib import Path
+
+import pytest
+
+from brats_seg.config import Config, config_names, dump_config, load_config, parse_config
+from brats_seg.errors import UsageError
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_packaged_config_loads(name: str) -> None:
+    assert isinstance(load_config(name), Config)
+
+
+def test_the_main_configs_travel_with_the_package() -> None:
+    assert {"unet2d", "unet2d_cpu", "demo"} <= set(config_names())
+
+
+def test_unet2d_is_the_published_budget() -> None:
+    config = load_config("unet2d")
+    assert (config.training.epochs, config.training.steps, config.training.batch_size, config.patch.size) == (50, 1000, 120, (64, 64))
+
+
+def test_a_resolved_copy_reads_back_as_the_same_config(tmp_path) -> None:
+    config = load_config("unet2d", overrides=("sampler.kind=hard", "hard.threshold=0.5"))
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "c.yaml") == config
+
+
+def test_scientific_notation_without_a_dot_is_a_number() -> None:
+    assert load_config(overrides=("optimizer.lr=1e-3",)).optimizer.lr == 0.001
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("sampler.knd=hard", "no knob 'sampler.knd'; did you mean 'sampler.kind'?"),
+        ("sampler.kind=blanced", "sampler.kind"),
+        ("training.epochs=0", "training.epochs: Input should be greater than 0 (got 0)"),
+        ("sampler", "write section.key=value"),
+        ("hard.threshold=1.5", "hard.threshold"),
+        ("optimizer.lr=.inf", "optimizer.lr: Input should be a finite number (got inf)"),
+        ("augment.shift=[.nan, 1]", "augment.shift.0: Input should be a finite number"),
+        ("augment.gain=[2, 1]", "augment.gain: the lower end of a range comes first (got [2, 1])"),
+        ("augment.scale=[0, 1]", "augment.scale.0: Input should be greater than 0"),
+        ("augment.noise_sd=[-1, 0]", "augment.noise_sd.0"),
+        ("sampler={kind: hard, kind: random}", "'kind' is given twice"),
+        (f"sampler={'[' * 2000}", "not YAML"),
+        ("validation={metric: last, patience: 3}", "choose another metric or no patience"),
+    ],
+)
+def test_a_wrong_override_is_named(override: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config(overrides=(override,))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        {"kind": "ratio", "shares": {"healthy": 0.5, "edema": 0.4}},
+        {"kind": "ratio"},
+        {"kind": "balanced", "shares": {"healthy": 1.0}},
+        {"kind": "ratio", "shares": {"healthy": -0.1, "edema": 1.1}},
+        {"kind": "ratio", "shares": {"healthy": 1.0}, "healthy_share": 0.5},
+    ],
+)
+def test_shares_that_cannot_be_meant_are_refused(sampler: dict) -> None:
+    with pytest.raises(UsageError, match="sampler"):
+        parse_config({"sampler": sampler})
+
+
+def test_an_unknown_name_lists_the_names() -> None:
+    with pytest.raises(UsageError, match="unet2d_cpu"):
+        load_config("unet2d_cup")
+
+
+def test_a_section_given_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("sampler: {kind: hard}\npatch: {size: [32, 32]}\nsampler: {kind: random}\n")
+    with pytest.raises(UsageError, match=r"c\.yaml: .*'sampler' is given twice.*line 3"):
+        load_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("text", ["[" * 2000, "a: [", "- 1\n- 2", "text", "\x00", "a: &a [*a]", "1: {2: 3}", "sampler: [1]"])
+def test_hostile_yaml_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load_config(tmp_path / "c.yaml")
+    assert "\n" not in str(caught.value)
