@@ -1,0 +1,1 @@
+"""What everything stands on: runtime, processes, compiled kernels, statistics, files."""

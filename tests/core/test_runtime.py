@@ -1,0 +1,66 @@
+import os
+import signal
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from brats_seg.core.runtime import Runtime, catch_stop_signals, set_allocator, start_runtime
+from brats_seg.errors import UsageError
+
+
+def test_cpu_runtime_says_what_it_stands_on() -> None:
+    runtime = start_runtime(device="cpu", precision="float32")
+    assert runtime == Runtime(torch.device("cpu"), None, torch.get_num_threads(), rank=0, world_size=1)
+    assert runtime.is_writer
+
+
+def test_bf16_rounds_to_eight_bits_inside_autocast_alone() -> None:
+    runtime = start_runtime(device="cpu", precision="bf16")
+    layer = nn.Linear(4, 4)
+    with runtime.autocast():
+        assert layer(torch.ones(1, 4)).dtype == torch.bfloat16
+    assert layer(torch.ones(1, 4)).dtype == torch.float32
+
+
+def test_auto_precision_follows_the_processor() -> None:
+    found = torch.cpu.get_capabilities()
+    native = bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    assert start_runtime(device="cpu").dtype_autocast == (torch.bfloat16 if native else None)
+
+
+@pytest.mark.parametrize(("device", "precision"), [("tpu-ish", "auto"), ("meta", "auto"), ("cpu", "fp8"), ("cuda:99", "auto")])
+def test_what_is_not_there_is_refused_by_value(device: str, precision: str) -> None:
+    with pytest.raises(UsageError, match=device if device != "cpu" else precision):
+        start_runtime(device=device, precision=precision)  # type: ignore[arg-type]
+
+
+def test_networks_are_placed_channels_last() -> None:
+    network = Runtime(torch.device("cpu")).place(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv3d(8, 8, 3)))
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert network[1].weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_one_rank_talks_to_itself() -> None:
+    runtime = Runtime(torch.device("cpu"))
+    assert runtime.gather("a") == ["a"]
+    assert runtime.any_rank(True)
+    assert runtime.sum_over_ranks(torch.ones(2)).tolist() == [1, 1]
+
+
+def test_allocator_can_be_set_on_glibc_only() -> None:
+    assert set_allocator() == (
+        sys.platform.startswith("linux") and hasattr(os, "confstr") and "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or "")
+    )
+
+
+def test_a_signal_asks_and_the_second_interrupt_breaks() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with catch_stop_signals() as stop:
+        assert not stop.asked
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before

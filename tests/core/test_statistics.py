@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from brats_seg.core.statistics import bootstrap_interval, describe, paired_test
+
+
+def test_describe_by_hand():
+    assert describe([1.0, 3.0], ["a", "b"]) == {"mean": 2.0, "sd": pytest.approx(2**0.5), "n": 2, "interval95": [1.0, 3.0]}
+    assert describe([0.5], ["a"]) == {"mean": 0.5, "sd": None, "n": 1, "interval95": None}
+    assert describe([], []) == {"mean": None, "sd": None, "n": 0, "interval95": None}
+
+
+def test_scans_of_one_patient_are_drawn_together():
+    assert bootstrap_interval([0.0, 1.0, 0.5], ["a", "a", "a"]) is None
+    low, high = bootstrap_interval([0.0, 1.0, 0.5, 0.5], ["a", "a", "b", "b"])
+    assert (low, high) == (0.5, 0.5)  # each patient's mean is 0.5, so every resample's is
+
+
+def test_interval_of_many_is_that_of_the_normal_law():
+    values = np.random.default_rng(0).normal(10, 2, 400)
+    low, high = bootstrap_interval(list(values), [str(i) for i in range(400)])
+    half = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=12))
+def test_interval_lies_within_the_values(values):
+    low, high = bootstrap_interval(values, [str(i) for i in range(len(values))], n_resamples=200)
+    assert min(values) - 1e-12 <= low <= high <= max(values) + 1e-12
+
+
+def test_paired_test_by_hand():
+    first = {p: 0.9 for p in "abcdef"}
+    n, difference, p = paired_test(first, {p: 0.9 - 0.01 * (i + 1) for i, p in enumerate("abcdef")} | {"unpaired": 0.1})
+    assert (n, difference, p) == (6, pytest.approx(0.035), pytest.approx(2 / 64))
+    assert paired_test(first, first) == (6, 0.0, 1.0)
+    assert paired_test(first, {"g": 1.0})[0] == 0
