@@ -1,0 +1,135 @@
+"""ClassIndex: which example ids belong to which class."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, Integer
+
+from brats_seg.core.shapes import Counts, Ids
+from brats_seg.errors import InputError, UsageError
+
+
+class ClassIndex:
+    """Example ids grouped by class over many cases, as compressed rows.
+
+    Only counts are held; the positions of a case are asked for at first use and kept (mapped files stay mapped). An image set is an
+    index of one case. The id of a position is `case_ids[case] + position`.
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        counts: Integer[np.ndarray, "cases k"],
+        *,
+        part: Callable[[int], np.ndarray],
+        case_ids: Integer[np.ndarray, " cases"],
+        case_names: Sequence[str] | None = None,
+    ) -> None:
+        """Take the counts; nothing is mapped yet.
+
+        Args:
+            class_names: name of each of the K classes.
+            counts: examples of each class in each case.
+            part: case number (row of `counts`) -> 1-D whole-number array of the positions of that case, grouped by class in the order
+                of `class_names`, `counts[case].sum()` long. Called once for a case, when an example of it is first drawn.
+            case_ids: what is added to a position to make an id (in a bank `case << 32`).
+            case_names: what an error calls a case.
+        """
+        self.class_names = tuple(class_names)
+        self._every_count = np.ascontiguousarray(counts, dtype=np.int64)
+        self._part = part
+        self._case_ids = np.asarray(case_ids, dtype=np.int64)
+        self._case_names = tuple(case_names) if case_names is not None else tuple(f"case {i}" for i in range(len(self._every_count)))
+        self._rows = np.arange(len(self._every_count))
+        self._parts: dict[int, np.ndarray] = {}
+        self._set_ends()
+
+    @classmethod
+    def from_labels(cls, labels: Integer[np.ndarray, " n"], class_names: Sequence[str]) -> "ClassIndex":
+        """An image set: the id of an example is its position in `labels`, which holds the class of each."""
+        if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < len(class_names):
+            raise InputError(f"labels lie in {labels.min()}..{labels.max()}; {len(class_names)} classes take 0..{len(class_names) - 1}")
+        grouped = np.argsort(labels, kind="stable")
+        counts = np.bincount(labels, minlength=len(class_names))[None]
+        return cls(class_names, counts, part=(grouped,).__getitem__, case_ids=np.zeros(1, np.int64), case_names=("the image set",))
+
+    @property
+    def n_classes(self) -> int:
+        """K, absent classes included."""
+        return len(self.class_names)
+
+    @property
+    def counts(self) -> Counts:
+        """Examples of each class over the cases of this index."""
+        return self.case_counts.sum(axis=0)
+
+    @property
+    def case_counts(self) -> Int64[np.ndarray, "cases k"]:
+        """Examples of each class in each case of this index, and of no other case."""
+        return self._every_count[self._rows]
+
+    def restrict(self, cases: Sequence[int]) -> "ClassIndex":
+        """The same index over some of its cases (rows of the full index, each once); what is mapped is shared."""
+        rows = np.asarray(cases, dtype=np.int64)
+        if len(np.unique(rows)) != len(rows) or (rows.size and not 0 <= rows.min() <= rows.max() < len(self._every_count)):
+            raise UsageError(f"cases {list(cases)}: each must be given once and lie in 0..{len(self._every_count) - 1}")
+        other = object.__new__(ClassIndex)
+        other.__dict__ = self.__dict__ | {"_rows": rows}
+        other._set_ends()
+        return other
+
+    def pick(self, classes: Ids, ranks: Ids) -> Ids:
+        """Id of example number `ranks[i]` of class `classes[i]`, counted over all cases in order; O(log cases) each.
+
+        One call for many examples is much the cheapest: the positions of a case are read in one go.
+
+        Raises:
+            UsageError: a class or a number that is out of range.
+        """
+        if classes.size and not 0 <= classes.min() <= classes.max() < self.n_classes:
+            raise UsageError(f"class number {classes.min()} or {classes.max()} is out of range; there are {self.n_classes} classes")
+        rows = np.empty_like(ranks)
+        for k in range(self.n_classes):
+            of_class = np.flatnonzero(classes == k)
+            if of_class.size and not 0 <= ranks[of_class].min() <= ranks[of_class].max() < self._ends[k, -1]:
+                raise UsageError(f"an example of class '{self.class_names[k]}' is out of range; it has {self._ends[k, -1]}")
+            rows[of_class] = np.searchsorted(self._ends[k], ranks[of_class], side="right")
+        order = np.argsort(rows.astype(np.uint16 if len(self._rows) < 65536 else np.int64), kind="stable")  # 16 bits: a radix sort
+        rows = rows[order]
+        places = ranks[order] + self._shifts[rows, classes[order]]
+        positions = np.empty_like(ranks)
+        starts = np.flatnonzero(np.diff(rows, prepend=-1)).tolist()
+        for start, stop in pairwise([*starts, len(rows)]):
+            positions[start:stop] = self._positions(int(self._rows[rows[start]]))[places[start:stop]]
+        ids = np.empty_like(ranks)
+        ids[order] = positions + self._case_ids[self._rows[rows]]
+        return ids
+
+    def random_ids(self, cls: int, n: int, *, generator: np.random.Generator) -> Ids:
+        """`n` different ids of one class, uniform; all of them where the class has no more."""
+        count = int(self._ends[cls, -1]) if len(self._rows) else 0
+        ranks = np.arange(count) if n >= count else generator.choice(count, n, replace=False)
+        return self.pick(np.full(len(ranks), cls, np.int64), ranks.astype(np.int64))
+
+    def _set_ends(self) -> None:
+        counts = self.case_counts
+        self._ends = np.ascontiguousarray(np.cumsum(counts, axis=0).T)
+        before_in_class = np.cumsum(counts, axis=0) - counts
+        before_in_case = np.cumsum(counts, axis=1) - counts
+        self._shifts = before_in_case - before_in_class
+
+    def _positions(self, case: int) -> np.ndarray:
+        found = self._parts.get(case)
+        if found is None:
+            found = np.asarray(self._part(case))
+            if len(found) != self._every_count[case].sum():
+                name = self._case_names[case]
+                raise InputError(f"{name}: the index holds {len(found)} voxels; the bank counts {self._every_count[case].sum()}")
+            self._parts[case] = found
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy for a worker process maps its own files: pickling the mapped positions would copy the bank."""
+        return self.__dict__ | {"_parts": {}}

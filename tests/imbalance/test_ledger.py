@@ -1,0 +1,92 @@
+"""The class mix asked for and drawn."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from brats_seg.errors import UsageError
+from brats_seg.imbalance.ledger import LEDGER_COLUMNS, Ledger
+from brats_seg.imbalance.samplers import Draw
+
+HALF = np.array([0.5, 0.5])
+
+
+def draw(ids, classes, hard=None):
+    n = len(ids)
+    return Draw(ids=np.array(ids), classes=np.array(classes), hard=np.array(hard or [False] * n, bool), positions=np.arange(n))
+
+
+def test_an_epoch_in_numbers_a_person_can_check():
+    ledger = Ledger(("healthy", "tumor"))
+    ledger.add(draw([10, 11, 70, 70], [0, 0, 1, 1], [True, False, True, True]), np.array([90, 10, 300]))
+    ledger.add(draw([10, 12, 13, 71], [0, 0, 0, 1]), np.array([80, 20, 100]))
+    healthy, tumor, outside = ledger.close_epoch(1, HALF)
+    assert tuple(healthy) == LEDGER_COLUMNS
+    assert list(healthy.values()) == [1, "healthy", 0.5, 5 / 8, 170 / 200, 5, 4, 1]
+    assert list(tumor.values()) == [1, "tumor", 0.5, 3 / 8, 30 / 200, 3, 2, 2]
+    assert list(outside.values()) == [1, "outside", 0.0, 0.0, 400 / 600, 0, 0, 0]
+
+
+def test_each_epoch_is_a_fresh_page_and_the_prior_runs_over_all():
+    ledger = Ledger(("healthy", "tumor"))
+    for epoch, counts in ((1, [90, 10, 5]), (2, [50, 50, 5])):
+        ledger.add(draw([1], [0]), np.array(counts))
+        assert ledger.close_epoch(epoch, HALF)[0]["n_draws"] == 1
+    assert ledger.effective_prior(last_epoch=1).tolist() == [0.9, 0.1]
+    assert ledger.effective_prior().tolist() == [0.7, 0.3]
+    assert ledger.effective_prior(class_weights=np.array([1.0, 7.0])).tolist() == pytest.approx([0.25, 0.75])
+
+
+def test_no_closed_epoch_has_no_prior():
+    with pytest.raises(UsageError, match="known after the first epoch"):
+        Ledger(("healthy", "tumor")).effective_prior()
+
+
+def test_another_ranks_page_adds_up():
+    one, other = Ledger(("healthy", "tumor")), Ledger(("healthy", "tumor"))
+    one.add(draw([1, 2], [0, 1]), np.array([5, 1, 0]))
+    other.add(draw([1, 3], [0, 1], [True, False]), np.array([3, 3, 6]))
+    one.absorb(other.state_dict())
+    healthy, tumor, outside = one.close_epoch(1, HALF)
+    assert (healthy["n_draws"], healthy["n_distinct"], healthy["n_hard"], healthy["voxel_share"]) == (2, 1, 1, 8 / 12)
+    assert (tumor["n_draws"], tumor["n_distinct"]) == (2, 2)
+    assert outside["voxel_share"] == 6 / 18
+
+
+def test_a_thousand_classes_survive_a_resume():
+    names = [str(k) for k in range(1000)]
+    first, second = Ledger(names), Ledger(names)
+    first.add(draw([5, 6], [3, 999]), np.zeros(1001, np.int64))
+    second.load_state_dict(first.state_dict())
+    shares = np.full(1000, 1e-3)
+    assert second.close_epoch(1, shares) == first.close_epoch(1, shares)
+
+
+def test_other_classes_are_refused():
+    with pytest.raises(UsageError, match="2 classes in the checkpoint, 3 in the bank"):
+        Ledger("abc").load_state_dict(Ledger("ab").state_dict())
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=3, max_size=3), min_size=1, max_size=12), st.data())
+def test_a_resumed_ledger_equals_one_that_never_stopped(batches, data):
+    stop = data.draw(st.integers(0, len(batches)))
+    straight, resumed = Ledger(("even", "odd")), Ledger(("even", "odd"))
+    rows = []
+    for i, batch in enumerate(batches):
+        one = draw([n for n, _ in batch], [n % 2 for n, _ in batch], [hard for _, hard in batch])
+        if i == stop:
+            state = resumed.state_dict()
+            resumed = Ledger(("even", "odd"))
+            resumed.load_state_dict(state)
+        for ledger in (straight, resumed):
+            ledger.add(one, np.array([i, 2, 1]))
+        if i % 4 == 3:
+            rows.append([ledger.close_epoch(i, HALF) for ledger in (straight, resumed)])
+    rows.append([ledger.close_epoch(99, HALF) for ledger in (straight, resumed)])
+    for one, other in rows:
+        assert one == other
+    ids = {n for batch in batches[len(batches) // 4 * 4 :] for n, _ in batch}
+    assert rows[-1][0][0]["n_distinct"] + rows[-1][0][1]["n_distinct"] == len(ids)
+    assert straight.voxel_counts().tolist() == resumed.voxel_counts().tolist() == [sum(range(len(batches))), 2 * len(batches)]
