@@ -1,0 +1,75 @@
+"""A case: id, patient, one path per modality, label path."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+MODALITIES = ("t1n", "t1c", "t2w", "t2f")
+"""Native T1, contrast-enhanced T1, T2, T2-FLAIR: the names used since 2023, in the order of the channels."""
+ALIASES: Mapping[str, str] = {
+    **{name: name for name in MODALITIES},
+    **{"t1": "t1n", "t1w": "t1n", "t1ce": "t1c", "t1gd": "t1c", "t1wce": "t1c", "t1wgd": "t1c", "t2": "t2w"},
+    **{"flair": "t2f", "t2flair": "t2f", "fla": "t2f"},
+}
+"""Every spelling of a modality that a release uses, in lower case without separators -> its name here."""
+
+_PATIENTS = (
+    (r"BraTS2021_0*(\d+)", "GLI-{:0>5}"),
+    (r"BraTS-(?:GLI)-0*(\d+)-\d+", "GLI-{:0>5}"),
+    (r"BraTS-PED-0*(\d+)-\d+", "PED-{:0>5}"),
+    (r"([HL]G)_(\d{4})", "2013-{}-{}"),
+    (r"([HL]G)G_brats_2013_pat(\d{4})_\w+", "2013-{}-{}"),  # 2015 contains 2013
+    (r"(?:[HL]GG_)?brats_tcia_pat0*(\d+)_\w+", "TCIA-{:0>3}"),
+    (r"Brats1[789]_TCIA\d*_0*(\d+)_\d+", "TCIA-{:0>3}"),
+    (r"Brats1[789]_([A-Za-z0-9]+_[A-Za-z0-9]+)_\d+", "{}"),
+)
+
+
+@dataclass(frozen=True)
+class ScanFile:
+    """One volume on disk: a file, and the channel of it where the file stacks several (MSD)."""
+
+    path: Path
+    channel: int | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.channel is None else f"{self.path} (channel {self.channel})"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan session of one patient.
+
+    Attributes:
+        id: unique within a data set; names the case's files in a bank and among predictions.
+        patient: equal for all cases of one person, across releases where the release names allow to know it.
+        layout: the key in `layouts.LAYOUTS` that recognized it.
+        schema: the key in `labels.SCHEMAS` that its label follows (or would follow).
+        modalities: modality name of `MODALITIES` -> where it lies; only those found.
+        label: where the expert's label map lies, or None.
+        folder: where the case lies.
+    """
+
+    id: str
+    patient: str
+    layout: str
+    schema: str
+    modalities: Mapping[str, ScanFile]
+    label: ScanFile | None
+    folder: Path
+
+
+def modality_named(text: str) -> str | None:
+    """The modality a name stands for (`T1ce`, `T1-Gd`, `FLAIR`, `t2w`), or None."""
+    plain = "".join(c for c in text.lower() if c.isalnum())
+    return ALIASES.get(plain) or ALIASES.get(plain.removeprefix("mr"))
+
+
+def patient_of(case_id: str) -> str:
+    """The patient a case id names, the same in every release that tells: BraTS2021_00006 and BraTS-GLI-00006-000 give GLI-00006."""
+    for pattern, template in _PATIENTS:
+        match = re.fullmatch(pattern, case_id, re.IGNORECASE)
+        if match:
+            return template.format(*match.groups())
+    return case_id

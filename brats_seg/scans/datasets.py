@@ -1,0 +1,293 @@
+"""Data sets that describe themselves: dataset.json (MSD, nnU-Net), BIDS, and a manifest CSV."""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from brats_seg.errors import InputError
+from brats_seg.scans.case import MODALITIES, ScanFile, modality_named, patient_of
+from brats_seg.scans.labels import MERGED, SCHEMAS
+from brats_seg.scans.problem import Problem
+from brats_seg.scans.volume import SUFFIXES
+
+LABEL = "label"
+"""The role of the expert's label map among the pieces of a case."""
+
+_WORDS = (  # the first that fits, in a name of lower-case letters and spaces
+    (r"background|healthy|\bnormal", "healthy"),
+    (r"cavity|\brc\b", "resection_cavity"),
+    (r"snfh|flair|hyperintens", "edema"),  # "surrounding non-enhancing FLAIR hyperintensity" is no core
+    (r"(necro|ncr).*(non ?enh|net)|(non ?enh|net).*(necro|ncr)", MERGED),
+    (r"non ?(contrast ?)?enh|\bnetc?\b", "non_enhancing_core"),
+    (r"necro|\bncr\b|cyst|\bcc\b", "necrotic_core"),
+    (r"edema|\bed\b", "edema"),
+    (r"enhanc|\bet\b|active", "enhancing_core"),
+    (r"whole|\bwt\b", "whole"),
+    (r"core|\btc\b", "core"),
+)
+_BIDS = re.compile(r"(?P<subject>sub-[^_]+)_(?:(?P<session>ses-[^_]+)_)?(?P<entities>(?:.*_)?)(?P<suffix>T1w|T2w|FLAIR|dseg)\.nii(?:\.gz)?")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One file's part in a case: `role` is a modality or `LABEL`; `schema` is "" where nothing tells it."""
+
+    layout: str
+    schema: str
+    case_id: str
+    patient: str
+    role: str
+    file: ScanFile
+    folder: Path
+
+
+def read_dataset(files: Sequence[Path], problems: list[Problem]) -> list[Piece]:
+    """Cases of every folder with a dataset.json: MSD (stacked channels) or nnU-Net (`_0000` files), told by the file names."""
+    pieces: list[Piece] = []
+    for file in files:
+        if file.name == "dataset.json":
+            try:
+                pieces += _dataset(file, [other for other in files if other.is_relative_to(file.parent)])
+            except InputError as error:
+                problems.append(Problem("error", "", str(file), str(error), "channel and label names as MSD or nnU-Net write them"))
+    return pieces
+
+
+def read_bids(files: Sequence[Path], problems: list[Problem], *, root: Path) -> list[Piece]:
+    """Cases `sub-*/[ses-*/]anat`; masks (`*_dseg`) beside them or anywhere under a derivatives/ below `root`.
+
+    A mask under derivatives/ goes to the scans of its subject and session that lie highest beside that folder (in rawdata/, say).
+
+    The values of masks are told by a `*dseg.tsv` with the columns index and name, beside the mask or above it.
+    """
+    tables = [file for file in files if file.name.endswith("dseg.tsv")]
+    pieces = []
+    for file in files:
+        match = _BIDS.fullmatch(file.name)
+        derived = "derivatives" in file.relative_to(root).parts
+        if not match or not (file.parent.name == "anat" or derived) or (derived and match["suffix"] != "dseg"):
+            continue
+        subject, session = match["subject"], match["session"]
+        case_id = f"{subject}_{session}" if session else subject
+        try:
+            role, schema = _bids_role(file, match, tables)
+        except InputError as error:
+            problems.append(Problem("error", case_id, str(file), str(error), "tissue names in its dseg.tsv"))
+            continue
+        pieces.append(Piece("bids", schema, case_id, subject, role, ScanFile(file), file.parent))
+    scanned = {(piece.case_id, piece.folder) for piece in pieces if piece.role != LABEL}
+    placed = [replace(piece, folder=_bids_home(piece, scanned, root=root)) for piece in pieces]
+    return [piece for piece in placed if (piece.case_id, piece.folder) in scanned]
+
+
+def read_manifest(
+    file: Path, problems: list[Problem], *, schema_of: Callable[[Path], str | None], unfit: Literal["error", "warning"] = "error"
+) -> list[Piece]:
+    """Cases of a CSV file: columns case, t1n, t1c, t2w, t2f; optionally patient, label, schema. Paths count from the CSV's folder.
+
+    A label without a schema follows the release its file is named after (`schema_of`); a case without a label, that of its scans.
+
+    Args:
+        unfit: how bad it is that the file is no manifest; one met in a folder may be another program's.
+    """
+    pieces: list[Piece] = []
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        problems.append(Problem(unfit, "", str(file), f"cannot be read: {error}", "a CSV file in UTF-8"))
+        return pieces
+    if not rows or "case" not in rows[0]:
+        problems.append(Problem(unfit, "", str(file), "has no column 'case' or no row", f"the columns case, {', '.join(MODALITIES)}"))
+        return pieces
+    for row in rows:
+        try:
+            pieces += _row(file, {key: (value or "").strip() for key, value in row.items() if isinstance(key, str)}, schema_of=schema_of)
+        except InputError as error:
+            problems.append(
+                Problem("error", row["case"] or "", str(file), str(error), "a row that names a case, files that exist, and a known schema")
+            )
+    return pieces
+
+
+def schema_of_names(names: Mapping[str, Sequence[int]]) -> str:
+    """The schema whose values have these tissue (or region) names, such as {"edema": [1], "enhancing tumor": [3], ...}.
+
+    One core named alone ("non-enhancing") stands for both. Regions that overlap are taken apart: whole without core is edema.
+
+    Raises:
+        InputError: a name that fits no tissue, or values that fit no schema.
+    """
+    named: dict[str, set[int]] = {}
+    for name, members in names.items():
+        named.setdefault(_tissue(name), set()).update(members)
+    values = _without_regions(named)
+    tissues = {value: tissue for tissue, members in values.items() for value in members}
+    cores = {"necrotic_core", "non_enhancing_core"} & set(tissues.values())
+    if len(cores) == 1:
+        tissues = {value: MERGED if tissue in cores else tissue for value, tissue in tissues.items()}
+    for schema in SCHEMAS.values():
+        if {0: "healthy"} | tissues == dict(schema.values):
+            return schema.name
+    found = ", ".join(f"{value} {tissue}" for value, tissue in sorted(tissues.items()))
+    raise InputError(f"label values {found} fit no schema; the schemas are {', '.join(SCHEMAS)}")
+
+
+def _tissue(name: str) -> str:
+    plain = " ".join(re.findall(r"[a-z]+", name.lower()))
+    for pattern, tissue in _WORDS:
+        if re.search(pattern, plain):
+            return tissue
+    raise InputError(f"label name '{name}' is no tissue class")
+
+
+def _without_regions(values: dict[str, set[int]]) -> dict[str, set[int]]:
+    whole, core, enhancing = (values.pop(name, set()) for name in ("whole", "core", "enhancing_core"))
+    found = {"enhancing_core": enhancing} if enhancing else {}
+    if core:
+        found[MERGED] = core - enhancing
+    if whole:
+        found["edema"] = whole - core - enhancing
+    return values | found
+
+
+def _dataset(file: Path, files: Sequence[Path]) -> list[Piece]:
+    """The pieces of one MSD or nnU-Net data set; none where no images lie beside its dataset.json."""
+    scans = {part: _scans_in(files, file.parent / part) for part in ("imagesTr", "imagesTs", "labelsTr", "labelsTs")}
+    images = scans["imagesTr"] | scans["imagesTs"]
+    if not images:
+        return []
+    tree = _json(file)
+    channels = _channels(tree.get("channel_names") or tree.get("modality"))
+    labels = scans["labelsTr"] | scans["labelsTs"]
+    split = "channel_names" in tree or all(re.search(r"_\d{4}$", stem) for stem in images.values())
+    schema = _dataset_schema(tree.get("labels"), needed=bool(labels), default="" if split else "msd")
+    pieces = []
+    for path, stem in images.items():
+        if split:
+            case_id, _, number = stem.rpartition("_")
+            found = [(channels.get(number.lstrip("0") or "0"), ScanFile(path))]
+        else:
+            case_id, found = stem, [(name, ScanFile(path, int(number))) for number, name in channels.items()]
+        for role, scan in found:
+            if role is not None:
+                pieces.append(Piece("nnunet" if split else "msd", schema, case_id, patient_of(case_id), role, scan, file.parent))
+    known = {piece.case_id for piece in pieces}
+    layout = "nnunet" if split else "msd"
+    return pieces + [
+        Piece(layout, schema, stem, patient_of(stem), LABEL, ScanFile(path), file.parent) for path, stem in labels.items() if stem in known
+    ]
+
+
+def _scans_in(files: Sequence[Path], folder: Path) -> dict[Path, str]:
+    """Scan files directly in a folder -> their names without the suffix."""
+    found = {}
+    for file in files:
+        suffix = next((s for s in SUFFIXES if file.name.lower().endswith(s)), None)
+        if file.parent == folder and suffix:
+            found[file] = file.name[: -len(suffix)]
+    return found
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"is not a JSON file: {error}") from None
+    if not isinstance(tree, dict):
+        raise InputError("is not a JSON object")
+    return tree
+
+
+def _channels(names: Any) -> dict[str, str | None]:
+    """Channel number -> modality, or None for a channel that is none of ours."""
+    if not isinstance(names, dict):
+        raise InputError("names no channels")
+    if not all(re.fullmatch(r"\d+", number) for number in names):
+        raise InputError(f"numbers its channels {', '.join(names)}")
+    channels = {number: modality_named(str(name)) for number, name in names.items()}
+    if not any(channels.values()):
+        raise InputError(f"channel names {', '.join(str(name) for name in names.values())} are no modalities")
+    return channels
+
+
+def _dataset_schema(labels: Any, *, needed: bool, default: str) -> str:
+    """From {"0": "background", ...} (MSD) or {"background": 0, "whole tumor": [1, 2, 3], ...} (nnU-Net)."""
+    if not isinstance(labels, dict) or not labels:
+        if needed and not default:
+            raise InputError("names no labels")
+        return default
+    names: dict[str, list[int]] = {}
+    try:
+        for key, value in labels.items():
+            if isinstance(value, str):
+                names.setdefault(value, []).append(int(key))
+            else:
+                names[key] = [int(v) for v in value] if isinstance(value, list) else [int(value)]
+    except (TypeError, ValueError, OverflowError):
+        raise InputError("has labels that are no whole numbers") from None
+    return schema_of_names(names)
+
+
+def _bids_role(file: Path, match: re.Match[str], tables: Sequence[Path]) -> tuple[str, str]:
+    if match["suffix"] == "dseg":
+        return LABEL, _bids_schema(file, tables)
+    if match["suffix"] == "T1w" and re.search(r"(^|_)ce-", match["entities"]):  # not the end of "space-"
+        return "t1c", ""
+    return str(modality_named(match["suffix"])), ""
+
+
+def _bids_home(piece: Piece, scanned: Collection[tuple[str, Path]], *, root: Path) -> Path:
+    """The anat/ folder of the scans that a file, raw or derived, belongs to; of several equally high ones none."""
+    inner = piece.folder.relative_to(root).parts
+    if "derivatives" not in inner:
+        return piece.folder
+    beside = Path(root, *inner[: inner.index("derivatives")])
+    homes = [folder for case_id, folder in scanned if case_id == piece.case_id and folder.is_relative_to(beside)]
+    highest = [home for home in homes if len(home.parts) == min(len(other.parts) for other in homes)]
+    return highest[0] if len(highest) == 1 else piece.folder
+
+
+def _bids_schema(file: Path, tables: Sequence[Path]) -> str:
+    stem = file.name.split(".")[0]
+    near = [table for table in tables if table.parent in file.parents and (table.stem == stem or not table.name.startswith("sub-"))]
+    if not near:
+        return ""
+    nearest = max(near, key=lambda table: (len(table.parts), table.stem == stem))
+    try:
+        with nearest.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream, delimiter="\t"))
+        names: dict[str, list[int]] = {}
+        for row in rows:
+            names.setdefault(row["name"], []).append(int(row["index"]))
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise InputError(f"{nearest.name} cannot be read: {error}") from None
+    return schema_of_names(names)
+
+
+def _row(file: Path, row: Mapping[str, str], *, schema_of: Callable[[Path], str | None]) -> list[Piece]:
+    case_id, schema = row["case"], row.get("schema", "")
+    if not re.fullmatch(r"\w[\w.+-]*", case_id):
+        raise InputError(f"case '{case_id}' cannot name a file; letters, digits and _ . + - can")
+    if schema not in ("", *SCHEMAS):
+        raise InputError(f"schema '{schema}' is unknown; the schemas are {', '.join(SCHEMAS)}")
+    files = {role: file.parent / row[role] for role in (*MODALITIES, LABEL) if row.get(role)}
+    for role, path in files.items():
+        if not _is_file(path):
+            raise InputError(f"{role} {path} does not exist")
+    if not schema:
+        told_by = [files[LABEL]] if LABEL in files else list(files.values())
+        schema = next((name for path in told_by if (name := schema_of(path))), "")
+    patient = row.get("patient") or patient_of(case_id)
+    return [Piece("manifest", schema, case_id, patient, role, ScanFile(path), file.parent) for role, path in files.items()]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for the system, or a folder that may not be entered
+        return False

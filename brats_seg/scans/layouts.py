@@ -1,0 +1,285 @@
+"""Scan folder -> cases, for each BraTS release, MSD, nnU-Net, BIDS and a manifest; mixed, at any depth.
+
+A new release is an entry in `LAYOUTS` (and one in `labels.SCHEMAS` if its values are new).
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from brats_seg.errors import InputError, UsageError
+from brats_seg.scans.case import MODALITIES, Case, ScanFile, modality_named, patient_of
+from brats_seg.scans.datasets import LABEL, Piece, read_bids, read_dataset, read_manifest
+from brats_seg.scans.problem import Problem
+from brats_seg.scans.volume import SUFFIXES
+
+_NIFTI = r"\.nii(?:\.gz)?$"
+_OLD_ROLES = r"(?P<role>t1ce|t1|t2|flair|seg)"
+_NEW_ROLES = r"(?P<role>t1n|t1c|t2w|t2f|seg)"
+_VSD = r"(?:[^/]+/)?VSD\.Brain[^/]*\.(?:MR_)?(?P<role>T1c|T1|T2|Flair|OT)(?:\.\d+)?\.mha$"
+_UNTOLD_SCHEMA = "brats2023"  # taken, with a warning, for labels that come without a word on their values
+_LABEL_ROLES = ("seg", "segm", "ot", "truth")
+_LONGEST_ID = 200  # bytes; a file name has 255, and a temporary file adds its process and suffixes to the id
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one release names its files.
+
+    Attributes:
+        name: the key in `LAYOUTS`.
+        schema: the key in `labels.SCHEMAS` its labels follow, "" where each data set says it itself.
+        patterns: searched, without regard to case, in a file's path; group `role` is the modality or the label, group `folder`
+            (where there is one) ends the path of the case's folder. None for data sets that are found by their own metadata.
+        case_id: filled with the pattern's groups.
+        year: the year in a folder's name that decides between two releases with the same file names.
+    """
+
+    name: str
+    schema: str
+    patterns: tuple[str, ...] = ()
+    case_id: str = "{id}"
+    year: str = ""
+
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        Layout("brats2013", "brats2013", (rf"/(?P<grade>[HL]G)/(?P<folder>\d{{4}})/{_VSD}",), "{grade}_{folder}"),
+        Layout(
+            "simbrats",
+            "brats2013",
+            (
+                r"/(?P<folder>SimBRATS_[HL]G\d+)[^/]*/[^/]*_(?P<role>T1c|T1|T2|Flair|truth)\.mha$",
+                rf"/(?:synthetic(?:[_ -]data)?|[^/]*simbrats[^/]*)/(?:[^/]+/)?(?P<grade>[HL]G)/(?P<folder>\d{{4}})/{_VSD}",
+            ),
+            "Synthetic_{grade}_{folder}",
+        ),
+        Layout("brats2015", "brats2013", (rf"/(?:(?P<grade>[HL]GG)/)?(?P<folder>brats_[^/]+)/{_VSD}",), "{grade}_{folder}"),
+        Layout("brats2017", "brats2017", (rf"/(?P<id>Brats17_[^/]+?)_{_OLD_ROLES}{_NIFTI}",)),
+        Layout("brats2018", "brats2017", (rf"/(?P<id>Brats18_[^/]+?)_{_OLD_ROLES}{_NIFTI}",)),
+        Layout("brats2019", "brats2017", (rf"/(?P<id>BraTS19_[^/]+?)_{_OLD_ROLES}{_NIFTI}",)),
+        Layout(
+            "brats2020",
+            "brats2017",
+            # case 355's mask kept the name it had in the hospital
+            (rf"/(?P<id>BraTS20_[^/]+?)_{_OLD_ROLES}{_NIFTI}", rf"/(?P<id>BraTS20_[^/]+)/W39_1998\.09\.19_(?P<role>Segm){_NIFTI}"),
+        ),
+        Layout("brats2021", "brats2017", (rf"/(?P<id>BraTS2021_\d+)_{_OLD_ROLES}{_NIFTI}",)),
+        # 2023 and 2024 share their file names: the year in the nearest folder named BraTS...2023 or BraTS...2024 decides. Without
+        # one, adult cases of 2024 are known by time points from 100 on (2023 has 000 to 0xx), pediatric ones are taken for 2024.
+        # Only 2024 has value 4 (adults: resection cavity): a case of 2024 taken for one of 2023 is refused by `verify`.
+        Layout("brats2023", "brats2023", (rf"/(?P<id>BraTS-GLI-\d+-0\d\d)-{_NEW_ROLES}{_NIFTI}",), year="2023"),
+        Layout("brats2024gli", "brats2024gli", (rf"/(?P<id>BraTS-GLI-\d+-\d+)-{_NEW_ROLES}{_NIFTI}",), year="2024"),
+        Layout("brats2024ped", "brats2024ped", (rf"/(?P<id>BraTS-PED-\d+-\d+)-{_NEW_ROLES}{_NIFTI}",), year="2024"),
+        Layout("brats2023ped", "brats2023", (rf"/(?P<id>BraTS-PED-\d+-\d+)-{_NEW_ROLES}{_NIFTI}",), year="2023"),
+        Layout("msd", "msd"),
+        Layout("nnunet", ""),
+        Layout("bids", ""),
+        Layout("manifest", ""),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """Cases in the order of their ids, and what stood in the way of others.
+
+    Attributes:
+        cases: with every required modality, no two of one id.
+        problems: errors and warnings.
+        incomplete: refused for a missing or ambiguous file; with the files they have, for `verify` to look at.
+    """
+
+    cases: tuple[Case, ...]
+    problems: tuple[Problem, ...]
+    incomplete: tuple[Case, ...] = ()
+
+
+def find_cases(folder: Path, *, layout: str | None = None, synthetic: bool = False, required: Sequence[str] = MODALITIES) -> Found:
+    """All cases under a folder, of whatever layouts, or those a manifest CSV lists.
+
+    A case with a required modality missing, or with two files for one modality, is a problem, not a case. No scan is opened.
+
+    Args:
+        folder: a folder, or a CSV file with the columns case, t1n, t1c, t2w, t2f and optionally patient, label, schema.
+        layout: look for this one alone; it also decides between releases that share their file names.
+        synthetic: take SimBRATS cases too.
+        required: modalities without which a case is refused.
+
+    Raises:
+        InputError: the folder does not exist.
+        UsageError: no such layout.
+    """
+    if layout is not None and layout not in LAYOUTS:
+        raise UsageError(f"--layout {layout}: no such layout; the layouts are {', '.join(LAYOUTS)}")
+    try:
+        folder.stat()
+    except OSError as error:
+        raise InputError(f"{folder}: no such folder ({error.strerror}); give a folder of scans or a manifest CSV") from None
+    pieces, problems = _pieces(folder, layout=layout)
+    simulated = {piece.folder for piece in pieces if piece.layout == "simbrats"}
+    if simulated and not synthetic and layout != "simbrats":
+        problems.append(Problem("warning", "", str(folder), f"{len(simulated)} synthetic (SimBRATS) cases are left out"))
+        pieces = [piece for piece in pieces if piece.layout != "simbrats"]
+    n_untold = sum(piece.role == LABEL and not piece.schema for piece in pieces)
+    if n_untold:
+        what = f"{n_untold} labels come without a word on their values and are taken for {_UNTOLD_SCHEMA}"
+        problems.append(Problem("warning", "", str(folder), what, "a column 'schema' in the manifest, or a dseg.tsv (BIDS)"))
+    cases, incomplete, refused = _assemble(pieces, required=required)
+    problems += refused
+    n_undated = sum(case.layout == "brats2024ped" and not _years(case.folder) for case in cases)
+    if n_undated and layout is None:
+        what = f"{n_undated} pediatric cases lie in no folder named BraTS...2023 or BraTS...2024 and are taken for 2024"
+        problems.append(Problem("warning", "", str(folder), what, "such a folder: value 1 is enhancing core in 2024, 3 in 2023"))
+    if not cases and not any(problem.severity == "error" for problem in problems):
+        problems.append(Problem("error", "", str(folder), "no case found", f"scans named as in {', '.join(LAYOUTS)}"))
+    return Found(cases, tuple(problems), incomplete)
+
+
+def schema_by_name(path: Path) -> str | None:
+    """The schema of the release a file is named after, or None."""
+    match = _match(path, list(LAYOUTS.values()))
+    return match[0].schema if match else None
+
+
+def _pieces(folder: Path, *, layout: str | None) -> tuple[list[Piece], list[Problem]]:
+    """Every file that is part of a case. A file belongs to the first that claims it: manifest, dataset.json, BIDS, its name."""
+    problems: list[Problem] = []
+    if folder.is_file():
+        return read_manifest(folder.absolute(), problems, schema_of=schema_by_name), problems
+    files = _walk(folder.absolute(), problems)
+    pieces: list[Piece] = []
+    for name, reader in (("manifest", _manifests), ("msd", read_dataset), ("bids", partial(read_bids, root=folder.absolute()))):
+        if layout in (None, name) or (layout == "nnunet" and reader is read_dataset):
+            taken = {piece.file.path for piece in pieces}
+            found = reader([file for file in files if file not in taken], problems)
+            pieces += [piece for piece in found if layout in (None, piece.layout)]
+    taken = {piece.file.path for piece in pieces}
+    rest = [file for file in files if file not in taken and file.name.lower().endswith(SUFFIXES)]
+    return pieces + _named(rest, problems, layout=layout), problems
+
+
+def _walk(folder: Path, problems: list[Problem]) -> list[Path]:
+    """Every visible file, in order, but what macOS adds to archives; links to folders are followed, none twice."""
+
+    def unreadable(error: OSError) -> None:
+        problems.append(Problem("error", "", str(error.filename), f"cannot be read: {error.strerror}", "a readable folder"))
+
+    files: list[Path] = []
+    seen: set[str] = set()
+    for top, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        real = os.path.realpath(top)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        files += [Path(top, name) for name in sorted(names) if not name.startswith(".")]
+    return files
+
+
+def _manifests(files: Sequence[Path], problems: list[Problem]) -> list[Piece]:
+    manifests = [file for file in files if file.name.lower() == "manifest.csv"]
+    return [piece for file in manifests for piece in read_manifest(file, problems, schema_of=schema_by_name, unfit="warning")]
+
+
+def _named(files: Sequence[Path], problems: list[Problem], *, layout: str | None) -> list[Piece]:
+    """Files whose release is told by their names."""
+    layouts = [LAYOUTS[layout]] if layout else list(LAYOUTS.values())
+    pieces = []
+    strangers: dict[Path, list[Path]] = {}
+    for file in files:
+        match = _match(file, layouts)
+        if match:
+            pieces.append(_piece(file, *match))
+        else:
+            strangers.setdefault(file.parent, []).append(file)
+    for folder, names in strangers.items():
+        what = f"{len(names)} scan files that no layout claims, such as {names[0].name}, are left out"
+        problems.append(Problem("warning", "", str(folder), what, f"names as in {layout or 'one of the layouts, or a manifest CSV'}"))
+    return pieces
+
+
+def _match(file: Path, layouts: Iterable[Layout]) -> tuple[Layout, re.Match[str]] | None:
+    """The layout a file's path fits; among several, simulated before real, then the one of the nearest folder's year, then the first."""
+    hits = list(_hits(file, layouts))
+    years = _years(file.parent)
+    hits.sort(key=lambda hit: (hit[0].name != "simbrats", bool(years) and hit[0].year not in ("", years[-1])))
+    return hits[0] if hits else None
+
+
+def _years(folder: Path) -> list[str]:
+    """The year of each folder above, and of this one, that names one of the releases with equal file names; the nearest last."""
+    return re.findall(r"/[^/]*brats[^/]*?(?<!\d)(2023|2024)(?!\d)", folder.as_posix(), re.IGNORECASE)
+
+
+def _hits(file: Path, layouts: Iterable[Layout]) -> Iterator[tuple[Layout, re.Match[str]]]:
+    path = file.as_posix()
+    for layout in layouts:
+        for pattern in layout.patterns:
+            match = re.search(pattern, path, re.IGNORECASE)
+            if match:
+                yield layout, match
+                break
+
+
+def _piece(file: Path, layout: Layout, match: re.Match[str]) -> Piece:
+    groups = {key: value or "" for key, value in match.groupdict().items()}
+    case_id = re.sub("__+", "_", layout.case_id.format(**({"grade": ""} | groups))).strip("_")
+    folder = Path(match.string[: match.end("folder")]) if "folder" in groups else file.parent
+    role = LABEL if groups["role"].lower() in _LABEL_ROLES else str(modality_named(groups["role"]))
+    return Piece(layout.name, layout.schema, case_id, patient_of(case_id), role, ScanFile(file), folder)
+
+
+def _assemble(pieces: Sequence[Piece], *, required: Sequence[str]) -> tuple[tuple[Case, ...], tuple[Case, ...], list[Problem]]:
+    """Pieces of the same folder and id become a case, if they are enough and not too many; else an incomplete one."""
+    groups: dict[tuple[Path, str], list[Piece]] = {}
+    for piece in pieces:
+        groups.setdefault((piece.folder, piece.case_id), []).append(piece)
+    cases: dict[str, Case] = {}
+    incomplete: list[Case] = []
+    problems: list[Problem] = []
+    for (folder, case_id), members in sorted(groups.items(), key=lambda item: (item[0][1], str(item[0][0]))):
+        wrong = _double(members) + _missing(members, required=required)
+        if wrong and case_id not in cases:
+            incomplete.append(_case(members))
+        if len(os.fsencode(case_id)) > _LONGEST_ID:
+            wrong.append(Problem("error", case_id, str(folder), "its id is too long to name files", f"{_LONGEST_ID} bytes at most"))
+        if case_id in cases:
+            wrong.append(Problem("error", case_id, str(folder), f"its id is that of {cases[case_id].folder} too", "one folder per case"))
+        problems += wrong
+        if not wrong:
+            cases[case_id] = _case(members)
+    return tuple(cases.values()), tuple(incomplete), problems
+
+
+def _case(members: Sequence[Piece]) -> Case:
+    first = members[0]
+    found = {piece.role: piece.file for piece in members}
+    modalities = {name: found[name] for name in MODALITIES if name in found}
+    schema = next((piece.schema for piece in members if piece.role == LABEL), first.schema) or _UNTOLD_SCHEMA
+    return Case(first.case_id, first.patient, first.layout, schema, modalities, found.get(LABEL), first.folder)
+
+
+def _double(members: Sequence[Piece]) -> list[Problem]:
+    problems = []
+    for role in (*MODALITIES, LABEL):
+        files = [str(piece.file) for piece in members if piece.role == role]
+        if len(files) > 1:
+            what = f"{role} is ambiguous: {' and '.join(Path(file).name for file in files)}"
+            problems.append(Problem("error", members[0].case_id, files[0], what, f"one file for {role}"))
+    return problems
+
+
+def _missing(members: Sequence[Piece], *, required: Sequence[str]) -> list[Problem]:
+    roles = {piece.role for piece in members}
+    missing = [name for name in required if name not in roles]
+    if not missing:
+        return []
+    first = members[0]
+    what = f"modality {' and '.join(missing)} missing; found {', '.join(sorted(roles))}"
+    return [Problem("error", first.case_id, str(first.folder), what, f"a file each for {', '.join(required)}")]

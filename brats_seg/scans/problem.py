@@ -1,0 +1,33 @@
+"""One thing that is wrong with a data set, in words a person can act on."""
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An error refuses the case; a warning keeps it.
+
+    Attributes:
+        severity: "error" or "warning".
+        case: id of the case, or "" where it concerns a folder.
+        file: path of the file or folder, or "".
+        what: what is wrong.
+        expected: what would be right, or "" where nothing needs to be done.
+    """
+
+    severity: Literal["error", "warning"]
+    case: str
+    file: str
+    what: str
+    expected: str = ""
+
+    def __str__(self) -> str:
+        """One line: case, file, what is wrong; what would be right. A line break, or a byte that is no text, is escaped."""
+        where = ": ".join(part for part in (self.case, self.file) if part)
+        line = f"{where}: {self.what}" + (f"; expected {self.expected}" if self.expected else "")
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+    def to_dict(self) -> dict[str, str]:
+        """Plain types, for JSON."""
+        return asdict(self)

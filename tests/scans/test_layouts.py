@@ -1,0 +1,269 @@
+import numpy as np
+import pytest
+from empty_files import NEW, OLD, named, one, touch, vsd
+
+from brats_seg.errors import InputError, UsageError
+from brats_seg.scans import phantom_files
+from brats_seg.scans.case import MODALITIES, ScanFile
+from brats_seg.scans.labels import MERGED, SCHEMAS, TISSUES, common_classes, to_tissue
+from brats_seg.scans.layouts import LAYOUTS, find_cases
+from brats_seg.scans.volume import read_volume
+
+
+def test_2013(tmp_path):
+    vsd(tmp_path / "BRATS-2/Image_Data/HG/0001", label="VSD.Brain_3more.XX.XX.OT")
+    vsd(tmp_path / "BRATS-2/Image_Data/LG/0001", label="VSD.Brain_1more.XX.XX.OT")
+    found = find_cases(tmp_path)
+    assert [(case.id, case.patient, case.layout, case.schema) for case in found.cases] == [
+        ("HG_0001", "2013-HG-0001", "brats2013", "brats2013"),
+        ("LG_0001", "2013-LG-0001", "brats2013", "brats2013"),
+    ]
+    first = found.cases[0]
+    assert first.folder == tmp_path / "BRATS-2/Image_Data/HG/0001"
+    assert first.modalities["t1c"].path.name == "VSD.Brain.XX.O.MR_T1c.1.mha"
+    assert first.modalities["t1n"].path.name == "VSD.Brain.XX.O.MR_T1.0.mha"
+    assert first.label == ScanFile(first.folder / "VSD.Brain_3more.XX.XX.OT/VSD.Brain_3more.XX.XX.OT.77.mha")
+
+
+def test_the_folder_given_may_be_the_grade_itself(tmp_path):
+    vsd(tmp_path / "HG/0001", label="VSD.Brain_3more.XX.XX.OT")
+    assert one(find_cases(tmp_path / "HG")).id == "HG_0001"
+
+
+def test_synthetic_cases_are_left_out_unless_asked_for(tmp_path):
+    vsd(tmp_path / "Synthetic_Data/HG/0001", label="VSD.Brain_3more.XX.XX.OT")
+    vsd(tmp_path / "Image_Data/HG/0001", label="VSD.Brain_3more.XX.XX.OT")
+    for name in ("T1", "T1C", "T2", "FLAIR", "complete_truth"):
+        touch(tmp_path / f"SimBRATS_LG0003/SimBRATS_LG0003_{name}.mha")
+    found = find_cases(tmp_path)
+    assert [case.id for case in found.cases] == ["HG_0001"]
+    assert [problem.severity for problem in found.problems] == ["warning"]
+    assert "2 synthetic (SimBRATS) cases are left out" in found.problems[0].what
+    asked = find_cases(tmp_path, synthetic=True)
+    assert [case.id for case in asked.cases] == ["HG_0001", "Synthetic_HG_0001", "Synthetic_SimBRATS_LG0003"]
+    assert len({case.patient for case in asked.cases}) == 3
+    assert all(case.label for case in asked.cases)
+
+
+def test_2015_contains_2013(tmp_path):
+    for name in ("HGG/brats_2013_pat0001_1", "LGG/brats_2013_pat0001_1", "HGG/brats_tcia_pat105_0001"):
+        vsd(tmp_path / "BRATS2015_Training" / name, label="VSD.Brain_3more.XX.O.OT")
+    vsd(tmp_path / "Image_Data/HG/0001", label="VSD.Brain_3more.XX.XX.OT")
+    found = find_cases(tmp_path)
+    assert {case.id: case.patient for case in found.cases} == {
+        "HGG_brats_2013_pat0001_1": "2013-HG-0001",
+        "HGG_brats_tcia_pat105_0001": "TCIA-105",
+        "HG_0001": "2013-HG-0001",
+        "LGG_brats_2013_pat0001_1": "2013-LG-0001",
+    }
+
+
+@pytest.mark.parametrize(
+    ("case_id", "layout", "schema", "names", "joint"),
+    [
+        ("Brats17_TCIA_105_1", "brats2017", "brats2017", OLD, "_"),
+        ("Brats18_CBICA_AWG_1", "brats2018", "brats2017", OLD, "_"),
+        ("BraTS19_2013_2_1", "brats2019", "brats2017", OLD, "_"),
+        ("BraTS20_Training_001", "brats2020", "brats2017", OLD, "_"),
+        ("BraTS2021_00006", "brats2021", "brats2017", OLD, "_"),
+        ("BraTS-GLI-00006-000", "brats2023", "brats2023", NEW, "-"),
+        ("BraTS-GLI-00006-100", "brats2024gli", "brats2024gli", NEW, "-"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_release_is_told_by_its_file_names(tmp_path, case_id, layout, schema, names, joint, suffix):
+    named(tmp_path / "deep" / "er", case_id, names, joint=joint, suffix=suffix)
+    case = one(find_cases(tmp_path))
+    assert (case.id, case.layout, case.schema) == (case_id, layout, schema)
+    assert case.label is not None
+    assert case.folder == tmp_path / "deep" / "er" / case_id
+
+
+def test_case_355_of_2020_has_a_mask_with_its_hospital_name(tmp_path):
+    scans = {name: old for name, old in OLD.items() if name != "label"}
+    named(tmp_path, "BraTS20_Training_355", scans, suffix=".nii")
+    mask = touch(tmp_path / "BraTS20_Training_355/W39_1998.09.19_Segm.nii")
+    assert one(find_cases(tmp_path)).label == ScanFile(mask)
+
+
+@pytest.mark.parametrize(
+    ("folder", "case_id", "layout"),
+    [
+        ("ASNR-MICCAI-BraTS2023-GLI-Challenge-TrainingData", "BraTS-GLI-00006-000", "brats2023"),
+        ("BraTS2024-BraTS-GLI/training_data1_v2", "BraTS-GLI-00006-000", "brats2024gli"),
+        ("BraTS2024-BraTS-GLI/training_data1_v2", "BraTS-GLI-00006-100", "brats2024gli"),
+        ("ASNR-MICCAI-BraTS2023-PED-Challenge-TrainingData", "BraTS-PED-00006-000", "brats2023ped"),
+        ("BraTS2024-PED", "BraTS-PED-00006-000", "brats2024ped"),
+        ("BraTS2024-PED/backup-2023", "BraTS-PED-00006-000", "brats2024ped"),
+        ("BraTS2024-PED", "BraTS-PED-02023-000", "brats2024ped"),
+        ("BraTS2023", "BraTS-GLI-02024-000", "brats2023"),
+        ("BraTS2023/BraTS2024-PED", "BraTS-PED-00006-000", "brats2024ped"),
+    ],
+)
+def test_the_year_in_the_nearest_brats_folder_decides_between_equal_names(tmp_path, folder, case_id, layout):
+    named(tmp_path / folder, case_id, NEW, joint="-")
+    assert one(find_cases(tmp_path)).layout == layout
+
+
+def test_pediatric_cases_without_a_year_are_taken_for_2024_and_that_is_said(tmp_path):
+    named(tmp_path / "backup-2023/PED", "BraTS-PED-00006-000", NEW, joint="-")
+    found = find_cases(tmp_path)
+    assert [case.schema for case in found.cases] == ["brats2024ped"]
+    assert [problem.severity for problem in found.problems] == ["warning"]
+    assert "1 pediatric cases lie in no folder named BraTS...2023 or BraTS...2024 and are taken for 2024" in found.problems[0].what
+    assert not find_cases(tmp_path, layout="brats2024ped").problems
+
+
+def test_a_download_with_all_that_lies_around_in_it(tmp_path):
+    scans = {name: old for name, old in OLD.items() if name != "label"}
+    home = tmp_path / "MICCAI_BraTS2020_ValidationData"
+    named(home, "BraTS20_Validation_001", scans)
+    for name in (
+        "survival_evaluation.csv",
+        "name_mapping_validation_data.csv",
+        ".DS_Store",
+        "BraTS20_Validation_001/._BraTS20_Validation_001_t1.nii.gz",
+    ):
+        touch(home / name, "a,b\n1,2\n")
+    touch(tmp_path / "__MACOSX/BraTS20_Validation_001/BraTS20_Validation_001_t1.nii.gz")
+    case = one(find_cases(tmp_path))
+    assert case.label is None
+    assert case.folder == home / "BraTS20_Validation_001"
+
+
+def test_names_and_suffixes_in_capitals(tmp_path):
+    capitals = {name: old.upper() for name, old in OLD.items()}
+    named(tmp_path, "BRATS2021_00006", capitals, suffix=".NII.GZ")
+    case = one(find_cases(tmp_path))
+    assert (case.id, case.patient, case.label is not None) == ("BRATS2021_00006", "GLI-00006", True)
+
+
+def test_a_layout_given_by_name_decides(tmp_path):
+    named(tmp_path, "BraTS-GLI-00006-000", NEW, joint="-")
+    named(tmp_path, "BraTS2021_00007")
+    found = find_cases(tmp_path, layout="brats2024gli")
+    assert [(case.id, case.schema) for case in found.cases] == [("BraTS-GLI-00006-000", "brats2024gli")]
+    with pytest.raises(UsageError, match="no such layout; the layouts are brats2013, "):
+        find_cases(tmp_path, layout="brats2022")
+
+
+def test_a_folder_may_mix_everything_at_any_depth(tmp_path):
+    named(tmp_path / "a", "BraTS2021_00006")
+    named(tmp_path / "b" / "c", "BraTS-GLI-00006-000", NEW, joint="-")
+    vsd(tmp_path / "d/HG/0002", label="VSD.Brain_3more.XX.XX.OT")
+    for name in OLD.values():
+        touch(tmp_path / "flat" / f"BraTS2021_00008_{name}.nii.gz")
+        touch(tmp_path / "flat" / f"BraTS2021_00009_{name}.nii.gz")
+    found = find_cases(tmp_path)
+    assert [case.id for case in found.cases] == ["BraTS-GLI-00006-000", "BraTS2021_00006", "BraTS2021_00008", "BraTS2021_00009", "HG_0002"]
+    assert found.cases[0].patient == found.cases[1].patient == "GLI-00006"
+    assert not found.problems
+
+
+def test_a_missing_modality_is_named_and_the_others_are_found(tmp_path):
+    named(tmp_path, "BraTS2021_00001")
+    named(tmp_path, "BraTS2021_00002")
+    (tmp_path / "BraTS2021_00002/BraTS2021_00002_t1ce.nii.gz").unlink()
+    found = find_cases(tmp_path)
+    assert [case.id for case in found.cases] == ["BraTS2021_00001"]
+    assert [case.id for case in found.incomplete] == ["BraTS2021_00002"]
+    assert len(found.problems) == 1
+    problem = found.problems[0]
+    assert (problem.severity, problem.case) == ("error", "BraTS2021_00002")
+    assert "modality t1c missing; found label, t1n, t2f, t2w" in str(problem)
+    assert [case.id for case in find_cases(tmp_path, required=()).cases] == ["BraTS2021_00001", "BraTS2021_00002"]
+
+
+def test_two_files_for_one_modality_are_ambiguous(tmp_path):
+    named(tmp_path, "BraTS2021_00001")
+    touch(tmp_path / "BraTS2021_00001/BraTS2021_00001_t1.nii")
+    found = find_cases(tmp_path)
+    assert not found.cases
+    assert "t1n is ambiguous: BraTS2021_00001_t1.nii and BraTS2021_00001_t1.nii.gz" in found.problems[0].what
+
+
+def test_the_same_id_in_two_folders_is_refused_once(tmp_path):
+    named(tmp_path / "a", "BraTS2021_00001")
+    named(tmp_path / "b", "BraTS2021_00001")
+    found = find_cases(tmp_path)
+    assert [case.folder.parent.name for case in found.cases] == ["a"]
+    assert "its id is that of" in found.problems[0].what
+
+
+def test_what_no_layout_claims_is_said(tmp_path):
+    named(tmp_path, "BraTS2021_00001")
+    touch(tmp_path / "other/scan1.nii.gz")
+    touch(tmp_path / "other/scan2.nii.gz")
+    touch(tmp_path / "other/.hidden.nii.gz")
+    touch(tmp_path / "other/notes.txt")
+    found = find_cases(tmp_path)
+    assert len(found.cases) == 1
+    assert [problem.severity for problem in found.problems] == ["warning"]
+    assert "2 scan files that no layout claims, such as scan1.nii.gz" in found.problems[0].what
+
+
+def test_no_case_is_an_error_and_no_folder_is_refused(tmp_path):
+    problems = find_cases(tmp_path).problems
+    assert [(problem.severity, problem.what) for problem in problems] == [("error", "no case found")]
+    with pytest.raises(InputError, match="no such folder"):
+        find_cases(tmp_path / "absent")
+    with pytest.raises(InputError, match="no such folder"):
+        find_cases(tmp_path / ("a" * 300))
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    named(tmp_path / "store", "BraTS2021_00001")
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "link").symlink_to(tmp_path / "store")
+    (data / "circle").symlink_to(data)
+    assert one(find_cases(data)).id == "BraTS2021_00001"
+
+
+def test_a_folder_that_cannot_be_listed_is_a_problem(tmp_path, monkeypatch):
+    named(tmp_path, "BraTS2021_00001")
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    scandir = __import__("os").scandir
+
+    def refuse(path):
+        if str(path) == str(locked):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    found = find_cases(tmp_path)
+    assert len(found.cases) == 1
+    assert "cannot be read: Permission denied" in found.problems[0].what
+
+
+def test_every_layout_names_a_schema_there_is():
+    assert {layout.schema for layout in LAYOUTS.values()} - {""} <= set(SCHEMAS)
+
+
+def test_the_real_cases_are_found(real_data):
+    found = find_cases(real_data)
+    assert [case.layout for case in found.cases] == ["brats2023"] + ["brats2021"] * 5 + ["brats2020", "brats2018"]
+    assert not found.problems
+
+
+@pytest.mark.parametrize("layout", phantom_files.LAYOUTS)
+def test_what_the_phantom_writes_in_a_layout_is_read_as_that_layout(tmp_path, layout):
+    rng = np.random.default_rng(0)
+    modalities = rng.integers(1, 1000, (4, 5, 6, 4)).astype(np.int16)
+    tissue = rng.integers(0, 5, (4, 5, 6)).astype(np.uint8)
+    for number in (1, 2):
+        phantom_files.write_case(tmp_path, number, layout=layout, modalities=modalities, tissue=tissue, enhancing=number == 1)
+    phantom_files.write_index(tmp_path, 2, layout=layout)
+    found = find_cases(tmp_path)
+    assert all("without a word" in problem.what or "taken for 2024" in problem.what for problem in found.problems)
+    assert len(found.cases) == 2
+    case = found.cases[0]
+    assert case.layout == layout
+    assert case.schema == phantom_files.LAYOUTS[layout].schema
+    for m, name in enumerate(MODALITIES):
+        assert np.array_equal(read_volume(case.modalities[name])[0], modalities[..., m])
+    classes = common_classes([SCHEMAS[case.schema]])
+    merged = np.array([classes.index(t if t in classes else MERGED) for t in TISSUES[:5]], np.uint8)
+    assert case.label is not None
+    assert np.array_equal(to_tissue(read_volume(case.label)[0], SCHEMAS[case.schema], classes), merged[tissue])
