@@ -1,0 +1,1 @@
+"""Networks by name, and the losses they are trained with."""
