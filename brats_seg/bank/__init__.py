@@ -1,0 +1,1 @@
+"""The patch bank: normalized volumes + an index of voxels per tissue class."""

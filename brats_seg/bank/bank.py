@@ -1,0 +1,349 @@
+"""Open a bank; its cases, classes, index; batch(ids)."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from brats_seg.bank.format import FILES, HEAD, LISTED, SCHEMA_VERSION
+from brats_seg.bank.gather import ResidentVolumes, gather_patches, gather_patches_torch, make_resident
+from brats_seg.bank.mapped import Volumes, map_array
+from brats_seg.core.files import read_json, sha256
+from brats_seg.core.shapes import Counts, Ids, Image, TissueMap
+from brats_seg.core.tensors import Inputs, Targets
+from brats_seg.errors import InputError, UsageError
+from brats_seg.imbalance.index import ClassIndex
+from brats_seg.scans.problem import Problem
+
+_LISTED = frozenset(LISTED)
+_RESIDENT_SHARE = 0.7  # of a device's free memory: the rest is for the network
+
+
+@dataclass(frozen=True)
+class BankCase:
+    """One case of a bank.
+
+    Attributes:
+        id, patient, schema: as of the scan; `schema` is the label schema its values came from.
+        bank: folder of the bank.
+        shape, origin: (Z, Y, X) of the crop, and its first voxel in the grid that was cropped.
+        grid_shape, spacing_mm: (Z, Y, X) of that grid.
+        n_voxels: voxels of each class.
+        n_bytes, checksums: size and SHA-256 of each of `FILES`.
+    """
+
+    id: str
+    patient: str
+    schema: str
+    bank: Path
+    shape: tuple[int, int, int]
+    origin: tuple[int, int, int]
+    grid_shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    n_voxels: tuple[int, ...]
+    n_bytes: tuple[int, ...]
+    checksums: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie."""
+        return self.bank / "cases" / self.id
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Patches of one step.
+
+    Attributes:
+        inputs: float32 (B, M, [Z,] Y, X), channels last in memory.
+        targets: tissue class of each voxel (B, [Z,] Y, X), 255 outside the brain.
+        counts: (K + 1,) voxels of each class in these patches, and in the last place those outside.
+    """
+
+    inputs: Inputs
+    targets: Targets
+    counts: Counts
+
+
+class PatchBank:
+    """A bank, of which some cases are selected.
+
+    A voxel id is int64, case number << 32 | flat position in the crop; the case number counts all cases of the bank, so an id means
+    the same voxel whatever is selected. Opening reads `bank.json` alone: the sizes of the selected cases' files are looked at by
+    `select`, or at the first batch or volume (of 1,251 cases that takes four times as long as opening), and they are mapped at first use.
+
+    Attributes:
+        path: folder of the bank.
+        patch_size: (Y, X) or (Z, Y, X).
+        classes: tissue classes, healthy first.
+        modalities: channels, in order.
+        spacing_mm: (Z, Y, X).
+        normalization: how the intensities were made, plain types.
+        cases: all cases of the bank.
+        selected: numbers of the selected ones.
+        index: voxels of the selected cases by class.
+        digest: SHA-256 of `bank.json`, which holds the checksums of all files.
+    """
+
+    def __init__(self, path: Path | str, *, patch_size: Sequence[int] = (64, 64), cases: Sequence[str] | None = None) -> None:
+        """Open a bank.
+
+        Args:
+            path: its folder.
+            patch_size: voxels, (Y, X) or (Z, Y, X).
+            cases: ids of the cases to select; None for all.
+
+        Raises:
+            InputError: no bank, or one of another schema version.
+            UsageError: a case that is not in the bank, or a patch larger than the volume.
+        """
+        self.path = Path(path)
+        self.patch_size = tuple(patch_size)
+        raw = _read_bytes(self.path / "bank.json")
+        tree = _parse(raw, self.path / "bank.json")
+        self.digest = hashlib.sha256(raw).hexdigest()
+        self.classes: tuple[str, ...] = tuple(tree["classes"])
+        self.modalities: tuple[str, ...] = tuple(tree["modalities"])
+        self.spacing_mm: tuple[float, float, float] = tuple(tree["spacing_mm"])
+        self.normalization: dict[str, Any] = tree["normalization"]
+        self.cases = tuple(_bank_case(self.path, case) for case in tree["cases"])
+        self._folds_checksum: str = tree["folds"]
+        self._sizes_checked = False
+        self._number_of = {case.id: i for i, case in enumerate(self.cases)}
+        self._device = torch.device("cpu")
+        self._resident: ResidentVolumes | None = None
+        shapes = np.array([case.shape for case in self.cases], np.int64).reshape(-1, 3)
+        self._volumes = Volumes(shapes, n_channels=len(self.modalities), load=_CaseLoader(self.cases))
+        self._all = ClassIndex(
+            self.classes,
+            np.array([case.n_voxels for case in self.cases], np.int64).reshape(-1, len(self.classes)),
+            part=_PartLoader(self.cases),
+            case_ids=np.arange(len(self.cases), dtype=np.int64) << 32,
+            case_names=[case.id for case in self.cases],
+        )
+        self._choose(range(len(self.cases)) if cases is None else self._numbers(cases))
+
+    @property
+    def folds(self) -> tuple[tuple[str, ...], ...]:
+        """Case ids of each fold. Raises `InputError` where `folds.json` is not the one the bank was built with."""
+        path = self.path / "folds.json"
+        if not path.is_file() or sha256(path) != self._folds_checksum:
+            raise InputError(f"{path}: absent or changed since the bank was built; build it again to assemble both")
+        return tuple(tuple(fold) for fold in read_json(path)["folds"])
+
+    def select(self, case_ids: Sequence[str]) -> "PatchBank":
+        """The same bank with other cases selected; what is mapped is shared.
+
+        Raises:
+            UsageError: a case that is not in the bank.
+            InputError: a file of these cases whose size is not the recorded one.
+        """
+        other = self._copy()
+        other._choose(self._numbers(case_ids))
+        other._sizes_checked = False
+        other._check_sizes()
+        return other
+
+    def to(self, device: torch.device | str) -> "PatchBank":
+        """The same bank with batches on another device: its selected cases are kept there if they fit, else batches are copied."""
+        other = self._copy()
+        other._device = torch.device(device)
+        return other
+
+    def batch(self, ids: Ids, *, out: Batch | None = None) -> Batch:
+        """The patches around voxels.
+
+        Args:
+            ids: centers, of whatever cases.
+            out: a batch of the same size whose tensors are written again (on a CPU); None makes new ones.
+
+        Raises:
+            InputError: an id that lies in no case.
+        """
+        self._check_sizes()
+        if self._device.type == "cpu":
+            return self._batch_here(ids, out)
+        if self._resident is None and self._fits():
+            self._resident = make_resident(self._volumes, self.selected, device=self._device)
+        if self._resident is None:
+            batch = self._batch_here(ids, out)
+            return Batch(batch.inputs.to(self._device), batch.targets.to(self._device), batch.counts)
+        self._volumes.check(ids)
+        there = torch.from_numpy(ids).to(self._device)
+        inputs, targets, counts = gather_patches_torch(self._resident, there, patch_size=self.patch_size, n_classes=len(self.classes))
+        return Batch(inputs, targets, counts.cpu().numpy())
+
+    def volume(self, case: int) -> tuple[Image, TissueMap]:
+        """Image float16 (Z, Y, X, M) and tissue classes uint8 (Z, Y, X), mapped read-only, of a case by its number."""
+        if not 0 <= case < len(self.cases):
+            raise InputError(f"{self.path}: case number {case}; the bank has 0..{len(self.cases) - 1}")
+        self._check_sizes()
+        return self._volumes.pair(case)
+
+    def locate(self, ids: Ids) -> Int64[np.ndarray, " n 4"]:
+        """Case number and (z, y, x) in its crop of each id."""
+        cases, positions = ids >> 32, ids & 0xFFFFFFFF
+        _, n_y, n_x = self._volumes.shapes[cases].T
+        return np.stack([cases, positions // (n_y * n_x), positions // n_x % n_y, positions % n_x], axis=1)
+
+    def _batch_here(self, ids: Ids, out: Batch | None) -> Batch:
+        shape = (len(ids), *self.patch_size)
+        if out is None:
+            inputs = torch.empty((*shape, len(self.modalities))).movedim(-1, 1)
+            out = Batch(inputs, torch.empty(shape, dtype=torch.uint8), np.empty(len(self.classes) + 1, np.int64))
+        if out.targets.shape != shape:
+            raise UsageError(f"out holds targets of shape {tuple(out.targets.shape)}; these ids need {shape}")
+        gather_patches(
+            self._volumes,
+            ids,
+            patch_size=self.patch_size,
+            inputs_out=out.inputs.movedim(1, -1).numpy(),
+            targets_out=out.targets.numpy(),
+            counts_out=out.counts,
+            threads=torch.get_num_threads(),
+        )
+        return out
+
+    def _numbers(self, case_ids: Sequence[str]) -> list[int]:
+        unknown = [case for case in case_ids if case not in self._number_of]
+        if unknown:
+            some = ", ".join(case.id for case in self.cases[:5])
+            raise UsageError(f"case {unknown[0]} is not in {self.path}; it has {len(self.cases)} cases, such as {some}")
+        return [self._number_of[case] for case in case_ids]
+
+    def _choose(self, numbers: Sequence[int]) -> None:
+        self.selected = tuple(numbers)
+        self.index = self._all.restrict(self.selected)
+        self._check_patch_size()
+
+    def _copy(self) -> "PatchBank":
+        other = object.__new__(PatchBank)
+        other.__dict__ = dict(self.__dict__)
+        other._resident = None
+        return other
+
+    def _check_sizes(self) -> None:
+        """Refuse a selected case with a file that is absent or of another size, once; `verify_bank` reads them."""
+        if self._sizes_checked:
+            return
+        for case in (self.cases[i] for i in self.selected):
+            for name, n_bytes in zip(FILES, case.n_bytes, strict=True):
+                file = f"{self.path}/cases/{case.id}/{name}"  # text: 3,753 paths would take 20 ms
+                try:
+                    found = os.stat(file).st_size
+                except OSError:
+                    raise InputError(f"{case.id}: {file}: missing; build the bank again") from None
+                if found != n_bytes:
+                    raise InputError(f"{case.id}: {file}: {found} bytes; {n_bytes} were built; build the bank again")
+        self._sizes_checked = True
+
+    def _check_patch_size(self) -> None:
+        if len(self.patch_size) not in (2, 3) or min(self.patch_size) < 1:
+            raise UsageError(f"patch.size {self.patch_size}: give two numbers (Y, X) or three (Z, Y, X), each at least 1")
+        grids = np.array([self.cases[i].grid_shape for i in self.selected], np.int64).reshape(-1, 3)[:, -len(self.patch_size) :]
+        larger = np.flatnonzero((grids < self.patch_size).any(axis=1))
+        if larger.size:
+            name, limit = self.cases[self.selected[larger[0]]].id, tuple(grids.min(axis=0).tolist())
+            raise UsageError(f"patch.size {self.patch_size}: larger than the volume of {name}; the largest possible is {limit}")
+
+    def _fits(self) -> bool:
+        free, _ = torch.cuda.mem_get_info(self._device)
+        n_voxels = int(self._volumes.n_voxels[list(self.selected)].sum())
+        return n_voxels * (2 * len(self.modalities) + 1) <= _RESIDENT_SHARE * free
+
+    def __reduce__(self) -> tuple[Callable[..., "PatchBank"], tuple[Path, tuple[int, ...], tuple[str, ...]]]:
+        """A worker process opens the bank anew: a copy would carry the mapped volumes."""
+        return _reopen, (self.path, self.patch_size, tuple(self.cases[i].id for i in self.selected))
+
+
+def verify_bank(path: Path | str) -> tuple[Problem, ...]:
+    """Read every file of a bank and compare its checksum; nothing is found where all is right.
+
+    Raises:
+        InputError: no bank, or one of another schema version.
+    """
+    root = Path(path)
+    tree = _parse(_read_bytes(root / "bank.json"), root / "bank.json")
+    files = [("", root / "folds.json", tree["folds"])]
+    for case in (_bank_case(root, entry) for entry in tree["cases"]):
+        files += [(case.id, case.folder / name, checksum) for name, checksum in zip(FILES, case.checksums, strict=True)]
+    problems = []
+    for case_id, file, checksum in files:
+        if not file.is_file():
+            problems.append(Problem("error", case_id, str(file), "is missing", "the file that was built; build the bank again"))
+        elif (found := sha256(file)) != checksum:
+            what = f"has changed: SHA-256 {found[:12]}"
+            problems.append(Problem("error", case_id, str(file), what, f"{checksum[:12]}; build the bank again"))
+    return tuple(problems)
+
+
+@dataclass(frozen=True)
+class _CaseLoader:
+    """Maps a case's volumes; a class, not a closure, so that an index can go to a worker process."""
+
+    cases: tuple[BankCase, ...]
+
+    def __call__(self, case: int) -> tuple[np.ndarray, np.ndarray]:
+        image, label = (map_array(self.cases[case].folder / name) for name in FILES[:2])
+        return image, label
+
+
+@dataclass(frozen=True)
+class _PartLoader:
+    """Maps a case's positions, grouped by class."""
+
+    cases: tuple[BankCase, ...]
+
+    def __call__(self, case: int) -> np.ndarray:
+        return map_array(self.cases[case].folder / FILES[2], read_ahead=False)
+
+
+def _reopen(path: Path, patch_size: tuple[int, ...], cases: tuple[str, ...]) -> PatchBank:
+    return PatchBank(path, patch_size=patch_size, cases=cases)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        raise InputError(f"{path}: not there; a bank is made by `brats-seg preprocess DATA BANK`, which ends by writing it") from None
+
+
+def _parse(raw: bytes, path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(raw)
+        version = tree["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: not the list of a bank; build the bank again") from None
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{path}: schema version {version}; this program reads {SCHEMA_VERSION}; build the bank again")
+    absent = [key for key in HEAD if key not in tree]
+    if absent:
+        raise InputError(f"{path}: lacks {', '.join(absent)}; build the bank again")
+    return tree
+
+
+def _bank_case(root: Path, entry: dict[str, Any]) -> BankCase:
+    if not entry.keys() >= _LISTED:
+        absent = ", ".join(sorted(_LISTED - entry.keys()))
+        raise InputError(f"{root / 'bank.json'}: case {entry.get('id', '?')} lacks {absent}; build the bank again")
+    return BankCase(
+        id=entry["id"],
+        patient=entry["patient"],
+        schema=entry["schema"],
+        bank=root,
+        shape=tuple(entry["shape"]),
+        origin=tuple(entry["origin"]),
+        grid_shape=tuple(entry["grid_shape"]),
+        spacing_mm=tuple(entry["spacing_mm"]),
+        n_voxels=tuple(entry["counts"]),
+        n_bytes=tuple(entry["bytes"]),
+        checksums=tuple(entry["sha256"]),
+    )

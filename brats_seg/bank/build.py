@@ -1,0 +1,280 @@
+"""Cases -> bank, resumable."""
+
+import errno
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from brats_seg.bank.entry import EntryResult, EntryTask, Settings, find_entry, find_refusal, refuse, write_entry
+from brats_seg.bank.folds import make_folds
+from brats_seg.bank.format import LISTED, SCHEMA_VERSION, is_bank
+from brats_seg.core.cluster import Outcome, run_tasks
+from brats_seg.core.files import lock, sha256, write_json, write_text
+from brats_seg.errors import InputError, UsageError
+from brats_seg.scans.case import MODALITIES, Case
+from brats_seg.scans.labels import MERGED, SCHEMAS, common_classes
+from brats_seg.scans.layouts import find_cases
+from brats_seg.scans.problem import Problem
+from brats_seg.scans.verify import CaseReport, one_patient
+from brats_seg.scans.volume import read_header, read_volume
+
+_PROBED = 3  # cases whose brain is looked for, to tell the disk a bank needs
+_MARGIN = 1.2  # over the largest of them
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did.
+
+    Attributes:
+        done: ids of the cases that were made.
+        skipped: ids of the cases that were finished before.
+        problems: everything that was found; an error refused its case.
+        missing: ids of the cases of other parts that are not there yet.
+        classes: tissue classes of the bank.
+    """
+
+    done: tuple[str, ...]
+    skipped: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    missing: tuple[str, ...]
+    classes: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether `bank.json` was written: every case is in the bank or refused."""
+        return not self.missing
+
+    @property
+    def refused(self) -> tuple[Problem, ...]:
+        """The errors."""
+        return tuple(problem for problem in self.problems if problem.severity == "error")
+
+    @property
+    def exit_code(self) -> int:
+        """1 where a case was refused."""
+        return int(bool(self.refused))
+
+
+def build_bank(
+    data: Path,
+    bank: Path,
+    *,
+    workers: int = 1,
+    part: tuple[int, int] | None = None,
+    n4: bool = False,
+    percentiles: tuple[float, float] = (0.5, 99.5),
+    n_folds: int = 4,
+    seed: int = 0,
+    resample: bool = False,
+    synthetic: bool = False,
+    layout: str | None = None,
+    modalities: Sequence[str] = MODALITIES,
+    say: Callable[[str], None] = lambda line: None,
+) -> BuildReport:
+    """Make a bank of every good case under a folder, or go on with one; a case that is finished is not made again.
+
+    Each case appears in one piece. When all are there (or refused) `folds.json` and `bank.json` are written; of parts that run at the
+    same time, whichever ends last does that.
+
+    Args:
+        data: folder of scans, or a manifest.
+        bank: folder to make or to go on with.
+        workers: processes at a time.
+        part: (i, n) from 1 on: make every n-th case, from the i-th.
+        n4: correct bias fields first; they are kept in the bank's folder `n4`.
+        percentiles: of the brain, where each modality is clipped.
+        n_folds, seed: of the folds.
+        resample: resample cases over 5 % off 1 mm instead of refusing them.
+        synthetic, layout: as in `find_cases`.
+        modalities: channels, in order.
+        say: is given a line on what is about to happen.
+
+    Raises:
+        InputError: no case at all, a folder that is something else, not enough disk, or another build at work.
+        UsageError: a part outside 1..n, or percentiles that do not rise.
+    """
+    if not 0 <= percentiles[0] < percentiles[1] <= 100:
+        raise UsageError(f"--percentiles {percentiles[0]:g} {percentiles[1]:g}: give two numbers from 0 to 100, the lower one first")
+    first, step = part or (1, 1)
+    if not 1 <= first <= step:
+        raise UsageError(f"--part {first}/{step}: the first number must lie in 1..{step}")
+    found = find_cases(data, layout=layout, synthetic=synthetic, required=modalities)
+    problems = list(found.problems)
+    cases = [case for case in found.cases if _is_usable(case, problems)]
+    if not cases:
+        raise InputError("\n".join([f"{data}: no case for a bank", *(str(problem) for problem in problems)]))
+    classes = _common_classes(cases, say)
+    settings = Settings(tuple(modalities), classes, percentiles, n4=n4, resample=resample)
+    _make_folder(bank)
+    tasks = [EntryTask(case, bank, settings, threads=2 if workers == 1 else 1) for case in cases]
+    together: Literal["alone", "shared"] = "alone" if step == 1 else "shared"
+    with lock(bank / ".build.lock", holders=together), lock(bank / f".part-{first}-of-{step}.lock"):
+        mine = tasks[first - 1 :: step]
+        todo = [task for task in mine if find_entry(task) is None]
+        _check_disk(todo, say)
+        if todo:
+            (bank / "bank.json").unlink(missing_ok=True)
+        results = [_result(outcome) for outcome in run_tasks(write_entry, todo, workers=workers, label="preprocess")]
+        problems += [problem for result in results for problem in result.problems]
+        missing = _assemble(tasks, settings, problems, n_folds=n_folds, seed=seed)
+    done = {result.case_id for result in results if not result.refused}
+    started = {task.case.id for task in todo}
+    ids = [task.case.id for task in mine]
+    return BuildReport(
+        tuple(case for case in ids if case in done), tuple(case for case in ids if case not in started), tuple(problems), missing, classes
+    )
+
+
+def disk_needed(cases: Sequence[Case], *, n_modalities: int) -> int:
+    """Bytes that cases will take in a bank, from their headers and the brains of a few of them; a case that cannot be read takes none."""
+    n_voxels = []
+    for case in cases:
+        try:
+            z, y, x = read_header(next(iter(case.modalities.values())).path).shape
+        except InputError:
+            continue
+        n_voxels.append(z * y * x)
+    bytes_per_voxel = 2 * n_modalities + 1 + 4  # image, label and (of the brain) positions
+    return int(sum(n_voxels) * bytes_per_voxel * _brain_share(cases))
+
+
+def _brain_share(cases: Sequence[Case]) -> float:
+    """The largest share of its frame that the brain's box takes in a few cases spread over the data, and a margin."""
+    shares = []
+    for case in cases[:: max(1, len(cases) // _PROBED)][:_PROBED]:
+        try:
+            volume, _ = read_volume(next(iter(case.modalities.values())))
+        except InputError:
+            continue
+        spans = [np.flatnonzero(volume.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+        box = [int(span[-1] - span[0] + 1) if span.size else 0 for span in spans]
+        shares.append(box[0] * box[1] * box[2] / volume.size)
+    return min(1.0, max(shares, default=1.0) * _MARGIN)
+
+
+def _is_usable(case: Case, problems: list[Problem]) -> bool:
+    """Whether a case can be tried; a problem says why not."""
+    if case.label is None:
+        problems.append(
+            Problem("error", case.id, str(case.folder), "no label", "an annotated case; segment this one with `brats-seg predict`")
+        )
+    elif Path(case.id).name != case.id or case.id.startswith("."):
+        problems.append(Problem("error", case.id, str(case.folder), "its id cannot name a folder", "an id without '/' or a leading '.'"))
+    else:
+        return True
+    return False
+
+
+def _common_classes(cases: Sequence[Case], say: Callable[[str], None]) -> tuple[str, ...]:
+    schemas = sorted({case.schema for case in cases})
+    classes = common_classes(SCHEMAS[name] for name in schemas)
+    finer = [name for name in schemas if len(SCHEMAS[name].values) > len(classes)]
+    if MERGED in classes and finer:
+        merging = ", ".join(name for name in schemas if MERGED in SCHEMAS[name].values.values())
+        say(f"{', '.join(finer)} tells more tissues apart than {merging or 'the other cases'}: the bank keeps {', '.join(classes)}")
+    say(f"{len(cases)} cases, {len(classes)} tissue classes: {', '.join(classes)}")
+    return classes
+
+
+def _make_folder(bank: Path) -> None:
+    if bank.is_dir() and any(bank.iterdir()) and not is_bank(bank):
+        raise InputError(f"{bank}: is not empty and no bank; give an empty or new folder")
+    (bank / "cases").mkdir(parents=True, exist_ok=True)
+
+
+def _check_disk(todo: Sequence[EntryTask], say: Callable[[str], None]) -> None:
+    if not todo:
+        return
+    bank = todo[0].bank
+    needed = disk_needed([task.case for task in todo], n_modalities=len(todo[0].settings.modalities))
+    free = shutil.disk_usage(bank).free
+    say(f"{len(todo)} cases to prepare; they need about {needed / 1e9:.2f} GB of the {free / 1e9:.1f} GB free at {bank}")
+    if needed > free:
+        raise InputError(
+            f"{bank}: {len(todo)} cases need about {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; free some or choose another disk"
+        )
+
+
+def _result(outcome: Outcome[EntryTask, EntryResult]) -> EntryResult:
+    """What came of a task, also where its worker died or something went wrong that nobody thought of."""
+    if outcome.value is not None:
+        return outcome.value
+    error, case, bank = outcome.error, outcome.task.case, outcome.task.bank
+    if isinstance(error, OSError) and not outcome.died and (error.filename is None or Path(error.filename).is_relative_to(bank)):
+        # every further case would fail as this one did; NumPy tells a write that was cut short without a number
+        is_full = error.errno in (None, errno.ENOSPC, errno.EDQUOT)
+        why = "the disk is full" if is_full else f"cannot be written ({error.strerror})"
+        raise InputError(f"{bank}: {why} at {case.id}; mend that and start again, finished cases are kept")
+    what = f"could not be prepared: {type(error).__name__}: {' '.join(str(error).split())}"
+    problem = Problem("error", case.id, str(case.folder), what, "a worker that lives to its end; a new build tries this case again")
+    refuse(outcome.task, [problem])
+    return EntryResult(case.id, (problem,))
+
+
+def _assemble(tasks: Sequence[EntryTask], settings: Settings, problems: list[Problem], *, n_folds: int, seed: int) -> tuple[str, ...]:
+    """Write `folds.json` and `bank.json` if every case is finished or refused; else give the ids that are not."""
+    entries, missing = [], []
+    for task in tasks:
+        entry = find_entry(task)
+        if entry is not None:
+            entries.append(entry)
+        elif find_refusal(task) is None:
+            missing.append(task.case.id)
+    if missing:
+        return tuple(missing)
+    if not entries:
+        raise InputError("\n".join([f"{tasks[0].bank}: every case was refused", *(str(p) for p in problems if p.severity == "error")]))
+    patient_of = _patients(entries, tasks, problems)
+    problems += _absent_classes(entries, settings.classes)
+    bank = tasks[0].bank
+    problems += _left_out(bank, tasks)
+    enhancing = settings.classes.index("enhancing_core")
+    folds = make_folds(patient_of, {e["id"]: e["counts"][enhancing] > 0 for e in entries}, n_folds=n_folds, seed=seed)
+    if len(folds) < n_folds:
+        problems.append(Problem("warning", "", str(bank), f"{len(folds)} folds instead of {n_folds}: there are no more patients"))
+    write_json(bank / "folds.json", {"schema_version": SCHEMA_VERSION, "seed": seed, "folds": folds})
+    head = {
+        "schema_version": SCHEMA_VERSION,
+        "modalities": settings.modalities,
+        "classes": settings.classes,
+        "spacing_mm": settings.spacing_mm,
+        "normalization": {"percentiles": settings.percentiles, "n4": settings.n4},
+        "folds": sha256(bank / "folds.json"),
+    }
+    rows = [{key: entry[key] for key in LISTED} | {"patient": patient_of[entry["id"]]} for entry in entries]
+    lines = ",\n".join(json.dumps(row) for row in rows)  # a line for each case, so that two banks can be compared by eye
+    write_text(bank / "bank.json", json.dumps(head)[:-1] + ',\n"cases": [\n' + lines + "\n]}\n")
+    return ()
+
+
+def _patients(entries: Sequence[Mapping[str, Any]], tasks: Sequence[EntryTask], problems: list[Problem]) -> dict[str, str]:
+    """Case id -> patient, where cases that share a scan count as one."""
+    digests = {entry["id"]: entry["digests"] for entry in entries}
+    cases = {task.case.id: task.case for task in tasks}
+    reports = [CaseReport(cases[case_id], (), {}, None, None, digests[case_id]) for case_id in digests]
+    patient_of = one_patient(reports)
+    for case_id, patient in patient_of.items():
+        if patient != cases[case_id].patient:
+            what = f"shares a scan with a case of patient {patient}; the two count as one patient"
+            problems.append(Problem("warning", case_id, str(cases[case_id].folder), what))
+    return patient_of
+
+
+def _left_out(bank: Path, tasks: Sequence[EntryTask]) -> list[Problem]:
+    """A warning where an earlier build put other cases into this folder: a bank is what one call of `preprocess` is given."""
+    others = sorted({path.parent.name for path in bank.glob("cases/*/case.json")} - {task.case.id for task in tasks})
+    if not others:
+        return []
+    what = f"{len(others)} cases of an earlier build, such as {others[0]}, are not among these scans and not in the bank any more"
+    return [Problem("warning", "", str(bank), what, "all scans at once (a folder may mix releases), or a folder for each bank")]
+
+
+def _absent_classes(entries: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[Problem]:
+    totals = [sum(column) for column in zip(*(entry["counts"] for entry in entries), strict=True)]
+    return [Problem("warning", "", "", f"tissue class {name} occurs in no case") for name, n in zip(classes, totals, strict=True) if n == 0]

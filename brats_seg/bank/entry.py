@@ -1,0 +1,254 @@
+"""One case of a bank on disk: written in one piece, and known to be finished."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brats_seg.bank.format import FILES, SCHEMA_VERSION
+from brats_seg.bank.itk import Spacing
+from brats_seg.bank.normalize import NormalizedCase, normalize_volumes, off_spacing
+from brats_seg.core.files import read_json, sha256, write_json
+from brats_seg.core.kernels import group_positions
+from brats_seg.errors import InputError
+from brats_seg.scans.case import Case, ScanFile
+from brats_seg.scans.problem import Problem
+from brats_seg.scans.verify import CaseReport, LoadedCase, check_case, load_case
+
+_STATE = ("name", "channel", "bytes", "mtime_ns")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What makes the files of a case, beside its scans."""
+
+    modalities: tuple[str, ...]
+    classes: tuple[str, ...]
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    n4: bool = False
+    resample: bool = False
+    spacing_mm: Spacing = (1.0, 1.0, 1.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, equal after a turn through JSON."""
+        fields = {name: getattr(self, name) for name in ("modalities", "classes", "percentiles", "n4", "resample", "spacing_mm")}
+        tree: dict[str, Any] = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **fields}))
+        return tree
+
+
+@dataclass(frozen=True)
+class EntryTask:
+    """A case to put into a bank."""
+
+    case: Case
+    bank: Path
+    settings: Settings
+    threads: int
+
+
+@dataclass(frozen=True)
+class EntryResult:
+    """What came of it: problems, of which an error means that the case was refused."""
+
+    case_id: str
+    problems: tuple[Problem, ...]
+
+    @property
+    def refused(self) -> bool:
+        """Whether the case is not in the bank."""
+        return any(problem.severity == "error" for problem in self.problems)
+
+
+def write_entry(task: EntryTask) -> EntryResult:
+    """Read, check, normalize and write a case, or refuse it and write down why."""
+    for rest in task.bank.glob(f"cases/.{escape(task.case.id)}.*.part"):  # of a build that was killed
+        shutil.rmtree(rest)
+    loaded = load_case(task.case)
+    report = check_case(loaded)
+    problems = list(report.problems) + _wrong_for_bank(task, report)
+    if not any(problem.severity == "error" for problem in problems):
+        try:
+            normalized = _normalize(task, loaded)
+            problems += [Problem("warning", task.case.id, str(task.case.folder), warning) for warning in normalized.warnings]
+            _write_folder(task, normalized, digests=report.digests)
+        except InputError as error:
+            problems.append(Problem("error", task.case.id, "", str(error).removeprefix(f"{task.case.id}: ")))
+    result = EntryResult(task.case.id, tuple(problems))
+    if result.refused:
+        refuse(task, result.problems)
+    return result
+
+
+def refuse(task: EntryTask, problems: Sequence[Problem]) -> None:
+    """Write down why a case is not in the bank, and take away what an earlier build made of it."""
+    path = _refusal_path(task)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(entry_folder(task), ignore_errors=True)
+    tree = {"settings": task.settings.to_dict(), "sources": _states(task.case), "problems": [problem.to_dict() for problem in problems]}
+    write_json(path, tree)
+
+
+def find_entry(task: EntryTask) -> dict[str, Any] | None:
+    """What `case.json` says of a finished case, or None where it has to be (re)done.
+
+    Finished: made with these settings, from these scans, and its files are there in the recorded sizes. A scan whose name, size and
+    time are the recorded ones is taken for the same; else it is hashed, and the new state is written down if its content is the same.
+    """
+    path = entry_folder(task) / "case.json"
+    entry = _read_if_sound(path)
+    if entry is None:
+        return None
+    case = task.case
+    same = entry.get("settings") == task.settings.to_dict() and (entry["schema"], entry["patient"]) == (case.schema, case.patient)
+    if not same or [_size(path.parent / name) for name in FILES] != entry["bytes"]:
+        return None
+    states = _states(case)
+    if states != {role: {key: state.get(key) for key in _STATE} for role, state in entry["sources"].items()}:
+        sources = _sources(case)
+        if _contents(sources) != _contents(entry["sources"]):
+            return None
+        write_json(path, entry | {"sources": sources})
+    return entry
+
+
+def find_refusal(task: EntryTask) -> tuple[Problem, ...] | None:
+    """Why a case was refused with these settings and these scans, or None."""
+    tree = _read_if_sound(_refusal_path(task))
+    if tree is None:
+        return None
+    if tree["settings"] != task.settings.to_dict() or tree["sources"] != _states(task.case):
+        return None
+    return tuple(Problem(**problem) for problem in tree["problems"])
+
+
+def _read_if_sound(path: Path) -> dict[str, Any] | None:
+    """A case's JSON file; None where it is absent or damaged: the case is then done again."""
+    try:
+        tree: dict[str, Any] = read_json(path)
+    except InputError:
+        return None
+    return tree
+
+
+def entry_folder(task: EntryTask) -> Path:
+    """Where a case's files lie."""
+    return task.bank / "cases" / task.case.id
+
+
+def _wrong_for_bank(task: EntryTask, report: CaseReport) -> list[Problem]:
+    """Errors that are none in a case, but in a case of a bank."""
+    case, settings, problems = task.case, task.settings, []
+    if case.label is None:
+        problems.append(
+            Problem("error", case.id, str(case.folder), "no label", "an annotated case; one to segment goes to `brats-seg predict`")
+        )
+    if report.spacing_mm is not None and off_spacing(report.spacing_mm, wanted_mm=settings.spacing_mm) and not settings.resample:
+        have, want = (" x ".join(f"{mm:.3g}" for mm in spacing) for spacing in (report.spacing_mm, settings.spacing_mm))
+        what = f"voxels of {have} mm (Z, Y, X), over 5 % off the bank's {want} mm"
+        problems.append(Problem("error", case.id, str(case.folder), what, "that spacing, or --resample"))
+    return problems
+
+
+def _normalize(task: EntryTask, loaded: LoadedCase) -> NormalizedCase:
+    settings = task.settings
+    volumes = {name: loaded.volumes[name][0] for name in settings.modalities}
+    return normalize_volumes(
+        task.case,
+        volumes,
+        label=loaded.label[0] if loaded.label else None,
+        geometry=loaded.volumes[settings.modalities[0]][1],
+        classes=settings.classes,
+        percentiles=settings.percentiles,
+        n4_cache=task.bank / "n4" if settings.n4 else None,
+        resample_to_mm=settings.spacing_mm if settings.resample else None,
+        threads=task.threads,
+    )
+
+
+def _write_folder(task: EntryTask, normalized: NormalizedCase, *, digests: Mapping[str, str]) -> None:
+    """Write a case beside its place, and rename it there when all is on disk; what cannot be written whole is taken away."""
+    place = entry_folder(task)
+    part = place.with_name(f".{place.name}.{os.getpid()}.part")
+    part.mkdir(parents=True)
+    try:
+        _fill_folder(part, task, normalized, digests=digests)
+        shutil.rmtree(place, ignore_errors=True)
+        part.rename(place)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    _refusal_path(task).unlink(missing_ok=True)
+
+
+def _fill_folder(part: Path, task: EntryTask, normalized: NormalizedCase, *, digests: Mapping[str, str]) -> None:
+    label = normalized.label
+    assert label is not None
+    counts, positions = group_positions(label.reshape(-1), len(task.settings.classes))
+    for name, array in zip(FILES, (normalized.image, label, positions), strict=True):
+        with (part / name).open("wb") as file:
+            np.save(file, array)
+            file.flush()
+            os.fsync(file.fileno())
+    case = task.case
+    entry = {
+        "id": case.id,
+        "patient": case.patient,
+        "schema": case.schema,
+        "shape": label.shape,
+        "origin": normalized.origin,
+        "grid_shape": normalized.grid_shape,
+        "spacing_mm": normalized.spacing_mm,
+        "counts": counts.tolist(),
+        "offsets": [0, *np.cumsum(counts).tolist()],
+        "bytes": [_size(part / name) for name in FILES],
+        "sha256": [sha256(part / name) for name in FILES],
+        "settings": task.settings.to_dict(),
+        "layout": case.layout,
+        "geometry": normalized.geometry.to_dict(),
+        "digests": dict(digests),
+        "warnings": normalized.warnings,
+        "sources": _sources(case),
+    }
+    write_json(part / "case.json", entry)
+
+
+def _refusal_path(task: EntryTask) -> Path:
+    return task.bank / "refused" / f"{task.case.id}.json"
+
+
+def _sources(case: Case) -> dict[str, dict[str, Any]]:
+    """State and checksum of each file of a case."""
+    states = _states(case)
+    return {role: {**states[role], "path": str(file.path), "sha256": sha256(file.path)} for role, file in _files(case).items()}
+
+
+def _contents(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, int | None]]:
+    """Which voxels each role is read from: a checksum, and the channel of a 4-D file (a mended `dataset.json` moves them)."""
+    return {role: (source["sha256"], source.get("channel")) for role, source in sources.items()}
+
+
+def _states(case: Case) -> dict[str, dict[str, Any]]:
+    """Name, channel, size and time of each file of a case; its folder may move."""
+    states = {}
+    for role, file in _files(case).items():
+        try:
+            found = file.path.stat()
+            n_bytes, mtime_ns = found.st_size, found.st_mtime_ns
+        except OSError:
+            n_bytes, mtime_ns = -1, 0
+        states[role] = dict(zip(_STATE, (file.path.name, file.channel, n_bytes, mtime_ns), strict=True))
+    return states
+
+
+def _files(case: Case) -> dict[str, ScanFile]:
+    return {**case.modalities, **({} if case.label is None else {"label": case.label})}
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1

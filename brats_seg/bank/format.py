@@ -1,0 +1,17 @@
+"""The names and the version of a bank's files."""
+
+from pathlib import Path
+
+SCHEMA_VERSION = 1
+"""Of the files of a bank; another one is refused."""
+HEAD = ("modalities", "classes", "spacing_mm", "normalization", "folds", "cases")
+"""What `bank.json` says beside its version."""
+FILES = ("image.npy", "label.npy", "voxels.npy")
+"""What a case is stored as, beside `case.json`."""
+LISTED = ("id", "patient", "schema", "shape", "origin", "grid_shape", "spacing_mm", "counts", "offsets", "bytes", "sha256")
+"""What `bank.json` says of a case; `case.json` has more."""
+
+
+def is_bank(path: Path) -> bool:
+    """Whether a folder is a bank, finished or begun; a folder of scans may have a folder `cases` too."""
+    return (path / "bank.json").is_file() or any(path.glob(".part-*.lock")) or any(path.glob("cases/*/case.json"))

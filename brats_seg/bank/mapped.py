@@ -1,0 +1,107 @@
+"""Volumes of a bank, mapped at first use and without holding a file descriptor."""
+
+import ast
+import ctypes
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64, Shaped
+
+from brats_seg.core.shapes import Ids, Image, TissueMap
+from brats_seg.errors import InputError
+
+_MAGIC = b"\x93NUMPY"
+_MADV_RANDOM = 1
+_LIBC = ctypes.CDLL(None)
+
+
+def map_array(path: Path, *, read_ahead: bool = True) -> Shaped[np.ndarray, "..."]:
+    """Map a `.npy` file, read-only, and close it.
+
+    Python's own map keeps a descriptor for as long as it lives: three files of 1,251 cases pass the usual limit of 1,024. torch maps
+    the whole file as private memory, whose pages are the page cache's, and closes it.
+
+    Args:
+        path: the file.
+        read_ahead: False where single numbers are read here and there: a touch then reads a page, not what the disk reads ahead
+            (128 KB on most machines, 8 MB seen).
+
+    Raises:
+        InputError: no such file, not a `.npy` file in C order, or shorter than its header says.
+    """
+    try:
+        n_bytes = path.stat().st_size
+        raw = torch.from_file(str(path), shared=False, size=n_bytes, dtype=torch.uint8).numpy() if n_bytes else np.zeros(0, np.uint8)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path}: cannot be mapped: {error}") from None
+    if n_bytes and not read_ahead and hasattr(_LIBC, "madvise"):
+        _LIBC.madvise(ctypes.c_void_p(raw.ctypes.data), ctypes.c_size_t(n_bytes), _MADV_RANDOM)
+    raw.flags.writeable = False
+    if raw[:6].tobytes() != _MAGIC:
+        raise InputError(f"{path}: not a .npy file; build the bank again")
+    start = 10 if raw[6] == 1 else 12
+    offset = start + int.from_bytes(raw[8:start].tobytes(), "little")
+    try:
+        header: dict[str, Any] = ast.literal_eval(raw[start:offset].tobytes().decode("latin1"))
+        dtype, shape, is_fortran = np.dtype(header["descr"]), tuple(header["shape"]), header["fortran_order"]
+    except (ValueError, SyntaxError, KeyError, TypeError):
+        raise InputError(f"{path}: has a damaged header; build the bank again") from None
+    if is_fortran or n_bytes != offset + dtype.itemsize * int(np.prod(shape)):
+        raise InputError(f"{path}: {n_bytes} bytes do not hold {shape} of {dtype} in C order; build the bank again")
+    return raw[offset:].view(dtype).reshape(shape)
+
+
+class Volumes:
+    """Images and labels of many cases, each asked for at first use and kept, with the addresses that a kernel reads them by."""
+
+    def __init__(self, shapes: Int64[np.ndarray, "cases 3"], *, n_channels: int, load: Callable[[int], tuple[Image, TissueMap]]) -> None:
+        """Take the shapes (Z, Y, X); nothing is loaded yet.
+
+        Args:
+            shapes: of each case.
+            n_channels: modalities side by side in each image.
+            load: case number -> its image and its label, in C order.
+        """
+        self.shapes = shapes
+        self.n_channels = n_channels
+        self.n_voxels = shapes.prod(axis=1)
+        self.image_addresses = np.zeros(len(shapes), np.uint64)
+        self.label_addresses = np.zeros(len(shapes), np.uint64)
+        self._load = load
+        self._pairs: dict[int, tuple[Image, TissueMap]] = {}
+
+    @classmethod
+    def from_arrays(cls, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> "Volumes":
+        """Volumes that lie in memory: float16 images (Z, Y, X, M) and uint8 labels (Z, Y, X), each pair of its own shape."""
+        shapes = np.array([label.shape for _, label in pairs], np.int64).reshape(-1, 3)
+        return cls(shapes, n_channels=pairs[0][0].shape[-1], load=lambda case: pairs[case])
+
+    def pair(self, case: int) -> tuple[Image, TissueMap]:
+        """Image and label of a case. Raises `InputError` where they do not have the shape they should."""
+        if case not in self._pairs:
+            image, label = self._load(case)
+            shape = tuple(self.shapes[case].tolist())
+            if image.shape != (*shape, self.n_channels) or label.shape != shape or image.dtype != np.float16 or label.dtype != np.uint8:
+                raise InputError(
+                    f"case number {case}: image {image.shape} {image.dtype} and label {label.shape} {label.dtype} are not {shape}"
+                )
+            self._pairs[case] = (np.ascontiguousarray(image), np.ascontiguousarray(label))
+            self.image_addresses[case], self.label_addresses[case] = (array.ctypes.data for array in self._pairs[case])
+        return self._pairs[case]
+
+    def check(self, ids: Ids) -> None:
+        """Load every case that `ids` (case << 32 | flat position) fall in. Raises `InputError` where one lies in no case."""
+        cases, positions = ids >> 32, ids & 0xFFFFFFFF
+        if ids.size and not 0 <= cases.min() <= cases.max() < len(self.shapes):
+            raise InputError(
+                f"voxel id of case number {cases[(cases < 0) | (cases >= len(self.shapes))][0]}; the bank has {len(self.shapes)} cases"
+            )
+        beyond = positions >= self.n_voxels[cases]
+        if beyond.any():
+            case = cases[beyond][0]
+            raise InputError(f"voxel id at position {positions[beyond][0]} of case number {case}, which has {self.n_voxels[case]} voxels")
+        for case in np.unique(cases[self.label_addresses[cases] == 0]).tolist():
+            self.pair(case)

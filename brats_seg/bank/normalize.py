@@ -1,0 +1,263 @@
+"""Case -> brain crop, z-scored volume, and the way back to the native grid.
+
+Brain = any modality non-zero. In each modality the brain is clipped at two of its percentiles and z-scored; what is not brain is 0.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float16, Int64, Num, UInt8, UInt16
+
+from brats_seg.bank.itk import Spacing, correct_bias, resample, resampled_shape
+from brats_seg.core.kernels import histogram16, joint_box, look_up16, mark_nonzero
+from brats_seg.core.shapes import Image, TissueMap, Volume
+from brats_seg.errors import InputError
+from brats_seg.scans.case import MODALITIES, Case, ScanFile
+from brats_seg.scans.geometry import Geometry, same_grid
+from brats_seg.scans.labels import OUTSIDE, schema_named, to_tissue
+from brats_seg.scans.volume import read_volumes
+
+SPACING_TOLERANCE = 0.05
+"""How far a voxel's edge may be off the one asked for, as a share of it."""
+
+
+@dataclass(frozen=True)
+class NormalizedCase:
+    """The brain of a case, as a network sees it.
+
+    Attributes:
+        case_id: whose it is.
+        image: float16 (Z, Y, X, M), 0 outside the brain.
+        label: tissue class (Z, Y, X), 255 outside the brain; None where none was read.
+        origin: (z, y, x) of the crop's first voxel in the LPS grid that was cropped.
+        grid_shape, spacing_mm: (Z, Y, X) of that grid: the native one, unless the case was resampled.
+        geometry: the native grid.
+        warnings: what was odd, a line each.
+    """
+
+    case_id: str
+    image: Image
+    label: TissueMap | None
+    origin: tuple[int, int, int]
+    grid_shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    geometry: Geometry
+    warnings: tuple[str, ...] = ()
+
+
+def normalize_case(
+    case: Case,
+    *,
+    modalities: Sequence[str] = MODALITIES,
+    classes: Sequence[str] | None = None,
+    percentiles: tuple[float, float] = (0.5, 99.5),
+    n4_cache: Path | None = None,
+    resample_to_mm: Spacing | None = None,
+    threads: int = 2,
+) -> NormalizedCase:
+    """Read a case, crop it to the brain (and what is annotated) and normalize it.
+
+    Args:
+        case: where its files lie; they are taken to be sound, as `verify_case` finds out.
+        modalities: which, in the order of the channels.
+        classes: tissue classes of the label to read; None reads no label.
+        percentiles: of the brain, where each modality is clipped.
+        n4_cache: a folder for bias fields: correct each modality by N4 first. None: no correction.
+        resample_to_mm: spacing (Z, Y, X) that a case over 5 % off it is resampled to: linearly, its label by nearest voxel. None: never.
+        threads: files read and modalities normalized at a time.
+
+    Raises:
+        InputError: a missing modality or label, grids that differ, an unreadable file, or no brain.
+    """
+    sources = _sources(case, modalities, with_label=classes is not None)
+    with ThreadPoolExecutor(threads) as pool:
+        volumes, geometry = _read(case, sources, pool)
+    images, label = volumes[: len(modalities)], volumes[-1] if classes is not None else None
+    return normalize_volumes(
+        case,
+        dict(zip(modalities, images, strict=True)),
+        label=label,
+        geometry=geometry,
+        classes=classes,
+        percentiles=percentiles,
+        n4_cache=n4_cache,
+        resample_to_mm=resample_to_mm,
+        threads=threads,
+    )
+
+
+def normalize_volumes(
+    case: Case,
+    volumes: Mapping[str, Volume],
+    *,
+    label: Volume | None,
+    geometry: Geometry,
+    classes: Sequence[str] | None = None,
+    percentiles: tuple[float, float] = (0.5, 99.5),
+    n4_cache: Path | None = None,
+    resample_to_mm: Spacing | None = None,
+    threads: int = 2,
+) -> NormalizedCase:
+    """`normalize_case` for volumes already read: modality -> (Z, Y, X), in the order of the channels; the label's values as stored."""
+    images, spacing_mm = list(volumes.values()), geometry.spacing_mm
+    if resample_to_mm is not None and off_spacing(spacing_mm, wanted_mm=resample_to_mm):
+        images, label = _resample(images, label, geometry, to_mm=resample_to_mm)
+        spacing_mm = resample_to_mm
+    brain = _brain(images)
+    box = _box(case, brain, label)
+    marks = np.ascontiguousarray(brain[box])
+    image = np.empty((*marks.shape, len(images)), np.float16)
+    with ThreadPoolExecutor(threads) as pool:
+        if n4_cache is not None:
+            images = list(pool.map(lambda image: correct_bias(image, brain.astype(bool), cache=n4_cache), images))
+        varies = list(pool.map(lambda i: _normalize(images[i][box], marks, image, i, percentiles), range(len(images))))
+    warnings = [f"{name} is the same all over the brain: it says nothing" for name, does in zip(volumes, varies, strict=True) if not does]
+    tissue = None
+    if label is not None and classes is not None:
+        tissue, n_outside = _tissue(label[box], case, classes, marks)
+        warnings += [f"{n_outside} annotated voxels lie outside the brain; they keep their class"] if n_outside else []
+    z, y, x = (axis.start for axis in box)
+    return NormalizedCase(case.id, image, tissue, (z, y, x), brain.shape, spacing_mm, geometry, tuple(warnings))
+
+
+def off_spacing(spacing_mm: Spacing, *, wanted_mm: Spacing) -> bool:
+    """Whether a voxel's edge is over 5 % off the one wanted (Z, Y, X): such a case is refused or resampled."""
+    rounding = 1e-6  # headers hold float32
+    return any(abs(have - want) > (SPACING_TOLERANCE + rounding) * want for have, want in zip(spacing_mm, wanted_mm, strict=True))
+
+
+def uncrop(label_map: Num[np.ndarray, "z y x"], normalized: NormalizedCase) -> Num[np.ndarray, "a b c"]:
+    """A map of the crop -> the same on the whole native grid (Z, Y, X) in LPS, 0 around it; by nearest voxel if it was resampled."""
+    full = np.zeros(normalized.grid_shape, label_map.dtype)
+    place = tuple(slice(first, first + n) for first, n in zip(normalized.origin, label_map.shape, strict=True))
+    full[place] = label_map
+    geometry = normalized.geometry
+    if normalized.spacing_mm == geometry.spacing_mm:
+        return full
+    return resample(full, spacing_mm=normalized.spacing_mm, to_mm=geometry.spacing_mm, shape=geometry.shape, nearest=True)
+
+
+def normalize_numpy(
+    values: Num[np.ndarray, "*grid"], brain: Bool[np.ndarray, "*grid"], *, percentiles: tuple[float, float]
+) -> Float16[np.ndarray, "*grid"]:
+    """The definition: clip at the brain's percentiles, subtract its mean, divide by its standard deviation; 0 outside, 0 if all equal."""
+    inside = values[brain].astype(np.float64)
+    low, high = np.percentile(inside, percentiles)
+    out = np.zeros(values.shape, np.float16)
+    if low < high:  # the standard deviation of equal fractions is not 0 but what their mean is rounded by
+        inside = inside.clip(low, high)
+        out[brain] = (inside - inside.mean()) / inside.std()
+    return out
+
+
+def _normalize(values: Volume, marks: TissueMap, image: Image, channel: int, percentiles: tuple[float, float]) -> bool:
+    """Normalize one modality of a crop into its channel; False where it is the same all over the brain."""
+    bits = _as_bits(values)
+    if bits is None:
+        image[..., channel] = normalize_numpy(values, marks.astype(bool), percentiles=percentiles)
+        return bool(image[..., channel].any())
+    counts = np.roll(histogram16(bits.reshape(-1)), 32768)  # as int16, from -32768 on
+    counts[32768] -= marks.size - np.count_nonzero(marks)  # what is not brain is 0
+    table = _table(counts, percentiles)
+    flat = image.view(np.uint16).reshape(-1, image.shape[-1])
+    look_up16(bits.reshape(-1), np.roll(table, -32768).view(np.uint16), marks.reshape(-1), flat, channel)
+    return bool(table.any())
+
+
+def _table(counts: Int64[np.ndarray, "65536"], percentiles: tuple[float, float]) -> Float16[np.ndarray, "65536"]:
+    """The normalized value of every int16, from how often each occurs in the brain."""
+    values = np.arange(-32768, 32768, dtype=np.float64)
+    total = np.cumsum(counts)
+    low, high = (_percentile(total, share) for share in percentiles)
+    clipped = values.clip(low, high)
+    mean = clipped @ counts / total[-1]
+    spread = np.sqrt((clipped - mean) ** 2 @ counts / total[-1])
+    return ((clipped - mean) / spread if spread > 0 else np.zeros(65536)).astype(np.float16)
+
+
+def _percentile(total: Int64[np.ndarray, "65536"], percentile: float) -> float:
+    """NumPy's linear percentile, from cumulative counts."""
+    place = percentile / 100 * (total[-1] - 1)
+    below, above = np.searchsorted(total, [int(place), min(int(place) + 1, int(total[-1]) - 1)], side="right") - 32768
+    return float(below + (above - below) * (place - int(place)))
+
+
+def _as_bits(values: Volume) -> UInt16[np.ndarray, "z y x"] | None:
+    """The volume as int16 (bits), or None where it holds other numbers. Released scans stored as float hold whole numbers too."""
+    if values.dtype == np.int16:
+        return np.ascontiguousarray(values).view(np.uint16)
+    with np.errstate(invalid="ignore"):
+        whole = np.ascontiguousarray(values, dtype=np.int16)
+    return whole.view(np.uint16) if np.array_equal(whole, values) else None
+
+
+def _sources(case: Case, modalities: Sequence[str], *, with_label: bool) -> list[ScanFile]:
+    missing = [name for name in modalities if name not in case.modalities]
+    if missing:
+        raise InputError(
+            f"{case.id}: {case.folder}: modality {' and '.join(missing)} missing; a file each for {', '.join(modalities)} is needed"
+        )
+    sources = [case.modalities[name] for name in modalities]
+    if with_label and case.label is None:
+        raise InputError(f"{case.id}: {case.folder}: no label; a bank takes annotated cases only")
+    return [*sources, case.label] if with_label and case.label is not None else sources
+
+
+def _read(case: Case, sources: Sequence[ScanFile], pool: Executor) -> tuple[list[Volume], Geometry]:
+    """Volumes of the sources, in their order, each file read once; the geometry of the first."""
+    by_path: dict[Path, list[int]] = {}
+    for i, source in enumerate(sources):
+        by_path.setdefault(source.path, []).append(i)
+    read = pool.map(lambda places: read_volumes([sources[i] for i in places]), by_path.values())
+    pairs: dict[int, tuple[Volume, Geometry]] = {}
+    for places, found in zip(by_path.values(), read, strict=True):
+        pairs |= dict(zip(places, found, strict=True))
+    geometry = pairs[0][1]
+    for i, source in enumerate(sources):
+        if not same_grid(pairs[i][1], geometry):
+            raise InputError(
+                f"{case.id}: {source}: its grid {pairs[i][1].shape} (Z, Y, X) differs from that of {sources[0]}, {geometry.shape}"
+            )
+    return [pairs[i][0] for i in range(len(sources))], geometry
+
+
+def _resample(
+    images: Sequence[Volume], label: Volume | None, geometry: Geometry, *, to_mm: Spacing
+) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """Images linearly, and 0 outside the resampled brain; the label by nearest voxel."""
+    spacing_mm = geometry.spacing_mm
+    shape = resampled_shape(geometry.shape, spacing_mm=spacing_mm, to_mm=to_mm)
+    brain = resample(_brain(images), spacing_mm=spacing_mm, to_mm=to_mm, shape=shape, nearest=True)
+    images = [resample(image, spacing_mm=spacing_mm, to_mm=to_mm, shape=shape) * brain for image in images]
+    return images, None if label is None else resample(label, spacing_mm=spacing_mm, to_mm=to_mm, shape=shape, nearest=True)
+
+
+def _brain(volumes: Sequence[Volume]) -> UInt8[np.ndarray, "z y x"]:
+    brain = np.zeros(volumes[0].shape, np.uint8)
+    for volume in volumes:
+        mark_nonzero(volume.reshape(-1), brain.reshape(-1))
+    return brain
+
+
+def _box(case: Case, brain: UInt8[np.ndarray, "z y x"], label: Volume | None) -> tuple[slice, slice, slice]:
+    """Where the brain and what is annotated lie."""
+    if not brain.any():
+        raise InputError(f"{case.id}: {case.folder}: every modality is 0 everywhere; a brain is needed")
+    annotated = brain if label is None else _brain([label])
+    z0, z1, y0, y1, x0, x1 = joint_box(brain, annotated).tolist()
+    return slice(z0, z1), slice(y0, y1), slice(x0, x1)
+
+
+def _tissue(label: Volume, case: Case, classes: Sequence[str], marks: UInt8[np.ndarray, "z y x"]) -> tuple[TissueMap, int]:
+    """The crop's tissue classes, 255 outside the brain, and how many annotated voxels lie there (they keep their class)."""
+    try:
+        tissue = to_tissue(label, schema_named(case.schema), classes)
+    except InputError as error:
+        raise InputError(f"{case.id}: {case.label}: {error}") from None
+    outside = marks == 0
+    n_outside = int(np.count_nonzero(tissue[outside]))
+    tissue[outside & (tissue == 0)] = OUTSIDE
+    return tissue, n_outside

@@ -1,0 +1,260 @@
+"""Opening a bank, its batches and its volumes."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from brats_seg.bank.bank import FILES, PatchBank, verify_bank
+from brats_seg.errors import InputError, UsageError
+
+
+@pytest.fixture
+def copied(small_bank: Path, tmp_path: Path) -> Path:
+    shutil.copytree(small_bank, tmp_path / "bank")
+    return tmp_path / "bank"
+
+
+def change(bank: Path, **values: object) -> None:
+    tree = json.loads((bank / "bank.json").read_text())
+    (bank / "bank.json").write_text(json.dumps(tree | values))
+
+
+def some_ids(bank: PatchBank, n: int = 12) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    classes = np.arange(n) % len(bank.classes)
+    return bank.index.pick(classes, rng.integers(0, bank.index.counts[classes]))
+
+
+def test_what_a_bank_says_of_itself(small_bank: Path) -> None:
+    bank = PatchBank(small_bank, patch_size=(8, 8))
+    assert bank.classes == ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
+    assert bank.modalities == ("t1n", "t1c", "t2w", "t2f")
+    assert bank.spacing_mm == (1.0, 1.0, 1.0)
+    assert bank.normalization == {"percentiles": [0.5, 99.5], "n4": False}
+    assert [case.id for case in bank.cases] == [f"BraTS2021_{i:05}" for i in range(4)]
+    assert bank.cases[0].n_voxels == (1752, 8, 36, 4)
+    assert bank.cases[0].shape == (10, 12, 15)
+    assert bank.cases[0].grid_shape == (12, 16, 20)
+    assert bank.index.counts.tolist() == [1752 * 4, 8 * 4, 36 * 3 + 40, 4 * 3]  # the last has edema where the others enhance
+    assert sorted(case for fold in bank.folds for case in fold) == [case.id for case in bank.cases]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 20), (5, 8, 7)])
+def test_the_center_of_a_patch_has_the_class_of_its_draw(small_bank: Path, size: tuple[int, ...]) -> None:
+    bank = PatchBank(small_bank, patch_size=size)
+    batch = bank.batch(some_ids(bank))
+    center = (slice(None), *(n // 2 for n in size))
+    assert batch.targets[center].tolist() == [0, 1, 2, 3] * 3
+    assert batch.inputs.shape == (12, 4, *size)
+    assert batch.inputs.movedim(1, -1).is_contiguous()
+    assert batch.counts.sum() == batch.targets.numel()
+    assert batch.counts[:4].tolist() == torch.bincount(batch.targets[batch.targets != 255], minlength=4).tolist()
+
+
+def test_every_voxel_of_the_brain_can_be_a_center(small_bank: Path) -> None:
+    bank = PatchBank(small_bank, patch_size=(8, 8), cases=["BraTS2021_00002"])
+    seen = np.concatenate([bank.index.pick(np.full(n, k), np.arange(n)) for k, n in enumerate(bank.index.counts)])
+    _, label = bank.volume(2)
+    assert np.array_equal(np.sort(seen), (2 << 32) + np.flatnonzero(label.reshape(-1) != 255))
+    batch = bank.batch(seen)
+    places = bank.locate(seen)
+    assert np.array_equal(batch.targets[:, 4, 4].numpy(), label[tuple(places[:, 1:].T)])
+    image, _ = bank.volume(2)
+    assert np.array_equal(batch.inputs[:, :, 4, 4].numpy(), image[tuple(places[:, 1:].T)].astype(np.float32))
+
+
+def test_a_batch_goes_into_buffers_of_the_caller(small_bank: Path) -> None:
+    bank = PatchBank(small_bank, patch_size=(8, 8))
+    ids = some_ids(bank)
+    first = bank.batch(ids)
+    kept = first.inputs.clone()
+    again = bank.batch(ids[::-1].copy(), out=first)
+    assert again.inputs.data_ptr() == first.inputs.data_ptr()
+    assert torch.equal(again.inputs, kept.flip(0))
+    with pytest.raises(UsageError, match=r"\(3, 8, 8\)"):
+        bank.batch(ids[:3], out=first)
+
+
+def test_an_id_means_the_same_voxel_whatever_is_selected(small_bank: Path) -> None:
+    bank = PatchBank(small_bank, patch_size=(8, 8))
+    two = bank.select(["BraTS2021_00003", "BraTS2021_00001"])
+    assert two.selected == (3, 1)
+    assert bank.selected == (0, 1, 2, 3)
+    assert two.index.counts[3] == 4
+    ids = some_ids(two)
+    assert set((ids >> 32).tolist()) <= {1, 3}
+    assert torch.equal(two.batch(ids).inputs, bank.batch(ids).inputs)
+    assert two.digest == bank.digest
+
+
+def test_a_pickled_bank_is_opened_anew(small_bank: Path) -> None:
+    bank = PatchBank(small_bank, patch_size=(8, 8), cases=["BraTS2021_00001"])
+    ids = some_ids(bank)
+    bank.batch(ids)
+    packed = pickle.dumps(bank)
+    assert len(packed) < 1000
+    other = pickle.loads(packed)
+    assert other.selected == (1,)
+    assert torch.equal(other.batch(ids).inputs, bank.batch(ids).inputs)
+
+
+def test_volumes_cannot_be_written(small_bank: Path) -> None:
+    for array in PatchBank(small_bank, patch_size=(8, 8)).volume(0):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
+def test_no_bank_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"bank\.json.*brats-seg preprocess"):
+        PatchBank(tmp_path)
+
+
+def test_another_schema_version_is_refused(copied: Path) -> None:
+    change(copied, schema_version=99)
+    with pytest.raises(InputError, match="schema version 99; this program reads 1"):
+        PatchBank(copied)
+
+
+def test_a_list_that_lacks_something_is_refused(copied: Path) -> None:
+    tree = json.loads((copied / "bank.json").read_text())
+    del tree["cases"][1]["counts"]
+    (copied / "bank.json").write_text(json.dumps(tree))
+    with pytest.raises(InputError, match=r"bank\.json: case BraTS2021_00001 lacks counts; build"):
+        PatchBank(copied)
+    (copied / "bank.json").write_text('{"schema_version": 1, "cases": []}')
+    with pytest.raises(InputError, match=r"bank\.json: lacks modalities, classes"):
+        PatchBank(copied)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_size_is_refused_before_the_first_batch(copied: Path, name: str) -> None:
+    with (copied / "cases" / "BraTS2021_00002" / name).open("ab") as file:
+        file.write(b"x")
+    message = rf"BraTS2021_00002.*{name}: \d+ bytes; \d+ were built"
+    bank = PatchBank(copied, patch_size=(8, 8))
+    with pytest.raises(InputError, match=message):
+        bank.batch(np.zeros(1, np.int64))
+    with pytest.raises(InputError, match=message):
+        bank.volume(0)
+    with pytest.raises(InputError, match=message):
+        bank.select(["BraTS2021_00000", "BraTS2021_00002"])
+    assert bank.select(["BraTS2021_00000"]).batch(np.zeros(1, np.int64)).counts.sum() == 64
+    (copied / "cases" / "BraTS2021_00002" / name).unlink()
+    with pytest.raises(InputError, match=rf"BraTS2021_00002.*{name}: missing"):
+        bank.batch(np.zeros(1, np.int64))
+
+
+def test_a_changed_digest_is_found_by_verify(copied: Path) -> None:
+    assert verify_bank(copied) == ()
+    path = copied / "cases" / "BraTS2021_00001" / "image.npy"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    (copied / "folds.json").write_text("{}")
+    (copied / "cases" / "BraTS2021_00003" / "voxels.npy").unlink()
+    assert [(p.case, Path(p.file).name) for p in verify_bank(copied)] == [
+        ("", "folds.json"),
+        ("BraTS2021_00001", "image.npy"),
+        ("BraTS2021_00003", "voxels.npy"),
+    ]
+    with pytest.raises(InputError, match=r"folds\.json: absent or changed"):
+        _ = PatchBank(copied, patch_size=(8, 8)).folds
+
+
+def test_a_file_of_the_right_size_and_another_shape_is_refused_when_mapped(copied: Path) -> None:
+    path = copied / "cases" / "BraTS2021_00000" / "label.npy"
+    np.save(path, np.load(path).reshape(12, 10, 15))
+    bank = PatchBank(copied, patch_size=(8, 8))
+    with pytest.raises(InputError, match=r"not \(10, 12, 15\)"):
+        bank.volume(0)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((17, 8), r"larger than the volume of BraTS2021_00000; the largest possible is \(16, 20\)"),
+        ((13, 8, 8), r"\(12, 16, 20\)"),
+        ((8,), "two"),
+        ((0, 8), "1"),
+    ],
+)
+def test_a_patch_that_cannot_be_is_refused(small_bank: Path, size: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=rf"patch\.size.*{message}"):
+        PatchBank(small_bank, patch_size=size)
+
+
+def test_an_unknown_case_or_id_is_refused(small_bank: Path) -> None:
+    with pytest.raises(UsageError, match="case XYZ is not in"):
+        PatchBank(small_bank, patch_size=(8, 8), cases=["XYZ"])
+    bank = PatchBank(small_bank, patch_size=(8, 8))
+    with pytest.raises(InputError, match="case number 4"):
+        bank.batch(np.array([4 << 32]))
+    with pytest.raises(InputError, match="position 1800 of case number 0, which has 1800 voxels"):
+        bank.batch(np.array([1800]))
+    with pytest.raises(InputError, match=r"case number 4; the bank has 0\.\.3"):
+        bank.volume(4)
+
+
+MANY = """
+import json, os, resource, sys
+from pathlib import Path
+import numba, numpy as np, torch
+import brats_seg.core.gather_kernels
+def anonymous():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) / 1024
+before = anonymous()
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+from brats_seg.bank.bank import PatchBank
+from brats_seg.imbalance.samplers import make_sampler
+torch.set_num_threads(1)
+bank = PatchBank(sys.argv[1])
+sampler = make_sampler("balanced", bank.index, batch_size=120, steps=1000, seed=0)
+seen = set()
+out = None
+for _ in range(int(sys.argv[2])):
+    ids = sampler.next().ids
+    seen |= set((ids >> 32).tolist())
+    out = bank.batch(ids, out=out)
+print(len(seen), len(os.listdir("/proc/self/fd")), anonymous() - before)
+"""
+
+
+@pytest.mark.parametrize("n_batches", [100, pytest.param(1000, marks=pytest.mark.campaign)])
+def test_a_bank_of_1251_cases_needs_few_descriptors_and_little_memory(tmp_path: Path, n_batches: int) -> None:
+    """Sparse files: every position is 0, the first voxel of its case. Small ones, as some disks read 8 MB ahead of each touch."""
+    shape, counts = (20, 80, 80), [100_000, 2_000, 6_000, 2_000]
+    cases = []
+    for i in range(1251):
+        folder = tmp_path / "cases" / f"case{i:05}"
+        folder.mkdir(parents=True)
+        sizes = []
+        for name, dtype, size in zip(FILES, ("<f2", "|u1", "<u4"), ((*shape, 4), shape, (sum(counts),)), strict=True):
+            with (folder / name).open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": size})
+                sizes.append(file.tell() + int(np.prod(size)) * np.dtype(dtype).itemsize)
+                file.truncate(sizes[-1])
+        cases.append(
+            {
+                "id": folder.name, "patient": folder.name, "schema": "brats2017", "shape": shape, "origin": (0, 0, 0),
+                "grid_shape": (155, 240, 240), "spacing_mm": (1.0, 1.0, 1.0), "counts": counts,
+                "offsets": [0, *np.cumsum(counts).tolist()], "bytes": sizes, "sha256": [""] * 3,
+            }
+        )  # fmt: skip
+    tree = {"schema_version": 1, "modalities": ["t1n", "t1c", "t2w", "t2f"], "classes": list("abcd"), "spacing_mm": [1.0, 1.0, 1.0]}
+    (tmp_path / "bank.json").write_text(json.dumps(tree | {"normalization": {}, "folds": "", "cases": cases}))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", MANY, str(tmp_path), str(n_batches)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    n_cases, n_descriptors, n_mib = done.stdout.split()
+    assert int(n_cases) > 1200
+    assert int(n_descriptors) < 50
+    assert float(n_mib) < 300
+    print(f"{n_batches} batches: {float(n_mib):.0f} MiB of anonymous memory, {n_descriptors} descriptors")
