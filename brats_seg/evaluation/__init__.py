@@ -1,0 +1,1 @@
+"""Two folders of label maps -> one table."""

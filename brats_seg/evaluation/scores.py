@@ -1,0 +1,354 @@
+"""Two folders -> one table; the empty-region conventions live here alone."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brats_seg.core.files import write_json
+from brats_seg.core.progress import track
+from brats_seg.core.shapes import TissueMap
+from brats_seg.errors import InputError, UsageError
+from brats_seg.evaluation.calibration import Reliability, calibration_tree, read_probabilities, score_probabilities
+from brats_seg.evaluation.lesions import Lesions
+from brats_seg.evaluation.overlap import JointHistogram, Overlap, joint_histogram, overlap_scores
+from brats_seg.evaluation.pair import Pair, make_pair
+from brats_seg.evaluation.surface import Spacing, hd95_of, surface_dice
+from brats_seg.evaluation.table import NAN, TOLERANCE_MM, Convention, Score, compare, summarize, write_scores
+from brats_seg.scans.case import Case
+from brats_seg.scans.geometry import Geometry, ScanError, same_grid
+from brats_seg.scans.labels import REGIONS, SCHEMAS, common_classes, region_classes, to_tissue
+from brats_seg.scans.layouts import find_cases
+from brats_seg.scans.problem import Problem
+from brats_seg.scans.volume import SUFFIXES, read_volume
+
+CONVENTIONS: dict[str, Convention] = {
+    c.name: c
+    for c in (
+        Convention("brats2013", "Menze et al. 2015: empty regions are left out", "directed", NAN, NAN, 0.0, NAN),
+        # 373.12866 mm is the diagonal of a BraTS image of 240 x 240 x 155 mm
+        Convention("brats2020", "BraTS 2017-2021 leaderboards (CaPTk)", "directed", 1.0, 0.0, 0.0, 373.12866),
+        Convention(
+            "brats2023",
+            "Saluja et al., BraTS 2023 lesion-wise metrics",
+            "surface_weighted",
+            1.0,
+            0.0,
+            0.0,
+            374.0,
+            lesion_wise=True,
+            headline=("lesion_dice", "lesion_hd95_mm", "dice"),
+        ),
+        Convention("nnunet", "nnU-Net: empty in both is not a number; HD95 as MedPy", "pooled", NAN, NAN, 0.0, NAN),
+    )
+}
+"""The rules a score can follow, by name."""
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """All scores, all problems, and the summary as it lies in summary.json."""
+
+    scores: tuple[Score, ...]
+    problems: tuple[Problem, ...]
+    summary: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def exit_code(self) -> int:
+        """1 where an error was named, or nothing could be scored."""
+        return int(not self.scores or any(p.severity == "error" for p in self.problems))
+
+
+def convention_named(name: str) -> Convention:
+    """The convention of that name. Raises `UsageError` with the choices."""
+    if name not in CONVENTIONS:
+        raise UsageError(f"--convention {name}: unknown; the conventions are {', '.join(CONVENTIONS)}")
+    return CONVENTIONS[name]
+
+
+def score_case(
+    reference: TissueMap,
+    prediction: TissueMap,
+    *,
+    classes: Sequence[str],
+    spacing_mm: Spacing,
+    conventions: Sequence[str] = ("brats2020",),
+    cavity_in: Sequence[str] = (),
+    tissues: bool = True,
+    case: str = "",
+    patient: str = "",
+) -> tuple[Score, ...]:
+    """Score every region, and every single tissue class, of one case under each convention.
+
+    Args:
+        reference: (Z, Y, X) indices into `classes`.
+        prediction: the same, same shape.
+        classes: tissue class names, healthy first.
+        spacing_mm: voxel size along (Z, Y, X).
+        conventions: keys of `CONVENTIONS`.
+        cavity_in: regions that the resection cavity belongs to.
+        tissues: whether single tissue classes get rows. The healthy one has no surface scores: its surface is the tumor's and the image's.
+        case: goes into the rows.
+        patient: goes into the rows.
+
+    Raises:
+        InputError: another shape, or a class index that `classes` does not have.
+        UsageError: an unknown convention.
+    """
+    rules = [convention_named(name) for name in conventions]
+    histogram = joint_histogram(reference, prediction, len(classes))
+    pair = make_pair(reference, prediction, spacing_mm=spacing_mm)
+    parts = {region: region_classes(region, classes, cavity_in=cavity_in) for region in REGIONS}
+    if tissues:
+        parts |= {tissue: (i,) for i, tissue in enumerate(classes)}
+    return tuple(
+        _score(pair, rule, region=region, members=members, overlap=overlap_scores(histogram, members), case=case, patient=patient)
+        for region, members in parts.items()
+        for rule in rules
+    )
+
+
+def evaluate_folders(
+    out: Path,
+    reference: Path,
+    *,
+    conventions: Sequence[str] = ("brats2020",),
+    against: Path | None = None,
+    output: Path | None = None,
+    classes: Sequence[str] | None = None,
+    cavity_in: Sequence[str] = (),
+    only: Collection[str] | None = None,
+    workers: int = 2,
+) -> EvaluationReport:
+    """Score a folder of predictions against the labels of a folder of cases in any layout.
+
+    A case that cannot be scored is named among the problems; the others are scored. The summary holds the voxel confusion of all cases
+    too, and where class probabilities lie beside the predictions, how well they are calibrated.
+
+    Args:
+        out: predictions, `<case>.nii.gz`, `.nii` or `.mha`, in the values of their case's label schema.
+        reference: a folder of cases with labels, or a manifest, as `scans.layouts.find_cases` takes them.
+        conventions: keys of `CONVENTIONS`.
+        against: a second folder of predictions, tested against the first, patient by patient.
+        output: where `scores.csv` and `summary.json` go; None writes nothing.
+        classes: tissue classes to score; None for the finest that the schemas of all scored cases tell apart.
+        cavity_in: regions that the resection cavity belongs to.
+        only: ids of the cases meant; None for all.
+        workers: threads.
+
+    Raises:
+        UsageError: an unknown convention.
+        InputError: a folder that does not exist.
+    """
+    for name in conventions:
+        convention_named(name)
+    for folder in (out, *([against] if against else [])):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: is not a folder; give a folder of predictions")
+    found = find_cases(reference, required=())
+    cases = {c.id: c for c in found.cases if only is None or c.id in only}
+    problems = [p for p in found.problems if only is None or p.case in only]
+    settings = _Settings(tuple(conventions), tuple(classes) if classes else None, tuple(cavity_in), only, workers)
+    scored = _score_folder(out, cases, settings, problems)
+    scores = [score for case in scored for score in case.scores]
+    rules = [convention_named(name) for name in conventions]
+    comparison = {}
+    if against is not None:
+        others = [score for case in _score_folder(against, cases, settings, problems) for score in case.scores]
+        comparison = {"against": {"folder": str(against)} | compare(scores, others, rules)}
+    summary = summarize(scores, rules, problems=[str(p) for p in problems]) | _voxel_tree(scored) | comparison
+    report = EvaluationReport(tuple(scores), tuple(problems), summary)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        write_scores(output / "scores.csv", scores)
+        write_json(output / "summary.json", summary)
+    return report
+
+
+@dataclass(frozen=True)
+class _Settings:
+    conventions: tuple[str, ...]
+    classes: tuple[str, ...] | None
+    cavity_in: tuple[str, ...]
+    only: Collection[str] | None
+    workers: int
+
+
+@dataclass(frozen=True)
+class _CaseScores:
+    scores: tuple[Score, ...]
+    classes: tuple[str, ...]
+    confusion: JointHistogram
+    calibration: Mapping[str, Reliability] | None
+    problem: Problem | None
+
+
+def _voxel_tree(scored: Sequence[_CaseScores]) -> dict[str, Any]:
+    """The voxel confusion of all cases together, and their calibration where probabilities were saved."""
+    if not scored:
+        return {}
+    voxels = np.sum([case.confusion for case in scored], axis=0)
+    tree: dict[str, Any] = {
+        "confusion": {
+            "rows": "reference",
+            "columns": "prediction",
+            "voxels": "all of every image; healthy holds the air, which the report's table leaves out",
+            "classes": list(scored[0].classes),
+            "n_voxels": voxels.tolist(),
+        }
+    }
+    calibrated = [case.calibration for case in scored if case.calibration is not None]
+    return tree | ({"calibration": calibration_tree(calibrated)} if calibrated else {})
+
+
+def _score(pair: Pair, rule: Convention, *, region: str, members: tuple[int, ...], overlap: Overlap, case: str, patient: str) -> Score:
+    voxel_ml = math.prod(pair.spacing_mm) / 1000
+    hd95, near = _surface_scores(pair, rule, members, overlap)
+    return Score(
+        case=case,
+        region=region,
+        convention=rule.name,
+        n_reference_vox=overlap.n_reference,
+        n_prediction_vox=overlap.n_prediction,
+        dice=_unless_empty(overlap.dice, rule, overlap),
+        iou=_unless_empty(overlap.iou, rule, overlap),
+        sensitivity=_unless_empty(overlap.sensitivity, rule, overlap),
+        specificity=overlap.specificity,
+        precision=_unless_empty(overlap.precision, rule, overlap),
+        hd95_mm=hd95,
+        surface_dice=near,
+        reference_ml=overlap.n_reference * voxel_ml,
+        prediction_ml=overlap.n_prediction * voxel_ml,
+        volume_error_ml=(overlap.n_prediction - overlap.n_reference) * voxel_ml,
+        patient=patient,
+        **(_lesion_scores(pair.lesions(members), rule) if rule.lesion_wise and 0 not in members else {}),
+    )
+
+
+def _unless_empty(value: float, rule: Convention, overlap: Overlap) -> float:
+    """An overlap score, or what the convention says of it.
+
+    Sensitivity with an empty reference and precision with an empty prediction are 0 / 0: where empty-in-both is left out they are
+    left out too, else they count as the Dice beside them.
+    """
+    if overlap.n_reference == 0 and overlap.n_prediction == 0:
+        return rule.both_empty
+    if not math.isnan(value):
+        return value
+    return NAN if math.isnan(rule.both_empty) else rule.one_empty
+
+
+def _surface_scores(pair: Pair, rule: Convention, members: tuple[int, ...], overlap: Overlap) -> tuple[float, float]:
+    """HD95 and surface Dice."""
+    if 0 in members:
+        return NAN, NAN
+    if overlap.n_reference == 0 and overlap.n_prediction == 0:
+        return rule.both_empty_hd95_mm, rule.both_empty
+    if overlap.n_reference == 0 or overlap.n_prediction == 0:
+        return rule.one_empty_hd95_mm, rule.one_empty
+    distances = pair.distances(members, rule.hd95)
+    return hd95_of(distances, rule.hd95), surface_dice(distances, tolerance_mm=TOLERANCE_MM)
+
+
+def _lesion_scores(lesions: Lesions, rule: Convention) -> dict[str, Any]:
+    """Means over reference lesions and false positives; a missed or false lesion counts as an empty region does."""
+    n = lesions.n_counted
+    n_alone = lesions.n_missed + lesions.n_false
+    dice = (sum(lesions.dice) + n_alone * rule.one_empty) / n if n else rule.both_empty
+    hd95 = (sum(lesions.hd95_mm) + n_alone * rule.one_empty_hd95_mm) / n if n else rule.both_empty_hd95_mm
+    return {
+        "lesion_dice": dice,
+        "lesion_hd95_mm": hd95,
+        "n_lesions_found": len(lesions.dice),
+        "n_lesions_missed": lesions.n_missed,
+        "n_lesions_false": lesions.n_false,
+    }
+
+
+def _score_folder(out: Path, cases: Mapping[str, Case], settings: _Settings, problems: list[Problem]) -> list[_CaseScores]:
+    pairs = _pair_up(out, cases, settings.only, problems)
+    if not pairs:
+        return []
+    classes = settings.classes or common_classes(SCHEMAS[case.schema] for case, _ in pairs)
+    tasks = [(case, path, classes, settings) for case, path in pairs]
+    scored: list[_CaseScores] = []
+    with ThreadPoolExecutor(max(1, settings.workers)) as threads:
+        for result in track(threads.map(_score_files, tasks), total=len(tasks), label="scoring"):
+            if isinstance(result, Problem):
+                problems.append(result)
+            else:
+                scored.append(result)
+                problems.extend([result.problem] if result.problem else [])
+    return scored
+
+
+def _pair_up(out: Path, cases: Mapping[str, Case], only: Collection[str] | None, problems: list[Problem]) -> list[tuple[Case, Path]]:
+    files: dict[str, list[Path]] = {}
+    for path in sorted(out.iterdir()):
+        suffix = next((s for s in SUFFIXES if path.name.endswith(s)), None)
+        if suffix and not path.name.startswith(".") and path.is_file():
+            files.setdefault(path.name.removesuffix(suffix), []).append(path)
+    if only is not None:
+        files = {name: paths for name, paths in files.items() if name in only}
+    pairs = []
+    for name in sorted(files.keys() | {c.id for c in cases.values() if c.label is not None}):
+        paths, case = files.get(name, []), cases.get(name)
+        if not paths:
+            problems.append(Problem("error", name, str(out), "no prediction", f"{out / (name + SUFFIXES[0])}"))
+        elif case is None or case.label is None:
+            problems.append(Problem("error", name, str(paths[0]), "no reference for this prediction", "a case of this name with a label"))
+        elif len(paths) > 1:
+            problems.append(Problem("error", name, str(out), f"{len(paths)} predictions: {', '.join(p.name for p in paths)}", "one"))
+        else:
+            pairs.append((case, paths[0]))
+    return pairs
+
+
+def _score_files(task: tuple[Case, Path, tuple[str, ...], _Settings]) -> _CaseScores | Problem:
+    case, path, classes, settings = task
+    label = case.label
+    assert label is not None  # `_pair_up` lets no other case through
+    at: Path = label.path
+    try:
+        truth, truth_grid = read_volume(label)
+        reference = to_tissue(truth, SCHEMAS[case.schema], classes)
+        at = path
+        answer, grid = read_volume(path)
+        if answer.shape != truth.shape:
+            return Problem("error", case.id, str(path), f"shape {answer.shape} (Z, Y, X)", f"{truth.shape}, as its reference {label}")
+        if not same_grid(truth_grid, grid):
+            return Problem("error", case.id, str(path), "its affine places voxels elsewhere", f"the grid of its reference {label}")
+        prediction = to_tissue(answer, SCHEMAS[case.schema], classes)
+        calibration, problem = _calibrate(case, path.parent, reference, classes=classes, grid=truth_grid)
+        scores = score_case(
+            reference,
+            prediction,
+            classes=classes,
+            spacing_mm=truth_grid.spacing_mm,
+            conventions=settings.conventions,
+            cavity_in=settings.cavity_in,
+            case=case.id,
+            patient=case.patient,
+        )
+        return _CaseScores(scores, classes, joint_histogram(reference, prediction, len(classes)), calibration, problem)
+    except ScanError as error:
+        return Problem("error", case.id, str(error.path), error.what, error.expected)
+    except InputError as error:
+        return Problem("error", case.id, str(at), str(error), f"a label map in the values of schema '{case.schema}'")
+
+
+def _calibrate(
+    case: Case, out: Path, reference: TissueMap, *, classes: Sequence[str], grid: Geometry
+) -> tuple[Mapping[str, Reliability] | None, Problem | None]:
+    """The calibration of a case whose probabilities were saved; where they cannot be read, the problem: its other scores stand."""
+    try:
+        saved = read_probabilities(out, case.id, grid=grid)
+        return (None if saved is None else score_probabilities(*saved, reference=reference, classes=classes)), None
+    except ScanError as error:
+        return None, Problem("error", case.id, str(error.path), error.what, error.expected)
+    except InputError as error:
+        return None, Problem("error", case.id, str(out / "probabilities"), str(error), "probabilities as `predict` saves them")

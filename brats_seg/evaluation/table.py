@@ -1,0 +1,186 @@
+"""Score rows -> scores.csv and summary.json."""
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from brats_seg.core.files import atomic
+from brats_seg.core.statistics import describe, paired_test
+from brats_seg.evaluation.surface import Definition
+
+NAN = float("nan")
+TOLERANCE_MM = 1.0
+"""Distance within which two surfaces count as equal for surface Dice: one voxel of BraTS."""
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What a score of an empty region is, and which HD95 is meant. NaN leaves the case out of the mean; n says so.
+
+    Attributes:
+        name: the key in `CONVENTIONS`.
+        source: where the rules come from.
+        hd95: definition of HD95, as in `surface.hd95_mm`.
+        both_empty: Dice and other overlaps where reference and prediction are empty.
+        both_empty_hd95_mm: HD95 there.
+        one_empty: Dice and other overlaps where one of them is empty.
+        one_empty_hd95_mm: HD95 there.
+        lesion_wise: whether lesions are scored one by one too.
+        headline: the columns this convention ranks by.
+    """
+
+    name: str
+    source: str
+    hd95: Definition
+    both_empty: float
+    both_empty_hd95_mm: float
+    one_empty: float
+    one_empty_hd95_mm: float
+    lesion_wise: bool = False
+    headline: tuple[str, ...] = ("dice", "hd95_mm")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row of scores.csv: one region of one case under one convention. NaN (empty in the file) means left out."""
+
+    case: str
+    region: str
+    convention: str
+    n_reference_vox: int
+    n_prediction_vox: int
+    dice: float
+    iou: float
+    sensitivity: float
+    specificity: float
+    precision: float
+    hd95_mm: float
+    surface_dice: float
+    reference_ml: float
+    prediction_ml: float
+    volume_error_ml: float
+    lesion_dice: float = NAN
+    lesion_hd95_mm: float = NAN
+    n_lesions_found: int | None = None
+    n_lesions_missed: int | None = None
+    n_lesions_false: int | None = None
+    patient: str = ""
+
+
+METRICS = (
+    "dice",
+    "iou",
+    "sensitivity",
+    "specificity",
+    "precision",
+    "hd95_mm",
+    "surface_dice",
+    "volume_error_ml",
+    "lesion_dice",
+    "lesion_hd95_mm",
+)
+"""The columns of a score that are averaged over cases."""
+
+
+def write_scores(path: Path, scores: Iterable[Score]) -> None:
+    """Write scores.csv: a row for each score, in order; what is left out is an empty cell."""
+    with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([f.name for f in fields(Score)])
+        for score in scores:
+            writer.writerow([_cell(value) for value in asdict(score).values()])
+
+
+def summary_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The headline figures of a summary, a flat row for each convention and region: what a terminal or a report prints."""
+    return [
+        {"convention": name, "region": region}
+        | {key: value for key, value in figures.items() if not isinstance(value, dict)}
+        | {metric: figures[metric] for metric in (*convention["headline"], "dice_where_present") if metric in figures}
+        for name, convention in summary["conventions"].items()
+        for region, figures in convention["regions"].items()
+    ]
+
+
+def summarize(scores: Sequence[Score], rules: Sequence[Convention], *, problems: Sequence[str]) -> dict[str, Any]:
+    """The tree of summary.json: for each convention and region its counts, and mean, sd, n and interval of every column."""
+    return {
+        "n_cases": len({s.case for s in scores}),
+        "n_patients": len({s.patient for s in scores}),
+        "n_problems": len(problems),
+        "problems": list(problems),
+        "interval": "95 % of bootstrap means, patients resampled with all their cases",
+        "specificity": "over all voxels of the image, air included",
+        "surface_dice": "surface voxels, each counted once; where hd95 is surface_weighted, surface elements counted by their area",
+        "surface_dice_tolerance_mm": TOLERANCE_MM,
+        "conventions": {
+            rule.name: {
+                "source": rule.source,
+                "hd95": rule.hd95,
+                "both_empty": {"dice": _json(rule.both_empty), "hd95_mm": _json(rule.both_empty_hd95_mm)},
+                "one_empty": {"dice": _json(rule.one_empty), "hd95_mm": _json(rule.one_empty_hd95_mm)},
+                "lesion_wise": rule.lesion_wise,
+                "headline": list(rule.headline),
+                "regions": {
+                    region: _figures([s for s in scores if s.convention == rule.name and s.region == region])
+                    for region in dict.fromkeys(s.region for s in scores)
+                },
+            }
+            for rule in rules
+        },
+    }
+
+
+def _figures(scores: Sequence[Score]) -> dict[str, Any]:
+    """Counts and averages of one region under one convention."""
+    present = [s for s in scores if s.n_reference_vox]
+    absent = [s for s in scores if not s.n_reference_vox]
+    figures: dict[str, Any] = {
+        "n_cases": len(scores),
+        "n_present": len(present),
+        "n_both_empty": sum(s.n_prediction_vox == 0 for s in absent),
+        "n_false_positive_cases": sum(s.n_prediction_vox > 0 for s in absent),
+        "n_missed_cases": sum(s.n_prediction_vox == 0 for s in present),
+        "dice_where_present": _average(present, "dice"),
+    }
+    return figures | {metric: _average(scores, metric) for metric in METRICS if any(not math.isnan(getattr(s, metric)) for s in scores)}
+
+
+def _average(scores: Sequence[Score], metric: str) -> dict[str, Any]:
+    kept = [(getattr(s, metric), s.patient or s.case) for s in scores if not math.isnan(getattr(s, metric))]
+    return describe([value for value, _ in kept], [patient for _, patient in kept])
+
+
+def compare(first: Sequence[Score], second: Sequence[Score], rules: Sequence[Convention]) -> dict[str, Any]:
+    """Wilcoxon signed-rank over patients for the headline columns of each convention, region by region; first minus second."""
+    tests = []
+    for rule in rules:
+        for region in dict.fromkeys(s.region for s in first):
+            for metric in rule.headline:
+                a, b = (_by_patient(scores, rule.name, region, metric) for scores in (first, second))
+                n, difference, p = paired_test(a, b)
+                if n:
+                    row = {"convention": rule.name, "region": region, "metric": metric, "n": n, "mean_difference": difference, "p": p}
+                    tests.append(row)
+    return {"test": "Wilcoxon signed-rank over patients, two-sided; first minus second", "tests": tests}
+
+
+def _by_patient(scores: Sequence[Score], convention: str, region: str, metric: str) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for s in scores:
+        if s.convention == convention and s.region == region and not math.isnan(getattr(s, metric)):
+            values.setdefault(s.patient or s.case, []).append(getattr(s, metric))
+    return {patient: sum(v) / len(v) for patient, v in values.items()}
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else round(value, 6)
+    return "" if value is None else value
+
+
+def _json(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,297 @@
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from brats_seg.errors import InputError, UsageError
+from brats_seg.evaluation.scores import CONVENTIONS, evaluate_folders, score_case
+from brats_seg.evaluation.table import METRICS, summary_rows
+from brats_seg.scans.geometry import make_geometry
+from brats_seg.scans.layouts import find_cases
+from brats_seg.scans.volume import SUFFIXES, write_volume
+
+CLASSES = ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
+ALL = tuple(CONVENTIONS)
+SHAPE = (10, 12, 14)
+NAN = math.nan
+
+
+def tumor(*, core: int = 0, edema: int = 0, active: int = 0, at: int = 2) -> np.ndarray:
+    """(Z, Y, X) with blocks of `core` x 5 x 5, ... voxels side by side along z."""
+    tissue = np.zeros(SHAPE, np.uint8)
+    z = 1
+    for value, depth in ((1, core), (2, edema), (3, active)):
+        tissue[z : z + depth, at : at + 5, at : at + 5] = value
+        z += depth
+    return tissue
+
+
+def rows(reference, prediction, **more):
+    scores = score_case(reference, prediction, classes=CLASSES, spacing_mm=(1.0, 1.0, 1.0), conventions=ALL, **more)
+    return {(s.region, s.convention): s for s in scores}
+
+
+def same(a: float, b: float) -> bool:
+    return a == pytest.approx(b, nan_ok=True)
+
+
+# Dice and HD95 where both are empty, and where one is: the table of the conventions, by name
+EMPTY = {
+    "brats2013": ((NAN, NAN), (0.0, NAN)),
+    "brats2020": ((1.0, 0.0), (0.0, 373.12866)),
+    "brats2023": ((1.0, 0.0), (0.0, 374.0)),
+    "nnunet": ((NAN, NAN), (0.0, NAN)),
+}
+
+
+@pytest.mark.parametrize("convention", ALL)
+def test_empty_regions(convention):
+    nothing, active = tumor(edema=3), tumor(edema=3, active=3)
+    both, one = EMPTY[convention]
+    found = rows(nothing, nothing)["active", convention]
+    assert same(found.dice, both[0])
+    assert same(found.hd95_mm, both[1])
+    for reference, prediction in ((nothing, active), (active, nothing)):
+        found = rows(reference, prediction)["active", convention]
+        assert same(found.dice, one[0])
+        assert same(found.iou, one[0])
+        assert same(found.hd95_mm, one[1])
+
+
+def test_lesion_wise_empty_regions():
+    nothing, active = tumor(edema=3), tumor(edema=3, active=3)
+    for reference, prediction, dice, mm in ((nothing, nothing, 1.0, 0.0), (nothing, active, 0.0, 374.0), (active, nothing, 0.0, 374.0)):
+        found = rows(reference, prediction)["active", "brats2023"]
+        assert (found.lesion_dice, found.lesion_hd95_mm) == (dice, mm)
+    small = tumor(edema=3, active=2)  # 50 mm3 are not scored: nothing to find
+    assert rows(small, nothing)["active", "brats2023"].lesion_dice == 1.0
+    assert math.isnan(rows(active, active)["active", "brats2020"].lesion_dice)
+
+
+def test_sensitivity_without_reference_and_precision_without_prediction():
+    nothing, active = tumor(edema=3), tumor(edema=3, active=3)
+    false_positive, missed = rows(nothing, active), rows(active, nothing)
+    for convention, value in (("brats2013", NAN), ("brats2020", 0.0), ("brats2023", 0.0), ("nnunet", NAN)):
+        assert same(false_positive["active", convention].sensitivity, value)
+        assert same(false_positive["active", convention].precision, 0.0)
+        assert same(missed["active", convention].precision, value)
+        assert same(missed["active", convention].sensitivity, 0.0)
+        assert same(rows(nothing, nothing)["active", convention].sensitivity, CONVENTIONS[convention].both_empty)
+
+
+def test_a_case_by_hand():
+    reference, prediction = tumor(core=2, edema=2, active=4), tumor(core=2, edema=2, active=3)
+    found = rows(reference, prediction)
+    whole = found["whole", "brats2020"]
+    assert (whole.n_reference_vox, whole.n_prediction_vox) == (200, 175)
+    assert whole.dice == pytest.approx(350 / 375)
+    assert whole.sensitivity == pytest.approx(175 / 200)
+    assert whole.precision == 1.0
+    assert whole.specificity == 1.0
+    assert whole.volume_error_ml == pytest.approx(-0.025)
+    assert (whole.hd95_mm, whole.surface_dice) == (1.0, 1.0)  # the missing layer is 1 mm thick
+    assert found["core", "brats2020"].dice == pytest.approx(250 / 275)
+    assert found["active", "nnunet"].dice == pytest.approx(150 / 175)
+    assert found["active", "brats2023"].lesion_dice == pytest.approx(150 / 175)
+    assert found["edema", "brats2020"].dice == 1.0
+    healthy = found["healthy", "brats2020"]
+    assert healthy.dice == pytest.approx(2 * 1480 / (1480 + 1505))
+    assert math.isnan(healthy.hd95_mm)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_itself_is_perfect_and_every_score_in_its_range(data):
+    a, b = (data.draw(arrays(np.uint8, (4, 5, 6), elements=st.integers(0, 3), fill=st.just(0))) for _ in range(2))
+    for score in rows(a, a).values():
+        for metric, best in zip(
+            ("dice", "iou", "surface_dice", "lesion_dice", "hd95_mm", "volume_error_ml"), (1, 1, 1, 1, 0, 0), strict=True
+        ):
+            assert getattr(score, metric) == best or math.isnan(getattr(score, metric))
+    for score in rows(a, b).values():
+        for metric in set(METRICS) - {"hd95_mm", "lesion_hd95_mm", "volume_error_ml"}:
+            value = getattr(score, metric)
+            assert math.isnan(value) or 0 <= value <= 1
+
+
+def test_unknown_convention_is_refused():
+    with pytest.raises(UsageError, match="the conventions are brats2013, brats2020, brats2023, nnunet"):
+        score_case(tumor(), tumor(), classes=CLASSES, spacing_mm=(1, 1, 1), conventions=("brats1999",))
+
+
+def write_reference(folder: Path, tissues: dict[str, np.ndarray]) -> Path:
+    """BraTS 2021 cases that are labels alone; 4 is enhancing."""
+    for name, tissue in tissues.items():
+        (folder / name).mkdir(parents=True)
+        write_map(folder / name / f"{name}_seg.nii.gz", tissue)
+    return folder
+
+
+def write_map(path: Path, tissue: np.ndarray, *, values=(0, 1, 2, 4), geometry=None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_volume(path, np.array(values, np.uint8)[tissue], geometry or make_geometry(SHAPE), dtype="uint8")
+
+
+def test_folders(tmp_path):
+    truth = {"BraTS2021_00001": tumor(core=2, edema=2, active=4), "BraTS2021_00002": tumor(core=2, edema=2)}
+    reference = write_reference(tmp_path / "reference", truth)
+    answers = {"BraTS2021_00001": tumor(core=2, edema=2, active=3), "BraTS2021_00002": tumor(core=2, edema=2, active=1)}
+    for name, tissue in answers.items():
+        write_map(tmp_path / "out" / f"{name}.nii.gz", tissue)
+    report = evaluate_folders(tmp_path / "out", reference, conventions=ALL, output=tmp_path / "scores")
+    assert (report.exit_code, report.problems) == (0, ())
+
+    with (tmp_path / "scores" / "scores.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 2 * (3 + 4) * 4
+    columns = [
+        "case",
+        "region",
+        "convention",
+        "n_reference_vox",
+        "n_prediction_vox",
+        "dice",
+        "iou",
+        "sensitivity",
+        "specificity",
+        "precision",
+        "hd95_mm",
+    ]
+    assert list(table[0])[:11] == columns
+    active = {(r["case"], r["convention"]): r for r in table if r["region"] == "active"}
+    assert active["BraTS2021_00002", "brats2020"]["hd95_mm"] == "373.12866"
+    assert active["BraTS2021_00002", "nnunet"]["hd95_mm"] == ""
+
+    summary = json.loads((tmp_path / "scores" / "summary.json").read_text())
+    figures = summary["conventions"]["brats2020"]["regions"]["active"]
+    first = 150 / 175
+    assert figures["dice"]["mean"] == pytest.approx(first / 2)
+    assert figures["dice"]["n"] == 2
+    assert figures["dice"]["interval95"] == pytest.approx([0, first])
+    assert figures["dice_where_present"]["mean"] == pytest.approx(first)
+    counted = [figures[key] for key in ("n_cases", "n_present", "n_false_positive_cases", "n_missed_cases", "n_both_empty")]
+    assert counted == [2, 1, 1, 0, 0]
+    assert summary["conventions"]["nnunet"]["regions"]["active"]["hd95_mm"]["n"] == 1
+    assert summary["conventions"]["brats2013"]["both_empty"]["dice"] is None
+    assert "air" in summary["specificity"]
+    flat = summary_rows(summary)
+    assert {r["convention"] for r in flat} == set(ALL)
+    assert any("lesion_dice" in r for r in flat if r["convention"] == "brats2023")
+
+
+def test_every_problem_is_named_and_the_others_scored(tmp_path):
+    names = {k: f"BraTS2021_0000{i}" for i, k in enumerate(("good", "missing", "shape", "moved", "value", "double", "stack", "text"))}
+    reference = write_reference(tmp_path / "reference", dict.fromkeys(names.values(), tumor(core=2, edema=2)))
+    out = tmp_path / "out"
+    for key in ("good", "double"):
+        write_map(out / f"{names[key]}.nii.gz", tumor(core=2, edema=2))
+    write_map(out / f"{names['double']}.nii", tumor())
+    write_volume(out / f"{names['shape']}.nii.gz", np.zeros((9, 12, 14), np.uint8), make_geometry((9, 12, 14)), dtype="uint8")
+    write_map(out / f"{names['moved']}.nii.gz", tumor(core=2), geometry=make_geometry(SHAPE, spacing_mm=(1, 1, 1.1)))
+    write_map(out / f"{names['value']}.nii.gz", tumor(core=2), values=(0, 7, 2, 4))
+    write_volume(out / f"{names['stack']}.nii.gz", np.zeros((*SHAPE, 2), np.uint8), make_geometry(SHAPE), dtype="uint8")
+    (out / f"{names['text']}.nii.gz").write_text("not a scan")
+    write_map(out / "stranger.nii.gz", tumor())
+    report = evaluate_folders(out, reference)
+    assert report.exit_code == 1
+    assert {s.case for s in report.scores} == {names["good"]}
+    said = {p.case: str(p) for p in report.problems}
+    assert len(report.problems) == report.summary["n_problems"] == 8
+    assert "no prediction" in said[names["missing"]]
+    assert "shape (9, 12, 14)" in said[names["shape"]]
+    assert "affine" in said[names["moved"]]
+    assert "7" in said[names["value"]]
+    assert "0, 1, 2, 4" in said[names["value"]]
+    assert "2 predictions" in said[names["double"]]
+    assert "2 volumes" in said[names["stack"]]
+    assert "gzip" in said[names["text"]]
+    assert "no reference" in said["stranger"]
+    assert evaluate_folders(out, reference, only=[names["good"]]).exit_code == 0
+
+
+def test_against_another_folder(tmp_path):
+    truth = {f"BraTS2021_{i:05d}": tumor(core=2, edema=2, active=3) for i in range(6)}
+    reference = write_reference(tmp_path / "reference", truth)
+    for i, name in enumerate(truth):
+        write_map(tmp_path / "out" / f"{name}.nii.gz", truth[name])
+        worse = truth[name].copy()
+        worse[1 : 2 + i % 2, 2, 2] = 0
+        write_map(tmp_path / "worse" / f"{name}.nii.gz", worse)
+    report = evaluate_folders(tmp_path / "out", reference, against=tmp_path / "worse")
+    tests = {(t["region"], t["metric"]): t for t in report.summary["against"]["tests"]}
+    whole = tests["whole", "dice"]
+    assert whole["n"] == 6
+    assert whole["mean_difference"] > 0
+    assert whole["p"] == pytest.approx(0.03125)  # six of six: 2 / 2^6
+    assert tests["active", "dice"]["p"] == 1.0
+    with pytest.raises(InputError, match="is not a folder"):
+        evaluate_folders(tmp_path / "nowhere", reference)
+
+
+def test_voxels_are_counted_over_all_cases_and_saved_probabilities_are_calibrated(tmp_path):
+    truth = {f"BraTS2021_{i:05d}": tumor(core=2, edema=2, active=3) for i in range(2)}
+    reference = write_reference(tmp_path / "reference", truth)
+    first, second = truth
+    write_map(tmp_path / "out" / f"{first}.nii.gz", truth[first])
+    write_map(tmp_path / "out" / f"{second}.nii.gz", np.where(truth[second] == 3, 1, truth[second]).astype(np.uint8))
+    plain = evaluate_folders(tmp_path / "out", reference)
+    assert "calibration" not in plain.summary
+    confusion = plain.summary["confusion"]
+    assert confusion["classes"][3] == "enhancing_core"
+    n_enhancing = int((truth[first] == 3).sum())
+    assert confusion["n_voxels"][3] == [0, n_enhancing, 0, n_enhancing]
+    assert np.sum(confusion["n_voxels"]) == 2 * truth[first].size
+
+    folder = tmp_path / "out" / "probabilities"
+    folder.mkdir()
+    (folder / "classes.txt").write_text("\n".join(confusion["classes"]))
+    write_volume(folder / f"{first}.nii.gz", np.eye(4)[truth[first]], make_geometry(SHAPE), dtype="float32")
+    calibrated = evaluate_folders(tmp_path / "out", reference, output=tmp_path / "scores")
+    assert calibrated.problems == ()
+    assert calibrated.summary["calibration"]["n_cases"] == 1
+    assert [found["ece"] for found in calibrated.summary["calibration"]["regions"].values()] == [0, 0, 0]
+    (folder / f"{first}.nii.gz").write_text("not a scan")
+    broken = evaluate_folders(tmp_path / "out", reference)
+    assert [p.case for p in broken.problems] == [first]
+    assert {s.case for s in broken.scores} == {first, second}
+    assert (broken.exit_code, "calibration" in broken.summary) == (1, False)
+
+
+def test_a_manifest_is_a_reference_too(tmp_path):
+    tissue = tumor(core=2, edema=2, active=3)
+    write_reference(tmp_path, {"BraTS2021_00001": tissue})
+    (tmp_path / "list.csv").write_text("case,patient,label,schema\nmine,p,BraTS2021_00001/BraTS2021_00001_seg.nii.gz,brats2017\n")
+    write_map(tmp_path / "out" / "mine.nii.gz", tissue)
+    report = evaluate_folders(tmp_path / "out", tmp_path / "list.csv")
+    assert (report.exit_code, {s.patient for s in report.scores}, {s.dice for s in report.scores}) == (0, {"p"}, {1.0})
+    with pytest.raises(InputError, match="no such"):
+        evaluate_folders(tmp_path / "out", tmp_path / "nothing.csv")
+
+
+def test_orientation_and_type_of_a_prediction_do_not_matter(tmp_path):
+    tissue = tumor(core=2, edema=1, active=3)
+    reference = write_reference(tmp_path / "reference", {"BraTS2021_00001": tissue})
+    grid = make_geometry(SHAPE, orientation="RAS")
+    (tmp_path / "out").mkdir()
+    write_volume(tmp_path / "out" / "BraTS2021_00001.nii.gz", np.array([0, 1, 2, 4])[tissue], grid, dtype="float32")
+    report = evaluate_folders(tmp_path / "out", reference)
+    assert report.problems == ()
+    assert all(s.dice == 1.0 for s in report.scores)
+
+
+def test_real_references_against_themselves(real_data, tmp_path):
+    cases = find_cases(real_data).cases
+    for case in cases:
+        suffix = next(s for s in SUFFIXES if case.label.path.name.endswith(s))
+        (tmp_path / f"{case.id}{suffix}").symlink_to(case.label.path)
+    report = evaluate_folders(tmp_path, real_data, conventions=("brats2020", "brats2023"))
+    assert (report.exit_code, report.summary["n_cases"]) == (0, 8)
+    for score in report.scores:
+        assert (score.dice, score.sensitivity) == (1.0, 1.0)
+        assert score.hd95_mm == 0.0 or score.region == "healthy"
