@@ -1,0 +1,1 @@
+"""Case + network -> label map on the native grid."""

@@ -1,0 +1,390 @@
+"""Case + network -> label map on the native grid."""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from torch import nn
+
+from brats_seg.bank.normalize import NormalizedCase, normalize_volumes, off_spacing, uncrop
+from brats_seg.core.files import write_text
+from brats_seg.core.progress import track
+from brats_seg.core.shapes import TissueMap
+from brats_seg.errors import InputError, UsageError
+from brats_seg.evaluation.calibration import CLASSES, PROBABILITIES
+from brats_seg.inference.cleanup import Cleanup, clean_up
+from brats_seg.inference.dense import Mirroring, Probabilities, brain_mask, class_probabilities, label_map, most_likely
+from brats_seg.inference.outputs import add_row, read_rows
+from brats_seg.scans.case import Case
+from brats_seg.scans.geometry import Geometry, ScanError
+from brats_seg.scans.labels import REGIONS, from_tissue, region_classes, schema_named
+from brats_seg.scans.problem import Problem
+from brats_seg.scans.verify import check_case, load_case
+from brats_seg.scans.volume import SUFFIXES, read_header, write_label_map, write_volume
+
+_WAITING_WRITES = 2  # more label maps than this wait for the disk: computing waits too
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A network and what has to be known to feed it and to read its output.
+
+    Attributes:
+        network: ready for inference (`dense.ready_for_inference`).
+        modalities: names of its input channels, in order.
+        classes: names of its output classes, in order, healthy first.
+        spacing_mm: voxel size (Z, Y, X) it was trained on.
+        percentiles: of the brain, where each modality is clipped.
+        n4: whether it was trained on scans corrected by N4.
+        n_dims: 2 for slices, 3 for volumes.
+        divisor: what its input sides must be a multiple of.
+        window: to lead it over the image with; None shows it whole slices (or volumes).
+        class_shift: added to the logits of each class: the logarithm of a prior correction; None for none.
+    """
+
+    network: nn.Module
+    modalities: tuple[str, ...]
+    classes: tuple[str, ...]
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    n4: bool = False
+    n_dims: Literal[2, 3] = 2
+    divisor: int = 16
+    window: tuple[int, ...] | None = None
+    class_shift: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One label map that was written.
+
+    Attributes:
+        case: its id.
+        path: where it lies.
+        seconds: reading, computing and writing it, one after the other.
+        volumes_ml: of each class and region of it.
+        warnings: what was odd about the case.
+    """
+
+    case: str
+    path: Path
+    seconds: float
+    volumes_ml: Mapping[str, float]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PredictReport:
+    """What a run over a folder did: label maps written, cases that were there already, and what was wrong."""
+
+    predictions: tuple[Prediction, ...]
+    skipped: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """1 where a case was refused, or there was none."""
+        return int(not (self.predictions or self.skipped) or any(p.severity == "error" for p in self.problems))
+
+    def summary(self) -> str:
+        """One line of counts."""
+        n_refused = len({p.case or p.file for p in self.problems if p.severity == "error"})
+        mean = f", {sum(p.seconds for p in self.predictions) / len(self.predictions):.1f} s each" if self.predictions else ""
+        there = f", {len(self.skipped)} were there already" if self.skipped else ""
+        return f"{len(self.predictions)} cases segmented{mean}{there}, {n_refused} refused"
+
+
+def predict_cases(
+    segmenters: Sequence[Segmenter],
+    cases: Sequence[Case],
+    *,
+    out: Path,
+    problems: Sequence[Problem] = (),
+    mirroring: Mirroring = "none",
+    cleanup: Cleanup | None = None,
+    save_probabilities: bool = False,
+    skip_finished: bool = False,
+    resample: bool = False,
+    allow_missing: bool = False,
+    suffix: str = ".nii.gz",
+) -> PredictReport:
+    """Segment cases into `OUT/<case>.nii.gz`, in the label values, grid and type of each; and `predictions.csv`, `labels.txt`.
+
+    The next case is read while one is computed, and the last is written. A case that cannot be segmented is named among the
+    problems; the others are segmented.
+
+    Args:
+        segmenters: one, or several whose probabilities are averaged.
+        cases: ids must differ; labels are not read.
+        out: made if it is not there.
+        problems: known before (of finding the cases), to be reported with the others.
+        mirroring: "in_plane" averages over flips.
+        cleanup: thresholds below which tumor is taken out; None for none. Saved probabilities are those before it.
+        save_probabilities: also `OUT/probabilities/<case>.nii.gz`, float32, a volume per class, and `classes.txt`, their names.
+        skip_finished: leave cases alone that are there whole: label map, row of the table, and probabilities where they are wanted.
+        resample: take cases whose spacing is over 5 % off the network's: there and back by SimpleITK.
+        allow_missing: take cases that lack some modalities, whose channels are then 0: for networks trained with modality dropout.
+        suffix: file type, one of `scans.volume.SUFFIXES`.
+
+    Raises:
+        UsageError: no segmenter, segmenters that do not fit together, or an unknown suffix.
+    """
+    if suffix not in SUFFIXES:
+        raise UsageError(f"suffix '{suffix}': must be one of {', '.join(SUFFIXES)}")
+    job = _Job(_fitting(segmenters), out, suffix, mirroring, save_probabilities, resample, cleanup=cleanup, allow_missing=allow_missing)
+    out.mkdir(parents=True, exist_ok=True)
+    listed = {row["case"] for row in read_rows(out)} if skip_finished else set()
+    skipped = [c.id for c in cases if c.id in listed and _is_finished(job, c)]
+    found = list(problems)
+    predictions = []
+    todo = [c for c in cases if c.id not in skipped]
+    for result in track(_pipelined(job, todo), total=len(todo), label="segmenting"):
+        if isinstance(result, Problem):
+            found.append(result)
+        else:
+            predictions.append(result)
+    return PredictReport(tuple(predictions), tuple(skipped), tuple(found))
+
+
+def predict_one(
+    segmenters: Sequence[Segmenter], case: Case, *, out: Path, mirroring: Mirroring = "none", resample: bool = False
+) -> PredictReport:
+    """Segment one case into the label map `out` itself, and write nothing else. Otherwise as `predict_cases`."""
+    suffix = next((s for s in SUFFIXES if out.name.endswith(s)), None)
+    if suffix is None:
+        raise UsageError(f"{out}: its name must end in one of {', '.join(SUFFIXES)}")
+    job = _Job(_fitting(segmenters), out.parent, suffix, mirroring, save_probabilities=False, resample=resample, single=out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    results = list(_pipelined(job, [case]))
+    problems = tuple(r for r in results if isinstance(r, Problem))
+    return PredictReport(tuple(r for r in results if isinstance(r, Prediction)), (), problems)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is the same for all cases of a run."""
+
+    segmenters: tuple[Segmenter, ...]
+    out: Path
+    suffix: str
+    mirroring: Mirroring
+    save_probabilities: bool
+    resample: bool
+    single: Path | None = None
+    cleanup: Cleanup | None = None
+    allow_missing: bool = False
+
+    def path_of(self, case: Case) -> Path:
+        return self.single or self.out / f"{case.id}{self.suffix}"
+
+    def probabilities_of(self, case: Case) -> Path:
+        return self.out / PROBABILITIES / f"{case.id}.nii.gz"
+
+
+@dataclass(frozen=True)
+class _Input:
+    case: Case
+    normalized: NormalizedCase
+    warnings: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Output:
+    source: _Input
+    labels: TissueMap
+    probabilities: Probabilities | None
+    seconds: float
+
+
+def _is_finished(job: _Job, case: Case) -> bool:
+    """Whether the files of a case are there: a process may have been killed between them."""
+    return job.path_of(case).is_file() and (not job.save_probabilities or job.probabilities_of(case).is_file())
+
+
+def _fitting(segmenters: Sequence[Segmenter]) -> tuple[Segmenter, ...]:
+    if not segmenters:
+        raise UsageError("no network to segment with; give at least one run")
+    first = segmenters[0]
+    for name in ("modalities", "classes", "spacing_mm", "percentiles", "n4"):
+        for other in segmenters[1:]:
+            if getattr(other, name) != getattr(first, name):
+                raise UsageError(f"runs of different {name} cannot be averaged: {getattr(first, name)} and {getattr(other, name)}")
+    return tuple(segmenters)
+
+
+def _pipelined(job: _Job, cases: Sequence[Case]) -> Iterator[Prediction | Problem]:
+    """Read, compute, write: each in its own thread, results in the order in which the cases end."""
+    seen: set[str] = set()
+    with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as writer:
+        ahead: deque[Future[_Input | Problem]] = deque()
+        writes: deque[Future[Prediction | Problem]] = deque()
+        left = iter(cases)
+        for case in cases[:1]:
+            ahead.append(reader.submit(_read, job, next(left)))
+            seen.add(case.id)
+        while ahead:
+            source = ahead.popleft().result()
+            for case in left:
+                if case.id in seen:
+                    yield Problem("error", case.id, str(case.folder), "a second case of this id", "ids that differ")
+                    continue
+                seen.add(case.id)
+                ahead.append(reader.submit(_read, job, case))
+                break
+            if isinstance(source, Problem):
+                yield source
+                continue
+            computed = _compute(job, source)
+            if isinstance(computed, Problem):
+                yield computed
+                continue
+            writes.append(writer.submit(_write, job, computed))
+            while len(writes) > _WAITING_WRITES or (writes and writes[0].done()):
+                yield writes.popleft().result()
+        for write in writes:
+            yield write.result()
+
+
+def _read(job: _Job, case: Case) -> _Input | Problem:
+    """Read, check and normalize a case; what is wrong with its label, if it has one, does not matter here."""
+    start = time.perf_counter()
+    first = job.segmenters[0]
+    missing = [name for name in first.modalities if name not in case.modalities]
+    there = tuple(name for name in first.modalities if name in case.modalities)
+    if missing and not (job.allow_missing and there):
+        return Problem("error", case.id, str(case.folder), f"lacks {', '.join(missing)}", f"a scan each for {', '.join(first.modalities)}")
+    needed = {name: case.modalities[name] for name in there}
+    try:
+        schema_named(case.schema)
+        loaded = load_case(replace(case, modalities=needed, label=None))
+        report = check_case(loaded)
+        errors = [p for p in report.problems if p.severity == "error"]
+        if errors:
+            return replace(errors[0], what="; ".join(p.what for p in errors))
+        geometry = loaded.volumes[there[0]][1]
+        if off_spacing(geometry.spacing_mm, wanted_mm=first.spacing_mm) and not job.resample:
+            have, want = (" x ".join(f"{mm:.3g}" for mm in spacing) for spacing in (geometry.spacing_mm, first.spacing_mm))
+            what = f"voxels of {have} mm (Z, Y, X), over 5 % off the network's {want} mm"
+            return Problem("error", case.id, str(case.folder), what, "that spacing, or --resample")
+        normalized = normalize_volumes(
+            case,
+            {name: loaded.volumes[name][0] for name in there},
+            label=None,
+            geometry=geometry,
+            percentiles=first.percentiles,
+            n4_cache=job.out / "n4" if first.n4 else None,
+            resample_to_mm=first.spacing_mm if job.resample else None,
+        )
+    except InputError as error:
+        return _problem(case, error)
+    warnings = (*(p.what for p in report.problems), *normalized.warnings, *(f"lacks {name}" for name in missing))
+    return _Input(case, _with_all_channels(normalized, there, first.modalities), warnings, time.perf_counter() - start)
+
+
+def _with_all_channels(normalized: NormalizedCase, there: Sequence[str], wanted: Sequence[str]) -> NormalizedCase:
+    """The case with a channel of 0 for each modality it lacks, as modality dropout made them in training."""
+    if len(there) == len(wanted):
+        return normalized
+    image = np.zeros((*normalized.image.shape[:3], len(wanted)), np.float16)
+    image[..., [list(wanted).index(name) for name in there]] = normalized.image
+    return replace(normalized, image=image)
+
+
+def _compute(job: _Job, source: _Input) -> _Output | Problem:
+    start = time.perf_counter()
+    image, first = source.normalized.image, job.segmenters[0]
+    probabilities = None
+    try:
+        if len(job.segmenters) == 1 and job.mirroring == "none" and not job.save_probabilities:
+            labels = label_map(
+                first.network, image, n_dims=first.n_dims, divisor=first.divisor, window=first.window, class_shift=first.class_shift
+            )
+        else:
+            probabilities = _mean_probabilities(job, source)
+            labels = most_likely(probabilities, brain_mask(image))
+        if job.cleanup is not None:
+            labels = clean_up(labels, classes=first.classes, spacing_mm=source.normalized.spacing_mm, cleanup=job.cleanup)
+    except InputError as error:
+        return _problem(source.case, error)
+    return _Output(source, labels, probabilities if job.save_probabilities else None, time.perf_counter() - start)
+
+
+def _mean_probabilities(job: _Job, source: _Input) -> Probabilities:
+    total: np.ndarray | float = 0.0
+    for s in job.segmenters:
+        total = total + class_probabilities(
+            s.network,
+            source.normalized.image,
+            n_dims=s.n_dims,
+            divisor=s.divisor,
+            window=s.window,
+            mirroring=job.mirroring,
+            class_shift=s.class_shift,
+        )
+    return np.asarray(total / len(job.segmenters), np.float32)
+
+
+def _write(job: _Job, output: _Output) -> Prediction | Problem:
+    start = time.perf_counter()
+    case, normalized, classes = output.source.case, output.source.normalized, job.segmenters[0].classes
+    path = job.path_of(case)
+    try:
+        tissue = uncrop(output.labels, normalized)
+        values = from_tissue(tissue, schema_named(case.schema), classes)
+        write_label_map(path, values, normalized.geometry, dtype=_label_dtype(case))
+        if output.probabilities is not None:
+            _write_probabilities(job, output, output.probabilities)
+        volumes_ml = _volumes_ml(tissue, normalized.geometry, classes)
+        seconds = output.source.seconds + output.seconds + time.perf_counter() - start
+        if job.single is None:
+            row: dict[str, str | float] = {"case": case.id, "file": path.name, "schema": case.schema, "seconds": round(seconds, 3)}
+            row |= {f"{name}_ml": round(ml, 3) for name, ml in volumes_ml.items()} | {"warnings": "; ".join(output.source.warnings)}
+            add_row(job.out, row)
+    except InputError as error:
+        return _problem(case, error)
+    except OSError as error:
+        return Problem("error", case.id, str(path), f"cannot be written: {error.strerror or error}", "a folder with room")
+    return Prediction(case.id, path, seconds, volumes_ml, output.source.warnings)
+
+
+def _write_probabilities(job: _Job, output: _Output, probabilities: Probabilities) -> None:
+    """Class probabilities (Z, Y, X, K) on the native grid, healthy 1 outside the brain."""
+    normalized = output.source.normalized
+    inside = probabilities * brain_mask(normalized.image)
+    stack = np.stack([uncrop(p, normalized) for p in inside], axis=-1)
+    stack[..., 0] = 1 - stack[..., 1:].sum(axis=-1)
+    path = job.probabilities_of(output.source.case)
+    path.parent.mkdir(exist_ok=True)
+    write_text(path.parent / CLASSES, "\n".join(job.segmenters[0].classes) + "\n")
+    write_volume(path, stack, normalized.geometry, dtype="float32")
+
+
+def _volumes_ml(tissue: TissueMap, geometry: Geometry, classes: Sequence[str]) -> dict[str, float]:
+    """Of every region and every class but healthy, whose volume is the frame's."""
+    voxel_ml = float(np.prod(geometry.spacing_mm)) / 1000
+    counts = np.bincount(tissue[tissue != 0], minlength=len(classes)) * voxel_ml
+    regions = {region: float(sum(counts[i] for i in region_classes(region, classes))) for region in REGIONS}
+    return regions | {name: float(counts[i]) for i, name in enumerate(classes) if i}
+
+
+def _label_dtype(case: Case) -> str:
+    """The type of the case's own label, as released (2023 has float masks); uint8 where there is none."""
+    if case.label is None:
+        return "uint8"
+    try:
+        dtype = read_header(case.label.path).dtype
+    except InputError:
+        return "uint8"
+    return dtype if np.dtype(dtype).kind in "iuf" else "uint8"
+
+
+def _problem(case: Case, error: InputError) -> Problem:
+    if isinstance(error, ScanError):
+        return Problem("error", case.id, str(error.path), error.what, error.expected)
+    return Problem("error", case.id, "", str(error).removeprefix(f"{case.id}: "))

@@ -1,0 +1,152 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.networks.nets import UNet
+from torch import nn
+
+from brats_seg.config import Network
+from brats_seg.core.kernels import largest_class, largest_class_numpy
+from brats_seg.core.runtime import Runtime
+from brats_seg.errors import InputError
+from brats_seg.inference.dense import brain_mask, class_probabilities, label_map, most_likely, ready_for_inference, slice_logits
+from brats_seg.models.networks import DIMENSIONS, make_network
+
+CPU = Runtime(torch.device("cpu"))
+
+
+def random_image(shape: tuple[int, int, int], *, n_channels: int = 4, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((*shape, n_channels)).astype(np.float16)
+
+
+def small_unet(*, n_dims: int = 2, n_channels: int = 4) -> nn.Module:
+    torch.manual_seed(0)
+    network = UNet(n_dims, n_channels, 3, channels=(4, 8, 8), strides=(2, 2), num_res_units=1, norm="BATCH").eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+            module.running_mean.normal_(0, 0.1)
+    return network
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(*[st.integers(1, 21)] * 3), st.integers(1, 5), st.integers(1, 9), st.sampled_from([1, 2, 8, 16]))
+def test_identity_comes_back_whole(shape, n_channels, batch_size, divisor):
+    image = random_image(shape, n_channels=n_channels)
+    stitched = np.zeros((shape[0], n_channels, *shape[1:]), np.float32)
+    for zs, logits in slice_logits(nn.Identity(), image, np.arange(shape[0]), batch_size=batch_size, divisor=divisor):
+        stitched[zs] = logits.numpy()
+    assert np.array_equal(stitched, image.transpose(0, 3, 1, 2).astype(np.float32))
+    assert np.array_equal(label_map(nn.Identity(), image, divisor=divisor), image.argmax(axis=-1))
+    assert np.array_equal(label_map(nn.Identity(), image, n_dims=3, divisor=divisor), image.argmax(axis=-1))
+
+
+def test_every_pass_has_one_shape():
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            assert x.is_contiguous(memory_format=torch.channels_last)
+            seen.append(tuple(x.shape))
+            return x
+
+    parts = [list(zs) for zs, _ in slice_logits(Spy(), random_image((11, 17, 30)), np.array([9, 1, 5, 0, 2]), batch_size=2)]
+    assert parts == [[9, 1], [5, 0], [2]]
+    assert set(seen) == {(2, 4, 32, 32)}
+
+
+def test_whole_slices_equal_the_network_on_the_padded_slice():
+    network, image = small_unet(), random_image((3, 20, 18))
+    padded = torch.zeros(3, 4, 32, 32)
+    padded[:, :, :20, :18] = torch.from_numpy(image.astype(np.float32)).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = network(padded)[:, :, :20, :18]
+    for zs, logits in slice_logits(ready_for_inference(network, runtime=CPU), image, np.arange(3), batch_size=2):
+        assert torch.allclose(logits, expected[zs], atol=1e-5)
+
+
+def test_mode_and_weights_are_left_as_they_were():
+    network = small_unet().train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    label_map(network, random_image((2, 16, 16)))
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    ready = ready_for_inference(network, runtime=Runtime(torch.device("cpu"), torch.bfloat16))
+    assert (next(ready.parameters()).dtype, next(network.parameters()).dtype) == (torch.bfloat16, torch.float32)
+    assert not ready.training
+
+
+@pytest.mark.parametrize("kind", ["unet2d", "basic_unet2d", "unet3d"])
+def test_folded_batch_norms_change_nothing(kind):
+    torch.manual_seed(0)
+    n_dims = DIMENSIONS[kind]
+    channels = (4, 4, 8, 8, 8, 4) if kind == "basic_unet2d" else (4, 8, 8)
+    network = make_network(Network(name=kind, channels=channels), n_channels=2, n_classes=3, n_dims=n_dims)
+    inputs = torch.randn(2, 2, *[16] * n_dims)
+    for _ in range(3):
+        network(inputs)  # gives the batch norms something to fold
+    ready = ready_for_inference(network, runtime=CPU)
+    assert any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in ready.modules())
+    with torch.no_grad():
+        assert torch.allclose(ready(inputs), network.eval()(inputs), atol=1e-5)
+
+
+def test_outside_the_brain_is_healthy():
+    image = random_image((2, 8, 8), n_channels=2)
+    image[0, :4] = 0
+    image[0, 4, :, 0] = 0  # one modality is enough to be brain
+    assert np.array_equal(brain_mask(image), image.any(axis=-1))
+    always_one = nn.Conv2d(2, 2, 1)
+    with torch.no_grad():
+        always_one.weight.zero_()
+        always_one.bias.copy_(torch.tensor([0.0, 1.0]))
+    labels = label_map(always_one, image)
+    assert np.array_equal(labels == 1, brain_mask(image))
+    probabilities = class_probabilities(always_one, image)
+    assert np.array_equal(most_likely(probabilities, brain_mask(image)), labels)
+    assert label_map(always_one, image, class_shift=[2.0, 0.0]).max() == 0
+
+
+def test_probabilities_average_over_mirrors():
+    image = random_image((3, 9, 7))
+    network = small_unet(n_channels=4)
+    one = class_probabilities(network, image)
+    assert one.shape == (3, 3, 9, 7)
+    assert np.allclose(one.sum(axis=0), 1, atol=1e-6)
+    mirrored = class_probabilities(network, image, mirroring="in_plane")
+    by_hand = np.mean(
+        [np.flip(class_probabilities(network, np.flip(image, a)), tuple(i + 1 for i in a)) for a in ((), (1,), (2,), (1, 2))], axis=0
+    )
+    assert np.allclose(mirrored, by_hand, atol=1e-6)
+    pointwise = class_probabilities(nn.Identity(), image)
+    assert np.allclose(class_probabilities(nn.Identity(), image, mirroring="in_plane"), pointwise, atol=1e-6)
+
+
+def test_a_three_dimensional_network_sees_the_volume_at_once():
+    network, image = small_unet(n_dims=3), random_image((9, 10, 11))
+    labels = label_map(ready_for_inference(network, runtime=CPU), image, n_dims=3, divisor=4)
+    padded = torch.zeros(1, 4, 12, 12, 12)
+    padded[0, :, :9, :10, :11] = torch.from_numpy(image.astype(np.float32)).permute(3, 0, 1, 2)
+    with torch.no_grad():
+        expected = network(padded)[0, :, :9, :10, :11].argmax(0)
+    assert (labels == expected.numpy()).mean() > 0.999
+
+
+def test_nan_is_named():
+    image = random_image((1, 4, 4))
+    image[0, 0, 0, 2] = np.nan
+    for function in (label_map, class_probabilities):
+        with pytest.raises(InputError, match="not a number"):
+            function(nn.Identity(), image)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.integers(1, 6), st.integers(0, 99))
+def test_largest_class_equals_its_twin(n, n_y, n_x, n_classes, seed):
+    rng = np.random.default_rng(seed)
+    logits = rng.integers(-2, 3, (n, n_y + 2, n_x + 1, n_classes)).astype(np.float32)  # many ties
+    inside, shift = rng.random((n, n_y, n_x)) < 0.7, rng.integers(-1, 2, n_classes).astype(np.float32)
+    ours, twins = np.full(inside.shape, 9, np.uint8), np.full(inside.shape, 9, np.uint8)
+    assert largest_class(logits, inside, shift, ours) == largest_class_numpy(logits, inside, shift, twins)
+    assert np.array_equal(ours, twins)

@@ -1,0 +1,275 @@
+import csv
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK
+from torch import nn
+
+from brats_seg.errors import UsageError
+from brats_seg.inference.cleanup import Cleanup
+from brats_seg.inference.predict import Segmenter, predict_cases, predict_one
+from brats_seg.scans.case import MODALITIES, Case, ScanFile
+from brats_seg.scans.geometry import make_geometry
+from brats_seg.scans.volume import read_volume, write_volume
+
+CLASSES = ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
+SHAPE = (12, 18, 15)
+ORIENTATIONS = ["".join(codes) for codes in product("LR", "PA", "SI")]
+
+
+class BrightestChannel(nn.Module):
+    """Class = the brightest modality of the voxel: what a person can work out from the scans."""
+
+    def forward(self, x):
+        return x
+
+
+def segmenter(**changes) -> Segmenter:
+    return replace(Segmenter(BrightestChannel(), MODALITIES, CLASSES, percentiles=(0.0, 100.0)), **changes)
+
+
+def scans(seed: int = 0) -> np.ndarray:
+    """(Z, Y, X, M): an off-center brain of 600 voxels, each modality a shuffle of the same values, so z-scores keep their order."""
+    rng = np.random.default_rng(seed)
+    volume = np.zeros((*SHAPE, 4), np.int16)
+    for m in range(4):
+        volume[2:8, 3:13, 4:14, m] = rng.permutation(np.arange(600, dtype=np.int16) + 100).reshape(6, 10, 10)
+    return volume
+
+
+def expected(volume: np.ndarray) -> np.ndarray:
+    return np.where(volume.any(axis=-1), volume.argmax(axis=-1), 0).astype(np.uint8)
+
+
+def write_scans(folder: Path, volume: np.ndarray, *, id: str = "", schema: str = "brats2017", geometry=None, dtype="int16") -> Case:
+    folder.mkdir(parents=True, exist_ok=True)
+    geometry = geometry or make_geometry(SHAPE)
+    modalities = {}
+    for m, name in enumerate(MODALITIES):
+        modalities[name] = ScanFile(folder / f"{name}.nii.gz")
+        write_volume(modalities[name].path, volume[..., m], geometry, dtype=dtype)
+    return Case(id or folder.name, folder.name, "manifest", schema, modalities, None, folder)
+
+
+def test_eight_orientations_give_eight_equal_predictions(tmp_path):
+    volume = scans()
+    cases = [
+        write_scans(tmp_path / code, volume, geometry=make_geometry(SHAPE, spacing_mm=(1.02, 1, 0.98), orientation=code))
+        for code in ORIENTATIONS
+    ]
+    report = predict_cases([segmenter()], cases, out=tmp_path / "out")
+    assert (report.exit_code, report.problems, len(report.predictions)) == (0, (), 8)
+    values = np.array([0, 1, 2, 4], np.uint8)[expected(volume)]
+    for case, prediction in zip(cases, report.predictions, strict=True):
+        in_lps, _ = read_volume(prediction.path)
+        assert np.array_equal(in_lps, values)
+
+        source, ours = (nibabel.load(p) for p in (case.modalities["t1n"].path, prediction.path))
+        assert ours.shape == source.shape
+        assert np.array_equal(ours.affine, source.affine)
+        assert nibabel.aff2axcodes(ours.affine) == tuple(case.id)
+        assert ours.get_data_dtype() == np.uint8
+        for code in ("qform_code", "sform_code", "xyzt_units"):
+            assert ours.header[code] == source.header[code]
+
+        source, ours = (SimpleITK.ReadImage(str(p)) for p in (case.modalities["t1n"].path, prediction.path))
+        assert ours.GetSize() == source.GetSize()
+        assert ours.GetOrigin() == pytest.approx(source.GetOrigin())
+        assert ours.GetDirection() == pytest.approx(source.GetDirection())
+        brain = SimpleITK.GetArrayFromImage(source)
+        assert not SimpleITK.GetArrayFromImage(ours)[brain == 0].any()
+
+
+def test_an_oblique_case_comes_back_on_its_own_grid(tmp_path):
+    turn = np.deg2rad(20)
+    affine = np.array([[-np.cos(turn), np.sin(turn), 0, 7], [-np.sin(turn), -np.cos(turn), 0, -3], [0, 0, 1, 11], [0, 0, 0, 1]])
+    case = write_scans(tmp_path / "oblique", scans(), geometry=make_geometry(SHAPE, affine=affine))
+    (prediction,) = predict_cases([segmenter()], [case], out=tmp_path / "out").predictions
+    ours, source = nibabel.load(prediction.path), nibabel.load(case.modalities["t1n"].path)
+    assert np.array_equal(ours.affine, source.affine)
+    assert np.array_equal(read_volume(prediction.path)[0], np.array([0, 1, 2, 4])[expected(scans())])
+
+
+@pytest.mark.parametrize(("schema", "values"), [("brats2017", [0, 1, 2, 4]), ("brats2023", [0, 1, 2, 3]), ("msd", [0, 2, 1, 3])])
+def test_values_are_those_of_the_source(tmp_path, schema, values):
+    case = write_scans(tmp_path / "case", scans(), schema=schema)
+    (prediction,) = predict_cases([segmenter()], [case], out=tmp_path / "out").predictions
+    assert np.array_equal(read_volume(prediction.path)[0], np.array(values)[expected(scans())])
+
+
+def test_type_is_that_of_the_source_label(tmp_path):
+    for dtype in ("int16", "float32"):
+        case = write_scans(tmp_path / dtype, scans())
+        write_volume(tmp_path / f"{dtype}-seg.nii.gz", np.zeros(SHAPE, np.uint8), make_geometry(SHAPE), dtype=dtype)
+        case = replace(case, label=ScanFile(tmp_path / f"{dtype}-seg.nii.gz"))
+        (prediction,) = predict_cases([segmenter()], [case], out=tmp_path / "out").predictions
+        assert nibabel.load(prediction.path).get_data_dtype() == np.dtype(dtype)
+
+
+def test_bad_cases_are_named_and_the_others_done(tmp_path):
+    good = [write_scans(tmp_path / name, scans(i)) for i, name in enumerate(("a_good", "z_good"))]
+    truncated = write_scans(tmp_path / "truncated", scans())
+    file = truncated.modalities["t1c"].path
+    file.write_bytes(file.read_bytes()[:200])
+    nan = scans().astype(np.float32)
+    nan[3, 4, 5, 0] = np.nan
+    with_nan = write_scans(tmp_path / "nan", nan, dtype="float32")
+    empty = write_scans(tmp_path / "empty", np.zeros_like(scans()))
+    lacking = write_scans(tmp_path / "lacking", scans())
+    lacking = replace(lacking, modalities={k: v for k, v in lacking.modalities.items() if k != "t2f"})
+    cases = [good[0], truncated, with_nan, empty, lacking, good[1], good[1]]
+    report = predict_cases([segmenter()], cases, out=tmp_path / "out")
+    assert report.exit_code == 1
+    assert [p.case for p in report.predictions] == ["a_good", "z_good"]
+    named = {p.case: str(p) for p in report.problems}
+    assert list(named) == ["truncated", "nan", "empty", "lacking", "z_good"]
+    assert "t1c.nii.gz" in named["truncated"]
+    assert "NaN" in named["nan"]
+    assert "empty" in named["empty"]
+    assert "lacks t2f" in named["lacking"]
+    assert "second case" in named["z_good"]
+    assert all("\n" not in line for line in named.values())
+    assert report.summary().endswith("5 refused")
+    files = {p.name for p in (tmp_path / "out").iterdir()}
+    assert files == {"a_good.nii.gz", "z_good.nii.gz", "predictions.csv", "labels.txt", ".predictions.csv.lock"}
+
+
+def test_table_and_continue(tmp_path):
+    cases = [
+        write_scans(tmp_path / name, scans(i), schema=schema) for i, (name, schema) in enumerate((("b", "brats2017"), ("a", "brats2023")))
+    ]
+    predict_cases([segmenter()], cases[:1], out=tmp_path / "out")
+    report = predict_cases([segmenter()], cases, out=tmp_path / "out", skip_finished=True)
+    assert (report.skipped, [p.case for p in report.predictions], report.exit_code) == (("b",), ["a"], 0)
+    with (tmp_path / "out" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["case"] for row in rows] == ["a", "b"]
+    truth = expected(scans(1))
+    assert float(rows[0]["edema_ml"]) == pytest.approx((truth == 2).sum() / 1000)
+    assert float(rows[0]["core_ml"]) == pytest.approx(np.isin(truth, (1, 3)).sum() / 1000)
+    assert float(rows[0]["whole_ml"]) == pytest.approx((truth > 0).sum() / 1000)
+    assert float(rows[0]["seconds"]) > 0
+    labels = (tmp_path / "out" / "labels.txt").read_text()
+    assert [int(line.split()[0]) for line in labels.splitlines() if not line.startswith("#")] == [0, 1, 2, 3, 4]  # of both schemas
+
+
+def test_a_case_that_was_left_half_done_is_done_again(tmp_path):
+    out, case = tmp_path / "out", write_scans(tmp_path / "case", scans())
+
+    def go_on() -> tuple[str, ...]:
+        return predict_cases([segmenter()], [case], out=out, skip_finished=True, save_probabilities=True).skipped
+
+    predict_cases([segmenter()], [case], out=out)
+    assert go_on() == ()  # the probabilities were not there
+    assert (out / "probabilities" / "case.nii.gz").is_file()
+    assert go_on() == ("case",)
+    (out / "predictions.csv").unlink()
+    assert go_on() == ()  # killed before its row was written
+    assert go_on() == ("case",)
+
+
+def test_spacing(tmp_path):
+    case = write_scans(tmp_path / "thick", scans(), geometry=make_geometry(SHAPE, spacing_mm=(5, 1, 1)))
+    near = write_scans(tmp_path / "near", scans(), geometry=make_geometry(SHAPE, spacing_mm=(1.04, 1, 1)))
+    refused = predict_cases([segmenter()], [case, near], out=tmp_path / "out")
+    assert [p.case for p in refused.predictions] == ["near"]
+    assert "5 x 1 x 1 mm" in str(refused.problems[0])
+    assert "--resample" in str(refused.problems[0])
+    (prediction,) = predict_cases([segmenter()], [case], out=tmp_path / "out", resample=True).predictions
+    values, geometry = read_volume(prediction.path)
+    assert (values.shape, geometry.spacing_mm) == (SHAPE, (5, 1, 1))
+    assert values[~scans().any(axis=-1)].max() == 0
+    assert len(np.unique(values)) == 4
+
+
+def test_several_networks_and_mirrors(tmp_path):
+    case = write_scans(tmp_path / "case", scans())
+    plain = predict_cases([segmenter()], [case], out=tmp_path / "plain")
+    same = predict_cases([segmenter(), segmenter()], [case], out=tmp_path / "same", mirroring="in_plane", save_probabilities=True)
+    assert np.array_equal(*(read_volume(r.predictions[0].path)[0] for r in (plain, same)))
+    saved = nibabel.load(tmp_path / "same" / "probabilities" / "case.nii.gz")
+    stack = np.asarray(saved.dataobj)
+    assert stack.shape == (*SHAPE[::-1], 4)
+    assert np.allclose(stack.sum(axis=-1), 1, atol=1e-6)
+    outside = ~scans().any(axis=-1).transpose(2, 1, 0)
+    assert (stack[outside] == [1, 0, 0, 0]).all()
+    assert (tmp_path / "same" / "probabilities" / "classes.txt").read_text().split() == list(CLASSES)
+    shifted = predict_cases([segmenter(class_shift=(0.0, -np.inf, 0.0, 0.0))], [case], out=tmp_path / "shifted")
+    assert 1 not in read_volume(shifted.predictions[0].path)[0]
+    # Each network is corrected by its own shift before the mean is taken.
+    corrected = segmenter(class_shift=(0.0, -np.inf, 0.0, 0.0))
+    predict_cases([segmenter(), corrected], [case], out=tmp_path / "mixed", save_probabilities=True)
+    mixed = np.asarray(nibabel.load(tmp_path / "mixed" / "probabilities" / "case.nii.gz").dataobj)
+    assert np.allclose(mixed[..., 1], stack[..., 1] / 2, atol=1e-6)
+
+
+def test_a_missing_modality_is_a_channel_of_0_where_that_is_allowed(tmp_path):
+    whole = write_scans(tmp_path / "case", scans())
+    lacking = replace(whole, modalities={k: v for k, v in whole.modalities.items() if k != "t1c"})
+    (prediction,) = predict_cases([segmenter()], [lacking], out=tmp_path / "out", allow_missing=True).predictions
+    assert prediction.warnings == ("lacks t1c",)
+    z_scores = scans() - scans()[scans() > 0].mean()
+    z_scores[..., 1] = 0
+    brightest = np.where(scans().any(axis=-1), z_scores.argmax(axis=-1), 0)
+    assert np.array_equal(read_volume(prediction.path)[0], np.array([0, 1, 2, 4])[brightest])
+    nothing = replace(whole, modalities={})
+    (problem,) = predict_cases([segmenter()], [nothing], out=tmp_path / "out", allow_missing=True).problems
+    assert "lacks t1n, t1c, t2w, t2f" in str(problem)
+
+
+def test_clean_up_is_by_mm3_on_the_grid_of_the_case(tmp_path):
+    case = write_scans(tmp_path / "case", scans())
+    cleanup = Cleanup(min_component_mm3=10000.0)
+    (prediction,) = predict_cases([segmenter()], [case], out=tmp_path / "out", cleanup=cleanup).predictions
+    assert not read_volume(prediction.path)[0].any()
+    assert prediction.volumes_ml["whole"] == 0
+    few = Cleanup(min_enhancing_mm3=10000.0)
+    (prediction,) = predict_cases([segmenter()], [case], out=tmp_path / "out", cleanup=few).predictions
+    assert np.array_equal(read_volume(prediction.path)[0], np.array([0, 1, 2, 1])[expected(scans())])
+
+
+def test_one_case_into_a_named_file(tmp_path):
+    case = write_scans(tmp_path / "case", scans(), schema="brats2023")
+    for name in ("mine.nii.gz", "mine.nii", "mine.mha"):
+        report = predict_one([segmenter()], case, out=tmp_path / "out" / name)
+        assert report.exit_code == 0
+        assert np.array_equal(read_volume(tmp_path / "out" / name)[0], expected(scans()))
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    with pytest.raises(UsageError, match=r"mine\.png: its name must end in one of \.nii\.gz"):
+        predict_one([segmenter()], case, out=tmp_path / "out" / "mine.png")
+
+
+def test_what_does_not_fit_together_is_refused_first(tmp_path):
+    with pytest.raises(UsageError, match="different classes cannot be averaged"):
+        predict_cases([segmenter(), segmenter(classes=("healthy", "edema"))], [], out=tmp_path / "out")
+    with pytest.raises(UsageError, match="at least one run"):
+        predict_cases([], [], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert predict_cases([segmenter()], [], out=tmp_path / "out").exit_code == 1
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float64", ">i2"])
+def test_other_number_types_are_the_same_case(tmp_path, dtype):
+    case = write_scans(tmp_path / "case", scans())
+    for scan in case.modalities.values():
+        image = nibabel.load(scan.path)
+        header = nibabel.Nifti1Header(endianness=">") if dtype == ">i2" else nibabel.Nifti1Header()
+        header.set_data_dtype(np.dtype(dtype))
+        nibabel.Nifti1Image(np.asarray(image.dataobj).astype(dtype), image.affine, header).to_filename(scan.path)
+    (prediction,) = predict_cases([segmenter()], [case], out=tmp_path / "out").predictions
+    assert np.array_equal(read_volume(prediction.path)[0], np.array([0, 1, 2, 4])[expected(scans())])
+
+
+def test_a_single_slice(tmp_path):
+    volume = scans()[3:4]
+    case = write_scans(tmp_path / "case", volume, geometry=make_geometry((1, *SHAPE[1:])))
+    report = predict_cases([segmenter()], [case], out=tmp_path / "out")
+    assert (report.exit_code, report.problems) == (0, ())
+    brain = volume.any(axis=-1)
+    z_scores = (volume - volume[brain].mean(axis=0)) / volume[brain].std(axis=0)
+    brightest = np.where(brain, z_scores.argmax(axis=-1), 0)
+    assert np.array_equal(read_volume(report.predictions[0].path)[0], np.array([0, 1, 2, 4])[brightest])

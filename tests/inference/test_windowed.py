@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.networks.nets import UNETR, SwinUNETR, UNet
+from torch import nn
+
+from brats_seg.config import Network
+from brats_seg.core.runtime import Runtime
+from brats_seg.inference.dense import class_probabilities, label_map, ready_for_inference
+from brats_seg.inference.windowed import choose_window, needs_windows, window_logits
+from brats_seg.models.networks import make_network
+
+SIDES = st.integers(1, 21)
+
+
+def random_image(shape: tuple[int, int, int], *, n_channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((*shape, n_channels)).astype(np.float16)
+
+
+def stitched(network: nn.Module, image: np.ndarray, *, window: tuple[int, ...], overlap: float = 0.5) -> np.ndarray:
+    """Logits (Z, K, Y, X)."""
+    parts = list(window_logits(network, image, window=window, overlap=overlap))
+    assert np.array_equal(np.concatenate([zs for zs, _ in parts]), np.arange(image.shape[0]))
+    return np.concatenate([logits.numpy() for _, logits in parts])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.tuples(SIDES, SIDES, SIDES), st.lists(st.integers(2, 12), min_size=2, max_size=3), st.floats(0, 0.9))
+def test_identity_comes_back_whole_for_any_shape_window_and_overlap(shape, window, overlap):
+    image = random_image(shape)
+    out = stitched(nn.Identity(), image, window=tuple(window), overlap=overlap)
+    np.testing.assert_allclose(out, image.transpose(0, 3, 1, 2).astype(np.float32), rtol=1e-5, atol=1e-6)
+
+
+def test_one_window_is_the_networks_own_output():
+    torch.manual_seed(0)
+    network = UNet(2, 3, 4, channels=(4, 8), strides=(2,), norm="INSTANCE").eval()
+    image = random_image((3, 16, 12))
+    with torch.no_grad():
+        expected = network(torch.from_numpy(image.astype(np.float32)).permute(0, 3, 1, 2))
+    np.testing.assert_allclose(stitched(network, image, window=(16, 12)), expected.numpy(), atol=1e-5)
+
+
+def test_every_window_has_the_size_asked_for_and_the_networks_precision():
+    seen = set()
+
+    class Spy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+
+        def forward(self, x):
+            seen.add((tuple(x.shape[2:]), x.dtype))
+            return x * self.weight
+
+    out = stitched(Spy().eval(), random_image((2, 30, 9)), window=(8, 16))
+    assert seen == {((8, 16), torch.bfloat16)}
+    assert out.dtype == np.float32
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance", "group"])
+@pytest.mark.parametrize("name", ["unet2d", "basic_unet2d", "unet3d"])
+def test_the_choice_follows_the_norm(name, norm):
+    channels = (8, 8, 8, 8, 8, 8) if name == "basic_unet2d" else (8, 8)
+    network = make_network(Network(name=name, channels=channels, norm=norm), n_channels=4, n_classes=4, n_dims=3 if name == "unet3d" else 2)
+    ready = ready_for_inference(network, runtime=Runtime(torch.device("cpu")))
+    assert needs_windows(ready) == (norm != "batch")
+    assert choose_window(ready, patch_size=(64, 64)) == (None if norm == "batch" else (64, 64))
+
+
+def test_the_choice_can_be_overridden():
+    assert choose_window(nn.Identity(), patch_size=(8, 8), inference="windowed") == (8, 8)
+    assert choose_window(nn.InstanceNorm2d(3), patch_size=(8, 8), inference="whole") is None
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        nn.MultiheadAttention(8, 2),
+        UNETR(4, 4, (32, 32), feature_size=4, hidden_size=16, mlp_dim=16, num_heads=2, norm_name="batch", spatial_dims=2),
+        SwinUNETR(4, 4, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), norm_name="batch", spatial_dims=2),
+    ],
+)
+def test_transformers_need_windows(network):
+    assert needs_windows(network)
+
+
+def test_large_3d_networks_need_windows_and_large_2d_ones_do_not():
+    with torch.device("meta"):
+        large, small = nn.Conv3d(320, 320, 5), nn.Conv3d(32, 32, 3)
+        flat = nn.Conv2d(1000, 1000, 5)
+    assert needs_windows(large)
+    assert not needs_windows(small)
+    assert not needs_windows(flat)
+
+
+@pytest.mark.parametrize("window", [(4, 4), (4, 4, 4)])
+def test_label_map_and_probabilities_take_windows(window):
+    image = random_image((9, 11, 7))
+    labels = label_map(nn.Identity(), image, window=window)
+    assert np.array_equal(labels, image.argmax(axis=-1))
+    whole = class_probabilities(nn.Identity(), image, mirroring="in_plane")
+    in_windows = class_probabilities(nn.Identity(), image, window=window, mirroring="in_plane")
+    np.testing.assert_allclose(in_windows, whole, atol=1e-5)
