@@ -1,0 +1,1 @@
+"""One loop from batches to checkpoints, and what it needs."""

@@ -1,0 +1,233 @@
+"""Network + optimizer + sampler + config <-> one safe file."""
+
+import pickle
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_type_hints
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from brats_seg.config import Config, parse_config
+from brats_seg.core.files import atomic
+from brats_seg.core.runtime import Runtime
+from brats_seg.errors import InputError, UsageError
+from brats_seg.models.networks import make_network
+
+FORMAT = 1
+"""Version of the file; a checkpoint of another one is refused."""
+MAY_CHANGE = ("training.threads", "training.checkpoint_minutes", "training.tensorboard")
+"""Knobs that a resumed run may have another value of."""
+_MAGIC = "brats_seg checkpoint"
+_DAMAGE = (RuntimeError, EOFError, OSError, BadZipFile, ValueError, TypeError, AttributeError, LookupError, AssertionError)
+"""What torch raises over bytes that are not what it wrote, as 1,500 damaged files showed."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained network and what has to be known to use it or to go on training it. Tensors and plain types only.
+
+    Attributes:
+        weights: state of the network to predict with (the running mean of the weights where there is one).
+        config: the resolved config, YAML.
+        modalities, classes: input channels and output classes, in order.
+        spacing_mm: voxel size (Z, Y, X) of the bank.
+        normalization: how the bank's intensities were made.
+        bank: digest of the bank.
+        fold: number of the held-out fold; None where every case was trained on.
+        train_cases, inner_cases, held_out_cases: ids by their use; a held-out case was never seen.
+        effective_prior: share of each class in what the loss saw, class weights included; None for a loss without a prior to divide by.
+        natural_prior: share of each class among the brain voxels of the training cases; None in a checkpoint written before it was kept.
+        epoch: epochs completed.
+        step: steps done in the epoch after that.
+        score: the metric on the inner split, None before the first validation.
+        n_threads, precision: of the run.
+        versions: of the libraries.
+        resume: the rest that going on to the same bits needs; None in a checkpoint to predict with.
+    """
+
+    weights: Mapping[str, Tensor]
+    config: str
+    modalities: tuple[str, ...]
+    classes: tuple[str, ...]
+    spacing_mm: tuple[float, ...]
+    normalization: Mapping[str, Any]
+    bank: str
+    fold: int | None
+    train_cases: tuple[str, ...]
+    inner_cases: tuple[str, ...]
+    held_out_cases: tuple[str, ...]
+    effective_prior: tuple[float, ...] | None
+    epoch: int
+    step: int
+    score: float | None
+    n_threads: int
+    precision: str
+    versions: Mapping[str, str]
+    natural_prior: tuple[float, ...] | None = None
+    resume: Mapping[str, Any] | None = None
+
+    def parsed_config(self) -> Config:
+        """The config as models. Raises `UsageError` where this version has no such knob, `InputError` where it is not YAML."""
+        try:
+            return parse_config(yaml.safe_load(self.config))
+        except yaml.YAMLError:
+            raise InputError("the config in the checkpoint is damaged, not YAML; use another checkpoint") from None
+
+
+_STRICT = ConfigDict(arbitrary_types_allowed=True, strict=True)
+_KINDS = {name: TypeAdapter[Any](kind, config=_STRICT) for name, kind in get_type_hints(Checkpoint).items()}
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint in one piece: a good one stays until the new one is whole.
+
+    Raises:
+        InputError: it could not be written, say for a full disk.
+    """
+    shallow = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
+    try:
+        with atomic(path) as part:
+            torch.save({"kind": _MAGIC, "format": FORMAT, **_to_plain(shallow)}, part)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path}: the checkpoint cannot be written: {_first_line(error)}; the one before it is kept") from None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; nothing in the file is executed.
+
+    Raises:
+        InputError: no such file, truncated, with code in it, not a checkpoint of this package, or of another version.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; train writes checkpoint_last.pt and checkpoint_best.pt")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch warns of a foreign pickle before it refuses it
+            tree = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(f"{path}: refused, it holds more than tensors and plain types (a pickle with code) or is damaged") from None
+    except _DAMAGE as error:
+        raise InputError(f"{path}: truncated or not a checkpoint: {_first_line(error)}") from None
+    if not isinstance(tree, dict) or tree.get("kind") != _MAGIC:
+        raise InputError(f"{path}: not a checkpoint of brats_seg")
+    if tree.get("format") != FORMAT:
+        raise InputError(f"{path}: checkpoint version {tree.get('format')}; this program reads version {FORMAT}")
+    tree = {"natural_prior": None, **tree}
+    names = {field.name for field in fields(Checkpoint)}
+    if names != set(tree) - {"kind", "format"}:
+        raise InputError(f"{path}: damaged, the fields {sorted(names ^ (set(tree) - {'kind', 'format'}))} are missing or unknown")
+    if wrong := [name for name in _KINDS if not _is_of_kind(tree[name], name)]:
+        raise InputError(f"{path}: damaged, of another type than it should be: {', '.join(wrong)}")
+    return Checkpoint(**{name: _from_plain(tree[name]) for name in names})
+
+
+def check_same_data(checkpoint: Checkpoint, path: Path, *, modalities: Sequence[str], classes: Sequence[str]) -> None:
+    """Raise `InputError` where the data have other modalities, or in another order, or other tissue classes than the checkpoint."""
+    for what, ours, theirs in (("modalities", checkpoint.modalities, modalities), ("tissue classes", checkpoint.classes, classes)):
+        if tuple(ours) != tuple(theirs):
+            raise InputError(f"{path}: trained on the {what} {', '.join(ours)}; the data have {', '.join(theirs)}")
+
+
+def check_same_run(checkpoint: Checkpoint, path: Path, *, config: str, bank: str, cases: tuple[tuple[str, ...], ...]) -> None:
+    """Check that a run may go on from a checkpoint: the same bank, the same cases in the same use, the same knobs but `MAY_CHANGE`.
+
+    Args:
+        checkpoint: of the run.
+        path: what an error calls it.
+        config: the resolved config to go on with, YAML.
+        bank: digest of the bank to go on with.
+        cases: ids of the train, inner and held-out cases.
+
+    Raises:
+        InputError: another bank or other cases.
+        UsageError: another knob, by name.
+    """
+    if checkpoint.bank != bank:
+        raise InputError(f"{path}: trained on the bank with digest {checkpoint.bank[:12]}; this one has {bank[:12]}")
+    before = (checkpoint.train_cases, checkpoint.inner_cases, checkpoint.held_out_cases)
+    for use, then, now in zip(("train", "inner", "held-out"), before, cases, strict=True):
+        if then != now:
+            raise InputError(
+                f"{path}: the {use} cases of the run were {', '.join(then)}; now they are {', '.join(now)}; give the same --fold"
+            )
+    knobs_then, knobs_now = (_flat(tree) for tree in (yaml.safe_load(checkpoint.config), yaml.safe_load(config)))
+    for name in sorted(set(knobs_then) | set(knobs_now)):
+        if name not in MAY_CHANGE and knobs_then.get(name) != knobs_now.get(name):
+            raise UsageError(
+                f"--resume: {name} is {knobs_now.get(name)!r}; the run has {knobs_then.get(name)!r}: give that, or start a new run"
+            )
+
+
+def restore_network(checkpoint: Checkpoint, path: Path, *, runtime: Runtime) -> nn.Module:
+    """The checkpoint's network to predict with, in evaluation mode, on the runtime's device.
+
+    Raises:
+        InputError: the weights do not fit the network that the config describes.
+    """
+    config = checkpoint.parsed_config()
+    network = make_network(
+        config.network, n_channels=len(checkpoint.modalities), n_classes=len(checkpoint.classes), n_dims=len(config.patch.size)
+    )
+    try:
+        network.load_state_dict(checkpoint.weights)
+    except RuntimeError as error:
+        raise InputError(f"{path}: the weights do not fit network '{config.network.name}': {_first_line(error)}") from None
+    return runtime.place(network).eval().requires_grad_(False)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    return {name: version(name) for name in ("brats-seg", "torch", "monai", "numpy", "numba")}
+
+
+def _to_plain(value: Any) -> Any:
+    """NumPy arrays as tensors: what `weights_only` reads back."""
+    if isinstance(value, np.ndarray):
+        return {_ARRAY: torch.from_numpy(np.ascontiguousarray(value))}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {key: _to_plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_to_plain(item) for item in value)
+    return value
+
+
+def _from_plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return value[_ARRAY].numpy() if set(value) == {_ARRAY} else {key: _from_plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_from_plain(item) for item in value)
+    return value
+
+
+def _is_of_kind(value: Any, name: str) -> bool:
+    """Whether a value is what that field of a checkpoint holds."""
+    try:
+        _KINDS[name].validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Knobs by their full path."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+_ARRAY = "__array__"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]

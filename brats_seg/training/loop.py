@@ -1,0 +1,409 @@
+"""Batches -> checkpoints."""
+
+import logging
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.progress import Progress, TaskID
+from torch import Tensor
+
+from brats_seg import config as knobs
+from brats_seg.bank.bank import Batch, PatchBank
+from brats_seg.core.files import lock, write_text
+from brats_seg.core.progress import progress_bar
+from brats_seg.core.runtime import Runtime, StopRequest, catch_stop_signals
+from brats_seg.core.shapes import Counts
+from brats_seg.errors import InputError, UsageError
+from brats_seg.imbalance.ledger import Ledger
+from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR, class_weights
+from brats_seg.imbalance.samplers import Draw, HardSampler, Sampler, make_sampler
+from brats_seg.inference.dense import ready_for_inference
+from brats_seg.models.losses import make_loss
+from brats_seg.models.networks import check_patch_size, make_network, network_divisor
+from brats_seg.scans.labels import REGIONS
+from brats_seg.training.augment import Augmenter
+from brats_seg.training.checkpoint import Checkpoint, check_same_data, check_same_run, library_versions, load_checkpoint, save_checkpoint
+from brats_seg.training.log import RunLog, precision_name, progress_note, write_bad_batch, write_environment
+from brats_seg.training.mining import mine
+from brats_seg.training.split import RunResult, Split
+from brats_seg.training.step import Learner
+from brats_seg.training.validation import InnerScores, score_inner_cases
+
+LAST, BEST = "checkpoint_last.pt", "checkpoint_best.pt"
+LOSSES_AT_ONCE = {"cpu": 1, "cuda": 50}
+"""Steps between two looks at the losses: looking makes a GPU wait."""
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    run_dir: Path,
+    *,
+    bank: PatchBank,
+    split: Split,
+    config: str,
+    network: knobs.Network,
+    sampler: knobs.Sampler,
+    hard: knobs.Hard,
+    loss: knobs.Loss,
+    augment: knobs.Augment,
+    optimizer: knobs.Optimizer,
+    training: knobs.Training,
+    validation: knobs.Validation,
+    runtime: Runtime,
+    resume: bool = False,
+) -> RunResult:
+    """Train a network on a bank, or go on with a run to the same bits.
+
+    SIGTERM and Ctrl-C save and return; a second Ctrl-C interrupts at once.
+
+    Args:
+        run_dir: made if absent; refused if used, unless `resume`.
+        bank: with the patch size to train on; which of its cases are used is the split's say.
+        split: case ids by their use.
+        config: the resolved config as YAML, for `config.yaml` and the checkpoints.
+        network, sampler, hard, loss, augment, optimizer, training, validation: the sections of the config.
+        runtime: device, precision and ranks.
+        resume: go on with the run that is there; an empty folder starts one.
+
+    Raises:
+        UsageError: knobs that do not fit each other or the run to go on with; a used folder without `resume`.
+        InputError: a loss that is not finite (the batch is saved), a bad checkpoint, a bank other than the run's, a folder in use.
+    """
+    check_patch_size(network, patch_size=bank.patch_size)
+    seen = bank.select(split.train).to(runtime.device)
+    weights = None if loss.class_weights == "none" else class_weights(loss.class_weights, seen.index.case_counts)
+    with torch.random.fork_rng():
+        torch.manual_seed(training.seed)
+        built = make_network(network, n_channels=len(bank.modalities), n_classes=len(bank.classes), n_dims=len(bank.patch_size))
+    loop = _Loop(
+        run_dir=run_dir,
+        config=config,
+        split=split,
+        runtime=runtime,
+        bank=seen,
+        inner_bank=bank.select(split.inner) if split.inner else None,
+        learner=Learner(
+            built, loss=make_loss(loss.kind, outside=loss.outside, class_weights=None if weights is None else weights.tolist()),
+            optimizer=optimizer, n_steps=training.epochs * training.steps, batch_size=training.batch_size, ema=training.ema,
+            seed=training.seed, runtime=runtime,
+        ),
+        augment=Augmenter(augment, seed=training.seed),
+        sampler=make_sampler(
+            sampler.kind, seen.index, batch_size=training.batch_size, steps=training.steps, seed=training.seed,
+            rank=runtime.rank, n_ranks=runtime.world_size, shares=sampler.shares, healthy_share=sampler.healthy_share,
+            imbalance_ratio=sampler.imbalance_ratio, allow_absent_class=sampler.allow_absent_class,
+            hard_classes=hard.classes, recycle=hard.recycle, max_age=hard.max_age,
+        ),
+        ledger=Ledger(bank.classes),
+        log=RunLog(run_dir, classes=bank.classes, tensorboard=training.tensorboard and runtime.is_writer),
+        hard=hard,
+        training=training,
+        validation=validation,
+        weights=weights,
+        has_prior=loss.kind in LOSSES_WITH_A_PRIOR,
+        divisor=network_divisor(network),
+        n_drawn=np.zeros(len(bank.classes), np.int64),
+    )  # fmt: skip
+    with _own(run_dir, runtime), catch_stop_signals() as stop:
+        loop.begin(resume=resume)
+        return loop.run(stop)
+
+
+def _own(run_dir: Path, runtime: Runtime) -> AbstractContextManager[None]:
+    """Make the run folder and keep other runs out of it."""
+    if not runtime.is_writer:
+        return nullcontext()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return lock(run_dir / ".lock")
+
+
+@dataclass(kw_only=True)
+class _Loop:
+    """A run in progress: who takes part, and where it stands."""
+
+    run_dir: Path
+    config: str
+    split: Split
+    runtime: Runtime
+    bank: PatchBank
+    inner_bank: PatchBank | None
+    learner: Learner
+    augment: Augmenter
+    sampler: Sampler
+    ledger: Ledger
+    log: RunLog
+    hard: knobs.Hard
+    training: knobs.Training
+    validation: knobs.Validation
+    weights: np.ndarray | None
+    has_prior: bool
+    divisor: int
+    n_drawn: Counts
+    batch: Batch | None = None
+    loss_sum: float = 0.0
+    best_epoch: int | None = None
+    best_score: float | None = None
+    unchecked: list[tuple[int, Draw, Tensor]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    saved_at: float = field(default_factory=time.monotonic)
+
+    # The run
+
+    def begin(self, *, resume: bool) -> None:
+        """Start in an empty folder or go on in a used one."""
+        path = self.run_dir / LAST
+        used = path.exists()
+        if (used or (self.run_dir / BEST).exists()) and not resume:
+            raise UsageError(f"{self.run_dir} holds a run already; give --resume to go on with it, or another folder")
+        if used:
+            self._restore(load_checkpoint(path), path)
+        self.runtime.gather(None)  # nobody writes before everybody has read
+        if self.runtime.is_writer:
+            for part in self.run_dir.glob(".*.part"):  # half-written by a process that was killed
+                part.unlink()
+            write_text(self.run_dir / "config.yaml", self.config)
+            write_environment(
+                self.run_dir / "environment.json", runtime=self.runtime, command=sys.argv, bank=self.bank.digest,
+                n_parameters=sum(p.numel() for p in self.learner.network.parameters()),
+            )  # fmt: skip
+
+    def run(self, stop: StopRequest) -> RunResult:
+        """Epochs until the budget is spent, the score stops rising, or a signal comes."""
+        ended: Literal["done", "stopped"] = "done"
+        with progress_bar() as bar:
+            task = bar.add_task("training", total=self.training.epochs * self.training.steps, completed=self._number(), note="")
+            while self.sampler.epoch <= self.training.epochs and not self._has_stalled():
+                if self._train_epoch(stop, bar, task) == "stopped":
+                    ended = "stopped"
+                    break
+        if ended == "done" and self.runtime.is_writer:
+            self.log.write(is_last=True)
+        return RunResult(
+            run_dir=self.run_dir,
+            n_epochs=self.sampler.epoch - 1,
+            ended=ended,
+            best_epoch=self.best_epoch,
+            best_score=self.best_score,
+            rows=tuple(self.log.epochs),
+        )
+
+    def _train_epoch(self, stop: StopRequest, bar: Progress, task: TaskID) -> Literal["done", "stopped"]:
+        """The rest of an epoch and what follows it."""
+        epoch, n_patches = self.sampler.epoch, 0
+        self.learner.network.train()
+        with self._clock("training_s"):
+            while self.sampler.epoch == epoch:
+                to_stop, to_save = self._step(stop)
+                n_patches += self.training.batch_size
+                bar.update(task, advance=1, note=self._note() if not bar.disable else "")
+                if self.sampler.epoch == epoch and (to_stop or to_save):
+                    self._save_last()
+                    if to_stop:
+                        return "stopped"
+        self._close_epoch(epoch, n_patches)
+        stopped = self.runtime.any_rank(stop.asked) and self.sampler.epoch <= self.training.epochs
+        return "stopped" if stopped else "done"
+
+    def _step(self, stop: StopRequest) -> tuple[bool, bool]:
+        """One batch; says whether all ranks are to stop, and to save."""
+        epoch, number = self.sampler.epoch, self._number()
+        with self._clock("sampling_s"):
+            draw = self.sampler.next()
+            self.batch = self.bank.batch(draw.ids, out=self.batch)
+            self.ledger.add(draw, self.batch.counts)
+        with self._clock("augmentation_s"):
+            inputs, targets = self.augment(self.batch.inputs, self.batch.targets, epoch=epoch, positions=draw.positions)
+        is_due = self.runtime.is_writer and time.monotonic() - self.saved_at > 60 * self.training.checkpoint_minutes
+        loss, (to_stop, to_save) = self.learner.learn(inputs, targets, number=number, wishes=(stop.asked, is_due))
+        self.unchecked.append((number, draw, loss))
+        self.n_drawn += np.bincount(draw.classes, minlength=len(self.n_drawn))
+        if len(self.unchecked) >= LOSSES_AT_ONCE[self.runtime.device.type]:
+            self._check_losses()
+        return to_stop, to_save
+
+    def _check_losses(self) -> None:
+        """Add the losses of the last steps to the epoch's; end the run at the first that is not finite."""
+        values = torch.stack([loss for _, _, loss in self.unchecked]).tolist() if self.unchecked else []
+        for (number, draw, _), value in zip(self.unchecked, values, strict=True):
+            if not np.isfinite(value):
+                self._fail(number, draw, value)
+            self.loss_sum += value
+        self.unchecked.clear()
+
+    def _fail(self, number: int, draw: Draw, value: float) -> None:
+        """Save the batch that broke the run and say so."""
+        path = self.run_dir / f"bad_batch_rank{self.runtime.rank}.json"
+        names = write_bad_batch(path, bank=self.bank, ids=draw.ids, step=number, loss=value)
+        raise InputError(
+            f"the loss is {value} at step {number}, on patches of {', '.join(names)}: see {path}; "
+            "a lower optimizer.lr, an optimizer.clip_norm or training.precision=float32 may help"
+        )
+
+    # After an epoch
+
+    def _close_epoch(self, epoch: int, n_patches: int) -> None:
+        self._check_losses()
+        evaluated = ready_for_inference(self.learner.evaluated(), runtime=self.runtime)
+        is_last = epoch == self.training.epochs
+        for state in self._other_ledgers():
+            self.ledger.absorb(state)
+        self.log.ledger += self.ledger.close_epoch(epoch, self.sampler.requested)
+        with self._clock("mining_s"):
+            if isinstance(self.sampler, HardSampler) and not is_last:
+                n_draws = np.ceil(self.sampler.requested * self.training.batch_size * self.training.steps).astype(np.int64)
+                pools = mine(
+                    evaluated, self.bank, classes=self.sampler.hard_classes, n_draws=n_draws, hard=self.hard,
+                    seed=self.training.seed, epoch=epoch, runtime=self.runtime, divisor=self.divisor,
+                )  # fmt: skip
+                self.sampler.accept_pools(pools)
+        scores = None
+        with self._clock("validation_s"):
+            if self.inner_bank is not None and (is_last or epoch % self.validation.every == 0):
+                scores = score_inner_cases(evaluated, self.inner_bank, runtime=self.runtime, divisor=self.divisor)
+        self._note_epoch(epoch, scores)
+        self._note_timing(epoch, n_patches)
+        if self.validation.metric == "last" or self.best_epoch in (epoch, None):
+            self._save(BEST, resume=None)
+        self._save_last()
+        if self.runtime.is_writer:
+            self.log.write(is_last=False)
+
+    def _note_epoch(self, epoch: int, scores: InnerScores | None) -> None:
+        score = scores.value_of(self.validation.metric) if scores is not None else None
+        is_best = False
+        if score is not None and not np.isnan(score):
+            is_best = self.validation.metric == "last" or self.best_score is None or score > self.best_score
+        if is_best:
+            self.best_epoch, self.best_score = epoch, score
+        n_done = epoch * self.training.steps
+        dice = {f"dice_{region}": scores.dice[region] if scores is not None else None for region in REGIONS}
+        loss = self.loss_sum / self.training.steps
+        row = {"epoch": epoch, "step": n_done, "lr": self.learner.rate(n_done - 1), "loss": loss, **dice, "score": score}
+        self.log.epochs.append({**row, "is_best": int(is_best)})
+        self.loss_sum = 0.0
+        self.n_drawn[:] = 0
+
+    def _note_timing(self, epoch: int, n_patches: int) -> None:
+        names = ("training_s", "sampling_s", "augmentation_s", "mining_s", "validation_s", "checkpoint_s")
+        row: dict[str, Any] = {"epoch": epoch, **{name: round(self.seconds[name], 4) for name in names}}
+        row["patches_per_s"] = round(n_patches / max(1e-9, self.seconds["training_s"]), 2)
+        row["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self.log.timing.append(row)
+        self.seconds.clear()
+
+    def _has_stalled(self) -> bool:
+        """Whether the score has not risen for `validation.patience` epochs."""
+        if self.validation.patience is None or self.best_epoch is None:
+            return False
+        return self.sampler.epoch - 1 - self.best_epoch >= self.validation.patience
+
+    # Saving and going on
+
+    def _restore(self, checkpoint: Checkpoint, path: Path) -> None:
+        """Go on where the checkpoint was written."""
+        check_same_data(checkpoint, path, modalities=self.bank.modalities, classes=self.bank.classes)
+        check_same_run(
+            checkpoint, path, config=self.config, bank=self.bank.digest, cases=(self.split.train, self.split.inner, self.split.held_out)
+        )
+        if checkpoint.resume is None:
+            raise InputError(f"{path}: holds only what prediction needs; a run goes on from {LAST}")
+        here = (precision_name(self.runtime), self.runtime.n_threads)
+        if (checkpoint.precision, checkpoint.n_threads) != here:
+            was = f"{checkpoint.precision} on {checkpoint.n_threads} threads"
+            logger.warning("%s: written in %s; with %s on %d the run goes on, but not to the same bits", path, was, *here)
+        saved = checkpoint.resume
+        self.learner.load_state_dict(saved["learner"], weights=checkpoint.weights)
+        self.sampler.load_state_dict(saved["sampler"])
+        self.ledger.load_state_dict(saved["ledger"] if self.runtime.is_writer else _closed_epochs(saved["ledger"]))
+        self.log.load_state_dict(saved["log"])
+        self.loss_sum, self.best_epoch, self.best_score = saved["loss_sum"], saved["best_epoch"], saved["best_score"]
+
+    def _save_last(self) -> None:
+        self._check_losses()
+        everything = Ledger(self.bank.classes)
+        everything.load_state_dict(self.ledger.state_dict())
+        for state in self._other_ledgers():
+            everything.absorb(state)
+        with self._clock("checkpoint_s"):
+            self._save(
+                LAST,
+                resume={
+                    "learner": self.learner.state_dict(),
+                    "sampler": self.sampler.state_dict(),
+                    "ledger": everything.state_dict(),
+                    "log": self.log.state_dict(),
+                    "loss_sum": self.loss_sum,
+                    "best_epoch": self.best_epoch,
+                    "best_score": self.best_score,
+                },
+            )
+        self.saved_at = time.monotonic()
+
+    def _save(self, name: str, *, resume: dict[str, Any] | None) -> None:
+        if not self.runtime.is_writer:
+            return
+        scores = [row["score"] for row in self.log.epochs if row["score"] is not None]
+        checkpoint = Checkpoint(
+            weights=self.learner.weights(),
+            config=self.config,
+            modalities=tuple(self.bank.modalities),
+            classes=tuple(self.bank.classes),
+            spacing_mm=tuple(self.bank.spacing_mm),
+            normalization=self.bank.normalization,
+            bank=self.bank.digest,
+            fold=self.split.fold,
+            train_cases=self.split.train,
+            inner_cases=self.split.inner,
+            held_out_cases=self.split.held_out,
+            effective_prior=self._prior(),
+            natural_prior=tuple((self.bank.index.counts / self.bank.index.counts.sum()).tolist()),
+            epoch=self.sampler.epoch - 1,
+            step=self.sampler.step,
+            score=scores[-1] if scores else None,
+            n_threads=self.runtime.n_threads,
+            precision=precision_name(self.runtime),
+            versions=library_versions(),
+            resume=resume,
+        )
+        save_checkpoint(self.run_dir / name, checkpoint)
+
+    def _prior(self) -> tuple[float, ...] | None:
+        if not self.has_prior or not self.log.epochs:
+            return None
+        return tuple(self.ledger.effective_prior(class_weights=self.weights).tolist())
+
+    # Small things
+
+    def _other_ledgers(self) -> list[dict[str, Any]]:
+        """What the other ranks drew in the open epoch."""
+        if self.runtime.world_size == 1:
+            return []
+        return [state for rank, state in enumerate(self.runtime.gather(self.ledger.state_dict())) if rank != self.runtime.rank]
+
+    def _number(self) -> int:
+        """Steps done, over all epochs."""
+        return (self.sampler.epoch - 1) * self.training.steps + self.sampler.step
+
+    def _note(self) -> str:
+        n_done = self.sampler.step - len(self.unchecked)
+        return progress_note(self.sampler.epoch, n_drawn=self.n_drawn, loss=self.loss_sum / n_done if n_done > 0 else None)
+
+    @contextmanager
+    def _clock(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - started
+
+
+def _closed_epochs(ledger: dict[str, Any]) -> dict[str, Any]:
+    """A ledger's state without its open epoch, which rank 0 alone takes up."""
+    return {**ledger, **{name: np.zeros_like(ledger[name][:0]) for name in ("ids", "classes", "hard")}, "voxels": ledger["voxels"] * 0}

@@ -1,0 +1,141 @@
+"""Which examples of each class the network finds hard."""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int64
+from torch import nn
+
+from brats_seg.bank.bank import PatchBank
+from brats_seg.config import Hard
+from brats_seg.core.runtime import Runtime
+from brats_seg.core.shapes import Counts, Ids
+from brats_seg.imbalance.index import ClassIndex
+from brats_seg.inference.dense import slice_logits
+from brats_seg.inference.windowed import needs_windows
+
+_STREAM = 0x312
+"""Keeps these random numbers apart from those of the samplers, which share the seed."""
+_VOXELS_AT_ONCE = 240 * 64 * 64
+"""240 patches of the usual size, or 3 of 64 x 64 x 64: 240 of those would take 1 GB before the first layer."""
+
+Pool = Int64[np.ndarray, " _"]
+"""Example ids of one class."""
+Probabilities = Float32[np.ndarray, "n k"]
+"""Class probabilities at the center of each example."""
+
+
+def mine(
+    network: nn.Module,
+    bank: PatchBank,
+    *,
+    classes: Sequence[int],
+    n_draws: Counts,
+    hard: Hard,
+    seed: int,
+    epoch: int,
+    runtime: Runtime,
+    divisor: int = 16,
+) -> dict[int, Pool]:
+    """The new pool of each class after an epoch: which of `hard.subset` random ids of it the network finds hard.
+
+    Args:
+        network: in evaluation mode, on the runtime's device.
+        bank: its selected cases are mined.
+        classes: those to mine.
+        n_draws: draws of each class in an epoch (K,): how many ids are tried where `hard.subset` is not given.
+        hard: threshold and subset.
+        seed, epoch: the random ids follow from them.
+        runtime: its ranks share the work.
+        divisor: what the sides of the network's input must be a multiple of.
+    """
+    n_of_class = n_draws if hard.subset is None else np.full(len(n_draws), hard.subset, np.int64)
+    candidates = draw_candidates(bank.index, classes=classes, n_of_class=n_of_class, seed=seed, epoch=epoch)
+    return find_hard(network, bank, candidates=candidates, threshold=hard.threshold, runtime=runtime, divisor=divisor)
+
+
+def draw_candidates(index: ClassIndex, *, classes: Sequence[int], n_of_class: Counts, seed: int, epoch: int) -> dict[int, Pool]:
+    """Different random ids of each class to put to the network after an epoch: `n_of_class[c]`, or all where a class has fewer."""
+    candidates = {}
+    for cls in classes:
+        key = np.array([seed, _STREAM << 32 | epoch], np.uint64)
+        generator = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, cls, 0], np.uint64)))
+        candidates[cls] = index.random_ids(cls, int(n_of_class[cls]), generator=generator)
+    return candidates
+
+
+def find_hard(
+    network: nn.Module, bank: PatchBank, *, candidates: Mapping[int, Pool], threshold: float, runtime: Runtime, divisor: int = 16
+) -> dict[int, Pool]:
+    """The candidates of each class that are hard for the network, sorted; every rank gets them all.
+
+    Hard is misclassified at the center, or right with a probability below the threshold (0 keeps the misclassified alone). The network
+    sees them without augmentation: in whole slices, as in prediction, where that costs no more than one patch for each and a voxel's
+    output does not depend on how much of the slice is shown; else in patches.
+
+    Args:
+        network: in evaluation mode, on the runtime's device, float32 or bfloat16.
+        bank: holds the candidates.
+        candidates: ids by class; the class of an id is the class it stands under.
+        threshold: a probability.
+        runtime: its ranks share the work by case.
+        divisor: what the sides of the network's input must be a multiple of.
+    """
+    ids = np.concatenate([np.empty(0, np.int64), *candidates.values()])
+    classes = np.repeat(np.array(list(candidates), np.int64), [len(of_class) for of_class in candidates.values()])
+    mine = bank.locate(ids)[:, 0] % runtime.world_size == runtime.rank
+    ids, classes = ids[mine], classes[mine]
+    hard = is_hard(center_probabilities(network, bank, ids=ids, divisor=divisor), classes, threshold=threshold)
+    found = runtime.gather((ids[hard], classes[hard]))
+    ids, classes = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return {cls: np.sort(ids[classes == cls]) for cls in candidates}
+
+
+def is_hard(probabilities: Probabilities, classes: Ids, *, threshold: float) -> Bool[np.ndarray, " n"]:
+    """Whether each example's class (n,) is not the most probable one, or less probable than the threshold."""
+    own = probabilities[np.arange(len(classes)), classes]
+    return (probabilities.argmax(1) != classes) | (own < threshold)
+
+
+def center_probabilities(network: nn.Module, bank: PatchBank, *, ids: Ids, divisor: int = 16) -> Probabilities:
+    """Softmax output at the center voxel of each id, by the cheaper way (see `find_hard`)."""
+    if len(ids) and _slices_are_cheaper(network, bank, ids):
+        return _from_slices(network, bank, ids, divisor)
+    return _from_patches(network, bank, ids)
+
+
+def _slices_are_cheaper(network: nn.Module, bank: PatchBank, ids: np.ndarray) -> bool:
+    """Whether the slices that hold the ids have fewer voxels than a patch for each id, and the network may be given slices."""
+    if len(bank.patch_size) != 2 or needs_windows(network):
+        return False
+    slices = np.unique(bank.locate(ids)[:, :2], axis=0)
+    n_voxels = sum(bank.cases[case].shape[1] * bank.cases[case].shape[2] for case in slices[:, 0])
+    return n_voxels <= len(ids) * prod(bank.patch_size)
+
+
+def _from_slices(network: nn.Module, bank: PatchBank, ids: np.ndarray, divisor: int) -> np.ndarray:
+    found = np.empty((len(ids), len(bank.classes)), np.float32)
+    cases, zs, ys, xs = bank.locate(ids).T
+    for case in np.unique(cases):
+        image, _ = bank.volume(int(case))
+        wanted = np.unique(zs[cases == case])
+        for part, logits in slice_logits(network, image, wanted, divisor=divisor):
+            here = np.flatnonzero((cases == case) & np.isin(zs, part))
+            slots = np.searchsorted(part, zs[here])
+            places = (torch.from_numpy(i).to(logits.device) for i in (slots, ys[here], xs[here]))
+            found[here] = torch.softmax(logits.permute(0, 2, 3, 1)[tuple(places)].float(), 1).cpu().numpy()
+    return found
+
+
+def _from_patches(network: nn.Module, bank: PatchBank, ids: np.ndarray) -> np.ndarray:
+    center = (slice(None), slice(None), *(side // 2 for side in bank.patch_size))
+    like = next(network.parameters(), torch.zeros(0))
+    found = [torch.empty(0, len(bank.classes))]
+    at_once = max(1, _VOXELS_AT_ONCE // prod(bank.patch_size))
+    with torch.inference_mode():
+        for start in range(0, len(ids), at_once):
+            inputs = bank.batch(ids[start : start + at_once]).inputs.to(like.device, like.dtype)
+            found.append(torch.softmax(network(inputs)[center].float(), 1).cpu())
+    return torch.cat(found).numpy()

@@ -1,0 +1,71 @@
+"""Optimizer, learning rate of a step, and the running mean of the weights."""
+
+from copy import deepcopy
+from math import cos, pi
+
+import torch
+from torch import Tensor, nn
+
+from brats_seg.config import Optimizer
+
+POLY_POWER = 0.9
+"""Exponent of the polynomial schedule, as nnU-Net has it (Isensee et al. 2021)."""
+
+
+def make_optimizer(optimizer: Optimizer, network: nn.Module) -> torch.optim.Optimizer:
+    """Build the optimizer over the weights that may move, in torch's fused form.
+
+    Weight decay is for the kernels: norm scales, shifts and biases (one axis) go without. SGD is with Nesterov momentum.
+    """
+    moving = [p for p in network.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in moving if p.dim() > 1], "weight_decay": optimizer.weight_decay},
+        {"params": [p for p in moving if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if optimizer.kind == "sgd":
+        return torch.optim.SGD(groups, lr=optimizer.lr, momentum=optimizer.momentum, nesterov=optimizer.momentum > 0, fused=True)
+    kind = torch.optim.Adam if optimizer.kind == "adam" else torch.optim.AdamW
+    return kind(groups, lr=optimizer.lr, fused=True)
+
+
+def learning_rate(optimizer: Optimizer, step: int, *, n_steps: int) -> float:
+    """The rate of a step (from 0) in a run of `n_steps`: a linear warm-up, then the schedule down to 0 (or constant).
+
+    A function of the step alone, so that there is no schedule to restore.
+    """
+    if step < optimizer.warmup_steps:
+        return optimizer.lr * (step + 1) / optimizer.warmup_steps
+    progress = (step - optimizer.warmup_steps) / max(1, n_steps - optimizer.warmup_steps)
+    if optimizer.schedule == "poly":
+        return float(optimizer.lr * (1 - progress) ** POLY_POWER)
+    if optimizer.schedule == "cosine":
+        return optimizer.lr * (1 + cos(pi * progress)) / 2
+    return optimizer.lr
+
+
+class RunningMean:
+    """An exponential running mean of a network's weights and batch-norm statistics.
+
+    After n steps the decay is at most (1 + n) / (10 + n), so that the mean forgets the random start of a short run.
+    """
+
+    def __init__(self, network: nn.Module, *, decay: float) -> None:
+        self.network = deepcopy(network).eval().requires_grad_(False)
+        self._decay = decay
+        self._floats, self._counters = _tensors(self.network)
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, *, n_steps: int) -> None:
+        """Take in the weights after step number `n_steps` (from 1)."""
+        floats, counters = _tensors(network)
+        decay = min(self._decay, (1 + n_steps) / (10 + n_steps))
+        torch._foreach_lerp_(self._floats, floats, 1 - decay)
+        for mine, theirs in zip(self._counters, counters, strict=True):
+            mine.copy_(theirs)
+
+
+def _tensors(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """The network's parameters and float buffers, and its counters."""
+    everything = [*network.parameters(), *network.buffers()]
+    return [t.detach() for t in everything if t.is_floating_point()], [t for t in everything if not t.is_floating_point()]

@@ -1,0 +1,240 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.transforms import AdjustContrast, Affine, Flip
+from scipy.ndimage import gaussian_filter
+
+from brats_seg.config import Augment, parse_config
+from brats_seg.errors import UsageError
+from brats_seg.training.augment import Augmenter, Parameters, apply, draw_parameters
+
+EVERYTHING = Augment(
+    flip=0.5,
+    rotate_degrees=30,
+    scale=(0.7, 1.4),
+    gain=(0.7, 1.3),
+    shift=(-0.2, 0.2),
+    gamma=(0.7, 1.5),
+    noise_sd=(0.0, 0.2),
+    sharpness=(-1.0, 1.0),
+    modality_dropout=0.3,
+)
+NUMBERS = ("flip", "affine", "angle_radians", "scale", "sharpness", "gamma", "gain", "shift", "noise_sd", "noise_start", "kept")
+
+
+def batch(n: int = 6, *, side: int = 16, n_dims: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(n)
+    inputs = torch.randn(n, *[side] * n_dims, 4, generator=generator).movedim(-1, 1)
+    return inputs, torch.randint(0, 5, (n, *[side] * n_dims), generator=generator).to(torch.uint8)
+
+
+def identity(n: int, *, n_dims: int = 2, n_modalities: int = 4) -> Parameters:
+    return draw_parameters(Augment(flip=0), seed=0, epoch=1, positions=np.arange(n), n_modalities=n_modalities, n_dims=n_dims)
+
+
+def drawn(positions: list[int], *, seed: int = 3, epoch: int = 2) -> Parameters:
+    return draw_parameters(EVERYTHING, seed=seed, epoch=epoch, positions=np.array(positions), n_modalities=4, n_dims=2)
+
+
+# Randomness
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 5000), min_size=1, max_size=40, unique=True))
+def test_a_draw_has_its_own_parameters_in_any_company(positions: list[int]) -> None:
+    together = drawn(positions)
+    for row, position in enumerate(positions[:5]):
+        alone = drawn([position])
+        for name in NUMBERS:
+            assert np.array_equal(getattr(together, name)[row], getattr(alone, name)[0])
+
+
+def test_seed_epoch_and_position_each_change_the_numbers() -> None:
+    others = (drawn([7]), drawn([8]), drawn([7], seed=4), drawn([7], epoch=3))
+    assert len({p.noise_start.tobytes() for p in others}) == 4
+
+
+def test_draws_lie_in_their_ranges_and_come_as_often_as_asked() -> None:
+    p = drawn(list(range(20000)))
+    assert p.flip.mean() == pytest.approx(0.5, abs=0.01)
+    assert p.affine.mean() == pytest.approx(0.5, abs=0.015)
+    assert np.abs(p.angle_radians).max() == pytest.approx(np.deg2rad(30), rel=0.01)
+    assert p.scale.min() == pytest.approx(0.7, rel=0.01)
+    assert p.scale.max() == pytest.approx(1.4, rel=0.01)
+    assert np.median(p.scale[p.affine]) == pytest.approx((0.7 * 1.4) ** 0.5, rel=0.01)
+    assert (p.gamma != 1).any(1).mean() == pytest.approx(0.5, abs=0.015)
+    assert (p.noise_sd > 0).any(1).mean() == pytest.approx(0.5, abs=0.015)
+    assert np.corrcoef(p.gain[:, 0], p.gain[:, 1])[0, 1] > 0  # one coin for the four modalities ...
+    touched = (p.gain != 1).all(1)
+    assert abs(np.corrcoef(p.gain[touched, 0], p.gain[touched, 1])[0, 1]) < 0.03  # ... then a value for each
+
+
+# What a batch becomes
+
+
+def test_a_batch_does_not_depend_on_its_company() -> None:
+    inputs, targets = batch(6)
+    augment = Augmenter(EVERYTHING, seed=1)
+    together = augment(inputs.clone(), targets.clone(), epoch=1, positions=np.arange(10, 16))
+    odd = augment(inputs[1::2].clone(), targets[1::2].clone(), epoch=1, positions=np.arange(11, 16, 2))
+    assert torch.equal(together[0][1::2], odd[0])
+    assert torch.equal(together[1][1::2], odd[1])
+
+
+def test_memory_format_changes_nothing() -> None:
+    inputs, targets = batch(6)
+    augment = Augmenter(EVERYTHING, seed=1)
+    last = augment(inputs.clone(), targets.clone(), epoch=1, positions=np.arange(6))
+    first = augment(inputs.contiguous(), targets.clone(), epoch=1, positions=np.arange(6))
+    assert torch.equal(last[0], first[0])
+    assert last[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_no_knob_no_change() -> None:
+    inputs, targets = batch()
+    assert not Augmenter(Augment(flip=0), seed=0).is_on
+    same = apply(inputs.clone(), targets.clone(), parameters=identity(6))
+    assert torch.equal(same[0], inputs)
+    assert torch.equal(same[1], targets)
+
+
+def test_flips_equal_monai() -> None:
+    inputs, targets = batch(4)
+    flips = np.array([[False, False], [True, False], [False, True], [True, True]])
+    flipped, labels = apply(inputs.clone(), targets.clone(), parameters=replace(identity(4), flip=flips))
+    for i, axes in enumerate(([], [0], [1], [0, 1])):
+        assert torch.equal(flipped[i], torch.as_tensor(Flip(axes)(inputs[i])) if axes else inputs[i])
+        assert torch.equal(labels[i], targets[i].flip(axes))
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (10, 16), (12, 12, 12), (6, 10, 16)])
+def test_rotation_and_scaling_equal_monai(shape: tuple[int, ...]) -> None:
+    n_dims = len(shape)
+    inputs, targets = batch(2, side=16, n_dims=n_dims)
+    part = (slice(None), *(slice(n) for n in shape))
+    inputs, targets = inputs[:, *part], targets[part]
+    angle, scale = 0.4, 1.25
+    angles = np.zeros((2, 1 if n_dims == 2 else 3))
+    angles[1, 0] = angle
+    moved, labels = apply(
+        inputs.clone(),
+        targets.clone(),
+        parameters=replace(identity(2, n_dims=n_dims), affine=np.array([False, True]), angle_radians=angles, scale=np.array([1.0, scale])),
+    )
+    # MONAI rotates in the plane of its last two axes with the other sign, and its scale is of the grid.
+    rotate = -angle if n_dims == 2 else (-angle, 0.0, 0.0)
+    reference = Affine(rotate_params=rotate, scale_params=(1 / scale,) * n_dims, padding_mode="zeros", image_only=True)
+    torch.testing.assert_close(moved[1], torch.as_tensor(reference(inputs[1])), atol=1e-4, rtol=1e-4)
+    assert torch.equal(moved[0], inputs[0])
+    assert set(labels[1].unique().tolist()) <= {0, 1, 2, 3, 4, 255}
+
+
+def test_a_quarter_turn_moves_labels_with_the_image_and_scaling_down_brings_in_outside() -> None:
+    inputs, targets = batch(2, side=8)
+    inputs[:, 0] = targets.float()
+    turned, labels = apply(
+        inputs.clone(),
+        targets.clone(),
+        parameters=replace(
+            identity(2), affine=np.array([True, True]), angle_radians=np.array([[np.pi / 2], [0.0]]), scale=np.array([1.0, 0.5])
+        ),
+    )
+    torch.testing.assert_close(turned[0, 0], labels[0].float(), atol=1e-5, rtol=0)
+    assert torch.equal(labels[0], torch.rot90(targets[0], 1)) or torch.equal(labels[0], torch.rot90(targets[0], -1))
+    assert (labels[1, :2] == 255).all()
+    assert (labels[1, 2:6, 2:6] != 255).all()
+    assert (turned[1, :, 0] == 0).all()
+
+
+def test_gamma_equals_monai_and_keeps_mean_and_spread() -> None:
+    inputs, targets = batch(2)
+    gamma = np.array([[1.0] * 4, [0.6, 1.0, 1.7, 2.5]])
+    bent, _ = apply(inputs.clone(), targets, parameters=replace(identity(2), gamma=gamma))
+    for channel in range(4):
+        reference = AdjustContrast(gamma[1, channel], retain_stats=True)(inputs[1, channel])
+        torch.testing.assert_close(bent[1, channel], torch.as_tensor(reference), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(bent.mean((2, 3)), inputs.mean((2, 3)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(bent.std((2, 3)), inputs.std((2, 3)), atol=1e-4, rtol=1e-4)
+
+
+def test_blurring_equals_scipy_and_sharpening_is_its_mirror_image() -> None:
+    inputs, targets = batch(1)
+    p = replace(identity(1), sharpness=np.array([[-1.0, 0.0, 1.0, -0.5]]))
+    changed, _ = apply(inputs.clone(), targets, parameters=p)
+    ones = gaussian_filter(np.ones((16, 16)), 1.0, truncate=2.0, mode="constant")
+    blurred = torch.from_numpy(
+        np.stack([gaussian_filter(c, 1.0, truncate=2.0, mode="constant") / ones for c in inputs[0].double().numpy()])
+    )
+    detail = inputs[0] - blurred.float()
+    torch.testing.assert_close(changed[0, 0], blurred[0].float(), atol=1e-5, rtol=1e-5)
+    assert torch.equal(changed[0, 1], inputs[0, 1])
+    torch.testing.assert_close(changed[0, 2], inputs[0, 2] + detail[2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(changed[0, 3], inputs[0, 3] - detail[3] / 2, atol=1e-5, rtol=1e-5)
+
+
+def test_gain_and_shift_are_what_they_say() -> None:
+    inputs, targets = batch(1)
+    gain, shift = np.array([[2.0, 1.0, 0.5, 1.0]]), np.array([[0.0, 1.0, -1.0, 0.0]])
+    changed, _ = apply(inputs.clone(), targets, parameters=replace(identity(1), gain=gain, shift=shift))
+    expected = inputs * torch.tensor(gain[0])[:, None, None].float() + torch.tensor(shift[0])[:, None, None].float()
+    torch.testing.assert_close(changed, expected)
+
+
+def test_noise_has_the_spread_asked_for_and_differs_between_modalities() -> None:
+    inputs, targets = batch(1, side=64)
+    p = replace(identity(1), noise_sd=np.array([[0.1, 0.2, 0.4, 0.0]]))
+    noise = (apply(inputs.clone(), targets, parameters=p)[0] - inputs)[0]
+    assert noise.std((1, 2)).tolist() == pytest.approx([0.1, 0.2, 0.4, 0.0], rel=0.05, abs=1e-6)
+    assert abs(float(torch.corrcoef(noise[:2].flatten(1))[0, 1])) < 0.05
+
+
+def test_air_stays_air() -> None:
+    inputs, targets = batch(6)
+    inputs[:, :, :5] = 0
+    colors = EVERYTHING.model_copy(update={"flip": 0, "affine_probability": 0.0, "intensity_probability": 1.0, "modality_dropout": 0.0})
+    changed, _ = Augmenter(colors, seed=1)(inputs.clone(), targets, epoch=1, positions=np.arange(6))
+    assert (changed[:, :, :5] == 0).all()
+    assert (changed[:, :, 5:] != inputs[:, :, 5:]).any()
+    no_noise = colors.model_copy(update={"noise_sd": (0.0, 0.0)})
+    with_air, _ = Augmenter(no_noise, seed=1)(inputs.clone(), targets, epoch=1, positions=np.arange(6))
+    alone, _ = Augmenter(no_noise, seed=1)(inputs[:, :, 5:].clone(), targets[:, 5:], epoch=1, positions=np.arange(6))
+    torch.testing.assert_close(with_air[:, :, 5:], alone, atol=1e-5, rtol=1e-5)  # air has no part in the statistics
+
+
+def test_modalities_are_dropped_as_often_as_asked_and_one_is_always_kept() -> None:
+    kept = drawn(list(range(20000))).kept
+    assert kept.any(axis=1).all()
+    # 0.3 of a modality's draws, but for those where all four were dropped and it was the one kept
+    assert kept.mean(axis=0) == pytest.approx([0.7 + 0.3**4 / 4] * 4, abs=0.01)
+    most = draw_parameters(Augment(modality_dropout=0.999), seed=0, epoch=1, positions=np.arange(4000), n_modalities=4, n_dims=2).kept
+    assert most.any(axis=1).all()
+    assert most.mean(axis=0) == pytest.approx([0.25] * 4, abs=0.03)
+
+
+def test_a_dropped_modality_is_0_all_over_and_the_others_are_what_they_were() -> None:
+    inputs, targets = batch(8)
+    with_dropout, labels = Augmenter(EVERYTHING, seed=1)(inputs.clone(), targets.clone(), epoch=1, positions=np.arange(8))
+    without = EVERYTHING.model_copy(update={"modality_dropout": 0.0})
+    whole, same_labels = Augmenter(without, seed=1)(inputs.clone(), targets.clone(), epoch=1, positions=np.arange(8))
+    kept = torch.from_numpy(draw_parameters(EVERYTHING, seed=1, epoch=1, positions=np.arange(8), n_modalities=4, n_dims=2).kept)
+    assert 0 < int(kept.sum()) < 32
+    assert torch.equal(with_dropout, whole * kept[:, :, None, None])
+    assert torch.equal(labels, same_labels)
+    assert Augmenter(Augment(flip=0, modality_dropout=0.1), seed=0).is_on
+
+
+def test_a_patch_without_contrast_stays_finite() -> None:
+    inputs, targets = batch(2)
+    inputs[0], inputs[1] = 0.0, 1.5
+    bent, _ = apply(inputs.clone(), targets, parameters=replace(identity(2), gamma=np.full((2, 4), 2.0)))
+    torch.testing.assert_close(bent, inputs)
+
+
+@pytest.mark.parametrize("knob", [{"gamma": (0.0, 1.0)}, {"gain": (1.2, 0.8)}, {"scale": (-1.0, 1.0)}, {"noise_sd": (-0.1, 0.1)}])
+def test_ranges_that_make_no_sense_are_refused(knob: dict[str, tuple[float, float]]) -> None:
+    with pytest.raises(UsageError, match=f"augment.{next(iter(knob))}"):
+        parse_config({"augment": knob})

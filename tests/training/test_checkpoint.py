@@ -1,0 +1,217 @@
+import dataclasses
+import os
+import pickle
+import random
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_bank import CLASSES, MODALITIES, knobs
+
+from brats_seg.config import Config, dump_config
+from brats_seg.core.runtime import Runtime
+from brats_seg.errors import InputError, UsageError
+from brats_seg.models.networks import make_network
+from brats_seg.training.checkpoint import (
+    Checkpoint,
+    check_same_data,
+    check_same_run,
+    library_versions,
+    load_checkpoint,
+    restore_network,
+    save_checkpoint,
+)
+
+CONFIG = knobs()
+
+
+def checkpoint(*, resume: dict[str, object] | None = None) -> Checkpoint:
+    torch.manual_seed(1)
+    return Checkpoint(
+        weights=make_network(CONFIG.network, n_channels=4, n_classes=5, n_dims=2).state_dict(),
+        config=dump_config(CONFIG),
+        modalities=MODALITIES,
+        classes=CLASSES,
+        spacing_mm=(1.0, 1.0, 1.0),
+        normalization={"percentiles": [0.5, 99.5]},
+        bank="abc",
+        fold=2,
+        train_cases=("A", "B"),
+        inner_cases=("C",),
+        held_out_cases=("D",),
+        effective_prior=(0.5, 0.1, 0.1, 0.1, 0.2),
+        natural_prior=(0.96, 0.01, 0.01, 0.01, 0.01),
+        epoch=3,
+        step=7,
+        score=0.5,
+        n_threads=1,
+        precision="float32",
+        versions=library_versions(),
+        resume=resume,
+    )
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    state = {
+        "sampler": {"step": 3, "pools": [{"ids": np.arange(5)}]},
+        "flags": np.array([True]),
+        "pair": (1, 2.5),
+        "share": np.float64(0.1),
+    }
+    saved = checkpoint(resume=state)
+    save_checkpoint(path, saved)
+    found = load_checkpoint(path)
+    for field in dataclasses.fields(Checkpoint):
+        if field.name not in ("weights", "resume"):
+            assert getattr(found, field.name) == getattr(saved, field.name), field.name
+    assert all(torch.equal(found.weights[name], value) for name, value in saved.weights.items())
+    assert found.resume is not None
+    assert found.resume["sampler"]["pools"][0]["ids"].dtype == np.int64
+    assert np.array_equal(found.resume["sampler"]["pools"][0]["ids"], np.arange(5))
+    assert found.resume["flags"].tolist() == [True]
+    assert (found.resume["pair"], found.resume["share"]) == ((1, 2.5), 0.1)
+    assert found.parsed_config() == CONFIG
+
+
+def test_the_network_comes_back_ready_to_predict(tmp_path: Path) -> None:
+    saved = checkpoint()
+    network = restore_network(saved, tmp_path, runtime=Runtime(torch.device("cpu")))
+    fresh = make_network(CONFIG.network, n_channels=4, n_classes=5, n_dims=2).eval()
+    fresh.load_state_dict(saved.weights)
+    x = torch.randn(1, 4, 16, 16)
+    torch.testing.assert_close(network(x), fresh(x))
+    assert not network.training
+
+
+def refused(path: Path, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        load_checkpoint(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_truncated_file_is_refused_at_any_length(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, checkpoint())
+    whole = path.read_bytes()
+    for n in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:n])
+        refused(path, "truncated or not a checkpoint|refused")
+
+
+class Code:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.trace}",)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    path, code = tmp_path / "c.pt", Code(tmp_path / "ran")
+    torch.save({"kind": "brats_seg checkpoint", "format": 1, "weights": code}, path)
+    refused(path, "a pickle with code")
+    path.write_bytes(pickle.dumps(code))
+    refused(path, "a pickle with code|not a checkpoint")
+    assert not code.trace.exists()
+    pickle.loads(path.read_bytes())
+    assert code.trace.exists()  # so it would have been seen
+
+
+def test_other_files_and_versions_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    refused(path, "no such checkpoint")
+    torch.save({"weights": {}}, path)
+    refused(path, "not a checkpoint of brats_seg")
+    torch.save({"kind": "brats_seg checkpoint", "format": 0}, path)
+    refused(path, "version 0; this program reads version 1")
+    torch.save({"kind": "brats_seg checkpoint", "format": 1, "weights": {}}, path)
+    refused(path, "damaged")
+
+
+def test_any_damage_inside_is_one_line(tmp_path: Path) -> None:
+    """Bytes of the pickle changed and the archive's checksums with them: what comes back is refused or a checkpoint, never a traceback."""
+    path, dice = tmp_path / "c.pt", random.Random(0)
+    save_checkpoint(path, checkpoint())
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    (pickled,) = (name for name in files if name.endswith("data.pkl"))
+    said = []
+    for _ in range(60):
+        damaged = bytearray(files[pickled])
+        for _ in range(3):
+            damaged[dice.randrange(len(damaged))] = dice.randrange(256)
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, bytes(damaged) if name == pickled else content)
+        try:
+            load_checkpoint(path).parsed_config()
+        except (InputError, UsageError) as error:
+            said.append(str(error))
+    assert len(said) > 30
+    assert not any("\n" in line for line in said)
+
+
+@pytest.mark.parametrize(("field", "value"), [("config", None), ("epoch", "3"), ("modalities", (1, 2)), ("weights", {"a": 1})])
+def test_a_field_of_another_type_is_refused_by_name(tmp_path: Path, field: str, value: object) -> None:
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, checkpoint())
+    torch.save(torch.load(path, weights_only=True) | {field: value}, path)
+    refused(path, f"damaged, of another type than it should be: {field}")
+
+
+def test_a_checkpoint_from_before_the_natural_prior_was_kept_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, checkpoint())
+    tree = torch.load(path, weights_only=True)
+    del tree["natural_prior"]
+    torch.save(tree, path)
+    assert load_checkpoint(path).natural_prior is None
+
+
+def test_a_failed_write_keeps_the_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, checkpoint())
+    before = path.read_bytes()
+
+    def full(tree: object, part: Path) -> None:
+        part.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match="No space left on device; the one before it is kept"):
+        save_checkpoint(path, checkpoint())
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    other = dataclasses.replace(checkpoint(), config=dump_config(Config()))
+    with pytest.raises(InputError, match="do not fit network 'unet2d'"):
+        restore_network(other, tmp_path, runtime=Runtime(torch.device("cpu")))
+
+
+def test_other_modalities_or_classes_are_refused_by_name() -> None:
+    check_same_data(checkpoint(), Path("c.pt"), modalities=MODALITIES, classes=CLASSES)
+    with pytest.raises(InputError, match="modalities t1n, t1c, t2w, t2f; the data have t1c, t1n, t2w, t2f"):
+        check_same_data(checkpoint(), Path("c.pt"), modalities=("t1c", "t1n", "t2w", "t2f"), classes=CLASSES)
+    with pytest.raises(InputError, match="the data have healthy, edema"):
+        check_same_data(checkpoint(), Path("c.pt"), modalities=MODALITIES, classes=("healthy", "edema"))
+
+
+def test_going_on_needs_the_same_bank_cases_and_knobs() -> None:
+    cases = (("A", "B"), ("C",), ("D",))
+    path = Path("c.pt")
+    check_same_run(checkpoint(), path, config=dump_config(CONFIG), bank="abc", cases=cases)
+    check_same_run(checkpoint(), path, config=dump_config(knobs(training={"threads": 7})), bank="abc", cases=cases)
+    with pytest.raises(InputError, match="digest abc; this one has xyz"):
+        check_same_run(checkpoint(), path, config=dump_config(CONFIG), bank="xyz", cases=cases)
+    with pytest.raises(InputError, match="the train cases of the run were A, B; now they are A;"):
+        check_same_run(checkpoint(), path, config=dump_config(CONFIG), bank="abc", cases=(("A",), ("C",), ("D",)))
+    with pytest.raises(UsageError, match=r"training.epochs is 9; the run has 3"):
+        check_same_run(checkpoint(), path, config=dump_config(knobs(training={"epochs": 9})), bank="abc", cases=cases)

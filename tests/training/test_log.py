@@ -1,0 +1,78 @@
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from skimage.io import imread
+
+from brats_seg.core.runtime import Runtime
+from brats_seg.errors import UsageError
+from brats_seg.training.log import RunLog, draw_progress, precision_name, progress_note, table_text, write_environment
+
+DICE = {"dice_whole": 0.5, "dice_core": None, "dice_active": 0.1}
+EPOCHS = [{"epoch": e, "step": 10 * e, "lr": 1e-3, "loss": 1 / e, **DICE, "score": 0.3, "is_best": 1} for e in (1, 2)]
+LEDGER = [{"epoch": e, "class": c, "center_share": 0.5, "voxel_share": 0.5} for e in (1, 2) for c in ("healthy", "edema")]
+
+
+def test_tables_are_plain_csv_with_nothing_for_what_is_not_known() -> None:
+    text = table_text([{"a": 1, "b": 1 / 3, "c": None}, {"a": 2, "b": float("nan"), "c": "x"}])
+    assert text == "a,b,c\n1,0.33333333,\n2,,x\n"
+    assert table_text([]) == ""
+
+
+def test_curves_are_drawn_from_the_first_epoch_on(tmp_path: Path) -> None:
+    for n in (1, 2):
+        draw_progress(tmp_path / "progress.png", epochs=EPOCHS[:n], ledger=LEDGER[: 2 * n], classes=("healthy", "edema"))
+        assert imread(tmp_path / "progress.png").shape == (770, 1320, 4)
+
+
+def test_tables_are_written_each_epoch_and_the_last_curves_always(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, classes=("healthy", "edema"))
+    log.load_state_dict({"epochs": EPOCHS[:1], "ledger": LEDGER[:2], "timing": [{"epoch": 1, "training_s": 1.0}]})
+    log.write(is_last=False)
+    drawn = (tmp_path / "progress.png").stat().st_mtime_ns
+    log.epochs.append(EPOCHS[1])
+    log.write(is_last=False)  # at once again: drawing would take more than its share of the time
+    assert (tmp_path / "progress.png").stat().st_mtime_ns == drawn
+    assert (tmp_path / "epochs.csv").read_text().count("\n") == 3
+    log.write(is_last=True)
+    assert (tmp_path / "progress.png").stat().st_mtime_ns > drawn
+    again = RunLog(tmp_path, classes=("healthy", "edema"))
+    again.load_state_dict(log.state_dict())
+    assert again.epochs == log.epochs
+
+
+def test_environment_says_what_the_run_stood_on(tmp_path: Path) -> None:
+    runtime = Runtime(torch.device("cpu"), torch.bfloat16, n_threads=3)
+    write_environment(tmp_path / "e.json", runtime=runtime, command=["brats-seg", "train"], n_parameters=7, bank="abc")
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert (found["precision"], found["n_threads"], found["device"], found["n_parameters"]) == ("bf16", 3, "cpu", 7)
+    assert found["versions"]["torch"] == torch.__version__.split("+")[0] or found["versions"]["torch"] == torch.__version__
+    assert precision_name(Runtime(torch.device("cpu"))) == "float32"
+
+
+def test_the_bar_says_epoch_mix_and_loss() -> None:
+    assert progress_note(2, n_drawn=np.array([30, 10, 0]), loss=0.5) == "epoch 2  mix 75/25/0 %  loss 0.500"
+    assert progress_note(1, n_drawn=np.zeros(2, np.int64), loss=None) == "epoch 1  mix 0/0 %"
+
+
+def test_the_board_gets_every_number_of_an_epoch(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = RunLog(tmp_path, classes=("healthy", "edema"), tensorboard=True)
+    for row in EPOCHS:
+        log.epochs.append(row)
+        log.ledger += [entry for entry in LEDGER if entry["epoch"] == row["epoch"]]
+        log.write(is_last=False)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, round(e.value, 6)) for e in events.Scalars("loss")] == [(1, 1.0), (2, 0.5)]
+    assert set(events.Tags()["scalars"]) == {"step", "lr", "loss", "dice_whole", "dice_active", "score", "is_best"}
+
+
+def test_without_the_package_the_knob_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UsageError, match=r"brats-seg\[tensorboard\]"):
+        RunLog(tmp_path, classes=("healthy",), tensorboard=True)

@@ -1,0 +1,358 @@
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_bank import SPLIT, Split, knobs, run, write_bank
+
+from brats_seg.bank.bank import Batch, PatchBank
+from brats_seg.core.files import lock
+from brats_seg.core.runtime import Runtime
+from brats_seg.errors import InputError, UsageError
+from brats_seg.imbalance.ledger import Ledger
+from brats_seg.imbalance.samplers import Draw
+from brats_seg.training import loop, mining
+from brats_seg.training.checkpoint import load_checkpoint
+
+CPU = Runtime(torch.device("cpu"), None, n_threads=1)
+FILES = ("epochs.csv", "ledger.csv", "config.yaml")
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bank(tmp_path_factory.mktemp("loop") / "bank")
+
+
+@pytest.fixture(scope="module")
+def finished(bank: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 3-epoch run with hard replay, augmentation and a running mean of the weights, never stopped."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    result = run(run_dir, bank, knobs())
+    assert (result.ended, result.n_epochs, len(result.rows)) == ("done", 3, 3)
+    return run_dir
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in FILES:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    for name in (loop.LAST, loop.BEST):
+        a, b = load_checkpoint(one / name), load_checkpoint(other / name)
+        assert (a.epoch, a.step, a.score, a.effective_prior) == (b.epoch, b.step, b.score, b.effective_prior)
+        assert all(torch.equal(value, b.weights[key]) for key, value in a.weights.items())
+    states = [load_checkpoint(run_dir / loop.LAST).resume for run_dir in (one, other)]
+    assert states[0] is not None
+    assert states[1] is not None
+    assert all(torch.equal(v, states[1]["learner"]["network"][k]) for k, v in states[0]["learner"]["network"].items())
+
+
+# What a run leaves
+
+
+def test_a_run_leaves_everything_and_nothing_half_written(finished: Path) -> None:
+    names = {p.name for p in finished.iterdir()}
+    assert names == {".lock", *FILES, "timing.csv", "progress.png", "environment.json", loop.LAST, loop.BEST}
+
+
+def test_the_checkpoint_says_what_was_trained_on_what(finished: Path) -> None:
+    last, best = load_checkpoint(finished / loop.LAST), load_checkpoint(finished / loop.BEST)
+    assert (last.epoch, last.step, last.fold) == (3, 0, 0)
+    assert (last.train_cases, last.inner_cases, last.held_out_cases) == (SPLIT.train, SPLIT.inner, SPLIT.held_out)
+    assert last.effective_prior is not None
+    assert sum(last.effective_prior) == pytest.approx(1)
+    assert best.resume is None
+    assert last.resume is not None
+    # The weights to predict with are the running mean, not those being trained.
+    assert any(not torch.equal(v, last.resume["learner"]["network"][k]) for k, v in last.weights.items())
+
+
+def test_hard_examples_are_replayed_from_the_second_epoch_on(finished: Path) -> None:
+    rows = [line.split(",") for line in (finished / "ledger.csv").read_text().splitlines()[1:]]
+    n_hard = {epoch: sum(int(row[-1]) for row in rows if row[0] == epoch) for epoch in ("1", "2", "3")}
+    assert n_hard["1"] == 0
+    assert n_hard["2"] > 0
+    assert n_hard["3"] > 0
+
+
+def test_it_learns(bank: Path, tmp_path: Path) -> None:
+    config = knobs(
+        training={"epochs": 2, "steps": 60}, optimizer={"lr": 0.01}, sampler={"kind": "balanced"},
+        augment={"rotate_degrees": 0, "scale": (1.0, 1.0)},
+    )  # fmt: skip
+    result = run(tmp_path / "run", bank, config)
+    assert result.best_score is not None
+    assert result.best_score > 0.6
+    assert result.rows[1]["loss"] < result.rows[0]["loss"]
+
+
+# Who is seen
+
+
+def test_no_held_out_case_is_ever_opened(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, set[int]] = {"batch": set(), "volume": set(), "ledger": set(), "candidates": set()}
+    batch, volume, add, find = PatchBank.batch, PatchBank.volume, Ledger.add, mining.find_hard
+
+    def spy_batch(self: PatchBank, ids: np.ndarray, *, out: Batch | None = None) -> Batch:
+        seen["batch"] |= set((ids >> 32).tolist())
+        return batch(self, ids, out=out)
+
+    def spy_volume(self: PatchBank, case: int) -> tuple[np.ndarray, np.ndarray]:
+        seen["volume"].add(case)
+        return volume(self, case)
+
+    def spy_add(self: Ledger, draw: Draw, counts: np.ndarray) -> None:
+        seen["ledger"] |= set((draw.ids >> 32).tolist())
+        add(self, draw, counts)
+
+    def spy_find(*args: Any, candidates: dict[int, np.ndarray], **others: Any) -> dict[int, np.ndarray]:
+        for ids in candidates.values():
+            seen["candidates"] |= set((ids >> 32).tolist())
+        return find(*args, candidates=candidates, **others)
+
+    monkeypatch.setattr(PatchBank, "batch", spy_batch)
+    monkeypatch.setattr(PatchBank, "volume", spy_volume)
+    monkeypatch.setattr(Ledger, "add", spy_add)
+    monkeypatch.setattr(mining, "find_hard", spy_find)
+    run(tmp_path / "run", bank, knobs())
+    train, inner = {0, 1, 2}, {3}
+    assert seen["batch"] == train
+    assert seen["ledger"] == train
+    assert seen["candidates"] == train
+    assert seen["volume"] == train | inner  # training cases are mined in whole slices
+
+
+def test_a_case_has_one_use() -> None:
+    with pytest.raises(UsageError, match="B stand in both 'train' and 'held_out'"):
+        Split(train=("A", "B"), held_out=("B",))
+    with pytest.raises(UsageError, match="no case to train on"):
+        Split(train=())
+
+
+def test_without_inner_cases_the_last_weights_are_the_best(bank: Path, tmp_path: Path) -> None:
+    result = run(tmp_path / "run", bank, knobs(training={"epochs": 2}), split=Split(train=("A", "B")))
+    assert result.best_score is None
+    assert load_checkpoint(tmp_path / "run" / loop.BEST).epoch == 2
+
+
+def test_training_ends_where_the_score_stops_rising(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = iter([0.5, 0.4, 0.3, 0.2, 0.6])
+
+    def score(*_: Any, **__: Any) -> loop.InnerScores:
+        return loop.InnerScores(dice=dict.fromkeys(("whole", "core", "active"), next(fake)), n_cases={})
+
+    monkeypatch.setattr(loop, "score_inner_cases", score)
+    result = run(tmp_path / "run", bank, knobs(training={"epochs": 9, "steps": 1}, validation={"patience": 2}))
+    assert (result.ended, result.n_epochs, result.best_epoch, result.best_score) == ("done", 3, 1, 0.5)
+    assert load_checkpoint(tmp_path / "run" / loop.BEST).epoch == 1
+
+
+def test_the_last_epoch_can_be_taken_whatever_it_scores(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = iter([0.2, 0.6, 0.5])
+
+    def score(*_: Any, **__: Any) -> loop.InnerScores:
+        return loop.InnerScores(dice=dict.fromkeys(("whole", "core", "active"), next(fake)), n_cases={})
+
+    monkeypatch.setattr(loop, "score_inner_cases", score)
+    result = run(tmp_path / "run", bank, knobs(training={"epochs": 3, "steps": 1}, validation={"metric": "last"}))
+    assert (result.best_epoch, result.best_score) == (3, 0.5)
+    assert load_checkpoint(tmp_path / "run" / loop.BEST).epoch == 3
+
+
+# Going on
+
+
+def test_a_used_folder_is_refused_and_an_empty_one_started(bank: Path, finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds a run already; give --resume"):
+        run(finished, bank, knobs())
+    assert run(tmp_path / "new", bank, knobs(training={"epochs": 1, "steps": 1}), resume=True).n_epochs == 1
+    (tmp_path / "new" / loop.LAST).unlink()
+    with pytest.raises(UsageError, match="holds a run already"):
+        run(tmp_path / "new", bank, knobs())  # its best weights would be overwritten
+
+
+def test_going_on_with_a_finished_run_changes_nothing(bank: Path, finished: Path) -> None:
+    before = {name: (finished / name).read_bytes() for name in (*FILES, loop.LAST)}
+    assert run(finished, bank, knobs(), resume=True).n_epochs == 3
+    assert {name: (finished / name).read_bytes() for name in before} == before
+
+
+def test_a_locked_run_is_refused(bank: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with lock(tmp_path / "run" / ".lock"), pytest.raises(InputError, match=r"\.lock: held by another process"):
+        run(tmp_path / "run", bank, knobs())
+
+
+@pytest.mark.parametrize("steps", [1, 6, 9, 12, 17])
+def test_stopped_by_a_signal_and_resumed_is_uninterrupted(
+    bank: Path, finished: Path, tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_done = 0
+    add = Ledger.add
+
+    def add_and_signal(self: Ledger, draw: Draw, counts: np.ndarray) -> None:
+        nonlocal n_done
+        n_done += 1
+        if n_done == steps:
+            signal.raise_signal(signal.SIGTERM)
+        add(self, draw, counts)
+
+    monkeypatch.setattr(Ledger, "add", add_and_signal)
+    stopped = run(tmp_path / "run", bank, knobs())
+    assert stopped.ended == "stopped"
+    assert n_done == steps
+    assert run(tmp_path / "run", bank, knobs(), resume=True).ended == "done"
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_dropout_and_the_patch_path_of_a_3d_network_resume_too(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = knobs(
+        network={"name": "unet3d", "dropout": 0.2}, patch={"size": (4, 16, 16)}, training={"epochs": 2, "steps": 3, "batch_size": 5}
+    )
+    run(tmp_path / "whole", bank, config)
+    score = loop.score_inner_cases
+
+    def score_then_signal(*args: Any, **named: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return score(*args, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "score_inner_cases", score_then_signal)
+        assert run(tmp_path / "run", bank, config).n_epochs == 1
+    torch.rand(3)  # the global generator stands elsewhere
+    run(tmp_path / "run", bank, config, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+# Real processes
+
+SLOW = {"epochs": 3, "steps": 15, "checkpoint_minutes": 0.0005}
+
+
+def child(function: Callable[..., Any], *args: Any) -> Any:
+    """A process that imports torch once for all tests of this module."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["brats_seg.training.loop"])
+    process = context.Process(target=function, args=args)
+    process.start()
+    return process
+
+
+def run_in_child(run_dir: Path, bank: Path) -> None:
+    run(run_dir, bank, knobs(training=SLOW), resume=True)
+
+
+def kill_and_resume(bank: Path, run_dir: Path, *, seed: int, most: int, within_s: float) -> int:
+    """Kill a run at a random moment after a new checkpoint, `most` times or until it ends by itself; how often it was killed."""
+    dice, n_kills = random.Random(seed), 0
+    while n_kills < most and killed(run_dir, [(run_in_child, run_dir, bank)], wait_s=dice.uniform(0, within_s)):
+        n_kills += 1
+    run(run_dir, bank, knobs(training=SLOW), resume=True)
+    return n_kills
+
+
+def killed(run_dir: Path, calls: list[tuple[Any, ...]], *, wait_s: float) -> bool:
+    """Start processes, wait for a new checkpoint and some time more, and kill them; False where they ended by themselves before."""
+    last = run_dir / loop.LAST
+    before = last.stat().st_mtime_ns if last.exists() else 0
+    processes = [child(*call) for call in calls]
+    while processes[0].is_alive() and (not last.exists() or last.stat().st_mtime_ns == before):
+        time.sleep(0.002)
+    time.sleep(wait_s)
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+    return any(process.exitcode == -signal.SIGKILL for process in processes)
+
+
+def test_killed_runs_end_as_if_never_killed(bank: Path, tmp_path: Path) -> None:
+    run(tmp_path / "whole", bank, knobs(training=SLOW))
+    assert kill_and_resume(bank, tmp_path / "run", seed=0, most=2, within_s=0.05) >= 1
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert not list((tmp_path / "run").glob(".*.part"))
+
+
+@pytest.mark.campaign
+def test_twenty_kills_end_as_if_never_killed(bank: Path, tmp_path: Path) -> None:
+    run(tmp_path / "whole", bank, knobs(training=SLOW))
+    n_kills = 0
+    while n_kills < 20:
+        n_kills += kill_and_resume(bank, tmp_path / f"run{n_kills}", seed=n_kills, most=5, within_s=0.25)
+    for folder in tmp_path.glob("run*"):
+        assert_same_run(tmp_path / "whole", folder)
+
+
+def rank_in_child(rank: int, port: int, run_dir: Path, bank: Path, changes: dict[str, Any]) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank))
+    run(run_dir, bank, knobs(**changes), resume=True)
+
+
+def two_ranks(run_dir: Path, bank: Path, changes: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """What to start as processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [(rank_in_child, rank, port, run_dir, bank, changes) for rank in range(2)]
+
+
+@pytest.mark.campaign
+def test_killed_ranks_end_as_if_never_killed(bank: Path, tmp_path: Path) -> None:
+    for name, n_kills in (("whole", 0), ("run", 5)):
+        for kill in range(n_kills):
+            killed(tmp_path / name, two_ranks(tmp_path / name, bank, {"training": SLOW}), wait_s=0.05 * kill)
+        for process in [child(*call) for call in two_ranks(tmp_path / name, bank, {"training": SLOW})]:
+            process.join()
+            assert process.exitcode == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_two_ranks_draw_what_one_draws_and_learn_the_same(bank: Path, tmp_path: Path) -> None:
+    changes = {"network": {"norm": "group"}}
+    ranks = [child(*call) for call in two_ranks(tmp_path / "two", bank, changes)]
+    run(tmp_path / "one", bank, knobs(**changes))
+    for process in ranks:
+        process.join()
+        assert process.exitcode == 0
+    one, two = (load_checkpoint(tmp_path / name / loop.LAST) for name in ("one", "two"))
+    for key, value in one.weights.items():
+        torch.testing.assert_close(value, two.weights[key], atol=2e-3, rtol=1e-2)
+    rows = [[line.split(",") for line in (tmp_path / name / "ledger.csv").read_text().splitlines()[1:7]] for name in ("one", "two")]
+    assert rows[0] == rows[1]  # the first epoch: the second one's draws follow from what was found hard
+
+
+# When it goes wrong
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_voxels(bank: Path, tmp_path: Path) -> None:
+    config = knobs(optimizer={"lr": 1e30, "kind": "sgd"}, sampler={"kind": "balanced"})
+    with pytest.raises(InputError, match=r"the loss is (nan|inf) at step \d+, on patches of A"):
+        run(tmp_path / "run", bank, config)
+    saved = json.loads((tmp_path / "run" / "bad_batch_rank0.json").read_text())
+    assert len(saved["voxels"]) == 10
+    assert {voxel["case"] for voxel in saved["voxels"]} <= {"A", "B", "C"}
+
+
+def test_a_patch_the_network_cannot_halve_is_refused_before_anything_is_written(bank: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"patch\.size 15 x 15"):
+        run(tmp_path / "run", bank, knobs(patch={"size": (15, 15)}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_weighted_classes_shift_the_prior_that_is_saved(bank: Path, tmp_path: Path) -> None:
+    config = knobs(loss={"class_weights": "balanced"}, sampler={"kind": "random"}, training={"epochs": 1, "steps": 20})
+    run(tmp_path / "run", bank, config)
+    prior = load_checkpoint(tmp_path / "run" / loop.LAST).effective_prior
+    assert prior is not None
+    natural = PatchBank(bank, patch_size=(16, 16)).select(SPLIT.train).index.counts
+    assert prior[0] < natural[0] / natural.sum()
+    focal = knobs(loss={"kind": "focal"}, training={"epochs": 1, "steps": 1})
+    run(tmp_path / "focal", bank, focal)
+    assert load_checkpoint(tmp_path / "focal" / loop.LAST).effective_prior is None

@@ -1,0 +1,68 @@
+import pytest
+import torch
+from torch import nn
+
+from brats_seg.config import Optimizer
+from brats_seg.training.optimizer import RunningMean, learning_rate, make_optimizer
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+def test_each_kind_moves_downhill_and_decays_kernels_alone(kind: str) -> None:
+    net = network()
+    knobs = Optimizer.model_validate({"kind": kind, "lr": 0.01, "weight_decay": 0.1})
+    optimizer = make_optimizer(knobs, net)
+    assert [(len(g["params"]), g["weight_decay"]) for g in optimizer.param_groups] == [(1, 0.1), (3, 0.0)]
+    x = torch.randn(4, 2, 8, 8)
+    losses = []
+    for _ in range(20):
+        loss = (net(x) - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_frozen_weights_stay_out() -> None:
+    net = network()
+    net[0].requires_grad_(False)
+    assert len(make_optimizer(Optimizer(), net).param_groups) == 1
+
+
+def test_rates_by_hand() -> None:
+    def rates(n: int, **knobs: object) -> list[float]:
+        optimizer = Optimizer.model_validate({"lr": 1.0, **knobs})
+        return [round(learning_rate(optimizer, step, n_steps=n), 4) for step in range(n)]
+
+    assert rates(3, schedule="constant") == [1, 1, 1]
+    assert rates(4, schedule="cosine") == [1, 0.8536, 0.5, 0.1464]
+    assert rates(4, schedule="poly") == [1, round(0.75**0.9, 4), round(0.5**0.9, 4), round(0.25**0.9, 4)]
+    assert rates(6, schedule="poly", warmup_steps=2) == [0.5, 1, 1, round(0.75**0.9, 4), round(0.5**0.9, 4), round(0.25**0.9, 4)]
+
+
+def test_running_mean_by_hand() -> None:
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(net.weight, 0.0)
+    mean = RunningMean(net, decay=0.5)
+    nn.init.constant_(net.weight, 1.0)
+    mean.update(net, n_steps=1)  # decay min(0.5, 2/11): 0 * 2/11 + 1 * 9/11
+    assert mean.network.weight.item() == pytest.approx(9 / 11)
+    mean.update(net, n_steps=1000)  # decay 0.5
+    assert mean.network.weight.item() == pytest.approx(10 / 11)
+
+
+def test_running_mean_takes_in_batch_statistics_too_and_learns_nothing_itself() -> None:
+    net = network()
+    mean = RunningMean(net, decay=0.9)
+    net(torch.randn(8, 2, 8, 8) + 5)
+    mean.update(net, n_steps=1)
+    assert mean.network[1].num_batches_tracked == 1
+    expected = 9 / 11 * net[1].running_var + 2 / 11 * torch.ones(3)
+    torch.testing.assert_close(mean.network[1].running_var, expected)
+    assert not any(p.requires_grad for p in mean.network.parameters())
+    assert not mean.network.training
