@@ -1,0 +1,144 @@
+"""What a terminal shows of each stage: tables and lines, no color where nobody watches."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from brats_seg.bank.build import BuildReport
+from brats_seg.inference.predict import PredictReport
+from brats_seg.inference.tuning import TUNED, Tuning
+from brats_seg.scans.labels import REGIONS
+from brats_seg.scans.problem import Problem
+from brats_seg.training.loop import RunResult
+
+
+def make_console() -> Console:
+    """Standard output; wide where it is a file or a pipe, so that no line of a table is broken there."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def show_problems(problems: Iterable[Problem], *, console: Console) -> None:
+    """One line for each problem, errors first."""
+    for problem in sorted(problems, key=lambda p: p.severity):
+        style = "red" if problem.severity == "error" else "yellow"
+        console.print(f"[{style}]{problem.severity}[/] {escape(str(problem))}", soft_wrap=True)
+
+
+def show_verification(rows: Sequence[Mapping[str, Any]], problems: Sequence[Problem], *, console: Console) -> None:
+    """A row for each case of `Report.rows`, then the problems, then the count of good cases."""
+    table = _table("case", "patient", "layout", "shape", "tissue voxels", "errors", "warnings")
+    for row in rows:
+        counts = ", ".join(f"{name} {n:,}" for name, n in row["class_counts"].items()) or "no label"
+        shape = " x ".join(map(str, row["shape"])) if row["shape"] else "?"
+        flags = [str(row[name]) if row[name] else "" for name in ("n_errors", "n_warnings")]
+        table.add_row(row["case"], row["patient"], row["layout"], shape, counts, *flags)
+    if rows:
+        console.print(table)
+    show_problems(problems, console=console)
+    n_bad = len({p.case or p.file for p in problems if p.severity == "error"})
+    n_good = sum(not row["n_errors"] for row in rows)
+    console.print(f"{n_good} good {_plural('case', n_good)}" + (f", {n_bad} refused" if n_bad else ""))
+
+
+def show_build(built: BuildReport, bank: Path, *, console: Console) -> None:
+    """What a build did, and what it refused."""
+    show_problems(built.problems, console=console)
+    n_refused = len({problem.case for problem in built.refused})
+    n = len(built.done)
+    console.print(f"{n} {_plural('case', n)} prepared, {len(built.skipped)} there already, {n_refused} refused")
+    if built.complete:
+        show_place("bank:", bank, console=console)
+    else:
+        n = len(built.missing)
+        console.print(f"{n} {_plural('case', n)} of other parts still to come; the last part to end assembles the bank")
+
+
+def show_run(result: RunResult, *, console: Console) -> None:
+    """The last epoch's numbers and where the run lies."""
+    if result.ended == "stopped":
+        console.print("stopped and saved; the same command with --resume goes on")
+    last = result.rows[-1] if result.rows else None
+    if last is not None:
+        console.print(f"epoch {last['epoch']}: loss {last['loss']:.4f}")
+    if result.best_epoch is not None:
+        best = next(row for row in result.rows if row["epoch"] == result.best_epoch)
+        dice = ", ".join(f"{region} {best[f'dice_{region}']:.3f}" for region in REGIONS if best[f"dice_{region}"] is not None)
+        console.print(f"best epoch {result.best_epoch}: Dice on the inner split {dice}")
+    show_place("run:", result.run_dir, console=console)
+
+
+def show_tuning(tuning: Tuning, run: Path, *, console: Console) -> None:
+    """The settings found, what they gain, and where they lie."""
+    console.print(f"prior correction {tuning.correct_priors:g}")
+    console.print(f"smallest component {tuning.min_component_mm3:g} mm3, smallest enhancing core {tuning.min_enhancing_mm3:g} mm3")
+    n = tuning.n_cases
+    console.print(f"mean Dice on {n} inner {_plural('case', n)}: {tuning.score:.4f}, without them {tuning.score_before:.4f}")
+    show_place("settings:", run / TUNED, console=console)
+
+
+def show_predictions(predicted: PredictReport, out: Path, *, console: Console) -> None:
+    """How many cases were segmented, what was refused, and where the label maps lie."""
+    show_problems(predicted.problems, console=console)
+    console.print(predicted.summary())
+    show_place("label maps:", out, console=console)
+
+
+def show_scores(summary: Mapping[str, Any], *, console: Console) -> None:
+    """The headline figures: region by region the mean, its interval and n, by convention."""
+    for name, convention in summary["conventions"].items():
+        headline = convention["headline"]
+        columns = [text for metric in headline for text in (_title(metric), "95 % interval", "n")]
+        table = _table("region", *columns, "Dice where present", "n", "false-positive", "missed", title=f"{name}: {convention['source']}")
+        for region in REGIONS:
+            figures = convention["regions"].get(region)
+            if figures is None:
+                continue
+            cells = [cell for metric in headline for cell in _mean_cells(figures.get(metric), metric)]
+            present = _mean_cells(figures["dice_where_present"], "dice")
+            table.add_row(region, *cells, present[0], present[2], str(figures["n_false_positive_cases"]), str(figures["n_missed_cases"]))
+        console.print(table)
+    n = summary["n_cases"]
+    console.print(f"{n} {_plural('case', n)} of {summary['n_patients']} {_plural('patient', summary['n_patients'])}; mean +- sd")
+    if "calibration" in summary:
+        errors = ", ".join(
+            f"{region} {found['ece']:.4f}" for region, found in summary["calibration"]["regions"].items() if found["ece"] is not None
+        )
+        console.print(f"expected calibration error: {errors}")
+    for test in summary.get("against", {}).get("tests", ()):
+        difference = f"{test['mean_difference']:+.4f}"
+        console.print(f"{test['convention']} {test['region']} {test['metric']}: {difference} (n {test['n']}, Wilcoxon p {test['p']:.3g})")
+
+
+def show_place(label: str, path: Path, *, console: Console) -> None:
+    """Where something lies; never broken over two lines."""
+    console.print(f"{label} {escape(str(path))}", soft_wrap=True)
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        is_text = column in ("case", "patient", "layout", "region", "shape", "tissue voxels", "95 % interval")
+        table.add_column(column, justify="left" if is_text else "right", overflow="fold")
+    return table
+
+
+def _mean_cells(figure: Mapping[str, Any] | None, metric: str) -> tuple[str, str, str]:
+    if figure is None or figure["mean"] is None:
+        return "-", "", "0"
+    digits = 1 if metric.endswith("_mm") else 3
+    mean = f"{figure['mean']:.{digits}f}" + (f" +- {figure['sd']:.{digits}f}" if figure["sd"] is not None else "")
+    interval = figure["interval95"]
+    return mean, f"{interval[0]:.{digits}f} to {interval[1]:.{digits}f}" if interval else "", str(figure["n"])
+
+
+def _title(metric: str) -> str:
+    return {"dice": "Dice", "hd95_mm": "HD95 (mm)", "lesion_dice": "lesion Dice", "lesion_hd95_mm": "lesion HD95 (mm)"}.get(metric, metric)
+
+
+def _plural(noun: str, n: int) -> str:
+    return noun if n == 1 else f"{noun}s"

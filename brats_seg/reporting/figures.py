@@ -1,0 +1,348 @@
+"""Figures of a report: overlays of a label map on a scan, box plots, curves, ledger and confusion matrix."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64, Num, UInt8
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+from PIL import Image
+
+from brats_seg.core.shapes import Shares
+from brats_seg.scans.labels import OUTSIDE, TISSUE_COLORS
+
+Slice = Num[np.ndarray, "y x"]
+"""One axial slice: row 0 is anterior, column 0 the patient's right (radiological view)."""
+Labels = UInt8[np.ndarray, "y x"]
+"""Tissue class of each pixel of a slice; 0 healthy, 255 outside the brain."""
+Picture = UInt8[np.ndarray, "row column 3"]
+"""Red, green and blue of each pixel."""
+
+REGION_COLORS = {"whole": "#1f6fb2", "core": "#7e32a3", "active": "#e05217"}
+INK, QUIET, RULE = "#1d2733", "#66717f", "#d9dee4"
+HEALTHY = 0
+MOST_CHART_COLORS = 4096
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure as a page holds it: its address, its width in CSS pixels, and the text that stands for it."""
+
+    uri: str
+    width: int
+    alt: str
+
+
+def words(name: str) -> str:
+    """A class or region name as a person writes it: `necrotic_core` is 'necrotic core'."""
+    return name.replace("non_", "non-").replace("_", " ")
+
+
+def color_of(name: str) -> str:
+    """The one color of a tissue class or region, `#rrggbb`; gray for a name without one."""
+    return TISSUE_COLORS.get(name) or REGION_COLORS.get(name) or QUIET
+
+
+def gray_levels(pixels: Slice, *, low: float, high: float) -> UInt8[np.ndarray, "y x"]:
+    """Map intensities linearly so that `low` is black (0) and `high` white (255), the rest clipped."""
+    span = max(float(high) - float(low), 1e-12)
+    return np.round(np.clip((pixels.astype(np.float64) - low) / span, 0, 1) * 255).astype(np.uint8)
+
+
+def overlay(
+    gray: UInt8[np.ndarray, "y x"],
+    labels: Labels,
+    *,
+    classes: Sequence[str],
+    opacity: float = 0.45,
+    scale: int = 2,
+    aspect: float = 1.0,
+) -> Picture:
+    """Lay the tissue classes over a slice: translucent inside, a solid line one screen pixel wide at every border.
+
+    Args:
+        gray: the slice, 0 black to 255 white.
+        labels: class index of each pixel; 0 and 255 are left as they are.
+        classes: name of each class index, healthy first.
+        opacity: of the inside of a class, 0 to 1.
+        scale: screen pixels for each pixel; gray levels are interpolated, labels are not.
+        aspect: height of a pixel over its width (spacing in Y over spacing in X).
+
+    Raises:
+        ValueError: a label has no class.
+    """
+    height, width = max(round(gray.shape[0] * scale * aspect), 1), gray.shape[1] * scale
+    screen = _few_grays(np.asarray(Image.fromarray(gray).resize((width, height), Image.Resampling.BICUBIC)), n_levels=250 // len(classes))
+    picture = np.repeat(screen[:, :, None], 3, axis=2).astype(np.float64)
+    classes_on_screen = np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+    present = [int(c) for c in np.unique(classes_on_screen) if c not in (HEALTHY, OUTSIDE)]
+    if present and present[-1] >= len(classes):
+        raise ValueError(f"label {present[-1]} has no class; the classes are {', '.join(classes)}")
+    for c in present:
+        inside = classes_on_screen == c
+        color = np.array(to_rgb(color_of(classes[c]))) * 255
+        picture[inside] = (1 - opacity) * picture[inside] + opacity * color
+        picture[inside & ~_eroded(inside)] = color
+    return np.round(picture).astype(np.uint8)
+
+
+def _few_grays(gray: UInt8[np.ndarray, "y x"], *, n_levels: int) -> UInt8[np.ndarray, "y x"]:
+    """So few gray levels that they and their blends with every class fit one palette of 256 colors: half the bytes of a report."""
+    step = 255 / (n_levels - 1)
+    return np.round(np.round(gray / step) * step).astype(np.uint8)
+
+
+def _eroded(mask: Bool[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
+    padded = np.pad(mask, 1)
+    return padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:] & mask
+
+
+def picture_grid(
+    rows: Sequence[Sequence[Picture]], *, row_names: Sequence[str], column_names: Sequence[str], classes: Sequence[str], inches: float = 2.3
+) -> Figure:
+    """Pictures in rows and columns, with names at the top and the left and the legend of the tissue classes below.
+
+    Args:
+        rows: the pictures, all of one size; every row as long as `column_names`.
+        row_names: one name a row.
+        column_names: one name a column.
+        classes: the classes of the legend; healthy is left out of it.
+        inches: width of a picture.
+    """
+    height, width = rows[0][0].shape[:2]
+    size = (inches * len(column_names) + 0.35, inches * height / width * len(rows) + 0.75)
+    figure = Figure(figsize=size, dpi=150, facecolor="white")
+    axes = figure.subplots(len(rows), len(column_names), squeeze=False)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            _show_picture(axes[i][j], picture)
+            if i == 0:
+                axes[i][j].set_title(column_names[j], fontsize=9.5, color=INK, pad=6)
+        axes[i][0].set_ylabel(row_names[i], fontsize=9.5, color=INK, labelpad=6)
+    figure.legend(
+        handles=_tissue_patches(classes), loc="lower center", ncols=len(classes), frameon=False, fontsize=9, handlelength=1, handleheight=1
+    )
+    figure.tight_layout(pad=0.4, w_pad=0.3, h_pad=0.3, rect=(0, 0.26 / figure.get_figheight(), 1, 1))
+    return figure
+
+
+def box_plot(
+    values: Mapping[str, Sequence[float]], *, label: str, limits: tuple[float, float] | None = None, center: float | None = None
+) -> Figure:
+    """One box a group over a strip of its points; the whiskers reach the farthest points within 1.5 interquartile ranges.
+
+    Args:
+        values: the numbers of each group by its name; what is not finite is left out.
+        label: of the value axis, with the unit.
+        limits: of the value axis; None follows the numbers.
+        center: a value to draw a line at.
+    """
+    figure, axes = _chart(width=5.4, height=0.75 + 0.62 * len(values))
+    for row, (name, numbers) in enumerate(values.items()):
+        points = np.array([v for v in numbers if np.isfinite(v)])
+        _box(axes, points, row=row, color=color_of(name))
+    axes.set_yticks(range(len(values)), [f"{words(n)}\nn = {int(np.isfinite(list(v)).sum())}" for n, v in values.items()])
+    axes.set_ylim(len(values) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(label)
+    if limits is not None:
+        margin = 0.02 * (limits[1] - limits[0])
+        axes.set_xlim(limits[0] - margin, limits[1] + margin)
+    if center is not None:
+        axes.axvline(center, color=QUIET, linewidth=0.9, zorder=1)
+    axes.grid(axis="x", color=RULE, linewidth=0.7)
+    return figure
+
+
+def _box(axes: Axes, points: Float[np.ndarray, " n"], *, row: int, color: str) -> None:
+    if len(points) == 0:
+        axes.text(0.5, row, "no value", transform=axes.get_yaxis_transform(), ha="center", va="center", color=QUIET)
+        return
+    if len(points) > 2:
+        line = {"color": color, "linewidth": 1.1}
+        axes.boxplot(
+            [points], positions=[row], orientation="horizontal", widths=0.44, showfliers=False, patch_artist=True,
+            boxprops={"facecolor": (*to_rgb(color), 0.14), "edgecolor": color, "linewidth": 1.1},
+            medianprops={"color": color, "linewidth": 2.2}, whiskerprops=line, capprops=line,
+        )  # fmt: skip
+    # Spread by rank, not at random: the same numbers always give the same picture.
+    spread = 0.13 * np.sin(2.4 * np.arange(len(points)))
+    axes.scatter(points, row + spread, s=20, color=color, alpha=0.75, linewidths=0.6, edgecolors="white", zorder=3)
+
+
+def line_chart(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x_label: str, y_label: str, limits: tuple[float, float] | None = None
+) -> Figure:
+    """Lines over a common x axis, named at their ends by a legend beside the chart.
+
+    Args:
+        lines: x and y of each line by its name; what is not finite is a gap.
+        x_label: of the x axis.
+        y_label: of the y axis, with the unit.
+        limits: of the y axis; None follows the numbers.
+    """
+    figure, axes = _chart(width=5.4, height=2.7)
+    spare = iter(("#1d2733", "#1f6fb2", "#a35a00", "#7e32a3", "#328073", "#66717f"))
+    for name, (x, y) in lines.items():
+        color = color_of(name) if name in REGION_COLORS or name in TISSUE_COLORS else next(spare, QUIET)
+        axes.plot(x, y, color=color, linewidth=1.7, marker="o", markersize=3 if len(x) <= 40 else 0, label=words(name))
+    axes.set(xlabel=x_label, ylabel=y_label)
+    if limits is not None:
+        axes.set_ylim(*limits)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if ends := [x for xs, _ in lines.values() for x in xs]:
+        axes.set_xlim(min(ends) - 0.4, max(ends) + 0.4)
+    axes.grid(axis="y", color=RULE, linewidth=0.7)
+    if len(lines) > 1:
+        axes.legend(frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(1, 1), handlelength=1.2, borderaxespad=0.2)
+    return figure
+
+
+def mix_chart(shares: Mapping[str, Shares], *, classes: Sequence[str]) -> Figure:
+    """One stacked bar a mix: which share of it each tissue class has.
+
+    Args:
+        shares: the share of every class, in the order of `classes`, by the name of the mix ('requested', 'drawn').
+        classes: tissue classes, healthy first.
+    """
+    figure, axes = _chart(width=5.4, height=0.95 + 0.52 * len(shares))
+    for row, mix in enumerate(shares.values()):
+        left = 0.0
+        for name, share in zip(classes, mix, strict=True):
+            axes.barh(row, share, left=left, height=0.62, color=color_of(name), edgecolor="white", linewidth=1)
+            if share >= 0.055:
+                ink = "white" if _is_dark(color_of(name)) else INK
+                axes.text(left + share / 2, row, f"{100 * share:.0f} %", ha="center", va="center", color=ink, fontsize=8)
+            left += float(share)
+    axes.set_yticks(range(len(shares)), list(shares))
+    axes.set_ylim(len(shares) - 0.5, -0.5)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.tick_params(axis="y", length=0)
+    below = (0.5, -0.28 / len(shares) ** 0.6)
+    patches = _tissue_patches(classes, healthy="shown")
+    legend = axes.legend(handles=patches, loc="upper center", bbox_to_anchor=below, ncols=3, handlelength=1, handleheight=1, fontsize=8.5)
+    legend.set_frame_on(False)
+    return figure
+
+
+def confusion_chart(counts: Int64[np.ndarray, "k k"], *, classes: Sequence[str]) -> Figure:
+    """Where the voxels of each reference class went: shares of the row, darker is more.
+
+    Args:
+        counts: voxels by reference class (rows) and predicted class (columns).
+        classes: name of each class index.
+    """
+    shares = row_shares(counts)
+    k = len(classes)
+    figure, axes = _chart(width=1.6 + 0.85 * k, height=1.0 + 0.55 * k)
+    axes.imshow(np.nan_to_num(shares), cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
+    for i in range(k):
+        for j in range(k):
+            text = "–" if np.isnan(shares[i, j]) else f"{100 * shares[i, j]:.1f} %"
+            axes.text(j, i, text, ha="center", va="center", fontsize=8.5, color="white" if shares[i, j] > 0.7 else INK)
+    names = [words(c).replace(" ", "\n", 1) for c in classes]
+    axes.set_xticks(range(k), names)
+    axes.set_yticks(range(k), names)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks(np.arange(k - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(k - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.tick_params(which="minor", length=0)
+    axes.set(xlabel="prediction", ylabel="reference")
+    return figure
+
+
+def row_shares(counts: Int64[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
+    """Each row of a confusion matrix over its sum; NaN in the row of a class that the reference never has."""
+    sums = counts.sum(axis=1, keepdims=True).astype(np.float64)
+    return np.divide(counts, sums, out=np.full(counts.shape, np.nan), where=sums > 0)
+
+
+def volume_chart(volumes: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """Predicted against reference volume of each class, one point a case, on axes that are linear under 1 ml and logarithmic over it.
+
+    Args:
+        volumes: reference and predicted volumes in ml, case by case, by class or region name.
+    """
+    figure, axes = _chart(width=4.2, height=3.5)
+    top = max([1.0, *(v for pair in volumes.values() for side in pair for v in side)]) * 1.5
+    axes.plot([0, top], [0, top], color=QUIET, linewidth=0.9, zorder=1)
+    for name, (reference, prediction) in volumes.items():
+        axes.scatter(
+            reference, prediction, s=30, color=color_of(name), alpha=0.85, edgecolors="white", linewidths=0.6, label=words(name), zorder=3
+        )
+    ticks = [t for t in (0, 1, 3, 10, 30, 100, 300, 1000) if t <= top]
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_yscale("symlog", linthresh=1)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
+        axis.set_minor_locator(NullLocator())
+    axes.set(xlim=(-0.08, top), ylim=(-0.08, top))
+    axes.set(xlabel="reference, ml", ylabel="prediction, ml")
+    axes.grid(color=RULE, linewidth=0.7)
+    if volumes:
+        axes.legend(frameon=False, fontsize=8.5, loc="upper left", handletextpad=0.2, borderaxespad=0.3)
+    return figure
+
+
+def png(content: Figure | Picture) -> bytes:
+    """A figure (150 dots an inch) or a picture as the bytes of a PNG file; the same content always gives the same bytes."""
+    file = io.BytesIO()
+    if isinstance(content, Figure):
+        content.savefig(file, format="png", dpi=150, bbox_inches="tight", pad_inches=0.06, metadata={"Software": None})
+    image = Image.open(file).convert("RGB") if isinstance(content, Figure) else Image.fromarray(content)
+    # A palette halves the bytes: exact for an overlay, no visible change for a chart; scans in a figure have too many colors for it.
+    if image.getcolors(MOST_CHART_COLORS) is not None:
+        image = image.quantize(256, dither=Image.Dither.NONE)
+    file = io.BytesIO()
+    image.save(file, format="png", optimize=True)
+    return file.getvalue()
+
+
+def plot(figure: Figure, *, alt: str) -> Plot:
+    """A figure for a page, drawn at 150 dots an inch and shown at 96 with `alt` as the text that stands for it."""
+    content = png(figure)
+    width = int.from_bytes(content[16:20], "big")  # the first field of a PNG file's header
+    return Plot(data_uri(content), round(width * 96 / 150), alt)
+
+
+def data_uri(png_bytes: bytes) -> str:
+    """PNG bytes as an address that a page can hold in itself."""
+    return "data:image/png;base64," + base64.b64encode(png_bytes).decode("ascii")
+
+
+def _chart(*, width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white", layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(RULE)
+    axes.tick_params(colors=QUIET, labelcolor=INK, labelsize=8.5)
+    axes.xaxis.label.set(color=INK, fontsize=9)
+    axes.yaxis.label.set(color=INK, fontsize=9)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _show_picture(axes: Axes, picture: Picture) -> None:
+    axes.imshow(picture, interpolation="lanczos")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+
+
+def _tissue_patches(classes: Sequence[str], *, healthy: Literal["shown", "hidden"] = "hidden") -> list[Patch]:
+    return [Patch(facecolor=color_of(c), label=words(c)) for c in classes if c != "healthy" or healthy == "shown"]
+
+
+def _is_dark(color: str) -> bool:
+    red, green, blue = to_rgb(color)
+    return 0.299 * red + 0.587 * green + 0.114 * blue < 0.55

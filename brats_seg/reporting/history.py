@@ -1,0 +1,108 @@
+"""A run folder -> what a report says of the training: curves, and the class mix asked for and drawn."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from brats_seg.errors import InputError
+from brats_seg.imbalance.ledger import OUTSIDE
+from brats_seg.reporting.figures import Plot, line_chart, mix_chart, plot, words
+from brats_seg.scans.labels import REGIONS
+
+Rows = list[dict[str, str]]
+Line = tuple[list[float], list[float]]
+NAN = float("nan")
+
+
+def training_section(run: Path) -> dict[str, Any]:
+    """Curves from epochs.csv, mix and table from ledger.csv, and config.yaml as it stands; a file that is not there is left out.
+
+    Raises:
+        InputError: the folder has none of the three.
+    """
+    epochs, ledger = _rows(run / "epochs.csv"), _rows(run / "ledger.csv")
+    config = run / "config.yaml"
+    if not (epochs or ledger or config.is_file()):
+        raise InputError(f"--run {run}: neither epochs.csv nor ledger.csv nor config.yaml is in it; give a folder that train wrote")
+    mix = ledger_rows(ledger)
+    return {
+        "run": run.resolve().name,
+        "n_epochs": len({r["epoch"] for r in epochs or ledger}),
+        "curves": _curves(epochs),
+        "ledger_rows": mix,
+        "has_hard": any(r["n_hard"] for r in mix),
+        "outside_percent": _mean_percent([r for r in ledger if r["class"] == OUTSIDE], "voxel_share"),
+        "mix": _mix_plot(mix) if mix else None,
+        "config": config.read_text(encoding="utf-8") if config.is_file() else None,
+    }
+
+
+def ledger_rows(ledger: Rows) -> list[dict[str, Any]]:
+    """The ledger over all epochs, a row a class: mean shares in percent, sums of draws, and draws for each distinct voxel of an epoch."""
+    rows = []
+    for name in dict.fromkeys(r["class"] for r in ledger if r["class"] != OUTSIDE):
+        found = [r for r in ledger if r["class"] == name]
+        n_draws, n_distinct, n_hard = (sum(int(r[column]) for r in found) for column in ("n_draws", "n_distinct", "n_hard"))
+        rows.append(
+            {
+                "name": name,
+                "requested_percent": _mean_percent(found, "requested_share"),
+                "center_percent": _mean_percent(found, "center_share"),
+                "voxel_percent": _mean_percent(found, "voxel_share"),
+                "n_draws": n_draws,
+                "n_distinct": round(n_distinct / len(found)),
+                "repeats": n_draws / n_distinct if n_distinct else NAN,
+                "n_hard": n_hard,
+            }
+        )
+    return rows
+
+
+def _mean_percent(rows: Rows, column: str) -> float:
+    return 100 * sum(float(r[column]) for r in rows) / len(rows) if rows else NAN
+
+
+def _mix_plot(rows: Sequence[Mapping[str, Any]]) -> Plot:
+    mixes = {"requested": "requested_percent", "patch centers": "center_percent", "patch voxels": "voxel_percent"}
+    shares = {title: np.array([r[column] / 100 for r in rows]) for title, column in mixes.items()}
+    text = "; ".join(f"{words(r['name'])} {r['requested_percent']:.0f} %, drawn {r['center_percent']:.0f} %" for r in rows)
+    return plot(mix_chart(shares, classes=[r["name"] for r in rows]), alt=f"Class mix requested and drawn at patch centers: {text}.")
+
+
+def _curves(epochs: Rows) -> list[dict[str, Any]]:
+    """One chart of the loss and one of the Dice on the inner split."""
+    lines = {name: line for name in ("loss", *(f"dice_{r}" for r in REGIONS)) if (line := _line(epochs, name))[0]}
+    dice = {name.removeprefix("dice_"): line for name, line in lines.items() if name != "loss"}
+    best = [row["epoch"] for row in epochs if row.get("is_best") == "1"]
+    charts = []
+    if "loss" in lines:
+        loss = {"loss": lines["loss"]}
+        charts.append(_curve(line_chart(loss, x_label="epoch", y_label="loss"), "Training loss,", "mean over the steps of an epoch.", loss))
+    if dice:
+        chart = line_chart(dice, x_label="epoch", y_label="Dice, inner split", limits=(0.0, 1.0))
+        text = "patients of the training set that the network does not train on, none of them held out for the test."
+        chosen = f" The best checkpoint is that of epoch {best[-1]}." if best else ""
+        charts.append(_curve(chart, "Dice on the inner split,", text + chosen, dice))
+    return charts
+
+
+def _curve(chart: Figure, title: str, text: str, lines: Mapping[str, Line]) -> dict[str, Any]:
+    ends = "; ".join(f"{words(name)} ends at {y[-1]:.3f}" for name, (_, y) in lines.items() if y)
+    return {"plot": plot(chart, alt=f"{title} {ends}."), "title": title, "words": text}
+
+
+def _line(epochs: Rows, column: str) -> Line:
+    """A column over the epochs in which it has a number."""
+    points = [(float(r["epoch"]), float(r[column])) for r in epochs if r.get(column)]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _rows(path: Path) -> Rows:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,325 @@
+"""One HTML and Markdown report: scores, worst and best cases, volumes, confusion, what the network was trained on."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from brats_seg.core.files import write_text
+from brats_seg.core.progress import track
+from brats_seg.errors import InputError, UsageError
+from brats_seg.evaluation.overlap import JointHistogram
+from brats_seg.evaluation.scores import CONVENTIONS, Convention, EvaluationReport, Score, evaluate_folders
+from brats_seg.inference.outputs import read_rows
+from brats_seg.reporting import figures
+from brats_seg.reporting.cases import SeenCase, best_slice, case_pictures, see_case
+from brats_seg.reporting.figures import Plot, plot
+from brats_seg.reporting.history import training_section
+from brats_seg.scans.case import Case
+from brats_seg.scans.labels import REGIONS
+from brats_seg.scans.layouts import find_cases
+from brats_seg.scans.volume import SUFFIXES
+
+NAMES = {"whole": "Whole tumor", "core": "Tumor core", "active": "Active tumor"}
+MEANINGS = {
+    "whole": "all tumor tissue",
+    "core": "the tumor without edema",
+    "active": "enhancing tumor alone",
+}
+HD95_WORDS = {
+    "directed": "the larger of the two directed 95th percentiles of surface distance",
+    "pooled": "the 95th percentile of both directions' surface distances together",
+    "surface_weighted": "the 95th percentile of surface distance, each surface element counted by its area",
+}
+N_EACH_END = 3
+"""So many worst and so many best cases are shown."""
+
+
+def write_report(
+    out: Path,
+    reference: Path,
+    *,
+    output: Path,
+    run: Path | None = None,
+    conventions: Sequence[str] = ("brats2020",),
+    only: Collection[str] | None = None,
+) -> Path:
+    """Score a folder of predictions and write one self-contained page, and a Markdown twin beside it. The same input gives the same bytes.
+
+    Args:
+        out: predictions, `<case>.nii.gz`, with `predictions.csv` where there is one.
+        reference: cases with labels in any layout; with their scans, overlays are drawn.
+        output: the page to write, `.html`; the twin has the same name and ends in `.md`.
+        run: the run folder whose training curves and ledger are shown; None leaves them out.
+        conventions: keys of `CONVENTIONS`; the first one fills the table of cases.
+        only: ids of the cases meant; None for all.
+
+    Returns:
+        `output`.
+
+    Raises:
+        InputError: a folder that is not there, or no case that could be scored.
+        UsageError: an unknown convention, or an output that does not end in `.html`.
+    """
+    if output.suffix != ".html":
+        raise UsageError(f"--output {output}: the report is a page; give a name that ends in .html")
+    evaluation = evaluate_folders(out, reference, conventions=conventions, only=only)
+    if not evaluation.scores:
+        first = f"; the first problem: {evaluation.problems[0]}" if evaluation.problems else ""
+        raise InputError(f"{out}: no case could be scored against {reference}{first}")
+    content = _content(evaluation, out, reference, run=run)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    pages = _environment()
+    for path, template in ((output.with_suffix(".md"), "report.md"), (output, "report.html")):
+        write_text(path, pages.get_template(template).render(content))
+    return output
+
+
+def _content(evaluation: EvaluationReport, out: Path, reference: Path, *, run: Path | None) -> dict[str, Any]:
+    """Everything the templates print."""
+    first = evaluation.scores[0].convention
+    scores = [s for s in evaluation.scores if s.convention == first]
+    classes = tuple(dict.fromkeys(s.region for s in scores if s.region not in REGIONS))
+    ids = tuple(dict.fromkeys(s.case for s in scores))
+    shown = _shown(_ranked(scores, ids))
+    cards, confusion, n_without_scans, unread = _look_at(out, reference, ids=ids, shown=shown, scores=scores, classes=classes)
+    n_patients = evaluation.summary["n_patients"]
+    n_words = f"{_counted(len(ids), 'case')} of {_counted(n_patients, 'patient')}"
+    return {
+        "title": "Segmentation report",
+        "lead": n_words,
+        "folders": {"predictions": out.resolve().name, "reference": reference.resolve().name},
+        "regions": REGIONS,
+        "names": NAMES,
+        "meanings": MEANINGS,
+        "classes": classes,
+        "tumor_classes": classes[1:],
+        "summaries": [_summary_table(name, tree) for name, tree in evaluation.summary["conventions"].items()],
+        "marks": "– marks what the convention leaves out, † a region that the reference has none of.",
+        "case_rows": [{"case": i, "scores": _regions_of(scores, i)} for i in ids],
+        "looking_title": "Worst and best cases" if len(ids) > 2 * N_EACH_END else "The cases, worst first",
+        "cards": cards,
+        "volume_rows": [{"case": i, "volumes": _volumes_of(scores, i, classes)} for i in ids],
+        "volume_means": _mean_volumes(scores, ids, classes),
+        "figures": _plots(scores, confusion, classes),
+        "confusion_rows": list(zip(classes, confusion.tolist(), strict=True)),
+        "confusion_note": _air_words(n_without_scans),
+        "training": training_section(run) if run is not None else None,
+        "problems": [{"severity": p.severity, "words": str(p)} for p in evaluation.problems] + unread + _warnings(out, ids),
+        "version": version("brats-seg"),
+    }
+
+
+def _air_words(n_without_scans: int) -> str:
+    if n_without_scans == 0:
+        return " Air around the head is left out."
+    return f" Healthy includes the air around the head in {_counted(n_without_scans, 'case')} without scans beside the reference."
+
+
+def _summary_table(name: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """One convention: its rules in words, and a row a region."""
+    rule = CONVENTIONS[name]
+    groups, extras = [("Dice", "dice", 3), ("HD95, mm", "hd95_mm", 1)], ["sensitivity", "precision"]
+    if rule.lesion_wise:
+        groups, extras = [("Lesion-wise Dice", "lesion_dice", 3), ("Lesion-wise HD95, mm", "lesion_hd95_mm", 1)], ["dice"]
+    rows = []
+    for region in REGIONS:
+        found = tree["regions"][region]
+        rows.append({
+            "region": region,
+            "dice": _average(found.get("dice")),
+            "groups": [(_average(found.get(metric)), digits) for _, metric, digits in groups],
+            "present": _average(found["dice_where_present"]),
+            "extras": [_average(found.get(metric)) for metric in extras],
+            "n_absent": found["n_cases"] - found["n_present"],
+            "n_present": found["n_present"],
+            "n_false_positive": found["n_false_positive_cases"],
+            "n_missed": found["n_missed_cases"],
+        })  # fmt: skip
+    return {"name": name, "words": convention_words(rule), "groups": [g[0] for g in groups], "extras": extras, "rows": rows}
+
+
+def convention_words(rule: Convention) -> str:
+    """What a convention does with empty regions, and which HD95 it means, in plain sentences."""
+
+    def counted(dice: float, hd95_mm: float) -> str:
+        if math.isnan(dice):
+            return "is left out"
+        distance = "its HD95 is left out" if math.isnan(hd95_mm) else f"HD95 {hd95_mm:.5g} mm"
+        return f"counts as Dice {dice:g}, {distance}"
+
+    sentences = [
+        f"{rule.source}.",
+        f"A region that is empty in reference and prediction {counted(rule.both_empty, rule.both_empty_hd95_mm)}; "
+        f"one that is empty in only one of them {counted(rule.one_empty, rule.one_empty_hd95_mm)}.",
+        f"HD95 is {HD95_WORDS[rule.hd95]}.",
+    ]
+    if rule.lesion_wise:
+        sentences.append("Lesion-wise numbers are means over lesions, each missed or false one counted as an empty region.")
+    return " ".join(sentences)
+
+
+def _average(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    low, high = (found or {}).get("interval95") or (None, None)
+    known = {key: (found or {}).get(key) for key in ("mean", "sd")}
+    return {**known, "n": (found or {}).get("n", 0), "low": low, "high": high}
+
+
+def _regions_of(scores: Sequence[Score], case: str) -> list[Score]:
+    return [s for region in REGIONS for s in scores if s.case == case and s.region == region]
+
+
+def _ranked(scores: Sequence[Score], ids: Sequence[str]) -> list[tuple[str, float]]:
+    """Cases and their mean Dice over the regions that count, worst first."""
+    means = []
+    for case in ids:
+        counted = [s.dice for s in _regions_of(scores, case) if not math.isnan(s.dice)]
+        means.append((case, sum(counted) / len(counted) if counted else math.nan))
+    return sorted((m for m in means if not math.isnan(m[1])), key=lambda m: (m[1], m[0]))
+
+
+def _shown(ranked: Sequence[tuple[str, float]]) -> dict[str, str]:
+    """Which cases are shown, in which order, and what is said of their rank."""
+    n = len(ranked)
+    picked = range(n) if n <= 2 * N_EACH_END else (*range(N_EACH_END), *range(n - N_EACH_END, n))
+    return {case: f"{_rank_words(i, n)}, mean Dice {dice:.3f}" for i in picked for case, dice in (ranked[i],)}
+
+
+def _rank_words(i: int, n: int) -> str:
+    from_best = n - i
+    if n == 1:
+        return "The only case"
+    if i < n / 2:
+        return "Worst case" if i == 0 else f"{_ordinal(i + 1)} worst of {n}"
+    return "Best case" if from_best == 1 else f"{_ordinal(from_best)} best of {n}"
+
+
+def _look_at(
+    out: Path,
+    reference: Path,
+    *,
+    ids: Sequence[str],
+    shown: Mapping[str, str],
+    scores: Sequence[Score],
+    classes: tuple[str, ...],
+) -> tuple[list[dict[str, Any]], JointHistogram, int, list[dict[str, str]]]:
+    """Read every scored case once.
+
+    Returns:
+        Cards of the cases to show, in their order; the confusion of all cases; how many have no scans; what could not be used.
+    """
+    cases = {c.id: c for c in find_cases(reference, required=()).cases}
+    confusion = np.zeros((len(classes), len(classes)), np.int64)
+    cards, n_without_scans, problems = {}, 0, []
+    for case in track(ids, total=len(ids), label="report"):
+        seen = see_case(cases[case], _prediction_of(out, cases[case]), classes)
+        confusion += seen.confusion()
+        n_without_scans += not seen.scans
+        problems += [{"severity": "warning", "words": line} for line in seen.problems]
+        if case in shown:
+            regions, volumes = _regions_of(scores, case), _volumes_of(scores, case, classes)
+            cards[case] = _card(seen, rank=shown[case], scores=regions, volumes=volumes)
+    return [cards[case] for case in shown], confusion, n_without_scans, problems
+
+
+def _prediction_of(out: Path, case: Case) -> Path:
+    return next(path for suffix in SUFFIXES if (path := out / f"{case.id}{suffix}").exists())
+
+
+def _card(seen: SeenCase, *, rank: str, scores: Sequence[Score], volumes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    z = best_slice(seen)
+    rows = case_pictures(seen, z=z)
+    return {
+        "case": seen.case.id,
+        "rank": rank,
+        "slice_number": z + 1,
+        "n_slices": seen.reference.shape[0],
+        "scores": scores,
+        "volumes": volumes,
+        "pictures": [{"name": r.name, "images": [(name, figures.data_uri(figures.png(p))) for name, p in r.columns]} for r in rows],
+    }
+
+
+def _volumes_of(scores: Sequence[Score], case: str, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Reference and predicted ml of each tumor class and of the whole tumor."""
+    found = {s.region: s for s in scores if s.case == case}
+    return [
+        {"name": name, "reference_ml": found[name].reference_ml, "prediction_ml": found[name].prediction_ml}
+        for name in (*classes[1:], "whole")
+    ]
+
+
+def _mean_volumes(scores: Sequence[Score], ids: Sequence[str], classes: Sequence[str]) -> list[dict[str, Any]]:
+    columns = zip(*(_volumes_of(scores, case, classes) for case in ids), strict=True)
+    return [
+        {"name": c[0]["name"]} | {side: sum(v[side] for v in c) / len(c) for side in ("reference_ml", "prediction_ml")} for c in columns
+    ]
+
+
+def _plots(scores: Sequence[Score], confusion: JointHistogram, classes: Sequence[str]) -> dict[str, Plot]:
+    dice = {r: [s.dice for s in scores if s.region == r] for r in REGIONS}
+    distances = {r: [s.hd95_mm for s in scores if s.region == r and s.n_reference_vox and s.n_prediction_vox] for r in REGIONS}
+    volumes = {
+        c: ([s.reference_ml for s in scores if s.region == c], [s.prediction_ml for s in scores if s.region == c]) for c in classes[1:]
+    }
+    errors = {c: [s.volume_error_ml for s in scores if s.region == c] for c in (*classes[1:], "whole")}
+    shares = figures.row_shares(confusion)
+    kept = "; ".join(f"{figures.words(c)} {100 * shares[i, i]:.1f} %" for i, c in enumerate(classes) if not np.isnan(shares[i, i]))
+    return {
+        "dice": plot(figures.box_plot(dice, label="Dice", limits=(0.0, 1.0)), alt=f"Box plot of Dice. {_medians(dice, digits=3)}"),
+        "hd95": plot(figures.box_plot(distances, label="HD95, mm"), alt=f"Box plot of HD95 in mm. {_medians(distances, digits=1)}"),
+        "volumes": plot(figures.volume_chart(volumes), alt="Predicted against reference volume in ml; the numbers are in table 3."),
+        "volume_errors": plot(
+            figures.box_plot(errors, label="prediction minus reference, ml", center=0.0),
+            alt=f"Box plot of volume error in ml. {_medians(errors, digits=1)}",
+        ),
+        "confusion": plot(figures.confusion_chart(confusion, classes=classes), alt=f"Confusion matrix. Share predicted right: {kept}."),
+    }
+
+
+def _medians(groups: Mapping[str, Sequence[float]], *, digits: int) -> str:
+    known = {name: [v for v in values if math.isfinite(v)] for name, values in groups.items()}
+    return "; ".join(f"{n}: median {np.median(v):.{digits}f}, n = {len(v)}" if v else f"{n}: no value" for n, v in known.items()) + "."
+
+
+def _warnings(out: Path, ids: Sequence[str]) -> list[dict[str, str]]:
+    """What `predict` wrote into the warnings column of predictions.csv."""
+    rows = [r for r in read_rows(out) if r.get("case") in ids and r.get("warnings")]  # the table of another program has other columns
+    return [{"severity": "warning", "words": f"{r['case']}: {r['warnings']}"} for r in rows]
+
+
+def _environment() -> Environment:
+    pages = Environment(
+        loader=PackageLoader("brats_seg", "reporting"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    pages.filters |= {
+        "number": _number,
+        "count": lambda n: f"{n:,}".replace(",", "\u202f"),
+        "share": lambda x: "0" if x is None or math.isnan(x) else f"{x:.3f}",
+        "color": figures.color_of,
+        "words": figures.words,
+        "letter": lambda i: "abcdefgh"[i - 1],
+        "cell": lambda text: str(text).replace("|", "\\|"),
+    }
+    return pages
+
+
+def _number(x: float | None, digits: int = 3) -> str:
+    return "–" if x is None or math.isnan(x) else f"{x:.{digits}f}"
+
+
+def _ordinal(n: int) -> str:
+    return f"{n}{'th' if 10 <= n % 100 <= 20 else {1: 'st', 2: 'nd', 3: 'rd'}.get(n % 10, 'th')}"
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"

@@ -1,0 +1,295 @@
+"""A page to look at a case: one file that opens offline in any browser, shown by NiiVue as an installed package brings it."""
+
+import base64
+import gzip
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote
+
+import nibabel
+import numpy as np
+from jaxtyping import UInt8
+from jinja2 import Environment, StrictUndefined
+
+from brats_seg.core.files import write_text
+from brats_seg.core.shapes import Mask, TissueMap, Volume
+from brats_seg.errors import InputError, UsageError
+from brats_seg.reporting.figures import color_of, words
+from brats_seg.scans.case import MODALITIES, Case, ScanFile
+from brats_seg.scans.labels import MERGED, REGIONS, common_classes, region_classes, schema_named, to_tissue
+from brats_seg.scans.volume import Geometry, read_volume, read_volumes, same_grid
+
+PACKAGE = "ipyniivue"
+"""The package of the extra `view` whose bundle holds NiiVue."""
+GRAY_PERCENTILES = (0.5, 99.5)
+"""Of the voxels of the brain: black and white of a scan."""
+WHITE = 127
+"""The brightest gray level: half of what a byte holds, less than the noise of a scan, makes a page of 7.1 MB one of 6.0 MB."""
+
+_NAMES = {"t1n": "T1", "t1c": "T1c", "t2w": "T2", "t2f": "FLAIR"}
+_TITLES = {"t1n": "native T1", "t1c": "T1 with contrast agent", "t2w": "T2", "t2f": "T2-FLAIR"}
+_REGION_NAMES = {"whole": "Whole tumor", "core": "Tumor core", "active": "Enhancing tumor"}
+# From the outside in, as tumors grow: of two classes side by side the deeper one draws the line between them.
+_INWARD = ("healthy", "edema", "enhancing_core", "non_enhancing_core", MERGED, "necrotic_core", "resection_cavity")
+_MARGIN_VOX = 3
+_LITERAL = re.compile(r"[\"`]([\w.!~*'()%-]{500000,})[\"`]", re.ASCII)
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """NiiVue as found on this machine.
+
+    Attributes:
+        module: source of a self-contained JavaScript module that exports `Niivue` and `NVImage`.
+        origin: name and version of the package it comes from.
+        license: the text that has to go with it.
+    """
+
+    module: str
+    origin: str
+    license: str
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """A label map laid over the scans.
+
+    Attributes:
+        id: "prediction" or "reference".
+        tissue: class index of every voxel (Z, Y, X).
+        style: how the page shows it at first.
+    """
+
+    id: str
+    tissue: TissueMap
+    style: Literal["Filled", "Outline"]
+
+    @property
+    def name(self) -> str:
+        """As a heading."""
+        return self.id.capitalize()
+
+    @property
+    def key(self) -> str:
+        """The key that turns it on and off."""
+        return self.name[0]
+
+    @property
+    def opacity(self) -> int:
+        """In percent, at first."""
+        return 90 if self.style == "Outline" else 50
+
+
+def write_page(case: Case, *, prediction: Path | None, reference: Path | None, output: Path) -> Path:
+    """Write one self-contained HTML page that shows a case: three planes, its modalities, label maps laid over them, volumes in ml.
+
+    The scans are cropped to the brain and kept as 127 gray levels: the page is for looking, not for measuring intensities.
+
+    Args:
+        case: what to show; modalities that it lacks are left out.
+        prediction: a label map in the values of the case's schema, on the grid of its scans; None leaves it out.
+        reference: likewise; None takes the label the case comes with, if any.
+        output: the page, ending in `.html`; its folder has to exist.
+
+    Returns:
+        `output`.
+
+    Raises:
+        UsageError: the extra `view` is not installed, or `output` is not an `.html` file.
+        InputError: no modality, no voxel above 0, an unreadable file, a file on another grid, values outside the schema.
+    """
+    if output.suffix.lower() != ".html":
+        raise UsageError(f"--output {output}: the page is HTML; give it a name that ends in .html")
+    bundle = find_bundle()
+    names, scans, geometry = _read_scans(case)
+    classes = common_classes([schema_named(case.schema)])
+    overlays = _read_overlays(case, prediction, reference, geometry=geometry, classes=classes)
+    write_text(output, _render(case, names, scans, overlays, geometry=geometry, classes=classes, bundle=bundle))
+    return output
+
+
+def find_bundle() -> Bundle:
+    """NiiVue out of the installed `ipyniivue`, whose widget carries the whole module, percent-encoded, to save pages with.
+
+    Raises:
+        UsageError: the package is absent, or holds no such module.
+    """
+    try:
+        package = metadata.distribution(PACKAGE)
+    except metadata.PackageNotFoundError:
+        raise UsageError(f"view: the package {PACKAGE} is not installed; pip install 'brats-seg[view]'") from None
+    origin = f"{PACKAGE} {package.version}"
+    widget = Path(str(package.locate_file(f"{PACKAGE}/static/widget.js")))
+    script = widget.read_text(encoding="utf-8") if widget.is_file() else ""
+    module = unquote(max(_LITERAL.findall(script), key=len, default=""))
+    exports = module[module.rfind("export{") :]
+    if not all(re.search(rf"\b{name}\b", exports) for name in ("Niivue", "NVImage", "SLICE_TYPE")):
+        raise UsageError(f"view: {origin} holds no NiiVue module that this version can use; pip install '{PACKAGE}==2.4.4'")
+    return Bundle(module, origin, package.read_text("licenses/LICENSE") or f"License: {package.metadata['License']}")
+
+
+def _read_scans(case: Case) -> tuple[list[str], list[Volume], Geometry]:
+    names = [name for name in MODALITIES if name in case.modalities]
+    if not names:
+        raise InputError(f"case {case.id}: no scan in {case.folder}; a page needs at least one of {', '.join(MODALITIES)}")
+    read = read_volumes([case.modalities[name] for name in names])
+    geometry = read[0][1]
+    for name, (_, other) in zip(names, read, strict=True):
+        _check_grid(case, case.modalities[name], other, geometry)
+    return names, [np.nan_to_num(volume, copy=False, posinf=0, neginf=0) for volume, _ in read], geometry
+
+
+def _read_overlays(
+    case: Case, prediction: Path | None, reference: Path | None, *, geometry: Geometry, classes: Sequence[str]
+) -> list[Overlay]:
+    """The label maps there are: alone, one is filled; of two, the reference is a line over the filled prediction."""
+    expert = case.label if reference is None else ScanFile(reference)
+    sources = {"prediction": None if prediction is None else ScanFile(prediction), "reference": expert}
+    found = {name: source for name, source in sources.items() if source is not None}
+    return [
+        Overlay(
+            id=name,
+            tissue=_read_labels(source, case, geometry, classes),
+            style="Outline" if name == "reference" and len(found) > 1 else "Filled",
+        )
+        for name, source in found.items()
+    ]
+
+
+def _read_labels(source: ScanFile, case: Case, geometry: Geometry, classes: Sequence[str]) -> TissueMap:
+    values, found = read_volume(source)
+    _check_grid(case, source, found, geometry)
+    try:
+        return to_tissue(values, schema_named(case.schema), classes)
+    except InputError as error:
+        raise InputError(f"case {case.id}: {source}: {error}") from None
+
+
+def _check_grid(case: Case, source: ScanFile, found: Geometry, expected: Geometry) -> None:
+    if found.shape != expected.shape:
+        raise InputError(f"case {case.id}: {source}: shape {found.shape} (Z, Y, X); the scans have {expected.shape}")
+    if not same_grid(found, expected, tolerance_mm=0.01):
+        raise InputError(f"case {case.id}: {source}: its affine puts the voxels elsewhere; write it with the affine of the scans")
+
+
+def _render(
+    case: Case,
+    names: Sequence[str],
+    scans: Sequence[Volume],
+    overlays: Sequence[Overlay],
+    *,
+    geometry: Geometry,
+    classes: Sequence[str],
+    bundle: Bundle,
+) -> str:
+    brain = np.logical_or.reduce([scan != 0 for scan in scans])
+    if not brain.any():
+        raise InputError(f"case {case.id}: every voxel of its scans is 0; a page needs a brain to show")
+    box = _box(np.logical_or.reduce([brain, *(overlay.tissue > 0 for overlay in overlays)]))
+    affine = _page_affine(geometry, box)
+    tissues = {overlay.id: overlay.tissue[box] for overlay in overlays}
+    template = resources.files("brats_seg.reporting").joinpath("viewer.html").read_text(encoding="utf-8")
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(template)
+    return page.render(
+        case=case,
+        facts=_facts(case, geometry),
+        modalities=[{"name": _NAMES[name], "title": _TITLES[name]} for name in names],
+        overlays=overlays,
+        **_legend(overlays, geometry=geometry, classes=classes),
+        start_mm=[round(float(v), 3) for v in affine[:3] @ (*_start_vox(brain[box], list(tissues.values())), 1)],
+        white=WHITE,
+        percentiles=GRAY_PERCENTILES,
+        bundle=bundle,
+        niivue=_base64(bundle.module.encode()),
+        scans=_packed([_gray(scan[box], brain[box]) for scan in scans], affine),
+        volumes={name: _packed([tissue, _outline(tissue, classes)], affine) for name, tissue in tissues.items()},
+    )
+
+
+def _legend(overlays: Sequence[Overlay], *, geometry: Geometry, classes: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of the table: tissue classes with their color, and regions, with the ml of each overlay."""
+    ml_per_vox = float(np.prod(geometry.spacing_mm)) / 1000
+    counts = [np.bincount(overlay.tissue.ravel(), minlength=len(classes)) for overlay in overlays]
+
+    def row(name: str, members: Sequence[int]) -> dict[str, Any]:
+        return {"name": name, "ml": [_ml_text(float(count[list(members)].sum()) * ml_per_vox) for count in counts]}
+
+    return {
+        "classes": [row(words(name), [i]) | {"value": i, "color": color_of(name)} for i, name in enumerate(classes) if i > 0],
+        "regions": [row(_REGION_NAMES[region], region_classes(region, classes)) for region in REGIONS],
+    }
+
+
+def _facts(case: Case, geometry: Geometry) -> str:
+    voxels = " × ".join(str(n) for n in geometry.shape[::-1])
+    spacing = " × ".join(f"{mm:.3g}" for mm in geometry.spacing_mm[::-1])
+    return f"{voxels} voxels of {spacing} mm · label values of {case.schema}"
+
+
+def _ml_text(ml: float) -> str:
+    return "–" if ml == 0 else "< 0.1" if ml < 0.05 else f"{ml:.1f}"
+
+
+def _gray(scan: Volume, brain: Mask) -> UInt8[np.ndarray, "z y x"]:
+    """Gray levels 1 to `WHITE` inside the brain, 0 outside."""
+    low, high = np.percentile(scan[brain], GRAY_PERCENTILES)
+    share = np.clip((scan.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-6)), 0, 1)
+    return np.where(brain, np.round(share * (WHITE - 1)) + 1, 0).astype(np.uint8)
+
+
+def _outline(tissue: TissueMap, classes: Sequence[str]) -> TissueMap:
+    """One line at every border: the voxels of a class that share a face with a class farther out; 0 elsewhere."""
+    depth = np.array([_INWARD.index(name) for name in classes], np.int8)[tissue]
+    padded = np.pad(depth, 1)
+    border = np.zeros(tissue.shape, bool)
+    for axis in range(3):
+        for step in (-1, 1):
+            border |= np.roll(padded, step, axis)[1:-1, 1:-1, 1:-1] < depth
+    return np.where(border, tissue, 0).astype(np.uint8)
+
+
+def _box(mask: Mask) -> Box:
+    """The smallest box around a mask and a margin."""
+    slices = []
+    for axis in range(3):
+        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        slices.append(slice(max(int(hit[0]) - _MARGIN_VOX, 0), int(hit[-1]) + 1 + _MARGIN_VOX))
+    return slices[0], slices[1], slices[2]
+
+
+def _start_vox(brain: Mask, tissues: Sequence[TissueMap]) -> tuple[int, int, int]:
+    """(x, y, z) to open the page at: inside the largest axial slice of tumor, near its middle; without tumor, the middle."""
+    tumor = np.logical_or.reduce([tissue > 0 for tissue in tissues]) if tissues else np.zeros_like(brain)
+    if not tumor.any():
+        z, y, x = (n // 2 for n in brain.shape)
+        return x, y, z
+    z = int(tumor.sum(axis=(1, 2)).argmax())
+    spots = np.argwhere(tumor[z])
+    y, x = spots[((spots - spots.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+    return int(x), int(y), z
+
+
+def _page_affine(geometry: Geometry, box: Box) -> np.ndarray:
+    """Index (x, y, z, 1) in the crop -> (R, A, S, 1) in mm, shape (4, 4) float64."""
+    affine = geometry.lps_affine.copy()
+    affine[:3, 3] = affine[:3] @ (*(s.start for s in reversed(box)), 1)
+    affine[:3] *= geometry.spacing_mm[2] / np.linalg.norm(affine[:3, 0])  # files in meters or microns
+    return affine
+
+
+def _packed(frames: Sequence[UInt8[np.ndarray, "z y x"]], affine: np.ndarray) -> str:
+    """Volumes on one grid as the base64 text of a 4-D `.nii.gz`, its header without a word of the source's."""
+    image = nibabel.Nifti1Image(np.stack(frames).transpose(3, 2, 1, 0), affine)
+    image.header.set_xyzt_units("mm")
+    return _base64(image.to_bytes())
+
+
+def _base64(content: bytes) -> str:
+    """Gzipped without a time, so that one case always gives one page."""
+    return base64.b64encode(gzip.compress(content, compresslevel=6, mtime=0)).decode("ascii")

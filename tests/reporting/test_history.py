@@ -1,0 +1,37 @@
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_study import Study
+
+from brats_seg.errors import InputError
+from brats_seg.reporting.history import training_section
+
+
+def test_an_enhancing_voxel_was_drawn_two_and_a_half_times_an_epoch(study: Study) -> None:
+    healthy, enhancing = training_section(study.run)["ledger_rows"]
+    assert (healthy["repeats"], enhancing["repeats"]) == (1.0, 2.5)
+    assert (enhancing["n_draws"], enhancing["n_distinct"], enhancing["n_hard"]) == (200, 40, 14)
+    assert (healthy["requested_percent"], healthy["voxel_percent"]) == pytest.approx((50, 80))
+
+
+def test_curves_have_the_epochs_that_have_a_number(study: Study) -> None:
+    section = training_section(study.run)
+    loss, dice = section["curves"]
+    assert "loss ends at 0.500" in loss["plot"].alt
+    assert "whole ends at 0.700" in dice["plot"].alt
+    assert "epoch 2" in dice["words"]
+    assert (section["n_epochs"], section["outside_percent"]) == (2, 25.0)
+
+
+def test_what_a_run_does_not_have_is_left_out(study: Study, tmp_path: Path) -> None:
+    shutil.copy(study.run / "ledger.csv", tmp_path)
+    section = training_section(tmp_path)
+    assert section["curves"] == []
+    assert section["config"] is None
+    assert section["mix"] is not None
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"epochs\.csv"):
+        training_section(tmp_path)

@@ -1,0 +1,102 @@
+import html
+import re
+from pathlib import Path
+
+import pytest
+from tiny_study import Study
+
+from brats_seg.errors import InputError, UsageError
+from brats_seg.evaluation.scores import CONVENTIONS
+from brats_seg.reporting.report import convention_words, write_report
+
+
+@pytest.fixture(scope="module")
+def page(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("pages") / "report.html"
+    return write_report(study.predictions, study.reference, run=study.run, output=output, conventions=("brats2013", "brats2020"))
+
+
+def plain(page: str) -> str:
+    """The words of a page, one space between them."""
+    without_style = re.sub(r"<style>.*?</style>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", without_style)).split())
+
+
+def test_the_page_needs_nothing_but_itself(page: Path) -> None:
+    page_text = page.read_text(encoding="utf-8")
+    addresses = re.findall(r"(?:src|href)\s*=\s*\"([^\"]*)\"", page_text)
+    assert all(a.startswith(("data:", "#")) for a in addresses)
+    assert not re.search(r"https?://|@import|url\(|<script", page_text)
+    assert page.stat().st_size < 4e6
+
+
+def test_every_picture_has_words_and_every_link_a_target(page: Path) -> None:
+    page_text = page.read_text(encoding="utf-8")
+    images = re.findall(r"<img [^>]*>", page_text)
+    assert len(images) == 5 + 3 + 4 * 6  # figures of scores, of training, and six slices a case
+    assert all(re.search(r'alt="[^"]{10,}"', image) for image in images)
+    assert all(f'id="{target}"' in page_text for target in re.findall(r'href="#([^"]+)"', page_text))
+
+
+def test_scores_name_their_convention_n_and_false_positives(page: Path) -> None:
+    text = page.with_suffix(".md").read_text(encoding="utf-8")
+    first, second = text.split("### Convention brats2020")
+    assert "### Convention brats2013" in first
+    # active: cases 0 and 1 are right (Dice 1), case 2 is empty in both and left out, case 3 is a false positive and counts 0
+    row = next(line for line in first.splitlines() if line.startswith("| active"))
+    assert row.startswith("| active | 0.667 ± 0.577 |")
+    assert row.endswith("| 2 | 1.000 | 0 | 2 | 1 |")
+    assert " | 3 | " in row
+    # brats2020: case 2 counts as 1
+    assert "| active | 0.750 ± 0.500 |" in second
+
+
+def test_page_and_twin_have_the_same_numbers(page: Path, study: Study) -> None:
+    page_text = plain(page.read_text(encoding="utf-8"))
+    text = page.with_suffix(".md").read_text(encoding="utf-8")
+    for words in (*study.cases, "0.667 ± 0.577", "0.750 ± 0.500", "t1n saturated, 12 voxels", "2.50"):
+        assert words in page_text
+        assert words in text
+    # case 1: 208 of 256 voxels found: 2 * 208 / (208 + 256) = 0.897
+    assert "| BraTS2021_00001 | 0.897 | 0.81 | 1.00 |" in text
+    assert "† 0.000" in page_text
+
+
+def test_the_same_input_gives_the_same_bytes(page: Path, study: Study, tmp_path: Path) -> None:
+    again = write_report(
+        study.predictions, study.reference, run=study.run, output=tmp_path / "report.html", conventions=("brats2013", "brats2020")
+    )
+    assert again.read_bytes() == page.read_bytes()
+    assert again.with_suffix(".md").read_bytes() == page.with_suffix(".md").read_bytes()
+
+
+def test_a_missing_run_leaves_training_out_and_a_missing_prediction_is_a_problem(study: Study, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for case in study.cases[:2]:
+        (out / f"{case}.nii.gz").write_bytes((study.predictions / f"{case}.nii.gz").read_bytes())
+    page = write_report(out, study.reference, output=tmp_path / "deep" / "report.html", only=study.cases[1:3])
+    page_text = page.read_text(encoding="utf-8")
+    assert 'id="training"' not in page_text
+    assert "## Training" not in page.with_suffix(".md").read_text(encoding="utf-8")
+    assert "1 case of 1 patient" in page_text
+    assert "<b>error</b>" in page_text
+    assert study.cases[2] in page_text
+    assert study.cases[3] not in page_text
+
+
+def test_refusals_name_what_is_wrong(study: Study, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\.html"):
+        write_report(study.predictions, study.reference, output=tmp_path / "report.pdf")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match="no case could be scored"):
+        write_report(empty, study.reference, output=tmp_path / "report.html")
+    assert list(tmp_path.glob("report*")) == []
+
+
+def test_conventions_in_words() -> None:
+    assert "in reference and prediction is left out; one that is empty in only one" in convention_words(CONVENTIONS["brats2013"])
+    assert "counts as Dice 0, HD95 373.13 mm" in convention_words(CONVENTIONS["brats2020"])
+    assert "Lesion-wise" in convention_words(CONVENTIONS["brats2023"])
+    assert all("HD95 is the" in convention_words(rule) for rule in CONVENTIONS.values())
