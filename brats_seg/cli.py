@@ -1,0 +1,344 @@
+"""The door: verbs; parse, load the config, call one function, print. Heavy imports inside the commands only."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from brats_seg.errors import InputError, UsageError
+
+app = typer.Typer(
+    name="brats-seg",
+    help="Brain-tumor segmentation on multimodal MRI that takes class imbalance seriously.",
+    epilog="Start with: brats-seg demo    (synthetic scans, three minutes, no network)",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+STOPPED = 130
+"""Exit code after Ctrl-C or SIGTERM, as shells have it."""
+
+Data = Annotated[Path, typer.Argument(help="Folder of scans (any BraTS release, MSD, nnU-Net raw, BIDS) or a manifest CSV.", exists=True)]
+Bank = Annotated[Path, typer.Argument(help="Patch bank folder.", exists=True, file_okay=False)]
+Run = Annotated[Path, typer.Argument(help="Run folder of a training.", exists=True, file_okay=False)]
+Scans = Annotated[Path, typer.Argument(help="Folder of scans, with or without labels, or a manifest CSV.", exists=True)]
+Predictions = Annotated[Path, typer.Argument(help="Folder of predictions.", exists=True, file_okay=False)]
+Reference = Annotated[Path, typer.Argument(help="Folder of scans with expert labels, or a manifest CSV.", exists=True)]
+Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 for one per core.")]
+Part = Annotated[str | None, typer.Option(metavar="I/N", help="Do the I-th of N parts only (job arrays).")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+PrecisionName = Annotated[Literal["auto", "float32", "bf16"], typer.Option(help="Arithmetic of the network; auto picks for the device.")]
+InferenceName = Annotated[
+    Literal["auto", "whole", "windowed"],
+    typer.Option(help="Whole slices, or overlapping windows of the patch size; auto asks the network."),
+]
+Resample = Annotated[bool, typer.Option("--resample", help="Resample cases whose spacing is over 5 % off, instead of refusing them.")]
+Synthetic = Annotated[bool, typer.Option("--synthetic", help="Take the synthetic (SimBRATS) cases of 2013 too.")]
+Conventions = Annotated[
+    list[str] | None, typer.Option("--convention", help="Scoring rules: brats2013, brats2020, brats2023, nnunet. Repeat for several.")
+]
+
+HeldOut = Annotated[
+    Path | None, typer.Option(metavar="RUN", help="Score only the cases that this run held out.", exists=True, file_okay=False)
+]
+
+
+@app.command(epilog="Example: brats-seg demo demo")
+def demo(out: Annotated[Path, typer.Argument(help="An empty or new folder.")] = Path("brats_seg_demo")) -> None:
+    """Everything once, offline: phantom scans, verify, preprocess, train, predict, evaluate, report."""
+    from brats_seg.demo import run_demo
+    from brats_seg.reporting.console import make_console
+
+    run_demo(out, console=make_console())
+
+
+@app.command(epilog="Example: brats-seg phantom scans --cases 8 --layout brats2021")
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder to write into.")],
+    cases: Annotated[int, typer.Option(min=1, help="How many cases.")] = 8,
+    layout: Annotated[
+        str, typer.Option(help="Naming and label convention, for example brats2013, brats2021, brats2023, msd, bids.")
+    ] = "brats2021",
+    size: Annotated[int, typer.Option(min=48, help="Voxels along the longest axis.")] = 96,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same files.")] = 0,
+) -> None:
+    """Write a synthetic cohort that looks and fails like BraTS."""
+    from brats_seg import pipeline
+
+    pipeline.phantom(out, n_cases=cases, layout=layout, size=size, seed=seed)
+    typer.echo(f"{cases} phantom cases in {out}")
+
+
+@app.command(epilog="Example: brats-seg verify BraTS2021 --json problems.json")
+def verify(
+    data: Annotated[Path, typer.Argument(help="Folder of scans, a manifest CSV, or a patch bank.", exists=True)],
+    json: Annotated[Path | None, typer.Option(help="Write the findings here, for machines.")] = None,
+    workers: Workers = 0,
+    synthetic: Synthetic = False,
+) -> None:
+    """List everything that is wrong with a data set, at once. Exit 1 if a case must be refused."""
+    from brats_seg import pipeline
+    from brats_seg.bank.format import is_bank
+    from brats_seg.core.files import write_json
+    from brats_seg.reporting import console as screen
+
+    console = screen.make_console()
+    if is_bank(data):
+        problems = pipeline.verify_built(data)
+        found = {"problems": [problem.to_dict() for problem in problems]}
+        screen.show_problems(problems, console=console)
+        console.print(f"{len(problems)} problems" if problems else "every file is as it was built")
+        code = int(bool(problems))
+    else:
+        report = pipeline.verify_scans(data, workers=workers, synthetic=synthetic)
+        found, code = report.to_dict(), report.exit_code
+        screen.show_verification(report.rows, report.problems, console=console)
+    if json is not None:
+        write_json(json, found)
+    raise typer.Exit(code)
+
+
+@app.command(epilog="Example: brats-seg preprocess BraTS2021 bank --workers 2")
+def preprocess(
+    data: Data,
+    bank: Annotated[Path, typer.Argument(help="Patch bank to make or go on with.")],
+    workers: Workers = 0,
+    part: Part = None,
+    n4: Annotated[bool, typer.Option("--n4", help="Correct the bias field first (N4; some 90 times slower, cached).")] = False,
+    folds: Annotated[int, typer.Option(min=2, help="Folds for cross-validation; a patient is never split.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the folds.")] = 0,
+    percentiles: Annotated[tuple[float, float], typer.Option(help="Of the brain, where each modality is clipped.")] = (0.5, 99.5),
+    resample: Resample = False,
+    synthetic: Synthetic = False,
+) -> None:
+    """Normalize scans into a patch bank indexed per tissue class. Goes on where it was stopped."""
+    from brats_seg import pipeline
+    from brats_seg.reporting import console as screen
+
+    console = screen.make_console()
+    built = pipeline.preprocess(
+        data,
+        bank,
+        workers=workers,
+        part=_parse_part(part),
+        n4=n4,
+        n_folds=folds,
+        seed=seed,
+        percentiles=percentiles,
+        resample=resample,
+        synthetic=synthetic,
+        say=console.print,
+    )
+    screen.show_build(built, bank, console=console)
+    raise typer.Exit(built.exit_code)
+
+
+@app.command(epilog="Example: brats-seg train bank run --config unet2d_cpu --fold 0 --set sampler.kind=hard")
+def train(
+    bank: Bank,
+    run: Annotated[Path, typer.Argument(help="Run folder to write.")],
+    config: Annotated[str, typer.Option(help="A YAML file, or the name of a config that comes with the package.")],
+    fold: Annotated[str, typer.Option(help="Fold to hold out, from 0; or 'all' to train on every case.")] = "0",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one knob. Repeat for several.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run (or start it).")] = False,
+    device: Device = "auto",
+) -> None:
+    """Train a network on a bank. The held-out fold is never opened."""
+    from brats_seg.config import load_config
+
+    loaded, number = load_config(config, overrides=tuple(overrides or ())), _parse_fold(fold)
+    from brats_seg import pipeline
+    from brats_seg.reporting import console as screen
+
+    result = pipeline.train(bank, run, loaded, fold=number, resume=resume, device=device)
+    screen.show_run(result, console=screen.make_console())
+    raise typer.Exit(STOPPED if result.ended == "stopped" else 0)
+
+
+@app.command(epilog="Example: brats-seg tune run bank    (then: brats-seg predict run scans predictions --tuned)")
+def tune(run: Run, bank: Bank, device: Device = "auto", precision: PrecisionName = "auto") -> None:
+    """Find prior correction and clean-up thresholds on the run's inner cases. Held-out cases are never opened."""
+    from brats_seg import pipeline
+    from brats_seg.reporting import console as screen
+
+    screen.show_tuning(pipeline.tune(run, bank, device=device, precision=precision), run, console=screen.make_console())
+
+
+@app.command(epilog="Example: brats-seg predict run scans predictions")
+def predict(
+    run: Run,
+    scans: Scans,
+    out: Annotated[Path, typer.Argument(help="Folder for the label maps.")],
+    held_out: Annotated[bool, typer.Option("--held-out", help="Only the cases that this run's fold held out.")] = False,
+    also: Annotated[list[Path] | None, typer.Option(help="Average with this run too. Repeat for several.")] = None,
+    tta: Annotated[bool, typer.Option("--tta", help="Average over mirrored copies.")] = False,
+    inference: InferenceName = "auto",
+    correct_priors: Annotated[
+        float, typer.Option(min=0, max=1, metavar="STRENGTH", help="Undo the sampled class mix: 0 not, 1 in full.")
+    ] = 0.0,
+    min_component_mm3: Annotated[
+        float, typer.Option(min=0, metavar="MM3", help="Connected tumor smaller than this becomes healthy.")
+    ] = 0.0,
+    min_enhancing_mm3: Annotated[
+        float, typer.Option(min=0, metavar="MM3", help="Less enhancing core than this in a case becomes necrotic core.")
+    ] = 0.0,
+    tuned: Annotated[bool, typer.Option("--tuned", help="Take the last three from `brats-seg tune`.")] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Take cases that lack modalities (networks trained with augment.modality_dropout).")
+    ] = False,
+    device: Device = "auto",
+    precision: PrecisionName = "auto",
+    file_type: Annotated[Literal[".nii.gz", ".nii", ".mha"], typer.Option(help="Of the label maps.")] = ".nii.gz",
+    save_probabilities: Annotated[bool, typer.Option("--save-probabilities", help="Also write class probabilities.")] = False,
+    continue_: Annotated[bool, typer.Option("--continue", help="Skip the cases that are there already.")] = False,
+    part: Part = None,
+    resample: Resample = False,
+    synthetic: Synthetic = False,
+) -> None:
+    """Segment a folder of scans."""
+    from brats_seg import pipeline
+    from brats_seg.reporting import console as screen
+
+    predicted = pipeline.predict(
+        run,
+        scans,
+        out,
+        held_out=held_out,
+        also=tuple(also or ()),
+        tta=tta,
+        inference=inference,
+        correct_priors=correct_priors,
+        min_component_mm3=min_component_mm3,
+        min_enhancing_mm3=min_enhancing_mm3,
+        tuned=tuned,
+        allow_missing=allow_missing,
+        device=device,
+        precision=precision,
+        suffix=file_type,
+        save_probabilities=save_probabilities,
+        skip_finished=continue_,
+        part=_parse_part(part),
+        resample=resample,
+        synthetic=synthetic,
+    )
+    screen.show_predictions(predicted, out, console=screen.make_console())
+    raise typer.Exit(predicted.exit_code)
+
+
+@app.command(
+    "predict-case", epilog="Example: brats-seg predict-case run out.nii.gz --t1n a.nii.gz --t1c b.nii.gz --t2w c.nii.gz --t2f d.nii.gz"
+)
+def predict_case(
+    run: Run,
+    out: Annotated[Path, typer.Argument(help="Label map to write.")],
+    t1n: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="T1-weighted, native.")],
+    t1c: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="T1-weighted, after contrast.")],
+    t2w: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="T2-weighted.")],
+    t2f: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="T2 FLAIR.")],
+    tta: Annotated[bool, typer.Option("--tta", help="Average over mirrored copies.")] = False,
+    device: Device = "auto",
+    resample: Resample = False,
+) -> None:
+    """Segment one case from four named files, in the label values of BraTS 2023 (1, 2, 3)."""
+    from brats_seg import pipeline
+    from brats_seg.reporting import console as screen
+
+    files = {"t1n": t1n, "t1c": t1c, "t2w": t2w, "t2f": t2f}
+    predicted = pipeline.predict_files(run, out, files, tta=tta, device=device, resample=resample)
+    screen.show_predictions(predicted, out, console=screen.make_console())
+    raise typer.Exit(predicted.exit_code)
+
+
+@app.command(epilog="Example: brats-seg evaluate predictions BraTS2021 --convention brats2020 --convention nnunet")
+def evaluate(
+    out: Predictions,
+    reference: Reference,
+    convention: Conventions = None,
+    against: Annotated[Path | None, typer.Option(help="Another folder of predictions: paired test.", exists=True, file_okay=False)] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for scores.csv and summary.json; the predictions' own by default.")] = None,
+    held_out: HeldOut = None,
+) -> None:
+    """Score predictions: whole, core and active Dice, HD95 and more, by named conventions."""
+    from brats_seg import pipeline
+    from brats_seg.reporting import console as screen
+
+    console = screen.make_console()
+    only = pipeline.held_out_cases(held_out) if held_out is not None else None
+    scored = pipeline.evaluate(out, reference, conventions=tuple(convention or ()), against=against, output=output, only=only)
+    screen.show_problems(scored.problems, console=console)
+    screen.show_scores(scored.summary, console=console)
+    screen.show_place("scores:", (output or out) / "scores.csv", console=console)
+    raise typer.Exit(scored.exit_code)
+
+
+@app.command(epilog="Example: brats-seg report predictions BraTS2021 --run run --output report.html")
+def report(
+    out: Predictions,
+    reference: Reference,
+    output: Annotated[Path, typer.Option(help="HTML page to write; a Markdown twin lies beside it.")],
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder: adds the training curves and the ledger.", exists=True, file_okay=False)
+    ] = None,
+    held_out: HeldOut = None,
+    convention: Conventions = None,
+) -> None:
+    """Write one self-contained page: scores, worst and best cases, training, what was sampled."""
+    from brats_seg import pipeline
+
+    only = pipeline.held_out_cases(held_out) if held_out is not None else None
+    typer.echo(pipeline.report(out, reference, run=run, output=output, conventions=tuple(convention or ()), only=only))
+
+
+@app.command(epilog="Example: brats-seg view BraTS2021/BraTS2021_00006 --prediction out/BraTS2021_00006.nii.gz --output page.html")
+def view(
+    case: Annotated[Path, typer.Argument(help="Folder of one case.", exists=True, file_okay=False)],
+    output: Annotated[Path, typer.Option(help="HTML page to write; opens offline in any browser.")],
+    prediction: Annotated[Path | None, typer.Option(help="Label map to lay over the scans.", exists=True, dir_okay=False)] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Expert's label map; the case's own by default.", exists=True, dir_okay=False)
+    ] = None,
+) -> None:
+    """Write one page to look at a case: three planes, four modalities, label maps over them."""
+    from brats_seg import pipeline
+
+    typer.echo(pipeline.view(case, prediction=prediction, reference=reference, output=output))
+
+
+def _parse_part(text: str | None) -> tuple[int, int] | None:
+    """`I/N` as two numbers."""
+    if text is None:
+        return None
+    first, slash, n = text.partition("/")
+    if not (slash and first.isdecimal() and n.isdecimal() and 1 <= int(first) <= int(n)):
+        raise UsageError(f"--part {text}: write I/N with I in 1..N, such as 1/4")
+    return int(first), int(n)
+
+
+def _parse_fold(text: str) -> int | None:
+    """A fold's number, or None for all."""
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise UsageError(f"--fold {text}: give a number from 0, or 'all'")
+    return int(text)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line; every known problem is one line and an exit code (0 done, 1 input, 2 usage)."""
+    try:
+        app(args=argv)
+    except (InputError, UsageError) as error:
+        typer.echo(f"brats-seg: {error}", err=True)
+        sys.exit(1 if isinstance(error, InputError) else 2)
+    except OSError as error:  # a full disk, a folder that may not be written, a file that went away
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"brats-seg: {where}{error.strerror or error}; mend that and give the same command again", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(STOPPED)

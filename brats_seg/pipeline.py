@@ -1,0 +1,369 @@
+"""The corridor: one function per stage of the segmentation wing; the only room here that unpacks a config."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from brats_seg.bank.bank import PatchBank, verify_bank
+from brats_seg.bank.build import BuildReport, build_bank
+from brats_seg.bank.folds import inner_split
+from brats_seg.config import Config, dump_config
+from brats_seg.core.runtime import Precision, Runtime, start_runtime
+from brats_seg.errors import InputError, UsageError
+from brats_seg.evaluation.scores import EvaluationReport, evaluate_folders
+from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR, correct_logits, require_prior
+from brats_seg.inference.cleanup import Cleanup
+from brats_seg.inference.dense import ready_for_inference
+from brats_seg.inference.predict import PredictReport, Segmenter, predict_cases, predict_one
+from brats_seg.inference.tuning import STRENGTHS, Tuning, read_tuning, tune_settings, write_tuning
+from brats_seg.inference.windowed import Inference, choose_window
+from brats_seg.models.networks import network_divisor
+from brats_seg.reporting.report import write_report
+from brats_seg.reporting.viewer import write_page
+from brats_seg.scans.case import MODALITIES, Case, ScanFile
+from brats_seg.scans.layouts import Found, find_cases
+from brats_seg.scans.phantom import write_cohort
+from brats_seg.scans.problem import Problem
+from brats_seg.scans.verify import Report, verify_folder
+from brats_seg.training.checkpoint import Checkpoint, check_same_data, load_checkpoint, restore_network
+from brats_seg.training.loop import BEST, RunResult, Split
+from brats_seg.training.loop import train as train_network
+
+DEFAULT_CONVENTION = ("brats2020",)
+
+
+def phantom(out: Path, *, n_cases: int, layout: str, size: int, seed: int) -> list[Path]:
+    """Write a synthetic cohort and give the folders of its cases."""
+    return write_cohort(out, n_cases=n_cases, layout=layout, size=size, seed=seed)
+
+
+def verify_scans(data: Path, *, workers: int = 0, synthetic: bool = False) -> Report:
+    """Everything that is wrong with a data set, at once."""
+    return verify_folder(data, workers=_n_workers(workers), synthetic=synthetic)
+
+
+def verify_built(bank: Path) -> tuple[Problem, ...]:
+    """Every file of a bank that is missing or has changed since it was built."""
+    return verify_bank(bank)
+
+
+def preprocess(
+    data: Path,
+    bank: Path,
+    *,
+    workers: int = 0,
+    part: tuple[int, int] | None = None,
+    n4: bool = False,
+    n_folds: int = 4,
+    seed: int = 0,
+    percentiles: tuple[float, float] = (0.5, 99.5),
+    resample: bool = False,
+    synthetic: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> BuildReport:
+    """Make a bank of every good case, or go on with one."""
+    return build_bank(
+        data,
+        bank,
+        workers=_n_workers(workers),
+        part=part,
+        n4=n4,
+        n_folds=n_folds,
+        seed=seed,
+        percentiles=percentiles,
+        resample=resample,
+        synthetic=synthetic,
+        say=say,
+    )
+
+
+def train(bank: Path, run: Path, config: Config, *, fold: int | None, resume: bool = False, device: str = "auto") -> RunResult:
+    """Train on the cases outside a fold; the fold itself is never opened. Without a fold every case is trained on and none validated on.
+
+    Raises:
+        UsageError: a fold that the bank does not have, or knobs that do not fit.
+        InputError: a bank or run folder that is not as it should be.
+    """
+    runtime = start_runtime(device=device, precision=config.training.precision, threads=config.training.threads)
+    opened = PatchBank(bank, patch_size=config.patch.size)
+    return train_network(
+        run,
+        bank=opened.to(runtime.device),
+        split=make_split(opened, fold=fold, fraction=config.validation.fraction, seed=config.training.seed),
+        config=dump_config(config),
+        network=config.network,
+        sampler=config.sampler,
+        hard=config.hard,
+        loss=config.loss,
+        augment=config.augment,
+        optimizer=config.optimizer,
+        training=config.training,
+        validation=config.validation,
+        runtime=runtime,
+        resume=resume,
+    )
+
+
+def make_split(bank: PatchBank, *, fold: int | None, fraction: float, seed: int) -> Split:
+    """Cases to train on, to validate on (a share of the training patients) and to hold out."""
+    if fold is None:
+        return Split(train=tuple(case.id for case in bank.cases))
+    folds = bank.folds
+    if not 0 <= fold < len(folds):
+        raise UsageError(f"--fold {fold}: the bank has folds 0..{len(folds) - 1}, or 'all'")
+    rest = [case for case in bank.cases if case.id not in folds[fold]]
+    if not rest:
+        raise InputError(f"{bank.path}: fold {fold} holds every case; nothing is left to train on")
+    enhancing = bank.classes.index("enhancing_core")
+    trained, inner = inner_split(
+        {case.id: case.patient for case in rest},
+        {case.id: case.n_voxels[enhancing] > 0 for case in rest},
+        fraction=fraction,
+        seed=seed,
+    )
+    return Split(train=trained, inner=inner, held_out=folds[fold], fold=fold)
+
+
+def load_segmenters(
+    runs: Sequence[Path], *, runtime: Runtime, inference: Inference = "auto", correct_priors: float = 0.0, allow_missing: bool = False
+) -> tuple[Segmenter, ...]:
+    """The best checkpoints of several runs, ready to predict; they must agree on modalities and tissue classes.
+
+    Args:
+        runs: run folders.
+        runtime: what to predict on.
+        inference: whole slices or windows; "auto" chooses for each network.
+        correct_priors: strength of prior correction, 0 to 1.
+        allow_missing: whether they are to take cases that lack modalities.
+
+    Raises:
+        InputError: no checkpoint, a bad one, or runs that do not fit together.
+        UsageError: prior correction of a network without a prior, or a network that was not trained for missing modalities.
+    """
+    segmenters: list[Segmenter] = []
+    for run in runs:
+        path = run / BEST
+        checkpoint = load_checkpoint(path)
+        if segmenters:
+            check_same_data(checkpoint, path, modalities=segmenters[0].modalities, classes=segmenters[0].classes)
+        config = checkpoint.parsed_config()
+        if allow_missing and config.augment.modality_dropout == 0:
+            raise UsageError(f"--allow-missing: {run} was trained with augment.modality_dropout 0; it needs every modality of a case")
+        network = ready_for_inference(restore_network(checkpoint, path, runtime=runtime), runtime=runtime)
+        low, high = checkpoint.normalization["percentiles"]
+        z, y, x = checkpoint.spacing_mm
+        segmenters.append(
+            Segmenter(
+                network=network,
+                modalities=checkpoint.modalities,
+                classes=checkpoint.classes,
+                spacing_mm=(z, y, x),
+                percentiles=(low, high),
+                n4=checkpoint.normalization["n4"],
+                n_dims=3 if len(config.patch.size) == 3 else 2,
+                divisor=network_divisor(config.network),
+                window=choose_window(network, patch_size=config.patch.size, inference=inference),
+                class_shift=_class_shift(checkpoint, path, strength=correct_priors),
+            )
+        )
+    return tuple(segmenters)
+
+
+def held_out_cases(run: Path) -> tuple[str, ...]:
+    """Ids of the cases that a run's fold held out. Raises `InputError` where it held out none."""
+    held_out = load_checkpoint(run / BEST).held_out_cases
+    if not held_out:
+        raise InputError(f"{run}: was trained on every case (--fold all); there is no held-out case to predict")
+    return held_out
+
+
+def _held_out_by_all(runs: Sequence[Path]) -> tuple[str, ...]:
+    """Ids that every run held out: a case that one of several averaged networks was trained on is no held-out case."""
+    common, *others = (held_out_cases(run) for run in runs)
+    for run, theirs in zip(runs[1:], others, strict=True):
+        common = tuple(case for case in common if case in theirs)
+        if not common:
+            raise UsageError(f"--held-out --also {run}: held out no case that {runs[0]} held out; average runs of one fold")
+    return common
+
+
+def predict(
+    run: Path,
+    scans: Path,
+    out: Path,
+    *,
+    held_out: bool = False,
+    also: Sequence[Path] = (),
+    tta: bool = False,
+    inference: Inference = "auto",
+    correct_priors: float = 0.0,
+    min_component_mm3: float = 0.0,
+    min_enhancing_mm3: float = 0.0,
+    tuned: bool = False,
+    allow_missing: bool = False,
+    device: str = "auto",
+    precision: Precision = "auto",
+    suffix: str = ".nii.gz",
+    save_probabilities: bool = False,
+    skip_finished: bool = False,
+    part: tuple[int, int] | None = None,
+    resample: bool = False,
+    synthetic: bool = False,
+) -> PredictReport:
+    """Segment a folder of scans with one run, or with the mean of several.
+
+    `tuned` takes the strength of prior correction and the thresholds from `RUN/tuned.yaml`; the command line tells the other arguments.
+    """
+    cleanup = Cleanup(min_component_mm3, min_enhancing_mm3)
+    if tuned:
+        if also or correct_priors or cleanup != Cleanup():
+            raise UsageError("--tuned: settings are found for one network, all together; leave out --also and settings given by hand")
+        settings = read_tuning(run, epoch=load_checkpoint(run / BEST).epoch)
+        correct_priors, cleanup = settings.correct_priors, settings.cleanup
+    segmenters = load_segmenters(
+        (run, *also),
+        runtime=_prediction_runtime(device, precision),
+        inference=inference,
+        correct_priors=correct_priors,
+        allow_missing=allow_missing,
+    )
+    found = find_cases(scans, synthetic=synthetic, required=() if allow_missing else segmenters[0].modalities)
+    if held_out:
+        found = _only(found, _held_out_by_all((run, *also)), scans)
+    first, step = part or (1, 1)
+    return predict_cases(
+        segmenters,
+        found.cases[first - 1 :: step],
+        out=out,
+        problems=found.problems if first == 1 else (),
+        mirroring="in_plane" if tta else "none",
+        cleanup=cleanup,
+        suffix=suffix,
+        save_probabilities=save_probabilities,
+        skip_finished=skip_finished,
+        resample=resample,
+        allow_missing=allow_missing,
+    )
+
+
+def tune(run: Path, bank: Path, *, device: str = "auto", precision: Precision = "auto") -> Tuning:
+    """Find the strength of prior correction and the clean-up thresholds on a run's inner cases, and write them to `RUN/tuned.yaml`.
+
+    No other case of the bank is opened. Without a prior to correct (`loss.kind`) the thresholds alone are tried.
+
+    Raises:
+        InputError: a run without inner cases, or another bank than the run's.
+    """
+    path = run / BEST
+    checkpoint = load_checkpoint(path)
+    if not checkpoint.inner_cases:
+        raise InputError(f"{run}: was trained on every case (--fold all); without inner cases there is nothing to tune on")
+    config = checkpoint.parsed_config()
+    opened = PatchBank(bank, patch_size=config.patch.size)
+    if opened.digest != checkpoint.bank:
+        raise InputError(f"{bank}: has the digest {opened.digest[:12]}; {run} was trained on the bank with {checkpoint.bank[:12]}")
+    has_prior = config.loss.kind in LOSSES_WITH_A_PRIOR and checkpoint.natural_prior is not None
+    (segmenter,) = load_segmenters((run,), runtime=_prediction_runtime(device, precision))
+    tuning = tune_settings(
+        segmenter,
+        opened.select(checkpoint.inner_cases),
+        shifts={s: _class_shift(checkpoint, path, strength=s) for s in (STRENGTHS if has_prior else (0.0,))},
+        epoch=checkpoint.epoch,
+    )
+    write_tuning(run, tuning)
+    return tuning
+
+
+def predict_files(
+    run: Path, out: Path, files: Mapping[str, Path], *, tta: bool = False, device: str = "auto", resample: bool = False
+) -> PredictReport:
+    """Segment one case from named files into a label map of that name."""
+    segmenters = load_segmenters((run,), runtime=_prediction_runtime(device, "auto"))
+    case = Case(
+        id=out.name.partition(".")[0],
+        patient=out.name.partition(".")[0],
+        layout="files",
+        schema="brats2023",
+        modalities={name: ScanFile(path) for name, path in files.items()},
+        label=None,
+        folder=files[MODALITIES[0]].parent,
+    )
+    return predict_one(segmenters, case, out=out, mirroring="in_plane" if tta else "none", resample=resample)
+
+
+def evaluate(
+    out: Path,
+    reference: Path,
+    *,
+    conventions: Sequence[str] = DEFAULT_CONVENTION,
+    against: Path | None = None,
+    output: Path | None = None,
+    only: Sequence[str] | None = None,
+) -> EvaluationReport:
+    """Score predictions against expert labels, and write `scores.csv` and `summary.json`."""
+    return evaluate_folders(
+        out,
+        reference,
+        conventions=conventions or DEFAULT_CONVENTION,
+        against=against,
+        output=output or out,
+        only=only,
+        workers=_n_workers(0),
+    )
+
+
+def report(
+    out: Path,
+    reference: Path,
+    *,
+    output: Path,
+    run: Path | None = None,
+    conventions: Sequence[str] = DEFAULT_CONVENTION,
+    only: Sequence[str] | None = None,
+) -> Path:
+    """Write the report page and its Markdown twin."""
+    return write_report(out, reference, output=output, run=run, conventions=conventions or DEFAULT_CONVENTION, only=only)
+
+
+def view(folder: Path, *, output: Path, prediction: Path | None = None, reference: Path | None = None) -> Path:
+    """Write one page to look at a case. Raises `InputError` where the folder does not hold exactly one case."""
+    found = find_cases(folder, required=())
+    if len(found.cases) != 1:
+        names = ", ".join(case.id for case in found.cases[:5]) or "none"
+        raise InputError(f"{folder}: holds {len(found.cases)} cases ({names}); give the folder of one case")
+    return write_page(found.cases[0], prediction=prediction, reference=reference, output=output)
+
+
+def _class_shift(checkpoint: Checkpoint, path: Path, *, strength: float) -> tuple[float, ...] | None:
+    """What a prior correction adds to the logits: from the prior the network was trained under to the natural one of its cases."""
+    if strength == 0:
+        return None
+    require_prior(checkpoint.parsed_config().loss.kind)
+    if checkpoint.effective_prior is None or checkpoint.natural_prior is None:
+        raise InputError(f"{path}: does not hold the priors that --correct-priors needs; train the run again")
+    training, natural = np.array(checkpoint.effective_prior), np.array(checkpoint.natural_prior)
+    shift = correct_logits(np.zeros(len(training)), training_prior=training, target_prior=natural, strength=strength)
+    return tuple(shift.tolist())
+
+
+def _prediction_runtime(device: str, precision: Precision) -> Runtime:
+    return start_runtime(device=device, precision=precision)
+
+
+def _only(found: Found, ids: Sequence[str], scans: Path) -> Found:
+    there = {case.id for case in found.cases} | {problem.case for problem in found.problems}
+    missing = [name for name in ids if name not in there]
+    absent = [
+        Problem("error", name, str(scans), "is held out by the run and not there", "the scans that the bank was made of")
+        for name in missing
+    ]
+    return Found(
+        cases=tuple(case for case in found.cases if case.id in ids),
+        problems=(*(problem for problem in found.problems if problem.case in ids), *absent),
+    )
+
+
+def _n_workers(workers: int) -> int:
+    return workers if workers > 0 else len(os.sched_getaffinity(0))

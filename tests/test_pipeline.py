@@ -1,0 +1,299 @@
+"""From a scan folder to a scored segmentation, small; what a stage refuses is named and the rest goes on."""
+
+import gzip
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK
+import yaml
+
+from brats_seg import pipeline
+from brats_seg.bank.bank import PatchBank
+from brats_seg.cli import main
+from brats_seg.config import Config, dump_config, load_config
+from brats_seg.core.runtime import start_runtime
+from brats_seg.errors import InputError, UsageError
+from brats_seg.training.checkpoint import load_checkpoint, save_checkpoint
+from brats_seg.training.loop import BEST
+
+TINY = (
+    "network.channels=[8,8,16,16,16,8]",
+    "patch.size=[32,32]",
+    "training.epochs=2",
+    "training.steps=12",
+    "training.batch_size=16",
+    "training.threads=1",
+)
+
+
+def tiny() -> Config:
+    return load_config("demo", overrides=TINY)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scans, a bank, a run on fold 0 and predictions for it."""
+    root = tmp_path_factory.mktemp("pipeline")
+    pipeline.phantom(root / "scans", n_cases=6, layout="brats2023", size=48, seed=3)
+    assert pipeline.preprocess(root / "scans", root / "bank", workers=1, n_folds=3).exit_code == 0
+    result = pipeline.train(root / "bank", root / "run", tiny(), fold=0, device="cpu")
+    assert (result.ended, result.n_epochs) == ("done", 2)
+    assert pipeline.predict(root / "run", root / "scans", root / "out", held_out=True, device="cpu").exit_code == 0
+    return root
+
+
+def ends(*argv: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(argv))
+    return int(ended.value.code or 0)
+
+
+def test_held_out_cases_are_those_of_the_fold_and_only_they_are_predicted(work: Path) -> None:
+    fold = PatchBank(work / "bank", patch_size=(32, 32)).folds[0]
+    assert pipeline.held_out_cases(work / "run") == fold
+    assert sorted(p.name for p in (work / "out").glob("*.nii.gz")) == [f"{case}.nii.gz" for case in sorted(fold)]
+    assert list(pd.read_csv(work / "out" / "predictions.csv")["case"]) == sorted(fold)
+
+
+def test_a_label_map_has_the_sources_grid_values_and_type(work: Path) -> None:
+    for path in (work / "out").glob("*.nii.gz"):
+        case = path.name.removesuffix(".nii.gz")
+        ours, source = nib.load(path), nib.load(next((work / "scans").rglob(f"{case}-seg.nii.gz")))
+        assert ours.shape == source.shape
+        assert np.array_equal(ours.affine, source.affine)
+        assert ours.get_data_dtype() == source.get_data_dtype()
+        assert set(np.unique(ours.dataobj)) <= {0, 1, 2, 3}
+        image = SimpleITK.ReadImage(str(path))
+        assert np.array_equal(SimpleITK.GetArrayFromImage(image), np.asarray(ours.dataobj).T)
+
+
+def test_scores_name_their_convention_and_their_n(work: Path, tmp_path: Path) -> None:
+    held_out = pipeline.held_out_cases(work / "run")
+    scored = pipeline.evaluate(work / "out", work / "scans", conventions=("brats2020", "nnunet"), output=tmp_path, only=held_out)
+    assert scored.exit_code == 0
+    table = pd.read_csv(tmp_path / "scores.csv")
+    assert set(table["convention"]) == {"brats2020", "nnunet"}
+    assert set(table["case"]) == set(held_out)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["conventions"]["brats2020"]["regions"]["whole"]["dice"]["n"] == len(held_out)
+
+
+def test_a_reference_against_itself_is_perfect(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "copies").mkdir()
+    for path in (work / "scans").rglob("*-seg.nii.gz"):
+        shutil.copy(path, tmp_path / "copies" / path.name.replace("-seg", ""))
+    scored = pipeline.evaluate(tmp_path / "copies", work / "scans", output=tmp_path)
+    regions = [s for s in scored.scores if s.region in ("whole", "core", "active")]
+    assert len(regions) == 6 * 3
+    assert {s.dice for s in regions} == {1.0}
+    assert {s.hd95_mm for s in regions} == {0.0}
+
+
+def test_evaluate_without_all_predictions_names_the_missing_and_exits_1(work: Path, tmp_path: Path, capsys) -> None:
+    assert ends("evaluate", str(work / "out"), str(work / "scans"), "--output", str(tmp_path)) == 1
+    said = capsys.readouterr().out
+    assert said.count("no prediction") == 6 - len(pipeline.held_out_cases(work / "run"))
+    assert ends("evaluate", str(work / "out"), str(work / "scans"), "--output", str(tmp_path), "--held-out", str(work / "run")) == 0
+
+
+def test_the_report_is_one_page_with_every_case(work: Path, tmp_path: Path) -> None:
+    page = pipeline.report(work / "out", work / "scans", output=tmp_path / "report.html", run=work / "run").read_text()
+    assert all(case in page for case in pipeline.held_out_cases(work / "run"))
+    assert 'src="http' not in page
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".mha"])
+def test_the_file_type_is_a_choice_and_evaluate_reads_each(work: Path, tmp_path: Path, suffix: str) -> None:
+    predicted = ("predict", str(work / "run"), str(work / "scans"), str(tmp_path), "--held-out", "--file-type", suffix, "--device", "cpu")
+    assert ends(*predicted) == 0
+    assert ends("evaluate", str(tmp_path), str(work / "scans"), "--held-out", str(work / "run")) == 0
+    theirs = pipeline.evaluate(work / "out", work / "scans", only=pipeline.held_out_cases(work / "run"), output=tmp_path / "theirs")
+    assert list(pd.read_csv(tmp_path / "scores.csv")["n_prediction_vox"]) == [s.n_prediction_vox for s in theirs.scores]
+
+
+def test_four_named_files_give_the_folders_prediction(work: Path, tmp_path: Path) -> None:
+    case = pipeline.held_out_cases(work / "run")[0]
+    files = [f"--{m}={next((work / 'scans').rglob(f'{case}-{m}.nii.gz'))}" for m in ("t1n", "t1c", "t2w", "t2f")]
+    assert ends("predict-case", str(work / "run"), str(tmp_path / "mine.nii.gz"), *files) == 0
+    ours, theirs = nib.load(tmp_path / "mine.nii.gz"), nib.load(work / "out" / f"{case}.nii.gz")
+    assert np.array_equal(ours.dataobj, theirs.dataobj)
+    assert np.array_equal(ours.affine, theirs.affine)
+
+
+def test_every_case_can_be_trained_on(work: Path, tmp_path: Path) -> None:
+    result = pipeline.train(work / "bank", tmp_path / "run", tiny(), fold=None, device="cpu")
+    assert result.best_epoch is None
+    with pytest.raises(InputError, match="nothing to tune on"):
+        pipeline.tune(tmp_path / "run", work / "bank", device="cpu")
+    with pytest.raises(InputError, match="no held-out case"):
+        pipeline.held_out_cases(tmp_path / "run")
+    predicted = pipeline.predict(tmp_path / "run", work / "scans", tmp_path / "out", device="cpu")
+    assert len(predicted.predictions) == 6
+
+
+def with_knobs(run: Path, to: Path, **sections: dict[str, object]) -> Path:
+    """The best checkpoint of a run, as if it had been trained with other knobs."""
+    checkpoint = load_checkpoint(run / BEST)
+    config = checkpoint.parsed_config()
+    for name, knobs in sections.items():
+        config = config.model_copy(update={name: getattr(config, name).model_copy(update=knobs)})
+    to.mkdir()
+    save_checkpoint(to / BEST, replace(checkpoint, config=dump_config(config)))
+    return to
+
+
+def voxels(out: Path) -> np.ndarray:
+    return np.concatenate([np.asarray(nib.load(path).dataobj).ravel() for path in sorted(out.glob("*.nii.gz"))])
+
+
+def test_priors_are_corrected_from_what_was_drawn_to_what_the_training_cases_hold(work: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(work / "run" / BEST)
+    counts = PatchBank(work / "bank", patch_size=(32, 32), cases=checkpoint.train_cases).index.counts
+    assert checkpoint.natural_prior == pytest.approx(counts / counts.sum())
+    (segmenter,) = pipeline.load_segmenters((work / "run",), runtime=start_runtime(device="cpu"), correct_priors=0.5)
+    assert segmenter.class_shift == pytest.approx(0.5 * np.log(np.divide(checkpoint.natural_prior, checkpoint.effective_prior)))
+    assert ends("predict", str(work / "run"), str(work / "scans"), str(tmp_path), "--held-out", "--correct-priors", "1") == 0
+    assert np.count_nonzero(voxels(tmp_path)) < np.count_nonzero(voxels(work / "out"))
+
+
+def test_a_loss_without_a_prior_cannot_be_corrected(work: Path, tmp_path: Path, capsys) -> None:
+    run = with_knobs(work / "run", tmp_path / "focal", loss={"kind": "focal"})
+    assert ends("predict", str(run), str(work / "scans"), str(tmp_path / "out"), "--correct-priors", "0.5") == 2
+    assert "loss.kind 'focal' has no prior" in capsys.readouterr().err
+    assert pipeline.tune(run, work / "bank", device="cpu").correct_priors == 0  # thresholds alone
+
+
+def test_tuning_opens_the_inner_cases_alone_and_predict_uses_what_it_found(work: Path, tmp_path: Path, capsys) -> None:
+    run, bank = with_knobs(work / "run", tmp_path / "run"), tmp_path / "bank"
+    shutil.copytree(work / "bank", bank)
+    inner = load_checkpoint(run / BEST).inner_cases
+    for folder in (bank / "cases").iterdir():
+        if folder.name not in inner:
+            shutil.rmtree(folder)
+    before = sorted(p.name for p in run.iterdir())
+    assert ends("tune", str(run), str(bank)) == 0
+    assert f"on {len(inner)} inner case" in capsys.readouterr().out
+    assert sorted(p.name for p in run.iterdir()) == sorted([*before, "tuned.yaml"])
+    tuned = yaml.safe_load((run / "tuned.yaml").read_text())
+    assert tuned["score"] >= tuned["score_before"]
+    by_hand = {name: tuned[name] for name in ("correct_priors", "min_component_mm3", "min_enhancing_mm3")}
+    pipeline.predict(run, work / "scans", tmp_path / "a", held_out=True, tuned=True, device="cpu")
+    pipeline.predict(run, work / "scans", tmp_path / "b", held_out=True, **by_hand, device="cpu")
+    assert np.array_equal(voxels(tmp_path / "a"), voxels(tmp_path / "b"))
+    with pytest.raises(UsageError, match="--tuned: settings are found for one network"):
+        pipeline.predict(run, work / "scans", tmp_path / "a", tuned=True, also=(work / "run",))
+    with pytest.raises(InputError, match=r"tuned\.yaml: not there"):
+        pipeline.predict(work / "run", work / "scans", tmp_path / "a", tuned=True)
+    (bank / "bank.json").write_text((bank / "bank.json").read_text() + " ")
+    with pytest.raises(InputError, match="was trained on the bank with"):
+        pipeline.tune(run, bank)
+
+
+def test_cases_that_lack_modalities_are_for_networks_trained_so(work: Path, tmp_path: Path, capsys) -> None:
+    scans = tmp_path / "scans"
+    shutil.copytree(work / "scans", scans)
+    case = pipeline.held_out_cases(work / "run")[0]
+    next(scans.rglob(f"{case}-t2w.nii.gz")).unlink()
+    assert ends("predict", str(work / "run"), str(scans), str(tmp_path / "out"), "--allow-missing") == 2
+    assert "augment.modality_dropout" in capsys.readouterr().err
+    run = with_knobs(work / "run", tmp_path / "run", augment={"modality_dropout": 0.2})
+    predicted = pipeline.predict(run, scans, tmp_path / "out", held_out=True, allow_missing=True, device="cpu")
+    assert predicted.exit_code == 0
+    assert {p.case: p.warnings for p in predicted.predictions}[case] == ("lacks t2w",)
+    others = [p.path.name for p in predicted.predictions if p.case != case]
+    assert all((tmp_path / "out" / name).read_bytes() == (work / "out" / name).read_bytes() for name in others)
+    refused = pipeline.predict(run, scans, tmp_path / "out2", held_out=True, device="cpu")
+    assert [p.case for p in refused.problems] == [case]
+
+
+def test_saved_probabilities_are_calibrated_against_the_reference(work: Path, tmp_path: Path, capsys) -> None:
+    run, scans, out = str(work / "run"), str(work / "scans"), str(tmp_path / "out")
+    assert ends("predict", run, scans, out, "--held-out", "--save-probabilities") == 0
+    assert ends("evaluate", out, scans, "--held-out", run) == 0
+    assert "expected calibration error: whole 0." in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    n_cases, classes = len(pipeline.held_out_cases(work / "run")), summary["confusion"]["classes"]
+    assert summary["calibration"]["n_cases"] == n_cases
+    assert np.shape(summary["confusion"]["n_voxels"]) == (len(classes), len(classes))
+
+
+def test_windows_can_be_asked_for(work: Path, tmp_path: Path) -> None:
+    assert ends("predict", str(work / "run"), str(work / "scans"), str(tmp_path), "--held-out", "--inference", "windowed") == 0
+    ours, whole = voxels(tmp_path), voxels(work / "out")
+    assert not np.array_equal(ours, whole)
+    assert (ours == whole).mean() > 0.9
+
+
+def test_a_case_one_of_several_networks_was_trained_on_is_not_held_out(work: Path, tmp_path: Path) -> None:
+    pipeline.train(work / "bank", tmp_path / "run1", tiny(), fold=1, device="cpu")
+    with pytest.raises(UsageError, match="average runs of one fold"):
+        pipeline.predict(work / "run", work / "scans", tmp_path / "out", held_out=True, also=[tmp_path / "run1"], device="cpu")
+
+
+def test_a_fold_that_is_not_there_names_those_that_are(work: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--fold 7: the bank has folds 0\.\.2"):
+        pipeline.train(work / "bank", tmp_path / "run", tiny(), fold=7)
+
+
+def test_a_used_run_folder_is_refused_without_resume(work: Path, capsys) -> None:
+    assert ends("train", str(work / "bank"), str(work / "run"), "--config", "demo", "--set", "patch.size=[32,32]") == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_bad_cases_are_named_and_the_others_are_done(work: Path, tmp_path: Path, capsys) -> None:
+    """A truncated file, a text file, NaN, a missing modality and a label 7: five lines, one good case, nothing half-written."""
+    scans = tmp_path / "scans"
+    shutil.copytree(work / "scans", scans)
+    folders = sorted(p for p in scans.iterdir() if p.is_dir())
+    truncated, text, nan, lacking, seven, good = folders
+    cut = next(truncated.glob("*-t1c.nii.gz"))
+    cut.write_bytes(cut.read_bytes()[:2000])
+    next(text.glob("*-t2f.nii.gz")).write_text("not a scan")
+    first = next(nan.glob("*-t1n.nii.gz"))
+    image = nib.load(first)
+    nib.save(nib.Nifti1Image(np.where(np.arange(image.shape[0])[:, None, None] == 9, np.nan, image.get_fdata()), image.affine), first)
+    next(lacking.glob("*-t2w.nii.gz")).unlink()
+    mask = next(seven.glob("*-seg.nii.gz"))
+    image = nib.load(mask)
+    wrong = np.asarray(image.dataobj).copy()
+    wrong[0, 0, 0] = 7
+    nib.save(nib.Nifti1Image(wrong, image.affine), mask)
+
+    assert ends("preprocess", str(scans), str(tmp_path / "bank"), "--workers", "1", "--folds", "2") == 1
+    said = capsys.readouterr().out
+    for bad in (truncated, text, nan, lacking, seven):
+        lines = [line for line in said.splitlines() if line.startswith("error") and bad.name in line]
+        assert len(lines) == 1, bad.name
+        assert "expected" in lines[0]
+    assert [case.id for case in PatchBank(tmp_path / "bank", patch_size=(32, 32)).cases] == [good.name]
+
+    assert ends("predict", str(work / "run"), str(scans), str(tmp_path / "out")) == 1
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.nii.gz")) == sorted(f"{c.name}.nii.gz" for c in (seven, good))
+    assert not [p for p in tmp_path.rglob("*") if p.name.endswith(".part")]
+
+
+def test_a_header_that_claims_a_million_million_voxels_is_refused_before_anything_is_allocated(work: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "scans" / "case"
+    shutil.copytree(next(p for p in (work / "scans").iterdir() if p.is_dir()), folder)
+    bomb = next(folder.glob("*-t1n.nii.gz"))
+    header = nib.load(bomb).header.copy()
+    header["dim"][1:4] = 10_000
+    bomb.write_bytes(gzip.compress(header.binaryblock + bytes(4)))
+    assert ends("verify", str(tmp_path / "scans")) == 1
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error")]
+    assert len(said) == 1
+    assert bomb.name in said[0]
+
+
+@pytest.mark.campaign
+def test_the_demo_reaches_a_whole_dice_of_080(tmp_path: Path, capsys) -> None:
+    assert ends("demo", str(tmp_path / "demo")) == 0
+    summary = json.loads((tmp_path / "demo" / "predictions" / "summary.json").read_text())
+    assert summary["conventions"]["brats2020"]["regions"]["whole"]["dice"]["mean"] >= 0.80
+    assert "report" in capsys.readouterr().out
