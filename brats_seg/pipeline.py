@@ -264,7 +264,7 @@ def tune(run: Path, bank: Path, *, device: str = "auto", precision: Precision = 
     opened = PatchBank(bank, patch_size=config.patch.size)
     if opened.digest != checkpoint.bank:
         raise InputError(f"{bank}: has the digest {opened.digest[:12]}; {run} was trained on the bank with {checkpoint.bank[:12]}")
-    has_prior = config.loss.kind in LOSSES_WITH_A_PRIOR and checkpoint.natural_prior is not None
+    has_prior = config.loss.kind in LOSSES_WITH_A_PRIOR and config.loss.outside == "healthy" and checkpoint.natural_prior is not None
     (segmenter,) = load_segmenters((run,), runtime=_prediction_runtime(device, precision))
     tuning = tune_settings(
         segmenter,
@@ -340,7 +340,13 @@ def _class_shift(checkpoint: Checkpoint, path: Path, *, strength: float) -> tupl
     """What a prior correction adds to the logits: from the prior the network was trained under to the natural one of its cases."""
     if strength == 0:
         return None
-    require_prior(checkpoint.parsed_config().loss.kind)
+    loss = checkpoint.parsed_config().loss
+    require_prior(loss.kind)
+    if loss.outside == "ignore":
+        # Each patch is averaged over its own brain voxels: those of patches at the brain's edge weigh more than the ledger counts them.
+        raise UsageError(
+            "--correct-priors: the run has loss.outside=ignore, so its prior is not the ledger's; it needs loss.outside=healthy"
+        )
     if checkpoint.effective_prior is None or checkpoint.natural_prior is None:
         raise InputError(f"{path}: does not hold the priors that --correct-priors needs; train the run again")
     training, natural = np.array(checkpoint.effective_prior), np.array(checkpoint.natural_prior)

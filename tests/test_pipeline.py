@@ -236,6 +236,14 @@ def test_a_case_one_of_several_networks_was_trained_on_is_not_held_out(work: Pat
         pipeline.predict(work / "run", work / "scans", tmp_path / "out", held_out=True, also=[tmp_path / "run1"], device="cpu")
 
 
+def test_a_prior_that_the_ledger_does_not_know_is_not_corrected(work: Path, tmp_path: Path) -> None:
+    config = load_config("demo", overrides=(*TINY, "loss.outside=ignore", "training.epochs=1"))
+    pipeline.train(work / "bank", tmp_path / "run", config, fold=0, device="cpu")
+    with pytest.raises(UsageError, match=r"loss\.outside=ignore"):
+        pipeline.predict(tmp_path / "run", work / "scans", tmp_path / "out", correct_priors=0.5, device="cpu")
+    assert pipeline.tune(tmp_path / "run", work / "bank", device="cpu").correct_priors == 0
+
+
 def test_a_fold_that_is_not_there_names_those_that_are(work: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--fold 7: the bank has folds 0\.\.2"):
         pipeline.train(work / "bank", tmp_path / "run", tiny(), fold=7)
