@@ -3,7 +3,7 @@
 import difflib
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -29,6 +29,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+S = TypeVar("S", bound=Section)
+
+
 class Network(Section):
     """Which network, and its size."""
 
@@ -37,6 +40,20 @@ class Network(Section):
     num_res_units: Annotated[int, Field(ge=0)] = 2
     norm: Literal["batch", "instance", "group"] = "batch"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    stages: tuple["Network", "Network"] | None = None
+    """The two networks of a composed 'cascade': healthy or tumor, then which tumor."""
+
+    @model_validator(mode="after")
+    def _stages_only_in_a_cascade(self) -> "Network":
+        if (self.name == "cascade") != (self.stages is not None):
+            raise ValueError("network.stages belongs to 'cascade' alone, which `brats-seg cascade` composes of two trained runs")
+        return self
+
+
+class Task(Section):
+    """Which classes are told apart. The two stages of a cascade are runs of `healthy_or_tumor` and of `tumor` (healthy voxels left out)."""
+
+    classes: Literal["all", "healthy_or_tumor", "tumor"] = "all"
 
 
 class Patch(Section):
@@ -46,13 +63,17 @@ class Patch(Section):
 
 
 class Sampler(Section):
-    """Which examples the network sees. Shares are by class name and sum to 1."""
+    """Which examples the network sees. Shares are by class name and sum to 1.
+
+    `drift` moves them in equal steps from those of the first epoch to the natural ones of the last.
+    """
 
     kind: Literal["random", "balanced", "ratio", "hard", "oversample", "undersample"] = "balanced"
     shares: dict[str, Share] | None = None
     healthy_share: Share | None = None
     imbalance_ratio: Annotated[float, Field(ge=1)] = 1.0
     allow_absent_class: bool = False
+    drift: Literal["none", "to_natural"] = "none"
 
     @model_validator(mode="after")
     def _shares_only_where_used(self) -> "Sampler":
@@ -64,6 +85,8 @@ class Sampler(Section):
             raise ValueError("kind 'ratio' needs shares (by class name) or healthy_share")
         if self.kind not in ("ratio", "hard") and (self.shares is not None or self.healthy_share is not None):
             raise ValueError(f"kind '{self.kind}' takes no shares; use kind 'ratio' or 'hard'")
+        if self.drift != "none" and self.kind not in ("balanced", "ratio", "hard"):
+            raise ValueError(f"kind '{self.kind}' has no shares to move; drift goes with kind 'balanced', 'ratio' or 'hard'")
         return self
 
 
@@ -78,11 +101,17 @@ class Hard(Section):
 
 
 class Loss(Section):
-    """What is minimized, and what a voxel outside the brain counts as."""
+    """What is minimized, and what a voxel outside the brain counts as.
 
-    kind: Literal["cross_entropy", "dice_cross_entropy", "focal"] = "cross_entropy"
+    `weights_from` defers the class weights: they hold from this share of the epochs on (deferred re-weighting). `tau` is the strength of
+    the logit adjustment.
+    """
+
+    kind: Literal["cross_entropy", "dice_cross_entropy", "focal", "region", "logit_adjusted"] = "cross_entropy"
     outside: Literal["healthy", "ignore"] = "healthy"
     class_weights: Literal["none", "balanced", "effective_number", "median_frequency"] = "none"
+    weights_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    tau: Annotated[float, Field(gt=0)] = 1.0
 
 
 class Augment(Section):
@@ -106,41 +135,69 @@ class Augment(Section):
 
 
 class Optimizer(Section):
-    """The optimizer and its learning rate over the run."""
+    """The optimizer and its learning rate over the run.
+
+    `decay` says which weights decay: kernels alone, or norm scales and biases too. Schedule `linear` falls to 0, `inverse` is Caffe's
+    lr (1 + gamma step)^-power, `steps` multiplies by `drop_factor` at each of `drops` (shares of the run).
+    """
 
     kind: Literal["sgd", "adam", "adamw"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    decay: Literal["kernels", "everything"] = "kernels"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    schedule: Literal["constant", "poly", "cosine"] = "poly"
+    nesterov: bool = True
+    schedule: Literal["constant", "poly", "cosine", "linear", "inverse", "steps"] = "poly"
+    gamma: Annotated[float, Field(ge=0)] = 1e-4
+    power: Annotated[float, Field(ge=0)] = 0.75
+    drops: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    drop_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     clip_norm: Annotated[float, Field(gt=0)] | None = None
 
 
 class Training(Section):
-    """The budget: epochs x steps x batch_size patches."""
+    """The budget: epochs x steps x batch_size patches.
+
+    `accumulate` cuts a batch into so many parts that go through the network one after the other, for less memory.
+    """
 
     epochs: Annotated[int, Field(gt=0)] = 50
     steps: Annotated[int, Field(gt=0)] = 1000
     batch_size: Annotated[int, Field(gt=0)] = 120
     seed: Annotated[int, Field(ge=0)] = 0
+    accumulate: Annotated[int, Field(ge=1)] = 1
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    precision: Literal["auto", "float32", "bf16"] = "auto"
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
+    checkpoint_epochs: Annotated[int, Field(ge=1)] = 1
     tensorboard: bool = False
+
+
+class Phases(Section):
+    """Two-phase training (Havaei et al. 2017): after the run as the other sections have it, a second phase at the natural frequencies.
+
+    In it the output layer alone learns, `epochs` long (None: as long as the first), on a whole schedule again at `lr_factor` times the rate.
+    """
+
+    two_phase: bool = False
+    epochs: Annotated[int, Field(gt=0)] | None = None
+    lr_factor: Annotated[float, Field(gt=0)] = 0.1
 
 
 class Validation(Section):
     """The inner split of the training patients that picks the best checkpoint.
 
-    Metric "last" scores the epochs and takes the newest all the same: with one or two inner patients a choice would follow their oddities.
+    Metric "mean_dice" is the mean of the three regions'; the others are `of` a named region or tissue class (the F-score of a region is its
+    Dice). "last" scores the epochs and takes the newest all the same: with one or two inner patients a choice would follow their oddities.
     """
 
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     every: Annotated[int, Field(gt=0)] = 1
     patience: Annotated[int, Field(gt=0)] | None = None
-    metric: Literal["mean_dice", "whole", "core", "active", "last"] = "mean_dice"
+    metric: Literal["mean_dice", "sensitivity", "f_score", "sensitivity_and_f_score", "iou", "last"] = "mean_dice"
+    of: str | None = None
 
     @model_validator(mode="after")
     def _patience_needs_a_score(self) -> "Validation":
@@ -148,11 +205,20 @@ class Validation(Section):
             raise ValueError("patience waits for a score to rise; metric 'last' has none: choose another metric or no patience")
         return self
 
+    @model_validator(mode="after")
+    def _a_metric_of_something(self) -> "Validation":
+        if (self.of is None) != (self.metric in ("mean_dice", "last")):
+            raise ValueError(
+                f"metric '{self.metric}' goes {'with' if self.of is None else 'without'} validation.of, a region or tissue class"
+            )
+        return self
+
 
 class Config(Section):
     """A whole training run."""
 
     network: Network = Network()
+    task: Task = Task()
     patch: Patch = Patch()
     sampler: Sampler = Sampler()
     hard: Hard = Hard()
@@ -160,53 +226,67 @@ class Config(Section):
     augment: Augment = Augment()
     optimizer: Optimizer = Optimizer()
     training: Training = Training()
+    phases: Phases = Phases()
     validation: Validation = Validation()
 
 
 def load_config(source: str | Path | None = None, *, overrides: tuple[str, ...] = ()) -> Config:
-    """Read a YAML file, or a config that travels with the package by its name, and lay the overrides over it.
+    """A training config; see `load_settings`. None gives the defaults."""
+    return load_settings(Config, source, overrides=overrides)
+
+
+def load_settings(model: type[S], source: str | Path | None, *, shelf: str = "", overrides: tuple[str, ...] = ()) -> S:
+    """Read a YAML file, or one that travels with the package by its name, and lay the overrides over it.
 
     Args:
+        model: what it describes.
         source: a path, or a name such as `unet2d_cpu`; None for the defaults.
+        shelf: folder of `configs/` in which a name is looked for: "" for training, "experiments", "studies".
         overrides: `section.key=value` each, the value read as YAML.
 
     Raises:
         UsageError: no such file or name, not YAML, or a key or value that no knob takes (with the nearest right one).
     """
-    tree = _read(_locate(source)) if source is not None else {}
+    tree = _read(_locate(source, shelf)) if source is not None else {}
     for override in overrides:
-        _lay_over(tree, override)
-    return parse_config(tree)
+        lay_over(tree, override)
+    return parse_settings(model, tree)
 
 
 def parse_config(tree: dict[str, Any]) -> Config:
+    """Check a nested mapping, as YAML gives it; see `parse_settings`."""
+    return parse_settings(Config, tree)
+
+
+def parse_settings(model: type[S], tree: dict[str, Any]) -> S:
     """Check a nested mapping, as YAML gives it. Raises `UsageError` naming the path of every wrong key or value."""
     try:
-        return Config.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
-        raise UsageError("; ".join(_describe(e) for e in error.errors())) from None
+        raise UsageError("; ".join(_describe(e, model) for e in error.errors())) from None
 
 
-def dump_config(config: Config) -> str:
+def dump_config(config: Section) -> str:
     """The whole resolved config as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def config_names() -> tuple[str, ...]:
-    """Names of the configs that travel with the package."""
-    return tuple(sorted(p.stem for p in _shelf().iterdir() if p.suffix == ".yaml"))
+def config_names(shelf: str = "") -> tuple[str, ...]:
+    """Names of the configs that travel with the package, of one shelf."""
+    return tuple(sorted(p.stem for p in (_configs() / shelf).glob("*.yaml")))
 
 
-def _shelf() -> Path:
+def _configs() -> Path:
     packaged = Path(str(files("brats_seg"))) / "configs"
     return packaged if packaged.is_dir() else packaged.parent.parent / "configs"
 
 
-def _locate(source: str | Path) -> Path:
-    for path in (Path(source), _shelf() / f"{source}.yaml"):
+def _locate(source: str | Path, shelf: str) -> Path:
+    for path in (Path(source), _configs() / shelf / f"{source}.yaml"):
         if path.is_file():
             return path
-    raise UsageError(f"--config {source}: no such file, and no config of that name; the names are {', '.join(config_names())}")
+    names = ", ".join(config_names(shelf))
+    raise UsageError(f"--config {source}: no such file, and no config of that name; the names are {names}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -234,7 +314,8 @@ def _read(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _lay_over(tree: dict[str, Any], override: str) -> None:
+def lay_over(tree: dict[str, Any], override: str) -> None:
+    """Set one knob, `section.key=value` with the value read as YAML, in a nested mapping. Raises `UsageError` where it is not so written."""
     path, equals, text = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):
@@ -250,10 +331,10 @@ def _lay_over(tree: dict[str, Any], override: str) -> None:
     tree[keys[-1]] = value
 
 
-def _describe(error: Any) -> str:
+def _describe(error: Any, model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(where, _knobs(Config), n=1, cutoff=0.5)
+        close = difflib.get_close_matches(where, _knobs(model), n=1, cutoff=0.5)
         return f"config: no knob '{where}'" + (f"; did you mean '{close[0]}'?" if close else "")
     shown = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
     return f"config: {where}: {error['msg'].removeprefix('Value error, ')}{shown}"
