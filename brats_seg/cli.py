@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from brats_seg.errors import InputError, UsageError
+from brats_seg.errors import InputError, UsageError, is_out_of_memory
 
 app = typer.Typer(
     name="brats-seg",
@@ -65,11 +65,14 @@ def phantom(
     ] = "brats2021",
     size: Annotated[int, typer.Option(min=48, help="Voxels along the longest axis.")] = 96,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same files.")] = 0,
+    trait: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Change one trait, such as enhancing=0.002 or contrast=0.5. Repeat.")
+    ] = None,
 ) -> None:
     """Write a synthetic cohort that looks and fails like BraTS."""
     from brats_seg import pipeline
 
-    pipeline.phantom(out, n_cases=cases, layout=layout, size=size, seed=seed)
+    pipeline.phantom(out, n_cases=cases, layout=layout, size=size, seed=seed, traits=_parse_traits(trait or []))
     typer.echo(f"{cases} phantom cases in {out}")
 
 
@@ -161,6 +164,18 @@ def train(
     raise typer.Exit(STOPPED if result.ended == "stopped" else 0)
 
 
+@app.command(epilog="Example: brats-seg cascade detector classifier run    (then predict, tune and evaluate with run)")
+def cascade(
+    detector: Annotated[Path, typer.Argument(help="Run trained with --set task.classes=healthy_or_tumor.", exists=True, file_okay=False)],
+    classifier: Annotated[Path, typer.Argument(help="Run trained with --set task.classes=tumor.", exists=True, file_okay=False)],
+    run: Annotated[Path, typer.Argument(help="Run folder to write.")],
+) -> None:
+    """Compose two trained networks: the first finds tumor, the second says which. The result is a run like any other."""
+    from brats_seg import pipeline
+
+    typer.echo(pipeline.compose(detector, classifier, run))
+
+
 @app.command(epilog="Example: brats-seg tune run bank    (then: brats-seg predict run scans predictions --tuned)")
 def tune(run: Run, bank: Bank, device: Device = "auto", precision: PrecisionName = "auto") -> None:
     """Find prior correction and clean-up thresholds on the run's inner cases. Held-out cases are never opened."""
@@ -237,20 +252,25 @@ def predict(
 def predict_case(
     run: Run,
     out: Annotated[Path, typer.Argument(help="Label map to write.")],
-    t1n: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="T1-weighted, native.")],
-    t1c: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="T1-weighted, after contrast.")],
-    t2w: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="T2-weighted.")],
-    t2f: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="T2 FLAIR.")],
+    t1n: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="T1-weighted, native.")] = None,
+    t1c: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="T1-weighted, after contrast.")] = None,
+    t2w: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="T2-weighted.")] = None,
+    t2f: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="T2 FLAIR.")] = None,
     tta: Annotated[bool, typer.Option("--tta", help="Average over mirrored copies.")] = False,
+    tuned: Annotated[bool, typer.Option("--tuned", help="Prior correction and clean-up as `brats-seg tune` found them.")] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Take fewer than four files (networks trained with augment.modality_dropout).")
+    ] = False,
     device: Device = "auto",
     resample: Resample = False,
 ) -> None:
-    """Segment one case from four named files, in the label values of BraTS 2023 (1, 2, 3)."""
+    """Segment one case from four named files (fewer with --allow-missing), in the label values of BraTS 2023 (1, 2, 3)."""
     from brats_seg import pipeline
     from brats_seg.reporting import console as screen
 
-    files = {"t1n": t1n, "t1c": t1c, "t2w": t2w, "t2f": t2f}
-    predicted = pipeline.predict_files(run, out, files, tta=tta, device=device, resample=resample)
+    given = {"t1n": t1n, "t1c": t1c, "t2w": t2w, "t2f": t2f}
+    files = {name: file for name, file in given.items() if file is not None}
+    predicted = pipeline.predict_files(run, out, files, tta=tta, tuned=tuned, allow_missing=allow_missing, device=device, resample=resample)
     screen.show_predictions(predicted, out, console=screen.make_console())
     raise typer.Exit(predicted.exit_code)
 
@@ -288,11 +308,13 @@ def report(
     held_out: HeldOut = None,
     convention: Conventions = None,
 ) -> None:
-    """Write one self-contained page: scores, worst and best cases, training, what was sampled."""
+    """Write one self-contained page: scores, worst and best cases, training, what was sampled. Exit 1 if it lists an error."""
     from brats_seg import pipeline
 
     only = pipeline.held_out_cases(held_out) if held_out is not None else None
-    typer.echo(pipeline.report(out, reference, run=run, output=output, conventions=tuple(convention or ()), only=only))
+    written = pipeline.report(out, reference, run=run, output=output, conventions=tuple(convention or ()), only=only)
+    typer.echo(written.page)
+    raise typer.Exit(written.exit_code)
 
 
 @app.command(epilog="Example: brats-seg view BraTS2021/BraTS2021_00006 --prediction out/BraTS2021_00006.nii.gz --output page.html")
@@ -308,6 +330,122 @@ def view(
     from brats_seg import pipeline
 
     typer.echo(pipeline.view(case, prediction=prediction, reference=reference, output=output))
+
+
+@app.command(epilog="Example: brats-seg experiment bank out --config sampling_quick --workers 2")
+def experiment(
+    bank: Annotated[Path, typer.Argument(help="Patch bank; for a config with phantoms of its own, a folder to make their banks in.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write into, or to go on with.")],
+    config: Annotated[str, typer.Option(help="A YAML file, or the name of an experiment that comes with the package.")],
+    workers: Workers = 0,
+    only: Annotated[list[str] | None, typer.Option(metavar="STRATEGY", help="Only this strategy. Repeat for several.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, such as seeds=[0]. Repeat for several.")
+    ] = None,
+    known: Annotated[
+        Path | None, typer.Option(metavar="RUNS.CSV", help="Rows of runs finished elsewhere, taken over.", exists=True, dir_okay=False)
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Compare strategies on one bank: folds x seeds, one table with error bars. Killed at any moment, it goes on."""
+    from brats_seg import experiment as room
+    from brats_seg.reporting import console as screen
+
+    settings = room.load_experiment(config, overrides=tuple(overrides or ()))
+    report = room.run_experiment(
+        bank, out, settings, title=Path(config).stem, workers=workers, only=tuple(only or ()), known=known, device=device
+    )
+    console = screen.make_console()
+    screen.show_experiment(report.summary, report.grid, against=settings.against, console=console)
+    screen.show_place("table: ", out / "table.md", console=console)
+    screen.show_place("report:", report.page, console=console)
+    raise typer.Exit(report.exit_code)
+
+
+StudyConfig = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a study that comes with the package.")]
+StudyImages = Annotated[Path | None, typer.Option("--images", metavar="FOLDER", help="Where the images lie (instead of images.folder).")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one knob. Repeat for several.")]
+
+study_app = typer.Typer(
+    name="study",
+    help="Class-imbalance studies on images (MNIST, CIFAR-10, ImageNet, your own): plan, run, table, figures.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(study_app)
+
+
+@study_app.command("plan", epilog="Example: brats-seg study plan mnist")
+def study_plan(
+    config: StudyConfig,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study: what is finished there is not counted again.")] = None,
+    images: StudyImages = None,
+    overrides: Overrides = None,
+    workers: Workers = 0,
+) -> None:
+    """Say how many networks, how long and how much disk, before anything starts."""
+    from brats_seg.classification import study
+    from brats_seg.classification.settings import StudySettings
+    from brats_seg.config import load_settings
+
+    settings = load_settings(StudySettings, config, shelf="studies", overrides=tuple(overrides or ()))
+    typer.echo(study.describe(study.make_plan(settings, folder=images, workers=workers, store=out)))
+
+
+@study_app.command("run", epilog="Example: brats-seg study run mnist_quick out --workers 2")
+def study_run(
+    config: StudyConfig,
+    out: Annotated[Path, typer.Argument(help="Folder to write into, or to go on with.")],
+    images: StudyImages = None,
+    overrides: Overrides = None,
+    workers: Workers = 0,
+    part: Part = None,
+    device: Device = "auto",
+) -> None:
+    """Train what is not there yet, a process for each core. Killed at any moment, it goes on. Exit 1 if a network failed."""
+    from brats_seg.classification import study
+    from brats_seg.classification.settings import StudySettings
+    from brats_seg.config import load_settings
+
+    settings = load_settings(StudySettings, config, shelf="studies", overrides=tuple(overrides or ()))
+    report = study.run_study(settings, out, folder=images, workers=workers, part=_parse_part(part), device=device)
+    typer.echo(f"{report.n_new} cells finished, {report.n_kept} were there; rows in {out}")
+    for key, reason in report.failed:
+        typer.echo(f"{key}: {reason}", err=True)
+    raise typer.Exit(int(bool(report.failed)))
+
+
+@study_app.command("table", epilog="Example: brats-seg study table out")
+def study_table(out: Annotated[Path, typer.Argument(help="Folder of a study.", exists=True, file_okay=False)]) -> None:
+    """Print means, paired differences and intervals; write table.csv, pairs.csv and table.md there."""
+    from brats_seg.classification import study
+    from brats_seg.classification.table import to_markdown, write_table
+
+    table = study.study_table(out)
+    paths = write_table(table, out)
+    typer.echo(to_markdown(table))
+    typer.echo(f"written: {', '.join(map(str, paths))}")
+
+
+@study_app.command("figures", epilog="Example: brats-seg study figures out")
+def study_figures(out: Annotated[Path, typer.Argument(help="Folder of a study.", exists=True, file_okay=False)]) -> None:
+    """Draw the published figures from what is finished."""
+    from brats_seg.classification import study
+
+    for path in study.draw_figures(out):
+        typer.echo(path)
+
+
+def _parse_traits(texts: list[str]) -> dict[str, float]:
+    """`NAME=VALUE` each, as numbers by name."""
+    traits: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            traits[name] = float(value)
+        except ValueError:
+            raise UsageError(f"--trait {text}: write NAME=VALUE, such as contrast=0.5") from None
+    return traits
 
 
 def _parse_part(text: str | None) -> tuple[int, int] | None:
@@ -339,6 +477,12 @@ def main(argv: list[str] | None = None) -> None:
     except OSError as error:  # a full disk, a folder that may not be written, a file that went away
         where = f"{error.filename}: " if error.filename else ""
         typer.echo(f"brats-seg: {where}{error.strerror or error}; mend that and give the same command again", err=True)
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        first = (str(error) or "out of memory").splitlines()[0]
+        typer.echo(f"brats-seg: memory does not suffice: {first}; a smaller patch, batch or network needs less", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(STOPPED)

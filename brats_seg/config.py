@@ -38,7 +38,7 @@ class Network(Section):
     name: str = "unet2d"
     channels: tuple[int, ...] = (32, 64, 128, 256)
     num_res_units: Annotated[int, Field(ge=0)] = 2
-    norm: Literal["batch", "instance", "group"] = "batch"
+    norm: Literal["batch", "instance", "group", "none"] = "batch"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     stages: tuple["Network", "Network"] | None = None
     """The two networks of a composed 'cascade': healthy or tumor, then which tumor."""
@@ -178,7 +178,8 @@ class Training(Section):
 class Phases(Section):
     """Two-phase training (Havaei et al. 2017): after the run as the other sections have it, a second phase at the natural frequencies.
 
-    In it the output layer alone learns, `epochs` long (None: as long as the first), on a whole schedule again at `lr_factor` times the rate.
+    In it the output layer alone learns, without class weights, `epochs` long (None: as long as the first), on a whole schedule again at
+    `lr_factor` times the rate.
     """
 
     two_phase: bool = False
@@ -315,7 +316,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def lay_over(tree: dict[str, Any], override: str) -> None:
-    """Set one knob, `section.key=value` with the value read as YAML, in a nested mapping. Raises `UsageError` where it is not so written."""
+    """Set one knob, `section.key=value` with the value as YAML, in a nested mapping. Raises `UsageError` where it is not so written."""
     path, equals, text = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):

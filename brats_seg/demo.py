@@ -43,7 +43,7 @@ def run_demo(out: Path, *, console: Console) -> Path:
     _headline(console, 6, "evaluate and report")
     held_out = pipeline.held_out_cases(run)
     scored = pipeline.evaluate(predictions, scans, only=held_out)
-    page = pipeline.report(predictions, scans, output=out / "report.html", run=run, only=held_out)
+    page = pipeline.report(predictions, scans, output=out / "report.html", run=run, only=held_out).page
     show_scores(scored.summary, console=console)
     show_place("label maps:", predictions, console=console)
     show_place("report:    ", page.resolve(), console=console)

@@ -10,6 +10,7 @@ from brats_seg.bank.bank import PatchBank, verify_bank
 from brats_seg.bank.build import BuildReport, build_bank
 from brats_seg.bank.folds import inner_split
 from brats_seg.config import Config, dump_config
+from brats_seg.core.files import lock, write_text
 from brats_seg.core.runtime import Precision, Runtime, start_runtime
 from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.scores import EvaluationReport, evaluate_folders
@@ -18,25 +19,26 @@ from brats_seg.inference.cleanup import Cleanup
 from brats_seg.inference.dense import ready_for_inference
 from brats_seg.inference.predict import PredictReport, Segmenter, predict_cases, predict_one
 from brats_seg.inference.tuning import STRENGTHS, Tuning, read_tuning, tune_settings, write_tuning
-from brats_seg.inference.windowed import Inference, choose_window
+from brats_seg.inference.windowed import Inference, choose_window, needs_windows
 from brats_seg.models.networks import network_divisor
-from brats_seg.reporting.report import write_report
+from brats_seg.reporting.report import WrittenReport, write_report
 from brats_seg.reporting.viewer import write_page
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.layouts import Found, find_cases
-from brats_seg.scans.phantom import write_cohort
+from brats_seg.scans.phantom import make_traits, write_cohort
 from brats_seg.scans.problem import Problem
 from brats_seg.scans.verify import Report, verify_folder
-from brats_seg.training.checkpoint import Checkpoint, check_same_data, load_checkpoint, restore_network
-from brats_seg.training.loop import BEST, RunResult, Split
+from brats_seg.training.checkpoint import Checkpoint, check_same_data, load_checkpoint, restore_network, save_checkpoint
+from brats_seg.training.composition import compose_checkpoints
+from brats_seg.training.loop import BEST, LAST, RunResult, Split
 from brats_seg.training.loop import train as train_network
 
 DEFAULT_CONVENTION = ("brats2020",)
 
 
-def phantom(out: Path, *, n_cases: int, layout: str, size: int, seed: int) -> list[Path]:
-    """Write a synthetic cohort and give the folders of its cases."""
-    return write_cohort(out, n_cases=n_cases, layout=layout, size=size, seed=seed)
+def phantom(out: Path, *, n_cases: int, layout: str, size: int, seed: int, traits: Mapping[str, float] | None = None) -> list[Path]:
+    """Write a synthetic cohort and give the folders of its cases; `traits` by name are those that are not as in `scans.phantom.Traits`."""
+    return write_cohort(out, n_cases=n_cases, layout=layout, size=size, seed=seed, traits=make_traits(traits or {}))
 
 
 def verify_scans(data: Path, *, workers: int = 0, synthetic: bool = False) -> Report:
@@ -94,16 +96,43 @@ def train(bank: Path, run: Path, config: Config, *, fold: int | None, resume: bo
         split=make_split(opened, fold=fold, fraction=config.validation.fraction, seed=config.training.seed),
         config=dump_config(config),
         network=config.network,
+        task=config.task,
         sampler=config.sampler,
         hard=config.hard,
         loss=config.loss,
         augment=config.augment,
         optimizer=config.optimizer,
         training=config.training,
+        phases=config.phases,
         validation=config.validation,
         runtime=runtime,
         resume=resume,
     )
+
+
+def compose(detector: Path, classifier: Path, run: Path) -> Path:
+    """Make one run of two trained stages: `RUN/checkpoint_best.pt` and `config.yaml`, used as those of any run. Gives the checkpoint.
+
+    Raises:
+        UsageError: stages that are none or do not fit each other, or a used folder.
+        InputError: no checkpoint, a bad one, or stages of another bank or fold.
+    """
+    paths = (detector / BEST, classifier / BEST)
+    stages = tuple(load_checkpoint(path) for path in paths)
+    composed = compose_checkpoints(*stages, paths=paths)
+    network = restore_network(composed, run / BEST, runtime=start_runtime(device="cpu", precision="float32"))
+    sizes = [stage.parsed_config().patch.size for stage in stages]
+    if sizes[0] != sizes[1] and needs_windows(network):
+        raise UsageError(
+            f"{paths[1]}: has patch.size {list(sizes[1])}, {paths[0]} {list(sizes[0])}; these networks need windows of one size"
+        )
+    run.mkdir(parents=True, exist_ok=True)
+    with lock(run / ".lock"):
+        if any((run / name).exists() for name in (BEST, LAST)):
+            raise UsageError(f"{run} holds a run already; give another folder")
+        write_text(run / "config.yaml", f"# A cascade of {detector} and {classifier}, composed by `brats-seg cascade`.\n{composed.config}")
+        save_checkpoint(run / BEST, composed)
+    return run / BEST
 
 
 def make_split(bank: PatchBank, *, fold: int | None, fraction: float, seed: int) -> Split:
@@ -140,7 +169,8 @@ def load_segmenters(
 
     Raises:
         InputError: no checkpoint, a bad one, or runs that do not fit together.
-        UsageError: prior correction of a network without a prior, or a network that was not trained for missing modalities.
+        UsageError: a stage of a cascade alone, prior correction of a network without a prior, or a network that was not trained for
+            missing modalities.
     """
     segmenters: list[Segmenter] = []
     for run in runs:
@@ -149,6 +179,7 @@ def load_segmenters(
         if segmenters:
             check_same_data(checkpoint, path, modalities=segmenters[0].modalities, classes=segmenters[0].classes)
         config = checkpoint.parsed_config()
+        _require_all_classes(config, run)
         if allow_missing and config.augment.modality_dropout == 0:
             raise UsageError(f"--allow-missing: {run} was trained with augment.modality_dropout 0; it needs every modality of a case")
         network = ready_for_inference(restore_network(checkpoint, path, runtime=runtime), runtime=runtime)
@@ -277,10 +308,31 @@ def tune(run: Path, bank: Path, *, device: str = "auto", precision: Precision = 
 
 
 def predict_files(
-    run: Path, out: Path, files: Mapping[str, Path], *, tta: bool = False, device: str = "auto", resample: bool = False
+    run: Path,
+    out: Path,
+    files: Mapping[str, Path],
+    *,
+    tta: bool = False,
+    tuned: bool = False,
+    allow_missing: bool = False,
+    device: str = "auto",
+    resample: bool = False,
 ) -> PredictReport:
-    """Segment one case from named files into a label map of that name."""
-    segmenters = load_segmenters((run,), runtime=_prediction_runtime(device, "auto"))
+    """Segment one case from named files, one or more by modality, into a label map of that name.
+
+    Raises:
+        UsageError: no file, or one too few for a network that was not trained for that.
+    """
+    if not files or (len(files) < len(MODALITIES) and not allow_missing):
+        missing = ", ".join(f"--{name}" for name in MODALITIES if name not in files)
+        raise UsageError(f"predict-case: needs {missing}; --allow-missing takes a case with one modality or more")
+    settings = read_tuning(run, epoch=load_checkpoint(run / BEST).epoch) if tuned else None
+    segmenters = load_segmenters(
+        (run,),
+        runtime=_prediction_runtime(device, "auto"),
+        correct_priors=settings.correct_priors if settings else 0.0,
+        allow_missing=allow_missing,
+    )
     case = Case(
         id=out.name.partition(".")[0],
         patient=out.name.partition(".")[0],
@@ -288,9 +340,17 @@ def predict_files(
         schema="brats2023",
         modalities={name: ScanFile(path) for name, path in files.items()},
         label=None,
-        folder=files[MODALITIES[0]].parent,
+        folder=next(iter(files.values())).parent,
     )
-    return predict_one(segmenters, case, out=out, mirroring="in_plane" if tta else "none", resample=resample)
+    return predict_one(
+        segmenters,
+        case,
+        out=out,
+        mirroring="in_plane" if tta else "none",
+        cleanup=settings.cleanup if settings else None,
+        resample=resample,
+        allow_missing=allow_missing,
+    )
 
 
 def evaluate(
@@ -322,7 +382,7 @@ def report(
     run: Path | None = None,
     conventions: Sequence[str] = DEFAULT_CONVENTION,
     only: Sequence[str] | None = None,
-) -> Path:
+) -> WrittenReport:
     """Write the report page and its Markdown twin."""
     return write_report(out, reference, output=output, run=run, conventions=conventions or DEFAULT_CONVENTION, only=only)
 
@@ -334,6 +394,17 @@ def view(folder: Path, *, output: Path, prediction: Path | None = None, referenc
         names = ", ".join(case.id for case in found.cases[:5]) or "none"
         raise InputError(f"{folder}: holds {len(found.cases)} cases ({names}); give the folder of one case")
     return write_page(found.cases[0], prediction=prediction, reference=reference, output=output)
+
+
+def _require_all_classes(config: Config, run: Path) -> None:
+    """Refuse a stage of a cascade alone, which would call all of the brain tumor, or all tumor alike."""
+    kind = config.task.classes
+    if kind != "all":
+        part = "healthy from tumor" if kind == "healthy_or_tumor" else "the tumor classes"
+        raise UsageError(
+            f"{run}: was trained with task.classes={kind}, a stage of a cascade that tells {part} apart and nothing else; compose it with "
+            "its other stage (`brats-seg cascade DETECTOR CLASSIFIER RUN`) and give the composed run"
+        )
 
 
 def _class_shift(checkpoint: Checkpoint, path: Path, *, strength: float) -> tuple[float, ...] | None:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK
+import torch
 import yaml
 
 from brats_seg import pipeline
@@ -19,7 +20,8 @@ from brats_seg.cli import main
 from brats_seg.config import Config, dump_config, load_config
 from brats_seg.core.runtime import start_runtime
 from brats_seg.errors import InputError, UsageError
-from brats_seg.training.checkpoint import load_checkpoint, save_checkpoint
+from brats_seg.inference import predict as predicting
+from brats_seg.training.checkpoint import load_checkpoint, restore_network, save_checkpoint
 from brats_seg.training.loop import BEST
 
 TINY = (
@@ -103,7 +105,7 @@ def test_evaluate_without_all_predictions_names_the_missing_and_exits_1(work: Pa
 
 
 def test_the_report_is_one_page_with_every_case(work: Path, tmp_path: Path) -> None:
-    page = pipeline.report(work / "out", work / "scans", output=tmp_path / "report.html", run=work / "run").read_text()
+    page = pipeline.report(work / "out", work / "scans", output=tmp_path / "report.html", run=work / "run").page.read_text()
     assert all(case in page for case in pipeline.held_out_cases(work / "run"))
     assert 'src="http' not in page
 
@@ -252,6 +254,193 @@ def test_a_fold_that_is_not_there_names_those_that_are(work: Path, tmp_path: Pat
 def test_a_used_run_folder_is_refused_without_resume(work: Path, capsys) -> None:
     assert ends("train", str(work / "bank"), str(work / "run"), "--config", "demo", "--set", "patch.size=[32,32]") == 2
     assert "--resume" in capsys.readouterr().err
+
+
+# Two stages as one
+
+
+@pytest.fixture(scope="module")
+def stages(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector and a classifier on fold 0, and the run they were composed to."""
+    root = tmp_path_factory.mktemp("cascade")
+    for name, task in (("detector", "healthy_or_tumor"), ("classifier", "tumor")):
+        config = load_config("demo", overrides=(*TINY, f"task.classes={task}"))
+        pipeline.train(work / "bank", root / name, config, fold=0, device="cpu")
+    assert ends("cascade", str(root / "detector"), str(root / "classifier"), str(root / "run")) == 0
+    return root
+
+
+def test_a_stage_run_knows_its_classes_alone(stages: Path, work: Path) -> None:
+    detector, classifier = (load_checkpoint(stages / name / BEST) for name in ("detector", "classifier"))
+    counts = PatchBank(work / "bank", patch_size=(32, 32), cases=detector.train_cases).index.counts
+    assert detector.classes == ("healthy", "tumor")
+    assert detector.natural_prior == pytest.approx([counts[0] / counts.sum(), counts[1:].sum() / counts.sum()])
+    assert classifier.classes == ("necrotic_or_non_enhancing", "edema", "enhancing_core")
+    assert classifier.natural_prior == pytest.approx(counts[1:] / counts[1:].sum())
+    drawn = pd.read_csv(stages / "classifier" / "ledger.csv")
+    assert set(drawn["class"]) == {*classifier.classes, "outside"}
+    assert drawn[drawn["class"] == "outside"]["voxel_share"].between(0.1, 1).all()  # healthy tissue among it
+
+
+def test_a_composed_run_is_a_run_like_any_other(stages: Path, work: Path, tmp_path: Path) -> None:
+    checkpoint, run = load_checkpoint(stages / "run" / BEST), str(stages / "run")
+    detector, classifier = (load_checkpoint(stages / name / BEST) for name in ("detector", "classifier"))
+    assert checkpoint.classes == ("healthy", *classifier.classes)
+    assert checkpoint.held_out_cases == detector.held_out_cases
+    counts = PatchBank(work / "bank", patch_size=(32, 32), cases=checkpoint.train_cases).index.counts
+    assert checkpoint.natural_prior == pytest.approx(counts / counts.sum())
+    assert checkpoint.effective_prior == pytest.approx(
+        [detector.effective_prior[0], *(detector.effective_prior[1] * np.array(classifier.effective_prior))]
+    )
+    config = load_config(stages / "run" / "config.yaml")
+    assert (config.network.name, config.task.classes) == ("cascade", "all")
+    assert dump_config(config) == checkpoint.config
+
+    scans, device = str(work / "scans"), ("--device", "cpu")
+    assert ends("tune", run, str(work / "bank"), *device) == 0
+    for name, options in {"plain": (), "tuned": ("--tuned",), "corrected": ("--correct-priors", "1"), "mirrored": ("--tta",)}.items():
+        assert ends("predict", run, scans, str(tmp_path / name), "--held-out", *options, *device) == 0
+        assert sorted(p.name for p in (tmp_path / name).glob("*.nii.gz")) == [f"{c}.nii.gz" for c in sorted(checkpoint.held_out_cases)]
+    assert np.count_nonzero(voxels(tmp_path / "corrected")) < np.count_nonzero(voxels(tmp_path / "plain"))
+    assert ends("evaluate", str(tmp_path / "plain"), scans, "--held-out", run) == 0
+    assert ends("report", str(tmp_path / "plain"), scans, "--run", run, "--held-out", run, "--output", str(tmp_path / "r.html")) == 0
+    assert ends("predict", run, scans, str(tmp_path / "both"), "--held-out", "--also", str(work / "run"), *device) == 0
+
+
+def test_a_cascade_multiplies_the_probabilities_of_its_stages(stages: Path, work: Path) -> None:
+    runtime = start_runtime(device="cpu", precision="float32")
+    x = torch.randn(2, 4, 32, 32)
+    detector, classifier, both = (
+        restore_network(load_checkpoint(stages / name / BEST), stages / name / BEST, runtime=runtime)
+        for name in ("detector", "classifier", "run")
+    )
+    first, second = (torch.softmax(network(x), 1) for network in (detector, classifier))
+    torch.testing.assert_close(both(x).exp(), torch.cat([first[:, :1], first[:, 1:] * second], 1))
+
+
+@pytest.mark.parametrize("name", ["detector", "classifier"])
+def test_a_stage_alone_is_not_predicted_with(stages: Path, work: Path, tmp_path: Path, name: str, capsys) -> None:
+    assert ends("predict", str(stages / name), str(work / "scans"), str(tmp_path / "out"), "--device", "cpu") == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "brats-seg cascade DETECTOR CLASSIFIER RUN" in said
+    assert not (tmp_path / "out").exists()
+    assert ends("tune", str(stages / name), str(work / "bank"), "--device", "cpu") == 2
+
+
+def test_stages_that_do_not_fit_are_refused(stages: Path, work: Path, tmp_path: Path, capsys) -> None:
+    detector, classifier = str(stages / "detector"), str(stages / "classifier")
+    assert ends("cascade", classifier, detector, str(tmp_path / "run")) == 2
+    assert "the detector of a cascade is a run with task.classes=healthy_or_tumor; this one has tumor" in capsys.readouterr().err
+    assert ends("cascade", detector, str(work / "run"), str(tmp_path / "run")) == 2
+    assert "the classifier of a cascade is a run with task.classes=tumor; this one has all" in capsys.readouterr().err
+    assert ends("cascade", detector, classifier, str(stages / "run")) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"fold": 1}, "fold as"), ({"bank": "abc"}, "bank"), ({"train_cases": ("X",)}, "training cases")],
+)
+def test_stages_of_another_fold_or_bank_are_refused(stages: Path, tmp_path: Path, changed: dict[str, object], said: str) -> None:
+    other = replace(load_checkpoint(stages / "classifier" / BEST), **changed)  # type: ignore[arg-type]
+    (tmp_path / "other").mkdir()
+    save_checkpoint(tmp_path / "other" / BEST, other)
+    with pytest.raises(InputError, match=f"has not the same {said}.*one bank with one --fold"):
+        pipeline.compose(stages / "detector", tmp_path / "other", tmp_path / "run")
+
+
+def test_a_cascade_of_a_loss_without_a_prior_has_none(stages: Path, tmp_path: Path) -> None:
+    focal = with_knobs(stages / "classifier", tmp_path / "focal", loss={"kind": "focal"})
+    checkpoint = load_checkpoint(pipeline.compose(stages / "detector", focal, tmp_path / "run"))
+    assert checkpoint.parsed_config().loss.kind == "focal"
+    with pytest.raises(UsageError, match="'focal' has no prior"):
+        pipeline.load_segmenters((tmp_path / "run",), runtime=start_runtime(device="cpu"), correct_priors=0.5)
+
+
+# One case from named files
+
+
+def test_fewer_than_four_files_need_a_network_for_that(work: Path, tmp_path: Path, capsys) -> None:
+    case = pipeline.held_out_cases(work / "run")[0]
+    run = with_knobs(work / "run", tmp_path / "dropped", augment={"modality_dropout": 0.2})
+    files = [f"--{m}={next((work / 'scans').rglob(f'{case}-{m}.nii.gz'))}" for m in ("t1c", "t2f")]
+    out = tmp_path / "mine.nii.gz"
+    assert ends("predict-case", str(run), str(out), *files) == 2
+    assert "predict-case: needs --t1n, --t2w; --allow-missing takes" in capsys.readouterr().err
+    assert ends("predict-case", str(run), str(out), "--allow-missing") == 2
+    assert ends("predict-case", str(work / "run"), str(out), *files, "--allow-missing") == 2
+    assert "modality_dropout 0" in capsys.readouterr().err
+    assert ends("predict-case", str(run), str(out), *files, "--allow-missing") == 0
+    copied = tmp_path / "scans" / case
+    shutil.copytree(next((work / "scans").rglob(f"{case}-t1n.nii.gz")).parent, copied)
+    for name in ("t1n", "t2w"):
+        next(copied.glob(f"*-{name}.nii.gz")).unlink()
+    assert pipeline.predict(run, tmp_path / "scans", tmp_path / "out", allow_missing=True, device="cpu").exit_code == 0
+    assert np.array_equal(nib.load(out).dataobj, nib.load(tmp_path / "out" / f"{case}.nii.gz").dataobj)
+
+
+def test_one_case_takes_the_tuned_settings_too(work: Path, tmp_path: Path) -> None:
+    run = with_knobs(work / "run", tmp_path / "run")
+    case, epoch = pipeline.held_out_cases(run)[0], load_checkpoint(run / BEST).epoch
+    numbers = {"epoch": epoch, "n_cases": 1, "score": 0.5, "score_before": 0.4}
+    settings = {"correct_priors": 0.7, "min_component_mm3": 20.0, "min_enhancing_mm3": 0.0}
+    (run / "tuned.yaml").write_text(yaml.safe_dump(settings | numbers))
+    files = [f"--{m}={next((work / 'scans').rglob(f'{case}-{m}.nii.gz'))}" for m in ("t1n", "t1c", "t2w", "t2f")]
+    assert ends("predict-case", str(run), str(tmp_path / "mine.nii.gz"), *files, "--tuned", "--device", "cpu") == 0
+    pipeline.predict(run, work / "scans", tmp_path / "out", held_out=True, tuned=True, device="cpu")
+    ours = np.asarray(nib.load(tmp_path / "mine.nii.gz").dataobj)
+    assert np.array_equal(ours, nib.load(tmp_path / "out" / f"{case}.nii.gz").dataobj)
+    assert not np.array_equal(ours, nib.load(work / "out" / f"{case}.nii.gz").dataobj)
+
+
+# What a machine runs out of, and what is damaged
+
+
+def test_a_case_too_large_for_the_memory_is_one_line_and_the_next_is_done(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    real, calls = predicting.label_map, iter(range(99))
+
+    def full_once(*args: object, **more: object) -> np.ndarray:
+        if next(calls) == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has a total capacity of 16 GiB")
+        return real(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(predicting, "label_map", full_once)
+    assert ends("predict", str(work / "run"), str(work / "scans"), str(tmp_path), "--held-out", "--device", "cpu") == 1
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error")]
+    assert len(said) == 1
+    assert "does not fit into memory" in said[0]
+    assert "--inference windowed" in said[0]
+    assert len(list(tmp_path.glob("*.nii.gz"))) == len(pipeline.held_out_cases(work / "run")) - 1
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_memory_that_does_not_suffice_is_one_line(work: Path, monkeypatch: pytest.MonkeyPatch, capsys, error: Exception) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline, "train", full)
+    assert ends("train", str(work / "bank"), str(work / "other"), "--config", "demo") == 1
+    assert capsys.readouterr().err.startswith("brats-seg: memory does not suffice: ")
+    monkeypatch.setattr(pipeline, "train", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", str(work / "bank"), str(work / "other"), "--config", "demo"])
+
+
+def test_a_report_that_lists_an_error_exits_1(work: Path, tmp_path: Path, capsys) -> None:
+    wanted = ("report", str(work / "out"), str(work / "scans"), "--run", str(work / "run"), "--output", str(tmp_path / "r.html"))
+    assert ends(*wanted) == 1
+    assert (tmp_path / "r.html").is_file()
+    assert ends(*wanted, "--held-out", str(work / "run")) == 0
+    shutil.copytree(work / "run", tmp_path / "run")
+    (tmp_path / "run" / "epochs.csv").write_text((work / "run" / "epochs.csv").read_text()[:-30])
+    capsys.readouterr()
+    damaged = [argument if argument != str(work / "run") else str(tmp_path / "run") for argument in wanted]
+    assert ends(*damaged) == 1
+    assert f"{tmp_path / 'run' / 'epochs.csv'}: damaged, '" in capsys.readouterr().err
 
 
 def test_bad_cases_are_named_and_the_others_are_done(work: Path, tmp_path: Path, capsys) -> None:

@@ -14,6 +14,7 @@ from jaxtyping import Int64
 
 from brats_seg.bank.format import FILES, HEAD, LISTED, SCHEMA_VERSION
 from brats_seg.bank.gather import ResidentVolumes, gather_patches, gather_patches_torch, make_resident
+from brats_seg.bank.grouping import GroupKind, group_classes
 from brats_seg.bank.mapped import Volumes, map_array
 from brats_seg.core.files import read_json, sha256
 from brats_seg.core.shapes import Counts, Ids, Image, TissueMap
@@ -35,7 +36,7 @@ class BankCase:
         bank: folder of the bank.
         shape, origin: (Z, Y, X) of the crop, and its first voxel in the grid that was cropped.
         grid_shape, spacing_mm: (Z, Y, X) of that grid.
-        n_voxels: voxels of each class.
+        n_voxels: voxels of each tissue class, as the bank was built with them (however it is grouped).
         n_bytes, checksums: size and SHA-256 of each of `FILES`.
     """
 
@@ -63,7 +64,7 @@ class Batch:
 
     Attributes:
         inputs: float32 (B, M, [Z,] Y, X), channels last in memory.
-        targets: tissue class of each voxel (B, [Z,] Y, X), 255 outside the brain.
+        targets: class of each voxel (B, [Z,] Y, X), 255 outside the brain and for what a grouped bank leaves out.
         counts: (K + 1,) voxels of each class in these patches, and in the last place those outside.
     """
 
@@ -82,7 +83,8 @@ class PatchBank:
     Attributes:
         path: folder of the bank.
         patch_size: (Y, X) or (Z, Y, X).
-        classes: tissue classes, healthy first.
+        classes: tissue classes, healthy first; grouped as `regroup` says.
+        kind: how they are grouped: "all", "healthy_or_tumor" or "tumor".
         modalities: channels, in order.
         spacing_mm: (Z, Y, X).
         normalization: how the intensities were made, plain types.
@@ -109,7 +111,7 @@ class PatchBank:
         raw = _read_bytes(self.path / "bank.json")
         tree = _parse(raw, self.path / "bank.json")
         self.digest = hashlib.sha256(raw).hexdigest()
-        self.classes: tuple[str, ...] = tuple(tree["classes"])
+        self._tissues: tuple[str, ...] = tuple(tree["classes"])
         self.modalities: tuple[str, ...] = tuple(tree["modalities"])
         self.spacing_mm: tuple[float, float, float] = tuple(tree["spacing_mm"])
         self.normalization: dict[str, Any] = tree["normalization"]
@@ -121,13 +123,14 @@ class PatchBank:
         self._resident: ResidentVolumes | None = None
         shapes = np.array([case.shape for case in self.cases], np.int64).reshape(-1, 3)
         self._volumes = Volumes(shapes, n_channels=len(self.modalities), load=_CaseLoader(self.cases))
-        self._all = ClassIndex(
-            self.classes,
-            np.array([case.n_voxels for case in self.cases], np.int64).reshape(-1, len(self.classes)),
+        self._every_voxel = ClassIndex(
+            self._tissues,
+            np.array([case.n_voxels for case in self.cases], np.int64).reshape(-1, len(self._tissues)),
             part=_PartLoader(self.cases),
             case_ids=np.arange(len(self.cases), dtype=np.int64) << 32,
             case_names=[case.id for case in self.cases],
         )
+        self._group("all")
         self._choose(range(len(self.cases)) if cases is None else self._numbers(cases))
 
     @property
@@ -149,6 +152,20 @@ class PatchBank:
         other._choose(self._numbers(case_ids))
         other._sizes_checked = False
         other._check_sizes()
+        return other
+
+    def regroup(self, kind: GroupKind) -> "PatchBank":
+        """The same bank and selection with its tissue classes grouped (see `group_classes`); what is mapped is shared.
+
+        Targets, counts, index and label volumes follow; ids mean the same voxels. What is left out is 255 in them, as outside the brain.
+        Grouping a grouped bank starts from the tissue classes again.
+
+        Raises:
+            UsageError: an unknown kind, or too few classes for it.
+        """
+        other = self._copy()
+        other._group(kind)
+        other._choose(self.selected)
         return other
 
     def to(self, device: torch.device | str) -> "PatchBank":
@@ -177,15 +194,24 @@ class PatchBank:
             return Batch(batch.inputs.to(self._device), batch.targets.to(self._device), batch.counts)
         self._volumes.check(ids)
         there = torch.from_numpy(ids).to(self._device)
-        inputs, targets, counts = gather_patches_torch(self._resident, there, patch_size=self.patch_size, n_classes=len(self.classes))
+        inputs, targets, counts = gather_patches_torch(
+            self._resident, there, patch_size=self.patch_size, n_classes=len(self.classes), table=self._table
+        )
         return Batch(inputs, targets, counts.cpu().numpy())
 
     def volume(self, case: int) -> tuple[Image, TissueMap]:
-        """Image float16 (Z, Y, X, M) and tissue classes uint8 (Z, Y, X), mapped read-only, of a case by its number."""
+        """Image float16 (Z, Y, X, M) and classes uint8 (Z, Y, X) of a case by its number, read-only.
+
+        Both are mapped; the classes of a grouped bank are made anew at each call.
+        """
         if not 0 <= case < len(self.cases):
             raise InputError(f"{self.path}: case number {case}; the bank has 0..{len(self.cases) - 1}")
         self._check_sizes()
-        return self._volumes.pair(case)
+        image, tissue = self._volumes.pair(case)
+        if self._table is not None:
+            tissue = self._table[tissue]
+            tissue.flags.writeable = False
+        return image, tissue
 
     def locate(self, ids: Ids) -> Int64[np.ndarray, " n 4"]:
         """Case number and (z, y, x) in its crop of each id."""
@@ -207,6 +233,7 @@ class PatchBank:
             inputs_out=out.inputs.movedim(1, -1).numpy(),
             targets_out=out.targets.numpy(),
             counts_out=out.counts,
+            table=self._table,
             threads=torch.get_num_threads(),
         )
         return out
@@ -222,6 +249,12 @@ class PatchBank:
         self.selected = tuple(numbers)
         self.index = self._all.restrict(self.selected)
         self._check_patch_size()
+
+    def _group(self, kind: GroupKind) -> None:
+        grouping = group_classes(kind, self._tissues)
+        self.kind, self.classes = kind, grouping.classes
+        self._table = None if kind == "all" else grouping.table
+        self._all = self._every_voxel if kind == "all" else self._every_voxel.regroup(grouping.classes, grouping.groups)
 
     def _copy(self) -> "PatchBank":
         other = object.__new__(PatchBank)
@@ -258,9 +291,9 @@ class PatchBank:
         n_voxels = int(self._volumes.n_voxels[list(self.selected)].sum())
         return n_voxels * (2 * len(self.modalities) + 1) <= _RESIDENT_SHARE * free
 
-    def __reduce__(self) -> tuple[Callable[..., "PatchBank"], tuple[Path, tuple[int, ...], tuple[str, ...]]]:
+    def __reduce__(self) -> tuple[Callable[..., "PatchBank"], tuple[Path, tuple[int, ...], tuple[str, ...], GroupKind]]:
         """A worker process opens the bank anew: a copy would carry the mapped volumes."""
-        return _reopen, (self.path, self.patch_size, tuple(self.cases[i].id for i in self.selected))
+        return _reopen, (self.path, self.patch_size, tuple(self.cases[i].id for i in self.selected), self.kind)
 
 
 def verify_bank(path: Path | str) -> tuple[Problem, ...]:
@@ -305,8 +338,8 @@ class _PartLoader:
         return map_array(self.cases[case].folder / FILES[2], read_ahead=False)
 
 
-def _reopen(path: Path, patch_size: tuple[int, ...], cases: tuple[str, ...]) -> PatchBank:
-    return PatchBank(path, patch_size=patch_size, cases=cases)
+def _reopen(path: Path, patch_size: tuple[int, ...], cases: tuple[str, ...], kind: GroupKind) -> PatchBank:
+    return PatchBank(path, patch_size=patch_size, cases=cases).regroup(kind)
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -27,6 +27,9 @@ _SHARE_PER_THREAD = 1 << 18
 """Values below which a further thread costs more than it saves: waking one takes about 30 microseconds."""
 _PATIENCE = 100_000
 """Looks at whether the others are done, some nanoseconds each, before the core is let go."""
+Table = UInt8[np.ndarray, "256"]
+"""Class by tissue class, as `Grouping.table` has it."""
+_AS_THEY_ARE = np.zeros(0, np.uint8)
 
 
 def gather_patches(
@@ -37,6 +40,7 @@ def gather_patches(
     inputs_out: Float32[np.ndarray, " b *patch m"],
     targets_out: UInt8[np.ndarray, " b *patch"],
     counts_out: Counts,
+    table: Table | None = None,
     threads: int = 1,
 ) -> None:
     """Gather the patches around voxels into a caller's buffers (C order).
@@ -46,8 +50,9 @@ def gather_patches(
         ids: case << 32 | flat position, one for each patch.
         patch_size: (Y, X) or (Z, Y, X) in voxels.
         inputs_out: written.
-        targets_out: tissue class, 255 outside; written.
-        counts_out: (K + 1,) voxels of each class in these patches, and in the last place those outside; written.
+        targets_out: class of each voxel, 255 outside; written.
+        counts_out: (K + 1,) voxels of each class in these patches, and in the last place all others; written.
+        table: the class of each tissue class, and of 255; None leaves them as they are.
         threads: how many to use at most; with 1 no other thread is started, as a forked worker process needs it.
 
     Raises:
@@ -61,9 +66,10 @@ def gather_patches(
     counts = np.zeros((threads, len(counts_out)), np.int64)
     n_at_once = max(1, n_planes // (1 if threads == 1 else 4 * threads))
     where = (volumes.image_addresses, volumes.label_addresses, volumes.shapes, ids, patch, volumes.n_channels, OUTSIDE)
+    classes = _AS_THEY_ARE if table is None else table
 
     def work(thread: int) -> None:
-        gather_planes(*where, progress.ctypes.data, n_at_once, values, targets, counts[thread])
+        gather_planes(*where, classes, progress.ctypes.data, n_at_once, values, targets, counts[thread])
 
     for thread in range(1, threads):
         _helpers(threads - 1).put(partial(work, thread))
@@ -81,6 +87,7 @@ def gather_patches_numpy(
     inputs_out: Float32[np.ndarray, " b *patch m"],
     targets_out: UInt8[np.ndarray, " b *patch"],
     counts_out: Counts,
+    table: Table | None = None,
 ) -> None:
     """Twin of `gather_patches` by slices."""
     volumes.check(ids)
@@ -99,6 +106,8 @@ def gather_patches_numpy(
         values = np.empty(bits.shape, np.float32)
         widen_numpy(bits, values)
         inputs_of[to], targets_of[to] = values, label[source]
+    if table is not None:
+        targets_out[:] = table[targets_out]
     n_classes = len(counts_out) - 1
     counts_out[:] = np.bincount(np.minimum(targets_out.reshape(-1), n_classes), minlength=n_classes + 1)
 
@@ -140,7 +149,7 @@ def make_resident(volumes: Volumes, cases: tuple[int, ...], *, device: torch.dev
 
 
 def gather_patches_torch(
-    volumes: ResidentVolumes, ids: Int64[Tensor, " b"], *, patch_size: tuple[int, ...], n_classes: int
+    volumes: ResidentVolumes, ids: Int64[Tensor, " b"], *, patch_size: tuple[int, ...], n_classes: int, table: Table | None = None
 ) -> tuple[Inputs, Targets, Int64[Tensor, " k"]]:
     """`gather_patches` by index arithmetic on the device that holds the volumes; equal to the bit. `ids` are not checked."""
     cases, positions = ids >> 32, ids & 0xFFFFFFFF
@@ -158,6 +167,8 @@ def gather_patches_torch(
     bits = volumes.images[places].view(torch.int16).int() & 0xFFFF
     values = volumes.as_float32[bits].masked_fill_(~inside[..., None], 0)
     targets = volumes.labels[places].masked_fill_(~inside, OUTSIDE)
+    if table is not None:
+        targets = torch.from_numpy(table).to(ids.device)[targets.int()]
     counts = torch.bincount(targets.flatten().clamp(max=n_classes), minlength=n_classes + 1)
     shape = (len(ids), *patch_size)
     return values.view(*shape, -1).movedim(-1, 1), targets.view(shape), counts

@@ -151,6 +151,7 @@ def _gather_plane(
     patch: tuple[int, int, int],
     n_channels: int,
     outside: int,
+    table: AnyArray,
     plane: int,
     ahead: int,
     values: AnyArray,
@@ -189,6 +190,9 @@ def _gather_plane(
             values[to + i] = _widen(image[source * n_m + i])
         for i in range(right - left):
             targets[row + left + i] = label[source + i]
+    if table.size:
+        for i in range(base, base + height * width):
+            targets[i] = table[targets[i]]
     _count(targets, base, height * width, counts)
 
 
@@ -201,6 +205,7 @@ def gather_planes(
     patch: tuple[int, int, int],
     n_channels: int,
     outside: int,
+    table: AnyArray,
     progress: int,
     n_at_once: int,
     values: AnyArray,
@@ -218,6 +223,7 @@ def gather_planes(
         ids: (B,) int64, case << 32 | flat position of each patch's center.
         patch: (depth, height, width); a 2-D patch has the depth 1.
         n_channels, outside: M; the target where a patch hangs over its volume, whose image is 0 there.
+        table: uint8, what each of the 256 targets becomes, `outside` too; empty to leave them as they are.
         progress: address of two int64, 0 before the batch: planes taken and planes done, of B * depth.
         n_at_once: planes taken at a time.
         values, targets: flat float32 (B * depth * height * width * M,) and uint8 without M, written.
@@ -231,7 +237,7 @@ def gather_planes(
         stop = min(first + n_at_once, n_planes)
         for plane in range(first, stop):
             ahead = min(plane + 1, stop - 1)
-            _gather_plane(images, labels, shapes, ids, patch, n_channels, outside, plane, ahead, values, targets, counts)
+            _gather_plane(images, labels, shapes, ids, patch, n_channels, outside, table, plane, ahead, values, targets, counts)
         _add_shared(_U(progress) + _U(8), np.int64(stop - first))
 
 

@@ -1,6 +1,7 @@
 """A progress bar with time left for long work; silent where nobody watches."""
 
 from collections.abc import Iterable, Iterator
+from multiprocessing import parent_process
 from typing import TypeVar
 
 from rich.console import Console
@@ -9,10 +10,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 T = TypeVar("T")
 
 
+class _OutermostBar(Progress):
+    """Bars in one another would write over each other: the outermost one draws, and it draws in the main process alone."""
+
+    _n_open = 0
+
+    def start(self) -> None:
+        """Draw, unless another bar does."""
+        self.disable = self.disable or _OutermostBar._n_open > 0 or parent_process() is not None
+        _OutermostBar._n_open += 1
+        super().start()
+
+    def stop(self) -> None:
+        """Stop drawing."""
+        _OutermostBar._n_open -= 1
+        super().stop()
+
+
 def progress_bar() -> Progress:
-    """A bar on standard error with count, time spent and time left; it draws nothing when that is not a terminal."""
+    """A bar on standard error with count, time spent and time left; it draws nothing when that is not a terminal, or inside another bar."""
     console = Console(stderr=True)
-    return Progress(
+    return _OutermostBar(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from brats_seg.errors import UsageError
 
 T = TypeVar("T")
-Precision = Literal["auto", "float32", "bf16"]
+Precision = Literal["auto", "float32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Runtime:
 
     Attributes:
         device: the device of this process.
-        dtype_autocast: bfloat16 for mixed precision, None for plain float32.
+        dtype_autocast: bfloat16 or float16 for mixed precision, None for plain float32.
         n_threads: threads torch computes with on a CPU.
         rank, world_size: this process among those that `torchrun` started; 0 and 1 without it.
     """
@@ -96,7 +96,7 @@ def start_runtime(*, device: str = "auto", precision: Precision = "auto", thread
 
     Args:
         device: "auto" (CUDA where there is one, else the CPU), "cpu", "cuda" or "cuda:N".
-        precision: "auto" is bf16 on a CUDA device or a CPU that multiplies bf16 natively, else float32.
+        precision: "auto" is bf16 on a device that multiplies it natively, else fp16 on a CUDA device and float32 on a CPU.
         threads: threads on a CPU; 0 leaves torch's own choice (the cores, or OMP_NUM_THREADS).
 
     Raises:
@@ -202,10 +202,14 @@ def _find_precision(precision: Precision, device: torch.device) -> torch.dtype |
         return None
     if precision == "bf16":
         return torch.bfloat16
+    if precision == "fp16":
+        if device.type != "cuda":
+            raise UsageError("precision 'fp16' is for CUDA devices: a CPU has no fast fp16 convolution; use bf16 or float32")
+        return torch.float16
     if precision != "auto":
-        raise UsageError(f"precision '{precision}' is unknown; it must be auto, float32 or bf16")
+        raise UsageError(f"precision '{precision}' is unknown; it must be auto, float32, bf16 or fp16")
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     found = torch.cpu.get_capabilities()
     native = found.get("avx512_bf16", False) or found.get("amx_bf16", False)
     return torch.bfloat16 if native else None

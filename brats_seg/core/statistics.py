@@ -62,3 +62,15 @@ def paired_test(first: Mapping[str, float], second: Mapping[str, float]) -> tupl
     if not differences.any():
         return len(keys), 0.0, 1.0
     return len(keys), float(differences.mean()), float(stats.wilcoxon(differences).pvalue)
+
+
+def paired_difference(first: Mapping[str, float], second: Mapping[str, float], *, patient_of: Mapping[str, str]) -> dict[str, Any]:
+    """Second minus first over the scans in both: `describe` of the differences, and `p` of Wilcoxon's signed-rank test.
+
+    Args:
+        first, second: a number for each scan, no NaN.
+        patient_of: whose scan it is; the interval resamples patients.
+    """
+    keys = sorted(first.keys() & second.keys())
+    _, _, p = paired_test(second, first)
+    return describe([second[k] - first[k] for k in keys], [patient_of[k] for k in keys]) | {"p": p}

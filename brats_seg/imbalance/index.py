@@ -39,6 +39,8 @@ class ClassIndex:
         """
         self.class_names = tuple(class_names)
         self._every_count = np.ascontiguousarray(counts, dtype=np.int64)
+        self._every_start = np.cumsum(self._every_count, axis=1) - self._every_count
+        self._part_sizes = self._every_count.sum(axis=1)
         self._part = part
         self._case_ids = np.asarray(case_ids, dtype=np.int64)
         self._case_names = tuple(case_names) if case_names is not None else tuple(f"case {i}" for i in range(len(self._every_count)))
@@ -75,8 +77,33 @@ class ClassIndex:
         rows = np.asarray(cases, dtype=np.int64)
         if len(np.unique(rows)) != len(rows) or (rows.size and not 0 <= rows.min() <= rows.max() < len(self._every_count)):
             raise UsageError(f"cases {list(cases)}: each must be given once and lie in 0..{len(self._every_count) - 1}")
-        other = object.__new__(ClassIndex)
-        other.__dict__ = self.__dict__ | {"_rows": rows}
+        other = self._copy()
+        other._rows = rows
+        other._set_ends()
+        return other
+
+    def regroup(self, class_names: Sequence[str], groups: Sequence[Sequence[int]]) -> "ClassIndex":
+        """The same examples under other classes; no position is copied, and what is mapped is shared.
+
+        Args:
+            class_names: name of each new class.
+            groups: classes that each new class is made of. They must lie side by side, as the positions of a case do. A class in no
+                group is left out.
+
+        Raises:
+            UsageError: a group that is empty, has a gap, or shares a class with another.
+        """
+        members = [number for group in groups for number in group]
+        if len(set(members)) != len(members) or not set(members) <= set(range(self.n_classes)) or len(groups) != len(class_names):
+            raise UsageError(f"groups {groups}: a class of 0..{self.n_classes - 1} has one place at most, and each group a name")
+        start, stop = self._every_start, self._every_start + self._every_count
+        for group in groups:
+            if len(group) == 0 or any((stop[:, one] != start[:, other]).any() for one, other in pairwise(group)):
+                raise UsageError(f"group {list(group)}: the classes of a group must lie side by side, in order, and be one at least")
+        other = self._copy()
+        other.class_names = tuple(class_names)
+        other._every_count = np.stack([self._every_count[:, list(group)].sum(axis=1) for group in groups], axis=1)
+        other._every_start = start[:, [group[0] for group in groups]]
         other._set_ends()
         return other
 
@@ -113,20 +140,24 @@ class ClassIndex:
         ranks = np.arange(count) if n >= count else generator.choice(count, n, replace=False)
         return self.pick(np.full(len(ranks), cls, np.int64), ranks.astype(np.int64))
 
+    def _copy(self) -> "ClassIndex":
+        other = object.__new__(ClassIndex)
+        other.__dict__ = dict(self.__dict__)
+        return other
+
     def _set_ends(self) -> None:
         counts = self.case_counts
         self._ends = np.ascontiguousarray(np.cumsum(counts, axis=0).T)
         before_in_class = np.cumsum(counts, axis=0) - counts
-        before_in_case = np.cumsum(counts, axis=1) - counts
-        self._shifts = before_in_case - before_in_class
+        self._shifts = self._every_start[self._rows] - before_in_class
 
     def _positions(self, case: int) -> np.ndarray:
         found = self._parts.get(case)
         if found is None:
             found = np.asarray(self._part(case))
-            if len(found) != self._every_count[case].sum():
+            if len(found) != self._part_sizes[case]:
                 name = self._case_names[case]
-                raise InputError(f"{name}: the index holds {len(found)} voxels; the bank counts {self._every_count[case].sum()}")
+                raise InputError(f"{name}: the index holds {len(found)} voxels; the bank counts {self._part_sizes[case]}")
             self._parts[case] = found
         return found
 

@@ -57,16 +57,21 @@ class Ledger:
         self._open()
         return rows
 
-    def voxel_counts(self, *, last_epoch: int | None = None) -> Counts:
-        """Patch voxels of each class, air left out, over the closed epochs up to `last_epoch` (all where None)."""
-        counted = [voxels[:-1] for epoch, voxels in self._history if last_epoch is None or epoch <= last_epoch]
+    def voxel_counts(self, *, first_epoch: int = 1, last_epoch: int | None = None) -> Counts:
+        """Patch voxels of each class, air left out, over the closed epochs from `first_epoch` to `last_epoch` (the newest where None)."""
+        counted = [voxels[:-1] for epoch, voxels in self._history if first_epoch <= epoch <= (last_epoch or epoch)]
         return np.sum([np.zeros(len(self.class_names), np.int64), *counted], axis=0)
 
-    def effective_prior(self, *, class_weights: Shares | None = None, last_epoch: int | None = None) -> Shares:
-        """The prior the network of `last_epoch` was trained under: patch voxels per class x class weights. See `priors.effective_prior`."""
-        counts = self.voxel_counts(last_epoch=last_epoch)
+    def effective_prior(self, *, class_weights: Shares | None = None, first_epoch: int = 1, last_epoch: int | None = None) -> Shares:
+        """The prior the network of `last_epoch` was trained under: patch voxels per class x class weights. See `priors.effective_prior`.
+
+        Where the mix or the weights changed on the way, ask for the epochs that the network has last learned from.
+        """
+        counts = self.voxel_counts(first_epoch=first_epoch, last_epoch=last_epoch)
         if counts.sum() == 0:
-            raise UsageError(f"ledger: no closed epoch up to {last_epoch}; the training prior is known after the first epoch")
+            raise UsageError(
+                f"ledger: no closed epoch from {first_epoch} to {last_epoch}; the training prior is known after the first epoch"
+            )
         return effective_prior(counts, class_weights=class_weights)
 
     def state_dict(self) -> dict[str, Any]:

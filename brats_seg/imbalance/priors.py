@@ -10,8 +10,11 @@ from brats_seg.errors import UsageError
 
 WeightKind = Literal["none", "balanced", "effective_number", "median_frequency"]
 
-LOSSES_WITH_A_PRIOR = ("cross_entropy",)
-"""Losses whose minimum is the posterior under the training prior; the others give scores, with no prior to divide by."""
+LOSSES_WITH_A_PRIOR = ("cross_entropy", "logit_adjusted")
+"""Losses whose minimum is the posterior under a known prior; the others give scores, with no prior to divide by.
+
+For `cross_entropy` it is the training prior, for `logit_adjusted` the training prior over the natural one to the power tau.
+"""
 
 
 def class_weights(kind: str, counts: Int64[np.ndarray, "*cases k"], *, beta: float = 0.9999) -> Shares:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int64
 from brats_seg.core.shapes import Counts, Ids, Shares
 from brats_seg.errors import UsageError
 from brats_seg.imbalance.index import ClassIndex
-from brats_seg.imbalance.shares import batch_counts, requested_shares, resampled_counts
+from brats_seg.imbalance.shares import batch_counts, drifted_shares, requested_shares, resampled_counts
 
 # Ids drawn in one go: reading the positions of 1,251 cases once for 273 batches of 120 costs 1/273 of it a batch.
 _BLOCK_DRAWS = 32768
@@ -38,15 +38,24 @@ class Draw:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is drawn, from which seed, and for whom. `steps` None: as many as show every example of the largest class once."""
+    """How much is drawn, from which seed, and for whom.
+
+    `steps` None: as many as show every example of the largest class once. `drift_epochs`: by the last of so many epochs the shares are the
+    natural ones; None for shares that stay.
+    """
 
     batch_size: int
     steps: int | None
     seed: int
     rank: int = 0
     n_ranks: int = 1
+    drift_epochs: int | None = None
 
     def __post_init__(self) -> None:
+        if self.drift_epochs is not None and self.steps is None:
+            raise UsageError(
+                "sampler.drift 'to_natural' needs training.steps: an epoch that shows every example has another length each time"
+            )
         if self.batch_size < 1:
             raise UsageError(f"training.batch_size {self.batch_size}: at least 1")
         if self.steps is not None and self.steps < 1:
@@ -67,8 +76,8 @@ class Sampler(ABC):
     """
 
     def __init__(self, index: ClassIndex, *, requested: Shares, sizes: Counts, plan: Plan) -> None:
-        """`requested`: the share of each class. `sizes`: how many examples of each class there are to draw from."""
-        self.requested = requested
+        """`requested`: the share of each class, in the first epoch. `sizes`: how many examples of each class there are to draw from."""
+        self._first_shares = requested
         self.epoch = 1
         self.step = 0
         self._index = index
@@ -79,6 +88,17 @@ class Sampler(ABC):
         self._block_steps = max(1, _BLOCK_DRAWS // plan.batch_size)
         self._loaded: tuple[int, int] | None = None
         self._shuffles: dict[int, np.ndarray] = {}
+
+    @property
+    def requested(self) -> Shares:
+        """The share of each class asked for in the current epoch."""
+        return self.requested_in(self.epoch)
+
+    def requested_in(self, epoch: int) -> Shares:
+        """The share of each class asked for in an epoch: in all the same, or, with a drift, on the way to the natural shares."""
+        if self._plan.drift_epochs is None:
+            return self._first_shares
+        return drifted_shares(self._first_shares, counts=self._index.counts, epoch=epoch, n_epochs=self._plan.drift_epochs)
 
     def next(self) -> Draw:
         """The next batch of this rank; after `steps` batches `epoch` goes up and `step` back to 0."""
@@ -102,13 +122,14 @@ class Sampler(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken, to the bit. Raises `UsageError` where the sampler was set up in another way."""
         for knob, value in self._settings().items():
-            if state[knob] != value:
-                raise UsageError(f"training.{knob} {value}: the run to resume has {state[knob]}; give the same, or start a new run")
+            if state.get(knob) != value:
+                raise UsageError(f"training.{knob} {value}: the run to resume has {state.get(knob)}; give the same, or start a new run")
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         self._loaded = None
 
     def _settings(self) -> dict[str, int]:
-        return {"seed": self._plan.seed, "batch_size": self._plan.batch_size, "steps": self.steps}
+        drift = {} if self._plan.drift_epochs is None else {"epochs": self._plan.drift_epochs}
+        return {"seed": self._plan.seed, "batch_size": self._plan.batch_size, "steps": self.steps, **drift}
 
     def _generator(self, purpose: int, number: int = 0, *, epoch: int | None = None) -> np.random.Generator:
         key = np.array([self._plan.seed, self.epoch if epoch is None else epoch], dtype=np.uint64)
@@ -306,6 +327,8 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "random": RandomSampler, "balanced": ShareSampler, "ratio": ShareSampler, "hard": HardSampler,
     "oversample": ShareSampler, "undersample": UndersamplingSampler,
 }  # fmt: skip
+DRIFTING = ("balanced", "ratio", "hard")
+"""Kinds whose shares can move to the natural ones; the others are natural already, or shares of a resampled set."""
 
 
 def make_sampler(
@@ -324,6 +347,8 @@ def make_sampler(
     hard_classes: Sequence[str] | None = None,
     recycle: bool = True,
     max_age: int = 1,
+    drift: Literal["none", "to_natural"] = "none",
+    n_epochs: int | None = None,
 ) -> Sampler:
     """The sampler of this name; all its settings are checked here.
 
@@ -335,6 +360,8 @@ def make_sampler(
         seed, rank, n_ranks: all ranks draw one list; rank r takes its positions r, r + n_ranks, ...
         shares, healthy_share, imbalance_ratio, allow_absent_class: see `requested_shares`.
         hard_classes, recycle, max_age: kind `hard` alone; see `HardSampler.configure`.
+        drift: whether the shares of an epoch move from those asked for to the natural ones; kinds `balanced`, `ratio` and `hard`.
+        n_epochs: by the last of so many epochs they are there; see `drifted_shares`.
 
     Raises:
         UsageError: naming the knob, its value and what it may be.
@@ -343,7 +370,13 @@ def make_sampler(
         raise UsageError(f"sampler.kind '{kind}': must be one of {', '.join(SAMPLERS)}")
     if kind not in ("ratio", "hard") and (shares is not None or healthy_share is not None):
         raise UsageError(f"sampler.kind '{kind}' takes no shares; use kind 'ratio' or 'hard'")
-    plan = Plan(batch_size=batch_size, steps=steps, seed=seed, rank=rank, n_ranks=n_ranks)
+    if drift != "none" and (kind not in DRIFTING or n_epochs is None or n_epochs < 1):
+        raise UsageError(
+            f"sampler.drift '{drift}': goes with sampler.kind {', '.join(DRIFTING)} and the number of epochs; got '{kind}', {n_epochs}"
+        )
+    plan = Plan(
+        batch_size=batch_size, steps=steps, seed=seed, rank=rank, n_ranks=n_ranks, drift_epochs=None if drift == "none" else n_epochs
+    )
     requested = requested_shares(
         kind, index.class_names, counts=index.counts, shares=shares, healthy_share=healthy_share,
         imbalance_ratio=imbalance_ratio, allow_absent_class=allow_absent_class,

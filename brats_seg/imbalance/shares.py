@@ -50,6 +50,15 @@ def requested_shares(
     return _without_absent(asked, class_names, absent=wanted & (counts == 0), counts=counts, allowed=allow_absent_class)
 
 
+def drifted_shares(shares: Shares, *, counts: Counts, epoch: int, n_epochs: int) -> Shares:
+    """Shares on a straight line from `shares` in epoch 1 to the natural ones in epoch `n_epochs`, which hold from there on.
+
+    With one epoch alone they stay as they are: a line needs two ends, and natural shares from the start are sampler.kind 'random'.
+    """
+    way = min(1.0, (epoch - 1) / (n_epochs - 1)) if n_epochs > 1 else 0.0
+    return (1 - way) * shares + way * counts / counts.sum()
+
+
 def resampled_counts(kind: str, counts: Counts, *, imbalance_ratio: float = 1.0) -> Counts:
     """Examples of each class after over- or undersampling to `imbalance_ratio` (majority over minority); 0 stays 0, other kinds as is."""
     present = counts[counts > 0]

@@ -3,12 +3,14 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
+from monai.networks.blocks.convolutions import Convolution
+from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetResBlock
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -17,6 +19,7 @@ from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Ids, Image, Mask, TissueMap
 from brats_seg.errors import InputError
 from brats_seg.inference.windowed import window_logits
+from brats_seg.models.cascade import margin_of
 
 SLICES = 8
 """Slices per forward pass: the fastest of 1, 2, 4, 8, 16 and 33 on two cores."""
@@ -62,11 +65,11 @@ def slice_logits(
 ) -> Iterator[tuple[Ids, SliceLogits]]:
     """Run whole slices through a 2-D network, in evaluation mode, without gradients.
 
-    Every pass has the same shape: slices are padded with air behind to a multiple of `divisor`, and the last batch is filled up. The
-    network's mode is put back afterwards.
+    Every pass has the same shape: slices are padded with air, behind to a multiple of `divisor` and on all sides by the network's margin,
+    and the last batch is filled up. The network's mode is put back afterwards.
 
     Args:
-        network: (B, M, Y, X) -> logits (B, K, Y, X), on any device, float32 or bfloat16.
+        network: (B, M, Y, X) -> logits (B, K, Y, X), a margin smaller on each side where it has one; on any device, float32 or bfloat16.
         image: (Z, Y, X, M) float16; may be a read-only map.
         zs: the slices wanted, in any order.
         batch_size: slices per pass.
@@ -78,26 +81,28 @@ def slice_logits(
     n_y, n_x, n_channels = image.shape[1:]
     like = next(network.parameters(), torch.zeros(0))
     staged = np.zeros((batch_size, n_y, n_x, n_channels), np.float16)
-    inputs = torch.zeros((batch_size, _padded(n_y, divisor), _padded(n_x, divisor), n_channels), dtype=like.dtype, device=like.device)
+    shape, inside = _fitting((n_y, n_x), margin=margin_of(network), divisor=divisor)
+    inputs = torch.zeros((batch_size, *shape, n_channels), dtype=like.dtype, device=like.device)
     with _evaluating(network):
         for first in range(0, len(zs), batch_size):
             part = zs[first : first + batch_size]
             for i, z in enumerate(part):
                 staged[i] = image[z]
             with torch.inference_mode():
-                inputs[:, :n_y, :n_x].copy_(torch.from_numpy(staged))
+                inputs[:, *inside].copy_(torch.from_numpy(staged))
                 logits = network(inputs.permute(0, 3, 1, 2))
             yield part, logits[: len(part), :, :n_y, :n_x]
 
 
 def volume_logits(network: nn.Module, image: Image, *, divisor: int = 16) -> Float[Tensor, "k z y x"]:
-    """Run a whole crop (Z, Y, X, M) float16 through a 3-D network in one pass, padded with air behind to a multiple of `divisor`."""
-    shape = image.shape[:3]
+    """Run a whole crop (Z, Y, X, M) float16 through a 3-D network in one pass, padded as `slice_logits` does."""
+    n_z, n_y, n_x = image.shape[:3]
     like = next(network.parameters(), torch.zeros(0))
-    inputs = torch.zeros((1, *(_padded(n, divisor) for n in shape), image.shape[3]), dtype=like.dtype, device=like.device)
-    inputs[0, : shape[0], : shape[1], : shape[2]].copy_(torch.from_numpy(np.array(image)))
+    shape, inside = _fitting(image.shape[:3], margin=margin_of(network), divisor=divisor)
+    inputs = torch.zeros((1, *shape, image.shape[3]), dtype=like.dtype, device=like.device)
+    inputs[:, *inside].copy_(torch.from_numpy(np.array(image)))
     with _evaluating(network), torch.inference_mode():
-        return network(inputs.permute(0, 4, 1, 2, 3))[0, :, : shape[0], : shape[1], : shape[2]]
+        return network(inputs.permute(0, 4, 1, 2, 3))[0, :, :n_z, :n_y, :n_x]
 
 
 def label_map(
@@ -180,16 +185,32 @@ def most_likely(probabilities: Probabilities, brain: Mask) -> TissueMap:
 
 
 def _fold_batch_norms(network: nn.Module) -> None:
-    """In MONAI's `Convolution` blocks (a convolution, then norm, dropout and activation); others are left as they are."""
-    for block in network.modules():
-        convolution, after = getattr(block, "conv", None), getattr(block, "adn", None)
-        if not isinstance(convolution, _CONVOLUTIONS) or not isinstance(after, nn.Sequential):
-            continue
-        name, norm = next(after.named_children(), ("", None))
-        if name == "N" and isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.track_running_stats:
-            transposed = isinstance(convolution, nn.ConvTranspose2d | nn.ConvTranspose3d)
-            block.conv = fuse_conv_bn_eval(convolution, norm, transpose=transposed)
-            after.N = nn.Identity()
+    """Where one follows a convolution directly; those that go before one, as in SegResNet, are left as they are."""
+    for block in list(network.modules()):
+        for before, holder, name in _norms_after_convolutions(block):
+            convolution, norm = before.get_submodule("conv"), holder.get_submodule(name)
+            if not isinstance(convolution, _CONVOLUTIONS) or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                continue
+            if norm.track_running_stats:
+                transposed = isinstance(convolution, nn.ConvTranspose2d | nn.ConvTranspose3d)
+                before.conv = fuse_conv_bn_eval(convolution, norm, transpose=transposed)
+                setattr(holder, name, nn.Identity())
+
+
+def _norms_after_convolutions(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, str]]:
+    """The places in MONAI's blocks: a `Convolution`, and by whom and by what name the norm of its output is held."""
+    after = getattr(block, "adn", None)  # norm, dropout and activation, in any order
+    if isinstance(block, Convolution) and isinstance(after, nn.Sequential) and next(iter(dict(after.named_children())), "") == "N":
+        yield block, after, "N"
+    if isinstance(block, UnetBasicBlock | UnetResBlock):
+        for number in (1, 2, 3):
+            if hasattr(block, f"conv{number}"):
+                yield getattr(block, f"conv{number}"), block, f"norm{number}"
+    if type(block) is nn.Sequential:  # the gates of AttentionUnet
+        children = list(block.named_children())
+        for (_, before), (name, _) in pairwise(children):
+            if isinstance(before, Convolution) and not hasattr(before, "adn"):
+                yield before, block, name
 
 
 def _passes(
@@ -205,8 +226,10 @@ def _passes(
         yield zs, volume_logits(network, image, divisor=divisor).transpose(0, 1)
 
 
-def _padded(n: int, divisor: int) -> int:
-    return -(-n // divisor) * divisor
+def _fitting(sides: tuple[int, ...], *, margin: int, divisor: int) -> tuple[tuple[int, ...], tuple[slice, ...]]:
+    """Sides of the input that an image is put into, and where in it."""
+    inside: tuple[slice, ...] = tuple(slice(margin, margin + n) for n in sides)
+    return tuple(-(-n // divisor) * divisor + 2 * margin for n in sides), inside
 
 
 @contextmanager

@@ -1,24 +1,27 @@
 """Case + network -> label map on the native grid."""
 
+import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import nn
 
 from brats_seg.bank.normalize import NormalizedCase, normalize_volumes, off_spacing, uncrop
 from brats_seg.core.files import write_text
 from brats_seg.core.progress import track
-from brats_seg.core.shapes import TissueMap
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.shapes import Image, TissueMap
+from brats_seg.errors import InputError, UsageError, is_out_of_memory
 from brats_seg.evaluation.calibration import CLASSES, PROBABILITIES
 from brats_seg.inference.cleanup import Cleanup, clean_up
-from brats_seg.inference.dense import Mirroring, Probabilities, brain_mask, class_probabilities, label_map, most_likely
+from brats_seg.inference.dense import SLICES, Mirroring, Probabilities, brain_mask, class_probabilities, label_map, most_likely
 from brats_seg.inference.outputs import add_row, read_rows
 from brats_seg.scans.case import Case
 from brats_seg.scans.geometry import Geometry, ScanError
@@ -27,7 +30,7 @@ from brats_seg.scans.problem import Problem
 from brats_seg.scans.verify import check_case, load_case
 from brats_seg.scans.volume import SUFFIXES, read_header, write_label_map, write_volume
 
-_WAITING_WRITES = 2  # more label maps than this wait for the disk: computing waits too
+_MOST_CASES = 6  # at a time: each takes 0.1 GB while it is read
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def predict_cases(
 ) -> PredictReport:
     """Segment cases into `OUT/<case>.nii.gz`, in the label values, grid and type of each; and `predictions.csv`, `labels.txt`.
 
-    The next case is read while one is computed, and the last is written. A case that cannot be segmented is named among the
+    The next cases are read while one is computed, and the last are written. A case that cannot be segmented is named among the
     problems; the others are segmented.
 
     Args:
@@ -152,13 +155,23 @@ def predict_cases(
 
 
 def predict_one(
-    segmenters: Sequence[Segmenter], case: Case, *, out: Path, mirroring: Mirroring = "none", resample: bool = False
+    segmenters: Sequence[Segmenter],
+    case: Case,
+    *,
+    out: Path,
+    mirroring: Mirroring = "none",
+    cleanup: Cleanup | None = None,
+    resample: bool = False,
+    allow_missing: bool = False,
 ) -> PredictReport:
     """Segment one case into the label map `out` itself, and write nothing else. Otherwise as `predict_cases`."""
     suffix = next((s for s in SUFFIXES if out.name.endswith(s)), None)
     if suffix is None:
         raise UsageError(f"{out}: its name must end in one of {', '.join(SUFFIXES)}")
-    job = _Job(_fitting(segmenters), out.parent, suffix, mirroring, save_probabilities=False, resample=resample, single=out)
+    job = _Job(
+        _fitting(segmenters), out.parent, suffix, mirroring, save_probabilities=False, resample=resample, single=out,
+        cleanup=cleanup, allow_missing=allow_missing,
+    )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     results = list(_pipelined(job, [case]))
     problems = tuple(r for r in results if isinstance(r, Problem))
@@ -195,6 +208,16 @@ class _Input:
 
 
 @dataclass(frozen=True)
+class _Part:
+    """Of a case: slices that were computed together, and when."""
+
+    labels: TissueMap
+    probabilities: Probabilities | None
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
 class _Output:
     source: _Input
     labels: TissueMap
@@ -215,40 +238,57 @@ def _fitting(segmenters: Sequence[Segmenter]) -> tuple[Segmenter, ...]:
         for other in segmenters[1:]:
             if getattr(other, name) != getattr(first, name):
                 raise UsageError(f"runs of different {name} cannot be averaged: {getattr(first, name)} and {getattr(other, name)}")
+    for s in segmenters:
+        s.network.eval()  # by one thread, before several use it
     return tuple(segmenters)
 
 
 def _pipelined(job: _Job, cases: Sequence[Case]) -> Iterator[Prediction | Problem]:
-    """Read, compute, write: each in its own thread, results in the order in which the cases end."""
-    seen: set[str] = set()
-    with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as writer:
-        ahead: deque[Future[_Input | Problem]] = deque()
-        writes: deque[Future[Prediction | Problem]] = deque()
-        left = iter(cases)
-        for case in cases[:1]:
-            ahead.append(reader.submit(_read, job, next(left)))
-            seen.add(case.id)
-        while ahead:
-            source = ahead.popleft().result()
-            for case in left:
-                if case.id in seen:
-                    yield Problem("error", case.id, str(case.folder), "a second case of this id", "ids that differ")
-                    continue
-                seen.add(case.id)
-                ahead.append(reader.submit(_read, job, case))
-                break
-            if isinstance(source, Problem):
-                yield source
-                continue
-            computed = _compute(job, source)
-            if isinstance(computed, Problem):
-                yield computed
-                continue
-            writes.append(writer.submit(_write, job, computed))
-            while len(writes) > _WAITING_WRITES or (writes and writes[0].done()):
-                yield writes.popleft().result()
-        for write in writes:
-            yield write.result()
+    """Read, compute and write several cases at a time, results in their order; slices of an earlier case are computed first."""
+    n_cores = torch.get_num_threads()
+    first_of = {case.id: i for i, case in reversed(list(enumerate(cases)))}
+
+    def segment(i: int) -> Prediction | Problem:
+        case = cases[i]
+        if first_of[case.id] != i:
+            return Problem("error", case.id, str(case.folder), "a second case of this id", "ids that differ")
+        source = _read(job, case)
+        output = source if isinstance(source, Problem) else _compute(job, source, computers, n_parts=n_computers)
+        return output if isinstance(output, Problem) else _write(job, output)
+
+    n_computers = n_cores if _by_slices(job) else 1
+    with _computing(n_computers) as computers, ThreadPoolExecutor(min(1 + n_cores, _MOST_CASES, max(len(cases), 1))) as pool:
+        yield from pool.map(segment, range(len(cases)))
+
+
+def _by_slices(job: _Job) -> bool:
+    """Whether slices may be computed apart: by 2-D networks that are shown whole slices, on the CPU."""
+    on_cpu = all(parameter.device.type == "cpu" for s in job.segmenters for parameter in s.network.parameters())
+    return on_cpu and all(s.n_dims == 2 and s.window is None for s in job.segmenters)
+
+
+@contextmanager
+def _computing(n: int) -> Iterator[Executor]:
+    """Threads to run networks in. Of several, each has one core.
+
+    In a pass that is spread over the cores all wait for the one that is held up by reading or writing: with two cores a folder of scans
+    took 1.6 times as long as its networks alone.
+    """
+    n_cores = torch.get_num_threads()
+    all_started = threading.Barrier(n + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # torch sets a thread's number at its first use
+        if n > 1:
+            torch.set_num_threads(1)
+        all_started.wait()
+
+    with ThreadPoolExecutor(n, "computing") as pool:
+        for _ in range(n):
+            pool.submit(start)
+        all_started.wait()
+        torch.set_num_threads(n_cores)  # of this thread, and of those to come, which got the 1 too
+        yield pool
 
 
 def _read(job: _Job, case: Case) -> _Input | Problem:
@@ -263,7 +303,7 @@ def _read(job: _Job, case: Case) -> _Input | Problem:
     try:
         schema_named(case.schema)
         loaded = load_case(replace(case, modalities=needed, label=None))
-        report = check_case(loaded)
+        report = check_case(loaded, digests="none")
         errors = [p for p in report.problems if p.severity == "error"]
         if errors:
             return replace(errors[0], what="; ".join(p.what for p in errors))
@@ -296,31 +336,46 @@ def _with_all_channels(normalized: NormalizedCase, there: Sequence[str], wanted:
     return replace(normalized, image=image)
 
 
-def _compute(job: _Job, source: _Input) -> _Output | Problem:
-    start = time.perf_counter()
+def _compute(job: _Job, source: _Input, computers: Executor, *, n_parts: int) -> _Output | Problem:
     image, first = source.normalized.image, job.segmenters[0]
-    probabilities = None
+    n_slices = SLICES if n_parts > 1 else len(image)
     try:
-        if len(job.segmenters) == 1 and job.mirroring == "none" and not job.save_probabilities:
-            labels = label_map(
-                first.network, image, n_dims=first.n_dims, divisor=first.divisor, window=first.window, class_shift=first.class_shift
-            )
-        else:
-            probabilities = _mean_probabilities(job, source)
-            labels = most_likely(probabilities, brain_mask(image))
+        parts = list(computers.map(partial(_segment, job), [image[z : z + n_slices] for z in range(0, len(image), n_slices)]))
+        labels = np.concatenate([part.labels for part in parts])
         if job.cleanup is not None:
             labels = clean_up(labels, classes=first.classes, spacing_mm=source.normalized.spacing_mm, cleanup=job.cleanup)
     except InputError as error:
         return _problem(source.case, error)
-    return _Output(source, labels, probabilities if job.save_probabilities else None, time.perf_counter() - start)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        shape = " x ".join(map(str, image.shape[:3]))
+        what = f"a brain of {shape} voxels does not fit into memory with this network"
+        instead = "--inference windowed, another --device, or a smaller network"
+        return Problem("error", source.case.id, str(source.case.folder), what, instead)
+    probabilities = np.concatenate([part.probabilities for part in parts], axis=1) if job.save_probabilities else None
+    return _Output(source, labels, probabilities, max(part.end for part in parts) - min(part.start for part in parts))
 
 
-def _mean_probabilities(job: _Job, source: _Input) -> Probabilities:
+def _segment(job: _Job, image: Image) -> _Part:
+    start, first = time.perf_counter(), job.segmenters[0]
+    probabilities = None
+    if len(job.segmenters) == 1 and job.mirroring == "none" and not job.save_probabilities:
+        labels = label_map(
+            first.network, image, n_dims=first.n_dims, divisor=first.divisor, window=first.window, class_shift=first.class_shift
+        )
+    else:
+        probabilities = _mean_probabilities(job, image)
+        labels = most_likely(probabilities, brain_mask(image))
+    return _Part(labels, probabilities, start, time.perf_counter())
+
+
+def _mean_probabilities(job: _Job, image: Image) -> Probabilities:
     total: np.ndarray | float = 0.0
     for s in job.segmenters:
         total = total + class_probabilities(
             s.network,
-            source.normalized.image,
+            image,
             n_dims=s.n_dims,
             divisor=s.divisor,
             window=s.window,
@@ -335,12 +390,12 @@ def _write(job: _Job, output: _Output) -> Prediction | Problem:
     case, normalized, classes = output.source.case, output.source.normalized, job.segmenters[0].classes
     path = job.path_of(case)
     try:
-        tissue = uncrop(output.labels, normalized)
-        values = from_tissue(tissue, schema_named(case.schema), classes)
+        values = uncrop(from_tissue(output.labels, schema_named(case.schema), classes), normalized)
         write_label_map(path, values, normalized.geometry, dtype=_label_dtype(case))
         if output.probabilities is not None:
             _write_probabilities(job, output, output.probabilities)
-        volumes_ml = _volumes_ml(tissue, normalized.geometry, classes)
+        same_grid = normalized.spacing_mm == normalized.geometry.spacing_mm
+        volumes_ml = _volumes_ml(output.labels if same_grid else uncrop(output.labels, normalized), normalized.geometry, classes)
         seconds = output.source.seconds + output.seconds + time.perf_counter() - start
         if job.single is None:
             row: dict[str, str | float] = {"case": case.id, "file": path.name, "schema": case.schema, "seconds": round(seconds, 3)}
@@ -366,9 +421,9 @@ def _write_probabilities(job: _Job, output: _Output, probabilities: Probabilitie
 
 
 def _volumes_ml(tissue: TissueMap, geometry: Geometry, classes: Sequence[str]) -> dict[str, float]:
-    """Of every region and every class but healthy, whose volume is the frame's."""
+    """Of every region and every class but healthy, whose volume is the frame's. What is not in `tissue` is healthy."""
     voxel_ml = float(np.prod(geometry.spacing_mm)) / 1000
-    counts = np.bincount(tissue[tissue != 0], minlength=len(classes)) * voxel_ml
+    counts = [np.count_nonzero(tissue == i) * voxel_ml for i in range(len(classes))]
     regions = {region: float(sum(counts[i] for i in region_classes(region, classes))) for region in REGIONS}
     return regions | {name: float(counts[i]) for i, name in enumerate(classes) if i}
 

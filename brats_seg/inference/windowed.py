@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from monai.inferers.utils import sliding_window_inference
 from monai.networks.blocks.crossattention import CrossAttentionBlock
@@ -13,6 +14,7 @@ from monai.networks.nets.swin_unetr import WindowAttention
 from torch import Tensor, nn
 
 from brats_seg.core.shapes import Image
+from brats_seg.models.cascade import crop_sides, margin_of
 
 Inference = Literal["auto", "whole", "windowed"]
 """How a network is led over an image: as `needs_windows` says, in whole slices (or the whole volume), or in windows."""
@@ -51,10 +53,11 @@ def window_logits(
 ) -> Iterator[tuple[np.ndarray, Float[Tensor, "n k y x"]]]:
     """Run a network over overlapping windows, which are averaged with Gaussian weights (a standard deviation of an eighth of the window).
 
-    An image smaller than the window is padded with air on both sides.
+    An image smaller than the window is padded with air on both sides. Of a network with a margin the window is what it gives, not what it
+    is shown.
 
     Args:
-        network: in evaluation mode, (B, M, *window) -> logits (B, K, *window), on any device, float32 or bfloat16.
+        network: in evaluation mode, (B, M, *window and margins) -> logits (B, K, *window), on any device, float32 or bfloat16.
         image: (Z, Y, X, M) float16; may be a read-only map.
         window: (Y, X), then every slice is a picture of its own, or (Z, Y, X).
         overlap: 0 to below 1.
@@ -64,14 +67,26 @@ def window_logits(
     """
     like = next(network.parameters(), torch.zeros(0))
 
-    def run(windows: Tensor) -> Tensor:
-        return network(windows.to(like.dtype)).float()
+    margin = margin_of(network)
+    sides = [side + 2 * margin for side in window]
+    steps = [1 - side * (1 - overlap) / shown for side, shown in zip(window, sides, strict=True)]
+    around = (margin, margin) * len(window)
+
+    def run(windows: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        logits = network(windows.to(like.dtype)).float()
+        if margin == 0:
+            return logits
+        # MONAI wants an output as large as the input: beside it goes where it is one, to divide by.
+        return F.pad(logits, around), F.pad(torch.ones_like(logits[:, :1]), around)
 
     def stitch(pictures: Tensor) -> Tensor:
         with torch.inference_mode():
-            stitched = sliding_window_inference(pictures, window, _WINDOWS[len(window)], run, overlap=overlap, mode="gaussian")
-        assert isinstance(stitched, Tensor)  # one output in, one output back
-        return stitched
+            stitched = sliding_window_inference(F.pad(pictures, around), sides, _WINDOWS[len(window)], run, overlap=steps, mode="gaussian")
+        if isinstance(stitched, Tensor):
+            return stitched
+        assert isinstance(stitched, tuple)  # two outputs in, two outputs back
+        logits, shares = (crop_sides(output, margin) for output in stitched)
+        return logits / shares
 
     n_slices = image.shape[0]
     if len(window) == 3:

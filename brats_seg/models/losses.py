@@ -1,54 +1,95 @@
 """(logits, target) -> one loss per example."""
 
 from collections.abc import Callable, Sequence
+from math import log
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Integer
 from torch import Tensor
 
 from brats_seg.core.tensors import Logits, PerExample, Targets
 from brats_seg.errors import UsageError
+from brats_seg.scans.labels import MERGED, OUTSIDE
 
 Loss = Callable[[Logits, Targets], PerExample]
-OUTSIDE = 255
-"""Target of a voxel outside the brain."""
+ClassNumbers = Integer[Tensor, "b *patch"]
+"""uint8, or int64 for images of more than 255 classes."""
 FOCAL_GAMMA = 2.0
 """Focusing exponent; Lin et al. 2017, table 1b, found 2 to work best."""
 DICE_SMOOTH = 1e-5
 """Added to both sides of the Dice fraction, as MONAI and nnU-Net do, so that a class absent from patch and prediction has a value."""
 
 
-def make_loss(kind: str, *, outside: Literal["healthy", "ignore"] = "healthy", class_weights: Sequence[float] | None = None) -> Loss:
+REGION_CLASSES = ("healthy", MERGED, "edema", "enhancing_core")
+"""The classes that the three regions tell apart."""
+TAKE_WEIGHTS = ("cross_entropy", "dice_cross_entropy")
+
+
+def make_loss(
+    kind: str,
+    *,
+    outside: Literal["healthy", "ignore", "none"] = "healthy",
+    class_weights: Sequence[float] | None = None,
+    classes: Sequence[str] | None = None,
+    prior: Sequence[float] | None = None,
+    tau: float = 1.0,
+) -> Loss:
     """Build a loss by its name.
 
     Args:
         kind: a name in `LOSSES`.
-        outside: whether a target of 255 counts as class 0 (healthy) or not at all.
-        class_weights: a factor for each class on the loss of its voxels; None is 1 for all. Not for 'focal' nor for the Dice term.
+        outside: whether a target of 255 counts as class 0 (healthy), not at all, or as class 255 (images, which have no outside).
+        class_weights: a factor for each class on the loss of its voxels; None is 1 for all. Not on the Dice term.
+        classes: their names, for 'region'.
+        prior: natural share of each class, for 'logit_adjusted'.
+        tau: strength of the adjustment of 'logit_adjusted'.
 
     Returns:
-        A function from logits (B, K, *patch) and uint8 targets (B, *patch) to float32 losses (B,): the mean over the counted voxels of each
-        example. Weights are not normalized away within an example, so that weights and class counts multiply to the effective prior.
+        A function from logits (B, K, *patch) and uint8 targets (B, *patch) to losses (B,), float32 or, of float64 logits, float64: the
+        mean over the counted voxels of each example. Weights are not normalized away within an example, so that weights and class counts
+        multiply to the effective prior.
 
     Raises:
-        UsageError: an unknown name, or weights for a loss that takes none.
+        UsageError: an unknown name, weights for a loss that takes none, classes that are not those of the regions, a prior without a class.
     """
     if kind not in LOSSES:
         raise UsageError(f"loss.kind '{kind}' is unknown; the names are {', '.join(LOSSES)}")
-    if kind == "focal" and class_weights is not None:
-        raise UsageError("loss.class_weights: 'focal' takes none; use cross_entropy or dice_cross_entropy")
-    weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+    if kind not in TAKE_WEIGHTS and class_weights is not None:
+        raise UsageError(f"loss.class_weights: '{kind}' takes none; use {' or '.join(TAKE_WEIGHTS)}")
+    if kind == "region":
+        _check_regions(classes)
+    factors = _adjustments(prior, classes, tau) if kind == "logit_adjusted" else class_weights
+    per_class = None if factors is None else torch.tensor(factors, dtype=torch.float64)
     voxelwise = LOSSES[kind]
 
-    def loss(logits: Logits, targets: Targets) -> PerExample:
-        logits = logits.float()
+    def loss(logits: Logits, targets: ClassNumbers) -> PerExample:
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         counted = targets != OUTSIDE if outside == "ignore" else None
-        classes = targets.long().masked_fill_(targets == OUTSIDE, 0)
-        on_device = None if weights is None else weights.to(logits.device)
-        return voxelwise(logits, classes, counted, on_device)
+        classes = targets.long() if outside == "none" else targets.long().masked_fill_(targets == OUTSIDE, 0)
+        return voxelwise(logits, classes, counted, None if per_class is None else per_class.to(logits))
 
     return loss
+
+
+def _check_regions(classes: Sequence[str] | None) -> None:
+    if classes is None or tuple(classes) != REGION_CLASSES:
+        found = "no names" if classes is None else ", ".join(classes)
+        raise UsageError(
+            f"loss.kind 'region' takes the classes {', '.join(REGION_CLASSES)}, not {found}: the regions whole, core and active cannot "
+            "tell necrotic from non-enhancing core, nor a cavity from either; use another loss"
+        )
+
+
+def _adjustments(prior: Sequence[float] | None, classes: Sequence[str] | None, tau: float) -> list[float]:
+    """tau log prior of each class."""
+    if prior is None:
+        raise UsageError("loss.kind 'logit_adjusted' needs the natural share of each class")
+    absent = [str(k) if classes is None else classes[k] for k, share in enumerate(prior) if not share > 0]
+    if absent:
+        raise UsageError(f"loss.kind 'logit_adjusted': the training cases hold no {', '.join(absent)}, and no share of 0 has a logarithm")
+    return [tau * log(share) for share in prior]
 
 
 def _cross_entropy(logits: Tensor, classes: Tensor, counted: Tensor | None, weights: Tensor | None) -> Tensor:
@@ -66,15 +107,42 @@ def _dice_cross_entropy(logits: Tensor, classes: Tensor, counted: Tensor | None,
     n_classes = logits.shape[1]
     probabilities = torch.softmax(logits, 1)[:, 1:]
     truth = torch.movedim(F.one_hot(classes, n_classes), -1, 1)[:, 1:].to(probabilities.dtype)
+    return _one_minus_dice(probabilities, truth, counted) + _cross_entropy(logits, classes, counted, weights)
+
+
+def _logit_adjusted(logits: Tensor, classes: Tensor, counted: Tensor | None, adjustments: Tensor | None) -> Tensor:
+    """Menon et al. 2021, equation 10: the cross-entropy of logits with tau log prior added, so that the bare logits are balanced ones."""
+    assert adjustments is not None  # `make_loss` sees to it
+    return _cross_entropy(logits + adjustments.view(-1, *[1] * (logits.dim() - 2)), classes, counted, None)
+
+
+def _region(logits: Tensor, classes: Tensor, counted: Tensor | None, weights: Tensor | None) -> Tensor:
+    """A sigmoid for each of whole, core and active: binary cross-entropy plus 1 - soft Dice, means over the three (Isensee et al. 2020).
+
+    The logit of a region is a difference of class logits: whole = edema - healthy, core = necrotic or non-enhancing - edema, active =
+    enhancing - necrotic or non-enhancing (adjacent categories; Agresti 2010). Where a smaller region is not the likelier one, the class of
+    the largest logit is the one that cutting every sigmoid at 0.5 gives: prediction needs nothing new.
+    """
+    healthy, merged, edema, enhancing = logits.unbind(1)
+    regions = torch.stack([edema - healthy, merged - edema, enhancing - merged], 1)
+    truth = torch.stack([classes != 0, (classes == 1) | (classes == 3), classes == 3], 1).to(regions.dtype)
+    entropy = F.binary_cross_entropy_with_logits(regions, truth, reduction="none").mean(1)
+    return _mean_per_example(entropy, counted) + _one_minus_dice(torch.sigmoid(regions), truth, counted)
+
+
+def _one_minus_dice(probabilities: Tensor, truth: Tensor, counted: Tensor | None) -> Tensor:
+    """One minus the soft Dice (B,), the mean over the channels (B, C, *patch)."""
     if counted is not None:
         probabilities, truth = probabilities * counted[:, None], truth * counted[:, None]
-    axes = tuple(range(2, logits.dim()))
+    axes = tuple(range(2, truth.dim()))
     both = (probabilities * truth).sum(axes)
     dice = (2 * both + DICE_SMOOTH) / (probabilities.sum(axes) + truth.sum(axes) + DICE_SMOOTH)
-    return (1 - dice).mean(1) + _cross_entropy(logits, classes, counted, weights)
+    return (1 - dice).mean(1)
 
 
 def _mean_per_example(values: Tensor, counted: Tensor | None) -> Tensor:
+    if values.dim() == 1:
+        return values  # a class for the whole image
     if counted is None:
         return values.flatten(1).mean(1)
     counted = counted.flatten(1)
@@ -85,4 +153,6 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tenso
     "cross_entropy": _cross_entropy,
     "focal": _focal,
     "dice_cross_entropy": _dice_cross_entropy,
+    "region": _region,
+    "logit_adjusted": _logit_adjusted,
 }

@@ -1,57 +1,114 @@
 """Name -> network, one dict."""
 
 from collections.abc import Callable
-from math import gcd
+from dataclasses import dataclass
+from math import gcd, lcm, prod
 from typing import Any
 
-from monai.networks.nets import BasicUNet, UNet
+from monai.networks.blocks.dynunet_block import UnetOutBlock
+from monai.networks.nets import BasicUNet, DynUNet, SegResNet, SwinUNETR, UNet
+from monai.networks.nets.attentionunet import AttentionLayer, AttentionUnet
 from torch import nn
 
 from brats_seg.config import Network
 from brats_seg.errors import UsageError
+from brats_seg.models.cascade import Cascade
+from brats_seg.models.cascade import margin_of as margin_of
+from brats_seg.models.two_path import PUBLISHED_WIDTHS, InputCascade, TwoPath
 
 Builder = Callable[[Network, int, int, int], nn.Module]
 """(network, n_channels, n_classes, n_dims) -> module from (B, n_channels, *patch) to logits (B, n_classes, *patch)."""
 
 MAX_GROUPS = 8
 """Of a group norm."""
+BASIC_LEVELS = 6
+"""MONAI's BasicUNet takes five levels of features and the width of the last layer."""
+SWIN_WIDTHS = 12
+"""What the width of a Swin UNETR is a multiple of."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is built, and what it takes.
+
+    Attributes:
+        build: makes it.
+        dims: numbers of patch axes.
+        norms: values of `network.norm`.
+        output: dotted path of its output layer, which two-phase training goes on with; "" for none.
+        divisor: what every side of an input must be a multiple of.
+        margin: voxels that its output is smaller than its input on each side.
+    """
+
+    build: Builder
+    dims: tuple[int, ...]
+    output: str
+    norms: tuple[str, ...] = ("batch", "instance", "group")
+    divisor: Callable[[Network], int] = lambda network: 2 ** (len(network.channels) - 1)
+    margin: int = 0
 
 
 def make_network(network: Network, *, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
     """Build a network by its name, freshly initialized from torch's global generator.
 
     Returns:
-        A module from float inputs (B, n_channels, *patch) to logits (B, n_classes, *patch), `n_dims` patch axes.
+        A module from float inputs (B, n_channels, *patch) to logits (B, n_classes, *patch), `n_dims` patch axes; with valid convolutions
+        the logits are `margin_of` it smaller on each side.
 
     Raises:
-        UsageError: an unknown name, a patch of another dimension, or channels that the network or its norm cannot take.
+        UsageError: an unknown name, a patch of another dimension, or channels, residual units or a norm that the network cannot take.
     """
-    if network.name not in NETWORKS:
-        raise UsageError(f"network.name '{network.name}' is unknown; the names are {', '.join(NETWORKS)}")
-    wanted = DIMENSIONS[network.name]
-    if n_dims != wanted:
+    recipe = _recipe(network)
+    if n_dims not in recipe.dims:
+        wanted = " or ".join(map(str, recipe.dims))
         raise UsageError(f"network.name '{network.name}' takes patches of {wanted} axes; patch.size has {n_dims}")
-    return NETWORKS[network.name](network, n_channels, n_classes, n_dims)
+    if network.norm not in recipe.norms:
+        raise UsageError(f"network.norm '{network.norm}': '{network.name}' takes {', '.join(recipe.norms)}")
+    if min(network.channels, default=1) < 1:
+        raise UsageError(f"network.channels {list(network.channels)}: a layer has at least 1")
+    return recipe.build(network, n_channels, n_classes, n_dims)
+
+
+def output_layer(network: Network, module: nn.Module) -> nn.Module:
+    """The layer of a built network that makes logits of its features: the part that learns in the second phase of two-phase training."""
+    recipe = _recipe(network)
+    if not recipe.output:
+        raise UsageError(f"network.name '{network.name}' has no output layer of its own; give the stages their second phase")
+    return module.get_submodule(recipe.output)
 
 
 def network_divisor(network: Network) -> int:
     """What every side of an input must be a multiple of: the network halves it this often."""
-    n_halvings = BASIC_LEVELS - 2 if network.name == "basic_unet2d" else len(network.channels) - 1
-    return 2**n_halvings
+    return _recipe(network).divisor(network)
 
 
 def check_patch_size(network: Network, *, patch_size: tuple[int, ...]) -> None:
-    """Raise `UsageError` where a side of the patch does not fit the network's halvings."""
+    """Raise `UsageError` where a network cannot be trained on patches of this size, or (a composed cascade) not at all."""
+    recipe, shown = _recipe(network), " x ".join(map(str, patch_size))
+    if network.name == "cascade":
+        raise UsageError("network.name 'cascade' is not trained: `brats-seg cascade` composes it of two trained runs")
+    smallest = 2 * recipe.margin + 1
+    if recipe.margin and any(side < smallest or side % 2 == 0 for side in patch_size):
+        raise UsageError(f"patch.size {shown}: '{network.name}' needs odd sides of at least {smallest}")
     divisor = network_divisor(network)
     if any(side % divisor for side in patch_size):
-        shown = " x ".join(map(str, patch_size))
         raise UsageError(f"patch.size {shown}: '{network.name}' with {len(network.channels)} channels needs multiples of {divisor}")
+    if network.norm == "instance" and prod(side // divisor for side in patch_size) == 1:
+        raise UsageError(f"patch.size {shown}: one voxel is left at the bottom for the instance norm; take a side of {2 * divisor}")
+
+
+def _recipe(network: Network) -> Recipe:
+    if network.name not in NETWORKS:
+        raise UsageError(f"network.name '{network.name}' is unknown; the names are {', '.join(NETWORKS)}")
+    return NETWORKS[network.name]
 
 
 def _unet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """MONAI's residual U-Net (Kerfoot et al. 2018); the first layer already halves the resolution."""
-    if len(network.channels) < 2:
-        raise UsageError(f"network.channels {list(network.channels)}: '{network.name}' needs at least 2 numbers")
+    """MONAI's residual U-Net (Kerfoot et al. 2018); the first layer already halves the resolution.
+
+    The whole uppermost step is its output layer: with residual units the classes are there before the last convolution.
+    """
+    _need_channels(network, at_least=2)
     return UNet(
         spatial_dims=n_dims,
         in_channels=n_channels,
@@ -65,16 +122,10 @@ def _unet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.
     )
 
 
-BASIC_LEVELS = 6
-"""MONAI's BasicUNet takes five levels of features and the width of the last layer."""
-
-
 def _basic_unet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
     """The plain U-Net (Ronneberger et al. 2015; MONAI's form after Falk et al. 2019): two convolutions at full resolution on both sides."""
     if len(network.channels) != BASIC_LEVELS:
-        raise UsageError(
-            f"network.channels {list(network.channels)}: '{network.name}' needs {BASIC_LEVELS} numbers, such as 16, 16, 32, 64, 128, 16"
-        )
+        raise _wrong_channels(network, f"{BASIC_LEVELS} numbers, such as 16, 16, 32, 64, 128, 16")
     return BasicUNet(
         spatial_dims=n_dims,
         in_channels=n_channels,
@@ -85,16 +136,136 @@ def _basic_unet(network: Network, n_channels: int, n_classes: int, n_dims: int) 
     )
 
 
+def _attention_unet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
+    """Oktay et al. 2018: gates on the skip connections. A gate weighs each voxel by convolutions, so the network may see whole slices."""
+    _need_channels(network, at_least=2)
+    built = AttentionUnet(
+        spatial_dims=n_dims,
+        in_channels=n_channels,
+        out_channels=n_classes,
+        channels=network.channels,
+        strides=(2,) * (len(network.channels) - 1),
+        dropout=network.dropout,
+    )
+    for layer in built.modules():
+        if isinstance(layer, AttentionLayer):  # MONAI's has batch norms but for its joins; instance norms would tie it to windows
+            layer.merge.get_submodule("adn").N = nn.BatchNorm2d(layer.merge.out_channels)
+    return built
+
+
+def _dynunet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
+    """nnU-Net's network (Isensee et al. 2021), without deep supervision; residual blocks where `num_res_units` is not 0."""
+    _need_channels(network, at_least=3)
+    n = len(network.channels)
+    built = DynUNet(
+        spatial_dims=n_dims,
+        in_channels=n_channels,
+        out_channels=n_classes,
+        kernel_size=(3,) * n,
+        strides=(1, *(2,) * (n - 1)),
+        upsample_kernel_size=(2,) * (n - 1),
+        filters=network.channels,
+        norm_name=_norm(network, network.channels),
+        dropout=network.dropout,
+        res_block=network.num_res_units > 0,
+    )
+    built.output_block = UnetOutBlock(n_dims, network.channels[0], n_classes)  # MONAI's drops logits out
+    return built
+
+
+def _segresnet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
+    """Myronenko 2018, without the autoencoder; four levels of 2 residual units are the published 1, 2, 2, 4 blocks."""
+    _need_channels(network, at_least=2)
+    n, width = len(network.channels), network.channels[0]
+    if network.channels != tuple(width * 2**i for i in range(n)):
+        raise _wrong_channels(network, "each number twice the one before, such as 16, 32, 64, 128")
+    if network.num_res_units < 1:
+        raise UsageError(f"network.num_res_units {network.num_res_units}: 'segresnet' is made of them; give 1 or more, published are 2")
+    return SegResNet(
+        spatial_dims=n_dims,
+        init_filters=width,
+        in_channels=n_channels,
+        out_channels=n_classes,
+        dropout_prob=network.dropout or None,
+        norm=_norm(network, network.channels),
+        blocks_down=(1, *(network.num_res_units,) * (n - 2), 2 * network.num_res_units),
+        blocks_up=(1,) * (n - 1),
+    )
+
+
+def _swin_unetr(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
+    """Hatamizadeh et al. 2022; `norm` is that of the convolutions (the transformer keeps its layer norms)."""
+    if len(network.channels) != 1 or network.channels[0] % SWIN_WIDTHS:
+        raise _wrong_channels(network, f"1 number, a multiple of {SWIN_WIDTHS} such as 24: its levels double it")
+    return SwinUNETR(
+        in_channels=n_channels,
+        out_channels=n_classes,
+        feature_size=network.channels[0],
+        norm_name=_norm(network, network.channels),
+        drop_rate=network.dropout,
+        spatial_dims=n_dims,
+    )
+
+
+def _two_path(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
+    return TwoPath(n_channels, n_classes, widths=_two_widths(network), norm=_norm(network, network.channels), dropout=network.dropout)
+
+
+def _input_cascade(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
+    return InputCascade(n_channels, n_classes, widths=_two_widths(network), norm=_norm(network, network.channels), dropout=network.dropout)
+
+
+def _cascade(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
+    detector, classifier = _stages(network)
+    return Cascade(
+        make_network(detector, n_channels=n_channels, n_classes=2, n_dims=n_dims),
+        make_network(classifier, n_channels=n_channels, n_classes=n_classes - 1, n_dims=n_dims),
+    )
+
+
+def _stages(network: Network) -> tuple[Network, Network]:
+    assert network.stages is not None  # the config asks for them
+    return network.stages
+
+
+def _two_widths(network: Network) -> tuple[int, int]:
+    if len(network.channels) != 2:
+        published = ", ".join(map(str, PUBLISHED_WIDTHS))
+        raise _wrong_channels(network, f"2 numbers, the maps of its local and its global path: {published} are the published ones")
+    return network.channels[0], network.channels[1]
+
+
+def _need_channels(network: Network, *, at_least: int) -> None:
+    if len(network.channels) < at_least:
+        raise _wrong_channels(network, f"at least {at_least} numbers")
+
+
+def _wrong_channels(network: Network, wanted: str) -> UsageError:
+    return UsageError(f"network.channels {list(network.channels)}: '{network.name}' needs {wanted}")
+
+
 def _norm(network: Network, widths: tuple[int, ...]) -> Any:
     """MONAI's name and settings; groups are as many as divide the widths of all normalized layers, 8 at most."""
+    if network.norm == "none":
+        return None
     if network.norm == "group":
         return ("group", {"num_groups": gcd(MAX_GROUPS, *widths)})
     return (network.norm, {"affine": True})
 
 
-NETWORKS: dict[str, Builder] = {
-    "unet2d": _unet,
-    "basic_unet2d": _basic_unet,
-    "unet3d": _unet,
+_VALID_NORMS = ("batch", "none")  # of a patch of 33 x 33 the others make another output than of a whole slice
+
+NETWORKS: dict[str, Recipe] = {
+    "unet2d": Recipe(_unet, dims=(2,), output="model.2"),
+    "basic_unet2d": Recipe(_basic_unet, dims=(2,), output="final_conv", divisor=lambda _: 2 ** (BASIC_LEVELS - 2)),
+    "attention_unet2d": Recipe(_attention_unet, dims=(2,), output="model.2", norms=("batch",)),
+    "unet3d": Recipe(_unet, dims=(3,), output="model.2"),
+    "dynunet": Recipe(_dynunet, dims=(2, 3), output="output_block"),
+    "segresnet": Recipe(_segresnet, dims=(2, 3), output="conv_final.2"),
+    "swin_unetr": Recipe(_swin_unetr, dims=(2, 3), output="out", divisor=lambda _: 2**5),
+    "two_path": Recipe(_two_path, dims=(2,), output="classifier", norms=_VALID_NORMS, divisor=lambda _: 1, margin=TwoPath.margin),
+    "input_cascade": Recipe(
+        _input_cascade, dims=(2,), output="second.classifier", norms=_VALID_NORMS, divisor=lambda _: 1, margin=InputCascade.margin
+    ),
+    "cascade": Recipe(_cascade, dims=(2, 3), output="", divisor=lambda network: lcm(*map(network_divisor, _stages(network)))),
 }
-DIMENSIONS = {"unet2d": 2, "basic_unet2d": 2, "unet3d": 3}

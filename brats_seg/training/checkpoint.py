@@ -23,8 +23,10 @@ from brats_seg.models.networks import make_network
 
 FORMAT = 1
 """Version of the file; a checkpoint of another one is refused."""
-MAY_CHANGE = ("training.threads", "training.checkpoint_minutes", "training.tensorboard")
+MAY_CHANGE = ("training.threads", "training.checkpoint_minutes", "training.checkpoint_epochs", "training.tensorboard")
 """Knobs that a resumed run may have another value of."""
+_PREDICTION = ("network", "task", "patch", "loss", "augment")
+"""Sections of the config that prediction depends on."""
 _MAGIC = "brats_seg checkpoint"
 _DAMAGE = (RuntimeError, EOFError, OSError, BadZipFile, ValueError, TypeError, AttributeError, LookupError, AssertionError)
 """What torch raises over bytes that are not what it wrote, as 1,500 damaged files showed."""
@@ -75,11 +77,22 @@ class Checkpoint:
     resume: Mapping[str, Any] | None = None
 
     def parsed_config(self) -> Config:
-        """The config as models. Raises `UsageError` where this version has no such knob, `InputError` where it is not YAML."""
+        """The config as models.
+
+        Where another version wrote a knob that this one has not, the sections that prediction does not depend on are the defaults.
+
+        Raises:
+            UsageError: a knob of the network, task, patch, loss or augmentation that this version has not.
+            InputError: not YAML.
+        """
         try:
-            return parse_config(yaml.safe_load(self.config))
+            tree = yaml.safe_load(self.config)
         except yaml.YAMLError:
             raise InputError("the config in the checkpoint is damaged, not YAML; use another checkpoint") from None
+        try:
+            return parse_config(tree)
+        except UsageError:
+            return parse_config({name: tree[name] for name in _PREDICTION if isinstance(tree, dict) and name in tree})
 
 
 _STRICT = ConfigDict(arbitrary_types_allowed=True, strict=True)
@@ -158,7 +171,9 @@ def check_same_run(checkpoint: Checkpoint, path: Path, *, config: str, bank: str
             raise InputError(
                 f"{path}: the {use} cases of the run were {', '.join(then)}; now they are {', '.join(now)}; give the same --fold"
             )
-    knobs_then, knobs_now = (_flat(tree) for tree in (yaml.safe_load(checkpoint.config), yaml.safe_load(config)))
+    # A knob that was not there yet when the run was started had the value that is its default now.
+    knobs_then = _flat(Config().model_dump(mode="json")) | _flat(yaml.safe_load(checkpoint.config))
+    knobs_now = _flat(yaml.safe_load(config))
     for name in sorted(set(knobs_then) | set(knobs_now)):
         if name not in MAY_CHANGE and knobs_then.get(name) != knobs_now.get(name):
             raise UsageError(

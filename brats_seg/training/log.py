@@ -7,10 +7,12 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -29,6 +31,30 @@ DRAWING_SHARE = 0.05
 _LINES = ("#2f6db3", "#e07b39", "#3f9d5a")
 _AREAS = ("#d7dbe0", "#8c6bb1", "#3f9d5a", "#2f6db3", "#e04f39", "#b08d57")
 _BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), "frameon": False}
+
+
+class Stopwatch:
+    """Seconds of an epoch by what they were spent on."""
+
+    PARTS = ("training_s", "sampling_s", "augmentation_s", "mining_s", "validation_s", "checkpoint_s")
+
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(self.PARTS, 0.0)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Count the time of the block to a part."""
+        started = time.perf_counter()
+        yield
+        self._seconds[part] += time.perf_counter() - started
+
+    def row(self, epoch: int, *, n_patches: int) -> dict[str, Any]:
+        """The row of `timing.csv`; the watch is set back to 0."""
+        row: dict[str, Any] = {"epoch": epoch, **{part: round(seconds, 4) for part, seconds in self._seconds.items()}}
+        row["patches_per_s"] = round(n_patches / max(1e-9, self._seconds["training_s"]), 2)
+        row["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._seconds = dict.fromkeys(self.PARTS, 0.0)
+        return row
 
 
 class RunLog:
@@ -134,8 +160,8 @@ def progress_note(epoch: int, *, n_drawn: Counts, loss: float | None) -> str:
 
 
 def precision_name(runtime: Runtime) -> str:
-    """ "float32" or "bf16"."""
-    return "float32" if runtime.dtype_autocast is None else "bf16"
+    """ "float32", "bf16" or "fp16"."""
+    return {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}[runtime.dtype_autocast]
 
 
 def draw_progress(path: Path, *, epochs: Sequence[Row], ledger: Sequence[Row], classes: Sequence[str]) -> None:

@@ -3,9 +3,7 @@
 import logging
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from rich.progress import Progress, TaskID
-from torch import Tensor
+from torch import Tensor, nn
 
 from brats_seg import config as knobs
 from brats_seg.bank.bank import Batch, PatchBank
@@ -23,21 +21,20 @@ from brats_seg.core.runtime import Runtime, StopRequest, catch_stop_signals
 from brats_seg.core.shapes import Counts
 from brats_seg.errors import InputError, UsageError
 from brats_seg.imbalance.ledger import Ledger
-from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR, class_weights
-from brats_seg.imbalance.samplers import Draw, HardSampler, Sampler, make_sampler
+from brats_seg.imbalance.samplers import Draw, HardSampler, Sampler
 from brats_seg.inference.dense import ready_for_inference
-from brats_seg.models.losses import make_loss
-from brats_seg.models.networks import check_patch_size, make_network, network_divisor
+from brats_seg.models.networks import check_patch_size, make_network, margin_of, network_divisor
 from brats_seg.scans.labels import REGIONS
 from brats_seg.training.augment import Augmenter
 from brats_seg.training.checkpoint import Checkpoint, check_same_data, check_same_run, library_versions, load_checkpoint, save_checkpoint
-from brats_seg.training.log import RunLog, precision_name, progress_note, write_bad_batch, write_environment
+from brats_seg.training.log import RunLog, Stopwatch, precision_name, progress_note, write_bad_batch, write_environment
 from brats_seg.training.mining import mine
+from brats_seg.training.phases import Method, Phase
 from brats_seg.training.split import RunResult, Split
-from brats_seg.training.step import Learner
-from brats_seg.training.validation import InnerScores, score_inner_cases
+from brats_seg.training.step import Learner, count_middle
+from brats_seg.training.validation import InnerScores, check_metric, score_inner_cases
 
-LAST, BEST = "checkpoint_last.pt", "checkpoint_best.pt"
+LAST, BEST, PHASE_1 = "checkpoint_last.pt", "checkpoint_best.pt", "checkpoint_phase1.pt"
 LOSSES_AT_ONCE = {"cpu": 1, "cuda": 50}
 """Steps between two looks at the losses: looking makes a GPU wait."""
 
@@ -51,12 +48,14 @@ def train(
     split: Split,
     config: str,
     network: knobs.Network,
+    task: knobs.Task,
     sampler: knobs.Sampler,
     hard: knobs.Hard,
     loss: knobs.Loss,
     augment: knobs.Augment,
     optimizer: knobs.Optimizer,
     training: knobs.Training,
+    phases: knobs.Phases,
     validation: knobs.Validation,
     runtime: Runtime,
     resume: bool = False,
@@ -70,7 +69,7 @@ def train(
         bank: with the patch size to train on; which of its cases are used is the split's say.
         split: case ids by their use.
         config: the resolved config as YAML, for `config.yaml` and the checkpoints.
-        network, sampler, hard, loss, augment, optimizer, training, validation: the sections of the config.
+        network, task, sampler, hard, loss, augment, optimizer, training, phases, validation: the sections of the config.
         runtime: device, precision and ranks.
         resume: go on with the run that is there; an empty folder starts one.
 
@@ -79,8 +78,14 @@ def train(
         InputError: a loss that is not finite (the batch is saved), a bad checkpoint, a bank other than the run's, a folder in use.
     """
     check_patch_size(network, patch_size=bank.patch_size)
+    bank = bank.regroup(task.classes)
+    check_metric(validation.metric, of=validation.of, classes=bank.classes)
     seen = bank.select(split.train).to(runtime.device)
-    weights = None if loss.class_weights == "none" else class_weights(loss.class_weights, seen.index.case_counts)
+    method = Method(
+        network=network, task=task, sampler=sampler, hard=hard, loss=loss, optimizer=optimizer, training=training, phases=phases,
+        index=seen.index, runtime=runtime,
+    )  # fmt: skip
+    method.check()
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
         built = make_network(network, n_channels=len(bank.modalities), n_classes=len(bank.classes), n_dims=len(bank.patch_size))
@@ -91,28 +96,19 @@ def train(
         runtime=runtime,
         bank=seen,
         inner_bank=bank.select(split.inner) if split.inner else None,
-        learner=Learner(
-            built, loss=make_loss(loss.kind, outside=loss.outside, class_weights=None if weights is None else weights.tolist()),
-            optimizer=optimizer, n_steps=training.epochs * training.steps, batch_size=training.batch_size, ema=training.ema,
-            seed=training.seed, runtime=runtime,
-        ),
+        method=method,
+        phase=method.first(),
+        learner=method.make_learner(method.first(), built),
         augment=Augmenter(augment, seed=training.seed),
-        sampler=make_sampler(
-            sampler.kind, seen.index, batch_size=training.batch_size, steps=training.steps, seed=training.seed,
-            rank=runtime.rank, n_ranks=runtime.world_size, shares=sampler.shares, healthy_share=sampler.healthy_share,
-            imbalance_ratio=sampler.imbalance_ratio, allow_absent_class=sampler.allow_absent_class,
-            hard_classes=hard.classes, recycle=hard.recycle, max_age=hard.max_age,
-        ),
+        sampler=method.make_sampler(method.first()),
         ledger=Ledger(bank.classes),
         log=RunLog(run_dir, classes=bank.classes, tensorboard=training.tensorboard and runtime.is_writer),
-        hard=hard,
         training=training,
         validation=validation,
-        weights=weights,
-        has_prior=loss.kind in LOSSES_WITH_A_PRIOR,
         divisor=network_divisor(network),
+        margin=margin_of(built),
         n_drawn=np.zeros(len(bank.classes), np.int64),
-    )  # fmt: skip
+    )
     with _own(run_dir, runtime), catch_stop_signals() as stop:
         loop.begin(resume=resume)
         return loop.run(stop)
@@ -136,24 +132,24 @@ class _Loop:
     runtime: Runtime
     bank: PatchBank
     inner_bank: PatchBank | None
+    method: Method
+    phase: Phase
     learner: Learner
     augment: Augmenter
     sampler: Sampler
     ledger: Ledger
     log: RunLog
-    hard: knobs.Hard
     training: knobs.Training
     validation: knobs.Validation
-    weights: np.ndarray | None
-    has_prior: bool
     divisor: int
+    margin: int
     n_drawn: Counts
     batch: Batch | None = None
     loss_sum: float = 0.0
     best_epoch: int | None = None
     best_score: float | None = None
     unchecked: list[tuple[int, Draw, Tensor]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    watch: Stopwatch = field(default_factory=Stopwatch)
     saved_at: float = field(default_factory=time.monotonic)
 
     # The run
@@ -177,14 +173,14 @@ class _Loop:
             )  # fmt: skip
 
     def run(self, stop: StopRequest) -> RunResult:
-        """Epochs until the budget is spent, the score stops rising, or a signal comes."""
+        """Epochs until the budget of every phase is spent, or its score stops rising, or a signal comes."""
         ended: Literal["done", "stopped"] = "done"
         with progress_bar() as bar:
-            task = bar.add_task("training", total=self.training.epochs * self.training.steps, completed=self._number(), note="")
-            while self.sampler.epoch <= self.training.epochs and not self._has_stalled():
-                if self._train_epoch(stop, bar, task) == "stopped":
-                    ended = "stopped"
-                    break
+            task = bar.add_task("training", total=self.method.n_epochs * self.training.steps, completed=self._number(), note="")
+            while ended == "done" and not self._is_over():
+                if self._phase_is_over():
+                    self._begin_phase_2()
+                ended = self._train_epoch(stop, bar, task)
         if ended == "done" and self.runtime.is_writer:
             self.log.write(is_last=True)
         return RunResult(
@@ -199,8 +195,9 @@ class _Loop:
     def _train_epoch(self, stop: StopRequest, bar: Progress, task: TaskID) -> Literal["done", "stopped"]:
         """The rest of an epoch and what follows it."""
         epoch, n_patches = self.sampler.epoch, 0
-        self.learner.network.train()
-        with self._clock("training_s"):
+        self.learner.begin_epoch()
+        self.learner.loss = self.method.loss_of(self.phase, epoch=epoch)
+        with self.watch("training_s"):
             while self.sampler.epoch == epoch:
                 to_stop, to_save = self._step(stop)
                 n_patches += self.training.batch_size
@@ -210,20 +207,27 @@ class _Loop:
                     if to_stop:
                         return "stopped"
         self._close_epoch(epoch, n_patches)
-        stopped = self.runtime.any_rank(stop.asked) and self.sampler.epoch <= self.training.epochs
-        return "stopped" if stopped else "done"
+        to_stop = self.runtime.any_rank(stop.asked)
+        if to_stop or epoch % self.training.checkpoint_epochs == 0 or self._phase_is_over() or self.runtime.any_rank(self._save_is_due()):
+            self._save_last()
+        if self.runtime.is_writer:
+            self.log.write(is_last=False)
+        return "stopped" if to_stop and not self._is_over() else "done"
 
     def _step(self, stop: StopRequest) -> tuple[bool, bool]:
         """One batch; says whether all ranks are to stop, and to save."""
         epoch, number = self.sampler.epoch, self._number()
-        with self._clock("sampling_s"):
+        with self.watch("sampling_s"):
             draw = self.sampler.next()
             self.batch = self.bank.batch(draw.ids, out=self.batch)
-            self.ledger.add(draw, self.batch.counts)
-        with self._clock("augmentation_s"):
+            counts = self.batch.counts
+            if self.margin:  # the network's output is smaller than the patch, and the loss is over the middle alone
+                counts = count_middle(self.batch.targets, margin=self.margin, n_classes=len(self.bank.classes))
+            self.ledger.add(draw, counts)
+        with self.watch("augmentation_s"):
             inputs, targets = self.augment(self.batch.inputs, self.batch.targets, epoch=epoch, positions=draw.positions)
-        is_due = self.runtime.is_writer and time.monotonic() - self.saved_at > 60 * self.training.checkpoint_minutes
-        loss, (to_stop, to_save) = self.learner.learn(inputs, targets, number=number, wishes=(stop.asked, is_due))
+        wishes = (stop.asked, self._save_is_due())
+        loss, (to_stop, to_save) = self.learner.learn(inputs, targets, number=number, wishes=wishes)
         self.unchecked.append((number, draw, loss))
         self.n_drawn += np.bincount(draw.classes, minlength=len(self.n_drawn))
         if len(self.unchecked) >= LOSSES_AT_ONCE[self.runtime.device.type]:
@@ -253,32 +257,32 @@ class _Loop:
     def _close_epoch(self, epoch: int, n_patches: int) -> None:
         self._check_losses()
         evaluated = ready_for_inference(self.learner.evaluated(), runtime=self.runtime)
-        is_last = epoch == self.training.epochs
+        is_last = epoch == self.phase.last_epoch
         for state in self._other_ledgers():
             self.ledger.absorb(state)
-        self.log.ledger += self.ledger.close_epoch(epoch, self.sampler.requested)
-        with self._clock("mining_s"):
+        self.log.ledger += self.ledger.close_epoch(epoch, self.sampler.requested_in(epoch))
+        with self.watch("mining_s"):
             if isinstance(self.sampler, HardSampler) and not is_last:
                 n_draws = np.ceil(self.sampler.requested * self.training.batch_size * self.training.steps).astype(np.int64)
                 pools = mine(
-                    evaluated, self.bank, classes=self.sampler.hard_classes, n_draws=n_draws, hard=self.hard,
+                    evaluated, self.bank, classes=self.sampler.hard_classes, n_draws=n_draws, hard=self.method.hard,
                     seed=self.training.seed, epoch=epoch, runtime=self.runtime, divisor=self.divisor,
                 )  # fmt: skip
                 self.sampler.accept_pools(pools)
         scores = None
-        with self._clock("validation_s"):
+        with self.watch("validation_s"):
             if self.inner_bank is not None and (is_last or epoch % self.validation.every == 0):
-                scores = score_inner_cases(evaluated, self.inner_bank, runtime=self.runtime, divisor=self.divisor)
+                scores = score_inner_cases(
+                    evaluated, self.inner_bank, runtime=self.runtime, divisor=self.divisor,
+                    metric=self.validation.metric, of=self.validation.of,
+                )  # fmt: skip
         self._note_epoch(epoch, scores)
-        self._note_timing(epoch, n_patches)
+        self.log.timing.append(self.watch.row(epoch, n_patches=n_patches))
         if self.validation.metric == "last" or self.best_epoch in (epoch, None):
             self._save(BEST, resume=None)
-        self._save_last()
-        if self.runtime.is_writer:
-            self.log.write(is_last=False)
 
     def _note_epoch(self, epoch: int, scores: InnerScores | None) -> None:
-        score = scores.value_of(self.validation.metric) if scores is not None else None
+        score = scores.value if scores is not None else None
         is_best = False
         if score is not None and not np.isnan(score):
             is_best = self.validation.metric == "last" or self.best_score is None or score > self.best_score
@@ -292,19 +296,32 @@ class _Loop:
         self.loss_sum = 0.0
         self.n_drawn[:] = 0
 
-    def _note_timing(self, epoch: int, n_patches: int) -> None:
-        names = ("training_s", "sampling_s", "augmentation_s", "mining_s", "validation_s", "checkpoint_s")
-        row: dict[str, Any] = {"epoch": epoch, **{name: round(self.seconds[name], 4) for name in names}}
-        row["patches_per_s"] = round(n_patches / max(1e-9, self.seconds["training_s"]), 2)
-        row["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self.log.timing.append(row)
-        self.seconds.clear()
+    # From phase to phase
 
-    def _has_stalled(self) -> bool:
-        """Whether the score has not risen for `validation.patience` epochs."""
+    def _begin_phase_2(self) -> None:
+        """Keep what phase 1 ended with, and go on from the weights to predict with."""
+        self._save(PHASE_1, resume=None)
+        network = self.learner.network
+        network.load_state_dict(self.learner.weights())
+        self._enter(self.method.begun_at(self.sampler.epoch), network)
+        self.best_epoch = self.best_score = None
+
+    def _enter(self, phase: Phase, network: nn.Module) -> None:
+        self.phase = phase
+        self.learner = self.method.make_learner(phase, network)
+        self.sampler = self.method.make_sampler(phase)
+
+    def _is_over(self) -> bool:
+        return self._phase_is_over() and self.method.after(self.phase, ended=self.sampler.epoch - 1) is None
+
+    def _phase_is_over(self) -> bool:
+        """Whether the phase's epochs are spent, or its score has not risen for `validation.patience` epochs."""
+        done = self.sampler.epoch - 1
+        if done >= self.phase.last_epoch:
+            return True
         if self.validation.patience is None or self.best_epoch is None:
             return False
-        return self.sampler.epoch - 1 - self.best_epoch >= self.validation.patience
+        return done - max(self.best_epoch, self.method.settled_from(self.phase) - 1) >= self.validation.patience
 
     # Saving and going on
 
@@ -321,6 +338,8 @@ class _Loop:
             was = f"{checkpoint.precision} on {checkpoint.n_threads} threads"
             logger.warning("%s: written in %s; with %s on %d the run goes on, but not to the same bits", path, was, *here)
         saved = checkpoint.resume
+        if (began := saved.get("phase_began", 1)) > 1:
+            self._enter(self.method.begun_at(began), self.learner.network)
         self.learner.load_state_dict(saved["learner"], weights=checkpoint.weights)
         self.sampler.load_state_dict(saved["sampler"])
         self.ledger.load_state_dict(saved["ledger"] if self.runtime.is_writer else _closed_epochs(saved["ledger"]))
@@ -333,10 +352,11 @@ class _Loop:
         everything.load_state_dict(self.ledger.state_dict())
         for state in self._other_ledgers():
             everything.absorb(state)
-        with self._clock("checkpoint_s"):
+        with self.watch("checkpoint_s"):
             self._save(
                 LAST,
                 resume={
+                    "phase_began": self.phase.first_epoch,
                     "learner": self.learner.state_dict(),
                     "sampler": self.sampler.state_dict(),
                     "ledger": everything.state_dict(),
@@ -348,10 +368,14 @@ class _Loop:
             )
         self.saved_at = time.monotonic()
 
+    def _save_is_due(self) -> bool:
+        return self.runtime.is_writer and time.monotonic() - self.saved_at > 60 * self.training.checkpoint_minutes
+
     def _save(self, name: str, *, resume: dict[str, Any] | None) -> None:
         if not self.runtime.is_writer:
             return
-        scores = [row["score"] for row in self.log.epochs if row["score"] is not None]
+        scores = [row["score"] for row in self.log.epochs if row["score"] is not None and row["epoch"] >= self.phase.first_epoch]
+        prior = self.method.effective_prior(self.phase, self.ledger, epoch=self.sampler.epoch - 1)
         checkpoint = Checkpoint(
             weights=self.learner.weights(),
             config=self.config,
@@ -364,8 +388,8 @@ class _Loop:
             train_cases=self.split.train,
             inner_cases=self.split.inner,
             held_out_cases=self.split.held_out,
-            effective_prior=self._prior(),
-            natural_prior=tuple((self.bank.index.counts / self.bank.index.counts.sum()).tolist()),
+            effective_prior=None if prior is None else tuple(prior.tolist()),
+            natural_prior=tuple(self.method.natural_prior.tolist()),
             epoch=self.sampler.epoch - 1,
             step=self.sampler.step,
             score=scores[-1] if scores else None,
@@ -375,11 +399,6 @@ class _Loop:
             resume=resume,
         )
         save_checkpoint(self.run_dir / name, checkpoint)
-
-    def _prior(self) -> tuple[float, ...] | None:
-        if not self.has_prior or not self.log.epochs:
-            return None
-        return tuple(self.ledger.effective_prior(class_weights=self.weights).tolist())
 
     # Small things
 
@@ -396,12 +415,6 @@ class _Loop:
     def _note(self) -> str:
         n_done = self.sampler.step - len(self.unchecked)
         return progress_note(self.sampler.epoch, n_drawn=self.n_drawn, loss=self.loss_sum / n_done if n_done > 0 else None)
-
-    @contextmanager
-    def _clock(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - started
 
 
 def _closed_epochs(ledger: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from brats_seg.core.shapes import Counts, Ids
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.inference.dense import slice_logits
 from brats_seg.inference.windowed import needs_windows
+from brats_seg.models.cascade import margin_of
 
 _STREAM = 0x312
 """Keeps these random numbers apart from those of the samplers, which share the seed."""
@@ -111,7 +112,8 @@ def _slices_are_cheaper(network: nn.Module, bank: PatchBank, ids: np.ndarray) ->
     if len(bank.patch_size) != 2 or needs_windows(network):
         return False
     slices = np.unique(bank.locate(ids)[:, :2], axis=0)
-    n_voxels = sum(bank.cases[case].shape[1] * bank.cases[case].shape[2] for case in slices[:, 0])
+    air = 2 * margin_of(network)
+    n_voxels = sum((bank.cases[case].shape[1] + air) * (bank.cases[case].shape[2] + air) for case in slices[:, 0])
     return n_voxels <= len(ids) * prod(bank.patch_size)
 
 
@@ -130,7 +132,8 @@ def _from_slices(network: nn.Module, bank: PatchBank, ids: np.ndarray, divisor: 
 
 
 def _from_patches(network: nn.Module, bank: PatchBank, ids: np.ndarray) -> np.ndarray:
-    center = (slice(None), slice(None), *(side // 2 for side in bank.patch_size))
+    # The center of a patch is at its side // 2; without equal margins it stays at the side // 2 of what is left.
+    center = (slice(None), slice(None), *((side - 2 * margin_of(network)) // 2 for side in bank.patch_size))
     like = next(network.parameters(), torch.zeros(0))
     found = [torch.empty(0, len(bank.classes))]
     at_once = max(1, _VOXELS_AT_ONCE // prod(bank.patch_size))

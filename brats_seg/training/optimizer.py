@@ -15,33 +15,40 @@ POLY_POWER = 0.9
 def make_optimizer(optimizer: Optimizer, network: nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer over the weights that may move, in torch's fused form.
 
-    Weight decay is for the kernels: norm scales, shifts and biases (one axis) go without. SGD is with Nesterov momentum.
+    With `decay` "kernels" norm scales, shifts and biases (one axis) go without weight decay; with "everything" they decay too, as in Caffe.
     """
     moving = [p for p in network.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in moving if p.dim() > 1], "weight_decay": optimizer.weight_decay},
-        {"params": [p for p in moving if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in moving if p.dim() <= 1], "weight_decay": optimizer.weight_decay if optimizer.decay == "everything" else 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if optimizer.kind == "sgd":
-        return torch.optim.SGD(groups, lr=optimizer.lr, momentum=optimizer.momentum, nesterov=optimizer.momentum > 0, fused=True)
+        nesterov = optimizer.nesterov and optimizer.momentum > 0
+        return torch.optim.SGD(groups, lr=optimizer.lr, momentum=optimizer.momentum, nesterov=nesterov, fused=True)
     kind = torch.optim.Adam if optimizer.kind == "adam" else torch.optim.AdamW
     return kind(groups, lr=optimizer.lr, fused=True)
 
 
 def learning_rate(optimizer: Optimizer, step: int, *, n_steps: int) -> float:
-    """The rate of a step (from 0) in a run of `n_steps`: a linear warm-up, then the schedule down to 0 (or constant).
+    """The rate of a step (from 0) in a run of `n_steps`: a linear warm-up, then the schedule (see `config.Optimizer`).
 
-    A function of the step alone, so that there is no schedule to restore.
+    "poly", "cosine" and "linear" fall to 0 over the steps after the warm-up, and "inverse" counts those alone; the drops of "steps" are
+    shares of all steps. A function of the step alone, so that there is no schedule to restore.
     """
     if step < optimizer.warmup_steps:
         return optimizer.lr * (step + 1) / optimizer.warmup_steps
-    progress = (step - optimizer.warmup_steps) / max(1, n_steps - optimizer.warmup_steps)
-    if optimizer.schedule == "poly":
-        return float(optimizer.lr * (1 - progress) ** POLY_POWER)
-    if optimizer.schedule == "cosine":
-        return optimizer.lr * (1 + cos(pi * progress)) / 2
-    return optimizer.lr
+    since = step - optimizer.warmup_steps
+    progress = since / max(1, n_steps - optimizer.warmup_steps)
+    factors = {
+        "constant": lambda: 1.0,
+        "poly": lambda: (1 - progress) ** POLY_POWER,
+        "cosine": lambda: (1 + cos(pi * progress)) / 2,
+        "linear": lambda: 1 - progress,
+        "inverse": lambda: (1 + optimizer.gamma * since) ** -optimizer.power,
+        "steps": lambda: optimizer.drop_factor ** sum(step / n_steps >= drop for drop in optimizer.drops),
+    }
+    return float(optimizer.lr * factors[optimizer.schedule]())
 
 
 class RunningMean:

@@ -1,17 +1,26 @@
-"""One optimizer step: augmentation, forward, backward, weights, running mean of the weights."""
+"""One optimizer step: forward, backward, weights, running mean of the weights."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from brats_seg.config import Optimizer
 from brats_seg.core.runtime import Runtime
-from brats_seg.core.tensors import Inputs, Targets
+from brats_seg.core.shapes import Counts
+from brats_seg.errors import UsageError
 from brats_seg.models.losses import Loss
 from brats_seg.training.optimizer import RunningMean, learning_rate, make_optimizer
+
+AnyInputs = Float[Tensor, "b m *patch"]
+"""A batch of patches; float32 in training, float64 to check against."""
+AnyTargets = Integer[Tensor, "b *side"]
+"""Class of each voxel of a patch, or of an image as a whole (then int64 where there are more than 255)."""
+Middle = Integer[Tensor, "b *middle"]
+"""Targets of the middle of each patch."""
 
 
 class Learner:
@@ -28,32 +37,58 @@ class Learner:
         ema: float,
         seed: int,
         runtime: Runtime,
+        accumulate: int = 1,
+        first_step: int = 0,
+        only: nn.Module | None = None,
     ) -> None:
         """Place a network on the runtime's device.
 
         Args:
-            network: freshly built.
+            network: freshly built, or as an earlier phase left it.
             loss: see `make_loss`.
             optimizer: its knobs.
-            n_steps: of the whole run, for the schedule.
+            n_steps: of the whole schedule.
             batch_size: examples of a batch over all ranks.
             ema: decay of the running mean of the weights; 0 for none.
             seed: dropout derives from it.
             runtime: device, precision and ranks.
+            accumulate: parts of a batch that go through the network one after the other; batch norm sees each by itself.
+            first_step: number of the step that the schedule begins at.
+            only: the one part of the network that learns. All else is frozen, and the whole network stays in evaluation mode: neither
+                batch-norm statistics nor dropout have a part.
+
+        Raises:
+            UsageError: more parts than a rank has examples.
         """
+        if not 1 <= accumulate <= batch_size // runtime.world_size:
+            n_examples = batch_size // runtime.world_size
+            raise UsageError(f"training.accumulate {accumulate}: a batch of {n_examples} examples has 1 to {n_examples} parts")
         self.network = runtime.place(network)
+        self.loss = loss
+        self._all_learns = only is None
+        if only is not None:
+            _freeze(self.network, but=only)
         self.mean = RunningMean(self.network, decay=ema) if ema > 0 else None
-        self._loss = loss
         self._knobs = optimizer
         self._optimizer = make_optimizer(optimizer, self.network)
-        self._n_steps, self._batch_size, self._seed, self._runtime = n_steps, batch_size, seed, runtime
+        self._moving = [p for p in self.network.parameters() if p.requires_grad]
+        # Small gradients are 0 in float16: the loss is scaled up, by as much as does not overflow.
+        self._scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype_autocast == torch.float16)
+        self._n_steps, self._first_step = n_steps, first_step
+        self._batch_size, self._accumulate, self._seed, self._runtime = batch_size, accumulate, seed, runtime
         self._drops_out = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in network.modules())
 
-    def learn(self, inputs: Inputs, targets: Targets, *, number: int, wishes: tuple[bool, ...] = ()) -> tuple[Tensor, tuple[bool, ...]]:
+    def begin_epoch(self) -> None:
+        """Put the network back into the mode it learns in."""
+        self.network.train(self._all_learns)
+
+    def learn(
+        self, inputs: AnyInputs, targets: AnyTargets, *, number: int, wishes: tuple[bool, ...] = ()
+    ) -> tuple[Tensor, tuple[bool, ...]]:
         """One step on this rank's part of a batch.
 
         Args:
-            inputs, targets: on the runtime's device.
+            inputs, targets: on the runtime's device. Where the network's output is smaller than its input, the targets' middle counts.
             number: of the step in the run, from 0; the learning rate and dropout follow from it.
             wishes: what this rank asks for; a wish of any rank holds for all.
 
@@ -63,13 +98,16 @@ class Learner:
         if self._drops_out:
             # Dropout takes torch's global generator: seeded by the step, so that a resumed run drops the same.
             torch.manual_seed(int(np.random.SeedSequence([self._seed, number, self._runtime.rank]).generate_state(1)[0]))
-        with self._runtime.autocast():
-            logits = self.network(inputs)
-        # This rank's share of the mean over the whole batch: the ranks add up to it, whatever their parts.
-        loss = self._loss(logits, targets).sum() / self._batch_size
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        total, wishes = self._add_up(loss.detach(), wishes)
+        losses = []
+        for part, truth in zip(inputs.tensor_split(self._accumulate), targets.tensor_split(self._accumulate), strict=True):
+            with self._runtime.autocast():
+                logits = self.network(part)
+            # This part's share of the mean over the whole batch: parts and ranks add up to it, whatever their sizes.
+            loss = self.loss(logits, center_crop(truth, tuple(logits.shape[2:]))).sum() / self._batch_size
+            self._scaler.scale(loss).backward()
+            losses.append(loss.detach())
+        total, wishes = self._add_up(sum(losses[1:], start=losses[0]), wishes)
         self._move(number)
         return total, wishes
 
@@ -81,7 +119,7 @@ class Learner:
 
     def rate(self, number: int) -> float:
         """Learning rate of step `number`."""
-        return learning_rate(self._knobs, number, n_steps=self._n_steps)
+        return learning_rate(self._knobs, number - self._first_step, n_steps=self._n_steps)
 
     def weights(self) -> dict[str, Tensor]:
         """State of the network to predict with."""
@@ -89,12 +127,14 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """All that moves but `weights`, which stand beside it in a checkpoint."""
-        return {"network": self.network.state_dict(), "optimizer": self._optimizer.state_dict()}
+        return {"network": self.network.state_dict(), "optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any], *, weights: Mapping[str, Tensor]) -> None:
         """Go on where `state` and `weights` were taken, to the bit."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
+        if self._scaler.is_enabled() and state.get("scaler"):
+            self._scaler.load_state_dict(state["scaler"])
         if self.mean is not None:
             self.mean.network.load_state_dict(weights)
 
@@ -102,7 +142,7 @@ class Learner:
         """Sum loss and gradients over the ranks, and exchange wishes, in one message."""
         if self._runtime.world_size == 1:
             return loss, wishes
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self._moving if p.grad is not None]
         asked = torch.tensor(wishes, dtype=loss.dtype, device=loss.device)
         message = self._runtime.sum_over_ranks(torch.cat([*(g.flatten() for g in gradients), loss.reshape(1), asked]))
         *sums, total, granted = message.split([*(g.numel() for g in gradients), 1, len(wishes)])
@@ -111,10 +151,33 @@ class Learner:
         return total[0].clone(), tuple(bool(n) for n in granted.tolist())
 
     def _move(self, number: int) -> None:
+        self._scaler.unscale_(self._optimizer)
         if self._knobs.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self._knobs.clip_norm)
+            nn.utils.clip_grad_norm_(self._moving, self._knobs.clip_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate(number)
-        self._optimizer.step()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
         if self.mean is not None:
-            self.mean.update(self.network, n_steps=number + 1)
+            self.mean.update(self.network, n_steps=number - self._first_step + 1)
+
+
+def center_crop(targets: AnyTargets, shape: tuple[int, ...]) -> Middle:
+    """The middle of targets (B, *patch), `shape` wide: the center voxel, at index size // 2, stays the center."""
+    where = tuple(slice((side - kept) // 2, (side - kept) // 2 + kept) for side, kept in zip(targets.shape[1:], shape, strict=True))
+    return targets[(slice(None), *where)]
+
+
+def count_middle(targets: AnyTargets, *, margin: int, n_classes: int) -> Counts:
+    """Voxels of each class, and in the last place all others, of targets (B, *patch) without a rim of `margin` voxels."""
+    middle = center_crop(targets, tuple(side - 2 * margin for side in targets.shape[1:]))
+    return torch.bincount(middle.flatten().clamp(max=n_classes), minlength=n_classes + 1).cpu().numpy()
+
+
+def _freeze(network: nn.Module, *, but: nn.Module) -> None:
+    """Take all weights out of learning except those of one part."""
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    for parameter in but.parameters():
+        parameter.requires_grad_(True)

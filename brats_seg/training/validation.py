@@ -1,66 +1,135 @@
 """The numbers that pick the best checkpoint."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from torch import nn
 
 from brats_seg.bank.bank import PatchBank
+from brats_seg.bank.grouping import HEALTHY, TUMOR
 from brats_seg.core.runtime import Runtime
-from brats_seg.evaluation.overlap import joint_histogram, overlap_scores
+from brats_seg.errors import UsageError
+from brats_seg.evaluation.overlap import JointHistogram, Overlap, joint_histogram, overlap_scores
 from brats_seg.inference.dense import label_map
 from brats_seg.inference.windowed import choose_window
 from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes
 
+Metric = Literal["mean_dice", "sensitivity", "f_score", "sensitivity_and_f_score", "iou", "last"]
+
+_SCORES: Mapping[str, tuple[Callable[[Overlap], float], ...]] = {
+    "sensitivity": (lambda overlap: overlap.sensitivity,),
+    "f_score": (lambda overlap: overlap.dice,),
+    "sensitivity_and_f_score": (lambda overlap: overlap.sensitivity, lambda overlap: overlap.dice),
+    "iou": (lambda overlap: overlap.iou,),
+}
+"""What each metric of something is the mean of."""
+
 
 @dataclass(frozen=True)
 class InnerScores:
-    """Dice on the inner cases: for each region the mean over the cases where it is there, in the reference or in the prediction.
+    """How the inner cases were segmented: for each region the mean over the cases where it is there, in the reference or in the prediction.
 
     Attributes:
-        dice: mean Dice by region; NaN where no case has it.
+        dice: mean Dice by region; NaN where no case has it, or the classes of the task do not make it.
         n_cases: cases that the mean is over, by region.
+        value: of the metric asked for; NaN where no case has what it is of.
     """
 
     dice: dict[str, float]
     n_cases: dict[str, int]
-
-    def value_of(self, metric: str) -> float:
-        """A region's Dice, or under "mean_dice" and "last" the mean of the regions that have one; NaN where there is none."""
-        if metric in self.dice:
-            return self.dice[metric]
-        known = [value for value in self.dice.values() if not np.isnan(value)]
-        return sum(known) / len(known) if known else float("nan")
+    value: float
 
 
-def score_inner_cases(network: nn.Module, bank: PatchBank, *, runtime: Runtime, divisor: int = 16) -> InnerScores:
+def check_metric(metric: Metric, *, of: str | None, classes: Sequence[str]) -> None:
+    """Raise `UsageError` where there is no such metric, or `of` is no region or class (they are listed), or goes with another metric."""
+    known = ("mean_dice", *_SCORES, "last")
+    if metric not in known:
+        raise UsageError(f"validation.metric '{metric}': must be one of {', '.join(known)}")
+    choices = _members(classes)
+    if metric in _SCORES and of not in choices:
+        raise UsageError(f"validation.of '{of}': metric '{metric}' is of a region or class of the task: {', '.join(choices)}")
+    if metric not in _SCORES and of is not None:
+        raise UsageError(f"validation.of '{of}': metric '{metric}' is of all of them; leave it out")
+
+
+def score_inner_cases(
+    network: nn.Module, bank: PatchBank, *, runtime: Runtime, divisor: int = 16, metric: Metric = "mean_dice", of: str | None = None
+) -> InnerScores:
     """Segment the bank's selected cases whole and score them; every rank gets the scores.
 
-    A region that is empty in reference and prediction alike leaves its case out; empty in one of them is a Dice of 0. Voxels outside the
-    brain count as healthy.
+    A region or class that is empty in reference and prediction alike leaves its case out; empty in one of them is a Dice of 0. Sensitivity
+    leaves out the cases whose reference has none. Voxels outside the brain count as healthy; in a bank grouped to tumor classes alone,
+    what is no tumor is not looked at.
 
     Args:
         network: in evaluation mode, on the runtime's device.
         bank: its selected cases are the inner cases.
         runtime: its ranks share the cases.
         divisor: what the sides of the network's input must be a multiple of.
+        metric: "mean_dice" and "last" give the mean of the regions' Dice (of the tumor's for healthy or tumor, of the classes' among tumor
+            classes alone); the others are of one region or class. "f_score" is its Dice, "sensitivity_and_f_score" the mean of both.
+        of: name of the region or class.
+
+    Raises:
+        UsageError: see `check_metric`.
     """
-    mine = {case: _score_case(network, bank, case, divisor) for case in bank.selected[runtime.rank :: runtime.world_size]}
-    by_case: dict[int, dict[str, float]] = {}
+    check_metric(metric, of=of, classes=bank.classes)
+    mine = {case: _histogram(network, bank, case, divisor) for case in bank.selected[runtime.rank :: runtime.world_size]}
+    by_case: dict[int, JointHistogram] = {}
     for part in runtime.gather(mine):
         by_case |= part
-    # In the order of the cases, so that the sum does not depend on the number of ranks.
-    values = {region: [by_case[case][region] for case in bank.selected if not np.isnan(by_case[case][region])] for region in REGIONS}
-    return InnerScores(
-        dice={region: sum(found) / len(found) if found else float("nan") for region, found in values.items()},
-        n_cases={region: len(found) for region, found in values.items()},
-    )
+    # In the order of the cases, so that the sums do not depend on the number of ranks.
+    histograms = [by_case[case] for case in bank.selected]
+    members = _members(bank.classes)
+
+    def mean_of(name: str, score: Callable[[Overlap], float]) -> tuple[float, int]:
+        values = [score(overlap_scores(histogram, members[name])) for histogram in histograms]
+        found = [value for value in values if not np.isnan(value)]
+        return _mean(found), len(found)
+
+    dice = {region: mean_of(region, _dice) if region in members else (float("nan"), 0) for region in REGIONS}
+    if metric in _SCORES:
+        value = _mean([mean_of(str(of), score)[0] for score in _SCORES[metric]])
+    else:
+        found = [mean_of(name, _dice)[0] for name in _judged_by(bank.classes)]
+        value = _mean([value for value in found if not np.isnan(value)])
+    return InnerScores({region: mean for region, (mean, _) in dice.items()}, {region: n for region, (_, n) in dice.items()}, value)
 
 
-def _score_case(network: nn.Module, bank: PatchBank, case: int, divisor: int) -> dict[str, float]:
-    image, tissue = bank.volume(case)
+def _members(classes: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """What can be scored: the regions that the classes make, and the classes."""
+    regions = {region: region_classes(region, classes) for region in REGIONS}
+    if HEALTHY not in classes:
+        del regions["whole"]  # all there is
+    if TUMOR in classes:
+        regions = {"whole": (list(classes).index(TUMOR),)}
+    return regions | {name: (k,) for k, name in enumerate(classes)}
+
+
+def _judged_by(classes: Sequence[str]) -> tuple[str, ...]:
+    """Regions or classes whose Dice "mean_dice" is the mean of."""
+    if TUMOR in classes:
+        return (TUMOR,)
+    return REGIONS if HEALTHY in classes else tuple(classes)
+
+
+def _histogram(network: nn.Module, bank: PatchBank, case: int, divisor: int) -> JointHistogram:
+    image, reference = bank.volume(case)
     window = choose_window(network, patch_size=bank.patch_size)
     predicted = label_map(network, image, n_dims=3 if len(bank.patch_size) == 3 else 2, divisor=divisor, window=window)
-    reference = np.where(tissue == OUTSIDE, np.uint8(0), tissue)
-    histogram = joint_histogram(reference, predicted, len(bank.classes))
-    return {region: overlap_scores(histogram, region_classes(region, bank.classes)).dice for region in REGIONS}
+    outside = reference == OUTSIDE
+    if HEALTHY in bank.classes:
+        reference = np.where(outside, np.uint8(bank.classes.index(HEALTHY)), reference)
+    else:
+        reference, predicted = reference[~outside][None, None], predicted[~outside][None, None]
+    return joint_histogram(reference, predicted, len(bank.classes))
+
+
+def _dice(overlap: Overlap) -> float:
+    return overlap.dice
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")

@@ -95,6 +95,67 @@ def test_an_id_means_the_same_voxel_whatever_is_selected(small_bank: Path) -> No
     assert two.digest == bank.digest
 
 
+def test_healthy_or_tumor_counts_and_targets_follow(small_bank: Path) -> None:
+    bank = PatchBank(small_bank, patch_size=(8, 8))
+    two = bank.regroup("healthy_or_tumor")
+    assert (two.kind, two.classes, two.digest) == ("healthy_or_tumor", ("healthy", "tumor"), bank.digest)
+    assert two.index.counts.tolist() == [1752 * 4, 48 * 4]
+    ids = some_ids(two)
+    ours, plain = two.batch(ids), bank.batch(ids)
+    assert ours.targets[:, 4, 4].tolist() == [0, 1] * 6
+    assert torch.equal(ours.targets == 1, (plain.targets > 0) & (plain.targets < 255))
+    assert torch.equal(ours.inputs, plain.inputs)
+    assert ours.counts.tolist() == [plain.counts[0], plain.counts[1:4].sum(), plain.counts[4]]
+
+
+def test_tumor_alone_never_draws_a_healthy_center_and_shows_healthy_as_outside(small_bank: Path) -> None:
+    bank = PatchBank(small_bank, patch_size=(8, 8))
+    tumor = bank.regroup("tumor")
+    assert tumor.classes == ("necrotic_or_non_enhancing", "edema", "enhancing_core")
+    assert tumor.index.counts.tolist() == bank.index.counts[1:].tolist()
+    every = np.concatenate([tumor.index.pick(np.full(n, k), np.arange(n)) for k, n in enumerate(tumor.index.counts)])
+    centers = bank.batch(every).targets[:, 4, 4]
+    assert torch.equal(tumor.batch(every).targets[:, 4, 4], centers - 1)
+    assert sorted(set(centers.tolist())) == [1, 2, 3]
+    batch = tumor.batch(every[:5])
+    assert batch.counts.sum() == 5 * 64
+    assert set(batch.targets.unique().tolist()) <= {0, 1, 2, 255}
+
+
+def test_a_grouped_bank_goes_through_select_pickle_and_back(small_bank: Path) -> None:
+    bank = PatchBank(small_bank, patch_size=(8, 8))
+    tumor = bank.regroup("tumor").select(["BraTS2021_00001"])
+    assert tumor.index.counts.tolist() == [8, 36, 4]
+    again = pickle.loads(pickle.dumps(tumor))
+    assert (again.kind, again.classes, again.selected) == (tumor.kind, tumor.classes, (1,))
+    assert again.index.counts.tolist() == [8, 36, 4]
+    back = tumor.regroup("all")
+    assert (back.classes, back.selected) == (bank.classes, (1,))
+    assert back.regroup("healthy_or_tumor").index.counts.tolist() == [1752, 48]
+    assert tumor.classes[0] == "necrotic_or_non_enhancing"
+
+
+def test_volumes_of_a_grouped_bank_hold_its_classes(small_bank: Path) -> None:
+    bank = PatchBank(small_bank, patch_size=(8, 8))
+    image, tissue = bank.volume(0)
+    same, two = bank.regroup("healthy_or_tumor").volume(0)
+    _, tumor = bank.regroup("tumor").volume(0)
+    assert same is image
+    assert np.array_equal(two, np.where(tissue == 255, 255, tissue != 0))
+    assert np.array_equal(tumor, np.where(tissue == 0, 255, np.where(tissue == 255, 255, tissue.astype(int) - 1)))
+    with pytest.raises(ValueError, match="read-only"):
+        two[0] = 0
+
+
+def test_what_is_mapped_serves_every_grouping(small_bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = PatchBank(small_bank, patch_size=(8, 8))
+    bank.batch(some_ids(bank, 400))
+    monkeypatch.setattr("brats_seg.bank.bank.map_array", None)
+    for kind in ("healthy_or_tumor", "tumor"):
+        grouped = bank.regroup(kind)
+        grouped.batch(some_ids(grouped, 400))
+
+
 def test_a_pickled_bank_is_opened_anew(small_bank: Path) -> None:
     bank = PatchBank(small_bank, patch_size=(8, 8), cases=["BraTS2021_00001"])
     ids = some_ids(bank)

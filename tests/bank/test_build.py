@@ -11,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pebble.common.types import ProcessExpired
 from small_scans import SHAPE, small_scan, write_cohort, write_scan
 
 from brats_seg.bank import build, entry
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.build import build_bank, disk_needed
 from brats_seg.bank.entry import EntryResult, EntryTask
-from brats_seg.core.cluster import Outcome
+from brats_seg.core.cluster import Outcome, WorkerDiedError
 from brats_seg.core.files import lock, sha256
 from brats_seg.errors import InputError, UsageError
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
@@ -198,14 +197,14 @@ def test_a_case_whose_worker_dies_is_refused_and_tried_again_by_the_next_build(
     def one_dies(function: Callable[[EntryTask], EntryResult], tasks: Sequence[EntryTask], **more: object) -> Iterator[Outcome]:
         for task in tasks:
             died = task.case.id == "BraTS2021_00001"
-            yield Outcome(task, error=ProcessExpired("killed")) if died else Outcome(task, value=function(task))
+            yield Outcome(task, error=WorkerDiedError("killed")) if died else Outcome(task, value=function(task))
 
     with monkeypatch.context() as patch:
         patch.setattr(build, "run_tasks", one_dies)
         report = build_bank(data, tmp_path / "bank")
     assert report.done == ("BraTS2021_00000", "BraTS2021_00002")
     assert [problem.case for problem in report.refused] == ["BraTS2021_00001"]
-    assert "ProcessExpired" in str(report.refused[0])
+    assert "WorkerDiedError" in str(report.refused[0])
     assert build_bank(data, tmp_path / "bank").done == ("BraTS2021_00001",)
 
 

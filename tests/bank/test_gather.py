@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from brats_seg.bank import gather
 from brats_seg.bank.gather import gather_patches, gather_patches_numpy, gather_patches_torch, make_resident
+from brats_seg.bank.grouping import group_classes
 from brats_seg.bank.mapped import Volumes
 from brats_seg.errors import InputError
 
@@ -31,7 +32,7 @@ def volumes_of(shapes: list[tuple[int, int, int]], *, n_channels: int, seed: int
     )
 
 
-def gathered(function: object, volumes: Volumes, ids: np.ndarray, size: tuple[int, ...], **more: int) -> tuple[np.ndarray, ...]:
+def gathered(function: object, volumes: Volumes, ids: np.ndarray, size: tuple[int, ...], **more: object) -> tuple[np.ndarray, ...]:
     """Bits of the inputs, targets and counts, from buffers full of something else."""
     inputs = np.full((len(ids), *size, volumes.n_channels), 7, np.float32)
     targets, counts = np.full((len(ids), *size), 7, np.uint8), np.full(N_CLASSES + 1, 7, np.int64)
@@ -39,9 +40,10 @@ def gathered(function: object, volumes: Volumes, ids: np.ndarray, size: tuple[in
     return inputs.view(np.uint32), targets, counts
 
 
-def by_torch(volumes: Volumes, ids: np.ndarray, size: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+def by_torch(volumes: Volumes, ids: np.ndarray, size: tuple[int, ...], table: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
     resident = make_resident(volumes, tuple(range(len(volumes.shapes))), device=torch.device("cpu"))
-    inputs, targets, counts = gather_patches_torch(resident, torch.from_numpy(ids), patch_size=size, n_classes=N_CLASSES)
+    there = torch.from_numpy(ids)
+    inputs, targets, counts = gather_patches_torch(resident, there, patch_size=size, n_classes=N_CLASSES, table=table)
     return inputs.movedim(1, -1).contiguous().numpy().view(np.uint32), targets.numpy(), counts.numpy()
 
 
@@ -53,15 +55,19 @@ sizes = st.one_of(st.tuples(st.integers(1, 9), st.integers(1, 9)), st.tuples(st.
     st.integers(1, 5),
     sizes,
     st.integers(0, 2**31),
+    st.sampled_from(["as stored", "healthy_or_tumor", "tumor"]),
 )
 @settings(max_examples=80, deadline=None)
-def test_all_backends_are_equal_to_the_bit(shapes: list[tuple[int, int, int]], n_channels: int, size: tuple[int, ...], seed: int) -> None:
+def test_all_backends_are_equal_to_the_bit(
+    shapes: list[tuple[int, int, int]], n_channels: int, size: tuple[int, ...], seed: int, kind: str
+) -> None:
     volumes = volumes_of(shapes, n_channels=n_channels, seed=seed)
     rng = np.random.default_rng(seed)
     cases = rng.integers(0, len(shapes), 7)
     ids = (cases << 32) | rng.integers(0, volumes.n_voxels[cases])
-    twin = gathered(gather_patches_numpy, volumes, ids, size)
-    for ours in (gathered(gather_patches, volumes, ids, size), by_torch(volumes, ids, size)):
+    table = None if kind == "as stored" else group_classes(kind, ("healthy", "edema", "core")).table  # type: ignore[arg-type]
+    twin = gathered(gather_patches_numpy, volumes, ids, size, table=table)
+    for ours in (gathered(gather_patches, volumes, ids, size, table=table), by_torch(volumes, ids, size, table)):
         for a, b in zip(ours, twin, strict=True):
             assert np.array_equal(a, b)
     assert twin[2].sum() == twin[1].size
@@ -89,6 +95,17 @@ def test_the_corner_voxel_lies_at_the_center_and_the_rest_is_air() -> None:
     _, targets, _ = gathered(gather_patches, volumes, np.array([26], np.int64), (3, 3, 3))
     assert targets[0, 2].tolist() == [[255] * 3] * 3
     assert targets[0, 1].tolist() == [[1, 2, 255], [1, 2, 255], [255] * 3]
+
+
+def test_a_table_changes_targets_and_counts_and_never_the_image() -> None:
+    label = np.array([[[0, 1, 2], [0, 2, 255]]], np.uint8)
+    volumes = Volumes.from_arrays([(np.ones((1, 2, 3, 1), np.float16), label)])
+    table = np.full(256, 255, np.uint8)
+    table[[1, 2]] = 0, 1  # class 0 is left out
+    inputs, targets, counts = gathered(gather_patches, volumes, np.array([4], np.int64), (2, 3), table=table)
+    assert inputs.view(np.float32).min() == 1
+    assert targets[0].tolist() == [[255, 0, 1], [255, 1, 255]]
+    assert counts.tolist() == [1, 2, 0, 3]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

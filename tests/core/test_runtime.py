@@ -36,6 +36,11 @@ def test_what_is_not_there_is_refused_by_value(device: str, precision: str) -> N
         start_runtime(device=device, precision=precision)  # type: ignore[arg-type]
 
 
+def test_fp16_is_for_cuda() -> None:
+    with pytest.raises(UsageError, match="'fp16' is for CUDA devices: a CPU has no fast fp16 convolution; use bf16 or float32"):
+        start_runtime(device="cpu", precision="fp16")
+
+
 def test_networks_are_placed_channels_last() -> None:
     network = Runtime(torch.device("cpu")).place(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv3d(8, 8, 3)))
     assert network[0].weight.is_contiguous(memory_format=torch.channels_last)

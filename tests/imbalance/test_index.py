@@ -45,6 +45,63 @@ def test_a_restricted_index_knows_its_cases_only():
         index.pick(np.array([1]), np.array([0]))
 
 
+def three_classes():
+    """Case 0: classes of 1, 2 and 1 examples; case 1: of 0, 1 and 2."""
+    parts = {0: np.array([7, 3, 5, 9]), 1: np.array([4, 0, 1])}
+    counts = np.array([[1, 2, 1], [0, 1, 2]])
+    return ClassIndex(("a", "b", "c"), counts, part=parts.__getitem__, case_ids=np.array([0, 100]))
+
+
+def every_id(index, k):
+    n = int(index.counts[k])
+    return index.pick(np.full(n, k), np.arange(n)).tolist()
+
+
+def test_classes_are_merged_or_left_out_by_hand():
+    index = three_classes()
+    merged = index.regroup(("a", "rest"), [[0], [1, 2]])
+    assert (merged.class_names, merged.counts.tolist()) == (("a", "rest"), [1, 6])
+    assert [every_id(merged, k) for k in (0, 1)] == [[7], [3, 5, 9, 104, 100, 101]]
+    without = index.regroup(("b", "c"), [[1], [2]])
+    assert without.counts.tolist() == [3, 3]
+    assert [every_id(without, k) for k in (0, 1)] == [[3, 5, 104], [9, 100, 101]]
+    assert every_id(without.restrict([1]), 1) == [100, 101]
+    assert index.counts.tolist() == [1, 3, 3]
+
+
+def test_a_regrouped_index_can_be_regrouped_restricted_and_pickled():
+    index = three_classes().restrict([1]).regroup(("b", "c"), [[1], [2]])
+    both = index.regroup(("b or c",), [[0, 1]])
+    assert every_id(both, 0) == [104, 100, 101]
+    assert both.counts.tolist() == [3]
+    assert every_id(three_classes().regroup(("all",), [[0, 1, 2]]).restrict([0]), 0) == [7, 3, 5, 9]
+
+
+@pytest.mark.parametrize("groups", [[[0, 2]], [[1, 0]], [[0], [0, 1]], [[3]], [[]], [[0], [1], [2]]])
+def test_groups_that_are_none_are_refused(groups):
+    with pytest.raises(UsageError, match="group"):
+        three_classes().regroup(("x",) if len(groups) == 1 else ("x", "y"), groups)
+
+
+def test_a_gap_left_by_an_earlier_grouping_is_seen():
+    outer = three_classes().regroup(("a", "c"), [[0], [2]])
+    with pytest.raises(UsageError, match="side by side"):
+        outer.regroup(("a or c",), [[0, 1]])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.lists(st.integers(0, 5), min_size=4, max_size=4), min_size=1, max_size=6), st.integers(1, 3), st.booleans())
+def test_a_regrouped_index_holds_the_same_ids(counts, cut, drop_first):
+    parts = {i: np.random.default_rng(i).permutation(sum(row)) for i, row in enumerate(counts)}
+    case_ids = np.arange(len(counts)) << 32
+    index = ClassIndex("abcd", np.array(counts), part=parts.__getitem__, case_ids=case_ids)
+    groups = [list(range(int(drop_first), cut)), list(range(cut, 4))]
+    groups = [group for group in groups if group]
+    grouped = index.regroup([str(g) for g in groups], groups)
+    for k, group in enumerate(groups):
+        assert sorted(every_id(grouped, k)) == sorted(i for old in group for i in every_id(index, old))
+
+
 @pytest.mark.parametrize("cases", [[2], [-1], [0, 0]])
 def test_wrong_cases_are_refused(cases):
     with pytest.raises(UsageError, match=r"lie in 0\.\.1"):

@@ -35,6 +35,10 @@ def test_each_epoch_is_a_fresh_page_and_the_prior_runs_over_all():
         assert ledger.close_epoch(epoch, HALF)[0]["n_draws"] == 1
     assert ledger.effective_prior(last_epoch=1).tolist() == [0.9, 0.1]
     assert ledger.effective_prior().tolist() == [0.7, 0.3]
+    assert ledger.effective_prior(first_epoch=2).tolist() == [0.5, 0.5]
+    assert ledger.effective_prior(first_epoch=1, last_epoch=1).tolist() == [0.9, 0.1]
+    with pytest.raises(UsageError, match="no closed epoch from 3"):
+        ledger.effective_prior(first_epoch=3)
     assert ledger.effective_prior(class_weights=np.array([1.0, 7.0])).tolist() == pytest.approx([0.25, 0.75])
 
 

@@ -242,6 +242,91 @@ def test_pools_are_exchanged_between_epochs():
         sampler.accept_pools({})
 
 
+# ---- shares that move
+
+
+DRIFTING = ("balanced", "ratio", "hard")
+
+
+def drifting(kind="balanced", counts=(900, 90, 10), **knobs):
+    index, _ = index_of(list(counts))
+    return make(kind, index, **({"batch_size": 20, "steps": 7, "drift": "to_natural", "n_epochs": 5} | knobs)), index
+
+
+def test_shares_move_in_equal_steps_from_balanced_to_natural():
+    sampler, _ = drifting()
+    seen = []
+    for _ in range(6):
+        seen.append(sampler.requested.tolist())
+        drawn = draws(sampler, 7)
+        mix = np.mean([np.bincount(draw.classes, minlength=3) for draw in drawn], axis=0) / 20
+        assert mix == pytest.approx(seen[-1], abs=0.03)
+    natural = np.array([0.9, 0.09, 0.01])
+    assert np.diff(seen[:5], axis=0) == pytest.approx(np.tile((natural - 1 / 3) / 4, (4, 1)))
+    assert seen[0] == pytest.approx([1 / 3] * 3)
+    assert seen[4] == pytest.approx(natural)
+    assert seen[5] == pytest.approx(natural)  # and stays there
+    assert sampler.requested_in(1).tolist() == seen[0]
+
+
+@pytest.mark.parametrize("kind", DRIFTING)
+def test_each_batch_of_a_drifting_epoch_has_exact_counts(kind):
+    sampler, _ = drifting(kind)
+    for _ in range(35):
+        exact = sampler.requested * 20
+        n_of_class = np.bincount(sampler.next().classes, minlength=3)
+        assert n_of_class.sum() == 20
+        assert (n_of_class >= np.floor(exact - 1e-9)).all()
+        assert (n_of_class <= np.ceil(exact + 1e-9)).all()
+
+
+def test_one_epoch_has_nowhere_to_move_and_keeps_the_shares_asked_for():
+    sampler, _ = drifting(n_epochs=1)
+    assert sampler.requested.tolist() == [1 / 3] * 3
+
+
+@pytest.mark.parametrize("kind", DRIFTING)
+@pytest.mark.parametrize("stop", [3, 7, 16])
+def test_a_drifting_run_resumes_to_the_bit_on_any_number_of_ranks(kind, stop):
+    build = lambda **ranks: drifting(kind, **ranks)[0]  # noqa: E731
+    first = with_pools(build(), drifting(kind)[1], np.random.default_rng(1))
+    draws(first, stop)
+    state = first.state_dict()
+    rest = draws(first, 20)
+    halves = [build(rank=r, n_ranks=2) for r in range(2)]
+    for half in halves:
+        half.load_state_dict(state)
+    for one, *two in zip(rest, *(draws(half, 20) for half in halves), strict=True):
+        assert np.stack([draw.ids for draw in two], axis=1).ravel().tolist() == one.ids.tolist()
+
+
+def test_a_class_without_a_share_drifts_in():
+    sampler, _ = drifting("ratio", shares={"healthy": 0.5, "edema": 0.5}, healthy_share=None, counts=(80, 10, 10))
+    assert sampler.requested_in(1).tolist() == [0.5, 0.5, 0.0]
+    assert sampler.requested_in(3) == pytest.approx([0.65, 0.3, 0.05])
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({"kind": "random"}, r"sampler\.drift 'to_natural': goes with sampler\.kind balanced, ratio, hard .* got 'random', 5"),
+        ({"n_epochs": None}, "the number of epochs; got 'balanced', None"),
+        ({"steps": None}, r"needs training\.steps"),
+    ],
+)
+def test_a_drift_that_cannot_be_is_refused(knobs, said):
+    with pytest.raises(UsageError, match=said):
+        drifting(**knobs)
+
+
+def test_a_drift_over_other_epochs_is_another_run():
+    with pytest.raises(UsageError, match=r"training\.epochs 5: the run to resume has 6"):
+        drifting()[0].load_state_dict(drifting(n_epochs=6)[0].state_dict())
+    without = make("balanced", index_of([900, 90, 10])[0], batch_size=20, steps=7).state_dict()
+    with pytest.raises(UsageError, match=r"training\.epochs 5: the run to resume has None"):
+        drifting()[0].load_state_dict(without)
+
+
 # ---- all strategies
 
 

@@ -10,6 +10,7 @@ from brats_seg.config import Network
 from brats_seg.core.runtime import Runtime
 from brats_seg.inference.dense import class_probabilities, label_map, ready_for_inference
 from brats_seg.inference.windowed import choose_window, needs_windows, window_logits
+from brats_seg.models.cascade import crop_sides
 from brats_seg.models.networks import make_network
 
 SIDES = st.integers(1, 21)
@@ -27,10 +28,16 @@ def stitched(network: nn.Module, image: np.ndarray, *, window: tuple[int, ...], 
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.tuples(SIDES, SIDES, SIDES), st.lists(st.integers(2, 12), min_size=2, max_size=3), st.floats(0, 0.9))
-def test_identity_comes_back_whole_for_any_shape_window_and_overlap(shape, window, overlap):
-    image = random_image(shape)
-    out = stitched(nn.Identity(), image, window=tuple(window), overlap=overlap)
+@given(st.tuples(SIDES, SIDES, SIDES), st.lists(st.integers(2, 12), min_size=2, max_size=3), st.floats(0, 0.9), st.integers(0, 3))
+def test_identity_comes_back_whole_for_any_shape_window_overlap_and_margin(shape, window, overlap, margin):
+    class Inner(nn.Module):
+        def forward(self, x):
+            assert tuple(x.shape[2:]) == tuple(side + 2 * margin for side in window)
+            return crop_sides(x, margin)
+
+    image, network = random_image(shape), Inner()
+    network.margin = margin
+    out = stitched(network, image, window=tuple(window), overlap=overlap)
     np.testing.assert_allclose(out, image.transpose(0, 3, 1, 2).astype(np.float32), rtol=1e-5, atol=1e-6)
 
 
@@ -61,10 +68,8 @@ def test_every_window_has_the_size_asked_for_and_the_networks_precision():
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance", "group"])
-@pytest.mark.parametrize("name", ["unet2d", "basic_unet2d", "unet3d"])
-def test_the_choice_follows_the_norm(name, norm):
-    channels = (8, 8, 8, 8, 8, 8) if name == "basic_unet2d" else (8, 8)
-    network = make_network(Network(name=name, channels=channels, norm=norm), n_channels=4, n_classes=4, n_dims=3 if name == "unet3d" else 2)
+def test_the_choice_follows_the_norm(norm):
+    network = make_network(Network(channels=(8, 8), norm=norm), n_channels=4, n_classes=4, n_dims=2)
     ready = ready_for_inference(network, runtime=Runtime(torch.device("cpu")))
     assert needs_windows(ready) == (norm != "batch")
     assert choose_window(ready, patch_size=(64, 64)) == (None if norm == "batch" else (64, 64))

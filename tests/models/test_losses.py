@@ -1,15 +1,25 @@
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from monai.losses import DiceLoss
 from monai.losses import FocalLoss as MonaiFocalLoss
 from torch.nn.functional import cross_entropy, one_hot
 
 from brats_seg.errors import UsageError
-from brats_seg.models.losses import LOSSES, make_loss
+from brats_seg.models.losses import LOSSES, TAKE_WEIGHTS, Loss, make_loss
 
+CLASSES = ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(3, 5, 8, 6, generator=GENERATOR)
 TARGETS = torch.randint(0, 5, (3, 8, 6), generator=GENERATOR).to(torch.uint8)
+FOUR_LOGITS, FOUR_TARGETS = LOGITS[:, :4], TARGETS % 4
+PRIOR = (0.9, 0.04, 0.03, 0.03)
+
+
+def four_class_loss(kind: str, *, outside: str = "healthy") -> Loss:
+    """Any loss, on the classes that every loss takes."""
+    return make_loss(kind, outside=outside, classes=CLASSES, prior=PRIOR)
 
 
 def test_a_sure_and_right_answer_costs_nothing_and_a_blind_one_the_logarithm_of_the_classes() -> None:
@@ -43,33 +53,112 @@ def test_weights_are_factors_on_the_voxels_of_a_class() -> None:
 
 @pytest.mark.parametrize("kind", sorted(LOSSES))
 def test_outside_counts_as_healthy_or_not_at_all(kind: str) -> None:
-    outside = TARGETS.clone()
+    outside = FOUR_TARGETS.clone()
     outside[:, :4] = 255
-    healthy = TARGETS.clone()
+    healthy = FOUR_TARGETS.clone()
     healthy[:, :4] = 0
-    torch.testing.assert_close(make_loss(kind, outside="healthy")(LOGITS, outside), make_loss(kind)(LOGITS, healthy))
-    inside_alone = make_loss(kind)(LOGITS[:, :, 4:], TARGETS[:, 4:])
-    torch.testing.assert_close(make_loss(kind, outside="ignore")(LOGITS, outside), inside_alone)
+    loss = four_class_loss(kind)
+    torch.testing.assert_close(loss(FOUR_LOGITS, outside), loss(FOUR_LOGITS, healthy))
+    inside_alone = loss(FOUR_LOGITS[:, :, 4:], FOUR_TARGETS[:, 4:])
+    torch.testing.assert_close(four_class_loss(kind, outside="ignore")(FOUR_LOGITS, outside), inside_alone)
 
 
 @pytest.mark.parametrize("kind", sorted(LOSSES))
 def test_a_patch_of_air_alone_costs_nothing_when_air_is_ignored(kind: str) -> None:
-    assert make_loss(kind, outside="ignore")(LOGITS, torch.full_like(TARGETS, 255)).tolist() == [0, 0, 0]
+    assert four_class_loss(kind, outside="ignore")(FOUR_LOGITS, torch.full_like(TARGETS, 255)).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("kind", sorted(LOSSES))
 def test_an_example_costs_the_same_in_any_company_and_in_3d(kind: str) -> None:
-    loss = make_loss(kind)
-    torch.testing.assert_close(loss(LOGITS, TARGETS)[1:2], loss(LOGITS[1:2], TARGETS[1:2]))
-    torch.testing.assert_close(loss(LOGITS.unflatten(2, (2, 4)), TARGETS.unflatten(1, (2, 4))), loss(LOGITS, TARGETS))
+    loss = four_class_loss(kind)
+    torch.testing.assert_close(loss(FOUR_LOGITS, FOUR_TARGETS)[1:2], loss(FOUR_LOGITS[1:2], FOUR_TARGETS[1:2]))
+    flat = loss(FOUR_LOGITS, FOUR_TARGETS)
+    torch.testing.assert_close(loss(FOUR_LOGITS.unflatten(2, (2, 4)), FOUR_TARGETS.unflatten(1, (2, 4))), flat)
 
 
-def test_bfloat16_logits_give_float32_losses() -> None:
-    assert make_loss("cross_entropy")(LOGITS.bfloat16(), TARGETS).dtype == torch.float32
+@pytest.mark.parametrize("kind", sorted(LOSSES))
+def test_float64_stays_and_less_becomes_float32(kind: str) -> None:
+    loss = four_class_loss(kind)
+    of_double, of_single, of_half = (loss(FOUR_LOGITS.to(dtype), FOUR_TARGETS) for dtype in (torch.float64, torch.float32, torch.bfloat16))
+    assert (of_double.dtype, of_single.dtype, of_half.dtype) == (torch.float64, torch.float32, torch.float32)
+    torch.testing.assert_close(of_double.float(), of_single)
 
 
-def test_wrong_names_and_useless_weights_are_refused() -> None:
+# Regions
+
+
+@pytest.mark.parametrize(("truth", "regions"), [(0, ()), (2, ("whole",)), (1, ("whole", "core")), (3, ("whole", "core", "active"))])
+def test_the_region_loss_is_a_sigmoid_for_each_region(truth: int, regions: tuple[str, ...]) -> None:
+    z = torch.tensor([0.5, -0.2, 0.4, 1.0])
+    p = {"whole": (z[2] - z[0]).sigmoid(), "core": (z[1] - z[2]).sigmoid(), "active": (z[3] - z[1]).sigmoid()}
+    entropy = -sum(torch.log(p[r] if r in regions else 1 - p[r]) for r in p) / 3
+    dice = sum(2 * p[r] / (p[r] + 1) if r in regions else 0 * p[r] for r in p) / 3
+    found = four_class_loss("region")(z.view(1, 4, 1, 1), torch.full((1, 1, 1), truth, dtype=torch.uint8))
+    torch.testing.assert_close(found, (entropy + 1 - dice).view(1), atol=1e-4, rtol=0)
+
+
+@given(st.tuples(*[st.floats(-4, 4, width=32)] * 3).map(sorted))
+def test_the_likeliest_class_is_where_the_sigmoids_are_cut(steps: list[float]) -> None:
+    """Nested regions: active is never likelier than core, nor core than whole."""
+    active, core, whole = steps
+    assume(min(map(abs, steps)) > 1e-3)
+    z = dict(zip(("healthy", "edema", "necrotic_or_non_enhancing", "enhancing_core"), (0.0, whole, whole + core, sum(steps)), strict=True))
+    by_regions = "healthy" if whole < 0 else "edema" if core < 0 else "necrotic_or_non_enhancing" if active < 0 else "enhancing_core"
+    assert max(z, key=z.__getitem__) == by_regions
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("healthy", "necrotic_core", "edema", "non_enhancing_core", "enhancing_core"),
+        (*CLASSES, "resection_cavity"),
+        ("healthy", "tumor"),
+        CLASSES[1:],
+        None,
+    ],
+)
+def test_regions_of_other_classes_are_refused_with_the_reason(classes: tuple[str, ...] | None) -> None:
+    with pytest.raises(UsageError, match=r"loss.kind 'region' takes the classes healthy, .*cannot tell necrotic from non-enhancing core"):
+        make_loss("region", classes=classes)
+
+
+# Logit adjustment
+
+
+def test_adjusted_logits_are_cross_entropy_of_logits_plus_log_prior() -> None:
+    shifted = FOUR_LOGITS + 1.5 * torch.tensor(PRIOR).log()[:, None, None]
+    expected = make_loss("cross_entropy")(shifted, FOUR_TARGETS)
+    torch.testing.assert_close(make_loss("logit_adjusted", prior=PRIOR, tau=1.5)(FOUR_LOGITS, FOUR_TARGETS), expected)
+
+
+def test_trained_to_the_end_adjusted_logits_are_the_balanced_ones() -> None:
+    """Of examples that look alike, as many of each class as the prior says, the bare logits learn nothing of the prior."""
+    logits = torch.zeros(1, 4, 100, dtype=torch.float64, requires_grad=True)
+    targets = torch.arange(4, dtype=torch.uint8).repeat_interleave(torch.tensor([90, 4, 3, 3]))[None]
+    loss = four_class_loss("logit_adjusted")
+    (gradient,) = torch.autograd.grad(loss(logits, targets), logits)
+    torch.testing.assert_close(gradient.sum(2), torch.zeros(1, 4, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("prior", "classes", "message"),
+    [
+        (None, None, "needs the natural share of each class"),
+        ((0.9, 0.1, 0.0), CLASSES[:3], "the training cases hold no edema"),
+        ((0.9, 0.1, 0.0), None, "the training cases hold no 2"),
+    ],
+)
+def test_a_prior_without_a_class_is_refused(prior: tuple[float, ...] | None, classes: tuple[str, ...] | None, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_loss("logit_adjusted", prior=prior, classes=classes)
+
+
+def test_wrong_names_are_refused() -> None:
     with pytest.raises(UsageError, match=r"loss.kind 'hinge' is unknown; the names are cross_entropy"):
         make_loss("hinge")
-    with pytest.raises(UsageError, match="'focal' takes none"):
-        make_loss("focal", class_weights=(1.0, 2.0))
+
+
+@pytest.mark.parametrize("kind", sorted(set(LOSSES) - set(TAKE_WEIGHTS)))
+def test_useless_weights_are_refused(kind: str) -> None:
+    with pytest.raises(UsageError, match=f"'{kind}' takes none; use cross_entropy or dice_cross_entropy"):
+        make_loss(kind, class_weights=(1.0, 2.0, 1.0, 1.0), classes=CLASSES, prior=PRIOR)

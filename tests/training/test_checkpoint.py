@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from tiny_bank import CLASSES, MODALITIES, knobs
 
 from brats_seg.config import Config, dump_config
@@ -202,6 +203,31 @@ def test_other_modalities_or_classes_are_refused_by_name() -> None:
         check_same_data(checkpoint(), Path("c.pt"), modalities=("t1c", "t1n", "t2w", "t2f"), classes=CLASSES)
     with pytest.raises(InputError, match="the data have healthy, edema"):
         check_same_data(checkpoint(), Path("c.pt"), modalities=MODALITIES, classes=("healthy", "edema"))
+
+
+def with_knobs(**sections: dict[str, object]) -> Checkpoint:
+    """A checkpoint whose config holds other knobs, known or not."""
+    tree = yaml.safe_load(dump_config(CONFIG))
+    for section, changes in sections.items():
+        tree[section] = tree.get(section, {}) | changes
+    return dataclasses.replace(checkpoint(), config=yaml.safe_dump(tree))
+
+
+def test_knobs_of_another_version_do_not_keep_a_network_from_predicting() -> None:
+    config = with_knobs(training={"turbo": True}, patch={"size": [32, 32]}, plans={"a": 1}).parsed_config()
+    assert (config.network, config.patch.size, config.training) == (CONFIG.network, (32, 32), Config().training)
+    assert with_knobs(training={"epochs": 9}).parsed_config().training.epochs == 9
+    with pytest.raises(UsageError, match=r"no knob 'network\.depth'"):
+        with_knobs(network={"depth": 3}).parsed_config()
+
+
+def test_a_knob_that_is_new_has_its_default_in_an_older_run() -> None:
+    tree = yaml.safe_load(dump_config(CONFIG))
+    del tree["phases"], tree["optimizer"]["decay"]
+    older, cases = dataclasses.replace(checkpoint(), config=yaml.safe_dump(tree)), (("A", "B"), ("C",), ("D",))
+    check_same_run(older, Path("c.pt"), config=dump_config(CONFIG), bank="abc", cases=cases)
+    with pytest.raises(UsageError, match=r"optimizer\.decay is 'everything'; the run has 'kernels'"):
+        check_same_run(older, Path("c.pt"), config=dump_config(knobs(optimizer={"decay": "everything"})), bank="abc", cases=cases)
 
 
 def test_going_on_needs_the_same_bank_cases_and_knobs() -> None:

@@ -1,5 +1,6 @@
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from skimage.io import imread
 
 from brats_seg.core.runtime import Runtime
 from brats_seg.errors import UsageError
-from brats_seg.training.log import RunLog, draw_progress, precision_name, progress_note, table_text, write_environment
+from brats_seg.training.log import RunLog, Stopwatch, draw_progress, precision_name, progress_note, table_text, write_environment
 
 DICE = {"dice_whole": 0.5, "dice_core": None, "dice_active": 0.1}
 EPOCHS = [{"epoch": e, "step": 10 * e, "lr": 1e-3, "loss": 1 / e, **DICE, "score": 0.3, "is_best": 1} for e in (1, 2)]
@@ -51,6 +52,19 @@ def test_environment_says_what_the_run_stood_on(tmp_path: Path) -> None:
     assert (found["precision"], found["n_threads"], found["device"], found["n_parameters"]) == ("bf16", 3, "cpu", 7)
     assert found["versions"]["torch"] == torch.__version__.split("+")[0] or found["versions"]["torch"] == torch.__version__
     assert precision_name(Runtime(torch.device("cpu"))) == "float32"
+    assert precision_name(Runtime(torch.device("cpu"), torch.float16)) == "fp16"
+
+
+def test_the_watch_tells_an_epochs_parts_and_begins_anew() -> None:
+    watch = Stopwatch()
+    for _ in range(2):
+        with watch("training_s"):
+            time.sleep(0.01)
+    first, second = (watch.row(epoch, n_patches=10) for epoch in (1, 2))
+    assert list(first) == ["epoch", *Stopwatch.PARTS, "patches_per_s", "finished"]
+    assert first["training_s"] >= 0.02
+    assert 0 < first["patches_per_s"] <= 500
+    assert (first["mining_s"], second["training_s"]) == (0, 0)
 
 
 def test_the_bar_says_epoch_mix_and_loss() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_bank import SPLIT, Split, knobs, run, write_bank
+from tiny_bank import CLASSES, SPLIT, Split, knobs, run, write_bank
 
 from brats_seg.bank.bank import Batch, PatchBank
 from brats_seg.core.files import lock
@@ -146,7 +146,7 @@ def test_training_ends_where_the_score_stops_rising(bank: Path, tmp_path: Path, 
     fake = iter([0.5, 0.4, 0.3, 0.2, 0.6])
 
     def score(*_: Any, **__: Any) -> loop.InnerScores:
-        return loop.InnerScores(dice=dict.fromkeys(("whole", "core", "active"), next(fake)), n_cases={})
+        return loop.InnerScores(dice=dict.fromkeys(("whole", "core", "active"), 0.0), n_cases={}, value=next(fake))
 
     monkeypatch.setattr(loop, "score_inner_cases", score)
     result = run(tmp_path / "run", bank, knobs(training={"epochs": 9, "steps": 1}, validation={"patience": 2}))
@@ -158,7 +158,7 @@ def test_the_last_epoch_can_be_taken_whatever_it_scores(bank: Path, tmp_path: Pa
     fake = iter([0.2, 0.6, 0.5])
 
     def score(*_: Any, **__: Any) -> loop.InnerScores:
-        return loop.InnerScores(dice=dict.fromkeys(("whole", "core", "active"), next(fake)), n_cases={})
+        return loop.InnerScores(dice=dict.fromkeys(("whole", "core", "active"), 0.0), n_cases={}, value=next(fake))
 
     monkeypatch.setattr(loop, "score_inner_cases", score)
     result = run(tmp_path / "run", bank, knobs(training={"epochs": 3, "steps": 1}, validation={"metric": "last"}))
@@ -231,9 +231,36 @@ def test_dropout_and_the_patch_path_of_a_3d_network_resume_too(bank: Path, tmp_p
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+def test_a_checkpoint_every_few_epochs_and_a_crash_between(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = knobs(training={"epochs": 5, "steps": 2, "checkpoint_epochs": 2})
+    n_done, add = 0, Ledger.add
+
+    def add_and_crash(self: Ledger, draw: Draw, counts: np.ndarray) -> None:
+        nonlocal n_done
+        n_done += 1
+        if n_done in (4, 4 + 6):  # the second step of epoch 2, then of epoch 3
+            raise RuntimeError("out of memory")
+        add(self, draw, counts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "add", add_and_crash)
+        for at in (None, 2):
+            with pytest.raises(RuntimeError, match="out of memory"):
+                run(tmp_path / "run", bank, config, resume=True)
+            last = tmp_path / "run" / loop.LAST
+            assert (load_checkpoint(last).epoch if last.exists() else None) == at
+    run(tmp_path / "run", bank, config, resume=True)
+    run(tmp_path / "whole", bank, config)
+    assert load_checkpoint(last).epoch == 5
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 # Real processes
 
-SLOW = {"epochs": 3, "steps": 15, "checkpoint_minutes": 0.0005}
+SLOW: dict[str, Any] = {
+    "training": {"epochs": 3, "steps": 15, "checkpoint_minutes": 0.0005},
+    "phases": {"two_phase": True, "epochs": 2},
+}
 
 
 def child(function: Callable[..., Any], *args: Any) -> Any:
@@ -246,7 +273,7 @@ def child(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def run_in_child(run_dir: Path, bank: Path) -> None:
-    run(run_dir, bank, knobs(training=SLOW), resume=True)
+    run(run_dir, bank, knobs(**SLOW), resume=True)
 
 
 def kill_and_resume(bank: Path, run_dir: Path, *, seed: int, most: int, within_s: float) -> int:
@@ -254,13 +281,13 @@ def kill_and_resume(bank: Path, run_dir: Path, *, seed: int, most: int, within_s
     dice, n_kills = random.Random(seed), 0
     while n_kills < most and killed(run_dir, [(run_in_child, run_dir, bank)], wait_s=dice.uniform(0, within_s)):
         n_kills += 1
-    run(run_dir, bank, knobs(training=SLOW), resume=True)
+    run(run_dir, bank, knobs(**SLOW), resume=True)
     return n_kills
 
 
-def killed(run_dir: Path, calls: list[tuple[Any, ...]], *, wait_s: float) -> bool:
+def killed(run_dir: Path, calls: list[tuple[Any, ...]], *, wait_s: float, after: str = loop.LAST) -> bool:
     """Start processes, wait for a new checkpoint and some time more, and kill them; False where they ended by themselves before."""
-    last = run_dir / loop.LAST
+    last = run_dir / after
     before = last.stat().st_mtime_ns if last.exists() else 0
     processes = [child(*call) for call in calls]
     while processes[0].is_alive() and (not last.exists() or last.stat().st_mtime_ns == before):
@@ -274,15 +301,18 @@ def killed(run_dir: Path, calls: list[tuple[Any, ...]], *, wait_s: float) -> boo
 
 
 def test_killed_runs_end_as_if_never_killed(bank: Path, tmp_path: Path) -> None:
-    run(tmp_path / "whole", bank, knobs(training=SLOW))
-    assert kill_and_resume(bank, tmp_path / "run", seed=0, most=2, within_s=0.05) >= 1
+    run(tmp_path / "whole", bank, knobs(**SLOW))
+    in_phase_1 = killed(tmp_path / "run", [(run_in_child, tmp_path / "run", bank)], wait_s=0.02)
+    in_phase_2 = killed(tmp_path / "run", [(run_in_child, tmp_path / "run", bank)], wait_s=0.02, after=loop.PHASE_1)
+    assert in_phase_1 or in_phase_2
+    run(tmp_path / "run", bank, knobs(**SLOW), resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "run")
     assert not list((tmp_path / "run").glob(".*.part"))
 
 
 @pytest.mark.campaign
 def test_twenty_kills_end_as_if_never_killed(bank: Path, tmp_path: Path) -> None:
-    run(tmp_path / "whole", bank, knobs(training=SLOW))
+    run(tmp_path / "whole", bank, knobs(**SLOW))
     n_kills = 0
     while n_kills < 20:
         n_kills += kill_and_resume(bank, tmp_path / f"run{n_kills}", seed=n_kills, most=5, within_s=0.25)
@@ -307,8 +337,8 @@ def two_ranks(run_dir: Path, bank: Path, changes: dict[str, Any]) -> list[tuple[
 def test_killed_ranks_end_as_if_never_killed(bank: Path, tmp_path: Path) -> None:
     for name, n_kills in (("whole", 0), ("run", 5)):
         for kill in range(n_kills):
-            killed(tmp_path / name, two_ranks(tmp_path / name, bank, {"training": SLOW}), wait_s=0.05 * kill)
-        for process in [child(*call) for call in two_ranks(tmp_path / name, bank, {"training": SLOW})]:
+            killed(tmp_path / name, two_ranks(tmp_path / name, bank, SLOW), wait_s=0.05 * kill)
+        for process in [child(*call) for call in two_ranks(tmp_path / name, bank, SLOW)]:
             process.join()
             assert process.exitcode == 0
     assert_same_run(tmp_path / "whole", tmp_path / "run")
@@ -344,6 +374,27 @@ def test_a_patch_the_network_cannot_halve_is_refused_before_anything_is_written(
     with pytest.raises(UsageError, match=r"patch\.size 15 x 15"):
         run(tmp_path / "run", bank, knobs(patch={"size": (15, 15)}))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_ledger_counts_the_voxels_that_the_loss_is_over(tmp_path: Path) -> None:
+    bank = write_bank(tmp_path / "bank", names=("A", "B"), shape=(3, 40, 36))
+    config = knobs(
+        network={"name": "two_path", "channels": (2, 2)}, patch={"size": (33, 33)}, sampler={"kind": "balanced"},
+        training={"epochs": 1, "steps": 2, "batch_size": 10},
+    )  # fmt: skip
+    run(tmp_path / "run", bank, config, split=Split(train=("A",), inner=("B",)))
+    rows = [line.split(",") for line in (tmp_path / "run" / "ledger.csv").read_text().splitlines()[1:]]
+    # 33 x 33 voxels in, one out: the center.
+    assert [row[3:5] for row in rows] == [["0.2", "0.2"]] * 5 + [["0", "0"]]
+    assert load_checkpoint(tmp_path / "run" / loop.LAST).effective_prior == (0.2,) * 5
+
+
+@pytest.mark.parametrize(("kind", "classes"), [("healthy_or_tumor", ("healthy", "tumor")), ("tumor", CLASSES[1:])])
+def test_the_stages_of_a_cascade_are_ordinary_runs(bank: Path, tmp_path: Path, kind: str, classes: tuple[str, ...]) -> None:
+    result = run(tmp_path / "run", bank, knobs(task={"classes": kind}, training={"epochs": 2, "steps": 2}))
+    last = load_checkpoint(tmp_path / "run" / loop.LAST)
+    assert (last.classes, last.parsed_config().task.classes, len(last.natural_prior or ())) == (classes, kind, len(classes))
+    assert result.best_score is not None
 
 
 def test_weighted_classes_shift_the_prior_that_is_saved(bank: Path, tmp_path: Path) -> None:

@@ -73,6 +73,20 @@ def test_slices_are_taken_where_they_cost_less_and_show_the_same(bank: PatchBank
     np.testing.assert_allclose(by_slices[:40], by_patches, atol=1e-5)
 
 
+@pytest.mark.parametrize("patch_size", [(11, 13), (12, 14)])
+def test_the_center_stays_the_center_where_a_network_takes_a_margin_off(bank: PatchBank, patch_size: tuple[int, int]) -> None:
+    class Inner(Planted):
+        margin = 5
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[:, :, 5:-5, 5:-5]
+
+    bank = PatchBank(bank.path, patch_size=patch_size)
+    ids, cls = everything(bank)[2][:9], 2
+    for found in (mining._from_patches(Inner().eval(), bank, ids), mining._from_slices(Inner().eval(), bank, ids, 1)):
+        np.testing.assert_allclose(found[:, cls], planted(bank, ids), atol=1e-3)
+
+
 def test_two_ranks_find_what_one_finds(bank: PatchBank, monkeypatch: pytest.MonkeyPatch) -> None:
     candidates, network = everything(bank), Planted().eval()
     alone = find_hard(network, bank, candidates=candidates, threshold=0.75, runtime=CPU)

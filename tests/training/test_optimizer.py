@@ -28,6 +28,14 @@ def test_each_kind_moves_downhill_and_decays_kernels_alone(kind: str) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_everything_decays_where_asked_and_momentum_is_nesterovs_unless_not() -> None:
+    knobs = Optimizer.model_validate({"kind": "sgd", "weight_decay": 0.1, "decay": "everything"})
+    assert [g["weight_decay"] for g in make_optimizer(knobs, network()).param_groups] == [0.1, 0.1]
+    assert make_optimizer(knobs, network()).defaults["nesterov"]
+    for plain in ({"nesterov": False}, {"momentum": 0.0}):
+        assert not make_optimizer(knobs.model_copy(update=plain), network()).defaults["nesterov"]
+
+
 def test_frozen_weights_stay_out() -> None:
     net = network()
     net[0].requires_grad_(False)
@@ -42,6 +50,11 @@ def test_rates_by_hand() -> None:
     assert rates(3, schedule="constant") == [1, 1, 1]
     assert rates(4, schedule="cosine") == [1, 0.8536, 0.5, 0.1464]
     assert rates(4, schedule="poly") == [1, round(0.75**0.9, 4), round(0.5**0.9, 4), round(0.25**0.9, 4)]
+    assert rates(4, schedule="linear") == [1, 0.75, 0.5, 0.25]
+    assert rates(3, schedule="inverse", gamma=1.0, power=2.0) == [1, 0.25, round(1 / 9, 4)]
+    assert rates(3, schedule="inverse", gamma=1.0, power=2.0, warmup_steps=1) == [1, 1, 0.25]
+    assert rates(10, schedule="steps", drops=(0.3, 0.8), drop_factor=0.5) == [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25]
+    assert rates(2, schedule="steps") == [1, 1]
     assert rates(6, schedule="poly", warmup_steps=2) == [0.5, 1, 1, round(0.75**0.9, 4), round(0.5**0.9, 4), round(0.25**0.9, 4)]
 
 

@@ -1,0 +1,187 @@
+"""Step, linear, long-tail and given class counts, and which examples make an imbalanced set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Int64, Integer
+
+from brats_seg.core.shapes import Counts, Ids
+from brats_seg.errors import UsageError
+
+# What a random stream is for: a word of the generator's counter, so that no two streams of a seed meet.
+_CLASSES, _EXAMPLES = range(2)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How many examples each class gets (Buda et al. 2018, section 3.1).
+
+    Attributes:
+        kind: "step", "linear", "long_tail", "given" or "balanced".
+        rho: examples of the largest class over those of the smallest.
+        mu: share of minority classes; of "step" alone.
+        counts: examples of each class, in the order of the classes; of "given" alone.
+    """
+
+    kind: Literal["balanced", "step", "linear", "long_tail", "given"]
+    rho: float | int = 1
+    mu: float | int | None = None
+    counts: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.mu is None) != (self.kind != "step"):
+            raise UsageError(f"distribution '{self.kind}': mu is the share of minority classes of 'step', and of no other kind")
+        if (self.counts is None) != (self.kind != "given"):
+            raise UsageError(f"distribution '{self.kind}': counts (one number a class) go with 'given', and with no other kind")
+        if not 1 <= self.rho < np.inf:
+            raise UsageError(f"rho {self.rho:g}: the largest class over the smallest, so a finite number of 1 or more")
+        if self.kind in ("balanced", "given") and self.rho != 1:
+            raise UsageError(f"distribution '{self.kind}': takes no rho")
+
+
+@dataclass(frozen=True)
+class Subset:
+    """An imbalanced set drawn from a larger one.
+
+    Attributes:
+        ids: its examples: positions in the labels it was drawn from, rising.
+        counts: examples of each class.
+        minority: the classes under the largest, smallest label first.
+    """
+
+    ids: Ids
+    counts: Counts
+    minority: tuple[int, ...]
+
+
+def draw_subset(
+    distribution: Distribution,
+    labels: Integer[np.ndarray, " examples"],
+    *,
+    n_classes: int,
+    most: int | None,
+    minority: Literal["random", "lowest"],
+    seed: int,
+) -> Subset:
+    """Draw an imbalanced set.
+
+    Args:
+        distribution: how many examples each class gets.
+        labels: class of each example, 0 to K - 1.
+        n_classes: K.
+        most: examples of a majority class; None takes those of the smallest class. Classes that have fewer are minority ones.
+        minority: whether the classes that get fewer examples are drawn by the seed or are those with the lowest labels (in "linear" and
+            "long_tail": the whole order, fewest first).
+        seed: of the classes and of the examples. Of one seed, a set with fewer examples of a class holds some of those of a set with more.
+
+    Raises:
+        UsageError: a distribution that the labels cannot fill, named with what would do.
+    """
+    available = np.bincount(labels, minlength=n_classes).astype(np.int64)
+    order = class_order(available, most=most, minority=minority, seed=seed)
+    counts = class_counts(distribution, available=available, most=most, order=order)
+    return Subset(choose_examples(labels, counts, seed=seed), counts, tuple(int(c) for c in np.flatnonzero(counts < counts.max())))
+
+
+def class_order(available: Counts, *, most: int | None, minority: Literal["random", "lowest"], seed: int) -> Ids:
+    """All classes, those first that are to get the fewest examples; classes with fewer than `most` before all others."""
+    names = np.arange(len(available))
+    order = names if minority == "lowest" else _generator(seed, _CLASSES).permutation(len(available))
+    short = available < most if most is not None else np.zeros(len(available), dtype=bool)
+    return np.concatenate([order[short[order]], order[~short[order]]]).astype(np.int64)
+
+
+def class_counts(distribution: Distribution, *, available: Counts, most: int | None, order: Ids) -> Counts:
+    """Examples of each class.
+
+    Args:
+        distribution: its shape.
+        available: examples that each class has.
+        most: examples of the largest class; None takes those of the smallest class.
+        order: the classes, fewest examples first.
+
+    Raises:
+        UsageError: a class has fewer examples than it is to get, or mu or rho leave a class empty or no majority.
+    """
+    k = len(available)
+    if (largest := int(available.min()) if most is None else most) < 1:
+        raise UsageError(f"the largest class is to have {largest} examples: at least 1")
+    if distribution.kind == "given":
+        counts = _given(distribution.counts or (), n_classes=k)
+    else:
+        counts = np.empty(k, np.int64)
+        counts[order] = _by_rank(distribution, n_classes=k, most=largest)
+    _check_enough(counts, available=available)
+    return counts
+
+
+def choose_examples(labels: Integer[np.ndarray, " examples"], counts: Counts, *, seed: int) -> Ids:
+    """Choose `counts[c]` examples of each class c, every choice equally likely; positions in `labels`, rising."""
+    chosen = [
+        _generator(seed, _EXAMPLES, c).permutation(np.flatnonzero(labels == c))[:count] for c, count in enumerate(counts.tolist()) if count
+    ]
+    return np.sort(np.concatenate([np.empty(0, np.int64), *chosen])).astype(np.int64)
+
+
+def _by_rank(distribution: Distribution, *, n_classes: int, most: int) -> Counts:
+    """Counts, fewest first."""
+    rho = distribution.rho
+    if rho > most:
+        raise UsageError(f"rho {rho:g} is larger than the class: of {most} examples it leaves none; rho {most} at most")
+    fewest = _rounded(most / rho)
+    if distribution.kind == "balanced":
+        return np.full(n_classes, most, np.int64)
+    if distribution.kind == "step":
+        n_minority = _n_minority(distribution.mu or 0.0, n_classes=n_classes)
+        return np.repeat(np.array([fewest, most], np.int64), [n_minority, n_classes - n_minority])
+    ranks = np.arange(n_classes) / max(1, n_classes - 1)
+    if distribution.kind == "linear":
+        return _linear(fewest, most, ranks=ranks)
+    # Cui et al. 2019 (long-tailed CIFAR), there cut off instead of rounded: most * rho ** -(share of the way down).
+    return np.array([_rounded(most * rho ** -(1 - rank)) for rank in ranks.tolist()], np.int64)
+
+
+def _linear(fewest: int, most: int, *, ranks: np.ndarray) -> Counts:
+    """Evenly spaced and rounded so that counts at equal distance from both ends sum alike: the total is that of a step with mu 0.5."""
+    lower = np.array([_rounded(fewest + rank * (most - fewest)) for rank in ranks.tolist()], np.int64)
+    half = len(ranks) // 2
+    return np.concatenate([lower[: len(ranks) - half], (fewest + most - lower[:half])[::-1]])
+
+
+def _n_minority(mu: float | int, *, n_classes: int) -> int:
+    n_minority = _rounded(mu * n_classes)
+    if abs(mu * n_classes - n_minority) > 1e-6:
+        raise UsageError(f"mu {mu:g}: of {n_classes} classes {mu * n_classes:g} would be minority ones; a multiple of 1/{n_classes}")
+    if n_minority >= n_classes:
+        raise UsageError(f"mu {mu:g} leaves no majority class of {n_classes}; {(n_classes - 1) / n_classes:g} at most")
+    if n_minority < 1:
+        raise UsageError(f"mu {mu:g} leaves no minority class of {n_classes}; {1 / n_classes:g} at least, or distribution 'balanced'")
+    return n_minority
+
+
+def _given(counts: Sequence[int], *, n_classes: int) -> Counts:
+    if len(counts) != n_classes:
+        raise UsageError(f"distribution 'given': {len(counts)} counts for {n_classes} classes; one number a class")
+    if min(counts) < 0 or max(counts) < 1:
+        raise UsageError(f"distribution 'given': counts {list(counts)}; none under 0 and one at least over it")
+    return np.array(counts, np.int64)
+
+
+def _check_enough(counts: Counts, *, available: Counts) -> None:
+    lacking: Bool[np.ndarray, " k"] = counts > available
+    if lacking.any():
+        worst = int(np.argmax(counts - available))
+        others = f" ({int(lacking.sum()) - 1} more classes lack examples too)" if lacking.sum() > 1 else ""
+        raise UsageError(f"class {worst} is to get {counts[worst]} examples and has {available[worst]}{others}; lower the counts")
+
+
+def _rounded(value: float) -> int:
+    """To the nearest whole number, halves up."""
+    return int(np.floor(value + 0.5))
+
+
+def _generator(seed: int, purpose: int, number: int = 0) -> np.random.Generator:
+    counter: Int64[np.ndarray, " 4"] = np.array([0, 0, number, purpose])
+    return np.random.Generator(np.random.Philox(key=np.array([seed, 0], np.uint64), counter=counter.astype(np.uint64)))

@@ -1,0 +1,92 @@
+"""The best checkpoints of two stages -> the checkpoint of their cascade."""
+
+from pathlib import Path
+
+import numpy as np
+
+from brats_seg.bank.grouping import HEALTHY, GroupKind
+from brats_seg.config import Config, Loss, Network, Task, dump_config
+from brats_seg.errors import InputError, UsageError
+from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
+from brats_seg.training.checkpoint import Checkpoint
+
+_TASKS: dict[str, GroupKind] = {"detector": "healthy_or_tumor", "classifier": "tumor"}
+"""What each stage is trained on; its name is that of the module in `models.cascade.Cascade`."""
+_SHARED = {
+    "bank": "bank (by its digest)",
+    "fold": "fold",
+    "train_cases": "training cases",
+    "inner_cases": "inner cases",
+    "held_out_cases": "held-out cases",
+    "modalities": "modalities",
+    "spacing_mm": "voxel size",
+    "normalization": "normalization",
+}
+"""What two stages must have the same of, and what an error calls it."""
+
+
+def compose_checkpoints(detector: Checkpoint, classifier: Checkpoint, *, paths: tuple[Path, Path]) -> Checkpoint:
+    """Two trained stages as one checkpoint to predict with, of network `cascade` and all tissue classes.
+
+    p(healthy) is the detector's; p(class) = (1 - p(healthy)) times the classifier's, each from the image alone. Both priors are
+    composed alike; where the loss of a stage has no prior, the cascade has none. What it says of the run (seed, schedule, precision) is the
+    detector's, and the epoch the later of the two.
+
+    Args:
+        detector: of a run with task.classes=healthy_or_tumor.
+        classifier: of a run with task.classes=tumor.
+        paths: what an error calls them.
+
+    Raises:
+        UsageError: stages of another task, or of patches with another number of axes.
+        InputError: stages trained on other cases or another bank, so that together they would have seen what one of them held out.
+    """
+    stages = {"detector": detector, "classifier": classifier}
+    configs = (detector.parsed_config(), classifier.parsed_config())
+    for path, config, (stage, kind) in zip(paths, configs, _TASKS.items(), strict=True):
+        if config.task.classes != kind:
+            raise UsageError(f"{path}: the {stage} of a cascade is a run with task.classes={kind}; this one has {config.task.classes}")
+    for name, words in _SHARED.items():
+        if getattr(detector, name) != getattr(classifier, name):
+            raise InputError(f"{paths[1]}: has not the same {words} as {paths[0]}; train both stages on one bank with one --fold")
+    if len(configs[0].patch.size) != len(configs[1].patch.size):
+        sizes = tuple(" x ".join(map(str, config.patch.size)) for config in configs)
+        raise UsageError(f"{paths[1]}: takes patches of {sizes[1]}, {paths[0]} of {sizes[0]}; the stages need as many axes as each other")
+    return Checkpoint(
+        weights={f"{stage}.{name}": value for stage, one in stages.items() for name, value in one.weights.items()},
+        config=dump_config(_composed_config(*configs)),
+        modalities=detector.modalities,
+        classes=(HEALTHY, *classifier.classes),
+        spacing_mm=detector.spacing_mm,
+        normalization=detector.normalization,
+        bank=detector.bank,
+        fold=detector.fold,
+        train_cases=detector.train_cases,
+        inner_cases=detector.inner_cases,
+        held_out_cases=detector.held_out_cases,
+        effective_prior=_composed_prior(detector.effective_prior, classifier.effective_prior),
+        natural_prior=_composed_prior(detector.natural_prior, classifier.natural_prior),
+        epoch=max(detector.epoch, classifier.epoch),
+        step=0,
+        score=None,
+        n_threads=detector.n_threads,
+        precision=detector.precision,
+        versions=detector.versions,
+    )
+
+
+def _composed_config(detector: Config, classifier: Config) -> Config:
+    """The detector's, but for what the classifier has a say in."""
+    without_prior = [config.loss for config in (detector, classifier) if config.loss.kind not in LOSSES_WITH_A_PRIOR]
+    loss = Loss(kind=without_prior[0].kind) if without_prior else Loss(outside=detector.loss.outside)
+    # A case that lacks a modality is taken where both stages were trained for that.
+    augment = min((detector.augment, classifier.augment), key=lambda section: section.modality_dropout)
+    network = Network(name="cascade", stages=(detector.network, classifier.network))
+    return detector.model_copy(update={"network": network, "task": Task(), "loss": loss, "augment": augment})
+
+
+def _composed_prior(detector: tuple[float, ...] | None, classifier: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    """(healthy, (1 - healthy) times each tumor class's)."""
+    if detector is None or classifier is None:
+        return None
+    return (detector[0], *(detector[1] * np.array(classifier)).tolist())

@@ -1,0 +1,192 @@
+"""A grid loses no finished row, writes none twice, and goes on where it was."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brats_seg.core.files import lock
+from brats_seg.core.grid import Cell, read_rows, run_grid
+from brats_seg.errors import InputError, UsageError
+
+ROOT = str(Path(__file__).parents[2])
+
+
+def _square(job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Square a number; leaves a mark each time it runs; some numbers are trouble."""
+    if "marks" in job:
+        (Path(job["marks"]) / f"{job['n']}.{os.getpid()}.{time.monotonic_ns()}").touch()
+    time.sleep(job.get("seconds", 0))
+    if job["n"] == 13:
+        raise InputError("thirteen: not today")
+    if job["n"] == 17:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [{"n": job["n"], "square": job["n"] ** 2 if job["n"] != 19 else float("nan")}]
+
+
+def _cells(*numbers: int, **more: Any) -> list[Cell]:
+    return [Cell(f"n{n}", {"n": n, **more}) for n in numbers]
+
+
+def _run(store: Path, cells: list[Cell], *, data: str = "d1", workers: int = 1, **more: Any) -> Any:
+    return run_grid(_square, cells, store=store, identity={"data": data}, workers=workers, label="squares", **more)
+
+
+def test_finished_cells_are_kept_and_new_ones_computed(tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    first = _run(tmp_path / "store", _cells(1, 2, marks=str(marks)))
+    assert (first.n_kept, first.n_new, first.failed) == (0, 2, ())
+    grown = _run(tmp_path / "store", _cells(3, 2, 1, marks=str(marks)))
+    assert (grown.n_kept, grown.n_new) == (2, 1)
+    assert [row["square"] for row in grown.rows] == [9, 4, 1]
+    assert [row["square"] for row in read_rows(tmp_path / "store")] == [1, 4, 9]
+    assert len(list(marks.iterdir())) == 3
+
+
+def test_a_digest_does_not_hang_on_the_order_of_keys() -> None:
+    assert Cell("a", {"x": 1, "y": 2}).digest == Cell("b", {"y": 2, "x": 1}).digest != Cell("a", {"x": 1, "y": 3}).digest
+
+
+def test_troubled_cells_are_named_and_the_others_finished(tmp_path: Path) -> None:
+    report = _run(tmp_path, _cells(1, 13, 17, 19, 2), workers=2)
+    assert [row["n"] for row in report.rows] == [1, 2]
+    reasons = dict(report.failed)
+    assert reasons["n13"] == "thirteen: not today"
+    assert "killed" in reasons["n17"]
+    assert "no plain JSON" in reasons["n19"]
+    assert _run(tmp_path, _cells(1, 2)).n_kept == 2
+
+
+def test_a_torn_last_line_is_cut_off_and_computed_again(tmp_path: Path) -> None:
+    _run(tmp_path, _cells(1, 2))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(rows.read_bytes()[:-7])
+    assert [row["n"] for row in read_rows(tmp_path)] == [1]
+    assert _run(tmp_path, _cells(1, 2)).n_new == 1
+    assert [json.loads(line)["key"] for line in rows.read_text().splitlines()] == ["n1", "n2"]
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    _run(tmp_path, _cells(1, 2))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{oops\n" + rows.read_text())
+    with pytest.raises(InputError, match="line 1 is damaged"):
+        _run(tmp_path, _cells(1))
+
+
+def test_a_store_of_another_study_is_refused(tmp_path: Path) -> None:
+    _run(tmp_path, _cells(1))
+    with pytest.raises(InputError, match="its data is 'd1', this one's 'd2'"):
+        _run(tmp_path, _cells(1), data="d2")
+
+
+def test_a_second_parent_is_refused(tmp_path: Path) -> None:
+    with lock(tmp_path / ".grid.lock"), pytest.raises(InputError, match="held by another process"):
+        _run(tmp_path, _cells(1))
+
+
+def test_two_cells_of_one_name_or_one_job_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="twin: is the same computation as n1"):
+        _run(tmp_path, [*_cells(1), Cell("twin", {"n": 1})])
+    with pytest.raises(UsageError, match="n1: names two cells"):
+        _run(tmp_path, [*_cells(1), Cell("n1", {"n": 2})])
+
+
+def test_rows_known_from_elsewhere_are_taken_over(tmp_path: Path) -> None:
+    one, two = _cells(1, 2)
+    report = _run(tmp_path, [one, two], known={one.digest: [{"n": 1, "square": "known"}], "another": [{"n": 5}]})
+    assert [row["square"] for row in report.rows] == ["known", 4]
+    assert report.n_kept == 1
+    assert len(read_rows(tmp_path)) == 2
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _run(tmp_path, _cells(1))
+    before = (tmp_path / "rows.jsonl").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("brats_seg.core.grid.os.fsync", full)
+        with pytest.raises(InputError, match=r"No space left on device.*the 1 finished cells are kept") as caught:
+            _run(tmp_path, _cells(1, 2))
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "rows.jsonl").read_bytes() == before
+    assert _run(tmp_path, _cells(1, 2)).n_new == 1
+
+
+def test_the_note_sees_each_new_cell(tmp_path: Path) -> None:
+    seen: list[tuple[str, int]] = []
+    _run(tmp_path, _cells(1, 2), note=lambda key, rows: seen.append((key, rows[0]["square"])) or "")
+    assert seen == [("n1", 1), ("n2", 4)]
+
+
+STUDY = """
+import sys, time
+from pathlib import Path
+from brats_seg.core.grid import Cell, run_grid
+
+def square(job):
+    (Path(job["marks"]) / f"{job['n']}.{time.monotonic_ns()}").touch()
+    time.sleep(0.05)
+    return [{"n": job["n"], "square": job["n"] ** 2}]
+
+if __name__ == "__main__":
+    cells = [Cell(f"n{n}", {"n": n, "marks": sys.argv[2]}) for n in range(13)]
+    run_grid(square, cells, store=Path(sys.argv[1]), identity={}, workers=2, label="squares")
+"""
+
+
+def _workers(pid: int) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue  # ended meanwhile
+        if parent == pid and b"spawn_main" in command:
+            found.append(int(folder.name))
+    return found
+
+
+def _wait_until(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_a_study_killed_again_and_again_ends_with_the_table_of_one_never_killed(tmp_path: Path) -> None:
+    marks, store, script = tmp_path / "marks", tmp_path / "store", tmp_path / "study.py"
+    marks.mkdir()
+    script.write_text(STUDY)
+    command = [sys.executable, str(script), str(store), str(marks)]
+    chance = random.Random(7)
+    for blow in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM):
+        n_before = len(list(marks.iterdir()))
+        with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": ROOT}, stderr=subprocess.DEVNULL) as study:
+            # the moments count from the first cell of this attempt, not from the imports
+            assert _wait_until(lambda: len(list(marks.iterdir())) > n_before)  # noqa: B023
+            time.sleep(chance.uniform(0, 0.1))
+            workers = _workers(study.pid)
+            os.kill(chance.choice(workers), signal.SIGKILL)
+            time.sleep(chance.uniform(0, 0.1))
+            study.send_signal(blow)
+        assert study.returncode != 0
+        assert _wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))  # noqa: B023
+    assert subprocess.run(command, env={**os.environ, "PYTHONPATH": ROOT}, check=True).returncode == 0
+    lines = [json.loads(line) for line in (store / "rows.jsonl").read_text().splitlines()]
+    assert sorted(line["key"] for line in lines) == sorted(f"n{n}" for n in range(13))
+    assert sorted(row["square"] for line in lines for row in line["rows"]) == [n**2 for n in range(13)]
