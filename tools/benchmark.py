@@ -5,6 +5,7 @@
     python tools/benchmark.py inference | reading | scoring
     python tools/benchmark.py predict --cases 50
     python tools/benchmark.py train --device cuda
+    python tools/benchmark.py precision --run RUN --run RUN --scans FOLDER     no speed: what bfloat16 and windows cost in Dice
 
 Needs the `bench` extra for the peers of `sampling` and `stall`. Makes what it needs (10 full-size cases, about 0.4 GB, and some of them
 again as .nii.gz) in a temporary folder, or keeps it in --work. Where BRATS_SEG_DATA names a folder with real cases in brats/,
@@ -20,11 +21,12 @@ import warnings
 from pathlib import Path
 
 import torch
+from benchmarks import precision
 from benchmarks.measure import report
 
 from brats_seg.core.runtime import set_allocator
 
-BENCHMARKS = ("sampling", "stall", "inference", "reading", "scoring", "predict", "train")
+BENCHMARKS = ("sampling", "stall", "inference", "reading", "scoring", "predict", "train", "precision")
 
 
 def main() -> None:
@@ -36,11 +38,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="for everyone (default: the cores)")
     parser.add_argument("--device", default="cpu", help="train: cpu or cuda (default: cpu)")
     parser.add_argument("--cases", type=int, default=0, help="predict: segment this many (repeated) and watch the memory")
+    parser.add_argument("--run", type=Path, action="append", help="precision: a trained run; repeat for several")
+    parser.add_argument("--scans", type=Path, help="precision: the annotated scans that the runs were trained on and held out from")
+    parser.add_argument("--all-cases", action="store_true", help="precision: also the cases that a run was trained on")
     arguments = parser.parse_args()
+    if arguments.name == "precision" and not (arguments.run and arguments.scans):
+        parser.error("precision needs --run and --scans")
     more = {"train": {"device": arguments.device}, "predict": {"n_cases": arguments.cases}}.get(arguments.name, {})
     warnings.filterwarnings("ignore")  # the peers' own
     set_allocator()
     torch.set_num_threads(arguments.threads)
+    if arguments.name == "precision":
+        print(precision.run(arguments.run, arguments.scans, all_cases=arguments.all_cases))
+        return
     # by its name: torchio, which only some peers need, may be absent
     benchmark = importlib.import_module(f"benchmarks.{arguments.name}")
     with tempfile.TemporaryDirectory() as scratch:

@@ -6,7 +6,7 @@ import numpy as np
 
 from brats_seg.core.shapes import Mask, TissueMap
 from brats_seg.evaluation.lesions import Lesions, match_lesions
-from brats_seg.evaluation.surface import Definition, Spacing, SurfaceDistances, distances_for, joint_crop
+from brats_seg.evaluation.surface import Definition, Spacing, SurfaceDistances, joint_crop, patch_distances, region_distances
 
 Members = tuple[int, ...]
 """The class indices that make a region."""
@@ -35,8 +35,10 @@ class Pair:
         """Between the two surfaces of the region."""
         key = members, definition == "surface_weighted"
         if key not in self._distances:
-            reference, prediction = self.masks(members)
-            self._distances[key] = distances_for(reference, prediction, spacing_mm=self.spacing_mm, definition=definition)
+            if definition == "surface_weighted":
+                self._distances[key] = patch_distances(*self.masks(members), spacing_mm=self.spacing_mm)
+            else:
+                self._distances[key] = region_distances(self.reference, self.prediction, members, spacing_mm=self.spacing_mm)
         return self._distances[key]
 
     def lesions(self, members: Members) -> Lesions:
@@ -55,7 +57,7 @@ def make_pair(reference: TissueMap, prediction: TissueMap, *, spacing_mm: Spacin
     crop = tuple(
         slice(max(0, s.start - RIM), min(n, s.stop + RIM)) for s, n in zip(joint_crop(reference, prediction), reference.shape, strict=True)
     )
-    return Pair(reference[crop], prediction[crop], tuple(float(s) for s in spacing_mm))
+    return Pair(np.ascontiguousarray(reference[crop]), np.ascontiguousarray(prediction[crop]), tuple(float(s) for s in spacing_mm))
 
 
 RIM = 4

@@ -1,5 +1,6 @@
 """HD95 by its three definitions, and surface Dice, from nearest neighbors among surface elements."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,7 +11,7 @@ from jaxtyping import Bool, Float64, UInt8
 from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes, mesh_surface_area
 
-from brats_seg.core.kernels import joint_box, surface_voxels
+from brats_seg.core.kernels import joint_box, nearest_in_rows, steps_along_x, surface_voxels
 from brats_seg.core.shapes import Mask, TissueMap
 
 Definition = Literal["directed", "pooled", "surface_weighted"]
@@ -21,6 +22,10 @@ OfPrediction = Float64[np.ndarray, "m"]
 """A number for each surface element of the prediction."""
 Spacing = Sequence[float | int]
 """Voxel size in mm along (Z, Y, X)."""
+
+REACH_VOX = 16
+"""How far the search on the grid goes. For a distance of d it takes about 3 d^2 steps: near by (a voxel or two, as between most label
+maps and their references) 20 times faster than a tree, at the far end of a head 10 times slower. A search in vain adds 10 ms."""
 
 _CORNER_WEIGHTS = np.array([[[128, 64], [32, 16]], [[8, 4], [2, 1]]], np.uint8)
 
@@ -95,9 +100,16 @@ def voxel_distances(reference: Mask, prediction: Mask, *, spacing_mm: Spacing) -
         prediction: the same, same shape.
         spacing_mm: voxel size along (Z, Y, X).
     """
-    box = joint_crop(reference.view(np.uint8), prediction.view(np.uint8))
-    surface_a, surface_b = surface_voxels(reference[box]), surface_voxels(prediction[box])
-    a, b = _distances(surface_a, surface_b, spacing_mm)
+    return region_distances(reference.view(np.uint8), prediction.view(np.uint8), (1,), spacing_mm=spacing_mm)
+
+
+def region_distances(reference: TissueMap, prediction: TissueMap, members: Sequence[int], *, spacing_mm: Spacing) -> SurfaceDistances:
+    """`voxel_distances` of the region that has these class indices, straight from the two tissue maps (Z, Y, X)."""
+    inside = np.zeros(256, bool)
+    inside[list(members)] = True
+    surface_a, surface_b = surface_voxels(reference, inside), surface_voxels(prediction, inside)
+    box = joint_crop(surface_a.view(np.uint8), surface_b.view(np.uint8))
+    a, b = _distances(surface_a[box], surface_b[box], spacing_mm)
     return SurfaceDistances(a, b, np.ones(a.size), np.ones(b.size))
 
 
@@ -120,11 +132,8 @@ def _distances(a: Bool[np.ndarray, "z y x"], b: Bool[np.ndarray, "z y x"], spaci
     """Elements of both surfaces first, at distance 0, then the rest: only those need a search."""
     if not a.any() or not b.any():
         return np.full(int(a.sum()), np.inf), np.full(int(b.sum()), np.inf)
-    shared = a & b
-    zeros = np.zeros(int(shared.sum()))
-    spacing = np.asarray(spacing_mm, np.float64)
-    points_a, points_b, alone_a, alone_b = (np.argwhere(s) * spacing for s in (a, b, a & ~shared, b & ~shared))
-    return np.concatenate((zeros, _nearest_mm(alone_a, points_b))), np.concatenate((zeros, _nearest_mm(alone_b, points_a)))
+    zeros = np.zeros(int((a & b).sum()))
+    return np.concatenate((zeros, _nearest_mm(a & ~b, b, spacing_mm))), np.concatenate((zeros, _nearest_mm(b & ~a, a, spacing_mm)))
 
 
 def _in_distance_order(
@@ -135,12 +144,16 @@ def _in_distance_order(
     return np.concatenate((values[own & other], values[own & ~other]))
 
 
-def _nearest_mm(points: Float64[np.ndarray, "n 3"], others: Float64[np.ndarray, "m 3"]) -> OfReference:
-    if len(points) == 0:
-        return np.zeros(0)
-    # Unbalanced trees build twice as fast and are searched as fast: the points lie on a grid.
-    tree = cKDTree(others, balanced_tree=False, compact_nodes=False)
-    return tree.query(points, workers=-1)[0]
+def _nearest_mm(points: Bool[np.ndarray, "z y x"], surface: Bool[np.ndarray, "z y x"], spacing_mm: Spacing) -> OfReference:
+    """Distance from each point to the nearest element of the surface: near ones on the grid, far ones by a k-d tree."""
+    spacing = np.asarray(spacing_mm, np.float64)
+    nearest = nearest_in_rows(points, steps_along_x(surface), spacing, REACH_VOX * math.sqrt(spacing[0] * spacing[1]))
+    far = np.isinf(nearest)
+    if far.any():
+        # Unbalanced trees build twice as fast and are searched as fast: the points lie on a grid.
+        tree = cKDTree(np.argwhere(surface) * spacing, balanced_tree=False, compact_nodes=False)
+        nearest[far] = tree.query(np.argwhere(points)[far] * spacing)[0]
+    return nearest
 
 
 def _weighted_percentile(distances_mm: OfReference, weights: OfReference) -> float:

@@ -9,8 +9,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from brats_seg.bank.build import BuildReport
+from brats_seg.core.grid import GridReport
 from brats_seg.inference.predict import PredictReport
 from brats_seg.inference.tuning import TUNED, Tuning
+from brats_seg.reporting.experiment_table import MEAN, differences_to
 from brats_seg.scans.labels import REGIONS
 from brats_seg.scans.problem import Problem
 from brats_seg.training.loop import RunResult
@@ -114,6 +116,29 @@ def show_scores(summary: Mapping[str, Any], *, console: Console) -> None:
         console.print(f"{test['convention']} {test['region']} {test['metric']}: {difference} (n {test['n']}, Wilcoxon p {test['p']:.3g})")
 
 
+def show_experiment(summary: Mapping[str, Any], grid: GridReport, *, against: str | None, console: Console) -> None:
+    """Dice of each variant, its paired differences to the first, and what failed."""
+    names = (*REGIONS, MEAN, "healthy")
+    table = _table("strategy", *names, "n")
+    for variant in summary["variants"]:
+        cells = [_mean_cells(variant["regions"][region]["dice"], "dice")[0] for region in names]
+        table.add_row(_named(variant, "label"), *cells, str(variant["regions"]["whole"]["dice"]["n"]))
+    console.print(table)
+    for difference in differences_to(summary, against=against):
+        parts = []
+        for region in (*REGIONS, MEAN):
+            mean, interval, _ = _mean_cells(difference["regions"][region]["dice"], "dice")
+            parts.append(f"{region} {mean.partition(' ')[0]}" + (f" ({interval})" if interval else ""))
+        console.print(f"{_named(difference, 'to')} - {difference['from']}: {', '.join(parts)}", soft_wrap=True)
+    for key, reason in grid.failed:
+        console.print(f"[red]failed[/] {escape(key)}: {escape(reason)}", soft_wrap=True)
+    console.print(f"{grid.n_new} {_plural('run', grid.n_new)} finished now, {grid.n_kept} before; mean +- sd over cases")
+
+
+def _named(tree: Mapping[str, Any], key: str) -> str:
+    return f"{tree['data']}: {tree[key]}" if tree["data"] else str(tree[key])
+
+
 def show_place(label: str, path: Path, *, console: Console) -> None:
     """Where something lies; never broken over two lines."""
     console.print(f"{label} {escape(str(path))}", soft_wrap=True)
@@ -122,7 +147,7 @@ def show_place(label: str, path: Path, *, console: Console) -> None:
 def _table(*columns: str, title: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        is_text = column in ("case", "patient", "layout", "region", "shape", "tissue voxels", "95 % interval")
+        is_text = column in ("case", "patient", "layout", "region", "strategy", "shape", "tissue voxels", "95 % interval")
         table.add_column(column, justify="left" if is_text else "right", overflow="fold")
     return table
 

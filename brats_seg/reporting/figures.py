@@ -1,4 +1,4 @@
-"""Figures of a report: overlays of a label map on a scan, box plots, curves, ledger and confusion matrix."""
+"""Figures of a report: overlays of a label map on a scan, box plots, curves, ledger, confusion matrix and reliability."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from PIL import Image
 
 from brats_seg.core.shapes import Shares
@@ -248,7 +248,7 @@ def confusion_chart(counts: Int64[np.ndarray, "k k"], *, classes: Sequence[str])
         for j in range(k):
             text = "–" if np.isnan(shares[i, j]) else f"{100 * shares[i, j]:.1f} %"
             axes.text(j, i, text, ha="center", va="center", fontsize=8.5, color="white" if shares[i, j] > 0.7 else INK)
-    names = [words(c).replace(" ", "\n", 1) for c in classes]
+    names = ["\n".join(words(c).rsplit(" ", 1)) for c in classes]
     axes.set_xticks(range(k), names)
     axes.set_yticks(range(k), names)
     axes.tick_params(length=0)
@@ -265,6 +265,32 @@ def row_shares(counts: Int64[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
     """Each row of a confusion matrix over its sum; NaN in the row of a class that the reference never has."""
     sums = counts.sum(axis=1, keepdims=True).astype(np.float64)
     return np.divide(counts, sums, out=np.full(counts.shape, np.nan), where=sums > 0)
+
+
+def reliability_chart(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """Share of voxels inside a region against the probability they were given, bin by bin; below, how many voxels a bin holds.
+
+    Args:
+        curves: bins of each region, as `evaluation.calibration.Reliability.to_dict` has them.
+    """
+    figure = Figure(figsize=(4.6, 4.7), dpi=150, facecolor="white", layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
+    top.plot([0, 1], [0, 1], color=QUIET, linewidth=0.9, zorder=1)
+    for name, bins in curves.items():
+        x, y, n = ([b[key] for b in bins] for key in ("mean_probability", "share_inside", "n_voxels"))
+        line = {"color": color_of(name), "linewidth": 1.7, "marker": "o", "label": words(name)}
+        top.plot(x, y, markersize=4.5, markeredgecolor="white", markeredgewidth=0.6, clip_on=False, zorder=3, **line)
+        bottom.plot(x, n, markersize=2.5, **line)
+    counts = [b["n_voxels"] for bins in curves.values() for b in bins] or [1]
+    bottom.set(xlabel="probability given to it", ylabel="voxels", yscale="log", ylim=(min(counts) / 2, 2 * max(counts)))
+    top.set(ylabel="share inside the region", xlim=(0, 1), ylim=(0, 1))
+    top.legend(frameon=False, fontsize=8.5, loc="upper left", handlelength=1.2, borderaxespad=0.3)
+    bottom.yaxis.set_major_locator(LogLocator(numticks=4))
+    bottom.yaxis.set_minor_locator(NullLocator())
+    for axes in (top, bottom):
+        _plain(axes)
+        axes.grid(color=RULE, linewidth=0.7)
+    return figure
 
 
 def volume_chart(volumes: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
@@ -323,13 +349,18 @@ def data_uri(png_bytes: bytes) -> str:
 def _chart(*, width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white", layout="constrained")
     axes = figure.subplots()
+    _plain(axes)
+    return figure, axes
+
+
+def _plain(axes: Axes) -> None:
+    """Two quiet axes, small letters, the grid behind everything."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(RULE)
     axes.tick_params(colors=QUIET, labelcolor=INK, labelsize=8.5)
     axes.xaxis.label.set(color=INK, fontsize=9)
     axes.yaxis.label.set(color=INK, fontsize=9)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def _show_picture(axes: Axes, picture: Picture) -> None:

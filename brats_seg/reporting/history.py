@@ -1,6 +1,7 @@
 """A run folder -> what a report says of the training: curves, and the class mix asked for and drawn."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from brats_seg.errors import InputError
-from brats_seg.imbalance.ledger import OUTSIDE
+from brats_seg.imbalance.ledger import LEDGER_COLUMNS, OUTSIDE
 from brats_seg.reporting.figures import Plot, line_chart, mix_chart, plot, words
 from brats_seg.scans.labels import REGIONS
 
@@ -22,9 +23,10 @@ def training_section(run: Path) -> dict[str, Any]:
     """Curves from epochs.csv, mix and table from ledger.csv, and config.yaml as it stands; a file that is not there is left out.
 
     Raises:
-        InputError: the folder has none of the three.
+        InputError: the folder has none of the three, or a table in it is damaged.
     """
-    epochs, ledger = _rows(run / "epochs.csv"), _rows(run / "ledger.csv")
+    epochs = _rows(run / "epochs.csv", numbers=("epoch",), or_empty=("loss", *(f"dice_{region}" for region in REGIONS)))
+    ledger = _rows(run / "ledger.csv", numbers=[column for column in LEDGER_COLUMNS if column != "class"])
     config = run / "config.yaml"
     if not (epochs or ledger or config.is_file()):
         raise InputError(f"--run {run}: neither epochs.csv nor ledger.csv nor config.yaml is in it; give a folder that train wrote")
@@ -101,8 +103,33 @@ def _line(epochs: Rows, column: str) -> Line:
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _rows(path: Path) -> Rows:
+def _rows(path: Path, *, numbers: Sequence[str], or_empty: Sequence[str] = ()) -> Rows:
+    """The rows of a table; none where it is not there. Refuses columns that should hold numbers, or numbers and gaps, and do not."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows, columns = list(reader), reader.fieldnames
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: damaged, not a table: {error}; {_MEND}") from None
+    absent = [column for column in (*numbers, *or_empty) if columns is not None and column not in columns]
+    if absent:
+        raise InputError(f"{path}: damaged, it has no column '{absent[0]}'; {_MEND}")
+    for line, row in enumerate(rows, start=2):
+        for column in (*numbers, *or_empty):
+            value = row.get(column)
+            if not (_is_number(value) or (column in or_empty and value == "")):
+                found = "is missing" if value is None else f"is '{value}', not a number"
+                raise InputError(f"{path}: damaged, '{column}' {found} in line {line}; {_MEND}")
+    return rows
+
+
+_MEND = "`brats-seg train --resume` writes it anew, also for a finished run"
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        return text is not None and math.isfinite(float(text))
+    except ValueError:
+        return False

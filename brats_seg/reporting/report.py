@@ -1,7 +1,8 @@
-"""One HTML and Markdown report: scores, worst and best cases, volumes, confusion, what the network was trained on."""
+"""One HTML and Markdown report: scores, worst and best cases, volumes, confusion, calibration, what the network was trained on."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,14 @@ N_EACH_END = 3
 """So many worst and so many best cases are shown."""
 
 
+@dataclass(frozen=True)
+class WrittenReport:
+    """A page, and whether everything in it could be scored: 1 where an error is listed, as `evaluate` exits."""
+
+    page: Path
+    exit_code: int
+
+
 def write_report(
     out: Path,
     reference: Path,
@@ -47,7 +56,7 @@ def write_report(
     run: Path | None = None,
     conventions: Sequence[str] = ("brats2020",),
     only: Collection[str] | None = None,
-) -> Path:
+) -> WrittenReport:
     """Score a folder of predictions and write one self-contained page, and a Markdown twin beside it. The same input gives the same bytes.
 
     Args:
@@ -59,7 +68,7 @@ def write_report(
         only: ids of the cases meant; None for all.
 
     Returns:
-        `output`.
+        `output`, and 1 as the exit code where a case could not be scored.
 
     Raises:
         InputError: a folder that is not there, or no case that could be scored.
@@ -76,7 +85,7 @@ def write_report(
     pages = _environment()
     for path, template in ((output.with_suffix(".md"), "report.md"), (output, "report.html")):
         write_text(path, pages.get_template(template).render(content))
-    return output
+    return WrittenReport(output, evaluation.exit_code)
 
 
 def _content(evaluation: EvaluationReport, out: Path, reference: Path, *, run: Path | None) -> dict[str, Any]:
@@ -108,6 +117,7 @@ def _content(evaluation: EvaluationReport, out: Path, reference: Path, *, run: P
         "figures": _plots(scores, confusion, classes),
         "confusion_rows": list(zip(classes, confusion.tolist(), strict=True)),
         "confusion_note": _air_words(n_without_scans),
+        "calibration": _calibration(evaluation.summary.get("calibration")),
         "training": training_section(run) if run is not None else None,
         "problems": [{"severity": p.severity, "words": str(p)} for p in evaluation.problems] + unread + _warnings(out, ids),
         "version": version("brats-seg"),
@@ -278,6 +288,24 @@ def _plots(scores: Sequence[Score], confusion: JointHistogram, classes: Sequence
             alt=f"Box plot of volume error in ml. {_medians(errors, digits=1)}",
         ),
         "confusion": plot(figures.confusion_chart(confusion, classes=classes), alt=f"Confusion matrix. Share predicted right: {kept}."),
+    }
+
+
+def _calibration(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Reliability of the saved probabilities; None where none were saved."""
+    if found is None:
+        return None
+    curves = {region: found["regions"][region]["bins"] for region in REGIONS}
+    rows = []
+    for region, bins in curves.items():
+        n = sum(b["n_voxels"] for b in bins)
+        means = {key: sum(b["n_voxels"] * b[key] for b in bins) / n if n else math.nan for key in ("mean_probability", "share_inside")}
+        rows.append({"region": region, "ece": found["regions"][region]["ece"]} | means)
+    errors = "; ".join(f"{row['region']} {_number(row['ece'], 4)}" for row in rows)
+    return {
+        "n_words": _counted(found["n_cases"], "case"),
+        "rows": rows,
+        "figure": plot(figures.reliability_chart(curves), alt=f"Reliability curves. Expected calibration error: {errors}."),
     }
 
 

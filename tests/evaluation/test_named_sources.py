@@ -1,23 +1,29 @@
 """Our definitions against the packages they are named after, where those are installed (extra `bench`)."""
 
 import importlib
+import math
 import warnings
 from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from monai.metrics import DiceMetric, HausdorffDistanceMetric
+from scipy import ndimage
 
 from brats_seg.evaluation.overlap import joint_histogram, overlap_scores
 from brats_seg.evaluation.scores import score_case
 from brats_seg.evaluation.surface import SurfaceDistances, distances_for, hd95_mm, patch_distances, surface_dice
+from brats_seg.evaluation.table import Score
 from brats_seg.scans.labels import REGIONS, common_classes, region_classes, schema_named, to_tissue
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.volume import read_volume
 
 SPACING = st.tuples(*[st.sampled_from([0.5, 1.0, 1.25, 5.0])] * 3)
+NAN = math.nan
 RANDOM = settings(max_examples=60, deadline=None)
 
 
@@ -112,8 +118,96 @@ def test_overlap_is_medpys(drawn):
         assert ours.specificity == pytest.approx(float(medpy.specificity(b, a)))
 
 
+def by_monai(a: np.ndarray, b: np.ndarray, spacing) -> tuple[float, float]:
+    """Dice and HD95."""
+    reference, prediction = (torch.from_numpy(mask)[None, None] for mask in (a, b))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it calls itself by an old name
+        dice = DiceMetric(include_background=True, reduction="none")(prediction.float(), reference.float())
+        hd95 = HausdorffDistanceMetric(include_background=True, percentile=95, reduction="none")(prediction, reference, spacing=spacing)
+    return dice.item(), hd95.item()
+
+
+def by_lesion_wise_code(a: np.ndarray, b: np.ndarray, spacing) -> tuple[float, float]:
+    """Lesion-wise Dice and HD95 by the steps of the challenge's own program, over the whole image, with its penalties of 0 and 374 mm."""
+    grow, touch = ndimage.generate_binary_structure(3, 2), np.ones((3, 3, 3), bool)
+    predicted, n_predicted = ndimage.label(b, touch)
+    lesions = ndimage.label(ndimage.binary_dilation(a, grow, iterations=3), touch)[0] * a
+    found: set[int] = set()
+    scores: list[tuple[float, float]] = []
+    for lesion in range(1, lesions.max(initial=0) + 1):
+        own = lesions == lesion
+        hits = set(np.unique(predicted[ndimage.binary_dilation(own, grow, iterations=3)])) - {0}
+        found |= hits
+        if own.sum() * np.prod(spacing) > 50:
+            answer = np.isin(predicted, list(hits))
+            hd95 = by_surface_distance(own, answer, spacing)[0] if hits else 374.0
+            scores.append((2 * (own & answer).sum() / (own.sum() + answer.sum()), hd95))
+    scores += [(0.0, 374.0)] * (n_predicted - len(found))
+    return tuple(np.mean(scores, axis=0)) if scores else (1.0, 0.0)
+
+
+SOURCE_OF_EMPTY = {"brats2013": ((NAN, NAN), (0.0, NAN)), "nnunet": ((NAN, NAN), (0.0, NAN)),
+                   "brats2020": ((1.0, 0.0), (0.0, 373.12866)), "brats2023": ((1.0, 0.0), (0.0, 374.0))}  # fmt: skip
+"""Dice and HD95 where a region is empty in both, and in one: no package says; the organizers do."""
+
+
+def by_source(convention: str, a: np.ndarray, b: np.ndarray, spacing) -> tuple[float, float]:
+    """Dice and HD95 of a region."""
+    if not (a.any() and b.any()):
+        return SOURCE_OF_EMPTY[convention][int(a.any() or b.any())]
+    if convention == "nnunet":
+        return float(source("medpy.metric.binary").dc(b, a)), by_medpy(a, b, spacing)
+    dice, hd95 = by_monai(a, b, spacing)
+    return dice, by_surface_distance(a, b, spacing)[0] if convention == "brats2023" else hd95
+
+
+def check_against_sources(reference: np.ndarray, prediction: np.ndarray, classes: tuple[str, ...], spacing) -> None:
+    """Every region under every convention."""
+    scores = score_case(reference, prediction, classes=classes, spacing_mm=spacing, conventions=tuple(SOURCE_OF_EMPTY), tissues=False)
+    for score in scores:
+        members = region_classes(score.region, classes)
+        a, b = np.isin(reference, members), np.isin(prediction, members)
+        dice, hd95 = by_source(score.convention, a, b, spacing)
+        assert score.dice == pytest.approx(dice, abs=1e-4, nan_ok=True), score
+        assert score.hd95_mm == pytest.approx(hd95, abs=1e-4, nan_ok=True) or _is_on_a_step(score, a, b, spacing), score
+        if score.convention == "brats2023":
+            lesion_dice, lesion_hd95 = by_lesion_wise_code(a, b, spacing)
+            assert score.lesion_dice == pytest.approx(lesion_dice, abs=1e-4), score
+            assert score.lesion_hd95_mm == pytest.approx(lesion_hd95, abs=1e-4) or _is_on_a_step(score, a, b, spacing), score
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_every_convention_is_its_source_whatever_is_empty(data):
+    """Blocks of tissue, so that some lesions are over 50 mm3 and some under; each class may be missing on either side, or all of them."""
+    shape, spacing = (9, 10, 26), data.draw(st.sampled_from([(1.0, 1.0, 1.0), (2.0, 1.0, 1.0)]))
+    maps = []
+    for _ in range(2):
+        tissue = np.zeros(shape, np.uint8)
+        for value in data.draw(st.sets(st.sampled_from((1, 2, 3)))):
+            for _ in range(data.draw(st.integers(1, 2))):
+                at = [data.draw(st.integers(0, n - 2)) for n in shape]
+                side = [data.draw(st.integers(1, 5)) for _ in shape]
+                tissue[tuple(slice(first, first + n) for first, n in zip(at, side, strict=True))] = value
+        maps.append(tissue)
+    check_against_sources(*maps, ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core"), spacing)
+
+
+@pytest.mark.parametrize("missing", ["in both", "in the reference", "in the prediction"])
+@pytest.mark.parametrize("classes_gone", [(3,), (1, 3), (1, 2, 3)], ids=["active", "core", "whole"])
+def test_empty_regions_in_every_combination(missing, classes_gone):
+    full = np.zeros((9, 10, 12), np.uint8)
+    full[1:7, 1:6, 1:6], full[2:5, 2:5, 2:5], full[2:4, 3:5, 6:9] = 2, 1, 3
+    without = np.where(np.isin(full, classes_gone), 0, full).astype(np.uint8)
+    reference, prediction = {"in both": (without, without), "in the reference": (without, full), "in the prediction": (full, without)}[
+        missing
+    ]
+    check_against_sources(reference, prediction, ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core"), (1.0, 1.0, 1.0))
+
+
 def test_real_regions_are_scored_as_the_sources_score_them(real_data):
-    """A real annotation against itself, moved and with a hole: every region, each convention by its own source."""
+    """A real annotation against itself, moved, with a hole and a false blob: every region, each convention by its own source."""
     case = next(c for c in find_cases(real_data).cases if c.label is not None)
     classes = common_classes([schema_named(case.schema)])
     tissue = to_tissue(read_volume(case.label)[0], schema_named(case.schema), classes)
@@ -122,17 +216,24 @@ def test_real_regions_are_scored_as_the_sources_score_them(real_data):
     reference = np.ascontiguousarray(tissue[box])
     prediction = np.roll(reference, (1, 2, -1), (0, 1, 2))
     prediction[tuple(slice(n // 2 - 3, n // 2 + 3) for n in reference.shape)] = 0
+    prediction[:3, :3, :3] = classes.index("enhancing_core")
     mm = (1.0, 1.0, 1.0)
-    scores = score_case(reference, prediction, classes=classes, spacing_mm=mm, conventions=("nnunet", "brats2023"), tissues=False)
-    found = {(s.region, s.convention): s.hd95_mm for s in scores}
+    check_against_sources(reference, prediction, classes, mm)
     for region in REGIONS:
         members = region_classes(region, classes)
         a, b = np.isin(reference, members), np.isin(prediction, members)
-        assert found[region, "nnunet"] == pytest.approx(by_medpy(a, b, mm), abs=1e-4)
-        assert found[region, "nnunet"] == pytest.approx(by_panoptica(a, b, mm), abs=1e-4)
-        hd95, dice = by_surface_distance(a, b, mm)
-        assert found[region, "brats2023"] == pytest.approx(hd95, abs=1e-4)
+        assert hd95_mm(a, b, spacing_mm=mm, definition="pooled") == pytest.approx(by_panoptica(a, b, mm), abs=1e-4)
+        _, dice = by_surface_distance(a, b, mm)
         assert surface_dice(distances_for(a, b, spacing_mm=mm, definition="surface_weighted"), tolerance_mm=1.0) == pytest.approx(dice)
+
+
+def _is_on_a_step(score: Score, a: np.ndarray, b: np.ndarray, spacing) -> bool:
+    """`_on_a_step` of a region or of one of its lesions."""
+    if score.convention != "brats2023":
+        return False
+    parts = [ndimage.label(mask, np.ones((3, 3, 3)))[0] for mask in (a, b)]
+    masks = [[mask] + [parts[i] == k for k in range(1, parts[i].max(initial=0) + 1)] for i, mask in enumerate((a, b))]
+    return any(_on_a_step(patch_distances(x, y, spacing_mm=spacing)) for x in masks[0] for y in masks[1] if x.any() and y.any())
 
 
 def _on_a_step(distances: SurfaceDistances) -> bool:

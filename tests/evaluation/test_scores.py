@@ -215,6 +215,23 @@ def test_every_problem_is_named_and_the_others_scored(tmp_path):
     assert evaluate_folders(out, reference, only=[names["good"]]).exit_code == 0
 
 
+def test_a_reference_that_cannot_be_used_is_named_and_the_others_scored(tmp_path):
+    names = {k: f"BraTS2021_0000{i}" for i, k in enumerate(("good", "stack", "double", "value"))}
+    reference = write_reference(tmp_path / "reference", dict.fromkeys(names.values(), tumor(core=2, edema=2)))
+    file = {key: reference / name / f"{name}_seg.nii.gz" for key, name in names.items()}
+    write_volume(file["stack"], np.zeros((*SHAPE, 2), np.uint8), make_geometry(SHAPE), dtype="uint8")
+    write_map(file["double"].with_suffix(""), tumor())
+    write_map(file["value"], tumor(core=2), values=(0, 9, 2, 4))
+    for name in names.values():
+        write_map(tmp_path / "out" / f"{name}.nii.gz", tumor(core=2, edema=2))
+    report = evaluate_folders(tmp_path / "out", reference)
+    said = {key: " ".join(str(p) for p in report.problems if p.case == name) for key, name in names.items()}
+    assert (report.exit_code, {s.case for s in report.scores}, said["good"]) == (1, {names["good"]}, "")
+    assert "2 volumes" in said["stack"]
+    assert "ambiguous" in said["double"]
+    assert "9" in said["value"]
+
+
 def test_against_another_folder(tmp_path):
     truth = {f"BraTS2021_{i:05d}": tumor(core=2, edema=2, active=3) for i in range(6)}
     reference = write_reference(tmp_path / "reference", truth)

@@ -11,7 +11,7 @@ from monai.metrics import HausdorffDistanceMetric, SurfaceDiceMetric
 from monai.metrics.utils import create_table_neighbour_code_to_surface_area
 from scipy import ndimage
 
-from brats_seg.evaluation.surface import _patch_areas, distances_for, hd95_mm, joint_crop, surface_dice, voxel_distances
+from brats_seg.evaluation.surface import REACH_VOX, _patch_areas, distances_for, hd95_mm, joint_crop, surface_dice, voxel_distances
 
 DEFINITIONS = ("directed", "pooled", "surface_weighted")
 SPACING = st.tuples(*[st.sampled_from([0.5, 1.0, 1.25, 5.0])] * 3)
@@ -54,6 +54,20 @@ def test_surface_dice_by_hand():
     distances = voxel_distances(mask_with((2, 2, 2), (2, 2, 6)), mask_with((2, 2, 2)), spacing_mm=(1, 1, 1))
     assert surface_dice(distances, tolerance_mm=1.0) == pytest.approx(2 / 3)
     assert surface_dice(distances, tolerance_mm=4.0) == 1.0
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (5.0, 0.7, 1.3)])
+def test_near_and_far_voxels_are_found_alike(spacing):
+    """One blob touches the other mask, one is at the other end of the head: farther than the search on the grid goes."""
+    a, b = (np.zeros((40, 60, 70), bool) for _ in range(2))
+    a[2:7, 3:9, 4:9] = b[3:8, 3:9, 5:11] = True
+    a[34:37, 52:56, 60:64] = True
+    edges = [m ^ ndimage.binary_erosion(m) for m in (a, b)]
+    maps = [ndimage.distance_transform_edt(~e, sampling=spacing) for e in edges]
+    found = voxel_distances(a, b, spacing_mm=spacing)
+    assert np.sort(found.from_reference_mm) == pytest.approx(np.sort(maps[1][edges[0]]))
+    assert np.sort(found.from_prediction_mm) == pytest.approx(np.sort(maps[0][edges[1]]))
+    assert found.from_reference_mm.max() > REACH_VOX * math.sqrt(spacing[0] * spacing[1])
 
 
 def test_areas_are_those_of_surface_distance():

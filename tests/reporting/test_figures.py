@@ -100,11 +100,13 @@ def test_the_png_of_an_overlay_is_the_overlay(seed: int, scale: int) -> None:
         lambda: figures.confusion_chart(np.diag([5, 4, 3, 2, 0]), classes=CLASSES),
         lambda: figures.volume_chart({"edema": ([0.0, 10.0], [1.0, 300.0])}),
         lambda: figures.volume_chart({}),
+        lambda: figures.reliability_chart({"whole": [{"mean_probability": 0.1, "share_inside": 0.2, "n_voxels": 900}], "core": []}),
+        lambda: figures.reliability_chart({"active": []}),
         lambda: figures.picture_grid(
             [[np.zeros((20, 16, 3), np.uint8)] * 2], row_names=["FLAIR"], column_names=["a", "b"], classes=CLASSES
         ),
     ],
-    ids=["box", "line", "mix", "confusion", "volume", "no volume", "pictures"],
+    ids=["box", "line", "mix", "confusion", "volume", "no volume", "reliability", "no reliability", "pictures"],
 )
 def test_a_figure_is_drawn_and_drawn_again_the_same(draw: Callable[[], Figure]) -> None:
     image = opened(draw())

@@ -24,6 +24,29 @@ def test_curves_have_the_epochs_that_have_a_number(study: Study) -> None:
     assert (section["n_epochs"], section["outside_percent"]) == (2, 25.0)
 
 
+@pytest.mark.parametrize(
+    ("table", "damage", "said"),
+    [
+        ("epochs.csv", "epo", r"epochs\.csv: damaged, it has no column 'epoch'"),
+        (
+            "epochs.csv",
+            "epoch,loss,dice_whole,dice_core,dice_active\n1,abc,,,\n",
+            r"epochs\.csv: damaged, 'loss' is 'abc', not a number in line 2",
+        ),
+        ("epochs.csv", "epoch,loss,dice_whole,dice_core,dice_active\n1,0.5,,,\n2,0.\n", r"'dice_whole' is missing in line 3"),
+        ("epochs.csv", 'epoch\n"1', r"epochs\.csv: damaged, not a table"),
+        ("epochs.csv", b"\xff\xfe\x00", r"epochs\.csv: damaged, not a table"),
+        ("ledger.csv", "epoch,class\n1,healthy\n", r"ledger\.csv: damaged, it has no column 'requested_share'"),
+    ],
+)
+def test_a_damaged_table_is_named_in_one_line(study: Study, tmp_path: Path, table: str, damage: str | bytes, said: str) -> None:
+    shutil.copytree(study.run, tmp_path / "run")
+    (tmp_path / "run" / table).write_bytes(damage if isinstance(damage, bytes) else damage.encode())
+    with pytest.raises(InputError, match=said) as error:
+        training_section(tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
 def test_what_a_run_does_not_have_is_left_out(study: Study, tmp_path: Path) -> None:
     shutil.copy(study.run / "ledger.csv", tmp_path)
     section = training_section(tmp_path)

@@ -1,9 +1,11 @@
 import html
 import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tiny_study import Study
+from tiny_study import Study, tumor, write_nifti
 
 from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.scores import CONVENTIONS
@@ -13,7 +15,7 @@ from brats_seg.reporting.report import convention_words, write_report
 @pytest.fixture(scope="module")
 def page(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("pages") / "report.html"
-    return write_report(study.predictions, study.reference, run=study.run, output=output, conventions=("brats2013", "brats2020"))
+    return write_report(study.predictions, study.reference, run=study.run, output=output, conventions=("brats2013", "brats2020")).page
 
 
 def plain(page: str) -> str:
@@ -65,7 +67,7 @@ def test_page_and_twin_have_the_same_numbers(page: Path, study: Study) -> None:
 def test_the_same_input_gives_the_same_bytes(page: Path, study: Study, tmp_path: Path) -> None:
     again = write_report(
         study.predictions, study.reference, run=study.run, output=tmp_path / "report.html", conventions=("brats2013", "brats2020")
-    )
+    ).page
     assert again.read_bytes() == page.read_bytes()
     assert again.with_suffix(".md").read_bytes() == page.with_suffix(".md").read_bytes()
 
@@ -75,7 +77,9 @@ def test_a_missing_run_leaves_training_out_and_a_missing_prediction_is_a_problem
     out.mkdir()
     for case in study.cases[:2]:
         (out / f"{case}.nii.gz").write_bytes((study.predictions / f"{case}.nii.gz").read_bytes())
-    page = write_report(out, study.reference, output=tmp_path / "deep" / "report.html", only=study.cases[1:3])
+    written = write_report(out, study.reference, output=tmp_path / "deep" / "report.html", only=study.cases[1:3])
+    assert written.exit_code == 1
+    page = written.page
     page_text = page.read_text(encoding="utf-8")
     assert 'id="training"' not in page_text
     assert "## Training" not in page.with_suffix(".md").read_text(encoding="utf-8")
@@ -83,6 +87,26 @@ def test_a_missing_run_leaves_training_out_and_a_missing_prediction_is_a_problem
     assert "<b>error</b>" in page_text
     assert study.cases[2] in page_text
     assert study.cases[3] not in page_text
+
+
+def test_saved_probabilities_add_a_section_and_move_the_numbers_behind_it(study: Study, tmp_path: Path) -> None:
+    """Case 0 is predicted right and with certainty; the others have none."""
+    out = tmp_path / "out"
+    shutil.copytree(study.predictions, out)
+    (out / "probabilities").mkdir()
+    (out / "probabilities" / "classes.txt").write_text("healthy\nnecrotic_or_non_enhancing\nedema\nenhancing_core\n")
+    sure = np.eye(5, dtype=np.float32)[tumor(enhancing=True)][..., [0, 1, 2, 4]]
+    write_nifti(out / "probabilities" / f"{study.cases[0]}.nii.gz", sure)
+    page = write_report(out, study.reference, output=tmp_path / "report.html", run=study.run).page
+    words, twin = plain(page.read_text(encoding="utf-8")), page.with_suffix(".md").read_text(encoding="utf-8")
+    for text in ("Figure 6. Reliability of the saved probabilities, 1 case together", "Table 5. Expected calibration error"):
+        assert text in words
+    assert "Figure 7. Training loss" in words
+    assert "Table 6. The ledger" in words
+    # all voxels that count are tumor, whole for certain; core is 64 of the 256, active 32
+    assert "| whole | 0.0000 | 1.0000 | 1.0000 |" in twin
+    assert "| core | 0.0000 | 0.2500 | 0.2500 |" in twin
+    assert "| active | 0.0000 | 0.1250 | 0.1250 |" in twin
 
 
 def test_refusals_name_what_is_wrong(study: Study, tmp_path: Path) -> None:

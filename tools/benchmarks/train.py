@@ -163,8 +163,8 @@ def _published_budget(bank: PatchBank, *, quick: bool, device: str) -> dict[str,
         start = time.perf_counter()
         result = train(
             Path(folder) / "run", bank=bank, split=Split(tuple(case.id for case in bank.cases)), config=dump_config(config),
-            network=config.network, sampler=config.sampler, hard=config.hard, loss=config.loss, augment=config.augment,
-            optimizer=config.optimizer, training=config.training, validation=config.validation, runtime=runtime,
+            network=config.network, task=config.task, sampler=config.sampler, hard=config.hard, loss=config.loss, augment=config.augment,
+            optimizer=config.optimizer, training=config.training, phases=config.phases, validation=config.validation, runtime=runtime,
         )  # fmt: skip
         minutes = (time.perf_counter() - start) / 60
     return {f"train, {result.n_epochs} epochs x {config.training.steps} x {config.training.batch_size}, hard replay, minutes": minutes}
