@@ -54,6 +54,8 @@ def ready_for_inference(network: nn.Module, *, runtime: Runtime) -> nn.Module:
 def brain_mask(image: Image) -> Mask:
     """Voxels (Z, Y, X) with any modality that is not 0."""
     bits = np.ascontiguousarray(image).view(np.uint16)  # NumPy's own test of a half float against 0 takes ten times as long
+    if bits.shape[-1] == 4:
+        return bits.view(np.uint64)[..., 0] != 0  # all four at once: a quarter of the time
     brain = bits[..., 0] != 0
     for channel in range(1, bits.shape[-1]):
         brain |= bits[..., channel] != 0

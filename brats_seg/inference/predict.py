@@ -254,8 +254,12 @@ def _pipelined(job: _Job, cases: Sequence[Case]) -> Iterator[Prediction | Proble
             return Problem("error", case.id, str(case.folder), "a second case of this id", "ids that differ")
         source = _read(job, case)
         output = source if isinstance(source, Problem) else _compute(job, source, computers, n_parts=n_computers)
-        return output if isinstance(output, Problem) else _write(job, output)
+        if isinstance(output, Problem):
+            return output
+        with writing:  # the table and the lists beside the label maps are of all cases
+            return _write(job, output)
 
+    writing = threading.Lock()
     n_computers = n_cores if _by_slices(job) else 1
     with _computing(n_computers) as computers, ThreadPoolExecutor(min(1 + n_cores, _MOST_CASES, max(len(cases), 1))) as pool:
         yield from pool.map(segment, range(len(cases)))

@@ -130,6 +130,8 @@ def same_grid(a: Geometry, b: Geometry, *, tolerance_mm: float = 1e-3) -> bool:
     """
     if a.shape != b.shape:
         return False
+    if a.affine == b.affine and a.axis_codes == b.axis_codes:
+        return True  # as most are: a tenth of a millisecond less, and a case has sixteen pairs
     corners = np.array([[x, y, z, 1] for x in (0, a.shape[2]) for y in (0, a.shape[1]) for z in (0, a.shape[0])], np.float64)
     return bool(np.abs(corners @ (a.lps_affine - b.lps_affine).T).max() <= tolerance_mm)
 

@@ -147,7 +147,7 @@ def to_tissue(array: Num[np.ndarray, "*grid"], schema: LabelSchema, classes: Seq
     Raises:
         InputError: values outside the schema (listed), values that are not whole, or a tissue that `classes` cannot express.
     """
-    tissue = _lookup(schema, classes)[whole_values(array, schema)]
+    tissue = np.take(_lookup(schema, classes), whole_values(array, schema))  # two thirds of the time of indexing
     if np.any(tissue == _UNEXPECTED):
         values = [int(v) for v in np.unique(array) if int(v) not in schema.values]
         raise InputError(
@@ -160,7 +160,7 @@ def from_tissue(tissue: UInt8[np.ndarray, "*grid"], schema: LabelSchema, classes
     """Indices into `classes` -> voxel values of the schema, same shape; outside the brain (255) becomes 0."""
     table = np.zeros(256, np.uint8)
     table[: len(classes)] = [schema.value_of(name) for name in classes]
-    return table[tissue]
+    return np.take(table, tissue)
 
 
 def whole_values(array: Num[np.ndarray, "*grid"], schema: LabelSchema) -> UInt8[np.ndarray, "*grid"]:
@@ -171,6 +171,10 @@ def whole_values(array: Num[np.ndarray, "*grid"], schema: LabelSchema) -> UInt8[
     """
     if array.dtype == np.uint8 or array.size == 0:
         return array.astype(np.uint8, copy=False)
+    with np.errstate(invalid="ignore"):
+        values = array.astype(np.uint8)
+    if np.array_equal(values, array):  # whole values that a byte holds, as released: a quarter of the time of the rest
+        return values
     low, high = array.min(), array.max()
     choices = _listed(sorted(schema.values))
     if not (np.isfinite(low) and np.isfinite(high)):

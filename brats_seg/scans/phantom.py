@@ -1,6 +1,7 @@
 """A synthetic cohort that looks and fails like BraTS."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from brats_seg.scans.phantom_files import LAYOUTS, write_case, write_index
 from brats_seg.scans.phantom_image import mimics_of, paint, scan
 from brats_seg.scans.phantom_tumor import Lesion, Traits, grow_tumor, place_tumor
 
-__all__ = ("LAYOUTS", "Lesion", "PhantomCase", "Traits", "make_case", "plan_lesions", "write_cohort")
+__all__ = ("LAYOUTS", "PHANTOM_VERSION", "Lesion", "PhantomCase", "Traits", "make_case", "make_traits", "plan_lesions", "write_cohort")
 
+PHANTOM_VERSION = 1
+"""Raised by any change to what a seed gives: scores on phantoms are those of a version. A test holds the figures of one case of it."""
 MIN_SIZE = 48
 FEW = 4
 """From so many cases on, a cohort is planned as a whole; fewer are drawn one by one."""
@@ -62,6 +65,15 @@ def make_case(seed: int, *, size: int = 96, traits: Traits | None = None, lesion
     tumor = grow_tumor(brain, grid, growth, center=center, lesion=lesion, traits=traits)
     clean = paint(brain, tumor, scanner, mimics=mimics, vessels=vessels, traits=traits)
     return PhantomCase(scan(clean, brain.inside, scanner, traits=traits), tumor.tissue)
+
+
+def make_traits(changes: Mapping[str, float]) -> Traits:
+    """Traits of which some are set by name. Raises `UsageError` for a name that is no trait, or traits that leave no brain."""
+    names = [field.name for field in fields(Traits)]
+    unknown = [name for name in changes if name not in names]
+    if unknown:
+        raise UsageError(f"traits: no trait '{unknown[0]}'; the traits are {', '.join(names)}")
+    return Traits(**changes)
 
 
 def plan_lesions(n_cases: int, rng: Generator, *, traits: Traits) -> tuple[Lesion, ...]:

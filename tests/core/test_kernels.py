@@ -47,6 +47,21 @@ def test_group_positions(labels: np.ndarray, n_classes: int) -> None:
         assert np.array_equal(ours, twin)
 
 
+@given(bytes_, st.randoms())
+@settings(max_examples=50, deadline=None)
+def test_mark_outside(tissue: np.ndarray, random) -> None:
+    marks = np.array([random.randint(0, 1) for _ in tissue], np.uint8)
+    ours, twin = tissue.copy(), tissue.copy()
+    assert kernels.mark_outside(ours, marks, 255) == kernels.mark_outside_numpy(twin, marks, 255)
+    assert np.array_equal(ours, twin)
+
+
+def test_what_lies_outside_by_hand() -> None:
+    tissue = np.array([0, 0, 3, 2], np.uint8)
+    assert kernels.mark_outside(tissue, np.array([0, 1, 0, 1], np.uint8), 255) == 1
+    assert tissue.tolist() == [255, 0, 3, 2]
+
+
 def test_positions_by_hand() -> None:
     counts, positions = kernels.group_positions(np.array([2, 0, 255, 2, 0, 1], np.uint8), 3)
     assert counts.tolist() == [2, 1, 2]

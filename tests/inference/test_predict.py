@@ -1,4 +1,5 @@
 import csv
+import gzip
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -7,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+import torch
 from torch import nn
 
 from brats_seg.errors import UsageError
@@ -273,3 +275,53 @@ def test_a_single_slice(tmp_path):
     z_scores = (volume - volume[brain].mean(axis=0)) / volume[brain].std(axis=0)
     brightest = np.where(brain, z_scores.argmax(axis=-1), 0)
     assert np.array_equal(read_volume(report.predictions[0].path)[0], np.array([0, 1, 2, 4])[brightest])
+
+
+def test_scaled_data_is_the_same_case(tmp_path):
+    case = write_scans(tmp_path / "case", scans())
+    for scan in case.modalities.values():
+        image = nibabel.load(scan.path)
+        scaled = nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine)
+        scaled.header.set_slope_inter(0.5, 0.0)
+        scaled.to_filename(scan.path)  # nibabel stores twice the value
+        assert nibabel.load(scan.path).dataobj.slope == 0.5
+    (prediction,) = predict_cases([segmenter()], [case], out=tmp_path / "out").predictions
+    assert np.array_equal(read_volume(prediction.path)[0], np.array([0, 1, 2, 4])[expected(scans())])
+
+
+@pytest.mark.parametrize("value", [0, 7])
+def test_a_scan_that_is_the_same_all_over_is_refused_by_name(tmp_path, value):
+    volume = scans()
+    volume[..., 2] = value
+    report = predict_cases([segmenter()], [write_scans(tmp_path / "flat", volume)], out=tmp_path / "out")
+    assert (report.predictions, report.exit_code) == ((), 1)
+    assert "flat" in str(report.problems[0])
+    assert f"t2w is empty: every voxel is {value}" in str(report.problems[0])
+
+
+def test_a_scan_without_voxels_is_refused_by_name(tmp_path):
+    case = write_scans(tmp_path / "nothing", scans())
+    header = nibabel.Nifti1Header()
+    header["dim"][:4] = (3, 15, 18, 0)
+    header["vox_offset"] = 352
+    case.modalities["t1c"].path.write_bytes(gzip.compress(header.binaryblock + bytes(4)))
+    report = predict_cases([segmenter()], [case], out=tmp_path / "out")
+    assert (report.predictions, report.exit_code) == ((), 1)
+    assert "t1c.nii.gz" in str(report.problems[0])
+    assert "has the shape" in str(report.problems[0])
+
+
+@pytest.mark.parametrize("save", [False, True])
+def test_slices_computed_apart_are_those_computed_together(tmp_path, save):
+    cases = [write_scans(tmp_path / name, scans(i)) for i, name in enumerate(("a", "b", "c", "d"))]
+    n_threads, maps = torch.get_num_threads(), []
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            report = predict_cases([segmenter()], cases, out=tmp_path / str(n), save_probabilities=save)
+            assert [p.case for p in report.predictions] == ["a", "b", "c", "d"]
+            assert torch.get_num_threads() == n
+            maps.append([read_volume(p.path)[0] for p in report.predictions])
+    finally:
+        torch.set_num_threads(n_threads)
+    assert np.array_equal(*maps)

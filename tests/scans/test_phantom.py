@@ -13,7 +13,17 @@ from sklearn.linear_model import LogisticRegression
 from brats_seg.errors import UsageError
 from brats_seg.scans.labels import OUTSIDE, SCHEMAS, TISSUES, common_classes, from_tissue, to_tissue
 from brats_seg.scans.layouts import find_cases
-from brats_seg.scans.phantom import LAYOUTS, Lesion, PhantomCase, Traits, make_case, plan_lesions, write_cohort
+from brats_seg.scans.phantom import (
+    LAYOUTS,
+    PHANTOM_VERSION,
+    Lesion,
+    PhantomCase,
+    Traits,
+    make_case,
+    make_traits,
+    plan_lesions,
+    write_cohort,
+)
 from brats_seg.scans.phantom_brain import ellipsoid, grid_of, smooth_noise
 from brats_seg.scans.phantom_tumor import lowest
 from brats_seg.scans.volume import read_volume
@@ -235,6 +245,22 @@ def test_a_wrong_setting_is_named_before_anything_is_written(tmp_path: Path, set
     with pytest.raises(UsageError, match=message):
         write_cohort(tmp_path / "out", **settings_)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_case_of_this_version_is_what_it_was_when_the_version_was_frozen():
+    case = make_case(100_001, size=64)
+    assert PHANTOM_VERSION == 1, "write the new figures here, and say in the docs that scores on phantoms are of another version"
+    counts = np.bincount(case.tissue.ravel(), minlength=256)
+    assert counts[[0, 1, 2, 3, 4, 5, 255]] == pytest.approx([42842, 118, 601, 46, 249, 0, 124080], abs=3)
+    means = [case.modalities[inside].mean(axis=0) for inside in (case.tissue != OUTSIDE, case.tissue == 4)]
+    assert means[0] == pytest.approx([350.8, 491.9, 211.1, 285.5], abs=0.2)
+    assert means[1] == pytest.approx([310.5, 968.5, 244.0, 396.7], abs=2)
+
+
+def test_traits_are_set_by_name():
+    assert make_traits({"contrast": 0.5}) == Traits(contrast=0.5)
+    with pytest.raises(UsageError, match=r"no trait 'size'; the traits are edema, enhancing"):
+        make_traits({"size": 1.0})
 
 
 def test_impossible_traits_are_refused():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from brats_seg.scans.layouts import find_cases
-from brats_seg.scans.verify import verify_case, verify_folder
+from brats_seg.scans.verify import check_case, load_case, verify_case, verify_folder
 from brats_seg.scans.volume import make_geometry, write_volume
 
 
@@ -193,6 +193,10 @@ def test_a_background_that_is_not_0_looks_unstripped(tmp_path, volumes, write_ca
 def test_one_scan_given_for_two_modalities_is_a_warning(tmp_path, volumes, write_case):
     volumes["t1c"] = volumes["t1n"].copy()
     warned(tmp_path, volumes, write_case, "t1c is the same scan as t1n")
+    (case,) = find_cases(tmp_path).cases
+    report = check_case(load_case(case), digests="none")
+    assert report.digests == {}
+    assert [p.what for p in report.problems] == [p.what for p in verify_case(case).problems]
 
 
 def test_a_shifted_modality_looks_unregistered(tmp_path, volumes, write_case):
