@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-CHECKED = ("scans", "bank", "imbalance", "models", "training", "inference", "evaluation", "reporting")
+CHECKED = ("scans", "bank", "classification", "imbalance", "models", "training", "inference", "evaluation", "reporting")
 install_import_hook([f"brats_seg.{room}" for room in CHECKED], "beartype.beartype")
 
 

@@ -1,0 +1,407 @@
+"""Samplers side by side on one bank: folds x seeds -> one table."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import AfterValidator, Field
+
+from brats_seg import pipeline
+from brats_seg.bank.bank import PatchBank
+from brats_seg.config import Config, Section, load_config, load_settings, parse_config, parse_settings
+from brats_seg.core.files import atomic, read_json, write_json, write_text
+from brats_seg.core.grid import Cell, GridReport, run_grid
+from brats_seg.core.runtime import Runtime, start_runtime
+from brats_seg.core.shapes import TissueMap
+from brats_seg.errors import InputError, UsageError
+from brats_seg.evaluation.volumes import score_volume
+from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
+from brats_seg.inference.dense import label_map
+from brats_seg.reporting.experiment_page import write_experiment_page
+from brats_seg.reporting.experiment_table import DIGEST, read_finished, summarize_runs, table_markdown, write_rows
+from brats_seg.training.split import Split
+
+TUNED = "tuned"
+_OF_A_STRATEGY = ("correct_priors", "stages")
+"""What a strategy may hold beside knobs of a training config."""
+
+Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
+"""Of a strategy or a cohort; a folder is called so too."""
+Strength = Annotated[float, Field(ge=0, le=1)] | Literal["tuned"]
+
+
+def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{value} is given twice")
+    return values
+
+
+class Predict(Section):
+    """How a trained network is used: each strength of prior correction is a variant of its own, without another training.
+
+    "tuned" is the strength that `brats-seg tune` finds on the run's inner cases. `cases` "inner" scores the inner split instead of the
+    held-out fold, for a search that never opens it.
+    """
+
+    correct_priors: Annotated[tuple[Strength, ...], AfterValidator(_each_once), Field(min_length=1)] = (0.0,)
+    cases: Literal["held_out", "inner"] = "held_out"
+
+
+class Phantoms(Section):
+    """A cohort of phantoms that the experiment makes itself; `traits` are those of `scans.phantom_tumor.Traits`."""
+
+    cases: Annotated[int, Field(ge=2)] = 24
+    layout: str = "brats2013"
+    size: Annotated[int, Field(ge=48)] = 96
+    seed: Annotated[int, Field(ge=0)] = 1
+    traits: dict[str, float] = Field(default_factory=dict)
+
+
+class ExperimentConfig(Section):
+    """Strategies x folds x seeds.
+
+    Attributes:
+        like: name or file of an experiment that this one is like: what is not given here is as there, and `every` is laid over its own.
+        base: the training config that all strategies share: a name, a file, or a mapping.
+        every: knobs laid over it for all of them.
+        strategies: by name, the knobs (`section.key: value`, or nested) that set each apart. Beside them `correct_priors` stands for
+            that of `predict`, and `stages` (two mappings of knobs) makes it a cascade of two runs.
+        folds: held out in turn; None for all folds of the bank.
+        seeds: of training.
+        predict: how the trained networks are used.
+        against: label of the variant to compare the others with; None for the first.
+        pictures: labels of the variants shown side by side; None for the first five.
+        phantoms: cohorts by name, in the place of one bank: they and their banks are made under BANK.
+    """
+
+    like: str | None = None
+    base: str | dict[str, Any] = Field(default_factory=dict)
+    every: dict[str, Any] = Field(default_factory=dict)
+    strategies: dict[Name, dict[str, Any]] = Field(default_factory=dict)
+    folds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_each_once), Field(min_length=1)] | None = None
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_each_once), Field(min_length=1)] = (0,)
+    predict: Predict = Predict()
+    against: str | None = None
+    pictures: tuple[str, ...] | None = None
+    phantoms: dict[Name, Phantoms] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """What a strategy trains, one run or the two stages of a cascade, and the strengths of prior correction it is predicted with."""
+
+    name: str
+    configs: tuple[Config, ...]
+    correct_priors: tuple[Strength, ...]
+
+
+@dataclass(frozen=True)
+class ExperimentReport:
+    """What came of it: the grid's report, summary.json, and the page."""
+
+    grid: GridReport
+    summary: Mapping[str, Any]
+    page: Path
+
+    @property
+    def exit_code(self) -> int:
+        """1 where a run failed."""
+        return int(bool(self.grid.failed))
+
+
+def load_experiment(source: str | Path, *, overrides: tuple[str, ...] = ()) -> ExperimentConfig:
+    """Read an experiment's config, a file or the name of one that comes with the package.
+
+    Raises:
+        UsageError: as `config.load_settings`, or no strategy at all.
+    """
+    config = load_settings(ExperimentConfig, source, shelf="experiments", overrides=overrides)
+    if config.like is not None:
+        parent = load_experiment(config.like)
+        given = {name: getattr(config, name) for name in config.model_fields_set - {"like"}}
+        config = parent.model_copy(update={**given, "every": {**parent.every, **config.every}})
+    if not config.strategies:
+        raise UsageError(f"--config {source}: an experiment without strategies; give one or more, or `like` another experiment")
+    return config
+
+
+def make_strategies(config: ExperimentConfig, *, only: Sequence[str] = ()) -> tuple[Strategy, ...]:
+    """The strategies with their knobs resolved.
+
+    Raises:
+        UsageError: a name in `only` that is no strategy, a knob that does not exist, or prior correction of a loss without a prior.
+    """
+    unknown = [name for name in only if name not in config.strategies]
+    if unknown:
+        raise UsageError(f"--only {unknown[0]}: no strategy of that name; the strategies are {', '.join(config.strategies)}")
+    base = load_config(config.base) if isinstance(config.base, str) else parse_config(config.base)
+    tree = _laid_over(base.model_dump(mode="json"), {**config.every, "training.threads": 1})
+    return tuple(_strategy(name, tree, changes, config) for name, changes in config.strategies.items() if not only or name in only)
+
+
+def _strategy(name: str, base: dict[str, Any], changes: Mapping[str, Any], config: ExperimentConfig) -> Strategy:
+    knobs = {key: value for key, value in changes.items() if key not in _OF_A_STRATEGY}
+    stages = changes.get("stages")
+    if stages is not None and not (isinstance(stages, list) and len(stages) == 2 and all(isinstance(s, dict) for s in stages)):
+        raise UsageError(f"strategy '{name}': stages are two mappings of knobs: of the detector, then of the classifier")
+    try:
+        predict = parse_settings(Predict, {"correct_priors": changes.get("correct_priors", config.predict.correct_priors)})
+        configs = tuple(parse_config(_laid_over(base, {**knobs, **stage})) for stage in (stages or [{}]))
+    except UsageError as error:
+        raise UsageError(f"strategy '{name}': {error}") from None
+    for one in configs:
+        if predict.correct_priors != (0.0,) and (one.loss.kind not in LOSSES_WITH_A_PRIOR or one.loss.outside == "ignore"):
+            raise UsageError(
+                f"strategy '{name}': a network trained with loss.kind '{one.loss.kind}' and loss.outside '{one.loss.outside}' has no "
+                "prior that is known; leave out its correct_priors"
+            )
+    return Strategy(name, configs, predict.correct_priors)
+
+
+def _laid_over(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a nested mapping with some values changed: keys are `section.key`, or sections with mappings in them."""
+    changed = dict(tree)
+    for path, value in changes.items():
+        section, _, rest = str(path).partition(".")
+        within = changed.get(section)
+        if rest:
+            value = {rest: value}
+        changed[section] = _laid_over(within, value) if isinstance(within, dict) and isinstance(value, dict) else value
+    return changed
+
+
+def run_experiment(
+    bank: Path,
+    out: Path,
+    config: ExperimentConfig,
+    *,
+    title: str = "Experiment",
+    workers: int = 0,
+    only: Sequence[str] = (),
+    known: Path | None = None,
+    device: str = "auto",
+) -> ExperimentReport:
+    """Train, segment and score every strategy on every fold with every seed; what is finished is kept, what was killed goes on.
+
+    Writes `runs.csv`, `summary.json`, `table.md` and `report.html` into `out`; each run has its folder
+    `runs/<strategy>/fold<f>/seed<s>`.
+
+    Args:
+        bank: a patch bank; with `phantoms` in the config, the folder where their banks are made or found.
+        out: folder to write into.
+        config: what to compare.
+        title: of the table and the page.
+        workers: processes, each computing with one thread; 0 for one per core.
+        only: names of strategies; none for all.
+        known: a runs.csv of runs finished elsewhere, which are taken over.
+        device: where each process computes.
+
+    Raises:
+        UsageError: a strategy, knob or fold that does not exist, or a seed given twice.
+        InputError: a bank other than the one the experiment was begun with, or a training fold that lacks a class another fold has.
+    """
+    strategies = make_strategies(config, only=only)
+    banks = {name: _phantom_bank(bank / name, cohort) for name, cohort in config.phantoms.items()} or {"": bank}
+    cells, digests = [], {}
+    for data, path in banks.items():
+        opened = PatchBank(path, patch_size=strategies[0].configs[0].patch.size)
+        digests[data] = opened.digest
+        folds = _folds(opened, config)
+        _check_classes(opened, strategies, folds=folds, seeds=config.seeds)
+        cells += [
+            _cell(data, opened.digest, strategy, fold=fold, seed=seed, cases=config.predict.cases)
+            for seed, fold, strategy in product(config.seeds, folds, strategies)
+        ]
+    grid = run_grid(
+        partial(run_cell, banks=banks, out=out, device=device),
+        cells,
+        store=out,
+        identity={"study": "experiment", "bank": digests},
+        workers=workers or len(os.sched_getaffinity(0)),
+        label="experiment",
+        note=_note,
+        known=_known(known, cells),
+    )
+    summary = summarize_runs(grid.rows, against=config.against)
+    write_rows(out / "runs.csv", grid.rows)
+    write_json(out / "summary.json", summary | {"failed": [list(pair) for pair in grid.failed]})
+    write_text(out / "table.md", table_markdown(summary, title=title, against=config.against))
+    page = write_experiment_page(
+        out, grid.rows, summary, banks=banks, title=title, against=config.against, pictures=config.pictures, failed=grid.failed
+    )
+    return ExperimentReport(grid, summary, page)
+
+
+def _phantom_bank(folder: Path, cohort: Phantoms) -> Path:
+    """The bank of a cohort; made where it is not there. Raises `InputError` where another cohort's is."""
+    made, bank = folder / "cohort.json", folder / "bank"
+    if not made.exists():
+        pipeline.phantom(
+            folder / "scans", n_cases=cohort.cases, layout=cohort.layout, size=cohort.size, seed=cohort.seed, traits=cohort.traits
+        )
+        if pipeline.preprocess(folder / "scans", bank).exit_code:
+            raise InputError(f"{bank}: the bank of a phantom cohort was refused; `brats-seg verify {folder / 'scans'}` says why")
+        write_json(made, cohort.model_dump(mode="json"))
+    if read_json(made) != cohort.model_dump(mode="json"):
+        raise InputError(f"{made}: is of another cohort than the config's phantoms.{folder.name}; choose a new folder for BANK")
+    return bank
+
+
+def _folds(bank: PatchBank, config: ExperimentConfig) -> tuple[int, ...]:
+    n_folds = len(bank.folds)
+    absent = [fold for fold in config.folds or () if fold >= n_folds]
+    if absent:
+        raise UsageError(f"folds: {absent[0]} is not a fold of {bank.path}; it has 0..{n_folds - 1}")
+    return config.folds or tuple(range(n_folds))
+
+
+def _check_classes(bank: PatchBank, strategies: Sequence[Strategy], *, folds: Sequence[int], seeds: Sequence[int]) -> None:
+    """Refuse a training fold without a class that the bank has: a strategy that draws by class could not be compared there."""
+    counts = np.array([case.n_voxels for case in bank.cases])
+    for fraction in {strategy.configs[0].validation.fraction for strategy in strategies}:
+        for fold, seed in product(folds, seeds):
+            trained = pipeline.make_split(bank, fold=fold, fraction=fraction, seed=seed).train
+            found = counts[[case.id in trained for case in bank.cases]].sum(axis=0)
+            lacking = [name for name, n, n_all in zip(bank.classes, found, counts.sum(axis=0), strict=True) if n_all and not n]
+            if lacking:
+                raise InputError(
+                    f"{bank.path}: the {len(trained)} training cases of fold {fold}, seed {seed} have no voxel of {', '.join(lacking)}, "
+                    "which other folds have; build the bank with fewer folds or another --seed"
+                )
+
+
+def _cell(data: str, digest: str, strategy: Strategy, *, fold: int, seed: int, cases: str) -> Cell:
+    job = {
+        "data": data,
+        "bank": digest,
+        "strategy": strategy.name,
+        "configs": [_seeded(one, seed) for one in strategy.configs],
+        "correct_priors": [_strength_word(s) for s in strategy.correct_priors],
+        "cases": cases,
+        "fold": fold,
+        "seed": seed,
+    }
+    return Cell("/".join(str(part) for part in (data, strategy.name, f"fold{fold}", f"seed{seed}") if part), job)
+
+
+def _seeded(config: Config, seed: int) -> dict[str, Any]:
+    """The knobs that are not at their defaults: a knob added to the program one day leaves the digests of finished cells as they are."""
+    tree = _laid_over(config.model_dump(mode="json"), {"training.seed": seed})
+    return parse_config(tree).model_dump(mode="json", exclude_defaults=True)
+
+
+def _strength_word(strength: Strength) -> str:
+    return strength if isinstance(strength, str) else f"{strength:g}"
+
+
+def _known(path: Path | None, cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of a runs.csv, under the whole digests of the cells that they answer."""
+    if path is None:
+        return {}
+    finished = read_finished(path)
+    return {cell.digest: finished[cell.digest[:DIGEST]] for cell in cells if cell.digest[:DIGEST] in finished}
+
+
+def _note(key: str, rows: list[dict[str, Any]]) -> str:
+    found = {
+        region: [
+            r["dice"] for r in rows if r["region"] == region and r["n_reference_vox"] and r["correct_priors"] == rows[0]["correct_priors"]
+        ]
+        for region in ("whole", "core", "active")
+    }
+    return f"{key}: " + ", ".join(f"{region} {np.mean(values):.3f}" for region, values in found.items() if values)
+
+
+# One cell, in a process of its own
+
+
+def run_cell(job: Mapping[str, Any], *, banks: Mapping[str, Path], out: Path, device: str) -> list[dict[str, Any]]:
+    """Train a strategy on one fold with one seed, or go on with it; segment and score its cases; give the rows of `COLUMNS`.
+
+    Raises:
+        KeyboardInterrupt: a signal stopped the training; it is saved.
+    """
+    bank, fold = banks[job["data"]], job["fold"]
+    run = run_folder(out, data=job["data"], strategy=job["strategy"], fold=fold, seed=job["seed"])
+    configs = [parse_config(tree) for tree in job["configs"]]
+    folders = [run] if len(configs) == 1 else [run / "detector", run / "classifier"]
+    for config, folder in zip(configs, folders, strict=True):
+        if pipeline.train(bank, folder, config, fold=fold, resume=True, device=device).ended == "stopped":
+            raise KeyboardInterrupt
+    if len(folders) == 2 and not (run / pipeline.BEST).exists():
+        pipeline.compose(folders[0], folders[1], run)
+    opened, runtime = PatchBank(bank, patch_size=configs[0].patch.size), start_runtime(device=device, threads=1)
+    if opened.digest != job["bank"]:
+        raise InputError(f"{bank}: has changed since the experiment was begun; start again in a new folder")
+    split = pipeline.make_split(opened, fold=fold, fraction=configs[0].validation.fraction, seed=job["seed"])
+    common = {
+        **{name: job[name] for name in ("data", "strategy", "fold", "seed", "cases")},
+        "patches": sum(_n_patches(config) for config in configs),
+        "seconds": sum(_seconds(folder) for folder in folders),
+        "config": Cell("", {"configs": job["configs"]}).digest[:DIGEST],
+        "bank": job["bank"][:DIGEST],
+        "versions": f"brats-seg {version('brats-seg')}, torch {version('torch')}, numpy {version('numpy')}, {runtime.device.type}",
+        "cell": Cell("", job).digest[:DIGEST],
+    }
+    mix = _ledger_means(folders[0], classes=opened.classes)
+    rows = []
+    for strength in job["correct_priors"]:
+        found = _segment(run, bank, opened, split, strength=strength, cases=job["cases"], runtime=runtime)
+        for case, labels in found.items():
+            scored = score_volume(opened, case, labels)
+            rows += [{**common, "correct_priors": strength, **row, **mix.get(row["region"], {})} for row in scored]
+    return rows
+
+
+def run_folder(out: Path, *, data: str, strategy: str, fold: int, seed: int) -> Path:
+    """Where a run lies."""
+    return out / "runs" / data / strategy / f"fold{fold}" / f"seed{seed}"
+
+
+def _n_patches(config: Config) -> int:
+    epochs = config.training.epochs + (config.phases.epochs or config.training.epochs if config.phases.two_phase else 0)
+    return epochs * config.training.steps * config.training.batch_size
+
+
+def _seconds(run: Path) -> float:
+    timing = pd.read_csv(run / "timing.csv")
+    return round(float(timing[["training_s", "mining_s", "validation_s", "checkpoint_s"]].sum().sum()), 1)
+
+
+def _ledger_means(run: Path, *, classes: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The mix of a run, mean over its epochs, by class."""
+    ledger = pd.read_csv(run / "ledger.csv")
+    ledger = ledger[ledger["class"].isin(classes)]
+    sums = ledger.groupby("class")[["requested_share", "center_share", "voxel_share"]].mean().round(6)
+    draws = ledger.groupby("class")[["n_hard", "n_draws"]].sum()
+    sums["hard_share"] = (draws["n_hard"] / draws["n_draws"].clip(lower=1)).round(6)
+    return {str(name): {str(k): float(v) for k, v in row.items()} for name, row in sums.iterrows()}
+
+
+def _segment(run: Path, path: Path, bank: PatchBank, split: Split, *, strength: str, cases: str, runtime: Runtime) -> dict[str, TissueMap]:
+    """Label maps of the held-out (or inner) cases, segmented from the bank's own volumes; kept beside the run for the pictures."""
+    correct = pipeline.tune(run, path, device=str(runtime.device)).correct_priors if strength == TUNED else float(strength)
+    (segmenter,) = pipeline.load_segmenters((run,), runtime=runtime, correct_priors=correct)
+    numbers = {case.id: number for number, case in enumerate(bank.cases)}
+    found = {
+        case: label_map(
+            segmenter.network,
+            bank.volume(numbers[case])[0],
+            n_dims=segmenter.n_dims,
+            divisor=segmenter.divisor,
+            window=segmenter.window,
+            class_shift=segmenter.class_shift,
+        )
+        for case in (split.held_out if cases == "held_out" else split.inner)
+    }
+    with atomic(run / f"labels_{cases}_{strength}.npz") as part, part.open("wb") as file:
+        np.savez_compressed(file, **found)  # type: ignore[arg-type]
+    return found

@@ -1,0 +1,213 @@
+"""The page of an experiment: tables, paired differences, the ledger, and the same slices under every strategy."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from brats_seg.bank.bank import PatchBank
+from brats_seg.core.files import write_text
+from brats_seg.core.shapes import Image, TissueMap
+from brats_seg.reporting.cases import MODALITY_WORDS
+from brats_seg.reporting.experiment_figures import OVER, RIGHT, UNDER, difference_chart, error_overlay, tradeoff_chart
+from brats_seg.reporting.experiment_table import MEAN, Row, differences_to, variant_of
+from brats_seg.reporting.figures import Picture, color_of, data_uri, gray_levels, mix_chart, overlay, plot, png, words
+from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes
+
+N_CASES = 3
+MOST_SIDE_BY_SIDE = 5
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A case of the bank, and what each strategy made of it."""
+
+    case: str
+    image: Image
+    tissue: TissueMap
+    predictions: Mapping[str, TissueMap]
+
+
+def write_experiment_page(
+    out: Path,
+    rows: Sequence[Row],
+    summary: Mapping[str, Any],
+    *,
+    banks: Mapping[str, Path],
+    title: str,
+    against: str | None = None,
+    pictures: Sequence[str] | None = None,
+    failed: Sequence[tuple[str, str]] = (),
+) -> Path:
+    """Write `report.html`, one file that opens offline.
+
+    Args:
+        out: the experiment's folder; the label maps of its runs are shown where they are there.
+        rows: of runs.csv.
+        summary: the tree of summary.json.
+        banks: by the name of the data.
+        title: of the page.
+        against: label of the variant that the others are compared with.
+        pictures: labels of the variants side by side; None for the first five.
+        failed: key and reason of the runs that there are no rows of.
+    """
+    variants = summary["variants"]
+    datasets = list(dict.fromkeys(v["data"] for v in variants))
+    classes = [r for r in (variants[0]["regions"] if variants else ()) if r not in (*REGIONS, MEAN)]
+    differences = differences_to(summary, against=against)
+    seen = _look(out, rows, banks, pictures) if rows else []
+    content = {
+        "title": title,
+        "n_cases": summary["n_cases"],
+        "n_patients": summary["n_patients"],
+        "n_runs": len({(r["data"], r["strategy"], r["fold"], r["seed"]) for r in rows}),
+        "patches": sorted({v["patches"] for v in variants}),
+        "variants": variants,
+        "with_data": len(datasets) > 1,
+        "regions": REGIONS,
+        "columns": (*REGIONS, MEAN, "healthy"),
+        "classes": classes,
+        "differences": differences,
+        "difference_figure": plot(difference_chart(differences), alt="Paired differences of Dice; the numbers are in table 3.")
+        if differences else None,
+        "tradeoffs": [
+            (data, plot(tradeoff_chart([v for v in variants if v["data"] == data], regions=classes[1:]), alt=_tradeoff_words(data)))
+            for data in datasets
+        ],
+        "mix_figure": _mix_figure(variants, classes),
+        "cards": [_card(one, classes=classes) for one in seen],
+        "colors": {"over": OVER, "under": UNDER, "right": RIGHT},
+        "failed": failed,
+        "banks": sorted({r["bank"] for r in rows}),
+        "versions": sorted({r["versions"] for r in rows}),
+        "version": version("brats-seg"),
+    }  # fmt: skip
+    path = out / "report.html"
+    write_text(path, _environment().get_template("experiment.html").render(content))
+    return path
+
+
+def _tradeoff_words(data: str) -> str:
+    return f"Sensitivity against precision of each tissue class{f' on {data}' if data else ''}; the numbers are in summary.json."
+
+
+def _mix_figure(variants: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Any:
+    """The patch-voxel mix that each trained strategy drew."""
+    mixes = {}
+    for variant in variants:
+        shares = [variant["ledger"].get(c, {}).get("voxel_share") for c in classes]
+        if variant["strategy"] not in mixes and all(share is not None for share in shares):
+            mixes[variant["strategy"]] = np.array(shares, np.float64)
+    return (
+        plot(mix_chart(mixes, classes=classes), alt="Shares of the patch voxels by class; the numbers are in table 4.") if mixes else None
+    )
+
+
+def _look(out: Path, rows: Sequence[Row], banks: Mapping[str, Path], pictures: Sequence[str] | None) -> list[_Seen]:
+    """Three cases of the first fold and seed: the worst, the middle and the best of the first strategy that have every region."""
+    first = rows[0]
+    mine = [r for r in rows if all(r[name] == first[name] for name in ("data", "fold", "seed"))]
+    variants = list(dict.fromkeys(variant_of(r) for r in mine))
+    shown = [v for v in variants if v.label in pictures] if pictures else variants[:MOST_SIDE_BY_SIDE]
+    maps = {v.label: found for v in shown if (found := _label_maps(out, first, v.strategy, v.correct_priors))}
+    if not maps:
+        return []
+    bank = PatchBank(banks[first["data"]], patch_size=(1, 1))
+    numbers = {case.id: i for i, case in enumerate(bank.cases)}
+    seen = []
+    for case in _picked(mine):
+        image, tissue = bank.volume(numbers[case])
+        seen.append(_Seen(case, image, tissue, {label: found[case] for label, found in maps.items() if case in found}))
+    return seen
+
+
+def _label_maps(out: Path, row: Row, strategy: str, correct_priors: str) -> dict[str, TissueMap]:
+    path = (
+        out / "runs" / row["data"] / strategy / f"fold{row['fold']}" / f"seed{row['seed']}" / f"labels_{row['cases']}_{correct_priors}.npz"
+    )
+    if not path.exists():
+        return {}
+    with np.load(path) as maps:
+        return dict(maps)
+
+
+def _picked(rows: Sequence[Row]) -> list[str]:
+    """Cases by the mean Dice of the first variant, those first that have every region."""
+    first = variant_of(rows[0])
+    dice: dict[str, list[float]] = {}
+    for row in rows:
+        if variant_of(row) == first and row["region"] in REGIONS and row["n_reference_vox"]:
+            dice.setdefault(row["case"], []).append(row["dice"])
+    whole = [case for case, values in dice.items() if len(values) == len(REGIONS)] or list(dice)
+    ranked = sorted(whole, key=lambda case: (sum(dice[case]), case))
+    places = sorted({round(i * (len(ranked) - 1) / (N_CASES - 1)) for i in range(N_CASES)})
+    return [ranked[i] for i in places]
+
+
+def _card(seen: _Seen, *, classes: Sequence[str]) -> dict[str, Any]:
+    """The slice with the largest core: tissue classes of each, then too much and too little of the whole tumor and of the core."""
+    reference = np.where(seen.tissue == OUTSIDE, np.uint8(0), seen.tissue)
+    parts = {region: region_classes(region, classes) for region in REGIONS}
+    core = np.isin(reference, parts["core"])
+    z = int((core if core.any() else reference > 0).sum(axis=(1, 2)).argmax())
+    names = ("t2f", "t1c") if seen.image.shape[3] > 1 else ("t2f", "t2f")
+    grays = {name: _gray(seen.image[..., _channel(name, seen.image)][z]) for name in names}
+    columns = {"reference": reference} | dict(seen.predictions)
+    pictures: list[tuple[str, list[tuple[str, Picture]]]] = [
+        (
+            f"tissue on {MODALITY_WORDS[names[1]]}",
+            [(n, overlay(grays[names[1]], m[z], classes=classes, scale=2)) for n, m in columns.items()],
+        )
+    ]
+    for region, name in (("whole", names[0]), ("core", names[1])):
+        truth = np.isin(reference[z], parts[region])
+        drawn = [(n, error_overlay(grays[name], truth, np.isin(m[z], parts[region]))) for n, m in columns.items()]
+        pictures.append((f"{region} on {MODALITY_WORDS[name]}", drawn))
+    return {
+        "case": seen.case,
+        "slice_number": z + 1,
+        "n_slices": reference.shape[0],
+        "heads": list(columns),
+        "rows": [(name, [(column, data_uri(png(picture))) for column, picture in row]) for name, row in pictures],
+    }
+
+
+def _channel(name: str, image: Image) -> int:
+    return {"t1n": 0, "t1c": 1, "t2w": 2, "t2f": 3}[name] if image.shape[3] == 4 else 0
+
+
+def _gray(pixels: np.ndarray) -> np.ndarray:
+    brain = pixels[pixels != 0]
+    low, high = np.percentile(brain, (1, 99.5)) if brain.size else (0.0, 1.0)
+    gray = gray_levels(pixels.astype(np.float32), low=float(low) - 0.3, high=float(high))
+    gray[pixels == 0] = 0
+    return gray
+
+
+def _environment() -> Environment:
+    pages = Environment(
+        loader=PackageLoader("brats_seg", "reporting"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    filters: dict[str, Callable[..., Any]] = {
+        "number": _number,
+        "signed": lambda x: "–" if x is None else f"{x:+.3f}".replace("-", "\u2212"),
+        "percent": lambda x: "–" if x is None else f"{100 * x:.1f} %",
+        "count": lambda n: f"{n:,}".replace(",", "\u202f"),
+        "color": color_of,
+        "words": words,
+    }
+    pages.filters |= filters
+    return pages
+
+
+def _number(x: float | None, digits: int = 3) -> str:
+    return "–" if x is None else f"{x:.{digits}f}"

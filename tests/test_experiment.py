@@ -1,0 +1,218 @@
+"""Strategies side by side on a bank of small phantoms: what is finished is kept, and what cannot be compared is refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from brats_seg import experiment, pipeline
+from brats_seg.bank.bank import PatchBank
+from brats_seg.cli import main
+from brats_seg.config import config_names, parse_settings
+from brats_seg.errors import InputError, UsageError
+from brats_seg.evaluation.volumes import score_volume
+from brats_seg.experiment import ExperimentConfig, ExperimentReport, load_experiment, make_strategies, run_experiment
+from brats_seg.reporting.experiment_table import COLUMNS
+
+TINY: dict[str, Any] = {
+    "base": "demo",
+    "every": {
+        "network.channels": [8, 8, 16, 16, 16, 8], "patch.size": [32, 32], "training.epochs": 2, "training.steps": 4,
+        "training.batch_size": 16, "validation.metric": "last",
+    },
+    "strategies": {
+        "random": {"sampler": {"kind": "random"}},
+        "hard": {"sampler.kind": "hard", "correct_priors": [0, 1, "tuned"]},
+        "two": {"stages": [{"task.classes": "healthy_or_tumor"}, {"task.classes": "tumor"}]},
+    },
+    "folds": [0],
+}  # fmt: skip
+
+
+def tiny(**changes: Any) -> ExperimentConfig:
+    return parse_settings(ExperimentConfig, {**TINY, **changes})
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("experiment")
+    pipeline.phantom(root / "scans", n_cases=6, layout="brats2013", size=48, seed=3)
+    assert pipeline.preprocess(root / "scans", root / "bank", workers=1, n_folds=3).exit_code == 0
+    return root / "bank"
+
+
+@pytest.fixture(scope="module")
+def done(bank: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExperimentReport]:
+    out = tmp_path_factory.mktemp("out")
+    return out, run_experiment(bank, out, tiny(), workers=1, device="cpu")
+
+
+def test_every_strategy_and_variant_has_its_rows(bank: Path, done: tuple[Path, ExperimentReport]) -> None:
+    out, report = done
+    assert report.grid.failed == ()
+    assert (report.grid.n_new, report.exit_code) == (3, 0)
+    table = pd.read_csv(out / "runs.csv", dtype={"correct_priors": str})
+    assert tuple(table.columns) == tuple(COLUMNS)
+    opened = PatchBank(bank, patch_size=(32, 32))
+    assert set(table["case"]) == set(opened.folds[0])
+    assert len(table) == len(opened.folds[0]) * (3 + len(opened.classes)) * 5
+    assert set(zip(table["strategy"], table["correct_priors"], strict=True)) == {
+        ("random", "0"), ("hard", "0"), ("hard", "1"), ("hard", "tuned"), ("two", "0"),
+    }  # fmt: skip
+    hard = table[(table["strategy"] == "hard") & (table["region"] == "edema")]
+    assert np.allclose(hard["requested_share"], 0.2)
+    assert np.allclose(hard["center_share"], 0.2, atol=0.02)
+    assert set(table[table["strategy"] != "two"]["patches"]) == {2 * 4 * 16}
+    assert (out / "runs" / "hard" / "fold0" / "seed0" / "checkpoint_best.pt").exists()
+    assert "hard + priors 1 - random" in (out / "table.md").read_text()
+    assert "data:image/png" in (out / "report.html").read_text()
+    assert json.loads((out / "summary.json").read_text())["n_cases"] == len(opened.folds[0])
+
+
+def test_rows_of_another_machine_are_taken_over(bank: Path, done: tuple[Path, ExperimentReport], tmp_path: Path) -> None:
+    out, first = done
+    report = run_experiment(bank, tmp_path / "there", tiny(), workers=1, known=out / "runs.csv")
+    assert (report.grid.n_new, report.grid.n_kept) == (0, 3)
+    assert report.summary["variants"] == first.summary["variants"]
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="other columns"):
+        run_experiment(bank, tmp_path / "there", tiny(), workers=1, known=tmp_path / "other.csv")
+
+
+def test_what_is_finished_is_kept_and_a_grown_experiment_trains_what_is_new(
+    bank: Path, done: tuple[Path, ExperimentReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, first = done
+    monkeypatch.setattr(experiment.pipeline, "train", None)  # would fail if it were called
+    again = run_experiment(bank, out, tiny(), workers=1, only=["random", "hard"])
+    assert (again.grid.n_new, again.grid.n_kept) == (0, 2)
+    assert again.grid.rows == tuple(row for row in first.grid.rows if row["strategy"] != "two")
+
+
+def test_a_stopped_training_leaves_no_row_and_goes_on(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = pipeline.train
+    seen = []
+
+    def stopped(*arguments: Any, **more: Any) -> Any:
+        seen.append(more["resume"])
+        result = train(*arguments, **more)
+        return type(result)(**{**vars(result), "ended": "stopped"})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment.pipeline, "train", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(bank, tmp_path, tiny(), workers=1, only=["random"])
+    assert seen == [True]
+    assert not (tmp_path / "rows.jsonl").exists()
+    assert run_experiment(bank, tmp_path, tiny(), workers=1, only=["random"]).grid.n_new == 1
+
+
+def test_a_failed_run_is_named_and_the_others_stand(bank: Path, tmp_path: Path) -> None:
+    config = tiny(strategies={"random": {"sampler.kind": "random"}, "odd": {"sampler": {"kind": "ratio", "shares": {"ivory": 1.0}}}})
+    report = run_experiment(bank, tmp_path, config, workers=1)
+    assert report.exit_code == 1
+    assert report.grid.failed[0][0] == "odd/fold0/seed0"
+    assert "no class 'ivory'" in report.grid.failed[0][1]
+    assert "ivory" in (tmp_path / "report.html").read_text()
+
+
+def test_settings_that_cannot_be_are_refused_before_the_first_run(bank: Path, tmp_path: Path) -> None:
+    def refused(match: str, **changes: Any) -> None:
+        with pytest.raises(UsageError, match=match):
+            run_experiment(bank, tmp_path / "none", tiny(**changes), workers=1)
+
+    refused("seeds: 1 is given twice", seeds=[1, 0, 1])
+    refused("folds: 2 is given twice", folds=[2, 2])
+    refused(r"folds: 7 is not a fold of .*; it has 0..2", folds=[7])
+    refused("strategy 'odd': .*sampler.knd.*did you mean 'sampler.kind'", strategies={"odd": {"sampler.knd": "random"}})
+    refused("strategy 'odd': .*correct_priors.1.*'tuned'.*got 'no'", strategies={"odd": {"correct_priors": [0.1, "no"]}})
+    refused("strategy 'focal': .*no prior that is known", strategies={"focal": {"loss.kind": "focal", "correct_priors": [0, 1]}})
+    refused("strategy 'one': stages are two", strategies={"one": {"stages": [{}]}})
+    with pytest.raises(UsageError, match=r"--only bald: no strategy of that name; the strategies are random, hard, two"):
+        run_experiment(bank, tmp_path / "none", tiny(), only=["bald"])
+    with pytest.raises(UsageError, match=r"strategies.\.\./out"):
+        tiny(strategies={"../out": {}})
+    with pytest.raises(UsageError, match="without strategies"):
+        load_experiment("sampling", overrides=("strategies={}",))
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_bank_that_changed_between_two_runs_is_refused(bank: Path, done: tuple[Path, ExperimentReport], tmp_path: Path) -> None:
+    copy = tmp_path / "bank"
+    shutil.copytree(bank, copy)
+    listed = json.loads((copy / "bank.json").read_text())
+    listed["cases"][0]["patient"] = "another"
+    (copy / "bank.json").write_text(json.dumps(listed))
+    with pytest.raises(InputError, match="its bank is"):
+        run_experiment(copy, done[0], tiny(), workers=1, only=["random"])
+
+
+def test_a_training_fold_that_lacks_a_class_is_named(bank: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bank"
+    shutil.copytree(bank, copy)
+    opened = PatchBank(copy, patch_size=(32, 32))
+    listed = json.loads((copy / "bank.json").read_text())
+    necrosis = opened.classes.index("necrotic_core")
+    for case in listed["cases"]:
+        if case["id"] not in opened.folds[1]:
+            case["counts"][necrosis] = 0
+    (copy / "bank.json").write_text(json.dumps(listed))
+    with pytest.raises(InputError, match=r"training cases of fold 1, seed 0 have no voxel of necrotic_core, which other folds have"):
+        run_experiment(copy, tmp_path / "out", tiny(folds=[1]), workers=1)
+
+
+def test_cohorts_that_differ_in_a_trait_are_made_and_compared_apart(tmp_path: Path) -> None:
+    cohort = {"cases": 4, "size": 48}
+    config = tiny(
+        every={**TINY["every"], "training.epochs": 1},
+        strategies={"random": {"sampler.kind": "random"}, "balanced": {}},
+        phantoms={"plain": cohort, "faint": {**cohort, "traits": {"contrast": 0.6}}},
+    )
+    report = run_experiment(tmp_path / "banks", tmp_path / "out", config, workers=1)
+    assert [(v["data"], v["label"]) for v in report.summary["variants"]] == [
+        ("plain", "random"), ("plain", "balanced"), ("faint", "random"), ("faint", "balanced"),
+    ]  # fmt: skip
+    assert [d["data"] for d in report.summary["differences"]] == ["plain", "faint"]
+    assert "faint: balanced - random" in (tmp_path / "out" / "table.md").read_text()
+    with pytest.raises(InputError, match=r"of another cohort than the config's phantoms.plain"):
+        run_experiment(tmp_path / "banks", tmp_path / "out", tiny(phantoms={"plain": {**cohort, "seed": 2}}), workers=1)
+
+
+def test_scores_of_a_case_can_be_checked_by_hand(bank: Path) -> None:
+    opened = PatchBank(bank, patch_size=(32, 32))
+    case = next(case for case in opened.cases if case.n_voxels[4] > 0)
+    tissue = np.array(opened.volume(opened.cases.index(case))[1])
+    perfect = {row["region"]: row for row in score_volume(opened, case.id, np.where(tissue == 255, np.uint8(0), tissue))}
+    assert {row["dice"] for row in perfect.values() if row["n_reference_vox"]} == {1.0}
+    assert perfect["healthy"]["n_reference_vox"] == int((tissue == 0).sum())
+    nothing = {row["region"]: row for row in score_volume(opened, case.id, np.zeros_like(tissue))}
+    n_healthy, n_brain = int((tissue == 0).sum()), int((tissue != 255).sum())
+    assert nothing["healthy"]["dice"] == pytest.approx(2 * n_healthy / (n_healthy + n_brain), abs=1e-6)
+    assert (nothing["whole"]["dice"], nothing["whole"]["volume_ratio"]) == (0, 0)
+
+
+@pytest.mark.parametrize("name", config_names("experiments"))
+def test_every_experiment_that_comes_with_the_package_resolves(name: str) -> None:
+    config = load_experiment(name)
+    strategies = make_strategies(config)
+    assert all(one.training.threads == 1 for strategy in strategies for one in strategy.configs)
+    if name.endswith("_quick"):
+        whole = load_experiment(name.removesuffix("_quick"))
+        assert config.strategies.keys() <= whole.strategies.keys()
+        patches = {s.name: sum(c.training.epochs * c.training.steps for c in s.configs) for s in make_strategies(whole)}
+        assert all(sum(c.training.epochs * c.training.steps for c in s.configs) < patches[s.name] for s in strategies)
+
+
+def test_the_verb(bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    every = "every={" + ", ".join(f"{k}: {v}" for k, v in TINY["every"].items()) + "}"
+    arguments = ["experiment", str(bank), str(tmp_path / "out"), "--config", "sampling_quick", "--workers", "1", "--device", "cpu"]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--set", every, "--set", "folds=[0]", "--only", "random", "--only", "balanced"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "2 runs finished now, 0 before" in said
+    assert "balanced - random: whole" in said
