@@ -26,7 +26,7 @@ from benchmarks.measure import report
 
 from brats_seg.core.runtime import set_allocator
 
-BENCHMARKS = ("sampling", "stall", "inference", "reading", "scoring", "predict", "train", "precision")
+BENCHMARKS = ("sampling", "stall", "inference", "reading", "scoring", "predict", "train", "precision", "study")
 
 
 def main() -> None:

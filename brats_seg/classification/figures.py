@@ -1,0 +1,332 @@
+"""The figures and tables of the studies: figures 1 and 3 to 8 of the systematic study, from the rows of ours."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from brats_seg.classification.table import ARGMAX, pick
+from brats_seg.core.files import atomic
+from brats_seg.core.grid import Row
+from brats_seg.imbalance.distributions import Distribution, class_counts
+from brats_seg.reporting.figures import INK, QUIET, RULE, png, words
+
+TEST = "test"
+THRESHOLDED = "prior_set"
+MNIST_REDUCED_RHO = 1000
+CONVERGENCE = (0.5, 50.0)
+"""mu and rho of figure 8."""
+FEW_CLASSES = (0.2, 0.5, 0.8)
+"""mu of the panels of figures 3 and 6."""
+LOG_FROM = 4
+"""An axis of imbalance ratios is logarithmic where the largest is so many times the smallest."""
+N_PANELS = 3
+
+SETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "folder": "image folder", "npz": "images"}
+METHODS = {
+    "baseline": "baseline",
+    "oversample": "oversampling",
+    "undersample": "undersampling",
+    "two_phase_oversample": "two-phase, oversampled",
+    "two_phase_undersample": "two-phase, undersampled",
+}
+# Okabe and Ito 2008: told apart by readers of every color vision; markers and dashes tell them apart in gray.
+_OTHERS = ("#009E73", "#CC79A7", "#8c6d1f", "#5b5b9e", "#66717f")
+_LOOKS: dict[str, tuple[str, str, str]] = {
+    "baseline": ("#1d2733", "-", "o"),
+    "oversample": ("#0072B2", "-", "s"),
+    "undersample": ("#D55E00", "-", "^"),
+    "two_phase_oversample": ("#56B4E9", "--", "s"),
+    "two_phase_undersample": ("#E69F00", "--", "^"),
+}
+_MARKERS = "DvPXd"
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a panel: mean and standard deviation over repeats at each x.
+
+    Attributes:
+        name: in the legend.
+        look: color, dashes, marker.
+        points: x -> the values of the repeats.
+    """
+
+    name: str
+    look: tuple[str, str, str]
+    points: Mapping[float, Sequence[float]]
+
+
+def study_figures(rows: Sequence[Row]) -> dict[str, Figure]:
+    """Every figure that the rows of a study, or of several together, have the networks for, by the name of its file.
+
+    Where a set and method were trained several times the best is drawn, as published.
+    """
+    every = pick(rows, on=TEST)
+    chosen = [row for row in every if row["part"] == TEST]
+    step, linear = ([row for row in chosen if row["kind"] == kind] for kind in ("step", "linear"))
+    full = [row for row in step if row["imbalance_ratio"] == 1]
+    drawn = {
+        "figure1_distributions": figure1(),
+        "figure3_auc_over_rho": over_ratio(full, score="auc"),
+        "figure4_auc_over_mu": over_minority(full),
+        "figure5_linear": over_linear([row for row in linear if row["imbalance_ratio"] == 1]),
+        "figure6_accuracy": over_ratio(full, score="accuracy"),
+        "figure7_reduced_ratio": reduced_ratio(step),
+        "figure8_convergence": convergence([row for row in chosen if row["imbalance_ratio"] == 1]),
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def write_figures(figures: Mapping[str, Figure], out: Path) -> tuple[Path, ...]:
+    """Write each as a PNG of 150 dots an inch; gives their paths."""
+    out.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, figure in figures.items():
+        paths.append(out / f"{name}.png")
+        with atomic(paths[-1]) as part:
+            part.write_bytes(png(figure))
+    return tuple(paths)
+
+
+def figure1() -> Figure:
+    """Figure 1: images of each of ten classes under step imbalance (rho 10, mu 0.5; rho 2, mu 0.9) and linear imbalance (rho 10)."""
+    shapes = (Distribution("step", rho=10, mu=0.5), Distribution("step", rho=2, mu=0.9), Distribution("linear", rho=10))
+    titles = ("(a) step, ρ = 10, μ = 0.5", "(b) step, ρ = 2, μ = 0.9", "(c) linear, ρ = 10")
+    full = np.full(10, 5000)
+    figure, axes = grid(1, 3)
+    for ax, shape, title in zip(axes[0], shapes, titles, strict=True):
+        counts = class_counts(shape, available=full, most=None, order=np.arange(10))
+        ax.bar(np.arange(10), counts, width=0.75, color=["#E69F00" if n < 5000 else "#0072B2" for n in counts])
+        ax.set_title(f"{title}: {counts.sum():,} images", fontsize=9, color=INK, loc="left")
+        ax.set(xlabel="class", xticks=range(10), ylim=(0, 5400))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
+    axes[0][0].set_ylabel("training images")
+    return figure
+
+
+def over_ratio(rows: Sequence[Row], *, score: str) -> Figure | None:
+    """Figure 3 (AUC) or 6 (accuracy, with and without thresholding): over rho, a panel for each share of minority classes."""
+    panels = []
+    for name, of_set in _by_set(rows):
+        for mu in _three({row["mu"] for row in of_set}, preferred=FEW_CLASSES):
+            here = [row for row in of_set if row["mu"] == mu]
+            lines = _method_lines(here, x="rho", score=score, decisions=(ARGMAX, THRESHOLDED) if score == "accuracy" else (ARGMAX,))
+            panels.append((f"{name}, {_n_minority(here)}", lines))
+    return _lines_figure(panels, x_label="imbalance ratio ρ", score=score)
+
+
+def over_minority(rows: Sequence[Row]) -> Figure | None:
+    """Figure 4: AUC over the number of minority classes, a panel for each imbalance ratio."""
+    panels = []
+    for name, of_set in _by_set(rows):
+        for rho in _three({row["rho"] for row in of_set}):
+            here = [row | {"n_minority": len(row["minority"])} for row in of_set if row["rho"] == rho]
+            panels.append((f"{name}, ρ = {rho:g}", _method_lines(here, x="n_minority", score="auc")))
+    return _lines_figure(panels, x_label="minority classes", score="auc")
+
+
+def over_linear(rows: Sequence[Row]) -> Figure | None:
+    """Figure 5: AUC over rho under linear imbalance, a panel for each image set."""
+    panels = [(f"{name}, linear", _method_lines(of_set, x="rho", score="auc")) for name, of_set in _by_set(rows)]
+    return _lines_figure(panels, x_label="imbalance ratio ρ", score="auc")
+
+
+def reduced_ratio(rows: Sequence[Row]) -> Figure | None:
+    """Figure 7: AUC over the imbalance ratio that over- or undersampling left, a line for each number of minority classes.
+
+    The baseline stands at the ratio the set had.
+    """
+    panels = []
+    for name, of_set in _by_set([row for row in rows if row["decision"] == ARGMAX]):
+        reduced = {row["rho"] for row in of_set if row["imbalance_ratio"] > 1}
+        for method in ("oversample", "undersample"):
+            for rho in sorted(reduced, key=lambda rho: abs(rho - MNIST_REDUCED_RHO))[:1]:
+                here = [row for row in of_set if row["rho"] == rho and row["method"] in (method, "baseline")]
+                if any(row["imbalance_ratio"] > 1 for row in here):
+                    panels.append((f"{name}, ρ = {rho:g}, {METHODS[method]}", _minority_lines(here)))
+    return _lines_figure(panels, x_label="imbalance ratio that is left", score="auc")
+
+
+def convergence(rows: Sequence[Row]) -> Figure | None:
+    """Figure 8: accuracy on the training and the test images over the iterations, a panel for each method."""
+    curved = [row for row in rows if row["decision"] == ARGMAX and row.get("curve")]
+    panels, what = [], []
+    for name, of_set in _by_set(curved):
+        wanted = min(((row["mu"] or 0, row["rho"]) for row in of_set), key=lambda p: (p != CONVERGENCE, -p[1], abs(p[0] - CONVERGENCE[0])))
+        here = [row for row in of_set if (row["mu"] or 0, row["rho"]) == wanted]
+        what.append(f"{name}: {here[0]['kind']}, ρ = {wanted[1]:g}, {_n_minority(here)}")
+        for method in _methods(here)[:N_PANELS]:
+            panels.append((f"{name}, {method_name(method)}", curve_lines([row for row in here if row["method"] == method])))
+    return _lines_figure(panels, x_label="iteration", score="accuracy", what="; ".join(what), y_axes="shared")
+
+
+def curve_lines(rows: Sequence[Row]) -> list[Series]:
+    """Accuracy on training and test images over the iterations."""
+    looks = {"train": ("#0072B2", "-", ""), TEST: ("#D55E00", "-", "")}
+    lines = []
+    for part, look in looks.items():
+        points: dict[float, list[float]] = defaultdict(list)
+        for row in rows:
+            for point in row["curve"]:
+                points[float(point["iteration"])].append(100 * point[f"{part}_accuracy"])
+        lines.append(Series({"train": "training images", TEST: "test images"}[part], look, points))
+    return lines
+
+
+def method_name(method: str) -> str:
+    """A method as a person writes it."""
+    return METHODS.get(method, words(method).replace("two phase ", "two-phase, "))
+
+
+def method_look(method: str, among: Sequence[str]) -> tuple[str, str, str]:
+    """Color, dashes and marker of a method; one of its own for each of those named."""
+    if method in _LOOKS:
+        return _LOOKS[method]
+    place = [m for m in among if m not in _LOOKS].index(method)
+    return _OTHERS[place % len(_OTHERS)], (":", "-.")[place // len(_OTHERS) % 2], _MARKERS[place % len(_MARKERS)]
+
+
+def grid(n_rows: int, n_columns: int, *, width: float = 3.1, height: float = 2.5) -> tuple[Figure, Any]:
+    """Empty panels in rows and columns, in the style of all charts."""
+    figure = Figure(figsize=(width * n_columns + 0.3, height * n_rows + 0.3), dpi=150, facecolor="white", layout="constrained")
+    axes = figure.subplots(n_rows, n_columns, squeeze=False)
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set_color(RULE)
+        ax.tick_params(colors=QUIET, labelcolor=INK, labelsize=8)
+        ax.xaxis.label.set(color=INK, fontsize=8.5)
+        ax.yaxis.label.set(color=INK, fontsize=8.5)
+        ax.grid(axis="y", color=RULE, linewidth=0.7)
+        ax.set_axisbelow(True)
+    return figure, axes
+
+
+def legend_below(figure: Figure, handles: Mapping[str, Any], *, n_columns: int, note: str = "") -> None:
+    """One legend for all panels, under them, with a line in small print over it."""
+    legend = figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=n_columns, frameon=False, fontsize=8.5, handlelength=2.6,
+        title=note or None, title_fontsize=7.5,
+    )  # fmt: skip
+    legend.get_title().set_color(QUIET)
+
+
+def _lines_figure(
+    panels: Sequence[tuple[str, Sequence[Series]]], *, x_label: str, score: str, what: str = "", y_axes: Literal["own", "shared"] = "own"
+) -> Figure | None:
+    """Panels three to a row, lettered as in the paper; None without any point. `what` is said of all panels."""
+    panels = [(title, lines) for title, lines in panels if any(line.points for line in lines)]
+    if not panels:
+        return None
+    n_columns = min(N_PANELS, len(panels))
+    figure, axes = grid(-(-len(panels) // n_columns), n_columns)
+    handles: dict[str, Line2D] = {}
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    for number, (ax, (title, lines)) in enumerate(zip(axes.flat[: len(panels)], panels, strict=True)):
+        for line in lines:
+            handles.setdefault(line.name, _draw(ax, line))
+        _dress(ax, lines, title=f"({chr(ord('a') + number)}) {title}", x_label=x_label)
+        if number % n_columns == 0:
+            ax.set_ylabel({"auc": "multi-class ROC AUC, %", "accuracy": "accuracy, %"}[score])
+        if y_axes == "shared" and number:
+            ax.sharey(axes.flat[0])
+    most = max(len(values) for _, lines in panels for line in lines for values in line.points.values())
+    band = f"line: mean; band: ± 1 standard deviation over up to {most} repeats" if most > 1 else ""
+    legend_below(figure, handles, n_columns=min(3, len(handles)), note="; ".join(filter(None, (what, band))))
+    return figure
+
+
+def _draw(ax: Axes, line: Series) -> Line2D:
+    x = np.array(sorted(line.points), np.float64)
+    values = [np.array(line.points[v], np.float64) for v in sorted(line.points)]
+    mean = np.array([v.mean() for v in values])
+    spread = np.array([v.std(ddof=1) if len(v) > 1 else 0.0 for v in values])
+    color, dashes, marker = line.look
+    if spread.any():
+        ax.fill_between(x, mean - spread, mean + spread, color=color, alpha=0.13, linewidth=0)
+    (drawn,) = ax.plot(x, mean, color=color, linestyle=dashes, marker=marker, markersize=4, linewidth=1.5)
+    return drawn
+
+
+def _dress(ax: Axes, lines: Sequence[Series], *, title: str, x_label: str) -> None:
+    ax.set_title(title, fontsize=9, color=INK, loc="left")
+    ax.set_xlabel(x_label)
+    x = sorted({float(v) for line in lines for v in line.points})
+    if x_label.startswith("imbalance ratio") and x[-1] >= LOG_FROM * x[0]:
+        ax.set_xscale("log")
+        shown = x if len(x) <= 5 else [x[0], *x[2:-2:2], x[-1]]
+        ax.set_xticks(shown, [f"{v:g}" for v in shown])
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.minorticks_off()
+    elif len(x) <= 9:
+        ax.set_xticks(x, [f"{v:g}" for v in x])
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if len(x) == 1:
+        ax.set_xlim(x[0] * 0.5, x[0] * 2)
+
+
+def _method_lines(rows: Sequence[Row], *, x: str, score: str, decisions: Iterable[str] = (ARGMAX,)) -> list[Series]:
+    methods = _methods(rows)
+    lines = []
+    for method in methods:
+        for decision in decisions:
+            points = _points([row for row in rows if (row["method"], row["decision"]) == (method, decision)], x=x, score=score)
+            color, dashes, marker = method_look(method, methods)
+            plain = decision == ARGMAX
+            name = method_name(method) if plain else f"{method_name(method)}, thresholding"
+            if points:
+                lines.append(Series(name, (color, dashes if plain else ":", marker), points))
+    # Figure 6 of the paper: two-phase training is left out where thresholding is drawn.
+    return [line for line in lines if not line.name.startswith("two-phase")] if THRESHOLDED in decisions else lines
+
+
+def _minority_lines(rows: Sequence[Row]) -> list[Series]:
+    looks = (("#1d2733", "-", "o"), ("#0072B2", "-", "s"), ("#D55E00", "-", "^"), ("#009E73", "-", "D"), ("#CC79A7", "-", "v"))
+    numbers = sorted({len(row["minority"]) for row in rows})
+    placed = [row | {"left": row["rho"] if row["method"] == "baseline" else row["imbalance_ratio"]} for row in rows]
+    return [
+        Series(f"{n} minority class{'es' if n != 1 else ''}", looks[i % len(looks)], _points(of_number, x="left", score="auc"))
+        for i, n in enumerate(numbers)
+        if (of_number := [row for row in placed if len(row["minority"]) == n])
+    ]
+
+
+def _points(rows: Sequence[Row], *, x: str, score: str) -> dict[float, list[float]]:
+    points: dict[float, list[float]] = defaultdict(list)
+    for row in rows:
+        if row[score] is not None:
+            points[float(row[x])].append(100 * row[score])
+    return dict(points)
+
+
+def _methods(rows: Sequence[Row]) -> list[str]:
+    """The published ones first, in the paper's order."""
+    found = dict.fromkeys(row["method"] for row in rows)
+    return [m for m in METHODS if m in found] + sorted(m for m in found if m not in METHODS)
+
+
+def _by_set(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    names = sorted({row["images"] for row in rows}, key=lambda name: (name not in SETS, list(SETS).index(name) if name in SETS else name))
+    return [(SETS.get(name, name), [row for row in rows if row["images"] == name]) for name in names]
+
+
+def _three(values: set[float], *, preferred: Sequence[float] = ()) -> list[float]:
+    """Three of the values: the preferred where all are there, else the first, the middle and the last."""
+    if preferred and set(preferred) <= values:
+        return list(preferred)
+    ordered = sorted(values)
+    return [ordered[i] for i in sorted({round(share * (len(ordered) - 1)) for share in (0, 0.5, 1)})] if ordered else []
+
+
+def _n_minority(rows: Sequence[Row]) -> str:
+    numbers = sorted({len(row["minority"]) for row in rows})
+    return f"{' or '.join(map(str, numbers))} minority class{'es' if numbers != [1] else ''}"

@@ -1,0 +1,403 @@
+"""One network on one imbalanced set: what is drawn, what is minimized, when it stops."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor, nn
+
+from brats_seg.classification.images import ImageSet
+from brats_seg.classification.methods import Remedy
+from brats_seg.classification.settings import StudySettings
+from brats_seg.classification.source import ImageBatch, Source
+from brats_seg.config import Optimizer
+from brats_seg.core.runtime import Runtime
+from brats_seg.core.shapes import Counts, Ids, Shares
+from brats_seg.imbalance.index import ClassIndex
+from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR, class_weights, effective_prior
+from brats_seg.imbalance.samplers import Draw, HardSampler, Sampler, make_sampler
+from brats_seg.models.classic import make_classic, output_layers
+from brats_seg.models.losses import Loss, make_loss
+from brats_seg.training.augment import Augmenter
+from brats_seg.training.step import Learner
+
+LOSSES_AT_ONCE = 100
+"""Iterations between two looks at the losses."""
+IMAGES_AT_ONCE = 250
+"""Where all are looked at."""
+
+Watch = Callable[[nn.Module], float]
+"""A network in evaluation mode -> its validation score, higher is better."""
+CurvePoint = dict[str, float]
+Curve = Callable[[nn.Module], CurvePoint]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Some images, to train on and to look at; their ids are 0 to n - 1.
+
+    Attributes:
+        source: as they are trained on (of a folder cut at random).
+        plain: as they are tested on; the same source where nothing is random.
+    """
+
+    source: Source
+    plain: Source
+
+    @property
+    def index(self) -> ClassIndex:
+        """The images by class."""
+        return self.source.index
+
+    @property
+    def labels(self) -> Int64[np.ndarray, " n"]:
+        """Class of each."""
+        return self.source.labels
+
+    def restrict(self, ids: Ids) -> "Pool":
+        """Some of them."""
+        source = self.source.restrict(ids)
+        return Pool(source, source if self.plain is self.source else self.plain.restrict(ids))
+
+    def batches(self) -> Iterator[Tensor]:
+        """All images in their order, as they are tested on."""
+        for start in range(0, len(self.plain), IMAGES_AT_ONCE):
+            yield self.plain.batch(np.arange(start, min(start + IMAGES_AT_ONCE, len(self.plain)))).inputs
+
+
+@dataclass
+class Fitted:
+    """A trained network.
+
+    Attributes:
+        network: in evaluation mode.
+        seen: images of each class that entered the loss.
+        prior: what it was trained under (draws x weights); None after a loss that has none.
+        iterations: done; fewer than the budget where it stopped early.
+        loss: mean over the last iterations, 100 at most; None where it was not finite.
+        diverged: whether its loss stopped being a number.
+        validation: best score on the validation images; None without them.
+        curve: points by iteration.
+    """
+
+    network: nn.Module
+    seen: Counts
+    prior: Shares | None = None
+    iterations: int = 0
+    loss: float | None = None
+    diverged: bool = False
+    validation: float | None = None
+    curve: list[CurvePoint] = field(default_factory=list)
+
+    def look_at(self, losses: list[Tensor]) -> None:
+        """Take in the losses of the last iterations, and empty the list."""
+        mean = float(torch.stack(losses).double().mean())
+        self.loss, self.diverged = (mean, False) if np.isfinite(mean) else (None, True)
+        losses.clear()
+
+
+def build_network(settings: StudySettings, images: ImageSet, *, seed: int, runtime: Runtime) -> nn.Module:
+    """The study's network, freshly initialized from the seed, on the device."""
+    n_channels, n_classes = images.n_channels, len(images.class_names)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = make_classic(settings.network.name, n_channels=n_channels, n_classes=n_classes, image_size=images.image_size)
+    return runtime.place(network)
+
+
+def fit(
+    network: nn.Module,
+    pool: Pool,
+    remedy: Remedy,
+    *,
+    settings: StudySettings,
+    optimizer: Optimizer,
+    seed: int,
+    runtime: Runtime,
+    watch: Watch | None = None,
+    curve: Curve | None = None,
+    on_step: Callable[[], object] | None = None,
+) -> Fitted:
+    """Train a network with a remedy.
+
+    Args:
+        network: see `build_network`; changed in place.
+        pool: images of the imbalanced training set.
+        remedy: how.
+        settings: of the study: the budget, validation and record.
+        optimizer: its knobs, with this network's rate.
+        seed: of the draws, of dropout and of perturbed copies.
+        runtime: device and precision.
+        watch: validation score of the network as it is.
+        curve: a point of the learning curve.
+        on_step: called after each step.
+    """
+    counts = pool.index.counts
+    weights = None if remedy.recipe.weights == "none" else class_weights(remedy.recipe.weights, counts)
+    loss = _loss(remedy, weights, counts=counts)
+    switch = round(remedy.knobs.weights_from * settings.training.iterations) if remedy.recipe.deferred else 0
+    learner = make_learner(
+        network, loss if switch == 0 else _loss(remedy, None, counts=counts), optimizer, settings, seed=seed, runtime=runtime
+    )
+    draws = Draws(pool, remedy, settings, seed=seed, runtime=runtime)
+    perturb = _Perturber(remedy, counts=counts, seed=seed) if remedy.recipe.perturbs else None
+    batch: ImageBatch | None = None
+
+    def step(number: int) -> tuple[Tensor, Draw]:
+        nonlocal batch
+        if number == switch:
+            learner.loss = loss
+        draw = draws.next(network)
+        batch = pool.source.batch(draw.ids, number=number, out=batch)
+        if perturb is not None:
+            perturb(batch.inputs, draw, number=number)
+        return learner.learn(batch.inputs, batch.targets, number=number)[0], draw
+
+    fitted = _iterate(network, step, settings, n_classes=len(counts), watch=watch, curve=curve, on_step=on_step, set_mode=nn.Module.train)
+    fitted.prior = _prior(remedy, fitted.seen, weights, counts=counts)
+    return fitted
+
+
+def fit_second_phase(
+    first: Fitted,
+    pool: Pool,
+    *,
+    settings: StudySettings,
+    optimizer: Optimizer,
+    seed: int,
+    runtime: Runtime,
+    watch: Watch | None = None,
+    curve: Curve | None = None,
+    on_step: Callable[[], object] | None = None,
+) -> Fitted:
+    """Go on from a finished network: its output layers alone, at the natural frequencies (Havaei et al. 2017; Buda et al. 2018).
+
+    A whole second schedule at a tenth of the rate (`training.phase2_lr_factor`), the plain cross-entropy; batch-norm statistics stay,
+    dropout goes on. It keeps its last weights: by validation images of other frequencies than the training's the first would be best.
+
+    Where nothing before the output layer is random, what it gets is computed once for each image: 50 times faster for LeNet-5, and the
+    same numbers but for the order of additions.
+    """
+    settings = settings.model_copy(update={"validation": settings.validation.model_copy(update={"checkpoint": "last"})})
+    network = deepcopy(first.network)
+    layers = output_layers(settings.network.name, network)
+    network.requires_grad_(False)
+    for layer in layers:
+        layer.requires_grad_(True)
+    optimizer = optimizer.model_copy(update={"lr": optimizer.lr * settings.training.phase2_lr_factor})
+    natural = Draws(pool, None, settings, seed=seed, runtime=runtime)
+    features = _Features(network, layers[0], pool, runtime=runtime) if _is_fixed(network, layers, pool) else None
+    moving = network if features is None else layers[0]
+    learner = make_learner(moving, plain_loss(), optimizer, settings, seed=seed, runtime=runtime)
+
+    def step(number: int) -> tuple[Tensor, Draw]:
+        draw = natural.next(network)
+        if features is not None:
+            return learner.learn(*features(draw.ids), number=number)[0], draw
+        batch = pool.source.batch(draw.ids, number=number)
+        return learner.learn(batch.inputs, batch.targets, number=number)[0], draw
+
+    n_classes = pool.index.n_classes
+    fitted = _iterate(network, step, settings, n_classes=n_classes, watch=watch, curve=curve, on_step=on_step, set_mode=_train_but_norms)
+    fitted.prior = effective_prior(fitted.seen) if fitted.seen.any() else None
+    return fitted
+
+
+@torch.no_grad()
+def probabilities(network: nn.Module, pool: Pool, *, runtime: Runtime) -> Float64[np.ndarray, "n k"]:
+    """Class probabilities of every image of a pool, in its order; the network is in evaluation mode for it.
+
+    The softmax is in float64: in float32 those of a sure network are exactly 1, and ties blur its ROC curve.
+    """
+    with evaluating(network), runtime.autocast():
+        logits = torch.cat([network(inputs).double() for inputs in pool.batches()])
+    found: Float64[np.ndarray, "n k"] = torch.softmax(logits, 1).cpu().numpy()
+    return found
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the time of the block; each module then gets its own mode back."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+class Draws:
+    """The batches of one training: a sampler of the heart, drawn anew where the remedy says so, fed with hard examples where it asks."""
+
+    def __init__(self, pool: Pool, remedy: Remedy | None, settings: StudySettings, *, seed: int, runtime: Runtime) -> None:
+        """`remedy` None draws every image alike, each once in a pass."""
+        self._pool, self._remedy, self._seed, self._runtime = pool, remedy, seed, runtime
+        self._batch_size, self._iterations = settings.training.batch_size, settings.training.iterations
+        self._n_made = 0
+        self._sampler = self._make()
+
+    def next(self, network: nn.Module) -> Draw:
+        """The next batch; between two passes the network may be asked what it finds hard."""
+        if self._sampler.step == 0 and self._sampler.epoch > 1:
+            if self._remedy is not None and self._remedy.knobs.redraw == "epoch":
+                self._sampler = self._make()
+            elif isinstance(self._sampler, HardSampler):
+                self._sampler.accept_pools(self._hard(network, self._sampler))
+        return self._sampler.next()
+
+    def _make(self) -> Sampler:
+        self._n_made += 1
+        seed = int(np.random.SeedSequence([self._seed, self._n_made]).generate_state(1)[0])
+        plan: dict[str, Any] = {"batch_size": self._batch_size, "steps": None, "seed": seed, "allow_absent_class": True}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # an absent class is the study's own wish
+            if self._remedy is None:
+                return make_sampler("random", self._pool.index, **plan)
+            recipe, hard = self._remedy.recipe, self._remedy.knobs.hard
+            if not recipe.whole_epochs:
+                plan["steps"] = self._iterations
+            if recipe.sampler == "hard":
+                plan |= {"hard_classes": hard.classes, "recycle": hard.recycle, "max_age": hard.max_age}
+            return make_sampler(recipe.sampler, self._pool.index, imbalance_ratio=self._remedy.imbalance_ratio, **plan)
+
+    def _hard(self, network: nn.Module, sampler: HardSampler) -> dict[int, Ids]:
+        """Images that the network gets wrong, or right with a probability under the threshold; of a random `subset` of each class."""
+        assert self._remedy is not None
+        knobs, index = self._remedy.knobs.hard, self._pool.index
+        generator = np.random.Generator(np.random.Philox(key=np.array([self._seed, sampler.epoch], np.uint64)))
+        found = {}
+        for k in sampler.hard_classes:
+            ids = np.sort(index.random_ids(k, knobs.subset or int(index.counts[k]), generator=generator))
+            if len(ids):
+                known = probabilities(network, self._pool.restrict(ids), runtime=self._runtime)
+                found[k] = ids[(known.argmax(1) != k) | (known[:, k] < knobs.threshold)]
+        return found
+
+
+class _Features:
+    """What the output layer is given for each image, computed once."""
+
+    @torch.no_grad()
+    def __init__(self, network: nn.Module, layer: nn.Module, pool: Pool, *, runtime: Runtime) -> None:
+        """Run the network up to `layer`."""
+        given: list[Tensor] = []
+        hook = layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].float()))
+        with evaluating(network), runtime.autocast():
+            for inputs in pool.batches():
+                network(inputs)
+        hook.remove()
+        self._features, self._source = torch.cat(given), pool.source
+
+    def __call__(self, ids: Ids) -> tuple[Tensor, Tensor]:
+        """Features and targets of a batch."""
+        return self._features.index_select(0, torch.from_numpy(ids).to(self._features.device)), self._source.targets(ids)
+
+
+class _Perturber:
+    """Changes the images of the rare classes of a batch, each time in another way."""
+
+    def __init__(self, remedy: Remedy, *, counts: Counts, seed: int) -> None:
+        self._augment = Augmenter(remedy.knobs.augment, seed=seed)
+        self._is_rare = counts < counts.max()
+
+    def __call__(self, inputs: Tensor, draw: Draw, *, number: int) -> None:
+        rare = np.flatnonzero(self._is_rare[draw.classes])
+        if rare.size:
+            rows = torch.from_numpy(rare).to(inputs.device)
+            chosen = inputs.index_select(0, rows)
+            nowhere = torch.zeros((len(rare), *inputs.shape[2:]), dtype=torch.uint8, device=inputs.device)
+            inputs[rows] = self._augment(chosen, nowhere, epoch=number, positions=rare)[0]
+
+
+def _iterate(
+    network: nn.Module,
+    step: Callable[[int], tuple[Tensor, Draw]],
+    settings: StudySettings,
+    *,
+    n_classes: int,
+    watch: Watch | None,
+    curve: Curve | None,
+    on_step: Callable[[], object] | None,
+    set_mode: Callable[[nn.Module], object],
+) -> Fitted:
+    """Take the steps; stop where the loss is no number or the validation score has not risen for long."""
+    fitted, knobs, every = Fitted(network, np.zeros(n_classes, np.int64)), settings.validation, settings.record.curve_every
+    n_steps = settings.training.iterations
+    losses: list[Tensor] = []
+    best, waited = None, 0
+    set_mode(network)
+    for number in range(n_steps):
+        loss, draw = step(number)
+        fitted.seen += np.bincount(draw.classes, minlength=n_classes)
+        fitted.iterations = number + 1
+        if on_step is not None:
+            on_step()
+        losses.append(loss)
+        if len(losses) == LOSSES_AT_ONCE:
+            fitted.look_at(losses)
+            if fitted.diverged:
+                break
+        if curve is not None and every and fitted.iterations % every == 0:
+            fitted.curve.append({"iteration": fitted.iterations, **curve(network)})
+        if watch is not None and (fitted.iterations % knobs.every == 0 or fitted.iterations == n_steps):
+            score = watch(network)
+            if fitted.validation is None or score > fitted.validation:
+                fitted.validation, waited = score, 0
+                best = deepcopy(network.state_dict()) if knobs.checkpoint == "best" else None
+            else:
+                waited += 1
+            if knobs.patience is not None and waited >= knobs.patience:
+                break
+    if losses:
+        fitted.look_at(losses)
+    if best is not None:
+        network.load_state_dict(best)
+    network.eval()
+    return fitted
+
+
+def make_learner(network: nn.Module, loss: Loss, optimizer: Optimizer, settings: StudySettings, *, seed: int, runtime: Runtime) -> Learner:
+    """The step of the segmentation wing, with the study's budget."""
+    n_steps, batch_size = settings.training.iterations, settings.training.batch_size
+    return Learner(network, loss=loss, optimizer=optimizer, n_steps=n_steps, batch_size=batch_size, ema=0.0, seed=seed, runtime=runtime)
+
+
+def plain_loss() -> Loss:
+    """The cross-entropy of a class for each image."""
+    return make_loss("cross_entropy", outside="none")
+
+
+def _loss(remedy: Remedy, weights: Shares | None, *, counts: Counts) -> Loss:
+    given = None if weights is None else weights.tolist()
+    prior = (counts / counts.sum()).tolist() if remedy.recipe.loss == "logit_adjusted" else None
+    return make_loss(remedy.recipe.loss, outside="none", class_weights=given, prior=prior, tau=remedy.knobs.tau)
+
+
+def _prior(remedy: Remedy, seen: Counts, weights: Shares | None, *, counts: Counts) -> Shares | None:
+    """What the network was trained under: images that entered the loss x their weight, over what the loss itself divided out."""
+    if remedy.recipe.loss not in LOSSES_WITH_A_PRIOR or not seen.any():
+        return None
+    factor = np.ones(len(seen)) if weights is None else weights
+    if remedy.recipe.loss == "logit_adjusted":
+        factor = factor / np.maximum(counts / counts.sum(), 1e-12) ** remedy.knobs.tau
+    return effective_prior(seen, class_weights=factor)
+
+
+def _is_fixed(network: nn.Module, layers: Sequence[nn.Module], pool: Pool) -> bool:
+    """Whether what the one output layer is given never changes in the second phase, and it is the last."""
+    drops = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in network.modules())
+    return pool.source is pool.plain and len(layers) == 1 and isinstance(layers[0], nn.Linear) and not drops
+
+
+def _train_but_norms(network: nn.Module) -> None:
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()

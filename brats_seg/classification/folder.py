@@ -1,0 +1,161 @@
+"""An image folder in ImageNet's layout: a folder a class, files decoded when drawn."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from PIL import Image
+
+from brats_seg.errors import InputError
+
+SHORTER_SIDE = 256
+"""Pixels; Buda et al. 2018, section 3.3.3."""
+CROP = 224
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+
+
+@dataclass(frozen=True)
+class Crops:
+    """What is cut out of each image of a batch.
+
+    Attributes:
+        corners: upper left corner (y, x), each as a share in 0..1 of the room there is.
+        mirrored: whether left and right change places.
+    """
+
+    corners: np.ndarray
+    mirrored: np.ndarray
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """The images of a folder, decoded one batch at a time: RGB, shorter side 256, a square of 224 cut out.
+
+    Attributes:
+        root: the folder of the class folders.
+        paths: of each image, relative to `root`.
+    """
+
+    root: Path
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(n, y, x, c) of the images as they are cut."""
+        return len(self.paths), CROP, CROP, 3
+
+    def describe(self) -> list[str]:
+        """Path and size in bytes of each file."""
+        return [f"{path} {os.path.getsize(self.root / path)}" for path in self.paths]
+
+    def decode(self, ids: Int64[np.ndarray, " b"], *, crops: Crops, threads: Executor | None) -> UInt8[np.ndarray, "b y x c"]:
+        """Decode and cut a batch; Pillow works outside Python's lock, so threads help.
+
+        Raises:
+            InputError: a file that is broken or no image, by its path.
+        """
+        out = np.empty((len(ids), CROP, CROP, 3), np.uint8)
+
+        def one(i: int) -> None:
+            out[i] = _cut(read_image(self.root / self.paths[ids[i]]), corner=crops.corners[i], mirrored=bool(crops.mirrored[i]))
+
+        for _ in threads.map(one, range(len(ids))) if threads is not None else map(one, range(len(ids))):
+            pass
+        return out
+
+
+def center_crops(n: int) -> Crops:
+    """The middle of each image, as in a test."""
+    return Crops(np.full((n, 2), 0.5), np.zeros(n, dtype=bool))
+
+
+def random_crops(n: int, *, seed: int, step: int) -> Crops:
+    """Any square and half of the images mirrored, as in training: numbers by Philox, keyed by (seed, step)."""
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed, step], np.uint64)))
+    return Crops(generator.random((n, 2)), generator.random(n) < 0.5)
+
+
+def list_folder(root: Path) -> tuple[FolderImages, Int64[np.ndarray, " n"], tuple[str, ...]]:
+    """The images of class folders, the class of each and the class names, both in the order of their names. Nothing is decoded.
+
+    Names that begin with a dot are passed over.
+
+    Raises:
+        InputError: a file that is no JPEG or PNG by its name, a folder in a class folder, an empty class, or no class at all.
+    """
+    class_names = tuple(sorted(entry.name for entry in _entries(root) if _is_class(entry)))
+    if not class_names:
+        raise InputError(f"{root}: no class folders in it; put one folder of JPEG or PNG files for each class there")
+    paths: list[str] = []
+    counts = []
+    for name in class_names:
+        files = sorted(_image_name(entry) for entry in _entries(root / name))
+        if not files:
+            raise InputError(f"{root / name}: no images in it; fill it or remove it")
+        paths += [f"{name}/{file}" for file in files]
+        counts.append(len(files))
+    return FolderImages(root, tuple(paths)), np.repeat(np.arange(len(class_names)), counts), class_names
+
+
+def broken_images(images: FolderImages, *, threads: Executor | None = None) -> tuple[str, ...]:
+    """Decode every file once; one line for each that cannot be. A study may draw such a file after days only."""
+    lines = (threads.map if threads is not None else map)(_problem, (images.root / path for path in images.paths))
+    return tuple(line for line in lines if line)
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode a JPEG or PNG as RGB with a shorter side of 256 pixels (bilinear; the ratio of the sides is kept).
+
+    Raises:
+        InputError: broken, or no image.
+    """
+    try:
+        with Image.open(path, formats=("JPEG", "PNG")) as image:
+            # A JPEG is decoded at the least of 1/2, 1/4, 1/8 that is still large enough.
+            image.draft("RGB", (SHORTER_SIDE, SHORTER_SIDE))
+            scale = SHORTER_SIDE / min(image.size)
+            size = (max(SHORTER_SIDE, round(image.width * scale)), max(SHORTER_SIDE, round(image.height * scale)))
+            return image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        said = str(error).partition("'/")[0].strip() or type(error).__name__
+        raise InputError(f"{path}: not a whole JPEG or PNG: {said}; replace it or remove it") from None
+
+
+def _cut(image: Image.Image, *, corner: Sequence[float] | np.ndarray, mirrored: bool) -> UInt8[np.ndarray, "y x c"]:
+    y, x = (round(float(share) * (side - CROP)) for share, side in zip(corner, (image.height, image.width), strict=True))
+    pixels = np.asarray(image.crop((x, y, x + CROP, y + CROP)))
+    return pixels[:, ::-1] if mirrored else pixels
+
+
+def _problem(path: Path) -> str:
+    try:
+        read_image(path)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _entries(folder: Path) -> list["os.DirEntry[str]"]:
+    try:
+        return [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror or error}") from None
+
+
+def _is_class(entry: "os.DirEntry[str]") -> bool:
+    if not entry.is_dir():
+        raise InputError(f"{entry.path}: a file among the class folders; each image lies in the folder of its class")
+    return True
+
+
+def _image_name(entry: "os.DirEntry[str]") -> str:
+    if os.path.splitext(entry.name)[1].lower() not in _SUFFIXES:
+        raise InputError(f"{entry.path}: no .jpg, .jpeg or .png; a class folder holds images alone")
+    return entry.name

@@ -1,0 +1,51 @@
+"""IDX files (MNIST's form), packed or not -> arrays."""
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from isal import igzip, isal_zlib
+from jaxtyping import UInt8
+
+from brats_seg.errors import InputError
+
+_UNSIGNED_BYTE = 8  # the type code of every IDX file that MNIST and its kin come in
+_MOST_BYTES = 1 << 32
+_UNPACK_ERRORS: tuple[Any, ...] = (EOFError, OSError, gzip.BadGzipFile, zlib.error, isal_zlib.error)
+
+
+def read_idx(path: Path, *, n_axes: int) -> UInt8[np.ndarray, "..."]:
+    """Read an IDX file of bytes; one whose name ends in `.gz` is unpacked.
+
+    Args:
+        path: the file.
+        n_axes: 1 for labels, 3 for images (n, y, x).
+
+    Raises:
+        InputError: not such a file, cut short, or longer than its header says.
+    """
+    packed = path.suffix == ".gz"
+    try:
+        with path.open("rb") as file, igzip.IGzipFile(fileobj=file, mode="rb") if packed else file as stream:
+            shape = _shape(stream.read(4 + 4 * n_axes), path=path, n_axes=n_axes)
+            expected = int(np.prod(shape, dtype=object))
+            if expected > _MOST_BYTES:
+                raise InputError(f"{path}: its header asks for {expected} bytes; {_MOST_BYTES} at most")
+            content = stream.read(expected + 1)
+    except _UNPACK_ERRORS as error:
+        raise InputError(f"{path}: cannot be read: {error or 'the packed file is cut short'}; get it again") from None
+    if len(content) != expected:
+        found = "more" if len(content) > expected else f"{len(content)}"
+        raise InputError(f"{path}: its header says {' x '.join(map(str, shape))} = {expected} bytes, and {found} follow; get it again")
+    return np.frombuffer(content, np.uint8).reshape(shape).copy()
+
+
+def _shape(header: bytes, *, path: Path, n_axes: int) -> tuple[int, ...]:
+    if len(header) < 4 + 4 * n_axes:
+        raise InputError(f"{path}: {len(header)} bytes are no IDX header of {4 + 4 * n_axes}; get it again")
+    if header[:4] != bytes([0, 0, _UNSIGNED_BYTE, n_axes]):
+        wanted = bytes([0, 0, _UNSIGNED_BYTE, n_axes]).hex()
+        raise InputError(f"{path}: begins with {header[:4].hex()}; an IDX file of bytes with {n_axes} axes begins with {wanted}")
+    return tuple(int(n) for n in np.frombuffer(header, ">u4", offset=4))

@@ -1,0 +1,319 @@
+"""IDX, CIFAR binary and python, image folder, npz -> image set."""
+
+import hashlib
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32, Int64, Integer, UInt8
+
+from brats_seg.classification.cifar import CIFAR10_CLASSES, Rows, read_binary_batch, read_python_batch
+from brats_seg.classification.folder import FolderImages, list_folder
+from brats_seg.classification.idx import read_idx
+from brats_seg.classification.whitening import whitened
+from brats_seg.errors import InputError, UsageError
+
+Pixels = UInt8[np.ndarray, "n y x c"] | Float32[np.ndarray, "n y x c"]
+"""Images in memory: 0..255, or whitened."""
+
+TEST_SHARE = 0.2
+"""Of each class, where a set comes without test images."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labeled images.
+
+    Attributes:
+        name: what an error calls it.
+        images: (n, y, x, c) in memory, or the files of a folder, decoded when drawn.
+        labels: class of each, 0 to K - 1.
+        class_names: K names.
+        scale: what a network's input is: the pixel times this.
+    """
+
+    name: str
+    images: Pixels | FolderImages
+    labels: Int64[np.ndarray, " labels"]
+    class_names: tuple[str, ...]
+    scale: float
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.labels):
+            raise InputError(f"{self.name}: {len(self.images)} images and {len(self.labels)} labels; every image has one")
+        k = len(self.class_names)
+        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < k:
+            raise InputError(f"{self.name}: labels lie in {self.labels.min()}..{self.labels.max()}; {k} classes take 0..{k - 1}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(Y, X) in pixels, as a network sees them."""
+        return self.images.shape[1], self.images.shape[2]
+
+    @property
+    def n_channels(self) -> int:
+        """1 or 3, as a network sees them."""
+        return self.images.shape[3]
+
+    @property
+    def counts(self) -> Int64[np.ndarray, " k"]:
+        """Images of each class."""
+        return np.bincount(self.labels, minlength=len(self.class_names)).astype(np.int64)
+
+    def take(self, ids: Int64[np.ndarray, " m"]) -> "ImageSet":
+        """Some of the images, copied (of a folder their paths)."""
+        if isinstance(self.images, FolderImages):
+            chosen: Pixels | FolderImages = replace(self.images, paths=tuple(self.images.paths[i] for i in ids))
+        else:
+            chosen = self.images[ids]
+        return replace(self, images=chosen, labels=self.labels[ids])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A set as it is published: what is trained on, what is tested on, and a validation part where it has one."""
+
+    train: ImageSet
+    test: ImageSet
+    validation: ImageSet | None = None
+
+    @property
+    def parts(self) -> tuple[ImageSet, ...]:
+        """Training, test and, where there is one, validation part."""
+        return (self.train, self.test) if self.validation is None else (self.train, self.test, self.validation)
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that the images take; those of a folder none."""
+        return sum(0 if isinstance(part.images, FolderImages) else part.images.nbytes for part in self.parts)
+
+    @cached_property
+    def digest(self) -> str:
+        """Twelve hexadecimal figures that stand for images, labels and class names; of a folder for paths and sizes of its files."""
+        digest = hashlib.sha256()
+        for part in self.parts:
+            digest.update(f"{part.images.shape} {part.class_names}".encode())
+            digest.update(part.labels.tobytes())
+            if isinstance(part.images, FolderImages):
+                digest.update("\n".join(part.images.describe()).encode())
+            else:
+                digest.update(np.ascontiguousarray(part.images).data)
+        return digest.hexdigest()[:12]
+
+
+def load_images(
+    name: str,
+    folder: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    preprocessing: Literal["none", "gcn_zca"] = "none",
+    cache: Path | None = None,
+) -> Splits:
+    """Read an image set. Nothing is downloaded.
+
+    Args:
+        name: a key of `SETS`.
+        folder: where it lies; of 'npz' the file.
+        classes: those to keep, in the order of their new labels; None keeps all.
+        preprocessing: "gcn_zca" whitens by all training images of the set, see `whiten_splits`.
+        cache: folder that keeps whitened images; None keeps none.
+
+    Raises:
+        UsageError: an unknown name or class, or images that cannot be whitened.
+        InputError: a file is missing or damaged; one line with what to put where.
+    """
+    if name not in SETS:
+        raise UsageError(f"images.name '{name}' is unknown; the names are {', '.join(SETS)}")
+    splits = SETS[name](folder)
+    if preprocessing == "gcn_zca":
+        splits = whiten_splits(splits, cache=cache)
+    return splits if classes is None else keep_classes(splits, classes)
+
+
+def keep_classes(splits: Splits, classes: Sequence[str]) -> Splits:
+    """The images of some classes, which get the labels 0, 1, ... in the order given.
+
+    Raises:
+        UsageError: no such class, one twice, or fewer than two.
+    """
+    names = splits.train.class_names
+    if unknown := [c for c in classes if c not in names]:
+        raise UsageError(f"images.classes '{unknown[0]}' is unknown; {splits.train.name} has {', '.join(names)}")
+    if len(set(classes)) != len(classes) or len(classes) < 2:
+        raise UsageError(f"images.classes {', '.join(classes)}: two different classes at least, each once")
+    new = np.full(len(names), -1, np.int64)
+    new[[names.index(c) for c in classes]] = np.arange(len(classes))
+
+    def kept(images: ImageSet) -> ImageSet:
+        some = images.take(np.flatnonzero(new[images.labels] >= 0))
+        return replace(some, labels=new[some.labels], class_names=tuple(classes))
+
+    return Splits(*(kept(part) for part in splits.parts))
+
+
+def whiten_splits(splits: Splits, *, cache: Path | None) -> Splits:
+    """Global contrast normalization and ZCA whitening by the training images (Goodfellow et al. 2013); kept in the folder `cache`.
+
+    Raises:
+        UsageError: images that are not bytes in memory, or too many values each for a covariance.
+    """
+    arrays = []
+    for images in splits.parts:
+        if isinstance(images.images, FolderImages) or images.images.dtype != np.uint8:
+            raise UsageError(f"{images.name}: whitening takes the bytes of a set in memory (mnist, cifar10, npz)")
+        arrays.append(images.images)
+    if (n_values := int(np.prod(arrays[0].shape[1:]))) > _MOST_FEATURES:
+        raise UsageError(f"{splits.train.name}: {n_values} values an image; whitening takes {_MOST_FEATURES} at most")
+    done = whitened(arrays[0], tuple(arrays[1:]), cache=cache)
+    new = [replace(images, images=pixels, scale=1.0) for images, pixels in zip(splits.parts, done, strict=True)]
+    return Splits(*new)
+
+
+def _mnist(folder: Path) -> Splits:
+    sets = []
+    for part in ("train", "t10k"):
+        found = [_packed_or_not(folder, f"{part}-{what}") for what in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+        if found[0] is None or found[1] is None:
+            raise InputError(
+                f"{folder}: MNIST is not there; put train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
+                "t10k-labels-idx1-ubyte (with .gz or without) there"
+            )
+        images, labels = read_idx(found[0], n_axes=3)[..., None], read_idx(found[1], n_axes=1).astype(np.int64)
+        if len(images) != len(labels):
+            raise InputError(f"{found[0]} holds {len(images)} images and {found[1].name} {len(labels)} labels; every image has one")
+        sets.append(ImageSet(str(found[0]), images, labels, tuple("0123456789"), MNIST_SCALE))
+    return Splits(*sets)
+
+
+def _packed_or_not(folder: Path, name: str) -> Path | None:
+    """The file, also by the name that some copies have: a dot in place of the last but one dash."""
+    for plain in (name, name.replace("-idx", ".idx")):
+        for path in (folder / plain, folder / f"{plain}.gz"):
+            if path.is_file():
+                return path
+    return None
+
+
+def _cifar10(folder: Path) -> Splits:
+    for home in (folder, folder / "cifar-10-batches-bin", folder / "cifar-10-batches-py"):
+        for suffix, read in ((".bin", read_binary_batch), ("", read_python_batch)):
+            train = sorted(p for p in home.glob(f"data_batch_*{suffix}") if re.fullmatch(rf"data_batch_\d+{re.escape(suffix)}", p.name))
+            test = home / f"test_batch{suffix}"
+            if train and test.is_file():
+                parts = [_joined(read, paths) for paths in (train, [test])]
+                names = _cifar_names(home / "batches.meta.txt")
+                sets = (ImageSet(f"{home} {p}", *rows, names, BYTE_SCALE) for p, rows in zip(("train", "test"), parts, strict=True))
+                return Splits(*sets)
+    raise InputError(
+        f"{folder}: CIFAR-10 is not there; put the folder cifar-10-batches-bin (data_batch_1.bin to data_batch_5.bin, test_batch.bin) or "
+        "cifar-10-batches-py (the same without .bin) there"
+    )
+
+
+def _joined(read: Callable[[Path], Rows], paths: Sequence[Path]) -> Rows:
+    images, labels = zip(*(read(path) for path in paths), strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def _cifar_names(path: Path) -> tuple[str, ...]:
+    names = tuple(path.read_text(encoding="utf-8", errors="replace").split()) if path.is_file() else CIFAR10_CLASSES
+    if len(names) != len(CIFAR10_CLASSES):
+        raise InputError(f"{path}: {len(names)} class names; CIFAR-10 has {len(CIFAR10_CLASSES)}")
+    return names
+
+
+def _folder(folder: Path) -> Splits:
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: no such folder; put train/<class>/*.jpg and test/<class>/*.jpg (or val/, or class folders alone) there"
+        )
+    if not (folder / "train").is_dir():
+        return _hold_out(ImageSet(str(folder), *list_folder(folder), 1.0))
+    train = ImageSet(f"{folder}/train", *list_folder(folder / "train"), 1.0)
+    others = {part: _like(train, folder / part) for part in ("test", "val") if (folder / part).is_dir()}
+    if not others:
+        return _hold_out(train)
+    # ImageNet's own test images have no labels: there `val` is what is tested on.
+    return Splits(train, others.get("test", others.get("val", train)), others["val"] if len(others) == 2 else None)
+
+
+def _like(train: ImageSet, folder: Path) -> ImageSet:
+    images, labels, names = list_folder(folder)
+    if names != train.class_names:
+        odd = sorted(set(names) ^ set(train.class_names))[0]
+        raise InputError(f"{folder}: class '{odd}' is in one of {folder.name} and train only; both have the same class folders")
+    return ImageSet(str(folder), images, labels, names, train.scale)
+
+
+def _npz(path: Path) -> Splits:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # NumPy leaves a damaged file open
+            arrays = {key: archive[key] for key in archive.files}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give an .npz with train_images, train_labels, test_images, test_labels") from None
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, AttributeError, MemoryError) as error:
+        raise InputError(f"{path}: cannot be read as .npz: {' '.join(str(error).split())}") from None
+    if "images" in arrays and "labels" in arrays:
+        return _hold_out(_npz_part(path, arrays, "", names=None))
+    for key in ("train_images", "train_labels", "test_images", "test_labels"):
+        if key not in arrays:
+            found = ", ".join(arrays) or "nothing"
+            raise InputError(f"{path}: no '{key}' in it (found {found}); give train_ and test_images and _labels, or images and labels")
+    train = _npz_part(path, arrays, "train_", names=None)
+    test = _npz_part(path, arrays, "test_", names=train.class_names)
+    has_validation = "val_images" in arrays and "val_labels" in arrays
+    return Splits(train, test, _npz_part(path, arrays, "val_", names=train.class_names) if has_validation else None)
+
+
+def _npz_part(path: Path, arrays: dict[str, np.ndarray], prefix: str, *, names: tuple[str, ...] | None) -> ImageSet:
+    images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
+        shown = " x ".join(map(str, images.shape))
+        raise InputError(f"{path}: {prefix}images is {images.dtype} of {shown}; uint8 of n x y x x, or n x y x x x channels")
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        shown = " x ".join(map(str, labels.shape))
+        raise InputError(f"{path}: {prefix}labels is {labels.dtype} of {shown}; one whole number an image")
+    given = arrays.get("class_names")
+    names = names or (tuple(map(str, given)) if given is not None else tuple(map(str, range(int(labels.max(initial=0)) + 1))))
+    return ImageSet(f"{path} {prefix}images", images if images.ndim == 4 else images[..., None], _int64(labels), names, BYTE_SCALE)
+
+
+def _int64(labels: Integer[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    return labels.astype(np.int64)
+
+
+def _hold_out(images: ImageSet) -> Splits:
+    """A fifth of each class, always the same, for the test."""
+    test = np.zeros(len(images), dtype=bool)
+    for c in range(len(images.class_names)):
+        of_class = np.flatnonzero(images.labels == c)
+        if len(of_class) == 1:
+            raise InputError(f"{images.name}: class '{images.class_names[c]}' has 1 image; one to train and one to test on are needed")
+        drawn = np.random.Generator(np.random.Philox(key=np.array([0, c], np.uint64))).permutation(of_class)
+        test[drawn[: max(1, round(TEST_SHARE * len(of_class)))]] = bool(len(of_class))
+    train, held_out = images.take(np.flatnonzero(~test)), images.take(np.flatnonzero(test))
+    return Splits(replace(train, name=f"{images.name} train"), replace(held_out, name=f"{images.name} test"))
+
+
+MNIST_SCALE = 1 / 256
+"""Caffe's LeNet example scales bytes by 0.00390625."""
+BYTE_SCALE = 1 / 255
+_MOST_FEATURES = 4096
+
+SETS: dict[str, Callable[[Path], Splits]] = {
+    "mnist": _mnist,
+    "cifar10": _cifar10,
+    "folder": _folder,
+    "npz": _npz,
+}

@@ -1,0 +1,173 @@
+"""The remedies of the studies by name: which images are drawn, what is minimized, how many networks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from brats_seg.classification.settings import Method
+from brats_seg.core.shapes import Counts
+from brats_seg.errors import InputError, UsageError
+
+Synthesizer = Literal["SMOTE", "BorderlineSMOTE", "KMeansSMOTE", "OneSidedSelection", "EditedNearestNeighbours"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a remedy trains.
+
+    Attributes:
+        sampler: a key of `imbalance.samplers.SAMPLERS`.
+        whole_epochs: each image at most once in a pass; otherwise every draw is independent.
+        loss: a key of `models.losses.LOSSES`.
+        weights: a kind of `imbalance.priors.class_weights`.
+        deferred: the weights hold from `weights_from` on.
+        perturbs: images of the rare classes are changed at random each time they are drawn.
+        synthesizer: a class of imbalanced-learn that makes the training images anew.
+        committee: several networks on undersampled sets, their probabilities averaged.
+    """
+
+    sampler: str = "random"
+    whole_epochs: bool = True
+    loss: str = "cross_entropy"
+    weights: str = "none"
+    deferred: bool = False
+    perturbs: bool = False
+    synthesizer: Synthesizer | None = None
+    committee: Literal["easy", "cascade"] | None = None
+
+
+METHODS: dict[str, Recipe] = {
+    "baseline": Recipe(),
+    "oversample": Recipe(sampler="oversample"),
+    "undersample": Recipe(sampler="undersample"),
+    "class_weights": Recipe(weights="balanced"),
+    "focal": Recipe(loss="focal"),
+    "logit_adjusted": Recipe(loss="logit_adjusted"),
+    "deferred_weights": Recipe(weights="effective_number", deferred=True),
+    "class_aware": Recipe(sampler="balanced", whole_epochs=False),
+    "perturbed_copies": Recipe(sampler="oversample", perturbs=True),
+    "hard_replay": Recipe(sampler="hard"),
+    "smote": Recipe(synthesizer="SMOTE"),
+    "borderline_smote": Recipe(synthesizer="BorderlineSMOTE"),
+    "kmeans_smote": Recipe(synthesizer="KMeansSMOTE"),
+    "one_sided_selection": Recipe(synthesizer="OneSidedSelection"),
+    "edited_nearest_neighbours": Recipe(synthesizer="EditedNearestNeighbours"),
+    "easy_ensemble": Recipe(sampler="undersample", committee="easy"),
+    "balance_cascade": Recipe(committee="cascade"),
+}
+"""Two-phase training and the decision rules go with any of these: see `Method.two_phase` and `decisions`."""
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A remedy as one network (or committee) has it.
+
+    Attributes:
+        name: in the study and in its tables.
+        recipe: how it trains.
+        knobs: as the study gives them, one `imbalance_ratio` alone.
+    """
+
+    name: str
+    recipe: Recipe
+    knobs: Method
+
+    @property
+    def imbalance_ratio(self) -> float:
+        """Majority over minority that is left after over- or undersampling."""
+        return self.knobs.imbalance_ratio[0]
+
+    @property
+    def n_networks(self) -> int:
+        """Networks trained, the second phase's included."""
+        return (self.knobs.networks if self.recipe.committee else 1) + self.knobs.two_phase
+
+
+def remedies(methods: Mapping[str, Method]) -> tuple[Remedy, ...]:
+    """The study's methods, one for each reduced ratio.
+
+    Raises:
+        UsageError: an unknown kind, or knobs that it does not take.
+    """
+    return tuple(
+        remedy(name, method.model_copy(update={"imbalance_ratio": (ratio,)})) for name, method in methods.items()
+        for ratio in method.imbalance_ratio
+    )  # fmt: skip
+
+
+def remedy(name: str, knobs: Method) -> Remedy:
+    """One method, checked. Raises `UsageError` naming the knob."""
+    kind = knobs.kind or name
+    if kind not in METHODS:
+        raise UsageError(f"methods.{name}: no method '{kind}'; the names are {', '.join(METHODS)}")
+    recipe = METHODS[kind]
+    if knobs.imbalance_ratio != (1.0,) and recipe.sampler not in ("oversample", "undersample"):
+        raise UsageError(f"methods.{name}.imbalance_ratio: '{kind}' takes none; oversample, undersample, perturbed_copies do")
+    if knobs.redraw != "never" and kind != "undersample":
+        raise UsageError(f"methods.{name}.redraw: only 'undersample' has a subset to draw anew")
+    if knobs.two_phase and recipe.committee:
+        raise UsageError(f"methods.{name}.two_phase: '{kind}' is several networks; a second phase goes on from one")
+    return Remedy(name, recipe, knobs)
+
+
+def synthesize(
+    kind: Synthesizer, images: Float32[np.ndarray, "n features"], labels: Int64[np.ndarray, " n"], *, neighbors: int, seed: int
+) -> tuple[Float32[np.ndarray, "m features"], Int64[np.ndarray, " m"]]:
+    """Training images made anew by a sampler of imbalanced-learn (Lemaitre et al. 2017); test images are no business of it.
+
+    Args:
+        kind: name of its class. The first three interpolate new images of the rare classes, the last two remove images.
+        images, labels: of the imbalanced training set.
+        neighbors: looked at; fewer where the rarest class has no more.
+        seed: of its draws.
+
+    Raises:
+        UsageError: imbalanced-learn is not installed.
+        InputError: a class is too small for it, or it finds no cluster.
+    """
+    try:
+        rooms = (import_module("imblearn.over_sampling"), import_module("imblearn.under_sampling"))
+    except ImportError:
+        raise UsageError(f"{kind}: imbalanced-learn is not installed; pip install 'brats-seg[imbalanced]'") from None
+    rarest = int(np.bincount(labels)[np.unique(labels)].min())
+    makers = {
+        "SMOTE": lambda room: room.SMOTE(k_neighbors=min(neighbors, rarest - 1), random_state=seed),
+        "BorderlineSMOTE": lambda room: room.BorderlineSMOTE(k_neighbors=min(neighbors, rarest - 1), random_state=seed),
+        "KMeansSMOTE": lambda room: room.KMeansSMOTE(k_neighbors=min(neighbors, rarest - 1), random_state=seed),
+        "OneSidedSelection": lambda room: room.OneSidedSelection(random_state=seed),
+        "EditedNearestNeighbours": lambda room: room.EditedNearestNeighbours(n_neighbors=neighbors),
+    }
+    if "SMOTE" in kind and rarest < 2:
+        raise InputError(f"{kind}: a class with 1 image has no neighbor to interpolate to; take a smaller rho")
+    room = next(room for room in rooms if hasattr(room, kind))
+    try:
+        made, of = makers[kind](room).fit_resample(images, labels)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"{kind}: {str(error).splitlines()[0]}") from None
+    return np.asarray(made, np.float32), np.asarray(of, np.int64)
+
+
+def kept_by_cascade(own: Float32[np.ndarray, " n"], labels: Int64[np.ndarray, " n"], *, goal: Counts) -> Int64[np.ndarray, " m"]:
+    """Positions that stay in BalanceCascade (Liu et al. 2009, figure 3): of each class the `goal` images the network knows least.
+
+    Args:
+        own: the network's probability of each image's own class.
+        labels: class of each.
+        goal: images of each class to keep.
+    """
+    order = np.argsort(own, kind="stable")
+    return np.sort(np.concatenate([order[labels[order] == k][:keep] for k, keep in enumerate(goal.tolist())]))
+
+
+def cascade_goals(counts: Counts, *, round_: int, rounds: int) -> Counts:
+    """Images of each class after round number `round_` (from 1) of `rounds`: each falls by one factor a round, to the rarest in the last.
+
+    The factor of a class is (n_min / n)^(1 / (rounds - 1)) (Liu et al. 2009, section 3.2), here for any number of classes.
+    """
+    rarest = counts[counts > 0].min()
+    share = (rarest / np.maximum(counts, 1)) ** (round_ / (rounds - 1))
+    return np.minimum(counts, np.maximum(rarest, np.rint(counts * share))).astype(np.int64)

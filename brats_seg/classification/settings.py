@@ -1,0 +1,181 @@
+"""Every knob of an image study: which images, how unbalanced, which remedies, and how a network is trained."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from brats_seg.config import Augment, Hard, Optimizer, Section
+
+Rho = Annotated[float, Field(ge=1)]
+Mu = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class Images(Section):
+    """Which images.
+
+    `folder` None is the folder of that name under BRATS_SEG_DATA. `preprocessing` of CIFAR-10: global contrast normalization and ZCA
+    whitening, fitted on the training images. `classes` keeps some classes, in the order given.
+    """
+
+    name: Literal["mnist", "cifar10", "folder", "npz"] = "mnist"
+    folder: str | None = None
+    preprocessing: Literal["none", "gcn_zca"] = "none"
+    classes: tuple[str, ...] | None = None
+
+
+class Distribution(Section):
+    """Unbalanced training sets: one for each `rho`, `mu` and repeat.
+
+    `minority` says which classes are rare: drawn anew for each repeat, or the first ones. `methods` keeps some of the study's methods;
+    `repeats` None is the study's number.
+    """
+
+    kind: Literal["balanced", "step", "linear", "long_tail", "given"] = "step"
+    rho: tuple[Rho, ...] = (1.0,)
+    mu: tuple[Mu, ...] = ()
+    counts: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    minority: Literal["random", "lowest"] = "random"
+    repeats: Count | None = None
+    methods: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _what_its_kind_takes(self) -> "Distribution":
+        if (self.kind == "step") != bool(self.mu):
+            raise ValueError("mu, the share of rare classes, goes with kind 'step' and with no other")
+        if (self.kind == "given") != (self.counts is not None):
+            raise ValueError("counts, the images of each class, go with kind 'given' and with no other")
+        return self
+
+
+class Method(Section):
+    """The knobs of a remedy; each remedy takes what it needs.
+
+    Attributes:
+        kind: a name in `methods.METHODS`; None is the name it has in the study.
+        imbalance_ratio: of over- and undersampling: the majority over the minority that is left; several make a network each.
+        redraw: of undersampling: one fixed subset, or a new one each epoch.
+        two_phase: go on from the finished network with its output layer alone, at the natural frequencies.
+        tau: of logit adjustment.
+        weights_from: of deferred re-weighting: share of the iterations before the weights hold.
+        augment: of perturbed copies: what is done to an image of a rare class.
+        hard: of hard-example replay: the threshold, whether a pool starts again, its age.
+        networks: of EasyEnsemble and BalanceCascade.
+        neighbors: of the samplers of imbalanced-learn that look at neighbors.
+    """
+
+    kind: str | None = None
+    imbalance_ratio: Annotated[tuple[Rho, ...], Field(min_length=1)] = (1.0,)
+    redraw: Literal["never", "epoch"] = "never"
+    two_phase: bool = False
+    tau: Annotated[float, Field(gt=0)] = 1.0
+    weights_from: Annotated[float, Field(ge=0, lt=1)] = 0.8
+    augment: Augment = Augment(flip=0.0, rotate_degrees=10.0, scale=(0.9, 1.1), affine_probability=1.0, noise_sd=(0.0, 0.05))
+    hard: Hard = Hard()
+    networks: Annotated[int, Field(ge=2)] = 4
+    neighbors: Annotated[int, Field(ge=1)] = 5
+
+
+class Network(Section):
+    """Which network. `precision` bf16 is faster and not the published arithmetic."""
+
+    name: str = "lenet5"
+    precision: Literal["float32", "bf16"] = "float32"
+
+
+class Training(Section):
+    """The budget, equal for every distribution and method; `seed` is the study's. `phase2_lr_factor` is the second phase's rate."""
+
+    iterations: Count = 10_000
+    batch_size: Count = 64
+    seed: Annotated[int, Field(ge=0)] = 0
+    phase2_lr_factor: Annotated[float, Field(gt=0)] = 0.1
+
+
+class Search(Section):
+    """Several trainings of one set and method, of which the table takes the best: each of `rates`, `runs` times."""
+
+    rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    runs: Count = 1
+
+
+Score = Literal["loss", "auc", "accuracy", "balanced_accuracy", "sensitivity", "f_score", "sensitivity_and_f_score"]
+
+
+class Validation(Section):
+    """Images that pick a checkpoint, stop a training, choose thresholds and choose among runs.
+
+    `held_out`: so many training images of each class are kept out of every distribution. `images` says what validates: nothing, those,
+    every second test image (scores on the rest are then given as well), the test set itself, as both sources did, or the set's own
+    validation images. Sensitivity and F-score are `of` a class; without it the mean over the classes.
+    """
+
+    held_out: Annotated[int, Field(ge=0)] = 0
+    images: Literal["none", "own", "held_out", "half", "test"] = "none"
+    score: Score = "loss"
+    of: str | None = None
+    every: Count = 500
+    checkpoint: Literal["last", "best"] = "last"
+    patience: Count | None = None
+
+    @model_validator(mode="after")
+    def _something_to_look_at(self) -> "Validation":
+        if self.images == "none" and (self.checkpoint == "best" or self.patience is not None):
+            raise ValueError("checkpoint 'best' and patience look at a score; validation.images says on which images")
+        if self.images == "held_out" and self.held_out == 0:
+            raise ValueError("images 'held_out' needs validation.held_out, the training images of each class to keep out")
+        return self
+
+
+class Decisions(Section):
+    """How classes are decided from probabilities, beside the largest one; no network is trained for these.
+
+    `priors`: divide by the class frequencies of the imbalanced set (`set`, as published) or of what the network saw (`ledger`).
+    `tuned`: thresholds that are best by these scores on the validation images. `costs[i][j]`: of saying j where it is i.
+    """
+
+    priors: tuple[Literal["set", "ledger"], ...] = ("set",)
+    tuned: tuple[Literal["accuracy", "balanced_accuracy", "f_score"], ...] = ()
+    costs: tuple[tuple[Annotated[float, Field(ge=0)], ...], ...] | None = None
+
+
+class Record(Section):
+    """What is kept beside the scores: learning curves (every so many iterations; 0 for none), ROC curves, scores on the training images."""
+
+    curve_every: Annotated[int, Field(ge=0)] = 0
+    roc: bool = False
+    train: bool = False
+
+
+class StudySettings(Section):
+    """A whole study: every distribution x repeat x method x rate x run is a network.
+
+    `base` is the number of images of a majority class; None takes all of the rarest class's. `published` names a table of the systematic
+    study to print beside ours.
+    """
+
+    images: Images = Images()
+    base: Count | None = 5000
+    distributions: Annotated[tuple[Distribution, ...], Field(min_length=1)] = (Distribution(kind="step", rho=(10.0,), mu=(0.5,)),)
+    repeats: Count = 1
+    methods: dict[str, Method] = Field(default_factory=lambda: {"baseline": Method()})
+    network: Network = Network()
+    optimizer: Optimizer = Optimizer(
+        kind="sgd", lr=0.01, weight_decay=5e-4, decay="everything", nesterov=False, schedule="inverse", gamma=1e-4, power=0.75
+    )
+    training: Training = Training()
+    search: Search = Search()
+    validation: Validation = Validation()
+    decisions: Decisions = Decisions()
+    record: Record = Record()
+    published: Literal["table4"] | None = None
+
+    @model_validator(mode="after")
+    def _known_methods(self) -> "StudySettings":
+        for distribution in self.distributions:
+            for name in distribution.methods or ():
+                if name not in self.methods:
+                    raise ValueError(f"distributions: no method '{name}'; the study's are {', '.join(self.methods)}")
+        if self.decisions.tuned and self.validation.images == "none":
+            raise ValueError("decisions.tuned needs validation.images: thresholds are chosen on images that were not trained on")
+        return self

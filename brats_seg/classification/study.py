@@ -1,0 +1,262 @@
+"""Distribution x method x seed -> one row per trained network."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brats_seg.classification.figures import study_figures, write_figures
+from brats_seg.classification.images import Splits
+from brats_seg.classification.methods import Remedy, remedies
+from brats_seg.classification.settings import Distribution, StudySettings
+from brats_seg.classification.table import StudyTable, make_table
+from brats_seg.classification.two_class import two_class_figures
+from brats_seg.classification.worker import CellWorker, digest_of, image_folder, open_images, scored_parts, time_iterations
+from brats_seg.config import dump_config, load_settings
+from brats_seg.core.files import write_text
+from brats_seg.core.grid import Cell, GridReport, Row, check_identity, read_cells, run_grid
+from brats_seg.errors import InputError, UsageError
+
+SETTINGS = "study.yaml"
+ROW_BYTES = 3000
+"""A row of ten classes on the disk, with its confusion matrix."""
+GRID_SECTIONS = ("distributions", "repeats", "methods", "search", "published")
+"""Sections that say which networks there are; the rest is the same for all networks of a store."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study will take, before anything starts.
+
+    Attributes:
+        n_sets: imbalanced training sets.
+        n_networks: trained networks, those of a second phase and of committees included.
+        n_cells: networks and what goes on from them, computed together.
+        n_finished: of the cells, in the folder that was given.
+        by_method: networks of each method.
+        iteration_ms: one iteration of one network on one thread, and one of its second phase; None without the images.
+        hours: for what is left, on so many workers; None without the images.
+        workers: processes.
+        disk_mb: of the finished store.
+        memory_mb: of one worker's images; None without the images.
+    """
+
+    n_sets: int
+    n_networks: int
+    n_cells: int
+    n_finished: int
+    by_method: Mapping[str, int]
+    iteration_ms: tuple[float, float] | None
+    hours: float | None
+    workers: int
+    disk_mb: float
+    memory_mb: float | None
+
+
+def cells(settings: StudySettings) -> tuple[Cell, ...]:
+    """Every cell of a study: a set, a method, a learning rate and a run; the first repeat of all sets comes first.
+
+    Raises:
+        UsageError: a method that is none, or knobs it does not take.
+    """
+    known = remedies(settings.methods)
+    repeats = max(distribution.repeats or settings.repeats for distribution in settings.distributions)
+    return tuple(
+        _cell(settings, point, remedy, rate=rate, run=run)
+        for repeat in range(repeats)
+        for distribution in settings.distributions if repeat < (distribution.repeats or settings.repeats)
+        for point in _points(distribution, repeat)
+        for remedy in known if distribution.methods is None or remedy.name in distribution.methods
+        for rate in settings.search.rates or (settings.optimizer.lr,)
+        for run in range(settings.search.runs)
+    )  # fmt: skip
+
+
+def make_plan(settings: StudySettings, *, folder: Path | None, workers: int, store: Path | None = None) -> Plan:
+    """Count, and time a few iterations. Images that are not there leave time and memory unknown.
+
+    Raises:
+        UsageError: a method that is none, or knobs it does not take.
+    """
+    grid = cells(settings)
+    finished = _finished(store) if store is not None else {}
+    todo = [cell for cell in grid if cell.digest not in finished]
+    by_method: dict[str, int] = {}
+    for remedy in (_remedy_of(settings, cell) for cell in grid):
+        by_method[remedy.name] = by_method.get(remedy.name, 0) + remedy.n_networks - remedy.knobs.two_phase
+        if remedy.knobs.two_phase:
+            by_method[f"two_phase_{remedy.name}"] = by_method.get(f"two_phase_{remedy.name}", 0) + 1
+    workers = n_workers(workers)
+    images = _images_if_there(settings, folder)
+    timing = time_iterations(settings, images) if images is not None else None
+    hours = None
+    if timing is not None:
+        left = [_remedy_of(settings, cell) for cell in todo]
+        first = sum(remedy.n_networks - remedy.knobs.two_phase for remedy in left)
+        second = sum(remedy.knobs.two_phase for remedy in left)
+        hours = settings.training.iterations * (first * timing[0] + second * timing[1]) / workers / 3.6e6
+    rules = 1 + len(settings.decisions.priors) + len(settings.decisions.tuned) + (settings.decisions.costs is not None)
+    n_networks = sum(by_method.values())
+    return Plan(
+        n_sets=len({json.dumps(cell.job["set"], sort_keys=True) for cell in grid}), n_networks=n_networks, n_cells=len(grid),
+        n_finished=len(grid) - len(todo), by_method=by_method, iteration_ms=timing, hours=hours, workers=workers,
+        disk_mb=n_networks * rules * len(scored_parts(settings)) * ROW_BYTES / 1e6,
+        memory_mb=_megabytes(images) if images is not None else None,
+    )  # fmt: skip
+
+
+def run_study(
+    settings: StudySettings, out: Path, *, folder: Path | None, workers: int, part: tuple[int, int] | None = None, device: str = "auto"
+) -> GridReport:
+    """Train what the store does not hold yet.
+
+    Args:
+        settings: of the study; `OUT/study.yaml` keeps a copy.
+        out: store; made if absent, gone on with if it is of this study.
+        folder: of the images, in place of the one in the settings.
+        workers: processes, one thread each; 0 for one per core.
+        part: (I, N): every N-th cell from the I-th on, into `OUT/part_I_of_N`; what other parts finished is not computed again.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        UsageError: a method that is none, knobs it does not take, or images without a folder.
+        InputError: images that are missing or damaged, a store of another study, or a full disk.
+    """
+    grid = cells(settings)
+    where = image_folder(settings.images, folder)
+    out.mkdir(parents=True, exist_ok=True)
+    cache = out / "images"
+    images = open_images(settings.images, where, cache=cache)
+    identity = {"images": digest_of(images), **shared_settings(settings)}
+    finished = _finished(out)
+    store = out if part is None else out / f"part_{part[0]}_of_{part[1]}"
+    mine = grid if part is None else grid[part[0] - 1 :: part[1]]
+    for other in _stores(out):
+        check_identity(other, identity)
+    write_text(out / SETTINGS, dump_config(settings))  # before anything is trained: a killed study has its table
+    return run_grid(
+        CellWorker(settings=_recipe(settings), folder=str(where), cache=str(cache), device=device), mine, store=store, identity=identity,
+        workers=n_workers(workers), label="networks", note=_note, known=finished,
+    )  # fmt: skip
+
+
+def describe(plan: Plan) -> str:
+    """A plan in a few lines."""
+    methods = ", ".join(f"{name} {n:,}" for name, n in plan.by_method.items())
+    lines = [
+        f"{plan.n_sets:,} training sets, {plan.n_networks:,} networks: {methods}",
+        f"{plan.n_cells:,} cells, {plan.n_finished:,} of them finished",
+    ]
+    if plan.iteration_ms is not None and plan.hours is not None:
+        first, second = plan.iteration_ms
+        lines.append(f"an iteration takes {first:.1f} ms here, in a second phase {second:.1f} ms")
+        lines.append(f"{plan.workers} workers: {_duration(plan.hours)}")
+    else:
+        lines.append("the images are not there: no time can be given")
+    memory = f", {plan.memory_mb:,.0f} MB of images in each worker" if plan.memory_mb is not None else ""
+    return "\n".join([*lines, f"{plan.disk_mb:,.1f} MB on the disk{memory}"])
+
+
+def study_table(out: Path) -> StudyTable:
+    """The table of a study, from all rows that are finished. Raises `InputError` where there are none."""
+    return make_table(study_rows(out), published=load_settings(StudySettings, _kept(out)).published)
+
+
+def draw_figures(out: Path) -> tuple[Path, ...]:
+    """Draw what the finished networks allow into `OUT/figures`; gives the files. Raises `InputError` where there are none."""
+    rows = study_rows(out)
+    return write_figures({**study_figures(rows), **two_class_figures(rows, class_names=rows[0]["class_names"])}, out / "figures")
+
+
+def _kept(out: Path) -> Path:
+    """The settings that a study keeps."""
+    if not (out / SETTINGS).is_file():
+        raise InputError(f"{out / SETTINGS}: is missing; `brats-seg study run CONFIG {out}` writes it")
+    return out / SETTINGS
+
+
+def _duration(hours: float) -> str:
+    return f"{hours * 60:.0f} minutes" if hours < 2 else f"{hours:.0f} hours" if hours < 72 else f"{hours / 24:.0f} days"
+
+
+def study_rows(out: Path) -> list[Row]:
+    """Rows of every finished cell of a study, those of all parts together, none twice.
+
+    Raises:
+        InputError: no study there.
+    """
+    found = _finished(out)
+    if not found:
+        raise InputError(f"{out}: no finished network of a study; `brats-seg study run CONFIG {out}` trains some")
+    return [row for rows in found.values() for row in rows]
+
+
+def n_workers(asked: int) -> int:
+    """Processes: as asked, or one for each core that this process may use."""
+    return asked or len(os.sched_getaffinity(0))
+
+
+def _finished(out: Path) -> dict[str, list[Row]]:
+    """Rows by digest of cell, of the store and of its parts."""
+    found: dict[str, list[Row]] = {}
+    for store in _stores(out):
+        found |= read_cells(store)
+    return found
+
+
+def _stores(out: Path) -> tuple[Path, ...]:
+    return (out, *sorted(out.glob("part_*_of_*")))
+
+
+def _points(distribution: Distribution, repeat: int) -> list[dict[str, Any]]:
+    """The sets of a distribution in one repeat, as plain values."""
+    counts = list(distribution.counts) if distribution.counts else None
+    shared = {"kind": distribution.kind, "minority": distribution.minority, "counts": counts, "repeat": repeat}
+    return [{**shared, "rho": rho, "mu": mu} for rho in distribution.rho for mu in distribution.mu or (None,)]
+
+
+def _cell(settings: StudySettings, point: Mapping[str, Any], remedy: Remedy, *, rate: float, run: int) -> Cell:
+    knobs = remedy.knobs.model_dump(mode="json")
+    job = {"set": dict(point), "method": remedy.name, "knobs": knobs, "rate": rate, "run": run}
+    ratio = f" to {remedy.imbalance_ratio:g}" if remedy.imbalance_ratio != 1 else ""
+    where = f"{point['kind']} rho {point['rho']:g}" + (f" mu {point['mu']:g}" if point["mu"] else "")
+    where += " " + "-".join(map(str, point["counts"])) if point["counts"] else ""
+    return Cell(key=f"{where}, repeat {point['repeat']}, {remedy.name}{ratio}, rate {rate:g}, run {run}", job=job)
+
+
+def _remedy_of(settings: StudySettings, cell: Cell) -> Remedy:
+    name, ratio = cell.job["method"], tuple(cell.job["knobs"]["imbalance_ratio"])
+    return next(remedy for remedy in remedies({name: settings.methods[name]}) if remedy.knobs.imbalance_ratio == ratio)
+
+
+def shared_settings(settings: StudySettings) -> dict[str, Any]:
+    """What all networks of a store have in common, as plain values; where the images lie is no part of it."""
+    tree = settings.model_dump(mode="json")
+    shared = {name: value for name, value in tree.items() if name not in (*GRID_SECTIONS, "images")}
+    return {"image_set": {name: value for name, value in tree["images"].items() if name != "folder"}, **shared}
+
+
+def _images_if_there(settings: StudySettings, folder: Path | None) -> Splits | None:
+    try:
+        return open_images(settings.images, image_folder(settings.images, folder), cache=None)
+    except (InputError, UsageError):
+        return None
+
+
+def _note(key: str, rows: Sequence[Row]) -> str:
+    return f"{key}: AUC {100 * rows[0]['auc']:.2f}" if rows else key
+
+
+def _megabytes(splits: Splits) -> float:
+    """Of the images in memory; those of a folder stay on the disk."""
+    parts = (splits.train.images, splits.test.images)
+    return sum(part.nbytes for part in parts if isinstance(part, np.ndarray)) / 1e6
+
+
+def _recipe(settings: StudySettings) -> StudySettings:
+    """The settings without their grid, small for a process to be given: a cell's job says the rest."""
+    return settings.model_copy(update={"distributions": (Distribution(kind="balanced"),), "methods": {}})

@@ -1,0 +1,264 @@
+"""Rows of a study -> one table: means over repeats, paired intervals, and the published figures beside ours."""
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brats_seg.core.files import write_text
+from brats_seg.core.grid import Row
+from brats_seg.core.statistics import bootstrap_interval
+
+SCORES = ("auc", "accuracy", "balanced_accuracy")
+ARGMAX = "argmax"
+POINT = ("kind", "rho", "mu", "minority_rule", "given")
+"""What makes a distribution: rows that share these differ by repeat alone."""
+TABLE_COLUMNS = (
+    "kind", "rho", "mu", "method", "imbalance_ratio", "decision", "part", "picked_on", "n", "n_test",
+    *(f"{score}{what}" for score in SCORES for what in ("", "_sd", "_low", "_high")),
+)  # fmt: skip
+PAIR_COLUMNS = ("over", "first", "second", "score", "part", "n", "difference", "low", "high")
+
+PUBLISHED_TABLE4: Mapping[tuple[float, float], Mapping[str, tuple[float, ...]]] = {
+    (0.1, 10.0): {"baseline": (99.41,), "oversample": (99.35,), "undersample": (96.85,)},
+    (0.8, 50.0): {"baseline": (96.31,), "oversample": (95.06,), "undersample": (94.98,)},
+    (0.9, 100.0): {"baseline": (90.74, 90.46, 90.05), "oversample": (88.38, 88.39, 88.17), "undersample": (88.35, 84.08, 83.74)},
+}
+"""Buda et al. 2018, table 4: AUC in percent by (mu, rho), method and redraw."""
+
+
+@dataclass(frozen=True)
+class StudyTable:
+    """What a study came to.
+
+    Attributes:
+        means: a row for each distribution, method, decision, part and way of picking among runs; keys `TABLE_COLUMNS`.
+        pairs: a row for each comparison over networks that share their set; keys `PAIR_COLUMNS`.
+        published: lines of a Markdown table beside the published one; empty without one.
+    """
+
+    means: tuple[Row, ...]
+    pairs: tuple[Row, ...]
+    published: tuple[str, ...]
+
+
+def make_table(rows: Sequence[Row], *, published: str | None = None) -> StudyTable:
+    """Aggregate the rows of a study.
+
+    Where a set and method were trained several times (rates, runs) the best is taken: by the AUC on the test set as published
+    (`picked_on` "test"), and again by the score on the validation images where there are some (`picked_on` "validation"). Intervals are of
+    the mean over repeats, 95 %, by bootstrap of the repeats.
+    """
+    rows = _sorted(rows)
+    picked = {"test": pick(rows, on="test")}
+    if any(row["validation"] is not None for row in rows) and _n_runs(rows) > 1:
+        picked["validation"] = pick(rows, on="validation")
+    means = [mean for name, chosen in picked.items() for mean in _means(chosen, picked_on=name if _n_runs(rows) > 1 else "")]
+    return StudyTable(
+        means=tuple(means), pairs=tuple(_comparisons(picked["test"])),
+        published=tuple(beside_table4(picked["test"])) if published == "table4" else (),
+    )  # fmt: skip
+
+
+def write_table(table: StudyTable, out: Path) -> tuple[Path, ...]:
+    """Write `table.csv`, `pairs.csv` and `table.md`; gives their paths."""
+    paths = (out / "table.csv", out / "pairs.csv", out / "table.md")
+    write_text(paths[0], _csv(table.means, TABLE_COLUMNS))
+    write_text(paths[1], _csv(table.pairs, PAIR_COLUMNS))
+    write_text(paths[2], to_markdown(table))
+    return paths
+
+
+def to_markdown(table: StudyTable) -> str:
+    """The tables as Markdown; scores in percent, intervals 95 %."""
+    head = ("distribution", "method", "decision", "part", "n", "AUC", "accuracy", "balanced accuracy")
+    several = any(row["picked_on"] for row in table.means)
+    lines = ["# Scores", "", _line([*head, *(["picked on"] if several else [])]), _line(["---"] * (len(head) + several))]
+    for row in table.means:
+        scores = [_percent(row, score) for score in SCORES]
+        cells = [_distribution(row), _method(row), row["decision"], f"{row['part']} ({row['n_test']})", row["n"], *scores]
+        lines.append(_line([*cells, *([row["picked_on"]] if several else [])]))
+    lines += ["", "# Paired differences (percentage points, 95 % interval over networks that share their set)", ""]
+    lines += [_line(("over", "first", "second", "score", "part", "n", "first - second")), _line(["---"] * 7)]
+    for row in table.pairs:
+        shown = f"{100 * row['difference']:+.2f}" + (
+            f" [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]" if row["low"] is not None else ""
+        )
+        lines.append(_line([row["over"], row["first"], row["second"], row["score"], row["part"], row["n"], shown]))
+    return "\n".join([*lines, *(["", "# Beside the published table 4", "", *table.published] if table.published else [])]) + "\n"
+
+
+def pick(rows: Sequence[Row], *, on: str) -> list[Row]:
+    """Of each set and method the rows of one training: the best by its test AUC, or by its validation score (higher is better)."""
+    trainings: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        trainings[_network(row)][row["rate"], row["run"]].append(row)
+
+    def quality(rows_of_one: list[Row]) -> float:
+        first = next(row for row in rows_of_one if row["decision"] == ARGMAX and row["part"] == "test")
+        value = first["auc"] if on == "test" else first["validation"]
+        return float("-inf") if value is None else float(value)
+
+    return [row for runs in trainings.values() for row in max(runs.values(), key=quality)]
+
+
+def beside_table4(rows: Sequence[Row]) -> list[str]:
+    """Table 4 of the systematic study, ours under theirs, as lines of Markdown."""
+    points = sorted(PUBLISHED_TABLE4)
+    heads = [f"mu {mu:g}, rho {rho:g}" for mu, rho in points]
+    lines = [_line(["method", *heads]), _line(["---"] * (len(heads) + 1))]
+    for method in ("baseline", "oversample", "undersample"):
+        lines.append(_line([f"{method}, published", *(" ".join(f"{a:.2f}" for a in PUBLISHED_TABLE4[point][method]) for point in points)]))
+        ours = [
+            [r["auc"] for r in _sorted(rows) if _is(r, method) and (r["mu"], r["rho"]) == point and r["kind"] == "step"] for point in points
+        ]
+        lines.append(_line([f"{method}, ours", *(" ".join(f"{100 * a:.2f}" for a in found) or "-" for found in ours)]))
+    return lines
+
+
+def _means(rows: Sequence[Row], *, picked_on: str) -> list[Row]:
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[(*_point(row), row["method"], row["imbalance_ratio"], row["decision"], row["part"])].append(row)
+    return [_mean(group, picked_on) for group in groups.values()]
+
+
+def _mean(group: Sequence[Row], picked_on: str) -> Row:
+    first = group[0]
+    mean = {name: first[name] for name in ("kind", "rho", "mu", "method", "imbalance_ratio", "decision", "part", "n_test")}
+    mean |= {"picked_on": picked_on, "n": len(group)}
+    for score in SCORES:
+        values = [row[score] for row in group if row[score] is not None]
+        interval = bootstrap_interval(values, [str(row["repeat"]) for row in group if row[score] is not None]) or (None, None)
+        mean[score] = float(np.mean(values)) if values else None
+        mean[f"{score}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        mean[f"{score}_low"], mean[f"{score}_high"] = interval
+    return {name: mean[name] for name in TABLE_COLUMNS}
+
+
+def _comparisons(rows: Sequence[Row]) -> list[Row]:
+    """The paired differences the studies are about, over all their distributions and over each mu and rho."""
+    on_test = [row for row in rows if row["part"] == "test" and row["imbalance_ratio"] == 1]
+    argmax = {method: {_cell(r): r for r in on_test if _is(r, method)} for method in {r["method"] for r in on_test}}
+    divided = {m: {_cell(r): r for r in on_test if r["method"] == m and r["decision"] == "prior_set"} for m in argmax}
+    names = sorted(argmax, key=lambda name: (name.startswith("two_phase_"), name))
+    asked = [(argmax[name], argmax["baseline"], name, "baseline", "auc") for name in names if name != "baseline" and "baseline" in argmax]
+    asked += [(argmax[f"two_phase_{n}"], argmax[n], f"two_phase_{n}", n, "auc") for n in names if f"two_phase_{n}" in argmax]
+    if {"oversample", "undersample"} <= set(names):
+        asked.append((argmax["undersample"], argmax["oversample"], "undersample", "oversample", "auc"))
+    asked += [(divided[name], argmax[name], f"{name}, prior divided out", name, "accuracy") for name in names if divided[name]]
+    found = []
+    for over, keep in _scopes(on_test):
+        found += [_pair(first, second, keep, over=over, names=(a, b), score=score) for first, second, a, b, score in asked]
+    for name in names:
+        found += _steps(argmax[name], name)
+    return [row for row in found if row is not None]
+
+
+def _scopes(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], bool]]]:
+    """All sets of a kind, and of 'step' those of each mu and each rho."""
+    scopes: list[tuple[str, Callable[[Row], bool]]] = [(kind, partial(_has, kind=kind)) for kind in sorted({row["kind"] for row in rows})]
+    for name in ("mu", "rho"):
+        values = sorted({row[name] for row in rows if row["kind"] == "step"})
+        if len(values) > 1:
+            scopes += [(f"step {name} {value:g}", partial(_has, kind="step", name=name, value=value)) for value in values]
+    return scopes
+
+
+def _has(row: Row, kind: str, name: str | None = None, value: float | None = None) -> bool:
+    return bool(row["kind"] == kind and (name is None or row[name] == value))
+
+
+def _pair(
+    first: Mapping[Any, Row], second: Mapping[Any, Row], keep: Callable[[Row], bool], *, over: str, names: tuple[str, str], score: str
+) -> Row | None:
+    both = [cell for cell in first if cell in second and keep(first[cell])]
+    differences = [first[cell][score] - second[cell][score] for cell in both]
+    return _difference(differences, over=over, names=names, score=score)
+
+
+def _steps(rows: Mapping[Any, Row], method: str) -> list[Row | None]:
+    """The AUC of one method from the smallest to the largest rho, and to the largest mu, all else equal."""
+    found = []
+    for name, other in (("rho", "mu"), ("mu", "rho")):
+        step = [row for row in rows.values() if row["kind"] == "step"]
+        values = sorted({row[name] for row in step})
+        if len(values) < 2:
+            continue
+        at = {(row[name], row[other], row["repeat"]): row["auc"] for row in step}
+        ends = [(at[values[-1], o, r], auc) for (v, o, r), auc in at.items() if v == values[0] and (values[-1], o, r) in at]
+        names = (f"{method} at {name} {values[-1]:g}", f"{method} at {name} {values[0]:g}")
+        found.append(_difference([high - low for high, low in ends], over="step", names=names, score="auc"))
+    return found
+
+
+def _difference(differences: Sequence[float], *, over: str, names: tuple[str, str], score: str) -> Row | None:
+    if not differences:
+        return None
+    low, high = bootstrap_interval(differences, [str(i) for i in range(len(differences))]) or (None, None)
+    values = (over, *names, score, "test", len(differences), float(np.mean(differences)), low, high)
+    return dict(zip(PAIR_COLUMNS, values, strict=True))
+
+
+def _is(row: Row, method: str) -> bool:
+    return bool(row["method"] == method and row["decision"] == ARGMAX and row["part"] == "test" and row["imbalance_ratio"] == 1)
+
+
+def _point(row: Row) -> tuple[Any, ...]:
+    return tuple(tuple(row[name]) if isinstance(row[name], list) else row[name] for name in POINT)
+
+
+def _cell(row: Row) -> tuple[Any, ...]:
+    return (*_point(row), row["repeat"])
+
+
+def _network(row: Row) -> tuple[Any, ...]:
+    return (*_cell(row), row["method"], row["imbalance_ratio"])
+
+
+def _n_runs(rows: Sequence[Row]) -> int:
+    return len({(row["rate"], row["run"]) for row in rows})
+
+
+def _sorted(rows: Sequence[Row]) -> list[Row]:
+    """By distribution and repeat, then the baseline and each method with its second phase: not in the order they were finished."""
+    return sorted(
+        rows,
+        key=lambda r: (
+            *(r["kind"], r["rho"], r["mu"] or 0, str(r["given"]), r["minority_rule"], r["repeat"]),
+            *(r["method"] != "baseline", r["method"].removeprefix("two_phase_"), r["phase"], r["imbalance_ratio"], r["rate"], r["run"]),
+        ),
+    )
+
+
+def _distribution(row: Row) -> str:
+    return row["kind"] + (f", rho {row['rho']:g}" if row["rho"] != 1 else "") + (f", mu {row['mu']:g}" if row["mu"] else "")
+
+
+def _method(row: Row) -> str:
+    return row["method"] + (f" to {row['imbalance_ratio']:g}" if row["imbalance_ratio"] != 1 else "")
+
+
+def _percent(row: Row, score: str) -> str:
+    if row[score] is None:
+        return "-"
+    low, high = row[f"{score}_low"], row[f"{score}_high"]
+    return f"{100 * row[score]:.2f}" + (f" [{100 * low:.2f}, {100 * high:.2f}]" if low is not None else "")
+
+
+def _line(cells: Sequence[Any]) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def _csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

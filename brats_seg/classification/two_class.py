@@ -1,0 +1,179 @@
+"""The figures of the two-class report: distribution, learning curves, confusion, ROC on training and test images, scores side by side."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from brats_seg.classification.figures import TEST, curve_lines, grid, legend_below, method_look, method_name
+from brats_seg.classification.table import ARGMAX, pick
+from brats_seg.core.grid import Row
+from brats_seg.reporting.figures import INK, QUIET, RULE, row_shares
+
+POSITIVE = 1
+"""The rare class of the report (automobile); recall and precision are of it."""
+TRAIN = "train"
+_PARTS = {
+    TRAIN: ("training images", "#0072B2", "-"),
+    TEST: ("test images", "#D55E00", "-"),
+    "held_out": ("held-out images", "#E69F00", "--"),
+}
+_COLUMNS = 4
+
+
+def two_class_figures(rows: Sequence[Row], *, class_names: Sequence[str] = ("0", "1")) -> dict[str, Figure]:
+    """Every figure that the rows of a study of two classes have the numbers for, by the name of its file; none for more classes."""
+    chosen = [row for row in pick(rows, on=TEST) if row["decision"] == ARGMAX and len(row["counts"]) == 2]
+    if not chosen:
+        return {}
+    parts = [part for part in dict.fromkeys(row["part"] for row in chosen) if part != TRAIN]
+    drawn: dict[str, Figure | None] = {
+        "two_class_distribution": distribution(chosen, class_names=class_names),
+        "two_class_curves": curves(chosen),
+        **{f"two_class_confusion_{part}": confusion(chosen, part=part, class_names=class_names) for part in parts},
+        "two_class_roc": roc(chosen, class_names=class_names),
+        "two_class_scores": score_bars(chosen, parts=parts, class_names=class_names),
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def runs(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by run, as the report calls it: the baseline on a balanced set is 'balanced', on an unbalanced one 'unbalanced'."""
+    named: dict[str, list[Row]] = {}
+    for row in rows:
+        name = row["method"]
+        if name == "baseline":
+            name = "balanced" if len(set(row["counts"])) == 1 else "unbalanced"
+        named.setdefault(name, []).append(row)
+    first = [name for name in ("balanced", "unbalanced") if name in named]
+    return {name: named[name] for name in [*first, *(name for name in named if name not in first)]}
+
+
+def distribution(rows: Sequence[Row], *, class_names: Sequence[str]) -> Figure:
+    """Images of each class in each training set of the study."""
+    sets = sorted({tuple(row["counts"]) for row in rows}, reverse=True)
+    figure, axes = grid(1, len(sets), width=2.6)
+    for ax, counts in zip(axes[0], sets, strict=True):
+        bars = ax.bar(range(2), counts, width=0.6, color=["#0072B2", "#E69F00"])
+        ax.bar_label(bars, [f"{n:,}" for n in counts], fontsize=8.5, color=INK, padding=2)
+        ax.set_xticks(range(2), class_names)
+        ax.set_title("balanced" if counts[0] == counts[1] else "unbalanced", fontsize=9, color=INK, loc="left")
+        ax.set_ylim(0, 1.12 * max(max(c) for c in sets))
+    axes[0][0].set_ylabel("training images")
+    return figure
+
+
+def curves(rows: Sequence[Row]) -> Figure | None:
+    """Accuracy on training and test images over the iterations, a panel for each run; a line for each repeat."""
+    named = runs([row for row in rows if row["part"] == TEST and row.get("curve")])
+    if not named:
+        return None
+    figure, panels = _panels(len(named))
+    for ax, (name, found) in zip(panels, named.items(), strict=True):
+        for row in found:
+            for line in curve_lines([row]):
+                x = sorted(line.points)
+                ax.plot(x, [line.points[v][0] for v in x], color=line.look[0], linewidth=1.2, alpha=0.85)
+        ax.set(xlabel="iteration", ylim=(0, 103))
+        _title(ax, method_name(name))
+    legend_below(figure, {_PARTS[part][0]: Line2D([], [], color=_PARTS[part][1]) for part in (TRAIN, TEST)}, n_columns=2)
+    panels[0].set_ylabel("accuracy, %")
+    return figure
+
+
+def confusion(rows: Sequence[Row], *, part: str, class_names: Sequence[str]) -> Figure | None:
+    """Confusion matrices at a threshold of 0.5, a panel for each run: images (summed over repeats) and shares of each row."""
+    named = runs([row for row in rows if row["part"] == part and row.get("confusion")])
+    if not named:
+        return None
+    figure, panels = _panels(len(named), height=2.3, width=2.5)
+    for ax, (name, found) in zip(panels, named.items(), strict=True):
+        counts = np.sum([row["confusion"] for row in found], axis=0).astype(np.int64)
+        _matrix(ax, counts, class_names=class_names)
+        _title(ax, method_name(name))
+    n, repeats = found[0]["n_test"], max(len(found) for found in named.values())
+    figure.supxlabel(f"{_part_name(part)}, n = {n:,}" + (f", {repeats} repeats together" if repeats > 1 else ""), fontsize=8, color=QUIET)
+    return figure
+
+
+def roc(rows: Sequence[Row], *, class_names: Sequence[str]) -> Figure | None:
+    """ROC curves of the positive class on the training images (blue) and those tested on (red), a panel for each run."""
+    named = runs([row for row in rows if row.get("roc")])
+    if not named:
+        return None
+    figure, panels = _panels(len(named), height=2.6, width=2.6)
+    shown = {}
+    for ax, (name, found) in zip(panels, named.items(), strict=True):
+        ax.plot([0, 1], [0, 1], color=RULE, linewidth=1)
+        for row in found:
+            _, color, dashes = _PARTS.get(row["part"], (row["part"], "#66717f", ":"))
+            alarms, hits = row["roc"][POSITIVE]
+            label = f"{_part_name(row['part'])}, n = {row['n_test']:,}" if row["part"] != TRAIN else _part_name(TRAIN)
+            shown[label] = ax.plot(alarms, hits, color=color, linestyle=dashes, linewidth=1.3, alpha=0.85)[0]
+        ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), aspect="equal")
+        ax.set_xlabel("false-positive rate")
+        _title(ax, method_name(name))
+    panels[0].set_ylabel(f"true-positive rate ({class_names[POSITIVE]})")
+    legend_below(figure, shown, n_columns=min(3, len(shown)))
+    return figure
+
+
+def score_bars(rows: Sequence[Row], *, parts: Sequence[str], class_names: Sequence[str]) -> Figure | None:
+    """AUC, recall and precision of the positive class by run: bars to the mean, a point for each repeat; a row of panels for each part."""
+    scores = {
+        "AUC": lambda row: row["auc"],
+        f"recall of {class_names[POSITIVE]}": lambda row: row["recall_per_class"][POSITIVE],
+        f"precision of {class_names[POSITIVE]}": lambda row: row["precision_per_class"][POSITIVE],
+    }
+    every = list(runs(rows))
+    figure, axes = grid(len(parts), 3, width=2.7, height=0.6 + 0.27 * len(every))
+    for part, line in zip(parts, axes, strict=True):
+        named = runs([row for row in rows if row["part"] == part])
+        for ax, (title, value) in zip(line, scores.items(), strict=True):
+            for place, name in enumerate(every):
+                # A class that is never called has no precision: nothing is drawn.
+                values = [v for v in map(value, named.get(name, [])) if v is not None]
+                color = "#1d2733" if name in ("balanced", "unbalanced") else method_look(name, every)[0]
+                if values:
+                    ax.barh(place, np.mean(values), height=0.62, color=color, alpha=0.8)
+                    ax.scatter(values, np.full(len(values), place), s=9, color="white", edgecolors=INK, linewidths=0.6, zorder=3)
+            ax.set(xlim=(0, 1.02), ylim=(len(every) - 0.4, -0.6))
+            ax.set_yticks(range(len(every)), [method_name(name) for name in every] if ax is line[0] else [""] * len(every))
+            ax.grid(axis="y", visible=False)
+            ax.grid(axis="x", color=RULE, linewidth=0.7)
+            n = next((found[0]["n_test"] for found in named.values()), 0)
+            _title(ax, f"{title}: {_part_name(part)}, n = {n:,}" if ax is line[0] else title)
+    return figure
+
+
+def _panels(n: int, *, width: float = 2.7, height: float = 2.2) -> tuple[Figure, list[Axes]]:
+    n_columns = min(_COLUMNS, n)
+    figure, axes = grid(-(-n // n_columns), n_columns, width=width, height=height)
+    for ax in axes.flat[n:]:
+        ax.set_visible(False)
+    return figure, list(axes.flat[:n])
+
+
+def _matrix(ax: Axes, counts: np.ndarray, *, class_names: Sequence[str]) -> None:
+    shares = row_shares(counts)
+    ax.imshow(np.nan_to_num(shares), cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
+    for i in range(2):
+        for j in range(2):
+            share = "" if np.isnan(shares[i, j]) else f"\n{100 * shares[i, j]:.1f} %"
+            ax.text(j, i, f"{counts[i, j]:,}{share}", ha="center", va="center", fontsize=8.5, color="white" if shares[i, j] > 0.7 else INK)
+    ax.set_xticks(range(2), class_names)
+    ax.set_yticks(range(2), class_names, rotation=90, va="center")
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    ax.set(xlabel="called", ylabel="is")
+
+
+def _title(ax: Axes, text: str) -> None:
+    ax.set_title(text, fontsize=9, color=INK, loc="left")
+
+
+def _part_name(part: str) -> str:
+    return _PARTS[part][0] if part in _PARTS else f"{part} images"

@@ -1,0 +1,400 @@
+"""One process, one thread, the images in memory once: a cell of a study -> its rows."""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from torch import nn
+
+from brats_seg.classification.decisions import Probabilities, divide_by_prior, tune_factors, weigh_costs
+from brats_seg.classification.fitting import Fitted, Pool, Watch, build_network, fit, fit_second_phase, probabilities
+from brats_seg.classification.folder import FolderImages
+from brats_seg.classification.images import ImageSet, Splits, keep_classes, load_images, whiten_splits
+from brats_seg.classification.methods import Remedy, cascade_goals, kept_by_cascade, remedy, synthesize
+from brats_seg.classification.scores import roc_curve, score_outputs
+from brats_seg.classification.settings import Images, Method, StudySettings
+from brats_seg.classification.source import Source
+from brats_seg.config import Optimizer
+from brats_seg.core.grid import Row
+from brats_seg.core.runtime import Runtime, start_runtime
+from brats_seg.core.shapes import Counts, Ids, Shares
+from brats_seg.errors import UsageError
+from brats_seg.imbalance.distributions import Distribution, choose_examples, draw_subset
+from brats_seg.training.checkpoint import library_versions
+
+DATA_VARIABLE = "BRATS_SEG_DATA"
+MOST_CONFUSION_CLASSES = 100
+"""With more, a row holds no confusion matrix: 1,000 classes would take 2 MB."""
+ROC_POINTS = 200
+ARGMAX = "argmax"
+"""The decision for the largest probability."""
+_SET, _HELD_OUT, _NETWORK = range(3)
+
+Rule = Callable[[Probabilities], Probabilities]
+"""Class probabilities -> outputs of which the largest is decided for."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The images of a study, open.
+
+    Attributes:
+        available: training images that a distribution may take.
+        parts: what is scored, by name; "test" first.
+        validation: what is looked at while training; None for nothing.
+    """
+
+    available: Pool
+    parts: Mapping[str, Pool]
+    validation: Pool | None
+
+
+@dataclass(frozen=True)
+class CellWorker:
+    """Job -> rows: what a process of the grid is given.
+
+    Attributes:
+        settings: of the study.
+        folder: of the images.
+        cache: folder for whitened images.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+    """
+
+    settings: StudySettings
+    folder: str
+    cache: str
+    device: str = "auto"
+
+    def __call__(self, job: Mapping[str, Any]) -> list[Row]:
+        """The rows of a cell."""
+        runtime = _runtime(self.device, self.settings.network.precision)
+        return train_cell(
+            job, settings=self.settings, bench=_bench(self.settings.model_dump_json(), self.folder, self.cache, runtime), runtime=runtime
+        )
+
+
+def image_folder(images: Images, folder: Path | None) -> Path:
+    """Where the images lie: as given, as the settings have it, or under BRATS_SEG_DATA.
+
+    Raises:
+        UsageError: none of the three.
+    """
+    if folder is not None:
+        return folder
+    if images.folder is not None:
+        return Path(images.folder).expanduser()
+    root = os.environ.get(DATA_VARIABLE)
+    if root is None:
+        raise UsageError(
+            f"images.folder: not given; set it (--set images.folder=PATH), or let {DATA_VARIABLE} name a folder with {images.name}/ in it"
+        )
+    return Path(root) / images.name
+
+
+def open_images(images: Images, folder: Path, *, cache: Path | None) -> Splits:
+    """Read an image set as the settings have it: whitened by all its training images, then some of its classes.
+
+    Raises:
+        InputError: it is not there, or damaged.
+        UsageError: a class it does not have, or whitening that it cannot take.
+    """
+    splits = load_images(images.name, folder)
+    if images.preprocessing == "gcn_zca":
+        splits = whiten_splits(splits, cache=cache)
+    return splits if images.classes is None else keep_classes(splits, images.classes)
+
+
+def digest_of(splits: Splits) -> str:
+    """Sixteen hexadecimal figures that stand for images and labels; of a folder for the names of its files."""
+    digest = hashlib.sha256()
+    for part in (splits.train, splits.test):
+        digest.update(part.labels.data)
+        if isinstance(part.images, FolderImages):
+            digest.update("\n".join(part.images.paths).encode())
+        else:
+            digest.update(np.ascontiguousarray(part.images).data)
+    return digest.hexdigest()[:16]
+
+
+def open_bench(settings: StudySettings, splits: Splits, *, runtime: Runtime) -> Bench:
+    """Put the images of a study on the device and part them.
+
+    Raises:
+        UsageError: more images to hold out than a class has, or no validation images of its own.
+    """
+    make = partial(Source, device=runtime.device, seed=settings.training.seed)
+    knobs, counts = settings.validation, splits.train.counts
+    if knobs.held_out >= counts.min():
+        raise UsageError(f"validation.held_out {knobs.held_out}: the rarest class has {counts.min()} training images; fewer than that")
+    plain, test = make(splits.train), _whole(make(splits.test))
+    source = make(splits.train, role="train") if isinstance(splits.train.images, FolderImages) else plain
+    train = Pool(source, plain)
+    held_out = choose_examples(train.labels, np.full(len(counts), knobs.held_out), seed=_seed(settings, _HELD_OUT))
+    first, second = (_every_second(test.labels, start) for start in (0, 1))
+    pools = {"test": test, "held_out": _whole(plain.restrict(held_out)), "half": test.restrict(first), "rest": test.restrict(second)}
+    if knobs.images == "own":
+        if splits.validation is None:
+            raise UsageError(f"validation.images 'own': {splits.train.name} comes without validation images; take half or held_out")
+        pools["own"] = _whole(make(splits.validation))
+    left = train.restrict(np.setdiff1d(np.arange(len(plain)), held_out))
+    return Bench(left, {name: pools[name] for name in scored_parts(settings)}, pools.get(knobs.images))
+
+
+def scored_parts(settings: StudySettings) -> tuple[str, ...]:
+    """Names of the image sets that every network is scored on: the test set, what was held out, and of halves both."""
+    knobs = settings.validation
+    return ("test", *(["held_out"] if knobs.held_out else []), *(["half", "rest"] if knobs.images == "half" else []))
+
+
+def train_cell(job: Mapping[str, Any], *, settings: StudySettings, bench: Bench, runtime: Runtime) -> list[Row]:
+    """Train the network (or committee) of a cell and what goes on from it; a row for each, by decision and part.
+
+    Sets, first weights and draws follow from the study's seed, the repeat and the run alone: methods share them.
+    """
+    point = job["set"]
+    distribution = Distribution(point["kind"], rho=point["rho"], mu=point["mu"], counts=tuple(point["counts"]) if point["counts"] else None)
+    drawn = draw_subset(
+        distribution, bench.available.labels, n_classes=bench.available.index.n_classes, most=settings.base, minority=point["minority"],
+        seed=_seed(settings, _SET, point["repeat"]),
+    )  # fmt: skip
+    cell = _Cell(
+        settings, bench, runtime, bench.available.restrict(drawn.ids), remedy(job["method"], Method.model_validate(job["knobs"])),
+        settings.optimizer.model_copy(update={"lr": job["rate"]}), _seed(settings, _NETWORK, point["repeat"], job["run"]),
+    )  # fmt: skip
+    about = {
+        "images": settings.images.name, "kind": point["kind"], "rho": point["rho"], "mu": point["mu"], "given": point["counts"],
+        "minority_rule": point["minority"], "repeat": point["repeat"], "minority": list(drawn.minority), "counts": drawn.counts.tolist(),
+        "n_train": int(drawn.counts.sum()), "class_names": list(cell.pool.source.class_names[:MOST_CONFUSION_CLASSES]),
+        "imbalance_ratio": cell.remedy.imbalance_ratio, "rate": job["rate"], "run": job["run"],
+        "seed": cell.seed, "batch_size": settings.training.batch_size, "network": settings.network.name,
+        "precision": settings.network.precision, "versions": library_versions(), "config": config_digest(settings),
+    }  # fmt: skip
+    return [about | row for row in cell.rows()]
+
+
+def config_digest(settings: StudySettings) -> str:
+    """Twelve hexadecimal figures that stand for what all networks of a study share (see `study.shared_settings`)."""
+    shared = settings.model_dump_json(exclude={"distributions", "repeats", "methods", "search", "published", "images"})
+    return hashlib.sha256(shared.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """What a cell has to train with."""
+
+    settings: StudySettings
+    bench: Bench
+    runtime: Runtime
+    pool: Pool
+    remedy: Remedy
+    optimizer: Optimizer
+    seed: int
+
+    def rows(self) -> list[Row]:
+        """The rows of the method and of its second phase."""
+        start = time.perf_counter()
+        networks, pool = self._train()
+        found = self._rows(self.remedy.name, networks, phase=1, seconds=time.perf_counter() - start)
+        if self.remedy.knobs.two_phase:
+            start = time.perf_counter()
+            second = self._second_phase(networks[0], pool)
+            found += self._rows(f"two_phase_{self.remedy.name}", [second], phase=2, seconds=time.perf_counter() - start)
+        return found
+
+    def _train(self) -> tuple[list[Fitted], Pool]:
+        recipe = self.remedy.recipe
+        pool = self._synthetic() if recipe.synthesizer else self.pool
+        if recipe.committee is None:
+            return [self._fit(pool, self.remedy, self.seed)], pool
+        members, n_members, counts = [], self.remedy.knobs.networks, pool.index.counts
+        undersampling = replace(self.remedy, recipe=replace(recipe, sampler="undersample"))
+        for number in range(1, n_members + 1):
+            members.append(self._fit(pool, undersampling, int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])))
+            if recipe.committee == "cascade" and number < n_members:
+                known = probabilities(members[-1].network, pool, runtime=self.runtime)
+                own = known[np.arange(len(known)), pool.labels].astype(np.float32)
+                pool = pool.restrict(kept_by_cascade(own, pool.labels, goal=cascade_goals(counts, round_=number, rounds=n_members)))
+        return members, self.pool
+
+    def _fit(self, pool: Pool, remedy: Remedy, seed: int) -> Fitted:
+        network = build_network(self.settings, pool.source.set, seed=seed, runtime=self.runtime)
+        return fit(
+            network, pool, remedy, settings=self.settings, optimizer=self.optimizer, seed=seed, runtime=self.runtime,
+            watch=self._watch(), curve=self._curve,
+        )  # fmt: skip
+
+    def _second_phase(self, first: Fitted, pool: Pool) -> Fitted:
+        if first.diverged:
+            return first
+        return fit_second_phase(
+            first, pool, settings=self.settings, optimizer=self.optimizer, seed=self.seed, runtime=self.runtime,
+            watch=self._watch(), curve=self._curve,
+        )  # fmt: skip
+
+    def _synthetic(self) -> Pool:
+        """The training images made anew, in memory."""
+        images, kind = self.pool.plain.set, self.remedy.recipe.synthesizer
+        if isinstance(images.images, FolderImages):
+            raise UsageError(f"methods.{self.remedy.name}: looks for neighbors in memory; images of a folder are not there")
+        assert kind is not None
+        given = self.pool.plain.values(np.arange(len(self.pool.plain)))
+        values, labels = synthesize(kind, given, self.pool.labels, neighbors=self.remedy.knobs.neighbors, seed=self.seed % 2**32)
+        pixels = values.reshape(-1, *images.image_size, images.n_channels)
+        made = ImageSet(f"{images.name}, {kind}", pixels, labels, images.class_names, 1.0)
+        return _whole(Source(made, device=self.runtime.device))
+
+    def _watch(self) -> Watch | None:
+        pool, knobs = self.bench.validation, self.settings.validation
+        if pool is None:
+            return None
+
+        def score(network: nn.Module) -> float:
+            known = probabilities(network, pool, runtime=self.runtime)
+            return validation_score(known, pool, score=knobs.score, of=knobs.of)
+
+        return score
+
+    def _curve(self, network: nn.Module) -> dict[str, float]:
+        """Accuracy and AUC on the training and the test images."""
+        point: dict[str, float] = {}
+        for name, pool in (("train", self.pool), ("test", self.bench.parts["test"])):
+            scores = score_outputs(probabilities(network, pool, runtime=self.runtime), pool.labels)
+            point |= {f"{name}_accuracy": scores.accuracy, f"{name}_auc": scores.auc}
+        return point
+
+    def _rows(self, name: str, networks: list[Fitted], *, phase: int, seconds: float) -> list[Row]:
+        last = networks[-1]
+        counts = self.pool.index.counts
+        about = {
+            "method": name, "phase": phase, "networks": len(networks), "iterations": sum(fitted.iterations for fitted in networks),
+            "seen": np.sum([fitted.seen for fitted in networks], axis=0).tolist(), "loss": last.loss, "diverged": last.diverged,
+            "validation": last.validation, "seconds": round(seconds, 2),
+        }  # fmt: skip
+        parts = dict(self.bench.parts) | ({"train": self.pool} if self.settings.record.train else {})
+        rules = self._rules(networks, counts, last.prior)
+        found = []
+        for part, pool in parts.items():
+            known = self._probabilities(networks, pool)
+            for rule, decide in rules.items():
+                row = about | {"part": part, "decision": rule} | score_outputs(decide(known), pool.labels).row()
+                if len(counts) > MOST_CONFUSION_CLASSES:
+                    del row["confusion"]
+                if rule == ARGMAX and part == "test":
+                    row["curve"] = last.curve
+                if rule == ARGMAX and self.settings.record.roc:
+                    row["roc"] = _roc(known, pool)
+                found.append(row)
+        return found
+
+    def _rules(self, networks: list[Fitted], counts: Counts, prior: Shares | None) -> dict[str, Rule]:
+        """How classes are decided, by name."""
+        knobs = self.settings.decisions
+        rules: dict[str, Rule] = {ARGMAX: lambda known: known}
+        priors = {"set": counts / counts.sum(), "ledger": prior}
+        for name in knobs.priors:
+            divisor = priors[name]
+            if divisor is not None:
+                rules[f"prior_{name}"] = partial(divide_by_prior, prior=divisor)
+        validation = self.bench.validation
+        for score in knobs.tuned if validation is not None else ():
+            assert validation is not None
+            factors = tune_factors(self._probabilities(networks, validation), validation.labels, score=score)
+            rules[f"tuned_{score}"] = partial(np.multiply, factors)
+        if knobs.costs is not None:
+            rules["costs"] = partial(weigh_costs, costs=np.array(knobs.costs, np.float64))
+        return rules
+
+    def _probabilities(self, networks: list[Fitted], pool: Pool) -> Probabilities:
+        """Of one network, or the mean of a committee. A network that diverged knows nothing: all classes alike."""
+        n_classes = pool.index.n_classes
+        sure = [
+            np.full((len(pool.labels), n_classes), 1 / n_classes)
+            if fitted.diverged
+            else probabilities(fitted.network, pool, runtime=self.runtime)
+            for fitted in networks
+        ]
+        return np.mean(sure, axis=0) if len(sure) > 1 else sure[0]
+
+
+def validation_score(known: Probabilities, pool: Pool, *, score: str, of: str | None) -> float:
+    """A validation score, higher is better: minus the mean log loss, or one of the scores; of a class, or the mean over the classes.
+
+    Raises:
+        UsageError: no such class.
+    """
+    if not np.isfinite(known).all():
+        return float("-inf")
+    if score == "loss":
+        own = known[np.arange(len(known)), pool.labels]
+        return float(np.log(np.maximum(own, 1e-300)).mean())
+    scores = score_outputs(known, pool.labels)
+    if score in ("auc", "accuracy", "balanced_accuracy"):
+        return float(getattr(scores, score))
+    names = pool.source.class_names
+    if of is not None and of not in names:
+        raise UsageError(f"validation.of '{of}': no such class; the classes are {', '.join(names)}")
+    per_class = {"sensitivity": scores.recall_per_class, "f_score": scores.f_score_per_class}
+    asked = [per_class[name] for name in score.split("_and_")]
+    values = [float(np.nanmean(values) if of is None else values[names.index(of)]) for values in asked]
+    return sum(values) / len(values)
+
+
+def time_iterations(settings: StudySettings, splits: Splits, *, n: int = 30) -> tuple[float, float]:
+    """Milliseconds of an iteration of a network, and of one of its second phase, on one thread of this machine: medians of `n`."""
+    runtime = _runtime("cpu", settings.network.precision)
+    plain = Source(splits.train)
+    source = Source(splits.train, role="train") if isinstance(splits.train.images, FolderImages) else plain
+    pool = Pool(source, plain).restrict(np.arange(0, len(plain), max(1, len(plain) // 1000)))
+    short = settings.model_copy(update={"training": settings.training.model_copy(update={"iterations": n})})
+    network = build_network(short, splits.train, seed=0, runtime=runtime)
+    moments: list[float] = []
+    shared: dict[str, Any] = {"settings": short, "optimizer": settings.optimizer, "seed": 0, "runtime": runtime}
+    fitted = fit(network, pool, remedy("baseline", Method()), **shared, on_step=lambda: moments.append(time.perf_counter()))
+    first = float(np.median(np.diff(moments)))
+    moments.clear()
+    fit_second_phase(fitted, pool, **shared, on_step=lambda: moments.append(time.perf_counter()))
+    return 1e3 * first, 1e3 * float(np.median(np.diff(moments)))
+
+
+@lru_cache(maxsize=1)
+def _runtime(device: str, precision: str) -> Runtime:
+    return start_runtime(device=device, precision="bf16" if precision == "bf16" else "float32", threads=1)
+
+
+@lru_cache(maxsize=1)
+def _bench(settings_json: str, folder: str, cache: str, runtime: Runtime) -> Bench:
+    """Once for each process: the cells of a study follow one another."""
+    settings = StudySettings.model_validate_json(settings_json)
+    return open_bench(settings, open_images(settings.images, Path(folder), cache=Path(cache)), runtime=runtime)
+
+
+def _whole(source: Source) -> Pool:
+    """All images of a source, none of which is random."""
+    return Pool(source, source)
+
+
+def _every_second(labels: Int64[np.ndarray, " images"], start: int) -> Ids:
+    """Every second image of each class, rising."""
+    return np.sort(np.concatenate([np.flatnonzero(labels == k)[start::2] for k in np.unique(labels)]))
+
+
+def _roc(known: Probabilities, pool: Pool) -> list[list[list[float]]]:
+    """False- and true-positive rates of each class against the rest, at most 200 points of each."""
+    curves = []
+    for k in range(known.shape[1]):
+        alarms, hits = roc_curve(known[:, k], pool.labels == k)
+        kept = np.unique(np.linspace(0, len(alarms) - 1, min(len(alarms), ROC_POINTS)).round().astype(np.int64))
+        curves.append([np.round(alarms[kept], 5).tolist(), np.round(hits[kept], 5).tolist()])
+    return curves
+
+
+def _seed(settings: StudySettings, purpose: int, *numbers: int) -> int:
+    words = np.random.SeedSequence([settings.training.seed, purpose, *numbers]).generate_state(2)
+    return int(words[0]) << 31 ^ int(words[1])

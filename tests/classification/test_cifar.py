@@ -1,0 +1,128 @@
+"""CIFAR-10 batches."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+from set_files import cifar_rows, write_cifar_binary
+
+from brats_seg.classification.cifar import read_binary_batch, read_python_batch
+from brats_seg.errors import InputError
+
+PIXELS, LABELS = cifar_rows(6)
+
+
+def write_pickle(path, tree, *, protocol=2):
+    path.write_bytes(pickle.dumps(tree, protocol=protocol))
+    return path
+
+
+def test_binary_rows_are_label_and_channels(tmp_path):
+    write_cifar_binary(tmp_path / "bin", sizes=(6,))
+    images, labels = read_binary_batch(tmp_path / "bin" / "data_batch_1.bin")
+    assert images.shape == (6, 32, 32, 3)
+    assert labels.tolist() == LABELS.tolist()
+    assert images[4, 2, 5].tolist() == [PIXELS[4, c * 1024 + 2 * 32 + 5] for c in range(3)]
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_python_batches_of_every_protocol_are_the_binary_ones(tmp_path, protocol):
+    path = write_pickle(tmp_path / "batch", {b"data": PIXELS, b"labels": LABELS.tolist(), b"batch_label": b"x"}, protocol=protocol)
+    images, labels = read_python_batch(path)
+    assert np.array_equal(images, PIXELS.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    assert labels.tolist() == LABELS.tolist()
+
+
+def test_the_published_form_of_python_2(tmp_path):
+    # Python 2 strings and NumPy's old home, as in the files of 2009; written by hand because Python 3 cannot.
+    data = bytes(PIXELS[:1].tobytes())
+    stream = (
+        b"\x80\x02}q\x01(U\x04dataq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85U\x01b\x87Rq\x05"
+        b"(K\x01K\x01M\x00\x0c\x86cnumpy\ndtype\nq\x06U\x02u1K\x00K\x01\x87Rq\x07(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
+        + len(data).to_bytes(4, "little")
+        + data
+        + b"tbU\x06labels]q\x08K\x07au."
+    )
+    (tmp_path / "batch").write_bytes(stream)
+    images, labels = read_python_batch(tmp_path / "batch")
+    assert labels.tolist() == [7]
+    assert np.array_equal(images[0], PIXELS[0].reshape(3, 32, 32).transpose(1, 2, 0))
+
+
+class Touch:
+    """A pickle that would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_that_names_another_class_is_not_run(tmp_path):
+    path = write_pickle(tmp_path / "batch", {b"data": PIXELS, b"labels": [Touch(tmp_path / "made")]})
+    with pytest.raises(InputError) as refused:
+        read_python_batch(path)
+    named = "io.open" if open.__module__ in ("io", "_io") else "builtins.open"
+    said = str(refused.value)
+    assert said.startswith(f"{path}: names ")
+    assert said.endswith("; a CIFAR-10 batch names NumPy's array builders alone: it was not read")
+    assert named.split(".")[1] in said
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b"\x80\x02cnumpy.testing._private.utils\nrunstring\n.",
+        b"\x80\x02cnumpy\nfromfile\n.",
+        b"\x80\x02cbuiltins\neval\n.",
+        b"\x80\x04\x8c\x05numpy\x8c\x11ndarray.__class__\x93.",
+    ],
+)
+def test_no_other_name_of_numpy_either(tmp_path, stream):
+    (tmp_path / "batch").write_bytes(stream)
+    with pytest.raises(InputError, match="names "):
+        read_python_batch(tmp_path / "batch")
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ([1, 2], "holds no 'data' and 'labels'; a CIFAR-10 batch does"),
+        ({b"data": PIXELS}, "holds no 'data' and 'labels'; a CIFAR-10 batch does"),
+        ({b"data": PIXELS, b"labels": [1, 2]}, "6 images and 2 labels; every image has one"),
+        ({b"data": PIXELS[:, :5], b"labels": [1]}, "'data' is no uint8 array of rows of 3072 pixels; get it again"),
+        ({b"data": PIXELS.astype(np.float32), b"labels": [1]}, "'data' is no uint8 array of rows of 3072 pixels; get it again"),
+        ({b"data": PIXELS, b"labels": ["cat"] * 6}, "'labels' is no list of whole numbers; get it again"),
+        ({b"data": PIXELS, b"labels": [0, 1, 2, 3, 10, 5]}, "row 4 has label 10; the labels are 0..9"),
+    ],
+)
+def test_a_pickle_of_something_else(tmp_path, tree, said):
+    path = write_pickle(tmp_path / "batch", tree)
+    with pytest.raises(InputError) as refused:
+        read_python_batch(path)
+    assert str(refused.value) == f"{path}: {said}"
+
+
+def test_a_pickle_cut_short_and_one_that_asks_for_all_memory(tmp_path):
+    whole = pickle.dumps({b"data": PIXELS, b"labels": LABELS.tolist()}, protocol=2)
+    bomb = io.BytesIO()
+    pickle.Pickler(bomb, protocol=2).dump(0)
+    huge = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n\x8a\x07\xff\xff\xff\xff\xff\xff\x0f\x85U\x01b\x87R."
+    for content in (whole[: len(whole) // 2], b"", huge):
+        (tmp_path / "batch").write_bytes(content)
+        with pytest.raises(InputError, match="batch: not a pickled CIFAR-10 batch: ") as refused:
+            read_python_batch(tmp_path / "batch")
+        assert "\n" not in str(refused.value)
+
+
+def test_binary_files_cut_short_or_of_another_set(tmp_path):
+    path = tmp_path / "b.bin"
+    path.write_bytes(bytes(3073 + 9))
+    with pytest.raises(InputError, match=r"b\.bin: 3082 bytes are not whole rows of 3073 \(1 label, 3072 pixels\); get it again"):
+        read_binary_batch(path)
+    path.write_bytes(bytes(3073) + bytes([77]) + bytes(3072))
+    with pytest.raises(InputError, match=r"b\.bin: row 1 has label 77; the labels are 0\.\.9"):
+        read_binary_batch(path)

@@ -1,0 +1,227 @@
+"""Image sets as they lie on disk."""
+
+import gzip
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from set_files import write_cifar_binary, write_folder, write_idx, write_mnist
+
+from brats_seg.classification.images import ImageSet, keep_classes, load_images
+from brats_seg.errors import InputError, UsageError
+
+
+def refusal(name, folder):
+    with pytest.raises(InputError) as refused:
+        load_images(name, folder)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_mnist(tmp_path, suffix):
+    images, labels = write_mnist(tmp_path, suffix=suffix)
+    splits = load_images("mnist", tmp_path)
+    assert np.array_equal(splits.train.images[..., 0], images)
+    assert splits.train.labels.tolist() == labels.tolist()
+    assert (len(splits.train), len(splits.test), splits.train.image_size, splits.train.n_channels) == (40, 20, (28, 28), 1)
+    assert splits.train.counts.tolist() == [4] * 10
+    assert splits.train.scale == 1 / 256
+
+
+def test_mnist_by_the_name_with_a_dot(tmp_path):
+    write_mnist(tmp_path, suffix="")
+    for path in tmp_path.iterdir():
+        path.rename(path.with_name(path.name.replace("-idx", ".idx")))
+    assert len(load_images("mnist", tmp_path).train) == 40
+
+
+def test_mnist_with_labels_and_images_of_different_length(tmp_path):
+    write_mnist(tmp_path)
+    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.zeros(39, np.uint8))
+    images = tmp_path / "train-images-idx3-ubyte.gz"
+    assert refusal("mnist", tmp_path) == f"{images} holds 40 images and train-labels-idx1-ubyte.gz 39 labels; every image has one"
+
+
+def test_mnist_cut_short_or_with_an_eleventh_digit(tmp_path):
+    write_mnist(tmp_path)
+    path = tmp_path / "t10k-labels-idx1-ubyte.gz"
+    write_idx(path, np.full(20, 10, np.uint8))
+    assert refusal("mnist", tmp_path) == f"{tmp_path}/t10k-images-idx3-ubyte.gz: labels lie in 10..10; 10 classes take 0..9"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-3]))
+    assert refusal("mnist", tmp_path) == f"{path}: its header says 20 = 20 bytes, and 17 follow; get it again"
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "folder", "npz"])
+def test_a_missing_set_says_what_to_put_where(tmp_path, name):
+    said = refusal(name, tmp_path / "none")
+    assert said.startswith(str(tmp_path / "none"))
+    wanted = {"mnist": "train-images-idx3-ubyte", "cifar10": "cifar-10-batches-bin", "folder": "train/<class>/*.jpg", "npz": "train_images"}
+    assert wanted[name] in said
+
+
+def test_an_unknown_set(tmp_path):
+    with pytest.raises(UsageError, match=r"images\.name 'svhn' is unknown; the names are mnist, cifar10, folder, npz"):
+        load_images("svhn", tmp_path)
+
+
+def test_cifar10_of_any_number_of_rows(tmp_path):
+    write_cifar_binary(tmp_path / "cifar-10-batches-bin", sizes=(7, 12, 1))
+    for folder in (tmp_path, tmp_path / "cifar-10-batches-bin"):
+        splits = load_images("cifar10", folder)
+        assert (len(splits.train), len(splits.test)) == (20, 5)
+        assert splits.train.class_names[:2] == ("airplane", "automobile")
+    (tmp_path / "cifar-10-batches-bin" / "batches.meta.txt").write_text("one two")
+    assert refusal("cifar10", tmp_path).endswith("batches.meta.txt: 2 class names; CIFAR-10 has 10")
+
+
+def test_keeping_two_classes_numbers_them_anew(tmp_path):
+    write_cifar_binary(tmp_path / "bin", sizes=(200,), n_test=50)
+    splits = load_images("cifar10", tmp_path / "bin")
+    two = keep_classes(splits, ("truck", "cat"))
+    assert two.train.class_names == ("truck", "cat")
+    assert two.train.counts.tolist() == splits.train.counts[[9, 3]].tolist()
+    assert np.array_equal(two.test.images[two.test.labels == 1], splits.test.images[splits.test.labels == 3])
+    for classes, said in (
+        (("truck", "eel"), r"images\.classes 'eel' is unknown; .* has airplane, automobile"),
+        (("cat",), r"images\.classes cat: two different classes at least, each once"),
+        (("cat", "cat"), r"images\.classes cat, cat: two different"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            keep_classes(splits, classes)
+
+
+def test_a_folder_with_train_and_test(tmp_path):
+    write_folder(tmp_path)
+    splits = load_images("folder", tmp_path)
+    assert (len(splits.train), len(splits.test), splits.train.class_names) == (6, 6, ("cat", "dog"))
+    assert splits.validation is None
+    kept = keep_classes(splits, ("dog", "cat")).train
+    assert [kept.images.paths[i][:3] for i in (0, 5)] == ["cat", "dog"]
+    assert kept.labels.tolist() == [1, 1, 1, 0, 0, 0]
+
+
+def test_a_folder_with_val_alone_is_tested_on_it_as_imagenet(tmp_path):
+    write_folder(tmp_path, parts=("train", "val"))
+    splits = load_images("folder", tmp_path)
+    assert splits.test.name == f"{tmp_path}/val"
+    write_folder(tmp_path, parts=("test",))
+    splits = load_images("folder", tmp_path)
+    assert (splits.test.name, splits.validation.name) == (f"{tmp_path}/test", f"{tmp_path}/val")
+
+
+def test_class_folders_alone_give_a_fifth_of_each_class_for_the_test(tmp_path):
+    write_folder(tmp_path, parts=("all",), per_class=10)
+    splits = load_images("folder", tmp_path / "all")
+    assert splits.test.counts.tolist() == [2, 2]
+    assert sorted([*splits.train.images.paths, *splits.test.images.paths]) == sorted(
+        f"{c}/{p.name}" for c in ("cat", "dog") for p in (tmp_path / "all" / c).iterdir()
+    )
+    assert load_images("folder", tmp_path / "all").test.images.paths == splits.test.images.paths
+
+
+def test_the_digest_stands_for_images_labels_and_names(tmp_path):
+    write_mnist(tmp_path / "a")
+    write_folder(tmp_path / "f")
+    splits, again = load_images("mnist", tmp_path / "a"), load_images("mnist", tmp_path / "a", classes=tuple("0123456789"))
+    assert splits.digest == again.digest
+    assert splits.n_bytes == 60 * 28 * 28
+    assert load_images("mnist", tmp_path / "a", classes=tuple("1023456789")).digest != splits.digest
+    changed = replace(splits.test, labels=splits.test.labels[::-1].copy())
+    assert replace(splits, test=changed).digest != splits.digest
+    folder = load_images("folder", tmp_path / "f")
+    first = folder.digest
+    (tmp_path / "f" / "train" / "cat" / "0.png").write_bytes(b"x")
+    assert load_images("folder", tmp_path / "f").digest != first
+    assert folder.n_bytes == 0
+
+
+def test_folders_with_other_classes(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "test" / "dog").rename(tmp_path / "test" / "eel")
+    assert refusal("folder", tmp_path) == f"{tmp_path}/test: class 'dog' is in one of test and train only; both have the same class folders"
+
+
+def write_npz(path, n=30, *, channels=3, **others):
+    rng = np.random.default_rng(0)
+    shape = (n, 8, 8, channels) if channels else (n, 8, 8)
+    arrays = {}
+    for part in ("train", "val", "test"):
+        arrays[f"{part}_images"] = rng.integers(0, 256, shape, np.uint8)
+        arrays[f"{part}_labels"] = (np.arange(n) % 3).astype(np.uint8)[:, None]
+    np.savez(path, **{key: value for key, value in (arrays | others).items() if value is not None})
+    return arrays
+
+
+@pytest.mark.parametrize("channels", [0, 3])
+def test_npz_in_the_form_of_medmnist(tmp_path, channels):
+    arrays = write_npz(tmp_path / "a.npz", channels=channels)
+    splits = load_images("npz", tmp_path / "a.npz")
+    assert np.array_equal(splits.validation.images.reshape(arrays["val_images"].shape), arrays["val_images"])
+    assert splits.train.labels.tolist() == [0, 1, 2] * 10
+    assert (splits.train.n_channels, splits.train.class_names) == (channels or 1, ("0", "1", "2"))
+
+
+def test_npz_of_images_and_labels_alone(tmp_path):
+    labels = np.repeat([0, 1], [20, 5])
+    np.savez(tmp_path / "a.npz", images=np.zeros((25, 4, 4), np.uint8), labels=labels, class_names=np.array(["no", "yes"]))
+    splits = load_images("npz", tmp_path / "a.npz")
+    assert (splits.train.counts.tolist(), splits.test.counts.tolist()) == ([16, 4], [4, 1])
+    assert splits.train.class_names == ("no", "yes")
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ({"test_labels": None}, "no 'test_labels' in it (found train_images, train_labels, val_images, val_labels, test_images); give "
+         "train_ and test_images and _labels, or images and labels"),
+        ({"test_images": np.zeros((30, 8, 8, 3))}, "test_images is float64 of 30 x 8 x 8 x 3; uint8 of n x y x x, or n x y x x x channels"),
+        ({"train_labels": np.zeros((30, 4), np.uint8)}, "train_labels is uint8 of 30 x 4; one whole number an image"),
+        ({"train_labels": np.zeros(30)}, "train_labels is float64 of 30; one whole number an image"),
+    ],
+)  # fmt: skip
+def test_npz_of_something_else(tmp_path, others, said):
+    write_npz(tmp_path / "a.npz", **others)
+    assert refusal("npz", tmp_path / "a.npz") == f"{tmp_path}/a.npz: {said}"
+
+
+def test_npz_with_labels_and_images_of_different_length(tmp_path):
+    write_npz(tmp_path / "a.npz", train_labels=np.zeros(29, np.uint8))
+    assert refusal("npz", tmp_path / "a.npz") == f"{tmp_path}/a.npz train_images: 30 images and 29 labels; every image has one"
+    write_npz(tmp_path / "a.npz", test_labels=np.full(30, 3, np.uint8))
+    assert refusal("npz", tmp_path / "a.npz") == f"{tmp_path}/a.npz test_images: labels lie in 3..3; 3 classes take 0..2"
+
+
+def test_npz_that_is_damaged_or_holds_pickles(tmp_path):
+    path = tmp_path / "a.npz"
+    write_npz(path)
+    whole = path.read_bytes()
+    for content in (whole[:900], b"", b"no zip", whole[:200] + b"\0" * 50 + whole[250:]):
+        path.write_bytes(content)
+        assert refusal("npz", path).startswith(f"{path}: cannot be read as .npz: ")
+    np.savez(path, images=np.array([{}, {}], object), labels=np.zeros(2, np.int64))
+    assert "Object arrays cannot be loaded" in refusal("npz", path)
+
+
+def test_a_class_of_one_image_cannot_be_parted(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((3, 4, 4), np.uint8), labels=np.array([0, 0, 1]))
+    assert refusal("npz", tmp_path / "a.npz").endswith("class '1' has 1 image; one to train and one to test on are needed")
+
+
+def test_negative_labels():
+    with pytest.raises(InputError, match=r"mine: labels lie in -1\.\.0; 2 classes take 0\.\.1"):
+        ImageSet("mine", np.zeros((2, 4, 4, 1), np.uint8), np.array([-1, 0]), ("a", "b"), 1.0)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_the_real_sets(real_data, name):
+    folder = real_data.parent / name
+    if not folder.is_dir():
+        pytest.skip(f"no {name}/ beside brats/")
+    splits = load_images(name, folder)
+    if name == "mnist":
+        assert splits.train.counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+        assert (splits.test.counts.min(), splits.test.counts.max()) == (892, 1135)
+    else:
+        assert splits.train.counts[:2].tolist() == [5000, 5000]
+        assert splits.train.images.dtype == np.uint8

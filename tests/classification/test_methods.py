@@ -1,0 +1,105 @@
+"""Facts about the remedies: their names, their knobs, the images they make."""
+
+import numpy as np
+import pytest
+
+from brats_seg.classification.methods import METHODS, cascade_goals, kept_by_cascade, remedies, synthesize
+from brats_seg.classification.settings import Method, StudySettings
+from brats_seg.config import parse_settings
+from brats_seg.errors import InputError, UsageError
+from brats_seg.imbalance.samplers import SAMPLERS
+from brats_seg.models.losses import LOSSES
+
+
+def test_every_remedy_is_made_of_parts_that_exist():
+    assert all(recipe.sampler in SAMPLERS and recipe.loss in LOSSES for recipe in METHODS.values())
+
+
+def test_a_reduced_ratio_each_is_a_remedy_each():
+    found = remedies({"oversample": Method(imbalance_ratio=(1, 10, 100)), "baseline": Method()})
+    assert [one.name for one in found] == ["oversample"] * 3 + ["baseline"]
+    assert [one.imbalance_ratio for one in found] == [1, 10, 100, 1]
+
+
+def test_a_second_phase_and_a_committee_are_more_networks():
+    found = remedies({"oversample": Method(two_phase=True), "easy_ensemble": Method(networks=4)})
+    assert [one.n_networks for one in found] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "complaint"),
+    [
+        ("upsample", Method(), "no method 'upsample'"),
+        ("baseline", Method(imbalance_ratio=(10,)), "takes none"),
+        ("oversample", Method(redraw="epoch"), "only 'undersample'"),
+        ("easy_ensemble", Method(two_phase=True), "several networks"),
+    ],
+)
+def test_knobs_that_do_not_fit_are_named(name: str, knobs: Method, complaint: str):
+    with pytest.raises(UsageError, match=complaint):
+        remedies({name: knobs})
+
+
+def test_a_cascade_falls_by_one_factor_a_round_to_the_rarest():
+    counts = np.array([1000, 100, 10])
+    assert cascade_goals(counts, round_=1, rounds=3).tolist() == [100, 32, 10]
+    assert cascade_goals(counts, round_=2, rounds=3).tolist() == [10, 10, 10]
+
+
+def test_a_cascade_keeps_what_is_known_least():
+    own = np.array([0.9, 0.2, 0.5, 0.1, 0.8], np.float32)
+    assert kept_by_cascade(own, np.array([0, 0, 0, 1, 1]), goal=np.array([2, 1])).tolist() == [1, 2, 3]
+
+
+def rare_and_common() -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [60, 8])
+    return (generator.normal(size=(68, 5)) + 3 * labels[:, None]).astype(np.float32), labels
+
+
+def test_smote_levels_the_classes_and_keeps_the_real_images():
+    images, labels = rare_and_common()
+    made, of = synthesize("SMOTE", images, labels, neighbors=5, seed=0)
+    assert np.bincount(of).tolist() == [60, 60]
+    assert (made[:68] == images).all()
+    rare = images[labels == 1]
+    assert (made[68:] >= rare.min(0) - 1e-6).all()  # between two rare images
+    assert (made[68:] <= rare.max(0) + 1e-6).all()
+
+
+def test_cleaning_samplers_take_away_from_the_common_class_alone():
+    images, labels = rare_and_common()
+    for kind in ("OneSidedSelection", "EditedNearestNeighbours"):
+        _, of = synthesize(kind, images, labels, neighbors=3, seed=0)
+        assert (of == 1).sum() == 8
+        assert (of == 0).sum() <= 60
+
+
+def test_one_image_has_no_neighbor():
+    with pytest.raises(InputError, match="no neighbor"):
+        synthesize("SMOTE", np.zeros((5, 2), np.float32), np.array([0, 0, 0, 0, 1]), neighbors=5, seed=0)
+
+
+def test_without_imbalanced_learn_its_extra_is_named(monkeypatch: pytest.MonkeyPatch):
+    def absent(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr("brats_seg.classification.methods.import_module", absent)
+    with pytest.raises(UsageError, match=r"brats-seg\[imbalanced\]"):
+        synthesize("SMOTE", np.zeros((2, 2), np.float32), np.array([0, 1]), neighbors=5, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("tree", "complaint"),
+    [
+        ({"distributions": [{"kind": "step", "rho": [10]}]}, "mu"),
+        ({"distributions": [{"kind": "given"}]}, "counts"),
+        ({"distributions": [{"kind": "balanced", "methods": ["smote"]}]}, "no method 'smote'"),
+        ({"decisions": {"tuned": ["accuracy"]}}, "validation.images"),
+        ({"validation": {"patience": 3}}, "looks? at a score"),
+        ({"validation": {"images": "held_out"}}, "held_out"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(tree: dict[str, object], complaint: str):
+    with pytest.raises(UsageError, match=complaint):
+        parse_settings(StudySettings, tree)

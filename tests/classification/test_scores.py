@@ -1,0 +1,131 @@
+"""Scores of class probabilities: by hand, and against scikit-learn."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics
+
+from brats_seg.classification.scores import confusion_matrix, roc_auc, roc_curve, score_outputs
+from brats_seg.errors import InputError
+
+# Three classes, five images: one of class 1 is called 2, the rest is right; class 2 has one image.
+OUTPUTS = np.array([[0.8, 0.1, 0.1], [0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.1, 0.2, 0.7], [0.1, 0.3, 0.6]])
+LABELS = np.array([0, 0, 1, 1, 2])
+
+
+def random_outputs(seed, n, k, *, levels=None):
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(k), rng.integers(0, k, n - k)])
+    outputs = rng.dirichlet(np.ones(k), n) + 0.4 * np.eye(k)[labels]
+    outputs = np.round(outputs * levels) + 1 if levels else outputs
+    return outputs / outputs.sum(axis=1, keepdims=True), labels
+
+
+def test_scores_by_hand():
+    scores = score_outputs(OUTPUTS, LABELS)
+    assert scores.confusion.tolist() == [[2, 0, 0], [0, 1, 1], [0, 0, 1]]
+    assert (scores.n, scores.accuracy, scores.error) == (5, 0.8, pytest.approx(0.2))
+    assert scores.recall_per_class.tolist() == [1, 0.5, 1]
+    assert scores.precision_per_class.tolist() == [1, 1, 0.5]
+    assert scores.f_score_per_class == pytest.approx([1, 2 / 3, 2 / 3])
+    assert scores.balanced_accuracy == pytest.approx(2.5 / 3)
+    # Class 1: of the 6 pairs with a rest image, 0.7 beats all three and 0.2 beats 0.1 alone. Class 2: 0.6 beats all but 0.7.
+    assert scores.auc_per_class == pytest.approx([1, 4 / 6, 3 / 4])
+    assert scores.auc == pytest.approx(np.mean([1, 4 / 6, 3 / 4]))
+
+
+def test_equal_outputs_count_half():
+    assert roc_auc(np.full((4, 2), 0.5), np.array([0, 0, 1, 1])).tolist() == [0.5, 0.5]
+    # Positives 0.9 and 0.5, negatives 0.5 and 0.1: three pairs in order, one tied.
+    tied = np.array([0.9, 0.5, 0.5, 0.1])
+    assert roc_auc(np.stack([tied, 1 - tied], axis=1), np.array([0, 0, 1, 1]))[0] == pytest.approx(3.5 / 4)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32), n=st.integers(6, 200), k=st.integers(2, 6), levels=st.sampled_from([None, 3, 10]))
+def test_equal_to_scikit_learn(seed, n, k, levels):
+    outputs, labels = random_outputs(seed, n, k, levels=levels)
+    decided, scores = outputs.argmax(axis=1), score_outputs(outputs, labels)
+    areas = [metrics.roc_auc_score(labels == c, outputs[:, c]) for c in range(k)]
+    assert scores.auc_per_class == pytest.approx(areas, abs=1e-12)
+    if k > 2:
+        assert scores.auc == pytest.approx(metrics.roc_auc_score(labels, outputs, multi_class="ovr", average="macro"), abs=1e-12)
+    assert scores.accuracy == pytest.approx(metrics.accuracy_score(labels, decided))
+    assert scores.balanced_accuracy == pytest.approx(metrics.balanced_accuracy_score(labels, decided))
+    assert np.array_equal(scores.confusion, metrics.confusion_matrix(labels, decided, labels=range(k)))
+    precision, recall, f_score, _ = metrics.precision_recall_fscore_support(labels, decided, labels=range(k), zero_division=np.nan)
+    assert scores.recall_per_class == pytest.approx(recall)
+    assert scores.precision_per_class == pytest.approx(precision, nan_ok=True)
+    assert scores.f_score_per_class == pytest.approx(np.where(np.isnan(precision), 0.0, f_score))
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32), n=st.integers(4, 300), levels=st.sampled_from([None, 2, 8]))
+def test_the_curve_is_scikit_learns_and_its_area_the_auc(seed, n, levels):
+    outputs, labels = random_outputs(seed, n, 2, levels=levels)
+    alarms, hits = roc_curve(outputs[:, 1], labels == 1)
+    theirs = metrics.roc_curve(labels, outputs[:, 1], drop_intermediate=False)
+    assert metrics.auc(alarms, hits) == pytest.approx(roc_auc(outputs, labels)[1], abs=1e-12)
+    assert {*zip(alarms.round(9), hits.round(9), strict=True)} <= {*zip(theirs[0].round(9), theirs[1].round(9), strict=True)}
+
+
+def test_a_curve_has_corners_only():
+    # Two positives on top, then three negatives, then a tie of one and one.
+    alarms, hits = roc_curve(np.array([9.0, 8, 7, 6, 5, 1, 1]), np.array([True, True, False, False, False, True, False]))
+    assert alarms.tolist() == [0, 0, 3 / 4, 1]
+    assert hits.tolist() == pytest.approx([0, 2 / 3, 2 / 3, 1])
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32), factors=st.lists(st.floats(1e-3, 1e3), min_size=4, max_size=4))
+def test_dividing_each_class_by_a_number_keeps_the_auc(seed, factors):
+    outputs, labels = random_outputs(seed, 400, 4)
+    assert roc_auc(outputs * np.array(factors), labels) == pytest.approx(roc_auc(outputs, labels), abs=1e-9)
+
+
+def test_classes_without_images_are_left_out_of_the_means():
+    scores = score_outputs(np.array([[0.7, 0.2, 0.1], [0.3, 0.6, 0.1]]), np.array([0, 1]))
+    assert scores.auc_per_class.tolist()[:2] == [1, 1]
+    assert np.isnan([scores.auc_per_class[2], scores.recall_per_class[2], scores.precision_per_class[2], scores.f_score_per_class[2]]).all()
+    assert (scores.auc, scores.balanced_accuracy, scores.f_score) == (1, 1, 1)
+    assert np.isnan(score_outputs(np.array([[0.7, 0.3]]), np.array([0])).auc)
+
+
+def test_another_decision_keeps_the_auc():
+    scores = score_outputs(OUTPUTS, LABELS, decided=np.array([0, 0, 1, 1, 2]))
+    assert (scores.accuracy, scores.auc) == (1, score_outputs(OUTPUTS, LABELS).auc)
+
+
+def test_a_row_is_json():
+    row = score_outputs(np.array([[0.7, 0.2, 0.1], [0.3, 0.6, 0.1]]), np.array([0, 1])).row()
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+    assert row["recall_per_class"] == [1, 1, None]
+    assert row["confusion"] == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert row["n_test"] == 2
+
+
+def test_confusion_of_small_integers_does_not_overflow():
+    labels = np.full(3, 99, np.uint8)
+    assert confusion_matrix(labels, labels, n_classes=100)[99, 99] == 3
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "said"),
+    [
+        (np.zeros((0, 2)), np.zeros(0, np.int64), "0 outputs and 0 labels; as many of each, and one at least"),
+        (np.array([[np.nan, 1], [0.5, 0.5]]), np.array([0, 1]), "1 of 2 images have an output that is no number"),
+        (np.ones((2, 2)), np.array([0, 2]), "labels lie in 0..2; 2 outputs take 0..1"),
+    ],
+)
+def test_refusals(outputs, labels, said):
+    with pytest.raises(InputError) as refused:
+        score_outputs(outputs, labels)
+    assert str(refused.value) == said
+
+
+def test_a_curve_of_one_class():
+    with pytest.raises(InputError, match="a ROC curve needs images of the class and others; 3 of 3 are of it"):
+        roc_curve(np.ones(3), np.ones(3, dtype=bool))

@@ -1,0 +1,161 @@
+"""A cell of a study: what is trained on what, which weights move, which rows come back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from striped_images import N_CLASSES, tiny_settings, write_images
+
+from brats_seg.classification.fitting import Draws, build_network, fit, fit_second_phase
+from brats_seg.classification.methods import METHODS, remedy
+from brats_seg.classification.settings import Method, StudySettings
+from brats_seg.classification.study import cells
+from brats_seg.classification.worker import Bench, open_bench, open_images, train_cell
+from brats_seg.core.grid import Row
+from brats_seg.core.runtime import Runtime
+from brats_seg.errors import UsageError
+
+CPU = Runtime(torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images") / "stripes.npz")
+
+
+def bench_of(settings: StudySettings, images: Path) -> Bench:
+    return open_bench(settings, open_images(settings.images, images, cache=None), runtime=CPU)
+
+
+def rows_of(images: Path, **changes: Any) -> list[Row]:
+    """All rows of a tiny study, in this process."""
+    settings = tiny_settings(**changes)
+    bench = bench_of(settings, images)
+    return [row for cell in cells(settings) for row in train_cell(cell.job, settings=settings, bench=bench, runtime=CPU)]
+
+
+def test_a_row_says_what_it_came_from(images: Path):
+    rows = rows_of(images)
+    json.dumps(rows, allow_nan=False)
+    row = next(row for row in rows if row["rho"] == 10 and row["method"] == "baseline")
+    assert sorted(row["counts"]) == [4, 4, 40, 40]
+    assert [k for k, n in enumerate(row["counts"]) if n == 4] == row["minority"]
+    assert {"seed", "counts", "config", "versions", "auc", "accuracy", "recall_per_class", "confusion"} <= set(row)
+    assert {r["decision"] for r in rows} == {"argmax", "prior_set", "prior_ledger"}
+    assert {r["method"] for r in rows} == {"baseline", "oversample", "two_phase_oversample", "undersample"}
+
+
+def test_methods_share_their_set_and_every_training_has_equal_iterations(images: Path):
+    rows = rows_of(images)
+    for rho in (4, 10):
+        assert len({str(row["counts"]) + str(row["seed"]) for row in rows if row["rho"] == rho}) == 1
+    assert {row["iterations"] for row in rows} == {10}
+    assert {sum(row["seen"]) for row in rows} == {10 * 16}
+
+
+def test_thresholding_by_either_prior_keeps_the_auc(images: Path):
+    rows = rows_of(images)
+    for row in rows:
+        plain = next(r for r in rows if (r["rho"], r["method"], r["decision"]) == (row["rho"], row["method"], "argmax"))
+        assert row["auc"] == pytest.approx(plain["auc"], abs=1e-9)
+
+
+def test_the_same_seed_gives_the_same_network(images: Path):
+    def scores(rows: list[Row]) -> list[float]:
+        return [row["auc"] for row in rows]
+
+    first = rows_of(images)
+    assert scores(rows_of(images)) == scores(first)
+    assert scores(rows_of(images, training={"iterations": 10, "batch_size": 16, "seed": 1})) != scores(first)
+
+
+@pytest.mark.parametrize(("network", "moves"), [("lenet5", {"output"}), ("all_cnn", {"hidden", "output"}), ("two_class", {"output"})])
+def test_the_second_phase_moves_the_last_layers_only(images: Path, network: str, moves: set[str]):
+    settings = tiny_settings(network={"name": network}, training={"iterations": 3, "batch_size": 8})
+    bench = bench_of(settings, images)
+    shared: dict[str, Any] = {"settings": settings, "optimizer": settings.optimizer, "seed": 0, "runtime": CPU}
+    built = build_network(settings, bench.available.source.set, seed=0, runtime=CPU)
+    first = fit(built, bench.available, remedy("oversample", Method()), **shared)
+    before = {name: weights.clone() for name, weights in first.network.state_dict().items()}
+    second = fit_second_phase(first, bench.available, **shared)
+    moved = {name.split(".")[0] for name, weights in second.network.state_dict().items() if not torch.equal(weights, before[name])}
+    assert moved == moves
+    assert all(torch.equal(weights, before[name]) for name, weights in first.network.state_dict().items())
+
+
+def test_features_once_is_the_second_phase_in_full(images: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = tiny_settings(training={"iterations": 20, "batch_size": 8})
+    bench = bench_of(settings, images)
+    shared: dict[str, Any] = {"settings": settings, "optimizer": settings.optimizer, "seed": 0, "runtime": CPU}
+    built = build_network(settings, bench.available.source.set, seed=0, runtime=CPU)
+    first = fit(built, bench.available, remedy("oversample", Method()), **shared)
+    quick = fit_second_phase(first, bench.available, **shared)
+    monkeypatch.setattr("brats_seg.classification.fitting._is_fixed", lambda *_: False)
+    full = fit_second_phase(first, bench.available, **shared)
+    for ours, theirs in zip(quick.network.state_dict().values(), full.network.state_dict().values(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_gives_rows(images: Path, name: str):
+    validation = {"held_out": 5, "images": "held_out", "score": "auc", "every": 5}
+    decisions = {"priors": ["set", "ledger"], "tuned": ["f_score"], "costs": (1 - np.eye(N_CLASSES)).tolist()}
+    knobs = {"networks": 2, "neighbors": 2} | ({"hard": {"threshold": 0.9}} if name == "hard_replay" else {})
+    sets = [{"kind": "step", "rho": [4], "mu": [0.5]}]
+    asked: dict[str, Any] = {"distributions": sets, "methods": {name: knobs}, "validation": validation, "decisions": decisions}
+    rows = rows_of(images, base=30, **asked)
+    assert {row["part"] for row in rows} == {"test", "held_out"}
+    assert {"argmax", "prior_set", "tuned_f_score", "costs"} <= {row["decision"] for row in rows}
+    assert ("prior_ledger" in {row["decision"] for row in rows}) == (name != "focal")
+    assert all(0.3 <= row["auc"] <= 1 for row in rows)
+
+
+def test_half_of_the_test_images_validate_and_the_rest_are_scored(images: Path):
+    sets = [{"kind": "step", "rho": [4], "mu": [0.5]}]
+    rows = rows_of(
+        images, distributions=sets, validation={"images": "half", "score": "auc", "every": 10}, record={"curve_every": 5, "roc": True}
+    )
+    sizes = {row["part"]: row["n_test"] for row in rows}
+    assert sizes == {"test": 80, "half": 40, "rest": 40}
+    row = next(row for row in rows if row["part"] == "half" and row["decision"] == "argmax")
+    assert row["validation"] == row["auc"]
+    first = next(row for row in rows if row["part"] == "test" and row["decision"] == "argmax")
+    assert [point["iteration"] for point in first["curve"]] == [5, 10]
+    assert len(first["roc"]) == N_CLASSES
+
+
+def test_training_stops_early_and_keeps_the_best(images: Path):
+    patient = {"images": "test", "score": "auc", "every": 1, "patience": 2, "checkpoint": "best"}
+    training = {"iterations": 500, "batch_size": 16}
+    rows = rows_of(images, methods={"baseline": {}}, training=training, validation=patient)
+    plain = [row for row in rows if row["decision"] == "argmax"]
+    assert all(row["iterations"] < 500 for row in plain)
+    assert all(row["auc"] == row["validation"] for row in plain)
+
+
+def test_a_training_that_diverges_is_a_row_of_no_knowledge(images: Path):
+    rows = rows_of(images, methods={"baseline": {}}, search={"rates": [1e12]}, training={"iterations": 200, "batch_size": 16})
+    assert all(row["diverged"] and row["auc"] == 0.5 for row in rows)
+
+
+def test_undersampling_draws_one_subset_or_a_new_one_each_epoch(images: Path):
+    settings = tiny_settings(training={"iterations": 60, "batch_size": 16})
+    bench = bench_of(settings, images)
+    labels = bench.available.labels
+    pool = bench.available.restrict(np.flatnonzero((labels != 0) | (np.arange(len(labels)) < 4)))
+    seen = {}
+    for redraw in ("never", "epoch"):
+        draws = Draws(pool, remedy("undersample", Method(redraw=redraw)), settings, seed=0, runtime=CPU)
+        ids = np.concatenate([draws.next(torch.nn.Identity()).ids for _ in range(60)])
+        seen[redraw] = np.bincount(pool.labels[np.unique(ids)], minlength=N_CLASSES).tolist()
+    assert seen["never"] == [4, 4, 4, 4]
+    assert seen["epoch"][0] == 4
+    assert min(seen["epoch"][1:]) > 20
+
+
+def test_more_held_out_than_there_is_is_refused(images: Path):
+    with pytest.raises(UsageError, match="held_out 40"):
+        rows_of(images, validation={"held_out": 40})
