@@ -113,6 +113,12 @@ class Loss(Section):
     weights_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
     tau: Annotated[float, Field(gt=0)] = 1.0
 
+    @model_validator(mode="after")
+    def _only_weights_are_deferred(self) -> "Loss":
+        if self.weights_from > 0 and self.class_weights == "none":
+            raise ValueError(f"weights_from {self.weights_from:g} defers class weights, and class_weights is 'none'; give both or neither")
+        return self
+
 
 class Augment(Section):
     """Random transforms of a batch. A pair is the range drawn from; probabilities are per patch, other values per modality.
@@ -154,6 +160,12 @@ class Optimizer(Section):
     drop_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     clip_norm: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _steps_need_drops(self) -> "Optimizer":
+        if self.schedule == "steps" and not self.drops:
+            raise ValueError("schedule 'steps' never drops without optimizer.drops, shares of the run such as [0.5, 0.75]")
+        return self
 
 
 class Training(Section):

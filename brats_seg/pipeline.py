@@ -4,8 +4,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from brats_seg.bank.bank import PatchBank, verify_bank
 from brats_seg.bank.build import BuildReport, build_bank
 from brats_seg.bank.folds import inner_split
@@ -14,21 +12,21 @@ from brats_seg.core.files import lock, write_text
 from brats_seg.core.runtime import Precision, Runtime, start_runtime
 from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.scores import EvaluationReport, evaluate_folders
-from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR, correct_logits, require_prior
+from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
 from brats_seg.inference.cleanup import Cleanup
-from brats_seg.inference.dense import ready_for_inference
-from brats_seg.inference.predict import PredictReport, Segmenter, predict_cases, predict_one
+from brats_seg.inference.predict import PredictReport, predict_cases, predict_one
 from brats_seg.inference.tuning import STRENGTHS, Tuning, read_tuning, tune_settings, write_tuning
-from brats_seg.inference.windowed import Inference, choose_window, needs_windows
-from brats_seg.models.networks import network_divisor
+from brats_seg.inference.windowed import Inference, needs_windows
 from brats_seg.reporting.report import WrittenReport, write_report
 from brats_seg.reporting.viewer import write_page
+from brats_seg.runs import class_shift, held_out_by_all, load_segmenters
+from brats_seg.runs import held_out_cases as held_out_cases  # a verb of the corridor too
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.layouts import Found, find_cases
 from brats_seg.scans.phantom import make_traits, write_cohort
 from brats_seg.scans.problem import Problem
 from brats_seg.scans.verify import Report, verify_folder
-from brats_seg.training.checkpoint import Checkpoint, check_same_data, load_checkpoint, restore_network, save_checkpoint
+from brats_seg.training.checkpoint import load_checkpoint, restore_network, save_checkpoint
 from brats_seg.training.composition import compose_checkpoints
 from brats_seg.training.loop import BEST, LAST, RunResult, Split
 from brats_seg.training.loop import train as train_network
@@ -155,71 +153,6 @@ def make_split(bank: PatchBank, *, fold: int | None, fraction: float, seed: int)
     return Split(train=trained, inner=inner, held_out=folds[fold], fold=fold)
 
 
-def load_segmenters(
-    runs: Sequence[Path], *, runtime: Runtime, inference: Inference = "auto", correct_priors: float = 0.0, allow_missing: bool = False
-) -> tuple[Segmenter, ...]:
-    """The best checkpoints of several runs, ready to predict; they must agree on modalities and tissue classes.
-
-    Args:
-        runs: run folders.
-        runtime: what to predict on.
-        inference: whole slices or windows; "auto" chooses for each network.
-        correct_priors: strength of prior correction, 0 to 1.
-        allow_missing: whether they are to take cases that lack modalities.
-
-    Raises:
-        InputError: no checkpoint, a bad one, or runs that do not fit together.
-        UsageError: a stage of a cascade alone, prior correction of a network without a prior, or a network that was not trained for
-            missing modalities.
-    """
-    segmenters: list[Segmenter] = []
-    for run in runs:
-        path = run / BEST
-        checkpoint = load_checkpoint(path)
-        if segmenters:
-            check_same_data(checkpoint, path, modalities=segmenters[0].modalities, classes=segmenters[0].classes)
-        config = checkpoint.parsed_config()
-        _require_all_classes(config, run)
-        if allow_missing and config.augment.modality_dropout == 0:
-            raise UsageError(f"--allow-missing: {run} was trained with augment.modality_dropout 0; it needs every modality of a case")
-        network = ready_for_inference(restore_network(checkpoint, path, runtime=runtime), runtime=runtime)
-        low, high = checkpoint.normalization["percentiles"]
-        z, y, x = checkpoint.spacing_mm
-        segmenters.append(
-            Segmenter(
-                network=network,
-                modalities=checkpoint.modalities,
-                classes=checkpoint.classes,
-                spacing_mm=(z, y, x),
-                percentiles=(low, high),
-                n4=checkpoint.normalization["n4"],
-                n_dims=3 if len(config.patch.size) == 3 else 2,
-                divisor=network_divisor(config.network),
-                window=choose_window(network, patch_size=config.patch.size, inference=inference),
-                class_shift=_class_shift(checkpoint, path, strength=correct_priors),
-            )
-        )
-    return tuple(segmenters)
-
-
-def held_out_cases(run: Path) -> tuple[str, ...]:
-    """Ids of the cases that a run's fold held out. Raises `InputError` where it held out none."""
-    held_out = load_checkpoint(run / BEST).held_out_cases
-    if not held_out:
-        raise InputError(f"{run}: was trained on every case (--fold all); there is no held-out case to predict")
-    return held_out
-
-
-def _held_out_by_all(runs: Sequence[Path]) -> tuple[str, ...]:
-    """Ids that every run held out: a case that one of several averaged networks was trained on is no held-out case."""
-    common, *others = (held_out_cases(run) for run in runs)
-    for run, theirs in zip(runs[1:], others, strict=True):
-        common = tuple(case for case in common if case in theirs)
-        if not common:
-            raise UsageError(f"--held-out --also {run}: held out no case that {runs[0]} held out; average runs of one fold")
-    return common
-
-
 def predict(
     run: Path,
     scans: Path,
@@ -262,7 +195,7 @@ def predict(
     )
     found = find_cases(scans, synthetic=synthetic, required=() if allow_missing else segmenters[0].modalities)
     if held_out:
-        found = _only(found, _held_out_by_all((run, *also)), scans)
+        found = _only(found, held_out_by_all((run, *also)), scans)
     first, step = part or (1, 1)
     return predict_cases(
         segmenters,
@@ -300,7 +233,7 @@ def tune(run: Path, bank: Path, *, device: str = "auto", precision: Precision = 
     tuning = tune_settings(
         segmenter,
         opened.select(checkpoint.inner_cases),
-        shifts={s: _class_shift(checkpoint, path, strength=s) for s in (STRENGTHS if has_prior else (0.0,))},
+        shifts={s: class_shift(checkpoint, path, strength=s) for s in (STRENGTHS if has_prior else (0.0,))},
         epoch=checkpoint.epoch,
     )
     write_tuning(run, tuning)
@@ -394,35 +327,6 @@ def view(folder: Path, *, output: Path, prediction: Path | None = None, referenc
         names = ", ".join(case.id for case in found.cases[:5]) or "none"
         raise InputError(f"{folder}: holds {len(found.cases)} cases ({names}); give the folder of one case")
     return write_page(found.cases[0], prediction=prediction, reference=reference, output=output)
-
-
-def _require_all_classes(config: Config, run: Path) -> None:
-    """Refuse a stage of a cascade alone, which would call all of the brain tumor, or all tumor alike."""
-    kind = config.task.classes
-    if kind != "all":
-        part = "healthy from tumor" if kind == "healthy_or_tumor" else "the tumor classes"
-        raise UsageError(
-            f"{run}: was trained with task.classes={kind}, a stage of a cascade that tells {part} apart and nothing else; compose it with "
-            "its other stage (`brats-seg cascade DETECTOR CLASSIFIER RUN`) and give the composed run"
-        )
-
-
-def _class_shift(checkpoint: Checkpoint, path: Path, *, strength: float) -> tuple[float, ...] | None:
-    """What a prior correction adds to the logits: from the prior the network was trained under to the natural one of its cases."""
-    if strength == 0:
-        return None
-    loss = checkpoint.parsed_config().loss
-    require_prior(loss.kind)
-    if loss.outside == "ignore":
-        # Each patch is averaged over its own brain voxels: those of patches at the brain's edge weigh more than the ledger counts them.
-        raise UsageError(
-            "--correct-priors: the run has loss.outside=ignore, so its prior is not the ledger's; it needs loss.outside=healthy"
-        )
-    if checkpoint.effective_prior is None or checkpoint.natural_prior is None:
-        raise InputError(f"{path}: does not hold the priors that --correct-priors needs; train the run again")
-    training, natural = np.array(checkpoint.effective_prior), np.array(checkpoint.natural_prior)
-    shift = correct_logits(np.zeros(len(training)), training_prior=training, target_prior=natural, strength=strength)
-    return tuple(shift.tolist())
 
 
 def _prediction_runtime(device: str, precision: Precision) -> Runtime:

@@ -20,7 +20,7 @@ from brats_seg.cli import main
 from brats_seg.config import Config, dump_config, load_config
 from brats_seg.core.runtime import start_runtime
 from brats_seg.errors import InputError, UsageError
-from brats_seg.inference import predict as predicting
+from brats_seg.inference import segmenter as predicting
 from brats_seg.training.checkpoint import load_checkpoint, restore_network, save_checkpoint
 from brats_seg.training.loop import BEST
 
@@ -347,7 +347,7 @@ def test_stages_of_another_fold_or_bank_are_refused(stages: Path, tmp_path: Path
     other = replace(load_checkpoint(stages / "classifier" / BEST), **changed)  # type: ignore[arg-type]
     (tmp_path / "other").mkdir()
     save_checkpoint(tmp_path / "other" / BEST, other)
-    with pytest.raises(InputError, match=f"has not the same {said}.*one bank with one --fold"):
+    with pytest.raises(InputError, match=f"has not the same {said}.*one bank with one --fold, training.seed and"):
         pipeline.compose(stages / "detector", tmp_path / "other", tmp_path / "run")
 
 

@@ -2,17 +2,15 @@
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from brats_seg.bank.normalize import NormalizedCase, normalize_volumes, off_spacing, uncrop
 from brats_seg.core.files import write_text
@@ -21,8 +19,10 @@ from brats_seg.core.shapes import Image, TissueMap
 from brats_seg.errors import InputError, UsageError, is_out_of_memory
 from brats_seg.evaluation.calibration import CLASSES, PROBABILITIES
 from brats_seg.inference.cleanup import Cleanup, clean_up
-from brats_seg.inference.dense import SLICES, Mirroring, Probabilities, brain_mask, class_probabilities, label_map, most_likely
+from brats_seg.inference.dense import SLICES, Mirroring, Probabilities, brain_mask
 from brats_seg.inference.outputs import add_row, read_rows
+from brats_seg.inference.segmenter import Segmenter, fitting, goes_by_slices, segment_crop
+from brats_seg.inference.threads import computing_threads
 from brats_seg.scans.case import Case
 from brats_seg.scans.geometry import Geometry, ScanError
 from brats_seg.scans.labels import REGIONS, from_tissue, region_classes, schema_named
@@ -31,35 +31,6 @@ from brats_seg.scans.verify import check_case, load_case
 from brats_seg.scans.volume import SUFFIXES, read_header, write_label_map, write_volume
 
 _MOST_CASES = 6  # at a time: each takes 0.1 GB while it is read
-
-
-@dataclass(frozen=True)
-class Segmenter:
-    """A network and what has to be known to feed it and to read its output.
-
-    Attributes:
-        network: ready for inference (`dense.ready_for_inference`).
-        modalities: names of its input channels, in order.
-        classes: names of its output classes, in order, healthy first.
-        spacing_mm: voxel size (Z, Y, X) it was trained on.
-        percentiles: of the brain, where each modality is clipped.
-        n4: whether it was trained on scans corrected by N4.
-        n_dims: 2 for slices, 3 for volumes.
-        divisor: what its input sides must be a multiple of.
-        window: to lead it over the image with; None shows it whole slices (or volumes).
-        class_shift: added to the logits of each class: the logarithm of a prior correction; None for none.
-    """
-
-    network: nn.Module
-    modalities: tuple[str, ...]
-    classes: tuple[str, ...]
-    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    percentiles: tuple[float, float] = (0.5, 99.5)
-    n4: bool = False
-    n_dims: Literal[2, 3] = 2
-    divisor: int = 16
-    window: tuple[int, ...] | None = None
-    class_shift: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,18 +110,19 @@ def predict_cases(
     """
     if suffix not in SUFFIXES:
         raise UsageError(f"suffix '{suffix}': must be one of {', '.join(SUFFIXES)}")
-    job = _Job(_fitting(segmenters), out, suffix, mirroring, save_probabilities, resample, cleanup=cleanup, allow_missing=allow_missing)
+    job = _Job(fitting(segmenters), out, suffix, mirroring, save_probabilities, resample, cleanup=cleanup, allow_missing=allow_missing)
     out.mkdir(parents=True, exist_ok=True)
     listed = {row["case"] for row in read_rows(out)} if skip_finished else set()
     skipped = [c.id for c in cases if c.id in listed and _is_finished(job, c)]
     found = list(problems)
     predictions = []
     todo = [c for c in cases if c.id not in skipped]
-    for result in track(_pipelined(job, todo), total=len(todo), label="segmenting"):
-        if isinstance(result, Problem):
-            found.append(result)
-        else:
-            predictions.append(result)
+    with closing(_pipelined(job, todo)) as results:  # whatever ends the loop: a traceback would keep them, and they go on by themselves
+        for result in track(results, total=len(todo), label="segmenting"):
+            if isinstance(result, Problem):
+                found.append(result)
+            else:
+                predictions.append(result)
     return PredictReport(tuple(predictions), tuple(skipped), tuple(found))
 
 
@@ -169,7 +141,7 @@ def predict_one(
     if suffix is None:
         raise UsageError(f"{out}: its name must end in one of {', '.join(SUFFIXES)}")
     job = _Job(
-        _fitting(segmenters), out.parent, suffix, mirroring, save_probabilities=False, resample=resample, single=out,
+        fitting(segmenters), out.parent, suffix, mirroring, save_probabilities=False, resample=resample, single=out,
         cleanup=cleanup, allow_missing=allow_missing,
     )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -230,20 +202,7 @@ def _is_finished(job: _Job, case: Case) -> bool:
     return job.path_of(case).is_file() and (not job.save_probabilities or job.probabilities_of(case).is_file())
 
 
-def _fitting(segmenters: Sequence[Segmenter]) -> tuple[Segmenter, ...]:
-    if not segmenters:
-        raise UsageError("no network to segment with; give at least one run")
-    first = segmenters[0]
-    for name in ("modalities", "classes", "spacing_mm", "percentiles", "n4"):
-        for other in segmenters[1:]:
-            if getattr(other, name) != getattr(first, name):
-                raise UsageError(f"runs of different {name} cannot be averaged: {getattr(first, name)} and {getattr(other, name)}")
-    for s in segmenters:
-        s.network.eval()  # by one thread, before several use it
-    return tuple(segmenters)
-
-
-def _pipelined(job: _Job, cases: Sequence[Case]) -> Iterator[Prediction | Problem]:
+def _pipelined(job: _Job, cases: Sequence[Case]) -> Generator[Prediction | Problem, None, None]:
     """Read, compute and write several cases at a time, results in their order; slices of an earlier case are computed first."""
     n_cores = torch.get_num_threads()
     first_of = {case.id: i for i, case in reversed(list(enumerate(cases)))}
@@ -252,47 +211,33 @@ def _pipelined(job: _Job, cases: Sequence[Case]) -> Iterator[Prediction | Proble
         case = cases[i]
         if first_of[case.id] != i:
             return Problem("error", case.id, str(case.folder), "a second case of this id", "ids that differ")
-        source = _read(job, case)
-        output = source if isinstance(source, Problem) else _compute(job, source, computers, n_parts=n_computers)
-        if isinstance(output, Problem):
-            return output
-        with writing:  # the table and the lists beside the label maps are of all cases
-            return _write(job, output)
+        try:
+            source = _read(job, case)
+            output = source if isinstance(source, Problem) else _compute(job, source, computers, n_parts=n_computers)
+            if isinstance(output, Problem):
+                return output
+            with writing:  # the table and the lists beside the label maps are of all cases
+                return _write(job, output)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return _too_large(job, case)
 
     writing = threading.Lock()
-    n_computers = n_cores if _by_slices(job) else 1
-    with _computing(n_computers) as computers, ThreadPoolExecutor(min(1 + n_cores, _MOST_CASES, max(len(cases), 1))) as pool:
+    n_computers = n_cores if goes_by_slices(job.segmenters) else 1
+    networks = [s.network for s in job.segmenters]
+    # The computing threads end first: the cases under way wait for them.
+    with (
+        ThreadPoolExecutor(min(1 + n_cores, _MOST_CASES, max(len(cases), 1))) as pool,
+        computing_threads(networks, n=n_computers) as computers,
+    ):
         yield from pool.map(segment, range(len(cases)))
 
 
-def _by_slices(job: _Job) -> bool:
-    """Whether slices may be computed apart: by 2-D networks that are shown whole slices, on the CPU."""
-    on_cpu = all(parameter.device.type == "cpu" for s in job.segmenters for parameter in s.network.parameters())
-    return on_cpu and all(s.n_dims == 2 and s.window is None for s in job.segmenters)
-
-
-@contextmanager
-def _computing(n: int) -> Iterator[Executor]:
-    """Threads to run networks in. Of several, each has one core.
-
-    In a pass that is spread over the cores all wait for the one that is held up by reading or writing: with two cores a folder of scans
-    took 1.6 times as long as its networks alone.
-    """
-    n_cores = torch.get_num_threads()
-    all_started = threading.Barrier(n + 1)
-
-    def start() -> None:
-        torch.get_num_threads()  # torch sets a thread's number at its first use
-        if n > 1:
-            torch.set_num_threads(1)
-        all_started.wait()
-
-    with ThreadPoolExecutor(n, "computing") as pool:
-        for _ in range(n):
-            pool.submit(start)
-        all_started.wait()
-        torch.set_num_threads(n_cores)  # of this thread, and of those to come, which got the 1 too
-        yield pool
+def _too_large(job: _Job, case: Case) -> Problem:
+    windows = "--inference windowed, " if any(s.window is None for s in job.segmenters) else ""
+    what = "does not fit into memory with this network"
+    return Problem("error", case.id, str(case.folder), what, f"{windows}another --device, or a smaller network")
 
 
 def _read(job: _Job, case: Case) -> _Input | Problem:
@@ -350,43 +295,14 @@ def _compute(job: _Job, source: _Input, computers: Executor, *, n_parts: int) ->
             labels = clean_up(labels, classes=first.classes, spacing_mm=source.normalized.spacing_mm, cleanup=job.cleanup)
     except InputError as error:
         return _problem(source.case, error)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        shape = " x ".join(map(str, image.shape[:3]))
-        what = f"a brain of {shape} voxels does not fit into memory with this network"
-        instead = "--inference windowed, another --device, or a smaller network"
-        return Problem("error", source.case.id, str(source.case.folder), what, instead)
     probabilities = np.concatenate([part.probabilities for part in parts], axis=1) if job.save_probabilities else None
     return _Output(source, labels, probabilities, max(part.end for part in parts) - min(part.start for part in parts))
 
 
 def _segment(job: _Job, image: Image) -> _Part:
-    start, first = time.perf_counter(), job.segmenters[0]
-    probabilities = None
-    if len(job.segmenters) == 1 and job.mirroring == "none" and not job.save_probabilities:
-        labels = label_map(
-            first.network, image, n_dims=first.n_dims, divisor=first.divisor, window=first.window, class_shift=first.class_shift
-        )
-    else:
-        probabilities = _mean_probabilities(job, image)
-        labels = most_likely(probabilities, brain_mask(image))
+    start = time.perf_counter()
+    labels, probabilities = segment_crop(job.segmenters, image, mirroring=job.mirroring, with_probabilities=job.save_probabilities)
     return _Part(labels, probabilities, start, time.perf_counter())
-
-
-def _mean_probabilities(job: _Job, image: Image) -> Probabilities:
-    total: np.ndarray | float = 0.0
-    for s in job.segmenters:
-        total = total + class_probabilities(
-            s.network,
-            image,
-            n_dims=s.n_dims,
-            divisor=s.divisor,
-            window=s.window,
-            mirroring=job.mirroring,
-            class_shift=s.class_shift,
-        )
-    return np.asarray(total / len(job.segmenters), np.float32)
 
 
 def _write(job: _Job, output: _Output) -> Prediction | Problem:
@@ -413,11 +329,12 @@ def _write(job: _Job, output: _Output) -> Prediction | Problem:
 
 
 def _write_probabilities(job: _Job, output: _Output, probabilities: Probabilities) -> None:
-    """Class probabilities (Z, Y, X, K) on the native grid, healthy 1 outside the brain."""
+    """Class probabilities (Z, Y, X, K) on the native grid; healthy is 1 outside the brain, and below 1 in it: so calibration tells them."""
     normalized = output.source.normalized
-    inside = probabilities * brain_mask(normalized.image)
-    stack = np.stack([uncrop(p, normalized) for p in inside], axis=-1)
-    stack[..., 0] = 1 - stack[..., 1:].sum(axis=-1)
+    brain = brain_mask(normalized.image)
+    stack = np.stack([uncrop(p, normalized) for p in probabilities * brain], axis=-1)
+    below_1 = 1 - uncrop(brain.view(np.uint8), normalized) * np.finfo(np.float32).epsneg
+    stack[..., 0] = np.minimum(1 - stack[..., 1:].sum(axis=-1), below_1)
     path = job.probabilities_of(output.source.case)
     path.parent.mkdir(exist_ok=True)
     write_text(path.parent / CLASSES, "\n".join(job.segmenters[0].classes) + "\n")

@@ -18,7 +18,7 @@ from brats_seg.evaluation.overlap import JointHistogram, joint_histogram, overla
 from brats_seg.evaluation.scores import CONVENTIONS
 from brats_seg.inference.cleanup import Cleanup, enhancing_and_core, tumor_components, without_small
 from brats_seg.inference.dense import brain_mask, class_probabilities, most_likely
-from brats_seg.inference.predict import Segmenter
+from brats_seg.inference.segmenter import Segmenter
 from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes
 
 TUNED = "tuned.yaml"

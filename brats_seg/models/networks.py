@@ -82,8 +82,9 @@ def network_divisor(network: Network) -> int:
     return _recipe(network).divisor(network)
 
 
-def check_patch_size(network: Network, *, patch_size: tuple[int, ...]) -> None:
-    """Raise `UsageError` where a network cannot be trained on patches of this size, or (a composed cascade) not at all."""
+def check_patch_size(network: Network, *, patch_size: tuple[int, ...], n_together: int = 2) -> None:
+    """Raise `UsageError` where a network cannot be trained on patches of this size, `n_together` of them in the smallest pass, or (a
+    composed cascade) not at all."""
     recipe, shown = _recipe(network), " x ".join(map(str, patch_size))
     if network.name == "cascade":
         raise UsageError("network.name 'cascade' is not trained: `brats-seg cascade` composes it of two trained runs")
@@ -93,8 +94,9 @@ def check_patch_size(network: Network, *, patch_size: tuple[int, ...]) -> None:
     divisor = network_divisor(network)
     if any(side % divisor for side in patch_size):
         raise UsageError(f"patch.size {shown}: '{network.name}' with {len(network.channels)} channels needs multiples of {divisor}")
-    if network.norm == "instance" and prod(side // divisor for side in patch_size) == 1:
-        raise UsageError(f"patch.size {shown}: one voxel is left at the bottom for the instance norm; take a side of {2 * divisor}")
+    needs_more = network.norm == "instance" or (network.norm == "batch" and n_together == 1)
+    if needs_more and prod(side // divisor for side in patch_size) == 1:
+        raise UsageError(f"patch.size {shown}: one voxel is left at the bottom for the {network.norm} norm; take a side of {2 * divisor}")
 
 
 def _recipe(network: Network) -> Recipe:

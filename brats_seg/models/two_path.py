@@ -55,7 +55,7 @@ class TwoPath(nn.Module):
 
 
 class InputCascade(nn.Module):
-    """InputCascadeCNN (Havaei et al. 2017, section 3.2, figure 3a): class probabilities of a first network beside the second's input.
+    """InputCascadeCNN (Havaei et al. 2017, section 3.1.2, figure 3a): class probabilities of a first network beside the second's input.
 
     Of 65 x 65 the first gives the class probabilities of the inner 33 x 33; joined to the image there they are the second's input. The
     paper trains the first alone and then the second; here both learn at once from the second's output, end to end.

@@ -1,5 +1,6 @@
 """What a terminal shows of each stage: tables and lines, no color where nobody watches."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,10 @@ def show_run(result: RunResult, *, console: Console) -> None:
         console.print(f"epoch {last['epoch']}: loss {last['loss']:.4f}")
     if result.best_epoch is not None:
         best = next(row for row in result.rows if row["epoch"] == result.best_epoch)
-        dice = ", ".join(f"{region} {best[f'dice_{region}']:.3f}" for region in REGIONS if best[f"dice_{region}"] is not None)
-        console.print(f"best epoch {result.best_epoch}: Dice on the inner split {dice}")
+        scored = {region: best[f"dice_{region}"] for region in REGIONS}
+        dice = ", ".join(f"{region} {value:.3f}" for region, value in scored.items() if value is not None and not math.isnan(value))
+        shown = f"Dice on the inner split {dice}" if dice else f"score on the inner split {best['score']:.3f}"
+        console.print(f"best epoch {result.best_epoch}: {shown}")
     show_place("run:", result.run_dir, console=console)
 
 

@@ -24,13 +24,16 @@ _SHARED = {
 }
 """What two stages must have the same of, and what an error calls it."""
 
+_ONE_SPLIT = "train both stages on one bank with one --fold, training.seed and validation.fraction"
+
 
 def compose_checkpoints(detector: Checkpoint, classifier: Checkpoint, *, paths: tuple[Path, Path]) -> Checkpoint:
     """Two trained stages as one checkpoint to predict with, of network `cascade` and all tissue classes.
 
     p(healthy) is the detector's; p(class) = (1 - p(healthy)) times the classifier's, each from the image alone. Both priors are
-    composed alike; where the loss of a stage has no prior, the cascade has none. What it says of the run (seed, schedule, precision) is the
-    detector's, and the epoch the later of the two.
+    composed alike; where the loss of a stage has no prior, the cascade has none. The classifier's training prior is near to what its loss
+    saw and not equal: its patches are averaged over their own tumor voxels, which the ledger counts as if each weighed alike. What it says
+    of the run (seed, schedule, precision) is the detector's, and the epoch the later of the two.
 
     Args:
         detector: of a run with task.classes=healthy_or_tumor.
@@ -48,7 +51,7 @@ def compose_checkpoints(detector: Checkpoint, classifier: Checkpoint, *, paths: 
             raise UsageError(f"{path}: the {stage} of a cascade is a run with task.classes={kind}; this one has {config.task.classes}")
     for name, words in _SHARED.items():
         if getattr(detector, name) != getattr(classifier, name):
-            raise InputError(f"{paths[1]}: has not the same {words} as {paths[0]}; train both stages on one bank with one --fold")
+            raise InputError(f"{paths[1]}: has not the same {words} as {paths[0]}; {_ONE_SPLIT}")
     if len(configs[0].patch.size) != len(configs[1].patch.size):
         sizes = tuple(" x ".join(map(str, config.patch.size)) for config in configs)
         raise UsageError(f"{paths[1]}: takes patches of {sizes[1]}, {paths[0]} of {sizes[0]}; the stages need as many axes as each other")

@@ -77,7 +77,8 @@ def train(
         UsageError: knobs that do not fit each other or the run to go on with; a used folder without `resume`.
         InputError: a loss that is not finite (the batch is saved), a bad checkpoint, a bank other than the run's, a folder in use.
     """
-    check_patch_size(network, patch_size=bank.patch_size)
+    n_together = training.batch_size // runtime.world_size // training.accumulate
+    check_patch_size(network, patch_size=bank.patch_size, n_together=n_together)
     bank = bank.regroup(task.classes)
     check_metric(validation.metric, of=validation.of, classes=bank.classes)
     seen = bank.select(split.train).to(runtime.device)
@@ -162,6 +163,8 @@ class _Loop:
             raise UsageError(f"{self.run_dir} holds a run already; give --resume to go on with it, or another folder")
         if used:
             self._restore(load_checkpoint(path), path)
+        elif (best := self.run_dir / BEST).exists():  # killed before its first checkpoint, or another run, whose best is not written over
+            self._check_own(load_checkpoint(best), best)
         self.runtime.gather(None)  # nobody writes before everybody has read
         if self.runtime.is_writer:
             for part in self.run_dir.glob(".*.part"):  # half-written by a process that was killed
@@ -327,10 +330,7 @@ class _Loop:
 
     def _restore(self, checkpoint: Checkpoint, path: Path) -> None:
         """Go on where the checkpoint was written."""
-        check_same_data(checkpoint, path, modalities=self.bank.modalities, classes=self.bank.classes)
-        check_same_run(
-            checkpoint, path, config=self.config, bank=self.bank.digest, cases=(self.split.train, self.split.inner, self.split.held_out)
-        )
+        self._check_own(checkpoint, path)
         if checkpoint.resume is None:
             raise InputError(f"{path}: holds only what prediction needs; a run goes on from {LAST}")
         here = (precision_name(self.runtime), self.runtime.n_threads)
@@ -345,6 +345,13 @@ class _Loop:
         self.ledger.load_state_dict(saved["ledger"] if self.runtime.is_writer else _closed_epochs(saved["ledger"]))
         self.log.load_state_dict(saved["log"])
         self.loss_sum, self.best_epoch, self.best_score = saved["loss_sum"], saved["best_epoch"], saved["best_score"]
+
+    def _check_own(self, checkpoint: Checkpoint, path: Path) -> None:
+        """Refuse a checkpoint of other data or another run."""
+        check_same_data(checkpoint, path, modalities=self.bank.modalities, classes=self.bank.classes)
+        check_same_run(
+            checkpoint, path, config=self.config, bank=self.bank.digest, cases=(self.split.train, self.split.inner, self.split.held_out)
+        )
 
     def _save_last(self) -> None:
         self._check_losses()

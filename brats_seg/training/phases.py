@@ -37,7 +37,7 @@ class Phase:
 class Method:
     """How a run learns, phase by phase.
 
-    Phase 1 is as the sections of the config have it. Two-phase training (Havaei et al. 2017, section 4) adds phase 2: from the weights to
+    Phase 1 is as the sections of the config have it. Two-phase training (Havaei et al. 2017, section 3.2) adds phase 2: from the weights to
     predict with at the end of phase 1, the output layer alone learns, from patches at their natural frequencies and with no class weights,
     on a whole schedule again at `phases.lr_factor` times the rate. Class weights may be deferred (`loss.weights_from`; Cao et al. 2019,
     section 3.3).

@@ -1,5 +1,9 @@
 import csv
 import gzip
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -12,10 +16,13 @@ import torch
 from torch import nn
 
 from brats_seg.errors import UsageError
+from brats_seg.inference import predict as predicting
 from brats_seg.inference.cleanup import Cleanup
-from brats_seg.inference.predict import Segmenter, predict_cases, predict_one
+from brats_seg.inference.predict import predict_cases, predict_one
+from brats_seg.inference.segmenter import Segmenter
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.geometry import make_geometry
+from brats_seg.scans.verify import load_case
 from brats_seg.scans.volume import read_volume, write_volume
 
 CLASSES = ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
@@ -325,3 +332,98 @@ def test_slices_computed_apart_are_those_computed_together(tmp_path, save):
     finally:
         torch.set_num_threads(n_threads)
     assert np.array_equal(*maps)
+
+
+class Counting(nn.Module):
+    """Counts its passes, which may take a while; with an error it fails in the first one."""
+
+    def __init__(self, error: Exception | None = None, *, seconds: float = 0.0):
+        super().__init__()
+        self.error, self.seconds, self.n_passes, self.begun = error, seconds, 0, threading.Event()
+
+    def forward(self, x):
+        self.n_passes += 1
+        self.begun.set()
+        if self.error is not None and self.n_passes == 1:
+            raise self.error
+        time.sleep(self.seconds)
+        return x
+
+
+def test_what_ends_a_run_ends_the_cases_under_way(tmp_path, monkeypatch):
+    """Ctrl-C must not wait for the cases that were begun, of twelve passes each, let alone for those that were not."""
+
+    def interrupt(results, **_):
+        yield next(results)
+        raise KeyboardInterrupt
+
+    def first_case_first(case):
+        assert case.id == "0" or network.begun.wait(60)
+        return load_case(case)
+
+    tall = np.concatenate([scans()[2:8]] * 16)
+    cases = [write_scans(tmp_path / "0", scans())]
+    cases += [write_scans(tmp_path / str(i), tall, geometry=make_geometry(tall.shape[:3])) for i in (1, 2, 3)]
+    network = Counting(seconds=0.3)
+    with monkeypatch.context() as patched:
+        patched.setattr(predicting, "track", interrupt)
+        patched.setattr(predicting, "load_case", first_case_first)
+        with pytest.raises(KeyboardInterrupt) as kept:
+            predict_cases([segmenter(network=network)], cases, out=tmp_path / "out")
+    assert network.n_passes < 1 + 12
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("computing")], kept.traceback
+    assert [p.name for p in (tmp_path / "out").glob("*.nii.gz")] == ["0.nii.gz"]
+    assert predict_cases([segmenter(network=network)], cases[:1], out=tmp_path / "out").exit_code == 0  # the network still is as it was
+
+
+def test_threads_begun_later_have_their_number(tmp_path):
+    case, n_threads = write_scans(tmp_path / "case", scans()), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with ThreadPoolExecutor(1) as pool:
+            for network in (BrightestChannel(), Counting(ZeroDivisionError())):
+                with suppress(ZeroDivisionError):
+                    predict_cases([segmenter(network=network)], [case], out=tmp_path / "out")
+                assert torch.get_num_threads() == pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+@pytest.mark.parametrize("stage", ["load_case", "write_label_map"])
+def test_memory_that_does_not_suffice_to_read_or_write_a_case_is_its_problem(tmp_path, monkeypatch, stage):
+    cases = [write_scans(tmp_path / name, scans()) for name in ("a", "b")]
+    real = getattr(predicting, stage)
+
+    def full_for_a(*args, **more):
+        if "a" in (getattr(args[0], "id", ""), getattr(args[0], "name", "").partition(".")[0]):
+            raise MemoryError
+        return real(*args, **more)
+
+    monkeypatch.setattr(predicting, stage, full_for_a)
+    report = predict_cases([segmenter()], cases, out=tmp_path / "out")
+    assert [p.case for p in report.predictions] == ["b"]
+    assert "a: " in str(report.problems[0])
+    assert "does not fit into memory" in str(report.problems[0])
+
+
+def test_windows_are_no_way_out_of_full_memory_for_a_network_that_has_them(tmp_path):
+    case = write_scans(tmp_path / "case", scans())
+    said = []
+    for window in (None, (16, 16)):
+        network = Counting(torch.OutOfMemoryError("CUDA out of memory."))
+        said.append(str(predict_cases([segmenter(network=network, window=window)], [case], out=tmp_path / "out").problems[0]))
+    assert ["--inference windowed" in line for line in said] == [True, False]
+
+
+def test_brain_of_a_certain_network_is_no_air(tmp_path):
+    """Calibration takes voxels of probability 1 for air; a healthy voxel of the brain is given a little less."""
+
+    class Certain(nn.Module):
+        def forward(self, x):
+            return torch.stack([torch.full_like(x[:, 0], 40.0), *torch.zeros_like(x[:, 1:]).unbind(1)], dim=1)
+
+    case = write_scans(tmp_path / "case", scans())
+    predict_cases([segmenter(network=Certain())], [case], out=tmp_path / "out", save_probabilities=True)
+    healthy = np.asarray(nibabel.load(tmp_path / "out" / "probabilities" / "case.nii.gz").dataobj)[..., 0].transpose(2, 1, 0)
+    assert np.array_equal(healthy < 1, scans().any(axis=-1))
+    assert healthy.min() > 1 - 1e-6

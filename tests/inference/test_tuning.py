@@ -10,7 +10,7 @@ from brats_seg.errors import InputError
 from brats_seg.evaluation.scores import score_case
 from brats_seg.inference.cleanup import Cleanup, clean_up
 from brats_seg.inference.dense import label_map
-from brats_seg.inference.predict import Segmenter
+from brats_seg.inference.segmenter import Segmenter
 from brats_seg.inference.tuning import COMPONENTS_MM3, ENHANCING_MM3, Tuning, read_tuning, tune_settings, write_tuning
 from brats_seg.scans.case import MODALITIES
 from brats_seg.scans.labels import REGIONS

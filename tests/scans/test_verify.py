@@ -205,6 +205,12 @@ def test_a_shifted_modality_looks_unregistered(tmp_path, volumes, write_case):
     warned(tmp_path, volumes, write_case, "t2w looks unregistered")
 
 
+@pytest.mark.parametrize("n_slices", [2, 4])
+def test_a_brain_in_the_second_of_a_few_slices_is_registered(tmp_path, volumes, write_case, n_slices):
+    write_case(tmp_path, {name: np.concatenate([0 * array[:1], array[2:3], 0 * array[: n_slices - 2]]) for name, array in volumes.items()})
+    assert [line for line in look(tmp_path)[1] if "unregistered" in line] == []
+
+
 def test_the_same_scan_in_two_cases_is_named_and_makes_them_one_patient(tmp_path, volumes, write_case):
     write_case(tmp_path, volumes, case_id="BraTS2021_00001")
     other = {name: np.roll(array, 1, axis=0) if name in ("t1n", "t2w", "t2f") else array for name, array in volumes.items()}

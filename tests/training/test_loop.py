@@ -176,6 +176,9 @@ def test_a_used_folder_is_refused_and_an_empty_one_started(bank: Path, finished:
     (tmp_path / "new" / loop.LAST).unlink()
     with pytest.raises(UsageError, match="holds a run already"):
         run(tmp_path / "new", bank, knobs())  # its best weights would be overwritten
+    with pytest.raises(UsageError, match=r"--resume: training\.epochs is 3; the run has 1"):
+        run(tmp_path / "new", bank, knobs(training={"steps": 1}), resume=True)  # and so they would here
+    assert run(tmp_path / "new", bank, knobs(training={"epochs": 1, "steps": 1}), resume=True).n_epochs == 1
 
 
 def test_going_on_with_a_finished_run_changes_nothing(bank: Path, finished: Path) -> None:

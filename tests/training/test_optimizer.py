@@ -54,7 +54,6 @@ def test_rates_by_hand() -> None:
     assert rates(3, schedule="inverse", gamma=1.0, power=2.0) == [1, 0.25, round(1 / 9, 4)]
     assert rates(3, schedule="inverse", gamma=1.0, power=2.0, warmup_steps=1) == [1, 1, 0.25]
     assert rates(10, schedule="steps", drops=(0.3, 0.8), drop_factor=0.5) == [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25]
-    assert rates(2, schedule="steps") == [1, 1]
     assert rates(6, schedule="poly", warmup_steps=2) == [0.5, 1, 1, round(0.75**0.9, 4), round(0.5**0.9, 4), round(0.25**0.9, 4)]
 
 

@@ -199,6 +199,10 @@ def test_early_stopping_waits_for_the_weights(bank: Path, tmp_path: Path, monkey
     [
         ({"loss": {"kind": "region"}}, "'region' with sampler.kind 'hard'"),
         ({"training": {"accumulate": 11}}, r"training\.accumulate 11: a batch of 10 examples has 1 to 10 parts"),
+        (
+            {"patch": {"size": (2, 2)}, "training": {"accumulate": 6}},
+            r"patch\.size 2 x 2: one voxel is left at the bottom for the batch norm",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_written(

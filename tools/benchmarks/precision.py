@@ -12,8 +12,8 @@ from brats_seg.core.runtime import start_runtime
 from brats_seg.core.shapes import TissueMap
 from brats_seg.evaluation.overlap import joint_histogram, overlap_scores
 from brats_seg.inference.dense import label_map
-from brats_seg.inference.predict import Segmenter
-from brats_seg.pipeline import held_out_cases, load_segmenters
+from brats_seg.inference.segmenter import Segmenter
+from brats_seg.runs import held_out_cases, load_segmenters
 from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes
 from brats_seg.scans.layouts import find_cases
 
@@ -80,7 +80,7 @@ def _rows_of(folder: Path, scans: Path, *, all_cases: bool) -> list[Row]:
         normalized = normalize_case(case, modalities=plain.modalities, classes=plain.classes, percentiles=plain.percentiles)
         found = [_dice(normalized, segmenter) for segmenter in (plain, half, windowed)]
         for region, n_voxels in _regions(normalized, plain.classes).items():
-            rows.append(Row(folder.name, case.id, region, n_voxels, *(dice[region] for dice in found)))
+            rows.append(Row(str(folder), case.id, region, n_voxels, *(dice[region] for dice in found)))
     return rows
 
 

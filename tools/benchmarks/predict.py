@@ -16,7 +16,8 @@ from benchmarks.reference import reference_network
 from brats_seg.bank.normalize import normalize_case
 from brats_seg.core.runtime import start_runtime
 from brats_seg.inference.dense import label_map, ready_for_inference
-from brats_seg.inference.predict import Segmenter, predict_cases
+from brats_seg.inference.predict import predict_cases
+from brats_seg.inference.segmenter import Segmenter
 from brats_seg.scans.case import MODALITIES, Case
 
 

@@ -1,0 +1,94 @@
+"""Trained networks + brain crop -> label map of the crop."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from torch import nn
+
+from brats_seg.core.shapes import Image, TissueMap
+from brats_seg.errors import UsageError
+from brats_seg.inference.dense import Mirroring, Probabilities, brain_mask, class_probabilities, label_map, most_likely
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A network and what has to be known to feed it and to read its output.
+
+    Attributes:
+        network: ready for inference (`dense.ready_for_inference`).
+        modalities: names of its input channels, in order.
+        classes: names of its output classes, in order, healthy first.
+        spacing_mm: voxel size (Z, Y, X) it was trained on.
+        percentiles: of the brain, where each modality is clipped.
+        n4: whether it was trained on scans corrected by N4.
+        n_dims: 2 for slices, 3 for volumes.
+        divisor: what its input sides must be a multiple of.
+        window: to lead it over the image with; None shows it whole slices (or volumes).
+        class_shift: added to the logits of each class: the logarithm of a prior correction; None for none.
+    """
+
+    network: nn.Module
+    modalities: tuple[str, ...]
+    classes: tuple[str, ...]
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    n4: bool = False
+    n_dims: Literal[2, 3] = 2
+    divisor: int = 16
+    window: tuple[int, ...] | None = None
+    class_shift: tuple[float, ...] | None = None
+
+
+def fitting(segmenters: Sequence[Segmenter]) -> tuple[Segmenter, ...]:
+    """Segmenters whose probabilities can be averaged, their networks in evaluation mode. Raises `UsageError` for others, or none."""
+    if not segmenters:
+        raise UsageError("no network to segment with; give at least one run")
+    first = segmenters[0]
+    for name in ("modalities", "classes", "spacing_mm", "percentiles", "n4"):
+        for other in segmenters[1:]:
+            if getattr(other, name) != getattr(first, name):
+                raise UsageError(f"runs of different {name} cannot be averaged: {getattr(first, name)} and {getattr(other, name)}")
+    for s in segmenters:
+        s.network.eval()  # by one thread, before several use it
+    return tuple(segmenters)
+
+
+def goes_by_slices(segmenters: Sequence[Segmenter]) -> bool:
+    """Whether slices may be computed apart: by 2-D networks that are shown whole slices, on the CPU."""
+    on_cpu = all(parameter.device.type == "cpu" for s in segmenters for parameter in s.network.parameters())
+    return on_cpu and all(s.n_dims == 2 and s.window is None for s in segmenters)
+
+
+def segment_crop(
+    segmenters: Sequence[Segmenter], image: Image, *, mirroring: Mirroring = "none", with_probabilities: bool = False
+) -> tuple[TissueMap, Probabilities | None]:
+    """The likeliest class of every voxel of a crop, 0 outside the brain; and the mean of all class probabilities where they are wanted.
+
+    Raises:
+        InputError: a network's output is not a number.
+    """
+    first = segmenters[0]
+    if len(segmenters) == 1 and mirroring == "none" and not with_probabilities:
+        labels = label_map(
+            first.network, image, n_dims=first.n_dims, divisor=first.divisor, window=first.window, class_shift=first.class_shift
+        )
+        return labels, None
+    probabilities = _mean_probabilities(segmenters, image, mirroring=mirroring)
+    return most_likely(probabilities, brain_mask(image)), probabilities if with_probabilities else None
+
+
+def _mean_probabilities(segmenters: Sequence[Segmenter], image: Image, *, mirroring: Mirroring) -> Probabilities:
+    total: np.ndarray | float = 0.0
+    for s in segmenters:
+        total = total + class_probabilities(
+            s.network,
+            image,
+            n_dims=s.n_dims,
+            divisor=s.divisor,
+            window=s.window,
+            mirroring=mirroring,
+            class_shift=s.class_shift,
+        )
+    return np.asarray(total / len(segmenters), np.float32)
