@@ -48,6 +48,8 @@ def test_scientific_notation_without_a_dot_is_a_number() -> None:
         ("sampler={kind: hard, kind: random}", "'kind' is given twice"),
         (f"sampler={'[' * 2000}", "not YAML"),
         ("validation={metric: last, patience: 3}", "choose another metric or no patience"),
+        ("loss.weights_from=0.5", "loss: weights_from 0.5 defers class weights, and class_weights is 'none'"),
+        ("optimizer.schedule=steps", "optimizer: schedule 'steps' never drops without optimizer.drops"),
     ],
 )
 def test_a_wrong_override_is_named(override: str, said: str) -> None:

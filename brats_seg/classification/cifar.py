@@ -47,7 +47,7 @@ def read_python_batch(path: Path) -> Rows:
         raise InputError(f"{path}: holds no 'data' and 'labels'; a CIFAR-10 batch does") from None
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != _PIXELS:
         raise InputError(f"{path}: 'data' is no uint8 array of rows of {_PIXELS} pixels; get it again")
-    if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
+    if not isinstance(labels, list) or not all(isinstance(label, int) and abs(label) < 1 << 31 for label in labels):
         raise InputError(f"{path}: 'labels' is no list of whole numbers; get it again")
     if len(labels) != len(data):
         raise InputError(f"{path}: {len(data)} images and {len(labels)} labels; every image has one")

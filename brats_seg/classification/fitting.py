@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 from torch import Tensor, nn
 
 from brats_seg.classification.images import ImageSet
 from brats_seg.classification.methods import Remedy
 from brats_seg.classification.settings import StudySettings
-from brats_seg.classification.source import ImageBatch, Source
+from brats_seg.classification.source import ImageBatch, Pool
 from brats_seg.config import Optimizer
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Counts, Ids, Shares
-from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR, class_weights, effective_prior
 from brats_seg.imbalance.samplers import Draw, HardSampler, Sampler, make_sampler
 from brats_seg.models.classic import make_classic, output_layers
@@ -29,46 +28,11 @@ from brats_seg.training.step import Learner
 
 LOSSES_AT_ONCE = 100
 """Iterations between two looks at the losses."""
-IMAGES_AT_ONCE = 250
-"""Where all are looked at."""
 
 Watch = Callable[[nn.Module], float]
 """A network in evaluation mode -> its validation score, higher is better."""
 CurvePoint = dict[str, float]
 Curve = Callable[[nn.Module], CurvePoint]
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Some images, to train on and to look at; their ids are 0 to n - 1.
-
-    Attributes:
-        source: as they are trained on (of a folder cut at random).
-        plain: as they are tested on; the same source where nothing is random.
-    """
-
-    source: Source
-    plain: Source
-
-    @property
-    def index(self) -> ClassIndex:
-        """The images by class."""
-        return self.source.index
-
-    @property
-    def labels(self) -> Int64[np.ndarray, " n"]:
-        """Class of each."""
-        return self.source.labels
-
-    def restrict(self, ids: Ids) -> "Pool":
-        """Some of them."""
-        source = self.source.restrict(ids)
-        return Pool(source, source if self.plain is self.source else self.plain.restrict(ids))
-
-    def batches(self) -> Iterator[Tensor]:
-        """All images in their order, as they are tested on."""
-        for start in range(0, len(self.plain), IMAGES_AT_ONCE):
-            yield self.plain.batch(np.arange(start, min(start + IMAGES_AT_ONCE, len(self.plain)))).inputs
 
 
 @dataclass

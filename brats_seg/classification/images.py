@@ -134,6 +134,7 @@ def load_images(
     if name not in SETS:
         raise UsageError(f"images.name '{name}' is unknown; the names are {', '.join(SETS)}")
     splits = SETS[name](folder)
+    _check_parts(splits)
     if preprocessing == "gcn_zca":
         splits = whiten_splits(splits, cache=cache)
     return splits if classes is None else keep_classes(splits, classes)
@@ -176,6 +177,16 @@ def whiten_splits(splits: Splits, *, cache: Path | None) -> Splits:
     done = whitened(arrays[0], tuple(arrays[1:]), cache=cache)
     new = [replace(images, images=pixels, scale=1.0) for images, pixels in zip(splits.parts, done, strict=True)]
     return Splits(*new)
+
+
+def _check_parts(splits: Splits) -> None:
+    """Raise `InputError` where a network could not be trained on one part and tested on another, or has nothing to tell apart."""
+    if len(splits.train.class_names) < 2:
+        raise InputError(f"{splits.train.name}: 1 class; a study tells two apart at least")
+    for part in splits.parts[1:]:
+        if part.images.shape[1:] != splits.train.images.shape[1:]:
+            sizes = (" x ".join(map(str, images.images.shape[1:])) for images in (part, splits.train))
+            raise InputError(f"{part.name}: images of {next(sizes)}; the training images are {next(sizes)}")
 
 
 def _mnist(folder: Path) -> Splits:
@@ -284,8 +295,10 @@ def _npz_part(path: Path, arrays: dict[str, np.ndarray], prefix: str, *, names: 
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         shown = " x ".join(map(str, labels.shape))
         raise InputError(f"{path}: {prefix}labels is {labels.dtype} of {shown}; one whole number an image")
+    if int(labels.max(initial=0)) >= _MOST_CLASSES:
+        raise InputError(f"{path}: {prefix}labels go up to {labels.max()}; labels are numbers of classes, {_MOST_CLASSES - 1} at most")
     given = arrays.get("class_names")
-    names = names or (tuple(map(str, given)) if given is not None else tuple(map(str, range(int(labels.max(initial=0)) + 1))))
+    names = names or (tuple(map(str, given.ravel())) if given is not None else tuple(map(str, range(int(labels.max(initial=0)) + 1))))
     return ImageSet(f"{path} {prefix}images", images if images.ndim == 4 else images[..., None], _int64(labels), names, BYTE_SCALE)
 
 
@@ -310,6 +323,7 @@ MNIST_SCALE = 1 / 256
 """Caffe's LeNet example scales bytes by 0.00390625."""
 BYTE_SCALE = 1 / 255
 _MOST_FEATURES = 4096
+_MOST_CLASSES = 1 << 16
 
 SETS: dict[str, Callable[[Path], Splits]] = {
     "mnist": _mnist,

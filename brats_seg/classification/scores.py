@@ -14,6 +14,7 @@ Labels = Integer[np.ndarray, " n"]
 """Class of each image, 0 to K - 1."""
 PerClass = Float64[np.ndarray, " k"]
 """A number for each class; NaN where it is not defined."""
+ROC_POINTS = 200
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,16 @@ def roc_curve(
     bends = np.diff(hits[1:]) * np.diff(alarms[:-1]) != np.diff(hits[:-1]) * np.diff(alarms[1:])
     corner = np.concatenate([[True], bends, [True]])
     return alarms[corner] / (len(positive) - n_positive), hits[corner] / n_positive
+
+
+def roc_curves(outputs: Outputs, labels: Labels) -> list[list[list[float]]]:
+    """False- and true-positive rates of each class against the rest as plain values, at most 200 points of each."""
+    curves = []
+    for k in range(outputs.shape[1]):
+        alarms, hits = roc_curve(outputs[:, k], labels == k)
+        kept = np.unique(np.linspace(0, len(alarms) - 1, min(len(alarms), ROC_POINTS)).round().astype(np.int64))
+        curves.append([np.round(alarms[kept], 5).tolist(), np.round(hits[kept], 5).tolist()])
+    return curves
 
 
 def _rank_sum(values: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> float:

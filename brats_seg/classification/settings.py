@@ -105,13 +105,15 @@ Score = Literal["loss", "auc", "accuracy", "balanced_accuracy", "sensitivity", "
 class Validation(Section):
     """Images that pick a checkpoint, stop a training, choose thresholds and choose among runs.
 
-    `held_out`: so many training images of each class are kept out of every distribution. `images` says what validates: nothing, those,
-    every second test image (scores on the rest are then given as well), the test set itself, as both sources did, or the set's own
-    validation images. Sensitivity and F-score are `of` a class; without it the mean over the classes.
+    `held_out`: so many training images of each class are kept out of every distribution, and scored on. `images` says what validates:
+    nothing; `train`, further training images, `per_class` of each, which are neither trained nor scored on; those held out; every second
+    test image (scores on the rest are then given as well); the test set itself, as both sources did; or the set's own validation images.
+    Sensitivity and F-score are `of` a class; without it the mean over the classes.
     """
 
     held_out: Annotated[int, Field(ge=0)] = 0
-    images: Literal["none", "own", "held_out", "half", "test"] = "none"
+    images: Literal["none", "train", "own", "held_out", "half", "test"] = "none"
+    per_class: Annotated[int, Field(ge=0)] = 0
     score: Score = "loss"
     of: str | None = None
     every: Count = 500
@@ -124,6 +126,8 @@ class Validation(Section):
             raise ValueError("checkpoint 'best' and patience look at a score; validation.images says on which images")
         if self.images == "held_out" and self.held_out == 0:
             raise ValueError("images 'held_out' needs validation.held_out, the training images of each class to keep out")
+        if (self.images == "train") != (self.per_class > 0):
+            raise ValueError("per_class, the training images of each class that validate, goes with images 'train' and with nothing else")
         return self
 
 

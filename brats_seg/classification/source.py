@@ -1,6 +1,8 @@
 """Image set -> batches: ids in, float32 images, targets and counts out."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -15,6 +17,8 @@ from brats_seg.core.shapes import Counts, Ids
 from brats_seg.errors import InputError, UsageError
 from brats_seg.imbalance.index import ClassIndex
 
+IMAGES_AT_ONCE = 250
+"""Where all are looked at."""
 MOST_BYTE_CLASSES = 255
 """With more, targets are int64."""
 
@@ -159,3 +163,36 @@ class Source:
     def _check(self, ids: Ids) -> None:
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < len(self):
             raise InputError(f"{self.set.name}: ids lie in {ids.min()}..{ids.max()}; there are 0..{len(self) - 1}")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Some images, to train on and to look at; their ids are 0 to n - 1.
+
+    Attributes:
+        source: as they are trained on (of a folder cut at random).
+        plain: as they are tested on; the same source where nothing is random.
+    """
+
+    source: Source
+    plain: Source
+
+    @property
+    def index(self) -> ClassIndex:
+        """The images by class."""
+        return self.source.index
+
+    @property
+    def labels(self) -> Int64[np.ndarray, " n"]:
+        """Class of each."""
+        return self.source.labels
+
+    def restrict(self, ids: Ids) -> "Pool":
+        """Some of them."""
+        source = self.source.restrict(ids)
+        return Pool(source, source if self.plain is self.source else self.plain.restrict(ids))
+
+    def batches(self) -> Iterator[Tensor]:
+        """All images in their order, as they are tested on."""
+        for start in range(0, len(self.plain), IMAGES_AT_ONCE):
+            yield self.plain.batch(np.arange(start, min(start + IMAGES_AT_ONCE, len(self.plain)))).inputs

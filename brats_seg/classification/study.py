@@ -3,19 +3,19 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from brats_seg.classification.figures import study_figures, write_figures
+from brats_seg.classification.folder import FolderImages, broken_images
 from brats_seg.classification.images import Splits
 from brats_seg.classification.methods import Remedy, remedies
 from brats_seg.classification.settings import Distribution, StudySettings
 from brats_seg.classification.table import StudyTable, make_table
 from brats_seg.classification.two_class import two_class_figures
-from brats_seg.classification.worker import CellWorker, digest_of, image_folder, open_images, scored_parts, time_iterations
+from brats_seg.classification.worker import CellWorker, check_cell, image_folder, open_images, scored_parts, time_iterations
 from brats_seg.config import dump_config, load_settings
 from brats_seg.core.files import write_text
 from brats_seg.core.grid import Cell, GridReport, Row, check_identity, read_cells, run_grid
@@ -81,8 +81,13 @@ def make_plan(settings: StudySettings, *, folder: Path | None, workers: int, sto
 
     Raises:
         UsageError: a method that is none, or knobs it does not take.
+        InputError: a store of another study.
     """
     grid = cells(settings)
+    images = _images_if_there(settings, folder)
+    if store is not None and images is not None:
+        for other in _stores(store):
+            check_identity(other, _identity(settings, images))
     finished = _finished(store) if store is not None else {}
     todo = [cell for cell in grid if cell.digest not in finished]
     by_method: dict[str, int] = {}
@@ -91,7 +96,6 @@ def make_plan(settings: StudySettings, *, folder: Path | None, workers: int, sto
         if remedy.knobs.two_phase:
             by_method[f"two_phase_{remedy.name}"] = by_method.get(f"two_phase_{remedy.name}", 0) + 1
     workers = n_workers(workers)
-    images = _images_if_there(settings, folder)
     timing = time_iterations(settings, images) if images is not None else None
     hours = None
     if timing is not None:
@@ -105,7 +109,7 @@ def make_plan(settings: StudySettings, *, folder: Path | None, workers: int, sto
         n_sets=len({json.dumps(cell.job["set"], sort_keys=True) for cell in grid}), n_networks=n_networks, n_cells=len(grid),
         n_finished=len(grid) - len(todo), by_method=by_method, iteration_ms=timing, hours=hours, workers=workers,
         disk_mb=n_networks * rules * len(scored_parts(settings)) * ROW_BYTES / 1e6,
-        memory_mb=_megabytes(images) if images is not None else None,
+        memory_mb=images.n_bytes / 1e6 if images is not None else None,
     )  # fmt: skip
 
 
@@ -123,7 +127,7 @@ def run_study(
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
-        UsageError: a method that is none, knobs it does not take, or images without a folder.
+        UsageError: a method that is none, knobs it does not take, images without a folder, or a distribution that they cannot fill.
         InputError: images that are missing or damaged, a store of another study, or a full disk.
     """
     grid = cells(settings)
@@ -131,12 +135,16 @@ def run_study(
     out.mkdir(parents=True, exist_ok=True)
     cache = out / "images"
     images = open_images(settings.images, where, cache=cache)
-    identity = {"images": digest_of(images), **shared_settings(settings)}
+    identity = _identity(settings, images)
     finished = _finished(out)
     store = out if part is None else out / f"part_{part[0]}_of_{part[1]}"
     mine = grid if part is None else grid[part[0] - 1 :: part[1]]
     for other in _stores(out):
         check_identity(other, identity)
+    for cell in grid:  # before days of training, not in the middle of them
+        check_cell(cell.job, settings=settings, splits=images)
+    if not any(read_cells(other) for other in _stores(out)):
+        _check_files(images)
     write_text(out / SETTINGS, dump_config(settings))  # before anything is trained: a killed study has its table
     return run_grid(
         CellWorker(settings=_recipe(settings), folder=str(where), cache=str(cache), device=device), mine, store=store, identity=identity,
@@ -240,6 +248,20 @@ def shared_settings(settings: StudySettings) -> dict[str, Any]:
     return {"image_set": {name: value for name, value in tree["images"].items() if name != "folder"}, **shared}
 
 
+def _identity(settings: StudySettings, images: Splits) -> dict[str, Any]:
+    return {"images": images.digest, **shared_settings(settings)}
+
+
+def _check_files(images: Splits) -> None:
+    """Decode the files of an image folder once, before the first network of a study: one may be drawn after days only."""
+    with ThreadPoolExecutor(n_workers(0)) as threads:
+        for part in images.parts:
+            broken = broken_images(part.images, threads=threads) if isinstance(part.images, FolderImages) else ()
+            if broken:
+                others = f" ({len(broken) - 1} more are broken too)" if len(broken) > 1 else ""
+                raise InputError(broken[0] + others)
+
+
 def _images_if_there(settings: StudySettings, folder: Path | None) -> Splits | None:
     try:
         return open_images(settings.images, image_folder(settings.images, folder), cache=None)
@@ -249,12 +271,6 @@ def _images_if_there(settings: StudySettings, folder: Path | None) -> Splits | N
 
 def _note(key: str, rows: Sequence[Row]) -> str:
     return f"{key}: AUC {100 * rows[0]['auc']:.2f}" if rows else key
-
-
-def _megabytes(splits: Splits) -> float:
-    """Of the images in memory; those of a folder stay on the disk."""
-    parts = (splits.train.images, splits.test.images)
-    return sum(part.nbytes for part in parts if isinstance(part, np.ndarray)) / 1e6
 
 
 def _recipe(settings: StudySettings) -> StudySettings:

@@ -184,7 +184,7 @@ def _pair(
 
 
 def _steps(rows: Mapping[Any, Row], method: str) -> list[Row | None]:
-    """The AUC of one method from the smallest to the largest rho, and to the largest mu, all else equal."""
+    """The AUC of one method from the smallest to the largest rho, and to the largest mu; images are drawn anew for each."""
     found = []
     for name, other in (("rho", "mu"), ("mu", "rho")):
         step = [row for row in rows.values() if row["kind"] == "step"]

@@ -1,6 +1,7 @@
 """One process, one thread, the images in memory once: a cell of a study -> its rows."""
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -14,25 +15,24 @@ from jaxtyping import Int64
 from torch import nn
 
 from brats_seg.classification.decisions import Probabilities, divide_by_prior, tune_factors, weigh_costs
-from brats_seg.classification.fitting import Fitted, Pool, Watch, build_network, fit, fit_second_phase, probabilities
+from brats_seg.classification.fitting import Fitted, Watch, build_network, fit, fit_second_phase, probabilities
 from brats_seg.classification.folder import FolderImages
-from brats_seg.classification.images import ImageSet, Splits, keep_classes, load_images, whiten_splits
+from brats_seg.classification.images import ImageSet, Splits, load_images
 from brats_seg.classification.methods import Remedy, cascade_goals, kept_by_cascade, remedy, synthesize
-from brats_seg.classification.scores import roc_curve, score_outputs
+from brats_seg.classification.scores import roc_curves, score_outputs
 from brats_seg.classification.settings import Images, Method, StudySettings
-from brats_seg.classification.source import Source
+from brats_seg.classification.source import Pool, Source
 from brats_seg.config import Optimizer
 from brats_seg.core.grid import Row
 from brats_seg.core.runtime import Runtime, start_runtime
 from brats_seg.core.shapes import Counts, Ids, Shares
 from brats_seg.errors import UsageError
-from brats_seg.imbalance.distributions import Distribution, choose_examples, draw_subset
+from brats_seg.imbalance.distributions import Distribution, choose_examples, class_counts, class_order, draw_subset
 from brats_seg.training.checkpoint import library_versions
 
 DATA_VARIABLE = "BRATS_SEG_DATA"
 MOST_CONFUSION_CLASSES = 100
 """With more, a row holds no confusion matrix: 1,000 classes would take 2 MB."""
-ROC_POINTS = 200
 ARGMAX = "argmax"
 """The decision for the largest probability."""
 _SET, _HELD_OUT, _NETWORK = range(3)
@@ -99,51 +99,38 @@ def image_folder(images: Images, folder: Path | None) -> Path:
 
 
 def open_images(images: Images, folder: Path, *, cache: Path | None) -> Splits:
-    """Read an image set as the settings have it: whitened by all its training images, then some of its classes.
-
-    Raises:
-        InputError: it is not there, or damaged.
-        UsageError: a class it does not have, or whitening that it cannot take.
-    """
-    splits = load_images(images.name, folder)
-    if images.preprocessing == "gcn_zca":
-        splits = whiten_splits(splits, cache=cache)
-    return splits if images.classes is None else keep_classes(splits, images.classes)
-
-
-def digest_of(splits: Splits) -> str:
-    """Sixteen hexadecimal figures that stand for images and labels; of a folder for the names of its files."""
-    digest = hashlib.sha256()
-    for part in (splits.train, splits.test):
-        digest.update(part.labels.data)
-        if isinstance(part.images, FolderImages):
-            digest.update("\n".join(part.images.paths).encode())
-        else:
-            digest.update(np.ascontiguousarray(part.images).data)
-    return digest.hexdigest()[:16]
+    """Read an image set as the settings have it; see `load_images`."""
+    return load_images(images.name, folder, classes=images.classes, preprocessing=images.preprocessing, cache=cache)
 
 
 def open_bench(settings: StudySettings, splits: Splits, *, runtime: Runtime) -> Bench:
     """Put the images of a study on the device and part them.
 
     Raises:
-        UsageError: more images to hold out than a class has, or no validation images of its own.
+        UsageError: more images to keep out of training than a class has, or no validation images of its own.
     """
     make = partial(Source, device=runtime.device, seed=settings.training.seed)
     knobs, counts = settings.validation, splits.train.counts
-    if knobs.held_out >= counts.min():
-        raise UsageError(f"validation.held_out {knobs.held_out}: the rarest class has {counts.min()} training images; fewer than that")
+    kept_out = knobs.held_out + knobs.per_class
+    if kept_out >= counts.min():
+        raise UsageError(
+            f"validation.held_out {knobs.held_out} and per_class {knobs.per_class}: fewer together than the {counts.min()} training images "
+            "of the rarest class"
+        )
     plain, test = make(splits.train), _whole(make(splits.test))
     source = make(splits.train, role="train") if isinstance(splits.train.images, FolderImages) else plain
     train = Pool(source, plain)
-    held_out = choose_examples(train.labels, np.full(len(counts), knobs.held_out), seed=_seed(settings, _HELD_OUT))
+    held_out, kept = (
+        choose_examples(train.labels, np.full(len(counts), n), seed=_seed(settings, _HELD_OUT)) for n in (knobs.held_out, kept_out)
+    )
     first, second = (_every_second(test.labels, start) for start in (0, 1))
     pools = {"test": test, "held_out": _whole(plain.restrict(held_out)), "half": test.restrict(first), "rest": test.restrict(second)}
+    pools["train"] = _whole(plain.restrict(np.setdiff1d(kept, held_out)))
     if knobs.images == "own":
         if splits.validation is None:
-            raise UsageError(f"validation.images 'own': {splits.train.name} comes without validation images; take half or held_out")
+            raise UsageError(f"validation.images 'own': {splits.train.name} comes without validation images; take train, half or held_out")
         pools["own"] = _whole(make(splits.validation))
-    left = train.restrict(np.setdiff1d(np.arange(len(plain)), held_out))
+    left = train.restrict(np.setdiff1d(np.arange(len(plain)), kept))
     return Bench(left, {name: pools[name] for name in scored_parts(settings)}, pools.get(knobs.images))
 
 
@@ -156,17 +143,18 @@ def scored_parts(settings: StudySettings) -> tuple[str, ...]:
 def train_cell(job: Mapping[str, Any], *, settings: StudySettings, bench: Bench, runtime: Runtime) -> list[Row]:
     """Train the network (or committee) of a cell and what goes on from it; a row for each, by decision and part.
 
-    Sets, first weights and draws follow from the study's seed, the repeat and the run alone: methods share them.
+    Sets, first weights and draws follow from the study's seed, the distribution, the repeat and the run: methods share them, and sets
+    have nothing in common, so that each is a draw of its own (Buda et al. 2018, section 3.3.1).
     """
     point = job["set"]
-    distribution = Distribution(point["kind"], rho=point["rho"], mu=point["mu"], counts=tuple(point["counts"]) if point["counts"] else None)
+    which = _number_of(point)
     drawn = draw_subset(
-        distribution, bench.available.labels, n_classes=bench.available.index.n_classes, most=settings.base, minority=point["minority"],
-        seed=_seed(settings, _SET, point["repeat"]),
+        _distribution(point), bench.available.labels, n_classes=bench.available.index.n_classes, most=settings.base,
+        minority=point["minority"], seed=_seed(settings, _SET, which),
     )  # fmt: skip
     cell = _Cell(
         settings, bench, runtime, bench.available.restrict(drawn.ids), remedy(job["method"], Method.model_validate(job["knobs"])),
-        settings.optimizer.model_copy(update={"lr": job["rate"]}), _seed(settings, _NETWORK, point["repeat"], job["run"]),
+        settings.optimizer.model_copy(update={"lr": job["rate"]}), _seed(settings, _NETWORK, which, job["run"]),
     )  # fmt: skip
     about = {
         "images": settings.images.name, "kind": point["kind"], "rho": point["rho"], "mu": point["mu"], "given": point["counts"],
@@ -177,6 +165,19 @@ def train_cell(job: Mapping[str, Any], *, settings: StudySettings, bench: Bench,
         "precision": settings.network.precision, "versions": library_versions(), "config": config_digest(settings),
     }  # fmt: skip
     return [about | row for row in cell.rows()]
+
+
+def check_cell(job: Mapping[str, Any], *, settings: StudySettings, splits: Splits) -> None:
+    """Raise `UsageError` where the images cannot fill a cell's set, or the settings name classes they do not have."""
+    point, knobs, n_classes = job["set"], settings.validation, len(splits.train.class_names)
+    available = splits.train.counts - knobs.held_out - knobs.per_class
+    order = class_order(available, most=settings.base, minority=point["minority"], seed=_seed(settings, _SET, _number_of(point)))
+    class_counts(_distribution(point), available=available, most=settings.base, order=order)
+    one_image = np.full((1, n_classes), 1 / n_classes)
+    if settings.decisions.costs is not None:
+        weigh_costs(one_image, np.array(settings.decisions.costs, np.float64))
+    if knobs.of is not None and knobs.of not in splits.train.class_names:
+        raise UsageError(f"validation.of '{knobs.of}': no such class; the classes are {', '.join(splits.train.class_names)}")
 
 
 def config_digest(settings: StudySettings) -> str:
@@ -200,19 +201,19 @@ class _Cell:
     def rows(self) -> list[Row]:
         """The rows of the method and of its second phase."""
         start = time.perf_counter()
-        networks, pool = self._train()
+        networks = self._train()
         found = self._rows(self.remedy.name, networks, phase=1, seconds=time.perf_counter() - start)
         if self.remedy.knobs.two_phase:
             start = time.perf_counter()
-            second = self._second_phase(networks[0], pool)
+            second = self._second_phase(networks[0])
             found += self._rows(f"two_phase_{self.remedy.name}", [second], phase=2, seconds=time.perf_counter() - start)
         return found
 
-    def _train(self) -> tuple[list[Fitted], Pool]:
+    def _train(self) -> list[Fitted]:
         recipe = self.remedy.recipe
         pool = self._synthetic() if recipe.synthesizer else self.pool
         if recipe.committee is None:
-            return [self._fit(pool, self.remedy, self.seed)], pool
+            return [self._fit(pool, self.remedy, self.seed)]
         members, n_members, counts = [], self.remedy.knobs.networks, pool.index.counts
         undersampling = replace(self.remedy, recipe=replace(recipe, sampler="undersample"))
         for number in range(1, n_members + 1):
@@ -221,7 +222,7 @@ class _Cell:
                 known = probabilities(members[-1].network, pool, runtime=self.runtime)
                 own = known[np.arange(len(known)), pool.labels].astype(np.float32)
                 pool = pool.restrict(kept_by_cascade(own, pool.labels, goal=cascade_goals(counts, round_=number, rounds=n_members)))
-        return members, self.pool
+        return members
 
     def _fit(self, pool: Pool, remedy: Remedy, seed: int) -> Fitted:
         network = build_network(self.settings, pool.source.set, seed=seed, runtime=self.runtime)
@@ -230,11 +231,11 @@ class _Cell:
             watch=self._watch(), curve=self._curve,
         )  # fmt: skip
 
-    def _second_phase(self, first: Fitted, pool: Pool) -> Fitted:
+    def _second_phase(self, first: Fitted) -> Fitted:
         if first.diverged:
             return first
         return fit_second_phase(
-            first, pool, settings=self.settings, optimizer=self.optimizer, seed=self.seed, runtime=self.runtime,
+            first, self.pool, settings=self.settings, optimizer=self.optimizer, seed=self.seed, runtime=self.runtime,
             watch=self._watch(), curve=self._curve,
         )  # fmt: skip
 
@@ -289,7 +290,7 @@ class _Cell:
                 if rule == ARGMAX and part == "test":
                     row["curve"] = last.curve
                 if rule == ARGMAX and self.settings.record.roc:
-                    row["roc"] = _roc(known, pool)
+                    row["roc"] = roc_curves(known, pool.labels)
                 found.append(row)
         return found
 
@@ -324,11 +325,7 @@ class _Cell:
 
 
 def validation_score(known: Probabilities, pool: Pool, *, score: str, of: str | None) -> float:
-    """A validation score, higher is better: minus the mean log loss, or one of the scores; of a class, or the mean over the classes.
-
-    Raises:
-        UsageError: no such class.
-    """
+    """A validation score, higher is better: minus the mean log loss, or one of the scores; of a class, or the mean over the classes."""
     if not np.isfinite(known).all():
         return float("-inf")
     if score == "loss":
@@ -338,8 +335,6 @@ def validation_score(known: Probabilities, pool: Pool, *, score: str, of: str | 
     if score in ("auc", "accuracy", "balanced_accuracy"):
         return float(getattr(scores, score))
     names = pool.source.class_names
-    if of is not None and of not in names:
-        raise UsageError(f"validation.of '{of}': no such class; the classes are {', '.join(names)}")
     per_class = {"sensitivity": scores.recall_per_class, "f_score": scores.f_score_per_class}
     asked = [per_class[name] for name in score.split("_and_")]
     values = [float(np.nanmean(values) if of is None else values[names.index(of)]) for values in asked]
@@ -385,14 +380,13 @@ def _every_second(labels: Int64[np.ndarray, " images"], start: int) -> Ids:
     return np.sort(np.concatenate([np.flatnonzero(labels == k)[start::2] for k in np.unique(labels)]))
 
 
-def _roc(known: Probabilities, pool: Pool) -> list[list[list[float]]]:
-    """False- and true-positive rates of each class against the rest, at most 200 points of each."""
-    curves = []
-    for k in range(known.shape[1]):
-        alarms, hits = roc_curve(known[:, k], pool.labels == k)
-        kept = np.unique(np.linspace(0, len(alarms) - 1, min(len(alarms), ROC_POINTS)).round().astype(np.int64))
-        curves.append([np.round(alarms[kept], 5).tolist(), np.round(hits[kept], 5).tolist()])
-    return curves
+def _distribution(point: Mapping[str, Any]) -> Distribution:
+    return Distribution(point["kind"], rho=point["rho"], mu=point["mu"], counts=tuple(point["counts"]) if point["counts"] else None)
+
+
+def _number_of(point: Mapping[str, Any]) -> int:
+    """A number that stands for a distribution and its repeat."""
+    return int.from_bytes(hashlib.sha256(json.dumps(point, sort_keys=True).encode()).digest()[:8])
 
 
 def _seed(settings: StudySettings, purpose: int, *numbers: int) -> int:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int64
 from brats_seg.core.shapes import Counts, Ids, Shares
 from brats_seg.errors import UsageError
 from brats_seg.imbalance.index import ClassIndex
-from brats_seg.imbalance.shares import batch_counts, drifted_shares, requested_shares, resampled_counts
+from brats_seg.imbalance.shares import LONGEST_PERIOD, batch_counts, drifted_shares, named_classes, requested_shares, resampled_counts
 
 # Ids drawn in one go: reading the positions of 1,251 cases once for 273 batches of 120 costs 1/273 of it a batch.
 _BLOCK_DRAWS = 32768
@@ -199,17 +199,22 @@ class ShareSampler(Sampler):
             name = self._index.class_names[int(np.argmax(largest))]
             raise UsageError(f"training.steps: give a number; the largest class '{name}' has a share of 0 and is never shown")
         slots = self._plan.batch_size * float(self.requested[largest].min())
-        batches = -(-(int(self._sizes.max()) + 8) // slots)  # 8 draws more than the mean needs: the remainder rotates
-        drawn = np.cumsum(self._counts(0, int(batches) + 1), axis=0)
-        return int(np.argmax((drawn >= self._sizes)[:, largest].all(axis=1))) + 1
+        batches = int(-(-(int(self._sizes.max()) + 8) // slots))  # 8 draws more than the mean needs: the remainder rotates
+        drawn = np.cumsum(self._counts(0, batches + LONGEST_PERIOD), axis=0)[:, largest]
+        drawn = np.concatenate([np.zeros((1, drawn.shape[1]), np.int64), drawn])
+        steps = int(np.argmax((drawn[: batches + 1] >= self._sizes[largest]).all(axis=1)))
+        # Later epochs begin elsewhere in the rotation, and are to show all as well.
+        while (drawn[steps : steps + LONGEST_PERIOD] - drawn[:LONGEST_PERIOD] < self._sizes[largest]).any():
+            steps += 1
+        return steps
 
     def _counts(self, first: int, n: int) -> Int64[np.ndarray, "n k"]:
-        past = 0 if self._whole_epochs else (self.epoch - 1) * self.steps
-        return batch_counts(self.requested, batch_size=self._plan.batch_size, steps=np.arange(past + first, past + first + n))
+        """Draws of each class in `n` batches from number `first` of all epochs on: the remainder rotates over epochs."""
+        return batch_counts(self.requested, batch_size=self._plan.batch_size, steps=np.arange(first, first + n))
 
     def _start_epoch(self) -> None:
         super()._start_epoch()
-        drawn = np.cumsum(self._counts(0, self.steps), axis=0)
+        drawn = np.cumsum(self._counts((self.epoch - 1) * self.steps, self.steps), axis=0)
         self._drawn = np.concatenate([np.zeros((1, self._index.n_classes), np.int64), drawn])
 
     def _ranks(self, first: int, n: int, *, generator: np.random.Generator) -> tuple[Int64[np.ndarray, "n b"], Int64[np.ndarray, "n b"]]:
@@ -262,14 +267,14 @@ class HardSampler(ShareSampler):
         self._pools: dict[int, dict[int, np.ndarray]] = {}
 
     def configure(self, *, hard_classes: Sequence[str] | None, recycle: bool, max_age: int) -> None:
-        """Which classes have a pool; whether a used-up pool starts again (or its class goes on at random); epochs a pool is used for."""
+        """Which classes have a pool (`shares.named_classes`; None for all); whether a used-up pool starts again (or its class goes on at random); epochs a pool is used for."""
         names = self._index.class_names
         for name in hard_classes or ():
-            if name not in names:
+            if not named_classes(name, names):
                 raise UsageError(f"hard.classes: no class '{name}' in the bank; the classes are {', '.join(names)}")
         if max_age < 1:
             raise UsageError(f"hard.max_age {max_age}: epochs that a pool is used for, at least 1")
-        self.hard_classes = tuple(k for k, name in enumerate(names) if hard_classes is None or name in hard_classes)
+        self.hard_classes = tuple(sorted({k for name in (names if hard_classes is None else hard_classes) for k in named_classes(name, names)}))
         self.recycle = recycle
         self.max_age = max_age
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Int64
@@ -9,7 +10,8 @@ from jaxtyping import Int64
 from brats_seg.core.shapes import Counts, Shares
 from brats_seg.errors import UsageError
 
-_LONGEST_PERIOD = 4096
+LONGEST_PERIOD = 4096
+"""Batches after which the remainder's rotation begins anew, at most."""
 _GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -26,8 +28,8 @@ def requested_shares(
     """The share of draws each class is to get; float64, sums to 1.
 
     `random`: as the class occurs. `oversample`, `undersample`: as it occurs after no class is rarer (or more frequent) than
-    `imbalance_ratio` times under (over) the most frequent (rarest). `balanced`: 1/K. `ratio`, `hard`: `shares` by name (a class left
-    out gets 0), or `healthy_share` and the rest to the tumor classes in their natural ratio, or (`hard` alone) 1/K.
+    `imbalance_ratio` times under (over) the most frequent (rarest). `balanced`: 1/K. `ratio`, `hard`: `shares` by name (`named_classes`; a
+    class left out gets 0, one that is named itself no part of a group's), or `healthy_share` and the rest to the tumor classes in their natural ratio, or (`hard` alone) 1/K.
 
     Raises:
         UsageError: shares off 1 or under 0, an unknown class, or a class asked for that has no example and is not allowed to be absent.
@@ -87,26 +89,44 @@ def batch_counts(shares: Shares, *, batch_size: int, steps: Int64[np.ndarray, " 
 
 
 def _offsets(edges: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    periods = np.arange(1, _LONGEST_PERIOD + 1)
-    scaled = edges[None] * periods[:, None]
+    turns = _rotation(tuple(edges.tolist()))
+    if turns is None:
+        return np.clip((steps * _GOLDEN + 0.5) % 1.0, 1e-9, 1 - 1e-9)
+    return (turns[steps % len(turns)] + 0.5) / len(turns)
+
+
+@lru_cache(maxsize=8)  # an epoch of one batch asks for it at every step
+def _rotation(edges: tuple[float, ...]) -> np.ndarray | None:
+    """The order in which the offsets of a period are taken; None where there is no short period."""
+    periods = np.arange(1, LONGEST_PERIOD + 1)
+    scaled = np.array(edges)[None] * periods[:, None]
     whole = np.flatnonzero((np.abs(scaled - np.rint(scaled)) < 1e-7).all(axis=1))
     if whole.size == 0:
-        return np.clip((steps * _GOLDEN + 0.5) % 1.0, 1e-9, 1 - 1e-9)
-    period = int(periods[whole[0]])
-    turns = np.argsort(np.argsort(np.arange(period) * _GOLDEN % 1.0))
-    return (turns[steps % period] + 0.5) / period
+        return None
+    turns: np.ndarray = np.argsort(np.argsort(np.arange(int(periods[whole[0]])) * _GOLDEN % 1.0))
+    return turns
+
+
+def named_classes(name: str, class_names: tuple[str, ...]) -> tuple[int, ...]:
+    """Numbers of the classes that a name stands for: its own; `tumor`, where none is called so, for all but `healthy`; else none."""
+    if name == "tumor" and name not in class_names:
+        return tuple(k for k, other in enumerate(class_names) if other != "healthy")
+    return tuple(k for k, other in enumerate(class_names) if other == name)
 
 
 def _by_name(shares: Mapping[str, float], class_names: tuple[str, ...]) -> np.ndarray:
+    asked = np.zeros(len(class_names))
     for name, share in shares.items():
-        if name not in class_names:
+        members = [k for k in named_classes(name, class_names) if class_names[k] == name or class_names[k] not in shares]
+        if not members:
             raise UsageError(f"sampler.shares: no class '{name}' in the bank; the classes are {', '.join(class_names)}")
         if not 0 <= share <= 1:
             raise UsageError(f"sampler.shares.{name} {share:g}: a share lies in 0..1")
+        asked[members] += share / len(members)
     total = sum(shares.values())
     if abs(total - 1) > 1e-6:
         raise UsageError(f"sampler.shares sum to {total:g}; they must sum to 1")
-    return np.array([shares.get(name, 0.0) for name in class_names])
+    return asked
 
 
 def _with_healthy(share: float, class_names: tuple[str, ...], *, counts: np.ndarray) -> np.ndarray:

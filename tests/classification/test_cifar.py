@@ -96,6 +96,7 @@ def test_no_other_name_of_numpy_either(tmp_path, stream):
         ({b"data": PIXELS[:, :5], b"labels": [1]}, "'data' is no uint8 array of rows of 3072 pixels; get it again"),
         ({b"data": PIXELS.astype(np.float32), b"labels": [1]}, "'data' is no uint8 array of rows of 3072 pixels; get it again"),
         ({b"data": PIXELS, b"labels": ["cat"] * 6}, "'labels' is no list of whole numbers; get it again"),
+        ({b"data": PIXELS, b"labels": [10**30] * 6}, "'labels' is no list of whole numbers; get it again"),
         ({b"data": PIXELS, b"labels": [0, 1, 2, 3, 10, 5]}, "row 4 has label 10; the labels are 0..9"),
     ],
 )

@@ -178,6 +178,8 @@ def test_npz_of_images_and_labels_alone(tmp_path):
         ({"test_images": np.zeros((30, 8, 8, 3))}, "test_images is float64 of 30 x 8 x 8 x 3; uint8 of n x y x x, or n x y x x x channels"),
         ({"train_labels": np.zeros((30, 4), np.uint8)}, "train_labels is uint8 of 30 x 4; one whole number an image"),
         ({"train_labels": np.zeros(30)}, "train_labels is float64 of 30; one whole number an image"),
+        ({"train_labels": np.full(30, 2**63, np.uint64)},
+         f"train_labels go up to {2**63}; labels are numbers of classes, 65535 at most"),
     ],
 )  # fmt: skip
 def test_npz_of_something_else(tmp_path, others, said):
@@ -190,6 +192,15 @@ def test_npz_with_labels_and_images_of_different_length(tmp_path):
     assert refusal("npz", tmp_path / "a.npz") == f"{tmp_path}/a.npz train_images: 30 images and 29 labels; every image has one"
     write_npz(tmp_path / "a.npz", test_labels=np.full(30, 3, np.uint8))
     assert refusal("npz", tmp_path / "a.npz") == f"{tmp_path}/a.npz test_images: labels lie in 3..3; 3 classes take 0..2"
+
+
+def test_images_of_another_size_to_test_on_and_a_single_class(tmp_path):
+    path = tmp_path / "a.npz"
+    write_npz(path, test_images=np.zeros((30, 9, 8, 3), np.uint8))
+    size = np.load(path)["train_images"].shape[1:]
+    assert refusal("npz", path) == f"{path} test_images: images of 9 x 8 x 3; the training images are {size[0]} x {size[1]} x 3"
+    np.savez(path, images=np.zeros((5, 8, 8), np.uint8), labels=np.zeros(5, np.int64))
+    assert refusal("npz", path) == f"{path} images train: 1 class; a study tells two apart at least"
 
 
 def test_npz_that_is_damaged_or_holds_pickles(tmp_path):

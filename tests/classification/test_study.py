@@ -1,5 +1,7 @@
 """A study: what is planned, that it goes on where it was killed, that nothing is lost or doubled."""
 
+import errno
+import itertools
 import os
 import random
 import signal
@@ -7,8 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 from striped_images import tiny_settings, write_images
 
 from brats_seg.classification.settings import StudySettings
@@ -81,8 +85,72 @@ def test_a_study_needs_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         study_rows(tmp_path)
 
 
-def test_killed_twice_a_study_has_every_row_once(images: Path, tmp_path: Path):
-    check_kills(images, tmp_path, n_kills=2, iterations=60, repeats=1)
+def test_a_plan_does_not_count_what_another_study_finished(images: Path, tmp_path: Path):
+    settings = tiny_settings(methods={"baseline": {}})
+    run_study(settings, tmp_path, folder=images, workers=1, device="cpu")
+    assert make_plan(settings, folder=images, workers=1, store=tmp_path).n_finished == 2
+    with pytest.raises(InputError, match="another study: its base is 40, this one's 30"):
+        make_plan(tiny_settings(base=30, methods={"baseline": {}}), folder=images, workers=1, store=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"distributions": [{"kind": "step", "rho": [4, 50], "mu": [0.5]}]}, "rho 50 is larger than the class"),
+        ({"distributions": [{"kind": "step", "rho": [4], "mu": [0.5, 0.99]}]}, "mu 0.99: of 4 classes 3.96 would be"),
+        ({"base": 41}, "is to get 41 examples and has 40"),
+        ({"decisions": {"costs": [[0, 1], [1, 0]]}}, "4 classes take 4 x 4"),
+        ({"validation": {"images": "test", "of": "cat"}}, "validation.of 'cat': no such class"),
+    ],
+)
+def test_what_the_images_cannot_give_is_said_before_anything_is_trained(images: Path, tmp_path: Path, changes: dict[str, Any], said: str):
+    with pytest.raises(UsageError, match=said):
+        run_study(tiny_settings(**changes), tmp_path, folder=images, workers=1, device="cpu")
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = run_study(tiny_settings(), tmp_path / "whole", folder=images, workers=1, device="cpu")
+    n_calls, fsync = itertools.count(), os.fsync
+
+    def full(descriptor: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("rows.jsonl") and next(n_calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("brats_seg.core.grid.os.fsync", full)
+        with pytest.raises(InputError, match=r"rows\.jsonl: cannot be written: No space left .* the 2 finished cells are kept"):
+            run_study(tiny_settings(), tmp_path / "full", folder=images, workers=1, device="cpu")
+    assert len(study_rows(tmp_path / "full")) > 0
+    again = run_study(tiny_settings(), tmp_path / "full", folder=images, workers=1, device="cpu")
+    assert (again.n_kept, again.n_new) == (2, 4)
+    assert without_clocks(list(again.rows)) == without_clocks(list(whole.rows))
+
+
+def test_a_broken_image_is_named_before_training_and_one_that_breaks_later_costs_its_cell_alone(tmp_path: Path):
+    paths = [tmp_path / "images" / name / f"{number}.png" for name in ("cat", "dog") for number in range(5)]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), (20 + number, 40, 60)).save(path)
+    asked: dict[str, Any] = {
+        "images": {"name": "folder"}, "base": 4, "methods": {"baseline": {}}, "network": {"name": "two_class"},
+        "training": {"iterations": 1, "batch_size": 8}, "distributions": [{"kind": "balanced"}],
+    }  # fmt: skip
+    whole, first = paths[0].read_bytes(), paths[0]
+    first.write_bytes(whole[:60])
+    with pytest.raises(InputError, match=r"cat/0\.png: not a whole JPEG or PNG"):
+        run_study(tiny_settings(**asked), tmp_path / "out", folder=tmp_path / "images", workers=1, device="cpu")
+    first.write_bytes(whole)
+    run_study(tiny_settings(**asked), tmp_path / "out", folder=tmp_path / "images", workers=1, device="cpu")
+    first.write_bytes(whole[:60] + bytes(len(whole) - 60))
+    grown = run_study(tiny_settings(**asked, repeats=2), tmp_path / "out", folder=tmp_path / "images", workers=1, device="cpu")
+    assert (grown.n_kept, grown.n_new, len(grown.failed)) == (1, 0, 1)
+    assert [reason.partition(": ")[0] for _, reason in grown.failed] == [str(first)]
+
+
+def test_a_study_killed_after_its_worker_has_every_row_once(images: Path, tmp_path: Path):
+    check_kills(images, tmp_path, n_kills=1, iterations=30, repeats=1)
 
 
 @pytest.mark.campaign
@@ -100,7 +168,7 @@ def check_kills(images: Path, tmp_path: Path, *, n_kills: int, iterations: int, 
     for number in range(n_kills):
         study = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         workers = wait_for_workers(study)
-        time.sleep(dice.uniform(0, 3))
+        time.sleep(dice.uniform(0, 3 if n_kills > 2 else 1))  # a spawned worker takes two seconds to import torch
         if workers and number % 2 == 0:
             os.kill(dice.choice(workers), signal.SIGKILL)
             time.sleep(dice.uniform(0, 1))

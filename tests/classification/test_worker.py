@@ -56,6 +56,13 @@ def test_methods_share_their_set_and_every_training_has_equal_iterations(images:
     assert {sum(row["seen"]) for row in rows} == {10 * 16}
 
 
+def test_each_distribution_and_repeat_is_a_draw_of_its_own(images: Path):
+    rows = rows_of(images, methods={"baseline": {}}, repeats=8, base=20, training={"iterations": 1, "batch_size": 4})
+    sets = {rho: [tuple(row["minority"]) for row in rows if row["rho"] == rho and row["decision"] == "argmax"] for rho in (4, 10)}
+    assert sets[4] != sets[10]
+    assert len({row["seed"] for row in rows}) == 16
+
+
 def test_thresholding_by_either_prior_keeps_the_auc(images: Path):
     rows = rows_of(images)
     for row in rows:
@@ -84,6 +91,15 @@ def test_the_second_phase_moves_the_last_layers_only(images: Path, network: str,
     moved = {name.split(".")[0] for name, weights in second.network.state_dict().items() if not torch.equal(weights, before[name])}
     assert moved == moves
     assert all(torch.equal(weights, before[name]) for name, weights in first.network.state_dict().items())
+
+
+def test_the_second_phase_is_at_the_natural_frequencies_of_the_set_itself(images: Path):
+    sets = [{"kind": "step", "rho": [10], "mu": [0.5]}]
+    rows = rows_of(images, methods={"smote": {"two_phase": True}}, distributions=sets)
+    first, second = (next(row for row in rows if row["phase"] == phase) for phase in (1, 2))
+    rare = first["minority"]
+    assert min(first["seen"][k] for k in rare) > 20  # of 160 draws, 40 a class
+    assert max(second["seen"][k] for k in rare) < 20  # 4 of 88 images: 7
 
 
 def test_features_once_is_the_second_phase_in_full(images: Path, monkeypatch: pytest.MonkeyPatch):
@@ -127,6 +143,16 @@ def test_half_of_the_test_images_validate_and_the_rest_are_scored(images: Path):
     assert len(first["roc"]) == N_CLASSES
 
 
+def test_training_images_that_validate_are_neither_trained_nor_scored_on(images: Path):
+    settings = tiny_settings(base=30, validation={"held_out": 4, "images": "train", "per_class": 5, "score": "loss", "every": 5})
+    bench = bench_of(settings, images)
+    assert bench.validation is not None
+    pools = [bench.available, bench.parts["held_out"], bench.validation]
+    assert [pool.index.counts.tolist() for pool in pools] == [[n] * N_CLASSES for n in (31, 4, 5)]
+    assert len(np.unique(np.concatenate([pool.source.rows for pool in pools]))) == 40 * N_CLASSES
+    assert set(bench.parts) == {"test", "held_out"}
+
+
 def test_training_stops_early_and_keeps_the_best(images: Path):
     patient = {"images": "test", "score": "auc", "every": 1, "patience": 2, "checkpoint": "best"}
     training = {"iterations": 500, "batch_size": 16}
@@ -157,5 +183,5 @@ def test_undersampling_draws_one_subset_or_a_new_one_each_epoch(images: Path):
 
 
 def test_more_held_out_than_there_is_is_refused(images: Path):
-    with pytest.raises(UsageError, match="held_out 40"):
-        rows_of(images, validation={"held_out": 40})
+    with pytest.raises(UsageError, match="held_out 30 and per_class 10"):
+        rows_of(images, validation={"held_out": 30, "images": "train", "per_class": 10})

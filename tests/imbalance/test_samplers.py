@@ -90,6 +90,13 @@ def test_the_remainder_rotates_over_epochs():
     assert np.bincount(labels[ids_of(drawn)]).tolist() == [8, 8, 8]
 
 
+def test_the_remainder_rotates_over_epochs_that_are_one_batch_long():
+    index, labels = index_of([50, 2, 2])
+    sampler = make("undersample", index, steps=None, batch_size=10)
+    assert sampler.steps == 1
+    assert np.bincount(labels[ids_of(draws(sampler, 30))]).tolist() == [100, 100, 100]
+
+
 def test_undersampling_draws_from_one_fixed_subset():
     index, labels = index_of([1000, 10, 20])
     ids = ids_of(draws(make("undersample", index, batch_size=30, steps=50), 150))
@@ -145,9 +152,10 @@ def test_a_whole_random_epoch_shows_each_example_once():
 def test_a_class_aware_epoch_shows_the_largest_class_whole(counts, batch_size, kind):
     index, labels = index_of(counts)
     sampler = make(kind, index, steps=None, batch_size=batch_size)
-    seen = np.unique(ids_of(draws(sampler, sampler.steps)))
     largest = min(counts) if kind == "undersample" else max(counts)
-    assert (np.bincount(labels[seen], minlength=len(counts))[np.array(counts) == max(counts)] == largest).all()
+    for _ in range(3):
+        seen = np.unique(ids_of(draws(sampler, sampler.steps)))
+        assert (np.bincount(labels[seen], minlength=len(counts))[np.array(counts) == max(counts)] == largest).all()
 
 
 def test_a_largest_class_that_has_no_share_needs_a_number_of_steps():
@@ -221,6 +229,11 @@ def test_mining_restricted_to_healthy_is_hard_negative_mining():
         assert draw.hard.tolist() == (draw.classes == 0).tolist()
     with pytest.raises(UsageError, match=r"classes \[1\]; hard.classes are \[0\]"):
         sampler.accept_pools({1: np.array([120])})
+
+
+def test_tumor_stands_for_all_classes_but_healthy():
+    index, _ = index_of([50, 50, 50], ("healthy", "edema", "core"))
+    assert make("hard", index, healthy_share=None, hard_classes=["tumor"]).hard_classes == (1, 2)
 
 
 def test_pools_expire_at_max_age_and_join_before_it():
@@ -397,7 +410,7 @@ def test_the_state_is_plain():
         ({"seed": -1}, "training.seed -1"),
         ({"n_ranks": 3}, "training.batch_size 10: 3 ranks"),
         ({"rank": 2, "n_ranks": 2}, r"rank 2: must lie in 0\.\.1"),
-        ({"kind": "hard", "hard_classes": ["tumor"]}, "hard.classes: no class 'tumor' in the bank; the classes are healthy, edema"),
+        ({"kind": "hard", "hard_classes": ["ivory"]}, "hard.classes: no class 'ivory' in the bank; the classes are healthy, edema"),
         ({"kind": "hard", "max_age": 0}, "hard.max_age 0"),
     ],
 )

@@ -25,6 +25,15 @@ def test_shares_of_each_strategy():
     assert asked("hard", healthy_share=0.5) == pytest.approx([0.5, 0.3, 0.2])
 
 
+def test_tumor_stands_for_the_classes_but_healthy_that_are_not_named():
+    assert asked("ratio", shares={"healthy": 0.2, "tumor": 0.8}) == pytest.approx([0.2, 0.4, 0.4])
+    assert asked("hard", shares={"healthy": 0.2, "tumor": 0.5, "core": 0.3}) == pytest.approx([0.2, 0.5, 0.3])
+    two = requested_shares("ratio", ("healthy", "tumor"), counts=np.array([9, 1]), shares={"healthy": 0.3, "tumor": 0.7})
+    assert two.tolist() == [0.3, 0.7]
+    with pytest.raises(UsageError, match="no class 'tumor'"):
+        asked("ratio", shares={"edema": 0.5, "core": 0.3, "tumor": 0.2})
+
+
 def test_over_and_undersampling_reach_the_ratio_in_full_or_in_part():
     assert resampled_counts("oversample", COUNTS).tolist() == [900, 900, 900]
     assert resampled_counts("oversample", COUNTS, imbalance_ratio=18.0).tolist() == [900, 60, 50]
