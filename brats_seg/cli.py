@@ -350,8 +350,9 @@ def experiment(
     """Compare strategies on one bank: folds x seeds, one table with error bars. Killed at any moment, it goes on."""
     from brats_seg import experiment as room
     from brats_seg.reporting import console as screen
+    from brats_seg.strategies import load_experiment
 
-    settings = room.load_experiment(config, overrides=tuple(overrides or ()))
+    settings = load_experiment(config, overrides=tuple(overrides or ()))
     report = room.run_experiment(
         bank, out, settings, title=Path(config).stem, workers=workers, only=tuple(only or ()), known=known, device=device
     )

@@ -65,7 +65,8 @@ class Patch(Section):
 class Sampler(Section):
     """Which examples the network sees. Shares are by class name and sum to 1.
 
-    `drift` moves them in equal steps from those of the first epoch to the natural ones of the last.
+    A share of `tumor` goes in equal parts to the tumor classes that have none of their own. `drift` moves the shares in equal steps from
+    those of the first epoch to the natural ones of the last.
     """
 
     kind: Literal["random", "balanced", "ratio", "hard", "oversample", "undersample"] = "balanced"
@@ -91,7 +92,7 @@ class Sampler(Section):
 
 
 class Hard(Section):
-    """Hard-example replay: used by sampler.kind 'hard' only."""
+    """Hard-example replay: used by sampler.kind 'hard' only. Among the classes `tumor` stands for all but healthy."""
 
     threshold: Share = 0.75
     subset: Annotated[int, Field(gt=0)] | None = None

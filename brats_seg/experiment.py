@@ -7,100 +7,33 @@ from functools import partial
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import AfterValidator, Field
 
 from brats_seg import pipeline
 from brats_seg.bank.bank import PatchBank
-from brats_seg.config import Config, Section, load_config, load_settings, parse_config, parse_settings
+from brats_seg.config import Config, parse_config
 from brats_seg.core.files import atomic, read_json, write_json, write_text
 from brats_seg.core.grid import Cell, GridReport, run_grid
 from brats_seg.core.runtime import Runtime, start_runtime
 from brats_seg.core.shapes import TissueMap
 from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.volumes import score_volume
-from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
 from brats_seg.inference.dense import label_map
 from brats_seg.reporting.experiment_page import write_experiment_page
-from brats_seg.reporting.experiment_table import DIGEST, read_finished, summarize_runs, table_markdown, write_rows
-from brats_seg.training.split import Split
-
-TUNED = "tuned"
-_OF_A_STRATEGY = ("correct_priors", "stages")
-"""What a strategy may hold beside knobs of a training config."""
-
-Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
-"""Of a strategy or a cohort; a folder is called so too."""
-Strength = Annotated[float, Field(ge=0, le=1)] | Literal["tuned"]
-
-
-def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    for value in values:
-        if values.count(value) > 1:
-            raise ValueError(f"{value} is given twice")
-    return values
-
-
-class Predict(Section):
-    """How a trained network is used: each strength of prior correction is a variant of its own, without another training.
-
-    "tuned" is the strength that `brats-seg tune` finds on the run's inner cases. `cases` "inner" scores the inner split instead of the
-    held-out fold, for a search that never opens it.
-    """
-
-    correct_priors: Annotated[tuple[Strength, ...], AfterValidator(_each_once), Field(min_length=1)] = (0.0,)
-    cases: Literal["held_out", "inner"] = "held_out"
-
-
-class Phantoms(Section):
-    """A cohort of phantoms that the experiment makes itself; `traits` are those of `scans.phantom_tumor.Traits`."""
-
-    cases: Annotated[int, Field(ge=2)] = 24
-    layout: str = "brats2013"
-    size: Annotated[int, Field(ge=48)] = 96
-    seed: Annotated[int, Field(ge=0)] = 1
-    traits: dict[str, float] = Field(default_factory=dict)
-
-
-class ExperimentConfig(Section):
-    """Strategies x folds x seeds.
-
-    Attributes:
-        like: name or file of an experiment that this one is like: what is not given here is as there, and `every` is laid over its own.
-        base: the training config that all strategies share: a name, a file, or a mapping.
-        every: knobs laid over it for all of them.
-        strategies: by name, the knobs (`section.key: value`, or nested) that set each apart. Beside them `correct_priors` stands for
-            that of `predict`, and `stages` (two mappings of knobs) makes it a cascade of two runs.
-        folds: held out in turn; None for all folds of the bank.
-        seeds: of training.
-        predict: how the trained networks are used.
-        against: label of the variant to compare the others with; None for the first.
-        pictures: labels of the variants shown side by side; None for the first five.
-        phantoms: cohorts by name, in the place of one bank: they and their banks are made under BANK.
-    """
-
-    like: str | None = None
-    base: str | dict[str, Any] = Field(default_factory=dict)
-    every: dict[str, Any] = Field(default_factory=dict)
-    strategies: dict[Name, dict[str, Any]] = Field(default_factory=dict)
-    folds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_each_once), Field(min_length=1)] | None = None
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_each_once), Field(min_length=1)] = (0,)
-    predict: Predict = Predict()
-    against: str | None = None
-    pictures: tuple[str, ...] | None = None
-    phantoms: dict[Name, Phantoms] = Field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """What a strategy trains, one run or the two stages of a cascade, and the strengths of prior correction it is predicted with."""
-
-    name: str
-    configs: tuple[Config, ...]
-    correct_priors: tuple[Strength, ...]
+from brats_seg.reporting.experiment_table import (
+    DIGEST,
+    read_finished,
+    summarize_runs,
+    table_markdown,
+    variant_of,
+    write_rows,
+)
+from brats_seg.scans.labels import REGIONS
+from brats_seg.scans.phantom import PHANTOM_VERSION
+from brats_seg.strategies import TUNED, ExperimentConfig, Phantoms, Strategy, laid_over, make_strategies
 
 
 @dataclass(frozen=True)
@@ -115,67 +48,6 @@ class ExperimentReport:
     def exit_code(self) -> int:
         """1 where a run failed."""
         return int(bool(self.grid.failed))
-
-
-def load_experiment(source: str | Path, *, overrides: tuple[str, ...] = ()) -> ExperimentConfig:
-    """Read an experiment's config, a file or the name of one that comes with the package.
-
-    Raises:
-        UsageError: as `config.load_settings`, or no strategy at all.
-    """
-    config = load_settings(ExperimentConfig, source, shelf="experiments", overrides=overrides)
-    if config.like is not None:
-        parent = load_experiment(config.like)
-        given = {name: getattr(config, name) for name in config.model_fields_set - {"like"}}
-        config = parent.model_copy(update={**given, "every": {**parent.every, **config.every}})
-    if not config.strategies:
-        raise UsageError(f"--config {source}: an experiment without strategies; give one or more, or `like` another experiment")
-    return config
-
-
-def make_strategies(config: ExperimentConfig, *, only: Sequence[str] = ()) -> tuple[Strategy, ...]:
-    """The strategies with their knobs resolved.
-
-    Raises:
-        UsageError: a name in `only` that is no strategy, a knob that does not exist, or prior correction of a loss without a prior.
-    """
-    unknown = [name for name in only if name not in config.strategies]
-    if unknown:
-        raise UsageError(f"--only {unknown[0]}: no strategy of that name; the strategies are {', '.join(config.strategies)}")
-    base = load_config(config.base) if isinstance(config.base, str) else parse_config(config.base)
-    tree = _laid_over(base.model_dump(mode="json"), {**config.every, "training.threads": 1})
-    return tuple(_strategy(name, tree, changes, config) for name, changes in config.strategies.items() if not only or name in only)
-
-
-def _strategy(name: str, base: dict[str, Any], changes: Mapping[str, Any], config: ExperimentConfig) -> Strategy:
-    knobs = {key: value for key, value in changes.items() if key not in _OF_A_STRATEGY}
-    stages = changes.get("stages")
-    if stages is not None and not (isinstance(stages, list) and len(stages) == 2 and all(isinstance(s, dict) for s in stages)):
-        raise UsageError(f"strategy '{name}': stages are two mappings of knobs: of the detector, then of the classifier")
-    try:
-        predict = parse_settings(Predict, {"correct_priors": changes.get("correct_priors", config.predict.correct_priors)})
-        configs = tuple(parse_config(_laid_over(base, {**knobs, **stage})) for stage in (stages or [{}]))
-    except UsageError as error:
-        raise UsageError(f"strategy '{name}': {error}") from None
-    for one in configs:
-        if predict.correct_priors != (0.0,) and (one.loss.kind not in LOSSES_WITH_A_PRIOR or one.loss.outside == "ignore"):
-            raise UsageError(
-                f"strategy '{name}': a network trained with loss.kind '{one.loss.kind}' and loss.outside '{one.loss.outside}' has no "
-                "prior that is known; leave out its correct_priors"
-            )
-    return Strategy(name, configs, predict.correct_priors)
-
-
-def _laid_over(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a nested mapping with some values changed: keys are `section.key`, or sections with mappings in them."""
-    changed = dict(tree)
-    for path, value in changes.items():
-        section, _, rest = str(path).partition(".")
-        within = changed.get(section)
-        if rest:
-            value = {rest: value}
-        changed[section] = _laid_over(within, value) if isinstance(within, dict) and isinstance(value, dict) else value
-    return changed
 
 
 def run_experiment(
@@ -205,15 +77,19 @@ def run_experiment(
         device: where each process computes.
 
     Raises:
-        UsageError: a strategy, knob or fold that does not exist, or a seed given twice.
+        UsageError: a strategy, knob, class or fold that does not exist, or a seed given twice.
         InputError: a bank other than the one the experiment was begun with, or a training fold that lacks a class another fold has.
     """
     strategies = make_strategies(config, only=only)
+    if config.phantoms and (bank / "bank.json").exists():
+        raise UsageError(f"{bank}: is a bank, and the config has phantoms of its own; give another folder, to make their banks in")
     banks = {name: _phantom_bank(bank / name, cohort) for name, cohort in config.phantoms.items()} or {"": bank}
     cells, digests = [], {}
     for data, path in banks.items():
         opened = PatchBank(path, patch_size=strategies[0].configs[0].patch.size)
-        digests[data] = opened.digest
+        digests[f"bank {data}".strip()] = opened.digest[:DIGEST]
+        for strategy in strategies:
+            _check_fit(opened, strategy)
         folds = _folds(opened, config)
         _check_classes(opened, strategies, folds=folds, seeds=config.seeds)
         cells += [
@@ -224,7 +100,7 @@ def run_experiment(
         partial(run_cell, banks=banks, out=out, device=device),
         cells,
         store=out,
-        identity={"study": "experiment", "bank": digests},
+        identity={"study": "experiment", **digests},
         workers=workers or len(os.sched_getaffinity(0)),
         label="experiment",
         note=_note,
@@ -240,18 +116,28 @@ def run_experiment(
     return ExperimentReport(grid, summary, page)
 
 
+def _check_fit(bank: PatchBank, strategy: Strategy) -> None:
+    """Refuse a strategy whose knobs do not fit each other or the bank: it would fail after the others have trained for hours."""
+    for config in strategy.configs:
+        try:
+            pipeline.check_fit(bank, config)
+        except UsageError as error:
+            raise UsageError(f"strategy '{strategy.name}': {error}") from None
+
+
 def _phantom_bank(folder: Path, cohort: Phantoms) -> Path:
-    """The bank of a cohort; made where it is not there. Raises `InputError` where another cohort's is."""
-    made, bank = folder / "cohort.json", folder / "bank"
-    if not made.exists():
+    """The bank of a cohort; made, or its making gone on with, where it is not there. Raises `InputError` where another cohort's is."""
+    made, bank, wanted = folder / "cohort.json", folder / "bank", {**cohort.model_dump(mode="json"), "version": PHANTOM_VERSION}
+    if made.exists() and read_json(made) != wanted:
+        raise InputError(f"{made}: is of another cohort than the config's phantoms.{folder.name}; choose a new folder for BANK")
+    if not (bank / "bank.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(made, wanted)
         pipeline.phantom(
             folder / "scans", n_cases=cohort.cases, layout=cohort.layout, size=cohort.size, seed=cohort.seed, traits=cohort.traits
         )
         if pipeline.preprocess(folder / "scans", bank).exit_code:
             raise InputError(f"{bank}: the bank of a phantom cohort was refused; `brats-seg verify {folder / 'scans'}` says why")
-        write_json(made, cohort.model_dump(mode="json"))
-    if read_json(made) != cohort.model_dump(mode="json"):
-        raise InputError(f"{made}: is of another cohort than the config's phantoms.{folder.name}; choose a new folder for BANK")
     return bank
 
 
@@ -284,7 +170,7 @@ def _cell(data: str, digest: str, strategy: Strategy, *, fold: int, seed: int, c
         "bank": digest,
         "strategy": strategy.name,
         "configs": [_seeded(one, seed) for one in strategy.configs],
-        "correct_priors": [_strength_word(s) for s in strategy.correct_priors],
+        "correct_priors": list(strategy.correct_priors),
         "cases": cases,
         "fold": fold,
         "seed": seed,
@@ -294,12 +180,8 @@ def _cell(data: str, digest: str, strategy: Strategy, *, fold: int, seed: int, c
 
 def _seeded(config: Config, seed: int) -> dict[str, Any]:
     """The knobs that are not at their defaults: a knob added to the program one day leaves the digests of finished cells as they are."""
-    tree = _laid_over(config.model_dump(mode="json"), {"training.seed": seed})
+    tree = laid_over(config.model_dump(mode="json"), {"training.seed": seed})
     return parse_config(tree).model_dump(mode="json", exclude_defaults=True)
-
-
-def _strength_word(strength: Strength) -> str:
-    return strength if isinstance(strength, str) else f"{strength:g}"
 
 
 def _known(path: Path | None, cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
@@ -311,12 +193,8 @@ def _known(path: Path | None, cells: Sequence[Cell]) -> dict[str, list[dict[str,
 
 
 def _note(key: str, rows: list[dict[str, Any]]) -> str:
-    found = {
-        region: [
-            r["dice"] for r in rows if r["region"] == region and r["n_reference_vox"] and r["correct_priors"] == rows[0]["correct_priors"]
-        ]
-        for region in ("whole", "core", "active")
-    }
+    first = [row for row in rows if variant_of(row) == variant_of(rows[0]) and row["n_reference_vox"]]
+    found = {region: [row["dice"] for row in first if row["region"] == region] for region in REGIONS}
     return f"{key}: " + ", ".join(f"{region} {np.mean(values):.3f}" for region, values in found.items() if values)
 
 
@@ -332,15 +210,16 @@ def run_cell(job: Mapping[str, Any], *, banks: Mapping[str, Path], out: Path, de
     bank, fold = banks[job["data"]], job["fold"]
     run = run_folder(out, data=job["data"], strategy=job["strategy"], fold=fold, seed=job["seed"])
     configs = [parse_config(tree) for tree in job["configs"]]
+    opened = PatchBank(bank, patch_size=configs[0].patch.size)
+    if opened.digest != job["bank"]:
+        raise InputError(f"{bank}: has changed since the experiment was begun; start again in a new folder")
     folders = [run] if len(configs) == 1 else [run / "detector", run / "classifier"]
     for config, folder in zip(configs, folders, strict=True):
         if pipeline.train(bank, folder, config, fold=fold, resume=True, device=device).ended == "stopped":
             raise KeyboardInterrupt
     if len(folders) == 2 and not (run / pipeline.BEST).exists():
         pipeline.compose(folders[0], folders[1], run)
-    opened, runtime = PatchBank(bank, patch_size=configs[0].patch.size), start_runtime(device=device, threads=1)
-    if opened.digest != job["bank"]:
-        raise InputError(f"{bank}: has changed since the experiment was begun; start again in a new folder")
+    runtime = start_runtime(device=device, threads=1)
     split = pipeline.make_split(opened, fold=fold, fraction=configs[0].validation.fraction, seed=job["seed"])
     common = {
         **{name: job[name] for name in ("data", "strategy", "fold", "seed", "cases")},
@@ -352,11 +231,12 @@ def run_cell(job: Mapping[str, Any], *, banks: Mapping[str, Path], out: Path, de
         "cell": Cell("", job).digest[:DIGEST],
     }
     mix = _ledger_means(folders[0], classes=opened.classes)
+    scored_bank = opened.select(split.held_out if job["cases"] == "held_out" else split.inner)
     rows = []
     for strength in job["correct_priors"]:
-        found = _segment(run, bank, opened, split, strength=strength, cases=job["cases"], runtime=runtime)
+        found = _segment(run, bank, scored_bank, strength=strength, cases=job["cases"], runtime=runtime)
         for case, labels in found.items():
-            scored = score_volume(opened, case, labels)
+            scored = score_volume(scored_bank, case, labels)
             rows += [{**common, "correct_priors": strength, **row, **mix.get(row["region"], {})} for row in scored]
     return rows
 
@@ -386,21 +266,20 @@ def _ledger_means(run: Path, *, classes: Sequence[str]) -> dict[str, dict[str, f
     return {str(name): {str(k): float(v) for k, v in row.items()} for name, row in sums.iterrows()}
 
 
-def _segment(run: Path, path: Path, bank: PatchBank, split: Split, *, strength: str, cases: str, runtime: Runtime) -> dict[str, TissueMap]:
-    """Label maps of the held-out (or inner) cases, segmented from the bank's own volumes; kept beside the run for the pictures."""
+def _segment(run: Path, path: Path, bank: PatchBank, *, strength: str, cases: str, runtime: Runtime) -> dict[str, TissueMap]:
+    """Label maps of the bank's selected cases, segmented from its own volumes; kept beside the run for the pictures."""
     correct = pipeline.tune(run, path, device=str(runtime.device)).correct_priors if strength == TUNED else float(strength)
     (segmenter,) = pipeline.load_segmenters((run,), runtime=runtime, correct_priors=correct)
-    numbers = {case.id: number for number, case in enumerate(bank.cases)}
     found = {
-        case: label_map(
+        bank.cases[number].id: label_map(
             segmenter.network,
-            bank.volume(numbers[case])[0],
+            bank.volume(number)[0],
             n_dims=segmenter.n_dims,
             divisor=segmenter.divisor,
             window=segmenter.window,
             class_shift=segmenter.class_shift,
         )
-        for case in (split.held_out if cases == "held_out" else split.inner)
+        for number in bank.selected
     }
     with atomic(run / f"labels_{cases}_{strength}.npz") as part, part.open("wb") as file:
         np.savez_compressed(file, **found)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from brats_seg.inference.cleanup import Cleanup
 from brats_seg.inference.predict import PredictReport, predict_cases, predict_one
 from brats_seg.inference.tuning import STRENGTHS, Tuning, read_tuning, tune_settings, write_tuning
 from brats_seg.inference.windowed import Inference, needs_windows
+from brats_seg.models.networks import check_patch_size
 from brats_seg.reporting.report import WrittenReport, write_report
 from brats_seg.reporting.viewer import write_page
 from brats_seg.runs import class_shift, held_out_by_all, load_segmenters
@@ -30,6 +31,8 @@ from brats_seg.training.checkpoint import load_checkpoint, restore_network, save
 from brats_seg.training.composition import compose_checkpoints
 from brats_seg.training.loop import BEST, LAST, RunResult, Split
 from brats_seg.training.loop import train as train_network
+from brats_seg.training.phases import Method
+from brats_seg.training.validation import check_metric
 
 DEFAULT_CONVENTION = ("brats2020",)
 
@@ -106,6 +109,17 @@ def train(bank: Path, run: Path, config: Config, *, fold: int | None, resume: bo
         runtime=runtime,
         resume=resume,
     )
+
+
+def check_fit(bank: PatchBank, config: Config) -> None:
+    """Raise `UsageError` where a config could not train on a bank, of which no case is opened: before hours of other work, not after."""
+    grouped, training = bank.regroup(config.task.classes), config.training
+    check_patch_size(config.network, patch_size=config.patch.size, n_together=training.batch_size // training.accumulate)
+    check_metric(config.validation.metric, of=config.validation.of, classes=grouped.classes)
+    Method(
+        network=config.network, task=config.task, sampler=config.sampler, hard=config.hard, loss=config.loss, optimizer=config.optimizer,
+        training=training, phases=config.phases, index=grouped.index, runtime=start_runtime(device="cpu", precision="float32"),
+    ).check()  # fmt: skip
 
 
 def compose(detector: Path, classifier: Path, run: Path) -> Path:

@@ -15,8 +15,9 @@ from brats_seg.cli import main
 from brats_seg.config import config_names, parse_settings
 from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.volumes import score_volume
-from brats_seg.experiment import ExperimentConfig, ExperimentReport, load_experiment, make_strategies, run_experiment
+from brats_seg.experiment import ExperimentReport, run_experiment
 from brats_seg.reporting.experiment_table import COLUMNS
+from brats_seg.strategies import ExperimentConfig, load_experiment, make_strategies
 
 TINY: dict[str, Any] = {
     "base": "demo",
@@ -112,12 +113,12 @@ def test_a_stopped_training_leaves_no_row_and_goes_on(bank: Path, tmp_path: Path
 
 
 def test_a_failed_run_is_named_and_the_others_stand(bank: Path, tmp_path: Path) -> None:
-    config = tiny(strategies={"random": {"sampler.kind": "random"}, "odd": {"sampler": {"kind": "ratio", "shares": {"ivory": 1.0}}}})
+    config = tiny(strategies={"random": {"sampler.kind": "random"}, "odd": {"optimizer.lr": 1e30}})
     report = run_experiment(bank, tmp_path, config, workers=1)
     assert report.exit_code == 1
     assert report.grid.failed[0][0] == "odd/fold0/seed0"
-    assert "no class 'ivory'" in report.grid.failed[0][1]
-    assert "ivory" in (tmp_path / "report.html").read_text()
+    assert "the loss is" in report.grid.failed[0][1]
+    assert "the loss is" in (tmp_path / "report.html").read_text()
 
 
 def test_settings_that_cannot_be_are_refused_before_the_first_run(bank: Path, tmp_path: Path) -> None:
@@ -132,6 +133,17 @@ def test_settings_that_cannot_be_are_refused_before_the_first_run(bank: Path, tm
     refused("strategy 'odd': .*correct_priors.1.*'tuned'.*got 'no'", strategies={"odd": {"correct_priors": [0.1, "no"]}})
     refused("strategy 'focal': .*no prior that is known", strategies={"focal": {"loss.kind": "focal", "correct_priors": [0, 1]}})
     refused("strategy 'one': stages are two", strategies={"one": {"stages": [{}]}})
+    refused("strategy 'odd': .*no class 'ivory'", strategies={"odd": {"sampler": {"kind": "ratio", "shares": {"ivory": 1.0}}}})
+    refused("strategy 'odd': hard.classes: no class", strategies={"odd": {"sampler.kind": "hard", "hard.classes": ["ivory"]}})
+    refused("strategy 'odd': network.name 'unet4d' is unknown", strategies={"odd": {"network.name": "unet4d"}})
+    refused("strategy 'odd': patch.size 33 x 33", strategies={"odd": {"patch.size": [33, 33]}})
+    refused("against: no variant 'bald'; there are random, hard, hard . priors 1", against="bald")
+    refused("pictures: no variant 'hard . priors 0.5'", pictures=["hard + priors 0.5"])
+    refused("strategy 'hard': correct_priors 'tuned' is found on the inner cases", predict={"cases": "inner"})
+    refused("is a bank, and the config has phantoms of its own", phantoms={"one": {"cases": 4}})
+    (tmp_path / "loop.yaml").write_text(f"like: {tmp_path / 'loop.yaml'}")
+    with pytest.raises(UsageError, match="which is like this one"):
+        load_experiment(tmp_path / "loop.yaml")
     with pytest.raises(UsageError, match=r"--only bald: no strategy of that name; the strategies are random, hard, two"):
         run_experiment(bank, tmp_path / "none", tiny(), only=["bald"])
     with pytest.raises(UsageError, match=r"strategies.\.\./out"):
@@ -147,7 +159,7 @@ def test_a_bank_that_changed_between_two_runs_is_refused(bank: Path, done: tuple
     listed = json.loads((copy / "bank.json").read_text())
     listed["cases"][0]["patient"] = "another"
     (copy / "bank.json").write_text(json.dumps(listed))
-    with pytest.raises(InputError, match="its bank is"):
+    with pytest.raises(InputError, match=r"its bank is '[0-9a-f]{16}', this one's '[0-9a-f]{16}'"):
         run_experiment(copy, done[0], tiny(), workers=1, only=["random"])
 
 
@@ -165,6 +177,40 @@ def test_a_training_fold_that_lacks_a_class_is_named(bank: Path, tmp_path: Path)
         run_experiment(copy, tmp_path / "out", tiny(folds=[1]), workers=1)
 
 
+def test_a_search_on_inner_cases_opens_no_held_out_fold(bank: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bank"
+    shutil.copytree(bank, copy)
+    opened = PatchBank(copy, patch_size=(32, 32))
+    for case in opened.folds[0]:
+        shutil.rmtree(copy / "cases" / case)
+    strategies = {"hard": {"sampler.kind": "hard", "correct_priors": [0, 0.5]}}
+    report = run_experiment(copy, tmp_path / "out", tiny(strategies=strategies, predict={"cases": "inner"}), workers=1)
+    assert report.grid.failed == ()
+    scored = {row["case"] for row in report.grid.rows}
+    assert scored
+    assert not scored & set(opened.folds[0])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "of the inner splits" in page
+    assert "of the held-out folds" not in page
+
+
+def test_a_bank_that_changes_under_a_running_experiment_is_not_trained_on(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (strategy,) = make_strategies(tiny(), only=["random"])
+    job = {
+        "data": "",
+        "bank": "0" * 64,
+        "strategy": "random",
+        "fold": 0,
+        "seed": 0,
+        "configs": [strategy.configs[0].model_dump(mode="json")],
+    }
+    monkeypatch.setattr(experiment.pipeline, "train", None)  # would fail if it were called
+    with pytest.raises(InputError, match="has changed since the experiment was begun"):
+        experiment.run_cell(job, banks={"": bank}, out=tmp_path, device="cpu")
+
+
 def test_cohorts_that_differ_in_a_trait_are_made_and_compared_apart(tmp_path: Path) -> None:
     cohort = {"cases": 4, "size": 48}
     config = tiny(
@@ -178,6 +224,8 @@ def test_cohorts_that_differ_in_a_trait_are_made_and_compared_apart(tmp_path: Pa
     ]  # fmt: skip
     assert [d["data"] for d in report.summary["differences"]] == ["plain", "faint"]
     assert "faint: balanced - random" in (tmp_path / "out" / "table.md").read_text()
+    (tmp_path / "banks" / "plain" / "bank" / "bank.json").unlink()  # as if killed while the bank was made
+    assert run_experiment(tmp_path / "banks", tmp_path / "out", config, workers=1).grid.n_kept == 4
     with pytest.raises(InputError, match=r"of another cohort than the config's phantoms.plain"):
         run_experiment(tmp_path / "banks", tmp_path / "out", tiny(phantoms={"plain": {**cohort, "seed": 2}}), workers=1)
 

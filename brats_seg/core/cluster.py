@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -175,7 +176,10 @@ def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
             task = pipe.recv()
         except EOFError:
             return
-        outcome = _attempt(function, task)
+        try:
+            outcome = _attempt(function, task)
+        except KeyboardInterrupt:  # told to stop, and its work is saved: the parent says so, once
+            sys.exit(1)
         pipe.send_bytes(_pickled(outcome))
 
 

@@ -267,14 +267,18 @@ class HardSampler(ShareSampler):
         self._pools: dict[int, dict[int, np.ndarray]] = {}
 
     def configure(self, *, hard_classes: Sequence[str] | None, recycle: bool, max_age: int) -> None:
-        """Which classes have a pool (`shares.named_classes`; None for all); whether a used-up pool starts again (or its class goes on at random); epochs a pool is used for."""
+        """Which classes have a pool (`shares.named_classes`; None for all); whether a used-up pool starts again (or its class goes on at
+        random); epochs a pool is used for.
+        """
         names = self._index.class_names
         for name in hard_classes or ():
             if not named_classes(name, names):
                 raise UsageError(f"hard.classes: no class '{name}' in the bank; the classes are {', '.join(names)}")
         if max_age < 1:
             raise UsageError(f"hard.max_age {max_age}: epochs that a pool is used for, at least 1")
-        self.hard_classes = tuple(sorted({k for name in (names if hard_classes is None else hard_classes) for k in named_classes(name, names)}))
+        self.hard_classes = tuple(
+            sorted({k for name in (names if hard_classes is None else hard_classes) for k in named_classes(name, names)})
+        )
         self.recycle = recycle
         self.max_age = max_age
 

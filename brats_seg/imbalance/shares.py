@@ -28,8 +28,9 @@ def requested_shares(
     """The share of draws each class is to get; float64, sums to 1.
 
     `random`: as the class occurs. `oversample`, `undersample`: as it occurs after no class is rarer (or more frequent) than
-    `imbalance_ratio` times under (over) the most frequent (rarest). `balanced`: 1/K. `ratio`, `hard`: `shares` by name (`named_classes`; a
-    class left out gets 0, one that is named itself no part of a group's), or `healthy_share` and the rest to the tumor classes in their natural ratio, or (`hard` alone) 1/K.
+    `imbalance_ratio` times under (over) the most frequent (rarest). `balanced`: 1/K. `ratio`, `hard`: `shares` by name (`named_classes`,
+    in equal parts to those of them that are not named themselves; a class left out gets 0), or `healthy_share` and the rest to the tumor
+    classes in their natural ratio, or (`hard` alone) 1/K.
 
     Raises:
         UsageError: shares off 1 or under 0, an unknown class, or a class asked for that has no example and is not allowed to be absent.

@@ -58,15 +58,17 @@ def tradeoff_chart(variants: Sequence[Mapping[str, Any]], *, regions: Sequence[s
         axes.set_title(words(region), fontsize=9.5, color=INK)
         for i, variant in enumerate(variants):
             found = variant["regions"][region]
-            _point(axes, found["precision"], found["sensitivity"], color=_COLORS[i % 8], mark=_MARKS[i % 8], label=variant["label"])
+            mark = _MARKS[(i + i // 8) % 8]  # with its color: no two of 64 look alike
+            _point(axes, found["precision"], found["sensitivity"], color=_COLORS[i % 8], mark=mark, label=variant["label"])
         axes.set(xlabel="precision", ylabel="sensitivity")
         axes.grid(color=RULE, linewidth=0.6)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_locator(MaxNLocator(4))
     for axes in panels.flat[len(regions) :]:
         axes.set_visible(False)
-    handles, labels = panels.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False, fontsize=8.5, handletextpad=0.3)
+    named = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    labels = [variant["label"] for variant in variants if variant["label"] in named]
+    figure.legend([named[label] for label in labels], labels, loc="lower center", ncols=4, frameon=False, fontsize=8.5, handletextpad=0.3)
     figure.tight_layout(pad=0.5, rect=(0, (0.1 + 0.2 * -(-len(variants) // 4)) / figure.get_figheight(), 1, 1))
     return figure
 
@@ -78,7 +80,7 @@ def difference_chart(differences: Sequence[Mapping[str, Any]], *, score: str = "
         differences: of summary.json.
         score: whose differences.
     """
-    figure = Figure(figsize=(8.6, 0.9 + 0.36 * max(1, len(differences))), dpi=150, facecolor="white")
+    figure = Figure(figsize=(8.6, 1.1 + 0.36 * max(1, len(differences))), dpi=150, facecolor="white")
     panels = figure.subplots(1, len(REGIONS), sharey=True, squeeze=False)[0]
     for axes, region in zip(panels, REGIONS, strict=True):
         _plain_axes(axes)
@@ -92,6 +94,7 @@ def difference_chart(differences: Sequence[Mapping[str, Any]], *, score: str = "
             axes.plot([low, high], [row, row], color=color, linewidth=1.8)
             axes.plot([found["mean"]], [row], marker="o", markersize=5, color=color)
         axes.set_title(region, fontsize=9.5, color=INK)
+        axes.set_xlabel(f"difference of {score.capitalize()}")
         axes.grid(axis="x", color=RULE, linewidth=0.6)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.tick_params(axis="y", length=0)

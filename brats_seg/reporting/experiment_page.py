@@ -14,7 +14,7 @@ from brats_seg.core.files import write_text
 from brats_seg.core.shapes import Image, TissueMap
 from brats_seg.reporting.cases import MODALITY_WORDS
 from brats_seg.reporting.experiment_figures import OVER, RIGHT, UNDER, difference_chart, error_overlay, tradeoff_chart
-from brats_seg.reporting.experiment_table import MEAN, Row, differences_to, variant_of
+from brats_seg.reporting.experiment_table import MEAN, Row, differences_to, trained_once, variant_of
 from brats_seg.reporting.figures import Picture, color_of, data_uri, gray_levels, mix_chart, overlay, plot, png, words
 from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes
 
@@ -64,6 +64,7 @@ def write_experiment_page(
         "title": title,
         "n_cases": summary["n_cases"],
         "n_patients": summary["n_patients"],
+        "scored": summary["scored"],
         "n_runs": len({(r["data"], r["strategy"], r["fold"], r["seed"]) for r in rows}),
         "patches": sorted({v["patches"] for v in variants}),
         "variants": variants,
@@ -78,7 +79,10 @@ def write_experiment_page(
             (data, plot(tradeoff_chart([v for v in variants if v["data"] == data], regions=classes[1:]), alt=_tradeoff_words(data)))
             for data in datasets
         ],
-        "mix_figure": _mix_figure(variants, classes),
+        "trained": trained_once(variants),
+        "mix_figure": _mix_figure(trained_once(variants), classes, with_data=len(datasets) > 1),
+        "n_shown": len(seen[0].predictions) if seen else 0,
+        "n_there": len([v for v in variants if v["data"] == datasets[0]]) if datasets else 0,
         "cards": [_card(one, classes=classes) for one in seen],
         "colors": {"over": OVER, "under": UNDER, "right": RIGHT},
         "failed": failed,
@@ -95,13 +99,13 @@ def _tradeoff_words(data: str) -> str:
     return f"Sensitivity against precision of each tissue class{f' on {data}' if data else ''}; the numbers are in summary.json."
 
 
-def _mix_figure(variants: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Any:
+def _mix_figure(variants: Sequence[Mapping[str, Any]], classes: Sequence[str], *, with_data: bool) -> Any:
     """The patch-voxel mix that each trained strategy drew."""
     mixes = {}
     for variant in variants:
         shares = [variant["ledger"].get(c, {}).get("voxel_share") for c in classes]
-        if variant["strategy"] not in mixes and all(share is not None for share in shares):
-            mixes[variant["strategy"]] = np.array(shares, np.float64)
+        if all(share is not None for share in shares):
+            mixes[(f"{variant['data']}: " if with_data else "") + variant["strategy"]] = np.array(shares, np.float64)
     return (
         plot(mix_chart(mixes, classes=classes), alt="Shares of the patch voxels by class; the numbers are in table 4.") if mixes else None
     )
@@ -112,15 +116,14 @@ def _look(out: Path, rows: Sequence[Row], banks: Mapping[str, Path], pictures: S
     first = rows[0]
     mine = [r for r in rows if all(r[name] == first[name] for name in ("data", "fold", "seed"))]
     variants = list(dict.fromkeys(variant_of(r) for r in mine))
-    shown = [v for v in variants if v.label in pictures] if pictures else variants[:MOST_SIDE_BY_SIDE]
+    shown = [v for v in variants if v.label in (pictures or ())] or variants[:MOST_SIDE_BY_SIDE]
     maps = {v.label: found for v in shown if (found := _label_maps(out, first, v.strategy, v.correct_priors))}
     if not maps:
         return []
-    bank = PatchBank(banks[first["data"]], patch_size=(1, 1))
-    numbers = {case.id: i for i, case in enumerate(bank.cases)}
+    bank = PatchBank(banks[first["data"]], patch_size=(1, 1), cases=_picked(mine))
     seen = []
-    for case in _picked(mine):
-        image, tissue = bank.volume(numbers[case])
+    for number in bank.selected:
+        case, (image, tissue) = bank.cases[number].id, bank.volume(number)
         seen.append(_Seen(case, image, tissue, {label: found[case] for label, found in maps.items() if case in found}))
     return seen
 

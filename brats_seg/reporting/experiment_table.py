@@ -47,6 +47,8 @@ COLUMNS: dict[str, type] = {
 }
 """Columns of runs.csv. A row is a region or tissue class of a case, segmented by one run; shares stand in the rows of tissue classes."""
 SCORES = ("dice", "sensitivity", "precision", "volume_ratio")
+BEHIND = ("volume_ratio", "sensitivity", "precision")
+"""What a Dice comes from."""
 MEAN = "mean"
 """Stands for the mean of the three regions."""
 DIGEST = 16
@@ -91,7 +93,7 @@ def read_finished(path: Path) -> dict[str, list[Row]]:
                 raise InputError(f"{path}: has other columns than a runs.csv of this version: {', '.join(COLUMNS)}")
             for row in reader:
                 finished[row["cell"]].append({name: _read(row[name], kind) for name, kind in COLUMNS.items()})
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:  # TypeError: a line cut short
         raise InputError(f"{path}: not a runs.csv: {error}") from None
     return finished
 
@@ -108,23 +110,40 @@ def summarize_runs(rows: Sequence[Row], *, against: str | None = None) -> dict[s
 
     Args:
         rows: of one experiment.
-        against: label of the variant that `against_first` compares with; None for the first variant of each data set.
+        against: label of the variant that differences are taken from, whatever its place; None for the first of each pair.
     """
     by_variant: dict[Variant, list[Row]] = defaultdict(list)
     for row in rows:
         by_variant[variant_of(row)].append(row)
-    patient_of = {row["case"]: row["patient"] for row in rows}
+    patients: dict[str, dict[str, str]] = defaultdict(dict)  # by the name of the data, which may have cases of the same names
+    for row in rows:
+        patients[row["data"]][row["case"]] = row["patient"]
     tables = {variant: _by_case(found) for variant, found in by_variant.items()}
     pairs = [(one, other) for one, other in combinations(by_variant, 2) if one.data == other.data]
     return {
+        "scored": _scored(rows),
         "unit": "case, mean over seeds; cases whose reference has the region",
         "interval": "95 % of bootstrap means, patients resampled with all their cases",
         "test": "Wilcoxon signed-rank over cases, two-sided",
-        "n_cases": len(patient_of),
-        "n_patients": len(set(patient_of.values())),
-        "variants": [_variant_tree(v, found, tables[v], patient_of) for v, found in by_variant.items()],
-        "differences": [_difference_tree(*pair, tables, patient_of, against=against) for pair in pairs],
+        "n_cases": sum(len(patient_of) for patient_of in patients.values()),
+        "n_patients": sum(len(set(patient_of.values())) for patient_of in patients.values()),
+        "variants": [_variant_tree(v, found, tables[v], patients[v.data]) for v, found in by_variant.items()],
+        "differences": [_difference_tree(*pair, tables, patients[pair[0].data], against=against) for pair in pairs],
     }
+
+
+def _scored(rows: Sequence[Row]) -> str:
+    """Which cases the scores are of."""
+    kinds = {"held_out": "of the held-out folds", "inner": "of the inner splits, no held-out fold opened"}
+    return " and ".join(kinds[kind] for kind in sorted({row["cases"] for row in rows}))
+
+
+def trained_once(variants: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first variant of each strategy: variants of one are of the same networks, so they have one ledger."""
+    first: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for variant in variants:
+        first.setdefault((variant["data"], variant["strategy"]), variant)
+    return list(first.values())
 
 
 def _by_case(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
@@ -220,8 +239,8 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
     """table.md: Dice, the scores behind it, paired differences and the ledger."""
     names = [*REGIONS, MEAN]
     with_data = len({v["data"] for v in summary["variants"]}) > 1
-    lines = [f"# {title}", "", f"{summary['n_cases']} cases of {summary['n_patients']} patients. Mean +- sd over cases (n), each case the "
-             "mean over its seeds, over the cases whose reference has the region.", "", "## Dice", ""]  # fmt: skip
+    lines = [f"# {title}", "", f"{summary['n_cases']} cases of {summary['n_patients']} patients, {summary['scored']}. Mean +- sd over "
+             "cases (n), each case the mean over its seeds, over the cases whose reference has the region.", "", "## Dice", ""]  # fmt: skip
     dice = [[_name(v, with_data), *(_mean_sd(v["regions"][r]["dice"]) for r in [*names, "healthy"]), _false(v), str(v["n_runs"])]
             for v in summary["variants"]]  # fmt: skip
     lines += [
@@ -229,11 +248,13 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
         "",
         "## Predicted over true volume, sensitivity, precision",
         "",
+        "Over the same cases; an empty prediction has no precision, and n says where one is left out.",
+        "",
     ]
     behind = [
         [
             _name(v, with_data),
-            *(" / ".join(_mean(v["regions"][r][s]) for s in ("volume_ratio", "sensitivity", "precision")) for r in REGIONS),
+            *(" / ".join(_mean(v["regions"][r][s], of=v["regions"][r]["n_present"]) for s in BEHIND) for r in REGIONS),
         ]
         for v in summary["variants"]
     ]
@@ -244,8 +265,10 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
     lines += [*_table(["difference", *names], paired), "", "## Ledger", "",
               "Share of the draws / of the patch voxels inside the brain, by class.", ""]  # fmt: skip
     classes = list(summary["variants"][0]["ledger"]) if summary["variants"] else []
-    drawn = [v for v in summary["variants"] if v["correct_priors"] == "0" or with_data]
-    mix = [[_name(v, with_data), *(_shares(v["ledger"].get(c)) for c in classes)] for v in drawn]
+    mix = [
+        [f"{v['data']}: {v['strategy']}" if with_data else v["strategy"], *(_shares(v["ledger"].get(c)) for c in classes)]
+        for v in trained_once(summary["variants"])
+    ]
     return "\n".join([*lines, *_table(["strategy", *(c.replace("_", " ") for c in classes)], mix), ""])
 
 
@@ -264,8 +287,8 @@ def _mean_sd(found: Mapping[str, Any]) -> str:
     return f"{found['mean']:.3f}{spread} ({found['n']})"
 
 
-def _mean(found: Mapping[str, Any]) -> str:
-    return "-" if found["mean"] is None else f"{found['mean']:.2f}"
+def _mean(found: Mapping[str, Any], *, of: int) -> str:
+    return "-" if found["mean"] is None else f"{found['mean']:.2f}" + (f" ({found['n']})" if found["n"] < of else "")
 
 
 def _false(variant: Mapping[str, Any]) -> str:

@@ -44,6 +44,16 @@ def test_an_error_of_a_task_is_its_outcome_here_too(tmp_path: Path) -> None:
     assert outcomes[1].value == 4
 
 
+def _stopped(task: int) -> int:
+    raise KeyboardInterrupt
+
+
+def test_a_worker_told_to_stop_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    (outcome,) = run_tasks(_stopped, [1], workers=2, label="stopped")
+    assert outcome.died
+    assert capfd.readouterr().err == ""
+
+
 def test_no_tasks() -> None:
     assert list(run_tasks(_pid, [], workers=2, label="none")) == []
 

@@ -75,10 +75,11 @@ def test_a_torn_last_line_is_cut_off_and_computed_again(tmp_path: Path) -> None:
     assert [json.loads(line)["key"] for line in rows.read_text().splitlines()] == ["n1", "n2"]
 
 
-def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ["{oops", "5", '{"key": "n1"}'])
+def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: str) -> None:
     _run(tmp_path, _cells(1, 2))
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("{oops\n" + rows.read_text())
+    rows.write_text(f"{line}\n" + rows.read_text())
     with pytest.raises(InputError, match="line 1 is damaged"):
         _run(tmp_path, _cells(1))
 

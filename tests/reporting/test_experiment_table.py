@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from brats_seg.core.statistics import paired_difference
-from brats_seg.reporting.experiment_figures import OVER, UNDER, error_overlay
+from brats_seg.errors import InputError
+from brats_seg.reporting.experiment_figures import OVER, UNDER, error_overlay, tradeoff_chart
 from brats_seg.reporting.experiment_table import (
     COLUMNS,
     differences_to,
@@ -76,7 +77,11 @@ def test_rows_survive_their_file(tmp_path: Path) -> None:
     finished = read_finished(tmp_path / "runs.csv")
     assert [r for rows in finished.values() for r in rows] == sorted(ROWS, key=lambda r: list(finished).index(r["cell"]))
     assert set(finished) == {"one0", "one1", "two0"}
-    assert (tmp_path / "runs.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
+    text = (tmp_path / "runs.csv").read_text()
+    assert text.splitlines()[0] == ",".join(COLUMNS)
+    (tmp_path / "runs.csv").write_text(text[:-40])
+    with pytest.raises(InputError, match=r"runs\.csv: not a runs\.csv"):
+        read_finished(tmp_path / "runs.csv")
 
 
 def test_the_table_names_what_it_holds() -> None:
@@ -84,6 +89,43 @@ def test_the_table_names_what_it_holds() -> None:
     assert "| one | 0.500 +- 0.141 (2) | 0.200 (1) | 0.300 (1) |" in text
     assert "| two - one | +0.150 [+0.100, +0.200], p 0.5 (2) |" in text
     assert "1 of 1" in text
+
+
+def test_a_precision_that_a_case_lacks_says_over_how_many_it_is() -> None:
+    rows = [row("one", "A", 0, 0.5), row("one", "B", 0, 0.0, n_prediction_vox=0, precision=None)]
+    assert "| one | 1.20 / 0.50 / 0.25 (1) |" in table_markdown(summarize_runs(rows), title="One")
+
+
+def test_the_ledger_has_each_strategy_once_whatever_its_variants() -> None:
+    mixed = [row("one", "A", 0, 0.5, region="edema", correct_priors=strength, center_share=0.2) for strength in ("0.5", "1")]
+    ledger = table_markdown(summarize_runs([*ROWS, *mixed]), title="One").partition("## Ledger")[2]
+    assert [line.split(" | ")[0] for line in ledger.splitlines() if line.startswith("| ")] == ["| strategy", "| ---", "| one", "| two"]
+
+
+def test_the_table_says_which_cases_were_scored() -> None:
+    assert "of the held-out folds" in table_markdown(summarize_runs(ROWS), title="")
+    assert "of the inner splits" in table_markdown(summarize_runs([{**r, "cases": "inner"} for r in ROWS]), title="")
+
+
+def test_no_two_of_many_variants_look_alike() -> None:
+    regions = {"edema": {score: {"mean": 0.5, "interval95": None} for score in ("precision", "sensitivity")}}
+    figure = tradeoff_chart([{"label": str(i), "regions": regions} for i in range(24)], regions=["edema"])
+    points = [line for line in figure.axes[0].lines if line.get_marker() != "None"]
+    assert len({(line.get_color(), line.get_marker()) for line in points}) == 24
+
+
+def test_a_variant_that_is_in_one_panel_alone_is_in_the_legend() -> None:
+    there = {score: {"mean": 0.5, "interval95": None} for score in ("precision", "sensitivity")}
+    absent = {score: {"mean": None, "interval95": None} for score in ("precision", "sensitivity")}
+    variants = [{"label": "one", "regions": {"edema": there, "core": there}}, {"label": "two", "regions": {"edema": absent, "core": there}}]
+    (legend,) = tradeoff_chart(variants, regions=["edema", "core"]).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["one", "two"]
+
+
+def test_cases_of_one_name_in_two_cohorts_are_two() -> None:
+    summary = summarize_runs([*ROWS, *({**r, "data": "another", "patient": "P"} for r in ROWS)])
+    assert (summary["n_cases"], summary["n_patients"]) == (4, 3)
+    assert [d["regions"]["whole"]["dice"]["interval95"] is None for d in summary["differences"]] == [False, True]
 
 
 def test_too_much_and_too_little_have_a_color_each() -> None:

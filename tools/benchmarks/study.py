@@ -18,11 +18,11 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import Contender, Result, interleave
-from brats_seg.classification.fitting import Draws, Pool, build_network, make_learner, plain_loss
+from brats_seg.classification.fitting import Draws, build_network, make_learner, plain_loss
 from brats_seg.classification.images import ImageSet, load_images
 from brats_seg.classification.methods import remedy
 from brats_seg.classification.settings import Method, StudySettings
-from brats_seg.classification.source import Source
+from brats_seg.classification.source import Pool, Source
 from brats_seg.config import load_settings
 from brats_seg.core.runtime import Runtime, set_allocator
 from brats_seg.errors import InputError

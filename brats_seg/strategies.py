@@ -1,0 +1,173 @@
+"""An experiment's config -> the strategies that it compares, with their knobs resolved."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from brats_seg.config import Config, Section, load_config, load_settings, parse_config, parse_settings
+from brats_seg.errors import UsageError
+from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
+from brats_seg.reporting.experiment_table import Variant
+
+TUNED = "tuned"
+_OF_A_STRATEGY = ("correct_priors", "stages")
+"""What a strategy may hold beside knobs of a training config."""
+
+Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
+"""Of a strategy or a cohort; a folder is called so too."""
+Strength = Annotated[float, Field(ge=0, le=1)] | Literal["tuned"]
+
+
+def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{value} is given twice")
+    return values
+
+
+class Predict(Section):
+    """How a trained network is used: each strength of prior correction is a variant of its own, without another training.
+
+    "tuned" is the strength that `brats-seg tune` finds on the run's inner cases. `cases` "inner" scores the inner split instead of the
+    held-out fold, for a search that never opens it; what is tuned on those cases cannot be scored on them.
+    """
+
+    correct_priors: Annotated[tuple[Strength, ...], AfterValidator(_each_once), Field(min_length=1)] = (0.0,)
+    cases: Literal["held_out", "inner"] = "held_out"
+
+
+class Phantoms(Section):
+    """A cohort of phantoms that the experiment makes itself; `traits` are those of `scans.phantom_tumor.Traits`."""
+
+    cases: Annotated[int, Field(ge=2)] = 24
+    layout: str = "brats2013"
+    size: Annotated[int, Field(ge=48)] = 96
+    seed: Annotated[int, Field(ge=0)] = 1
+    traits: dict[str, float] = Field(default_factory=dict)
+
+
+class ExperimentConfig(Section):
+    """Strategies x folds x seeds.
+
+    Attributes:
+        like: name or file of an experiment that this one is like: what is not given here is as there, and `every` is laid over its own.
+        base: the training config that all strategies share: a name, a file, or a mapping.
+        every: knobs laid over it for all of them.
+        strategies: by name, the knobs (`section.key: value`, or nested) that set each apart. Beside them `correct_priors` stands for
+            that of `predict`, and `stages` (two mappings of knobs) makes it a cascade of two runs.
+        folds: held out in turn; None for all folds of the bank.
+        seeds: of training.
+        predict: how the trained networks are used.
+        against: label of the variant to compare the others with; None for the first.
+        pictures: labels of the variants shown side by side; None for the first five.
+        phantoms: cohorts by name, in the place of one bank: they and their banks are made under BANK.
+    """
+
+    like: str | None = None
+    base: str | dict[str, Any] = Field(default_factory=dict)
+    every: dict[str, Any] = Field(default_factory=dict)
+    strategies: dict[Name, dict[str, Any]] = Field(default_factory=dict)
+    folds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_each_once), Field(min_length=1)] | None = None
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_each_once), Field(min_length=1)] = (0,)
+    predict: Predict = Predict()
+    against: str | None = None
+    pictures: tuple[str, ...] | None = None
+    phantoms: dict[Name, Phantoms] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """What a strategy trains, one run or the two stages of a cascade, and the strengths of prior correction it is predicted with."""
+
+    name: str
+    configs: tuple[Config, ...]
+    correct_priors: tuple[str, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What tables call its variants."""
+        return tuple(Variant("", self.name, strength).label for strength in self.correct_priors)
+
+
+def load_experiment(source: str | Path, *, overrides: tuple[str, ...] = (), below: tuple[str, ...] = ()) -> ExperimentConfig:
+    """Read an experiment's config, a file or the name of one that comes with the package.
+
+    Args:
+        source: file or name.
+        overrides: `section.key=value` each, laid over it.
+        below: those that are `like` this one.
+
+    Raises:
+        UsageError: as `config.load_settings`, no strategy at all, or an experiment that is like itself.
+    """
+    config = load_settings(ExperimentConfig, source, shelf="experiments", overrides=overrides)
+    if config.like is not None:
+        if config.like in (*below, str(source)):
+            raise UsageError(f"--config {source}: like {config.like}, which is like this one; name an experiment that stands by itself")
+        parent = load_experiment(config.like, below=(*below, str(source)))
+        given = {name: getattr(config, name) for name in config.model_fields_set - {"like"}}
+        config = parent.model_copy(update={**given, "every": {**parent.every, **config.every}})
+    if not config.strategies:
+        raise UsageError(f"--config {source}: an experiment without strategies; give one or more, or `like` another experiment")
+    return config
+
+
+def make_strategies(config: ExperimentConfig, *, only: Sequence[str] = ()) -> tuple[Strategy, ...]:
+    """The strategies with their knobs resolved.
+
+    Raises:
+        UsageError: a name in `only` that is no strategy, a knob that does not exist, prior correction of a loss without a prior, or a
+            label in `against` or `pictures` that no variant has.
+    """
+    unknown = [name for name in only if name not in config.strategies]
+    if unknown:
+        raise UsageError(f"--only {unknown[0]}: no strategy of that name; the strategies are {', '.join(config.strategies)}")
+    base = load_config(config.base) if isinstance(config.base, str) else parse_config(config.base)
+    tree = laid_over(base.model_dump(mode="json"), {**config.every, "training.threads": 1})
+    strategies = tuple(_strategy(name, tree, changes, config) for name, changes in config.strategies.items())
+    chosen = tuple(strategy for strategy in strategies if not only or strategy.name in only)
+    against = () if config.against is None else (config.against,)
+    for knob, labels, there in (("against", against, chosen), ("pictures", config.pictures or (), strategies)):
+        named = [label for strategy in there for label in strategy.labels]
+        absent = [label for label in labels if label not in named]
+        if absent:
+            raise UsageError(f"{knob}: no variant '{absent[0]}'; there are {', '.join(named)}")
+    return chosen
+
+
+def _strategy(name: str, base: dict[str, Any], changes: Mapping[str, Any], config: ExperimentConfig) -> Strategy:
+    knobs = {key: value for key, value in changes.items() if key not in _OF_A_STRATEGY}
+    stages = changes.get("stages")
+    if stages is not None and not (isinstance(stages, list) and len(stages) == 2 and all(isinstance(s, dict) for s in stages)):
+        raise UsageError(f"strategy '{name}': stages are two mappings of knobs: of the detector, then of the classifier")
+    try:
+        predict = parse_settings(Predict, {"correct_priors": changes.get("correct_priors", config.predict.correct_priors)})
+        configs = tuple(parse_config(laid_over(base, {**knobs, **stage})) for stage in (stages or [{}]))
+    except UsageError as error:
+        raise UsageError(f"strategy '{name}': {error}") from None
+    if TUNED in predict.correct_priors and config.predict.cases == "inner":
+        raise UsageError(
+            f"strategy '{name}': correct_priors 'tuned' is found on the inner cases that predict.cases 'inner' scores; give strengths"
+        )
+    for one in configs:
+        if predict.correct_priors != (0.0,) and (one.loss.kind not in LOSSES_WITH_A_PRIOR or one.loss.outside == "ignore"):
+            raise UsageError(
+                f"strategy '{name}': a network trained with loss.kind '{one.loss.kind}' and loss.outside '{one.loss.outside}' has no "
+                "prior that is known; leave out its correct_priors"
+            )
+    return Strategy(name, configs, tuple(s if isinstance(s, str) else f"{s:g}" for s in predict.correct_priors))
+
+
+def laid_over(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a nested mapping with some values changed: keys are `section.key`, or sections with mappings in them."""
+    changed = dict(tree)
+    for path, value in changes.items():
+        section, _, rest = str(path).partition(".")
+        within = changed.get(section)
+        if rest:
+            value = {rest: value}
+        changed[section] = laid_over(within, value) if isinstance(within, dict) and isinstance(value, dict) else value
+    return changed
