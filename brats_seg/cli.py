@@ -19,6 +19,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"brats-seg {version('brats-seg')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _door(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_show_version)] = False,
+) -> None:
+    pass
+
+
 STOPPED = 130
 """Exit code after Ctrl-C or SIGTERM, as shells have it."""
 

@@ -299,8 +299,10 @@ def _locate(source: str | Path, shelf: str) -> Path:
     for path in (Path(source), _configs() / shelf / f"{source}.yaml"):
         if path.is_file():
             return path
-    names = ", ".join(config_names(shelf))
-    raise UsageError(f"--config {source}: no such file, and no config of that name; the names are {names}")
+    names = config_names(shelf)
+    close = difflib.get_close_matches(str(source), names, n=1)
+    hint = f", did you mean '{close[0]}'" if close else ""
+    raise UsageError(f"--config {source}: no such file, and no config of that name{hint}; the names are {', '.join(names)}")
 
 
 class _Loader(yaml.SafeLoader):

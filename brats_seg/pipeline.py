@@ -338,7 +338,7 @@ def view(folder: Path, *, output: Path, prediction: Path | None = None, referenc
     """Write one page to look at a case. Raises `InputError` where the folder does not hold exactly one case."""
     found = find_cases(folder, required=())
     if len(found.cases) != 1:
-        names = ", ".join(case.id for case in found.cases[:5]) or "none"
+        names = ", ".join([case.id for case in found.cases[:5]] + ["..."] * (len(found.cases) > 5)) or "none"
         raise InputError(f"{folder}: holds {len(found.cases)} cases ({names}); give the folder of one case")
     return write_page(found.cases[0], prediction=prediction, reference=reference, output=output)
 

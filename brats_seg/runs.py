@@ -43,7 +43,10 @@ def load_segmenters(
         config = checkpoint.parsed_config()
         _require_all_classes(config, run)
         if allow_missing and config.augment.modality_dropout == 0:
-            raise UsageError(f"--allow-missing: {run} was trained with augment.modality_dropout 0; it needs every modality of a case")
+            raise UsageError(
+                f"--allow-missing: {run} was trained with augment.modality_dropout 0; it needs every modality of a case; "
+                "train with --set augment.modality_dropout=0.2 or so to take fewer"
+            )
         network = ready_for_inference(restore_network(checkpoint, path, runtime=runtime), runtime=runtime)
         low, high = checkpoint.normalization["percentiles"]
         z, y, x = checkpoint.spacing_mm

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,10 @@ def test_percentiles_that_do_not_rise_are_usage(tmp_path: Path, capsys) -> None:
     (tmp_path / "scans").mkdir()
     assert run("preprocess", str(tmp_path / "scans"), str(tmp_path / "bank"), "--percentiles", "99", "1") == 2
     assert "--percentiles 99 1" in one_line(capsys.readouterr().err)
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code in (0, None)
+    assert capsys.readouterr().out == f"brats-seg {version('brats-seg')}\n"

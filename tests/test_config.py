@@ -91,3 +91,8 @@ def test_hostile_yaml_is_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError) as caught:
         load_config(tmp_path / "c.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_a_misspelled_config_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match="no config of that name, did you mean 'unet2d_cpu'; the names are demo"):
+        load_config("unet2d_cp")

@@ -161,10 +161,10 @@ def describe(plan: Plan) -> str:
     ]
     if plan.iteration_ms is not None and plan.hours is not None:
         first, second = plan.iteration_ms
-        lines.append(f"an iteration takes {first:.1f} ms here, in a second phase {second:.1f} ms")
+        lines.append(f"an iteration takes {first:.1f} ms here and now, in a second phase {second:.1f} ms")
         lines.append(f"{plan.workers} workers: {_duration(plan.hours)}")
     else:
-        lines.append("the images are not there: no time can be given")
+        lines.append("the images are not there, so no time can be given; say where they are: --images PATH")
     memory = f", {plan.memory_mb:,.0f} MB of images in each worker" if plan.memory_mb is not None else ""
     return "\n".join([*lines, f"{plan.disk_mb:,.1f} MB on the disk{memory}"])
 

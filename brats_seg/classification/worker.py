@@ -92,9 +92,7 @@ def image_folder(images: Images, folder: Path | None) -> Path:
         return Path(images.folder).expanduser()
     root = os.environ.get(DATA_VARIABLE)
     if root is None:
-        raise UsageError(
-            f"images.folder: not given; set it (--set images.folder=PATH), or let {DATA_VARIABLE} name a folder with {images.name}/ in it"
-        )
+        raise UsageError(f"images.folder: not given; say --images PATH, or let {DATA_VARIABLE} name a folder with {images.name}/ in it")
     return Path(root) / images.name
 
 

@@ -70,7 +70,8 @@ class PredictReport:
         n_refused = len({p.case or p.file for p in self.problems if p.severity == "error"})
         mean = f", {sum(p.seconds for p in self.predictions) / len(self.predictions):.1f} s each" if self.predictions else ""
         there = f", {len(self.skipped)} were there already" if self.skipped else ""
-        return f"{len(self.predictions)} cases segmented{mean}{there}, {n_refused} refused"
+        n = len(self.predictions)
+        return f"{n} {'case' if n == 1 else 'cases'} segmented{mean}{there}, {n_refused} refused"
 
 
 def predict_cases(

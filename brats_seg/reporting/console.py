@@ -89,6 +89,9 @@ def show_tuning(tuning: Tuning, run: Path, *, console: Console) -> None:
 def show_predictions(predicted: PredictReport, out: Path, *, console: Console) -> None:
     """How many cases were segmented, what was refused, and where the label maps lie."""
     show_problems(predicted.problems, console=console)
+    for prediction in predicted.predictions:
+        for warning in prediction.warnings:
+            console.print(escape(f"warning: {prediction.case}: {warning}"))
     console.print(predicted.summary())
     show_place("label maps:", out, console=console)
 

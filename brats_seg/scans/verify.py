@@ -39,6 +39,7 @@ __all__ = (
 _UNSTRIPPED_ML = 2200.0  # a brain with its fluid has 1,100 to 1,900 ml (the eight real cases looked at: 1,250 to 1,550), a head over 3,000
 _UNSTRIPPED_SHARE = 0.75  # of the frame; an ellipsoid that touches all six sides has 0.52
 _REGISTERED_DICE = 0.9  # of a modality's non-zero voxels with the others': over 0.999 in real cases, 0.87 at a shift of 10 mm
+_LARGEST_LABEL = 9  # BraTS labels end at 4; a scan of whole values up to 9 holds no image
 _FEW_SLICES = 64  # every one of so many is looked at: of four, a brain may lie in three
 _SATURATED_SHARE = 1e-4  # of the brain; one voxel at the maximum is what scaling to a type's range leaves
 _SPACING_MM = 0.01  # off 1 mm
@@ -315,6 +316,8 @@ def _brain_warnings(
         share = f"{n_brain / brain.size:.0%} of the frame, {brain_ml:,.0f} ml"
         warnings.append(("", f"looks unstripped: {share} are not 0", "a brain on a background of 0"))
     for name, array in volumes.items():
+        if float(limits[name][1]) <= _LARGEST_LABEL and np.array_equal(array, np.rint(array)):
+            warnings.append((name, f"looks like a label map: whole values from {limits[name][0]:g} to {limits[name][1]:g}", "intensities"))
         if array.dtype.kind in "iu":
             most = np.iinfo(array.dtype).max
             n = int(np.count_nonzero(array == most)) if limits[name][1] == most else 0

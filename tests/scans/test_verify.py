@@ -169,6 +169,11 @@ def test_saturated_intensities_are_a_warning(tmp_path, volumes, write_case):
     warned(tmp_path, volumes, write_case, "t1c is saturated: 3 voxels at 32767, the maximum of int16")
 
 
+def test_a_label_map_in_place_of_a_scan_is_a_warning(tmp_path, volumes, write_case):
+    volumes["t2f"] = (volumes["t2f"] != 0).astype(volumes["t2f"].dtype) * 4
+    warned(tmp_path, volumes, write_case, "t2f looks like a label map: whole values from 0 to 4")
+
+
 def test_a_label_outside_the_brain_is_a_warning_and_keeps_its_class(tmp_path, volumes, write_case):
     volumes["label"][0, 0, 0] = 2
     warned(tmp_path, volumes, write_case, "label has 1 annotated voxels outside the brain")
