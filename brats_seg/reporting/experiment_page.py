@@ -1,13 +1,13 @@
 """The page of an experiment: tables, paired differences, the ledger, and the same slices under every strategy."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.core.files import write_text
@@ -15,7 +15,8 @@ from brats_seg.core.shapes import Image, TissueMap
 from brats_seg.reporting.cases import MODALITY_WORDS
 from brats_seg.reporting.experiment_figures import OVER, RIGHT, UNDER, difference_chart, error_overlay, tradeoff_chart
 from brats_seg.reporting.experiment_table import MEAN, Row, differences_to, trained_once, variant_of
-from brats_seg.reporting.figures import Picture, color_of, data_uri, gray_levels, mix_chart, overlay, plot, png, words
+from brats_seg.reporting.figures import Picture, data_uri, gray_levels, mix_chart, overlay, plot, png
+from brats_seg.reporting.pages import page_templates
 from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes
 
 N_CASES = 3
@@ -192,25 +193,9 @@ def _gray(pixels: np.ndarray) -> np.ndarray:
 
 
 def _environment() -> Environment:
-    pages = Environment(
-        loader=PackageLoader("brats_seg", "reporting"),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+    return page_templates(
+        {
+            "signed": lambda x: "–" if x is None else f"{x:+.3f}".replace("-", "\u2212"),
+            "percent": lambda x: "–" if x is None else f"{100 * x:.1f} %",
+        }
     )
-    filters: dict[str, Callable[..., Any]] = {
-        "number": _number,
-        "signed": lambda x: "–" if x is None else f"{x:+.3f}".replace("-", "\u2212"),
-        "percent": lambda x: "–" if x is None else f"{100 * x:.1f} %",
-        "count": lambda n: f"{n:,}".replace(",", "\u202f"),
-        "color": color_of,
-        "words": words,
-    }
-    pages.filters |= filters
-    return pages
-
-
-def _number(x: float | None, digits: int = 3) -> str:
-    return "–" if x is None else f"{x:.{digits}f}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment
 
 from brats_seg.core.files import write_text
 from brats_seg.core.progress import track
@@ -20,6 +20,7 @@ from brats_seg.reporting import figures
 from brats_seg.reporting.cases import SeenCase, best_slice, case_pictures, see_case
 from brats_seg.reporting.figures import Plot, plot
 from brats_seg.reporting.history import training_section
+from brats_seg.reporting.pages import number, page_templates
 from brats_seg.scans.case import Case
 from brats_seg.scans.labels import REGIONS
 from brats_seg.scans.layouts import find_cases
@@ -301,7 +302,7 @@ def _calibration(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
         n = sum(b["n_voxels"] for b in bins)
         means = {key: sum(b["n_voxels"] * b[key] for b in bins) / n if n else math.nan for key in ("mean_probability", "share_inside")}
         rows.append({"region": region, "ece": found["regions"][region]["ece"]} | means)
-    errors = "; ".join(f"{row['region']} {_number(row['ece'], 4)}" for row in rows)
+    errors = "; ".join(f"{row['region']} {number(row['ece'], 4)}" for row in rows)
     return {
         "n_words": _counted(found["n_cases"], "case"),
         "rows": rows,
@@ -321,28 +322,13 @@ def _warnings(out: Path, ids: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _environment() -> Environment:
-    pages = Environment(
-        loader=PackageLoader("brats_seg", "reporting"),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+    return page_templates(
+        {
+            "share": lambda x: "0" if x is None or math.isnan(x) else f"{x:.3f}",
+            "letter": lambda i: "abcdefgh"[i - 1],
+            "cell": lambda text: str(text).replace("|", "\\|"),
+        }
     )
-    pages.filters |= {
-        "number": _number,
-        "count": lambda n: f"{n:,}".replace(",", "\u202f"),
-        "share": lambda x: "0" if x is None or math.isnan(x) else f"{x:.3f}",
-        "color": figures.color_of,
-        "words": figures.words,
-        "letter": lambda i: "abcdefgh"[i - 1],
-        "cell": lambda text: str(text).replace("|", "\\|"),
-    }
-    return pages
-
-
-def _number(x: float | None, digits: int = 3) -> str:
-    return "–" if x is None or math.isnan(x) else f"{x:.{digits}f}"
 
 
 def _ordinal(n: int) -> str:
