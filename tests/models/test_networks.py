@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from monai.networks.nets import BasicUNet
+from monai.networks.nets.basic_unet import UpCat
 from torch import nn
 
 from brats_seg.config import Network
@@ -141,6 +143,20 @@ def test_networks_have_the_published_sizes() -> None:
 def test_segresnet_has_the_published_blocks() -> None:
     network = make_network(Network(name="segresnet", channels=(8, 16, 32, 64)), n_channels=4, n_classes=4, n_dims=3)
     assert network.blocks_down == (1, 2, 2, 4)
+
+
+def test_the_plain_unet_is_monais_and_stays_in_mixed_precision_where_it_joins() -> None:
+    ours = build(knobs("basic_unet2d"), 2)
+    theirs = BasicUNet(2, 2, 4, features=CHANNELS["basic_unet2d"], norm=("BATCH", {}), dropout=0.0)
+    theirs.load_state_dict(ours.state_dict())
+    images, _ = batch(knobs("basic_unet2d"), 2)
+    torch.testing.assert_close(ours(images), theirs(images), rtol=0, atol=0)
+    joined: list[torch.dtype] = []
+    for block in (module for module in ours.modules() if isinstance(module, UpCat)):
+        block.convs.register_forward_pre_hook(lambda _, given: joined.append(given[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours(images)
+    assert joined == [torch.bfloat16] * 4
 
 
 # What it does not take
