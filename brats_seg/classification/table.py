@@ -157,7 +157,7 @@ def _comparisons(rows: Sequence[Row]) -> list[Row]:
     for over, keep in _scopes(on_test):
         found += [_pair(first, second, keep, over=over, names=(a, b), score=score) for first, second, a, b, score in asked]
     for name in names:
-        found += _steps(argmax[name], name)
+        found += [*_steps(argmax[name], name), _equal_totals(argmax[name], name)]
     return [row for row in found if row is not None]
 
 
@@ -196,6 +196,14 @@ def _steps(rows: Mapping[Any, Row], method: str) -> list[Row | None]:
         names = (f"{method} at {name} {values[-1]:g}", f"{method} at {name} {values[0]:g}")
         found.append(_difference([high - low for high, low in ends], over="step", names=names, score="auc"))
     return found
+
+
+def _equal_totals(rows: Mapping[Any, Row], method: str) -> Row | None:
+    """The AUC where half of the classes are rare against linear imbalance of the same rho: as many images in all, another shape."""
+    at = {(row["kind"], row["rho"], row["repeat"]): row["auc"] for row in rows.values() if row["kind"] == "linear" or row["mu"] == 0.5}
+    both = [(auc, at["linear", rho, repeat]) for (kind, rho, repeat), auc in at.items() if kind == "step" and ("linear", rho, repeat) in at]
+    names = (f"{method}, step mu 0.5", f"{method}, linear")
+    return _difference([step - linear for step, linear in both], over="equal totals", names=names, score="auc")
 
 
 def _difference(differences: Sequence[float], *, over: str, names: tuple[str, str], score: str) -> Row | None:

@@ -47,6 +47,15 @@ def test_rho_and_mu_have_their_own_steps():
     assert steps["baseline at mu 0.5", "baseline at mu 0.1"] == pytest.approx(-0.25)
 
 
+def test_step_and_linear_of_one_rho_have_equal_totals_and_are_compared():
+    rows = [row("baseline", auc, rho=rho, mu=mu) for rho, mu, auc in ((10, 0.5, 0.8), (50, 0.5, 0.7), (10, 0.1, 0.95))]
+    rows += [row("baseline", auc, kind="linear", rho=rho, mu=None) for rho, auc in ((10, 0.9), (50, 0.9), (100, 0.1))]
+    pair = next(p for p in make_table(rows).pairs if p["over"] == "equal totals")
+    assert (pair["first"], pair["second"], pair["n"]) == ("baseline, step mu 0.5", "baseline, linear", 2)
+    assert pair["difference"] == pytest.approx(-0.15)
+    assert not [p for p in make_table(rows[:3]).pairs if p["over"] == "equal totals"]
+
+
 def test_table_4_stands_beside_the_published_one():
     ours = [row("baseline", 0.95, rho=100.0, mu=0.9, repeat=r) for r in range(3)]
     published = make_table([*ours, row("undersample", 0.5)], published="table4").published
