@@ -74,13 +74,13 @@ def study_figures(rows: Sequence[Row]) -> dict[str, Figure]:
     step, linear = ([row for row in chosen if row["kind"] == kind] for kind in ("step", "linear"))
     full = [row for row in step if row["imbalance_ratio"] == 1]
     drawn = {
-        "figure1_distributions": figure1(),
+        "figure1_distributions": figure1() if step or linear else None,
         "figure3_auc_over_rho": over_ratio(full, score="auc"),
         "figure4_auc_over_mu": over_minority(full),
         "figure5_linear": over_linear([row for row in linear if row["imbalance_ratio"] == 1]),
         "figure6_accuracy": over_ratio(full, score="accuracy"),
         "figure7_reduced_ratio": reduced_ratio(step),
-        "figure8_convergence": convergence([row for row in chosen if row["imbalance_ratio"] == 1]),
+        "figure8_convergence": convergence(full),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
