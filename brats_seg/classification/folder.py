@@ -1,21 +1,26 @@
 """An image folder in ImageNet's layout: a folder a class, files decoded when drawn."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
+from brats_seg.core.progress import track
 from brats_seg.errors import InputError
 
 SHORTER_SIDE = 256
 """Pixels; Buda et al. 2018, section 3.3.3."""
 CROP = 224
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+_CHUNK = 256
+"""Files that a thread checks at a time."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +110,11 @@ def list_folder(root: Path) -> tuple[FolderImages, Int64[np.ndarray, " n"], tupl
 
 
 def broken_images(images: FolderImages, *, threads: Executor | None = None) -> tuple[str, ...]:
-    """Decode every file once; one line for each that cannot be. A study may draw such a file after days only."""
-    lines = (threads.map if threads is not None else map)(_problem, (images.root / path for path in images.paths))
-    return tuple(line for line in lines if line)
+    """Read every file once, at an eighth of its size; one line for each that cannot be. A study may draw such a file after days only."""
+    paths = images.paths
+    chunks = [[images.root / path for path in paths[i : i + _CHUNK]] for i in range(0, len(paths), _CHUNK)]
+    lines = chain.from_iterable((threads.map if threads is not None else map)(_problems, chunks))
+    return tuple(line for line in track(lines, total=len(paths), label="images checked") if line)
 
 
 def read_image(path: Path) -> Image.Image:
@@ -116,13 +123,20 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         InputError: broken, or no image.
     """
+    with _opened(path) as image:
+        # A JPEG is decoded at the least of 1/2, 1/4, 1/8 that is still large enough.
+        image.draft("RGB", (SHORTER_SIDE, SHORTER_SIDE))
+        scale = SHORTER_SIDE / min(image.size)
+        size = (max(SHORTER_SIDE, round(image.width * scale)), max(SHORTER_SIDE, round(image.height * scale)))
+        return image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The image of a file; what is wrong with it, also when it is decoded, is told by its path."""
     try:
         with Image.open(path, formats=("JPEG", "PNG")) as image:
-            # A JPEG is decoded at the least of 1/2, 1/4, 1/8 that is still large enough.
-            image.draft("RGB", (SHORTER_SIDE, SHORTER_SIDE))
-            scale = SHORTER_SIDE / min(image.size)
-            size = (max(SHORTER_SIDE, round(image.width * scale)), max(SHORTER_SIDE, round(image.height * scale)))
-            return image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+            yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         said = str(error).partition("'/")[0].strip() or type(error).__name__
         raise InputError(f"{path}: not a whole JPEG or PNG: {said}; replace it or remove it") from None
@@ -134,9 +148,15 @@ def _cut(image: Image.Image, *, corner: Sequence[float] | np.ndarray, mirrored: 
     return pixels[:, ::-1] if mirrored else pixels
 
 
+def _problems(paths: Sequence[Path]) -> list[str]:
+    return [_problem(path) for path in paths]
+
+
 def _problem(path: Path) -> str:
     try:
-        read_image(path)
+        with _opened(path) as image:
+            image.draft("L", (1, 1))  # the whole file is read, an eighth of the pixels computed
+            image.load()
     except InputError as error:
         return str(error)
     return ""
