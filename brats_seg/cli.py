@@ -399,6 +399,7 @@ def study_plan(
     images: StudyImages = None,
     overrides: Overrides = None,
     workers: Workers = 0,
+    device: Device = "auto",
 ) -> None:
     """Say how many networks, how long and how much disk, before anything starts."""
     from brats_seg.classification import study
@@ -406,7 +407,7 @@ def study_plan(
     from brats_seg.config import load_settings
 
     settings = load_settings(StudySettings, config, shelf="studies", overrides=tuple(overrides or ()))
-    typer.echo(study.describe(study.make_plan(settings, folder=images, workers=workers, store=out)))
+    typer.echo(study.describe(study.make_plan(settings, folder=images, workers=workers, store=out, device=device)))
 
 
 @study_app.command("run", epilog="Example: brats-seg study run mnist_quick out --workers 2")

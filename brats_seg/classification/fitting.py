@@ -45,8 +45,8 @@ class Fitted:
         prior: what it was trained under (draws x weights); None after a loss that has none.
         iterations: done; fewer than the budget where it stopped early.
         loss: mean over the last iterations, 100 at most; None where it was not finite.
-        diverged: whether its loss stopped being a number.
-        validation: best score on the validation images; None without them.
+        diverged: whether its loss or its weights stopped being numbers.
+        validation: score on the validation images of the weights that were kept; None without such images, or where it diverged.
         curve: points by iteration.
     """
 
@@ -103,7 +103,7 @@ def fit(
         on_step: called after each step.
     """
     counts = pool.index.counts
-    weights = None if remedy.recipe.weights == "none" else class_weights(remedy.recipe.weights, counts)
+    weights = _weights(remedy, counts=counts)
     loss = _loss(remedy, weights, counts=counts)
     switch = round(remedy.knobs.weights_from * settings.training.iterations) if remedy.recipe.deferred else 0
     learner = make_learner(
@@ -143,12 +143,14 @@ def fit_second_phase(
     """Go on from a finished network: its output layers alone, at the natural frequencies (Havaei et al. 2017; Buda et al. 2018).
 
     A whole second schedule at a tenth of the rate (`training.phase2_lr_factor`), the plain cross-entropy; batch-norm statistics stay,
-    dropout goes on. It keeps its last weights: by validation images of other frequencies than the training's the first would be best.
+    dropout goes on. It is not stopped early and keeps its last weights: by validation images of other frequencies than the training's
+    the first would be best.
 
     Where nothing before the output layer is random, what it gets is computed once for each image: 50 times faster for LeNet-5, and the
     same numbers but for the order of additions.
     """
-    settings = settings.model_copy(update={"validation": settings.validation.model_copy(update={"checkpoint": "last"})})
+    to_the_end = settings.validation.model_copy(update={"checkpoint": "last", "patience": None})
+    settings = settings.model_copy(update={"validation": to_the_end})
     network = deepcopy(first.network)
     layers = output_layers(settings.network.name, network)
     network.requires_grad_(False)
@@ -164,7 +166,7 @@ def fit_second_phase(
         draw = natural.next(network)
         if features is not None:
             return learner.learn(*features(draw.ids), number=number)[0], draw
-        batch = pool.source.batch(draw.ids, number=number)
+        batch = pool.source.batch(draw.ids, number=settings.training.iterations + number)  # other cuts than the first phase's
         return learner.learn(batch.inputs, batch.targets, number=number)[0], draw
 
     n_classes = pool.index.n_classes
@@ -177,11 +179,13 @@ def fit_second_phase(
 def probabilities(network: nn.Module, pool: Pool, *, runtime: Runtime) -> Float64[np.ndarray, "n k"]:
     """Class probabilities of every image of a pool, in its order; the network is in evaluation mode for it.
 
-    The softmax is in float64: in float32 those of a sure network are exactly 1, and ties blur its ROC curve.
+    The softmax is in float64: in float32 those of a sure network are exactly 1, and ties blur its ROC curve. Of an image that a diverging
+    network gives no numbers for, all classes are alike.
     """
     with evaluating(network), runtime.autocast():
         logits = torch.cat([network(inputs).double() for inputs in pool.batches()])
     found: Float64[np.ndarray, "n k"] = torch.softmax(logits, 1).cpu().numpy()
+    found[~np.isfinite(found).all(axis=1)] = 1 / found.shape[1]
     return found
 
 
@@ -295,7 +299,7 @@ def _iterate(
     fitted, knobs, every = Fitted(network, np.zeros(n_classes, np.int64)), settings.validation, settings.record.curve_every
     n_steps = settings.training.iterations
     losses: list[Tensor] = []
-    best, waited = None, 0
+    best_score, best, waited = float("-inf"), None, 0
     set_mode(network)
     for number in range(n_steps):
         loss, draw = step(number)
@@ -311,9 +315,9 @@ def _iterate(
         if curve is not None and every and fitted.iterations % every == 0:
             fitted.curve.append({"iteration": fitted.iterations, **curve(network)})
         if watch is not None and (fitted.iterations % knobs.every == 0 or fitted.iterations == n_steps):
-            score = watch(network)
-            if fitted.validation is None or score > fitted.validation:
-                fitted.validation, waited = score, 0
+            fitted.validation = watch(network)
+            if fitted.validation > best_score:
+                best_score, waited = fitted.validation, 0
                 best = deepcopy(network.state_dict()) if knobs.checkpoint == "best" else None
             else:
                 waited += 1
@@ -323,6 +327,10 @@ def _iterate(
         fitted.look_at(losses)
     if best is not None:
         network.load_state_dict(best)
+        fitted.validation, fitted.diverged = best_score, False
+    fitted.diverged |= not all(torch.isfinite(weights).all() for weights in network.state_dict().values())
+    if fitted.diverged:
+        fitted.validation = None
     network.eval()
     return fitted
 
@@ -336,6 +344,15 @@ def make_learner(network: nn.Module, loss: Loss, optimizer: Optimizer, settings:
 def plain_loss() -> Loss:
     """The cross-entropy of a class for each image."""
     return make_loss("cross_entropy", outside="none")
+
+
+def check_loss(remedy: Remedy, *, counts: Counts) -> None:
+    """Raise `UsageError` where a remedy's loss cannot do with so many images of each class."""
+    _loss(remedy, _weights(remedy, counts=counts), counts=counts)
+
+
+def _weights(remedy: Remedy, *, counts: Counts) -> Shares | None:
+    return None if remedy.recipe.weights == "none" else class_weights(remedy.recipe.weights, counts)
 
 
 def _loss(remedy: Remedy, weights: Shares | None, *, counts: Counts) -> Loss:

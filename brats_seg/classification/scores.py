@@ -141,9 +141,15 @@ def roc_curve(
 
 
 def roc_curves(outputs: Outputs, labels: Labels) -> list[list[list[float]]]:
-    """False- and true-positive rates of each class against the rest as plain values, at most 200 points of each."""
-    curves = []
+    """False- and true-positive rates of each class against the rest as plain values, at most 200 points of each.
+
+    Both are empty for a class of which there is no image, or every one.
+    """
+    curves: list[list[list[float]]] = []
     for k in range(outputs.shape[1]):
+        if not 0 < int((labels == k).sum()) < len(labels):
+            curves.append([[], []])
+            continue
         alarms, hits = roc_curve(outputs[:, k], labels == k)
         kept = np.unique(np.linspace(0, len(alarms) - 1, min(len(alarms), ROC_POINTS)).round().astype(np.int64))
         curves.append([np.round(alarms[kept], 5).tolist(), np.round(hits[kept], 5).tolist()])

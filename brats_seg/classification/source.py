@@ -95,12 +95,17 @@ class Source:
         """The images by class."""
         return ClassIndex.from_labels(self.labels, self.class_names)
 
-    def restrict(self, ids: Ids) -> "Source":
-        """Some of these images, in the order given; pixels are shared. Raises `InputError` for an id that is none."""
+    def restrict(self, ids: Ids, *, seed: int | None = None) -> "Source":
+        """Some of these images, in the order given; pixels are shared. `seed` is of their cuts; None keeps it.
+
+        Raises:
+            InputError: an id that is none.
+        """
         self._check(ids)
         other = object.__new__(Source)
         other.__dict__ = {name: value for name, value in self.__dict__.items() if name not in ("labels", "index")}
         other.rows = self.rows[ids]
+        other._seed = self._seed if seed is None else seed
         return other
 
     def batch(self, ids: Ids, *, number: int = 0, out: ImageBatch | None = None) -> ImageBatch:
@@ -187,9 +192,9 @@ class Pool:
         """Class of each."""
         return self.source.labels
 
-    def restrict(self, ids: Ids) -> "Pool":
-        """Some of them."""
-        source = self.source.restrict(ids)
+    def restrict(self, ids: Ids, *, seed: int | None = None) -> "Pool":
+        """Some of them, trained on with cuts of their own `seed`; None keeps it."""
+        source = self.source.restrict(ids, seed=seed)
         return Pool(source, source if self.plain is self.source else self.plain.restrict(ids))
 
     def batches(self) -> Iterator[Tensor]:

@@ -15,7 +15,16 @@ from brats_seg.classification.methods import Remedy, remedies
 from brats_seg.classification.settings import Distribution, StudySettings
 from brats_seg.classification.table import StudyTable, make_table
 from brats_seg.classification.two_class import two_class_figures
-from brats_seg.classification.worker import CellWorker, check_cell, image_folder, open_images, scored_parts, time_iterations
+from brats_seg.classification.worker import (
+    CellWorker,
+    check_cell,
+    check_study,
+    image_folder,
+    open_images,
+    scored_parts,
+    shared_settings,
+    time_iterations,
+)  # fmt: skip
 from brats_seg.config import dump_config, load_settings
 from brats_seg.core.files import write_text
 from brats_seg.core.grid import Cell, GridReport, Row, check_identity, read_cells, run_grid
@@ -24,8 +33,6 @@ from brats_seg.errors import InputError, UsageError
 SETTINGS = "study.yaml"
 ROW_BYTES = 3000
 """A row of ten classes on the disk, with its confusion matrix."""
-GRID_SECTIONS = ("distributions", "repeats", "methods", "search", "published")
-"""Sections that say which networks there are; the rest is the same for all networks of a store."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +83,17 @@ def cells(settings: StudySettings) -> tuple[Cell, ...]:
     )  # fmt: skip
 
 
-def make_plan(settings: StudySettings, *, folder: Path | None, workers: int, store: Path | None = None) -> Plan:
+def make_plan(settings: StudySettings, *, folder: Path | None, workers: int, store: Path | None = None, device: str = "cpu") -> Plan:
     """Count, and time a few iterations. Images that are not there leave time and memory unknown.
 
     Raises:
-        UsageError: a method that is none, or knobs it does not take.
-        InputError: a store of another study.
+        UsageError: as `run_study`, where the images are there.
+        InputError: images that are damaged, or a store of another study.
     """
     grid = cells(settings)
     images = _images_if_there(settings, folder)
+    if images is not None:
+        _check(grid, settings, images)
     if store is not None and images is not None:
         for other in _stores(store):
             check_identity(other, _identity(settings, images))
@@ -96,7 +105,7 @@ def make_plan(settings: StudySettings, *, folder: Path | None, workers: int, sto
         if remedy.knobs.two_phase:
             by_method[f"two_phase_{remedy.name}"] = by_method.get(f"two_phase_{remedy.name}", 0) + 1
     workers = n_workers(workers)
-    timing = time_iterations(settings, images) if images is not None else None
+    timing = time_iterations(settings, images, device=device) if images is not None else None
     hours = None
     if timing is not None:
         left = [_remedy_of(settings, cell) for cell in todo]
@@ -108,7 +117,7 @@ def make_plan(settings: StudySettings, *, folder: Path | None, workers: int, sto
     return Plan(
         n_sets=len({json.dumps(cell.job["set"], sort_keys=True) for cell in grid}), n_networks=n_networks, n_cells=len(grid),
         n_finished=len(grid) - len(todo), by_method=by_method, iteration_ms=timing, hours=hours, workers=workers,
-        disk_mb=n_networks * rules * len(scored_parts(settings)) * ROW_BYTES / 1e6,
+        disk_mb=n_networks * rules * len(scored_parts(settings)) * ROW_BYTES / 1e6 + _cache_mb(settings, images),
         memory_mb=images.n_bytes / 1e6 if images is not None else None,
     )  # fmt: skip
 
@@ -141,15 +150,13 @@ def run_study(
     mine = grid if part is None else grid[part[0] - 1 :: part[1]]
     for other in _stores(out):
         check_identity(other, identity)
-    for cell in grid:  # before days of training, not in the middle of them
-        check_cell(cell.job, settings=settings, splits=images)
+    _check(grid, settings, images)
     if not any(read_cells(other) for other in _stores(out)):
         _check_files(images)
     write_text(out / SETTINGS, dump_config(settings))  # before anything is trained: a killed study has its table
-    return run_grid(
-        CellWorker(settings=_recipe(settings), folder=str(where), cache=str(cache), device=device), mine, store=store, identity=identity,
-        workers=n_workers(workers), label="networks", note=_note, known=finished,
-    )  # fmt: skip
+    n = n_workers(workers)
+    worker = CellWorker(settings=_recipe(settings), folder=str(where), cache=str(cache), device=device, decoders=max(1, n_workers(0) // n))
+    return run_grid(worker, mine, store=store, identity=identity, workers=n, label="networks", note=_note, known=finished)
 
 
 def describe(plan: Plan) -> str:
@@ -192,7 +199,9 @@ def _duration(hours: float) -> str:
 
 
 def study_rows(out: Path) -> list[Row]:
-    """Rows of every finished cell of a study, those of all parts together, none twice.
+    """Rows of every finished cell that a study asks for now, those of all parts together, none twice.
+
+    A method whose knobs were changed since is another cell; the rows of the old one stay in the store and are not mixed in.
 
     Raises:
         InputError: no study there.
@@ -200,7 +209,8 @@ def study_rows(out: Path) -> list[Row]:
     found = _finished(out)
     if not found:
         raise InputError(f"{out}: no finished network of a study; `brats-seg study run CONFIG {out}` trains some")
-    return [row for rows in found.values() for row in rows]
+    asked = {cell.digest for cell in cells(load_settings(StudySettings, _kept(out)))}
+    return [row for digest, rows in found.items() if digest in asked for row in rows]
 
 
 def n_workers(asked: int) -> int:
@@ -233,19 +243,13 @@ def _cell(settings: StudySettings, point: Mapping[str, Any], remedy: Remedy, *, 
     ratio = f" to {remedy.imbalance_ratio:g}" if remedy.imbalance_ratio != 1 else ""
     where = f"{point['kind']} rho {point['rho']:g}" + (f" mu {point['mu']:g}" if point["mu"] else "")
     where += " " + "-".join(map(str, point["counts"])) if point["counts"] else ""
+    where += f", {point['minority']} classes rare" if point["kind"] != "balanced" and not point["counts"] else ""
     return Cell(key=f"{where}, repeat {point['repeat']}, {remedy.name}{ratio}, rate {rate:g}, run {run}", job=job)
 
 
 def _remedy_of(settings: StudySettings, cell: Cell) -> Remedy:
     name, ratio = cell.job["method"], tuple(cell.job["knobs"]["imbalance_ratio"])
     return next(remedy for remedy in remedies({name: settings.methods[name]}) if remedy.knobs.imbalance_ratio == ratio)
-
-
-def shared_settings(settings: StudySettings) -> dict[str, Any]:
-    """What all networks of a store have in common, as plain values; where the images lie is no part of it."""
-    tree = settings.model_dump(mode="json")
-    shared = {name: value for name, value in tree.items() if name not in (*GRID_SECTIONS, "images")}
-    return {"image_set": {name: value for name, value in tree["images"].items() if name != "folder"}, **shared}
 
 
 def _identity(settings: StudySettings, images: Splits) -> dict[str, Any]:
@@ -262,11 +266,27 @@ def _check_files(images: Splits) -> None:
                 raise InputError(broken[0] + others)
 
 
+def _check(grid: Sequence[Cell], settings: StudySettings, images: Splits) -> None:
+    """Raise `UsageError` for what would fail in the middle of a study."""
+    check_study(settings, images)
+    for cell in grid:
+        check_cell(cell.job, settings=settings, splits=images)
+
+
 def _images_if_there(settings: StudySettings, folder: Path | None) -> Splits | None:
+    """None where no folder is named, or nothing is there."""
     try:
-        return open_images(settings.images, image_folder(settings.images, folder), cache=None)
-    except (InputError, UsageError):
+        where = image_folder(settings.images, folder)
+    except UsageError:
         return None
+    return open_images(settings.images, where, cache=None) if where.exists() else None
+
+
+def _cache_mb(settings: StudySettings, images: Splits | None) -> float:
+    """Of the whitened images that a study keeps, float32."""
+    if images is None or settings.images.preprocessing == "none":
+        return 0.0
+    return sum(part.images.size for part in images.parts if not isinstance(part.images, FolderImages)) * 4 / 1e6
 
 
 def _note(key: str, rows: Sequence[Row]) -> str:

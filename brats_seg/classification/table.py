@@ -20,7 +20,7 @@ ARGMAX = "argmax"
 POINT = ("kind", "rho", "mu", "minority_rule", "given")
 """What makes a distribution: rows that share these differ by repeat alone."""
 TABLE_COLUMNS = (
-    "kind", "rho", "mu", "method", "imbalance_ratio", "decision", "part", "picked_on", "n", "n_test",
+    "kind", "rho", "mu", "minority_rule", "given", "method", "imbalance_ratio", "decision", "part", "picked_on", "n", "n_test",
     *(f"{score}{what}" for score in SCORES for what in ("", "_sd", "_low", "_high")),
 )  # fmt: skip
 PAIR_COLUMNS = ("over", "first", "second", "score", "part", "n", "difference", "low", "high")
@@ -131,8 +131,8 @@ def _means(rows: Sequence[Row], *, picked_on: str) -> list[Row]:
 
 def _mean(group: Sequence[Row], picked_on: str) -> Row:
     first = group[0]
-    mean = {name: first[name] for name in ("kind", "rho", "mu", "method", "imbalance_ratio", "decision", "part", "n_test")}
-    mean |= {"picked_on": picked_on, "n": len(group)}
+    mean = {name: first[name] for name in TABLE_COLUMNS if name in first and name not in SCORES}
+    mean |= {"given": "-".join(map(str, first["given"] or ())), "picked_on": picked_on, "n": len(group)}
     for score in SCORES:
         values = [row[score] for row in group if row[score] is not None]
         interval = bootstrap_interval(values, [str(row["repeat"]) for row in group if row[score] is not None]) or (None, None)
@@ -246,7 +246,9 @@ def _sorted(rows: Sequence[Row]) -> list[Row]:
 
 
 def _distribution(row: Row) -> str:
-    return row["kind"] + (f", rho {row['rho']:g}" if row["rho"] != 1 else "") + (f", mu {row['mu']:g}" if row["mu"] else "")
+    rho, mu = (f", {name} {row[name]:g}" if row[name] and row[name] != 1 else "" for name in ("rho", "mu"))
+    lowest = ", lowest classes rare" if row["minority_rule"] == "lowest" and row["kind"] in ("step", "linear") else ""
+    return row["kind"] + rho + mu + lowest + (f" {row['given']}" if row["given"] else "")
 
 
 def _method(row: Row) -> str:

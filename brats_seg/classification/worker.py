@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int64
 from torch import nn
 
 from brats_seg.classification.decisions import Probabilities, divide_by_prior, tune_factors, weigh_costs
-from brats_seg.classification.fitting import Fitted, Watch, build_network, fit, fit_second_phase, probabilities
+from brats_seg.classification.fitting import Fitted, Watch, build_network, check_loss, fit, fit_second_phase, probabilities
 from brats_seg.classification.folder import FolderImages
 from brats_seg.classification.images import ImageSet, Splits, load_images
 from brats_seg.classification.methods import Remedy, cascade_goals, kept_by_cascade, remedy, synthesize
@@ -31,6 +32,8 @@ from brats_seg.imbalance.distributions import Distribution, choose_examples, cla
 from brats_seg.training.checkpoint import library_versions
 
 DATA_VARIABLE = "BRATS_SEG_DATA"
+GRID_SECTIONS = ("distributions", "repeats", "methods", "search", "published")
+"""Sections that say which networks there are; the rest is the same for all networks of a store."""
 MOST_CONFUSION_CLASSES = 100
 """With more, a row holds no confusion matrix: 1,000 classes would take 2 MB."""
 ARGMAX = "argmax"
@@ -65,19 +68,20 @@ class CellWorker:
         folder: of the images.
         cache: folder for whitened images.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        decoders: threads that decode the images of a folder.
     """
 
     settings: StudySettings
     folder: str
     cache: str
     device: str = "auto"
+    decoders: int = 1
 
     def __call__(self, job: Mapping[str, Any]) -> list[Row]:
         """The rows of a cell."""
         runtime = _runtime(self.device, self.settings.network.precision)
-        return train_cell(
-            job, settings=self.settings, bench=_bench(self.settings.model_dump_json(), self.folder, self.cache, runtime), runtime=runtime
-        )
+        bench = _bench(self.settings.model_dump_json(), self.folder, self.cache, runtime, self.decoders)
+        return train_cell(job, settings=self.settings, bench=bench, runtime=runtime)
 
 
 def image_folder(images: Images, folder: Path | None) -> Path:
@@ -101,20 +105,18 @@ def open_images(images: Images, folder: Path, *, cache: Path | None) -> Splits:
     return load_images(images.name, folder, classes=images.classes, preprocessing=images.preprocessing, cache=cache)
 
 
-def open_bench(settings: StudySettings, splits: Splits, *, runtime: Runtime) -> Bench:
+def open_bench(settings: StudySettings, splits: Splits, *, runtime: Runtime, decoders: int = 1) -> Bench:
     """Put the images of a study on the device and part them.
 
-    Raises:
-        UsageError: more images to keep out of training than a class has, or no validation images of its own.
+    Args:
+        settings: of the study, which `check_study` has let through.
+        splits: its images.
+        runtime: where batches are wanted.
+        decoders: threads that decode the images of a folder.
     """
-    make = partial(Source, device=runtime.device, seed=settings.training.seed)
+    make = partial(Source, device=runtime.device, threads=decoders)
     knobs, counts = settings.validation, splits.train.counts
     kept_out = knobs.held_out + knobs.per_class
-    if kept_out >= counts.min():
-        raise UsageError(
-            f"validation.held_out {knobs.held_out} and per_class {knobs.per_class}: fewer together than the {counts.min()} training images "
-            "of the rarest class"
-        )
     plain, test = make(splits.train), _whole(make(splits.test))
     source = make(splits.train, role="train") if isinstance(splits.train.images, FolderImages) else plain
     train = Pool(source, plain)
@@ -125,8 +127,7 @@ def open_bench(settings: StudySettings, splits: Splits, *, runtime: Runtime) -> 
     pools = {"test": test, "held_out": _whole(plain.restrict(held_out)), "half": test.restrict(first), "rest": test.restrict(second)}
     pools["train"] = _whole(plain.restrict(np.setdiff1d(kept, held_out)))
     if knobs.images == "own":
-        if splits.validation is None:
-            raise UsageError(f"validation.images 'own': {splits.train.name} comes without validation images; take train, half or held_out")
+        assert splits.validation is not None
         pools["own"] = _whole(make(splits.validation))
     left = train.restrict(np.setdiff1d(np.arange(len(plain)), kept))
     return Bench(left, {name: pools[name] for name in scored_parts(settings)}, pools.get(knobs.images))
@@ -150,9 +151,10 @@ def train_cell(job: Mapping[str, Any], *, settings: StudySettings, bench: Bench,
         _distribution(point), bench.available.labels, n_classes=bench.available.index.n_classes, most=settings.base,
         minority=point["minority"], seed=_seed(settings, _SET, which),
     )  # fmt: skip
+    seed = _seed(settings, _NETWORK, which, job["run"])
     cell = _Cell(
-        settings, bench, runtime, bench.available.restrict(drawn.ids), remedy(job["method"], Method.model_validate(job["knobs"])),
-        settings.optimizer.model_copy(update={"lr": job["rate"]}), _seed(settings, _NETWORK, which, job["run"]),
+        settings, bench, runtime, bench.available.restrict(drawn.ids, seed=seed), _remedy(job),
+        settings.optimizer.model_copy(update={"lr": job["rate"]}), seed,
     )  # fmt: skip
     about = {
         "images": settings.images.name, "kind": point["kind"], "rho": point["rho"], "mu": point["mu"], "given": point["counts"],
@@ -165,23 +167,46 @@ def train_cell(job: Mapping[str, Any], *, settings: StudySettings, bench: Bench,
     return [about | row for row in cell.rows()]
 
 
+def check_study(settings: StudySettings, splits: Splits) -> None:
+    """Raise `UsageError` where the images are not what the settings ask for: before days of training, not in the middle of them.
+
+    More images to keep out of training than a class has, no validation images of its own, classes that are not there, or a network that
+    cannot take such images.
+    """
+    knobs, train = settings.validation, splits.train
+    n_classes = len(train.class_names)
+    if knobs.held_out + knobs.per_class >= train.counts.min():
+        raise UsageError(
+            f"validation.held_out {knobs.held_out} and per_class {knobs.per_class}: fewer together than the {train.counts.min()} training "
+            "images of the rarest class"
+        )
+    if knobs.images == "own" and splits.validation is None:
+        raise UsageError(f"validation.images 'own': {train.name} comes without validation images; take train, half or held_out")
+    if knobs.of is not None and knobs.of not in train.class_names:
+        raise UsageError(f"validation.of '{knobs.of}': no such class; the classes are {', '.join(train.class_names)}")
+    if settings.decisions.costs is not None:
+        weigh_costs(np.full((1, n_classes), 1 / n_classes), np.array(settings.decisions.costs, np.float64))
+    build_network(settings, train, seed=0, runtime=Runtime(torch.device("cpu")))
+
+
 def check_cell(job: Mapping[str, Any], *, settings: StudySettings, splits: Splits) -> None:
-    """Raise `UsageError` where the images cannot fill a cell's set, or the settings name classes they do not have."""
-    point, knobs, n_classes = job["set"], settings.validation, len(splits.train.class_names)
+    """Raise `UsageError` where the images cannot fill a cell's set, or its method cannot do with what they fill it with."""
+    point, knobs = job["set"], settings.validation
     available = splits.train.counts - knobs.held_out - knobs.per_class
     order = class_order(available, most=settings.base, minority=point["minority"], seed=_seed(settings, _SET, _number_of(point)))
-    class_counts(_distribution(point), available=available, most=settings.base, order=order)
-    one_image = np.full((1, n_classes), 1 / n_classes)
-    if settings.decisions.costs is not None:
-        weigh_costs(one_image, np.array(settings.decisions.costs, np.float64))
-    if knobs.of is not None and knobs.of not in splits.train.class_names:
-        raise UsageError(f"validation.of '{knobs.of}': no such class; the classes are {', '.join(splits.train.class_names)}")
+    check_loss(_remedy(job), counts=class_counts(_distribution(point), available=available, most=settings.base, order=order))
+
+
+def shared_settings(settings: StudySettings) -> dict[str, Any]:
+    """What all networks of a store have in common, as plain values; where the images lie is no part of it."""
+    tree = settings.model_dump(mode="json")
+    shared = {name: value for name, value in tree.items() if name not in (*GRID_SECTIONS, "images")}
+    return {"image_set": {name: value for name, value in tree["images"].items() if name != "folder"}, **shared}
 
 
 def config_digest(settings: StudySettings) -> str:
-    """Twelve hexadecimal figures that stand for what all networks of a study share (see `study.shared_settings`)."""
-    shared = settings.model_dump_json(exclude={"distributions", "repeats", "methods", "search", "published", "images"})
-    return hashlib.sha256(shared.encode()).hexdigest()[:12]
+    """Twelve hexadecimal figures that stand for what all networks of a study share."""
+    return hashlib.sha256(json.dumps(shared_settings(settings), sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -324,8 +349,6 @@ class _Cell:
 
 def validation_score(known: Probabilities, pool: Pool, *, score: str, of: str | None) -> float:
     """A validation score, higher is better: minus the mean log loss, or one of the scores; of a class, or the mean over the classes."""
-    if not np.isfinite(known).all():
-        return float("-inf")
     if score == "loss":
         own = known[np.arange(len(known)), pool.labels]
         return float(np.log(np.maximum(own, 1e-300)).mean())
@@ -339,11 +362,11 @@ def validation_score(known: Probabilities, pool: Pool, *, score: str, of: str | 
     return sum(values) / len(values)
 
 
-def time_iterations(settings: StudySettings, splits: Splits, *, n: int = 30) -> tuple[float, float]:
-    """Milliseconds of an iteration of a network, and of one of its second phase, on one thread of this machine: medians of `n`."""
-    runtime = _runtime("cpu", settings.network.precision)
-    plain = Source(splits.train)
-    source = Source(splits.train, role="train") if isinstance(splits.train.images, FolderImages) else plain
+def time_iterations(settings: StudySettings, splits: Splits, *, device: str = "cpu", n: int = 30) -> tuple[float, float]:
+    """Milliseconds of an iteration of a network, and of one of its second phase, on a device or one thread: medians of `n`."""
+    runtime = _runtime(device, settings.network.precision)
+    plain = Source(splits.train, device=runtime.device)
+    source = Source(splits.train, role="train", device=runtime.device) if isinstance(splits.train.images, FolderImages) else plain
     pool = Pool(source, plain).restrict(np.arange(0, len(plain), max(1, len(plain) // 1000)))
     short = settings.model_copy(update={"training": settings.training.model_copy(update={"iterations": n})})
     network = build_network(short, splits.train, seed=0, runtime=runtime)
@@ -362,10 +385,10 @@ def _runtime(device: str, precision: str) -> Runtime:
 
 
 @lru_cache(maxsize=1)
-def _bench(settings_json: str, folder: str, cache: str, runtime: Runtime) -> Bench:
+def _bench(settings_json: str, folder: str, cache: str, runtime: Runtime, decoders: int) -> Bench:
     """Once for each process: the cells of a study follow one another."""
     settings = StudySettings.model_validate_json(settings_json)
-    return open_bench(settings, open_images(settings.images, Path(folder), cache=Path(cache)), runtime=runtime)
+    return open_bench(settings, open_images(settings.images, Path(folder), cache=Path(cache)), runtime=runtime, decoders=decoders)
 
 
 def _whole(source: Source) -> Pool:
@@ -376,6 +399,10 @@ def _whole(source: Source) -> Pool:
 def _every_second(labels: Int64[np.ndarray, " images"], start: int) -> Ids:
     """Every second image of each class, rising."""
     return np.sort(np.concatenate([np.flatnonzero(labels == k)[start::2] for k in np.unique(labels)]))
+
+
+def _remedy(job: Mapping[str, Any]) -> Remedy:
+    return remedy(job["method"], Method.model_validate(job["knobs"]))
 
 
 def _distribution(point: Mapping[str, Any]) -> Distribution:

@@ -46,7 +46,7 @@ def learning_rate(optimizer: Optimizer, step: int, *, n_steps: int) -> float:
         "cosine": lambda: (1 + cos(pi * progress)) / 2,
         "linear": lambda: 1 - progress,
         "inverse": lambda: (1 + optimizer.gamma * since) ** -optimizer.power,
-        "steps": lambda: optimizer.drop_factor ** sum(step / n_steps >= drop for drop in optimizer.drops),
+        "steps": lambda: optimizer.drop_factor ** sum(step >= round(drop * n_steps) for drop in optimizer.drops),
     }
     return float(optimizer.lr * factors[optimizer.schedule]())
 

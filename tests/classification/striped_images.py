@@ -1,4 +1,4 @@
-"""A study that trains in a second: 8 x 8 images of four classes, each a bright stripe at its own height."""
+"""A study that trains in a second: 20 x 20 images of four classes, each a bright stripe at its own height."""
 
 import sys
 from pathlib import Path
@@ -11,16 +11,15 @@ from brats_seg.classification.study import run_study
 from brats_seg.config import parse_settings
 
 N_CLASSES = 4
-SIDE = 20
 
 
-def write_images(path: Path, *, n_train: int = 40, n_test: int = 20, seed: int = 0) -> Path:
+def write_images(path: Path, *, n_train: int = 40, n_test: int = 20, side: int = 20, seed: int = 0) -> Path:
     """Write an .npz of noisy stripes, `n_train` and `n_test` images a class."""
     generator = np.random.default_rng(seed)
     arrays = {}
     for part, n in (("train", n_train), ("test", n_test)):
         labels = np.repeat(np.arange(N_CLASSES), n)
-        images = generator.integers(0, 200, (len(labels), SIDE, SIDE), dtype=np.uint8)
+        images = generator.integers(0, 200, (len(labels), side, side), dtype=np.uint8)
         for i, label in enumerate(labels):
             images[i, 4 * label : 4 * label + 4] //= 2
             images[i, 4 * label : 4 * label + 4] += 100

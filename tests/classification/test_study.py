@@ -42,7 +42,8 @@ def networks_of(name: str) -> tuple[int, int]:
 def test_the_published_numbers_of_networks():
     assert networks_of("mnist") == (4050 + 450, 22_500)
     assert networks_of("imagenet") == (5, 15)
-    assert networks_of("mnist_quick") == (18, 90)
+    assert networks_of("mnist_quick") == (18 + 6 + 1, 90 + 6 + 1)  # step; linear and balanced, the baseline alone
+    assert networks_of("mnist_methods") == (3, 78)
     quick = make_plan(load_settings(StudySettings, "cifar10", shelf="studies"), folder=Path("nowhere"), workers=1)
     assert quick.n_networks == 480 + 160 + 8  # and the balanced set
 
@@ -63,6 +64,18 @@ def test_a_finished_study_trains_nothing_again_and_a_grown_one_only_what_is_new(
     with pytest.raises(InputError, match="another study"):
         run_study(tiny_settings(base=30), tmp_path, folder=images, workers=1, device="cpu")
     assert study_table(tmp_path).means == make_table(study_rows(tmp_path)).means  # its settings were not overwritten
+
+
+def test_a_method_that_was_changed_does_not_mix_with_what_it_was(images: Path, tmp_path: Path):
+    for knobs in ({}, {"two_phase": True}):
+        run_study(tiny_settings(methods={"oversample": knobs}), tmp_path, folder=images, workers=1, device="cpu")
+    table = study_table(tmp_path)
+    assert {(row["method"], row["n"]) for row in table.means} == {("oversample", 1), ("two_phase_oversample", 1)}
+
+
+def test_random_and_lowest_rare_classes_in_one_study():
+    sets = [{"kind": "step", "rho": [4], "mu": [0.5], "minority": rule} for rule in ("random", "lowest")]
+    assert len({cell.key for cell in cells(tiny_settings(distributions=sets, methods={"baseline": {}}))}) == 2
 
 
 def test_parts_make_the_whole(images: Path, tmp_path: Path):
@@ -93,9 +106,25 @@ def test_a_plan_does_not_count_what_another_study_finished(images: Path, tmp_pat
         make_plan(tiny_settings(base=30, methods={"baseline": {}}), folder=images, workers=1, store=tmp_path)
 
 
+def test_a_plan_of_what_is_damaged_or_cannot_be_is_refused(images: Path, tmp_path: Path):
+    damaged = tmp_path / "images.npz"
+    damaged.write_bytes(images.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"images\.npz"):
+        make_plan(tiny_settings(), folder=damaged, workers=1)
+    with pytest.raises(UsageError, match="rho 400 is larger than the class"):
+        make_plan(tiny_settings(distributions=[{"kind": "step", "rho": [400], "mu": [0.5]}]), folder=images, workers=1)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"network": {"name": "vgg"}}, "vgg"),
+        ({"validation": {"images": "own"}}, "comes without validation images"),
+        ({"validation": {"held_out": 30, "images": "train", "per_class": 10}}, "held_out 30 and per_class 10"),
+        (
+            {"methods": {"logit_adjusted": {}}, "distributions": [{"kind": "given", "counts": [0, 5, 5, 5]}]},
+            "share of 0 has a logarithm",
+        ),
         ({"distributions": [{"kind": "step", "rho": [4, 50], "mu": [0.5]}]}, "rho 50 is larger than the class"),
         ({"distributions": [{"kind": "step", "rho": [4], "mu": [0.5, 0.99]}]}, "mu 0.99: of 4 classes 3.96 would be"),
         ({"base": 41}, "is to get 41 examples and has 40"),
@@ -168,7 +197,8 @@ def check_kills(images: Path, tmp_path: Path, *, n_kills: int, iterations: int, 
     for number in range(n_kills):
         study = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         workers = wait_for_workers(study)
-        time.sleep(dice.uniform(0, 3 if n_kills > 2 else 1))  # a spawned worker takes two seconds to import torch
+        wait_for_rows(study, tmp_path / "killed" / "rows.jsonl")
+        time.sleep(dice.uniform(0, 3 if n_kills > 2 else 0.5))
         if workers and number % 2 == 0:
             os.kill(dice.choice(workers), signal.SIGKILL)
             time.sleep(dice.uniform(0, 1))
@@ -176,9 +206,17 @@ def check_kills(images: Path, tmp_path: Path, *, n_kills: int, iterations: int, 
         study.wait()
         time.sleep(0.2)  # until its lock is let go
     subprocess.run(command, check=True)
+    assert (tmp_path / "killed" / "rows.jsonl").read_text().count("\n") == len(cells(settings))  # none twice
     killed = study_rows(tmp_path / "killed")
     assert without_clocks(killed) == without_clocks(list(whole.rows))
     assert study_table(tmp_path / "killed") == make_table(list(whole.rows))
+
+
+def wait_for_rows(study: "subprocess.Popen[bytes]", rows: Path) -> None:
+    """Until a row is written that was not there before, or the study ends."""
+    n_before = rows.read_text().count("\n") if rows.exists() else 0
+    while study.poll() is None and (not rows.exists() or rows.read_text().count("\n") == n_before):
+        time.sleep(0.05)
 
 
 def wait_for_workers(study: "subprocess.Popen[bytes]") -> list[int]:

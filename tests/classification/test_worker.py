@@ -8,15 +8,20 @@ import numpy as np
 import pytest
 import torch
 from striped_images import N_CLASSES, tiny_settings, write_images
+from torch import nn
 
-from brats_seg.classification.fitting import Draws, build_network, fit, fit_second_phase
+from brats_seg.classification.decisions import divide_by_prior
+from brats_seg.classification.fitting import Draws, build_network, fit, fit_second_phase, make_learner
 from brats_seg.classification.methods import METHODS, remedy
 from brats_seg.classification.settings import Method, StudySettings
 from brats_seg.classification.study import cells
 from brats_seg.classification.worker import Bench, open_bench, open_images, train_cell
+from brats_seg.config import Optimizer
 from brats_seg.core.grid import Row
 from brats_seg.core.runtime import Runtime
-from brats_seg.errors import UsageError
+from brats_seg.imbalance.samplers import HardSampler
+from brats_seg.models.losses import Loss
+from brats_seg.training.step import Learner
 
 CPU = Runtime(torch.device("cpu"))
 
@@ -70,6 +75,21 @@ def test_thresholding_by_either_prior_keeps_the_auc(images: Path):
         assert row["auc"] == pytest.approx(plain["auc"], abs=1e-9)
 
 
+def test_thresholding_divides_by_the_set_before_sampling_or_by_what_was_drawn(images: Path, monkeypatch: pytest.MonkeyPatch):
+    divided: list[np.ndarray] = []
+
+    def spy(known: np.ndarray, *, prior: np.ndarray) -> np.ndarray:
+        divided.append(prior)
+        return divide_by_prior(known, prior=prior)
+
+    monkeypatch.setattr("brats_seg.classification.worker.divide_by_prior", spy)
+    row = rows_of(images, methods={"oversample": {}}, distributions=[{"kind": "step", "rho": [10], "mu": [0.5], "minority": "lowest"}])[0]
+    assert row["counts"] == [4, 4, 40, 40]
+    by_set, by_ledger = divided
+    assert by_set == pytest.approx(np.array([4, 4, 40, 40]) / 88)
+    assert by_ledger == pytest.approx(np.full(4, 0.25))
+
+
 def test_the_same_seed_gives_the_same_network(images: Path):
     def scores(rows: list[Row]) -> list[float]:
         return [row["auc"] for row in rows]
@@ -79,10 +99,17 @@ def test_the_same_seed_gives_the_same_network(images: Path):
     assert scores(rows_of(images, training={"iterations": 10, "batch_size": 16, "seed": 1})) != scores(first)
 
 
-@pytest.mark.parametrize(("network", "moves"), [("lenet5", {"output"}), ("all_cnn", {"hidden", "output"}), ("two_class", {"output"})])
-def test_the_second_phase_moves_the_last_layers_only(images: Path, network: str, moves: set[str]):
+@pytest.mark.parametrize(
+    ("network", "moves"), [("lenet5", {"output"}), ("all_cnn", {"hidden", "output"}), ("two_class", {"output"}), ("resnet10", {"output"})]
+)
+@pytest.mark.parametrize("features_once", [True, False])
+def test_the_second_phase_moves_the_last_layers_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str, moves: set[str], features_once: bool
+):
+    if not features_once:  # as with images that are cut anew each time
+        monkeypatch.setattr("brats_seg.classification.fitting._is_fixed", lambda *_: False)
     settings = tiny_settings(network={"name": network}, training={"iterations": 3, "batch_size": 8})
-    bench = bench_of(settings, images)
+    bench = bench_of(settings, write_images(tmp_path / "stripes.npz", side=32))
     shared: dict[str, Any] = {"settings": settings, "optimizer": settings.optimizer, "seed": 0, "runtime": CPU}
     built = build_network(settings, bench.available.source.set, seed=0, runtime=CPU)
     first = fit(built, bench.available, remedy("oversample", Method()), **shared)
@@ -91,6 +118,25 @@ def test_the_second_phase_moves_the_last_layers_only(images: Path, network: str,
     moved = {name.split(".")[0] for name, weights in second.network.state_dict().items() if not torch.equal(weights, before[name])}
     assert moved == moves
     assert all(torch.equal(weights, before[name]) for name, weights in first.network.state_dict().items())
+
+
+def test_the_second_phase_is_a_whole_schedule_at_a_tenth_of_the_rate(images: Path, monkeypatch: pytest.MonkeyPatch):
+    rates: list[float] = []
+
+    def spy(network: nn.Module, loss: Loss, optimizer: Optimizer, *rest: Any, **others: Any) -> Learner:
+        rates.append(optimizer.lr)
+        return make_learner(network, loss, optimizer, *rest, **others)
+
+    monkeypatch.setattr("brats_seg.classification.fitting.make_learner", spy)
+    rows = rows_of(
+        images, methods={"oversample": {"two_phase": True}}, distributions=[{"kind": "step", "rho": [4], "mu": [0.5]}],
+        search={"rates": [0.02]}, training={"iterations": 60, "batch_size": 16},
+        validation={"images": "test", "score": "loss", "every": 1, "patience": 1, "checkpoint": "best"},
+    )  # fmt: skip
+    first, second = (next(row for row in rows if row["phase"] == phase) for phase in (1, 2))
+    assert rates == pytest.approx([0.02, 0.002])
+    assert first["iterations"] < 60
+    assert second["iterations"] == 60
 
 
 def test_the_second_phase_is_at_the_natural_frequencies_of_the_set_itself(images: Path):
@@ -127,6 +173,38 @@ def test_every_method_gives_rows(images: Path, name: str):
     assert {"argmax", "prior_set", "tuned_f_score", "costs"} <= {row["decision"] for row in rows}
     assert ("prior_ledger" in {row["decision"] for row in rows}) == (name != "focal")
     assert all(0.3 <= row["auc"] <= 1 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [("class_weights", "baseline"), ("focal", "baseline"), ("logit_adjusted", "baseline"), ("deferred_weights", "baseline"),
+     ("perturbed_copies", "oversample")],
+)  # fmt: skip
+def test_a_remedy_that_draws_like_another_learns_something_else(images: Path, name: str, plain: str):
+    rows = rows_of(images, methods={plain: {}, name: {"weights_from": 0.5}}, distributions=[{"kind": "step", "rho": [4], "mu": [0.5]}])
+    first, second = (next(row for row in rows if row["method"] == method) for method in (plain, name))
+    assert np.abs(np.subtract(first["seen"], second["seen"])).max() == 0
+    assert first["loss"] != second["loss"]
+
+
+def test_replay_is_given_what_the_network_gets_wrong_or_is_unsure_of(images: Path, monkeypatch: pytest.MonkeyPatch):
+    pools: list[dict[int, np.ndarray]] = []
+    monkeypatch.setattr(HardSampler, "accept_pools", lambda _, found: pools.append(found))
+    settings = tiny_settings()
+    pool = bench_of(settings, images).available
+
+    class SureOfTwo(nn.Module):
+        """Calls every image class 0 with a probability of 0.72, class 1 with 0.26."""
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([0.72, 0.26, 0.01, 0.01]).log().expand(len(inputs), -1)
+
+    for threshold, hard in ((0.7, 0), (0.75, 40)):
+        knobs = Method.model_validate({"hard": {"threshold": threshold}})
+        draws = Draws(pool, remedy("hard_replay", knobs), settings, seed=0, runtime=CPU)
+        for _ in range(11):  # 160 images are ten batches
+            draws.next(SureOfTwo())
+        assert {k: len(ids) for k, ids in pools[-1].items()} == {0: hard, 1: 40, 2: 40, 3: 40}
 
 
 def test_half_of_the_test_images_validate_and_the_rest_are_scored(images: Path):
@@ -167,6 +245,29 @@ def test_a_training_that_diverges_is_a_row_of_no_knowledge(images: Path):
     assert all(row["diverged"] and row["auc"] == 0.5 for row in rows)
 
 
+@pytest.mark.parametrize("rate", [1e12, 1e30])
+@pytest.mark.parametrize("iterations", [1, 30])
+@pytest.mark.parametrize("checkpoint", ["last", "best"])
+def test_a_training_that_diverges_is_looked_at_all_the_same(images: Path, rate: float, iterations: int, checkpoint: str):
+    rows = rows_of(
+        images,
+        methods={"oversample": {"two_phase": True}},
+        search={"rates": [rate]},
+        training={"iterations": iterations, "batch_size": 16},
+        validation={"images": "test", "score": "loss", "every": 1, "checkpoint": checkpoint},
+        record={"curve_every": 1},
+    )
+    json.dumps(rows, allow_nan=False)
+    assert all((row["validation"] is None) == row["diverged"] for row in rows)
+
+
+def test_validation_is_the_score_of_the_weights_that_are_kept(images: Path):
+    for checkpoint in ("last", "best"):
+        watched = {"images": "test", "score": "auc", "every": 1, "checkpoint": checkpoint}
+        rows = rows_of(images, methods={"baseline": {}}, training={"iterations": 12, "batch_size": 16}, validation=watched)
+        assert all(row["validation"] == row["auc"] for row in rows if row["decision"] == "argmax")
+
+
 def test_undersampling_draws_one_subset_or_a_new_one_each_epoch(images: Path):
     settings = tiny_settings(training={"iterations": 60, "batch_size": 16})
     bench = bench_of(settings, images)
@@ -180,8 +281,3 @@ def test_undersampling_draws_one_subset_or_a_new_one_each_epoch(images: Path):
     assert seen["never"] == [4, 4, 4, 4]
     assert seen["epoch"][0] == 4
     assert min(seen["epoch"][1:]) > 20
-
-
-def test_more_held_out_than_there_is_is_refused(images: Path):
-    with pytest.raises(UsageError, match="held_out 30 and per_class 10"):
-        rows_of(images, validation={"held_out": 30, "images": "train", "per_class": 10})

@@ -57,6 +57,11 @@ def test_rates_by_hand() -> None:
     assert rates(6, schedule="poly", warmup_steps=2) == [0.5, 1, 1, round(0.75**0.9, 4), round(0.5**0.9, 4), round(0.25**0.9, 4)]
 
 
+def test_a_rate_drops_at_the_step_that_its_share_is_rounded_to() -> None:
+    knobs = Optimizer(lr=1.0, schedule="steps", drops=(0.5714286, 0.7142857), drop_factor=0.1)
+    assert [learning_rate(knobs, step, n_steps=70_000) for step in (39_999, 40_000, 49_999, 50_000)] == pytest.approx([1, 0.1, 0.1, 0.01])
+
+
 def test_running_mean_by_hand() -> None:
     net = nn.Linear(1, 1, bias=False)
     nn.init.constant_(net.weight, 0.0)
