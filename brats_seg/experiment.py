@@ -1,6 +1,5 @@
 """Samplers side by side on one bank: folds x seeds -> one table."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +12,12 @@ import numpy as np
 import pandas as pd
 
 from brats_seg import pipeline
-from brats_seg.bank.bank import PatchBank
+from brats_seg.bank.bank import PatchBank, verify_bank
 from brats_seg.config import Config, parse_config
+from brats_seg.core.cluster import worker_number
 from brats_seg.core.files import atomic, read_json, write_json, write_text
-from brats_seg.core.grid import Cell, GridReport, run_grid
-from brats_seg.core.runtime import Runtime, start_runtime
+from brats_seg.core.grid import Cell, GridReport, check_identity, read_cells, run_grid
+from brats_seg.core.runtime import Runtime, n_workers, start_runtime, worker_device
 from brats_seg.core.shapes import TissueMap
 from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.volumes import score_volume
@@ -32,8 +32,11 @@ from brats_seg.reporting.experiment_table import (
     write_rows,
 )
 from brats_seg.scans.labels import REGIONS
-from brats_seg.scans.phantom import PHANTOM_VERSION
+from brats_seg.scans.phantom import PHANTOM_VERSION, make_traits
 from brats_seg.strategies import TUNED, ExperimentConfig, Phantoms, Strategy, laid_over, make_strategies
+
+TRAINED = "trained.json"
+"""What a run of an experiment was trained on and with, in its folder."""
 
 
 @dataclass(frozen=True)
@@ -71,47 +74,60 @@ def run_experiment(
         out: folder to write into.
         config: what to compare.
         title: of the table and the page.
-        workers: processes, each computing with one thread; 0 for one per core.
+        workers: processes, each computing with one thread; 0 for one per core, or per GPU.
         only: names of strategies; none for all.
         known: a runs.csv of runs finished elsewhere, which are taken over.
-        device: where each process computes.
+        device: where each process computes; several GPUs are used in turn.
 
     Raises:
         UsageError: a strategy, knob, class or fold that does not exist, or a seed given twice.
-        InputError: a bank other than the one the experiment was begun with, or a training fold that lacks a class another fold has.
+        InputError: a bank that is damaged or not the one the experiment was begun with, a training fold that lacks a class another fold
+            has, a run folder of a strategy whose knobs were others, or a `known` table that lacks rows.
     """
-    strategies = make_strategies(config, only=only)
+    strategies, asked = make_strategies(config), {strategy.name for strategy in make_strategies(config, only=only)}
+    for name, cohort in config.phantoms.items():
+        try:
+            make_traits(cohort.traits)
+        except UsageError as error:
+            raise UsageError(f"phantoms.{name}: {error}") from None
     if config.phantoms and (bank / "bank.json").exists():
         raise UsageError(f"{bank}: is a bank, and the config has phantoms of its own; give another folder, to make their banks in")
     banks = {name: _phantom_bank(bank / name, cohort) for name, cohort in config.phantoms.items()} or {"": bank}
-    cells, digests = [], {}
-    for data, path in banks.items():
-        opened = PatchBank(path, patch_size=strategies[0].configs[0].patch.size)
-        digests[f"bank {data}".strip()] = opened.digest[:DIGEST]
+    cells: list[Cell] = []
+    opened = {data: PatchBank(path, patch_size=(1, 1)) for data, path in banks.items()}
+    for data, one in opened.items():
         for strategy in strategies:
-            _check_fit(opened, strategy)
-        folds = _folds(opened, config)
-        _check_classes(opened, strategies, folds=folds, seeds=config.seeds)
+            _check_fit(one, strategy)
+        folds = _folds(one, config)
+        _check_classes(one, strategies, folds=folds, seeds=config.seeds)
         cells += [
-            _cell(data, opened.digest, strategy, fold=fold, seed=seed, cases=config.predict.cases)
-            for seed, fold, strategy in product(config.seeds, folds, strategies)
+            _cell(data, one.digest, strategy, fold=fold, seed=seed, cases=config.predict.cases)
+            for strategy, seed, fold in product(strategies, config.seeds, folds)
         ]
+    identity = {"study": "experiment", **{f"bank {data}".strip(): one.digest[:DIGEST] for data, one in opened.items()}}
+    check_identity(out, identity)
+    taken = _known(known, cells, opened) if known is not None else {}
+    # Seed by seed, so that an experiment that is stopped has all strategies alike.
+    todo = sorted((cell for cell in cells if cell.job["strategy"] in asked), key=lambda cell: config.seeds.index(cell.job["seed"]))
+    _check_before(out, [cell for cell in todo if cell.digest not in {*taken, *read_cells(out)}], opened)
     grid = run_grid(
         partial(run_cell, banks=banks, out=out, device=device),
-        cells,
+        todo,
         store=out,
-        identity={"study": "experiment", **digests},
-        workers=workers or len(os.sched_getaffinity(0)),
+        identity=identity,
+        workers=n_workers(workers, device=device),
         label="experiment",
         note=_note,
-        known=_known(known, cells),
+        known=taken,
     )
-    summary = summarize_runs(grid.rows, against=config.against)
-    write_rows(out / "runs.csv", grid.rows)
+    stored = read_cells(out)
+    rows = [row for cell in cells for row in stored.get(cell.digest, ())]  # those that `only` left out too, in the order of the config
+    summary = summarize_runs(rows, against=config.against)
+    write_rows(out / "runs.csv", rows)
     write_json(out / "summary.json", summary | {"failed": [list(pair) for pair in grid.failed]})
     write_text(out / "table.md", table_markdown(summary, title=title, against=config.against))
     page = write_experiment_page(
-        out, grid.rows, summary, banks=banks, title=title, against=config.against, pictures=config.pictures, failed=grid.failed
+        out, rows, summary, banks=banks, title=title, against=config.against, pictures=config.pictures, failed=grid.failed
     )
     return ExperimentReport(grid, summary, page)
 
@@ -120,9 +136,24 @@ def _check_fit(bank: PatchBank, strategy: Strategy) -> None:
     """Refuse a strategy whose knobs do not fit each other or the bank: it would fail after the others have trained for hours."""
     for config in strategy.configs:
         try:
-            pipeline.check_fit(bank, config)
+            pipeline.check_fit(PatchBank(bank.path, patch_size=config.patch.size), config)
         except UsageError as error:
             raise UsageError(f"strategy '{strategy.name}': {error}") from None
+
+
+def _check_before(out: Path, todo: Sequence[Cell], banks: Mapping[str, PatchBank]) -> None:
+    """Refuse, before the first new run, a folder that holds another run of the same name, and banks whose files are damaged."""
+    for cell in todo:
+        run = run_folder(out, **{name: cell.job[name] for name in ("data", "strategy", "fold", "seed")})
+        if (run / TRAINED).exists() and read_json(run / TRAINED) != _training(cell.job):
+            raise InputError(
+                f"{run}: was trained with other knobs than the config now gives strategy '{cell.job['strategy']}'; give the strategy "
+                "another name, or choose a new folder"
+            )
+    for data in sorted({cell.job["data"] for cell in todo if cell.job["cases"] == "held_out"}):  # a search opens no held-out case
+        problems = verify_bank(banks[data].path)
+        if problems:
+            raise InputError(f"{problems[0].case}: {problems[0].file}: {problems[0].what}; {problems[0].expected}")
 
 
 def _phantom_bank(folder: Path, cohort: Phantoms) -> Path:
@@ -184,12 +215,26 @@ def _seeded(config: Config, seed: int) -> dict[str, Any]:
     return parse_config(tree).model_dump(mode="json", exclude_defaults=True)
 
 
-def _known(path: Path | None, cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
-    """Rows of a runs.csv, under the whole digests of the cells that they answer."""
-    if path is None:
-        return {}
-    finished = read_finished(path)
-    return {cell.digest: finished[cell.digest[:DIGEST]] for cell in cells if cell.digest[:DIGEST] in finished}
+def _known(path: Path, cells: Sequence[Cell], banks: Mapping[str, PatchBank]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of a runs.csv, under the whole digests of the cells that they answer; rows that stand twice count once.
+
+    Raises:
+        InputError: no such table, or one that lacks some rows of a run.
+    """
+    finished, found = read_finished(path), {}
+    for cell in cells:
+        rows = {(row["correct_priors"], row["case"], row["region"]): row for row in finished.get(cell.digest[:DIGEST], ())}
+        if not rows:
+            continue
+        bank, job = banks[cell.job["data"]], cell.job
+        fraction = parse_config(job["configs"][0]).validation.fraction
+        split = pipeline.make_split(bank, fold=job["fold"], fraction=fraction, seed=job["seed"])
+        cases = split.held_out if job["cases"] == "held_out" else split.inner
+        wanted = set(product(job["correct_priors"], cases, (*REGIONS, *bank.classes)))
+        if set(rows) != wanted:
+            raise InputError(f"{path}: {len(wanted - set(rows))} of the {len(wanted)} rows of {cell.key} are missing; leave out the rest")
+        found[cell.digest] = list(rows.values())
+    return found
 
 
 def _note(key: str, rows: list[dict[str, Any]]) -> str:
@@ -207,12 +252,14 @@ def run_cell(job: Mapping[str, Any], *, banks: Mapping[str, Path], out: Path, de
     Raises:
         KeyboardInterrupt: a signal stopped the training; it is saved.
     """
-    bank, fold = banks[job["data"]], job["fold"]
+    bank, fold, device = banks[job["data"]], job["fold"], worker_device(device, worker=worker_number())
     run = run_folder(out, data=job["data"], strategy=job["strategy"], fold=fold, seed=job["seed"])
     configs = [parse_config(tree) for tree in job["configs"]]
     opened = PatchBank(bank, patch_size=configs[0].patch.size)
     if opened.digest != job["bank"]:
         raise InputError(f"{bank}: has changed since the experiment was begun; start again in a new folder")
+    run.mkdir(parents=True, exist_ok=True)
+    write_json(run / TRAINED, _training(job))
     folders = [run] if len(configs) == 1 else [run / "detector", run / "classifier"]
     for config, folder in zip(configs, folders, strict=True):
         if pipeline.train(bank, folder, config, fold=fold, resume=True, device=device).ended == "stopped":
@@ -239,6 +286,11 @@ def run_cell(job: Mapping[str, Any], *, banks: Mapping[str, Path], out: Path, de
             scored = score_volume(scored_bank, case, labels)
             rows += [{**common, "correct_priors": strength, **row, **mix.get(row["region"], {})} for row in scored]
     return rows
+
+
+def _training(job: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a cell decides its training; which strengths of prior correction it is scored with does not."""
+    return {name: job[name] for name in ("bank", "configs", "fold", "seed")}
 
 
 def run_folder(out: Path, *, data: str, strategy: str, fold: int, seed: int) -> Path:
@@ -268,7 +320,8 @@ def _ledger_means(run: Path, *, classes: Sequence[str]) -> dict[str, dict[str, f
 
 def _segment(run: Path, path: Path, bank: PatchBank, *, strength: str, cases: str, runtime: Runtime) -> dict[str, TissueMap]:
     """Label maps of the bank's selected cases, segmented from its own volumes; kept beside the run for the pictures."""
-    correct = pipeline.tune(run, path, device=str(runtime.device)).correct_priors if strength == TUNED else float(strength)
+    tuned = pipeline.tune(run, path, device=str(runtime.device), cleanup=False) if strength == TUNED else None
+    correct = float(strength) if tuned is None else tuned.correct_priors
     (segmenter,) = pipeline.load_segmenters((run,), runtime=runtime, correct_priors=correct)
     found = {
         bank.cases[number].id: label_map(

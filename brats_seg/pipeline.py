@@ -1,6 +1,5 @@
 """The corridor: one function per stage of the segmentation wing; the only room here that unpacks a config."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from brats_seg.bank.build import BuildReport, build_bank
 from brats_seg.bank.folds import inner_split
 from brats_seg.config import Config, dump_config
 from brats_seg.core.files import lock, write_text
-from brats_seg.core.runtime import Precision, Runtime, start_runtime
+from brats_seg.core.runtime import Precision, Runtime, n_workers, start_runtime
 from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.scores import EvaluationReport, evaluate_folders
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
@@ -44,7 +43,7 @@ def phantom(out: Path, *, n_cases: int, layout: str, size: int, seed: int, trait
 
 def verify_scans(data: Path, *, workers: int = 0, synthetic: bool = False) -> Report:
     """Everything that is wrong with a data set, at once."""
-    return verify_folder(data, workers=_n_workers(workers), synthetic=synthetic)
+    return verify_folder(data, workers=n_workers(workers), synthetic=synthetic)
 
 
 def verify_built(bank: Path) -> tuple[Problem, ...]:
@@ -70,7 +69,7 @@ def preprocess(
     return build_bank(
         data,
         bank,
-        workers=_n_workers(workers),
+        workers=n_workers(workers),
         part=part,
         n4=n4,
         n_folds=n_folds,
@@ -226,10 +225,11 @@ def predict(
     )
 
 
-def tune(run: Path, bank: Path, *, device: str = "auto", precision: Precision = "auto") -> Tuning:
+def tune(run: Path, bank: Path, *, device: str = "auto", precision: Precision = "auto", cleanup: bool = True) -> Tuning:
     """Find the strength of prior correction and the clean-up thresholds on a run's inner cases, and write them to `RUN/tuned.yaml`.
 
-    No other case of the bank is opened. Without a prior to correct (`loss.kind`) the thresholds alone are tried.
+    No other case of the bank is opened. Without a prior to correct (`loss.kind`) the thresholds alone are tried; without `cleanup` the
+    strengths alone.
 
     Raises:
         InputError: a run without inner cases, or another bank than the run's.
@@ -249,6 +249,7 @@ def tune(run: Path, bank: Path, *, device: str = "auto", precision: Precision = 
         opened.select(checkpoint.inner_cases),
         shifts={s: class_shift(checkpoint, path, strength=s) for s in (STRENGTHS if has_prior else (0.0,))},
         epoch=checkpoint.epoch,
+        cleanup=cleanup,
     )
     write_tuning(run, tuning)
     return tuning
@@ -317,7 +318,7 @@ def evaluate(
         against=against,
         output=output or out,
         only=only,
-        workers=_n_workers(0),
+        workers=n_workers(0),
     )
 
 
@@ -358,7 +359,3 @@ def _only(found: Found, ids: Sequence[str], scans: Path) -> Found:
         cases=tuple(case for case in found.cases if case.id in ids),
         problems=(*(problem for problem in found.problems if problem.case in ids), *absent),
     )
-
-
-def _n_workers(workers: int) -> int:
-    return workers if workers > 0 else len(os.sched_getaffinity(0))

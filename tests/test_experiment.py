@@ -84,6 +84,21 @@ def test_rows_of_another_machine_are_taken_over(bank: Path, done: tuple[Path, Ex
         run_experiment(bank, tmp_path / "there", tiny(), workers=1, known=tmp_path / "other.csv")
 
 
+def test_rows_that_stand_twice_count_once_and_missing_ones_are_named(
+    bank: Path, done: tuple[Path, ExperimentReport], tmp_path: Path
+) -> None:
+    out, first = done
+    head, *rows = (out / "runs.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "twice.csv").write_text("".join([head, *rows, *rows[:20]]))
+    report = run_experiment(bank, tmp_path / "twice", tiny(), workers=1, known=tmp_path / "twice.csv")
+    assert (tmp_path / "twice" / "runs.csv").read_text() == (out / "runs.csv").read_text()
+    assert report.summary["differences"] == first.summary["differences"]
+    (tmp_path / "cut.csv").write_text("".join([head, *rows[:-3]]))
+    with pytest.raises(InputError, match=r"cut\.csv: 3 of the 16 rows of two/fold0/seed0 are missing"):
+        run_experiment(bank, tmp_path / "cut", tiny(), workers=1, known=tmp_path / "cut.csv")
+    assert not (tmp_path / "cut" / "rows.jsonl").exists()
+
+
 def test_what_is_finished_is_kept_and_a_grown_experiment_trains_what_is_new(
     bank: Path, done: tuple[Path, ExperimentReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +107,21 @@ def test_what_is_finished_is_kept_and_a_grown_experiment_trains_what_is_new(
     again = run_experiment(bank, out, tiny(), workers=1, only=["random", "hard"])
     assert (again.grid.n_new, again.grid.n_kept) == (0, 2)
     assert again.grid.rows == tuple(row for row in first.grid.rows if row["strategy"] != "two")
+    assert {row["strategy"] for row in pd.read_csv(out / "runs.csv").to_dict("records")} == {"random", "hard", "two"}
+    assert again.summary["variants"] == first.summary["variants"]
+
+
+def test_a_strategy_whose_knobs_were_changed_is_refused_and_one_scored_in_more_ways_is_not_trained_again(
+    bank: Path, tmp_path: Path
+) -> None:
+    run_experiment(bank, tmp_path, tiny(strategies={"one": {}}), workers=1)
+    with pytest.raises(InputError, match=r"runs/one/fold0/seed0: was trained with other knobs .* strategy 'one'; give .* another name"):
+        run_experiment(bank, tmp_path, tiny(strategies={"two": {}, "one": {"optimizer.lr": 1e-5}}), workers=1)
+    assert not (tmp_path / "runs" / "two").exists()
+    trained = (tmp_path / "runs" / "one" / "fold0" / "seed0" / "timing.csv").read_bytes()
+    report = run_experiment(bank, tmp_path, tiny(strategies={"one": {"correct_priors": [0, 1]}}), workers=1)
+    assert [v["label"] for v in report.summary["variants"]] == ["one", "one + priors 1"]
+    assert (tmp_path / "runs" / "one" / "fold0" / "seed0" / "timing.csv").read_bytes() == trained
 
 
 def test_a_stopped_training_leaves_no_row_and_goes_on(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +151,25 @@ def test_a_failed_run_is_named_and_the_others_stand(bank: Path, tmp_path: Path) 
     assert "the loss is" in (tmp_path / "report.html").read_text()
 
 
+def test_the_first_strategy_is_the_configs_even_where_its_first_run_failed(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_cell = experiment.run_cell
+
+    def failing(job: dict[str, Any], **where: Any) -> Any:
+        if (job["strategy"], job["fold"]) == ("random", 0):
+            raise InputError("the disk was pulled out")
+        return run_cell(job, **where)
+
+    monkeypatch.setattr(experiment, "run_cell", failing)
+    strategies = {"random": {"sampler.kind": "random"}, "balanced": {"sampler.kind": "balanced"}}
+    report = run_experiment(bank, tmp_path, tiny(strategies=strategies, folds=[0, 1]), workers=1)
+    assert len(report.grid.failed) == 1
+    assert [v["label"] for v in report.summary["variants"]] == ["random", "balanced"]
+    (difference,) = report.summary["differences"]
+    assert (difference["from"], difference["to"], difference["n_runs"]) == ("random", "balanced", 1)
+
+
 def test_settings_that_cannot_be_are_refused_before_the_first_run(bank: Path, tmp_path: Path) -> None:
     def refused(match: str, **changes: Any) -> None:
         with pytest.raises(UsageError, match=match):
@@ -137,6 +186,8 @@ def test_settings_that_cannot_be_are_refused_before_the_first_run(bank: Path, tm
     refused("strategy 'odd': hard.classes: no class", strategies={"odd": {"sampler.kind": "hard", "hard.classes": ["ivory"]}})
     refused("strategy 'odd': network.name 'unet4d' is unknown", strategies={"odd": {"network.name": "unet4d"}})
     refused("strategy 'odd': patch.size 33 x 33", strategies={"odd": {"patch.size": [33, 33]}})
+    refused(r"strategy 'odd': patch.size \(512, 512\): larger than", strategies={"one": {}, "odd": {"patch.size": [512, 512]}})
+    refused("phantoms.two: traits: no trait 'edma'", phantoms={"one": {"cases": 4}, "two": {"traits": {"edma": 0.1}}})
     refused("against: no variant 'bald'; there are random, hard, hard . priors 1", against="bald")
     refused("pictures: no variant 'hard . priors 0.5'", pictures=["hard + priors 0.5"])
     refused("strategy 'hard': correct_priors 'tuned' is found on the inner cases", predict={"cases": "inner"})
@@ -161,6 +212,18 @@ def test_a_bank_that_changed_between_two_runs_is_refused(bank: Path, done: tuple
     (copy / "bank.json").write_text(json.dumps(listed))
     with pytest.raises(InputError, match=r"its bank is '[0-9a-f]{16}', this one's '[0-9a-f]{16}'"):
         run_experiment(copy, done[0], tiny(), workers=1, only=["random"])
+
+
+def test_a_bank_whose_volumes_were_changed_is_refused_before_the_first_run(bank: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bank"
+    shutil.copytree(bank, copy)
+    volume = next((copy / "cases").glob("*/image.npy"))
+    with volume.open("r+b") as file:
+        file.seek(2000)
+        file.write(b"\xff" * 4000)
+    with pytest.raises(InputError, match=rf"{volume.parent.name}: .*image\.npy: has changed: SHA-256"):
+        run_experiment(copy, tmp_path / "out", tiny(), workers=1)
+    assert not (tmp_path / "out" / "runs").exists()
 
 
 def test_a_training_fold_that_lacks_a_class_is_named(bank: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Distribution x method x seed -> one row per trained network."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from brats_seg.classification.worker import (
 from brats_seg.config import dump_config, load_settings
 from brats_seg.core.files import write_text
 from brats_seg.core.grid import Cell, GridReport, Row, check_identity, read_cells, run_grid
+from brats_seg.core.runtime import n_workers
 from brats_seg.errors import InputError, UsageError
 
 SETTINGS = "study.yaml"
@@ -211,11 +211,6 @@ def study_rows(out: Path) -> list[Row]:
         raise InputError(f"{out}: no finished network of a study; `brats-seg study run CONFIG {out}` trains some")
     asked = {cell.digest for cell in cells(load_settings(StudySettings, _kept(out)))}
     return [row for digest, rows in found.items() if digest in asked for row in rows]
-
-
-def n_workers(asked: int) -> int:
-    """Processes: as asked, or one for each core that this process may use."""
-    return asked or len(os.sched_getaffinity(0))
 
 
 def _finished(out: Path) -> dict[str, list[Row]]:

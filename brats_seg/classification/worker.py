@@ -24,8 +24,9 @@ from brats_seg.classification.scores import roc_curves, score_outputs
 from brats_seg.classification.settings import Images, Method, StudySettings
 from brats_seg.classification.source import Pool, Source
 from brats_seg.config import Optimizer
+from brats_seg.core.cluster import worker_number
 from brats_seg.core.grid import Row
-from brats_seg.core.runtime import Runtime, start_runtime
+from brats_seg.core.runtime import Runtime, start_runtime, worker_device
 from brats_seg.core.shapes import Counts, Ids, Shares
 from brats_seg.errors import UsageError
 from brats_seg.imbalance.distributions import Distribution, choose_examples, class_counts, class_order, draw_subset
@@ -79,7 +80,7 @@ class CellWorker:
 
     def __call__(self, job: Mapping[str, Any]) -> list[Row]:
         """The rows of a cell."""
-        runtime = _runtime(self.device, self.settings.network.precision)
+        runtime = _runtime(worker_device(self.device, worker=worker_number()), self.settings.network.precision)
         bench = _bench(self.settings.model_dump_json(), self.folder, self.cache, runtime, self.decoders)
         return train_cell(job, settings=self.settings, bench=bench, runtime=runtime)
 

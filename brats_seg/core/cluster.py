@@ -12,6 +12,7 @@ from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import chain, count
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
@@ -25,6 +26,7 @@ V = TypeVar("V")
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 """Read by the libraries when a process loads them: a worker gets them before it starts."""
 
+_NUMBER = "BRATS_SEG_WORKER"
 _PATIENCE_S = 30.0
 """How long a worker that is told to stop has to save its work."""
 
@@ -81,6 +83,11 @@ def iterate_outcomes(
         yield from _run_in_pool(function, [task], workers=1, threads=threads)
 
 
+def worker_number() -> int:
+    """The number of this process among the workers that live, from 0; 0 in a process that is none."""
+    return int(os.environ.get(_NUMBER, "0"))
+
+
 def connect(address: str) -> Executor:
     """An executor on a running Dask scheduler, such as "tcp://host:8786". Raises `UsageError` without the extra `cluster`."""
     try:
@@ -93,10 +100,11 @@ def connect(address: str) -> Executor:
 
 @dataclass(frozen=True, eq=False)
 class _Worker:
-    """A process, and our end of the pipe to it."""
+    """A process, our end of the pipe to it, and its number among those that live."""
 
     process: BaseProcess
     pipe: Connection
+    number: int
 
     def ask(self, task: Any) -> None:
         with suppress(OSError):  # it died while idle: listening to it says so
@@ -114,10 +122,11 @@ class _Worker:
 def _run_in_pool(function: Callable[[T], V], tasks: Sequence[T], *, workers: int, threads: int | None) -> Iterator[Outcome[T, V]]:
     queue, idle, done = deque(tasks), [], []  # type: deque[T], list[_Worker], list[Outcome[T, V]]
     busy: dict[Connection, tuple[_Worker, T]] = {}
+    free: Iterator[int] = count()
     try:
         while queue or busy or done:
             while queue and len(busy) < workers:
-                worker = idle.pop() if idle else _hire(function, threads)
+                worker = idle.pop() if idle else _hire(function, threads, number=next(free))
                 busy[worker.pipe] = worker, queue.popleft()
                 worker.ask(busy[worker.pipe][1])
             yield from done  # after the workers have something to do again
@@ -128,6 +137,8 @@ def _run_in_pool(function: Callable[[T], V], tasks: Sequence[T], *, workers: int
                 done.append(worker.hear(task))
                 if not done[-1].died:
                     idle.append(worker)
+                else:
+                    free = chain([worker.number], free)
     finally:
         _dismiss([*idle, *(worker for worker, _ in busy.values())])
 
@@ -142,15 +153,15 @@ def _dismiss(workers: Sequence[_Worker]) -> None:
         worker.pipe.close()
 
 
-def _hire(function: Callable[..., Any], threads: int | None) -> _Worker:
+def _hire(function: Callable[..., Any], threads: int | None, *, number: int) -> _Worker:
     # spawned, not forked: a fork of a process with running threads (torch, numba) can hang
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, function), daemon=True)
-    with _environment({} if threads is None else dict.fromkeys(THREAD_SETTINGS, str(threads))):
+    with _environment({_NUMBER: str(number)} | ({} if threads is None else dict.fromkeys(THREAD_SETTINGS, str(threads)))):
         process.start()
     theirs.close()
-    return _Worker(process, ours)
+    return _Worker(process, ours, number)
 
 
 @contextmanager

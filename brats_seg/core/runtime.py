@@ -118,6 +118,20 @@ def start_runtime(*, device: str = "auto", precision: Precision = "auto", thread
     )
 
 
+def n_workers(asked: int, *, device: str = "cpu") -> int:
+    """Processes: as asked, or one for each core that this process may use; where they compute on GPUs, one for each."""
+    return asked or (torch.cuda.device_count() if _on_gpus(device) else len(os.sched_getaffinity(0)))
+
+
+def worker_device(device: str, *, worker: int) -> str:
+    """Where the n-th of several workers computes: the GPUs in turn. A device that is named by its number is kept."""
+    return f"cuda:{worker % torch.cuda.device_count()}" if _on_gpus(device) else device
+
+
+def _on_gpus(device: str) -> bool:
+    return device in ("auto", "cuda") and torch.cuda.is_available()
+
+
 def set_allocator() -> bool:
     """Keep glibc from handing large blocks back to the kernel after each use; True where it could be set.
 

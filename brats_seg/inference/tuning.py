@@ -59,7 +59,9 @@ class Tuning(Section):
         return Cleanup(self.min_component_mm3, self.min_enhancing_mm3)
 
 
-def tune_settings(segmenter: Segmenter, bank: PatchBank, *, shifts: Mapping[float, tuple[float, ...] | None], epoch: int) -> Tuning:
+def tune_settings(
+    segmenter: Segmenter, bank: PatchBank, *, shifts: Mapping[float, tuple[float, ...] | None], epoch: int, cleanup: bool = True
+) -> Tuning:
     """Try every strength with every pair of thresholds on the bank's selected cases, segmented whole.
 
     The best mean Dice of whole, core and active wins; among equals the smallest strength, then the smallest thresholds.
@@ -69,10 +71,12 @@ def tune_settings(segmenter: Segmenter, bank: PatchBank, *, shifts: Mapping[floa
         bank: its selected cases are the inner cases; no other is opened.
         shifts: strength of prior correction -> what it adds to the logits of each class; the first is none.
         epoch: of the segmenter's checkpoint.
+        cleanup: whether thresholds are tried at all; without, the strength is the best one for maps that are not cleaned up.
     """
     dice = np.stack(
         [_case_dice(segmenter, bank, case, shifts) for case in track(bank.selected, total=len(bank.selected), label="tuning")]
     ).mean(axis=0)
+    dice = dice if cleanup else dice[:, :1, :1]
     best = int(np.flatnonzero(dice.ravel() >= dice.max() - _TIE)[0])
     strength, component, enhancing = np.unravel_index(best, dice.shape)
     return Tuning(

@@ -106,10 +106,11 @@ def summarize_runs(rows: Sequence[Row], *, against: str | None = None) -> dict[s
     """The tree of summary.json.
 
     The unit is the case: a case's score is the mean over the seeds that segmented it. Cases without a region in the reference are left out
-    of its means (n says so); how many of them the prediction finds it in is counted apart.
+    of its means (n says so); how many of them the prediction finds it in is counted apart. A difference is over the runs (fold and seed)
+    that both variants have: a run that failed leaves out its partner too.
 
     Args:
-        rows: of one experiment.
+        rows: of one experiment, in the order of its variants.
         against: label of the variant that differences are taken from, whatever its place; None for the first of each pair.
     """
     by_variant: dict[Variant, list[Row]] = defaultdict(list)
@@ -128,7 +129,7 @@ def summarize_runs(rows: Sequence[Row], *, against: str | None = None) -> dict[s
         "n_cases": sum(len(patient_of) for patient_of in patients.values()),
         "n_patients": sum(len(set(patient_of.values())) for patient_of in patients.values()),
         "variants": [_variant_tree(v, found, tables[v], patients[v.data]) for v, found in by_variant.items()],
-        "differences": [_difference_tree(*pair, tables, patients[pair[0].data], against=against) for pair in pairs],
+        "differences": [_difference_tree(*pair, by_variant, patients[pair[0].data], against=against) for pair in pairs],
     }
 
 
@@ -208,23 +209,31 @@ def _mix(rows: Sequence[Row]) -> dict[str, float | None]:
 
 
 def _difference_tree(
-    one: Variant, other: Variant, tables: Mapping[Variant, Any], patient_of: Mapping[str, str], *, against: str | None
+    one: Variant, other: Variant, rows: Mapping[Variant, Sequence[Row]], patient_of: Mapping[str, str], *, against: str | None
 ) -> dict[str, Any]:
     """Other minus one; the one to compare with comes first whatever the order."""
     if other.label == against:
         one, other = other, one
+    both = _runs(rows[one]) & _runs(rows[other])
+    first, second = (_by_case([row for row in rows[variant] if (row["fold"], row["seed"]) in both]) for variant in (one, other))
     return {
         "data": one.data,
         "from": one.label,
         "to": other.label,
+        "n_runs": len(both),
         "regions": {
             region: {
-                score: paired_difference(tables[one][score].get(region, {}), tables[other][score].get(region, {}), patient_of=patient_of)
-                for score in ("dice", "sensitivity", "precision")
+                score: paired_difference(first[score].get(region, {}), second[score].get(region, {}), patient_of=patient_of)
+                for score in SCORES
             }
             for region in (*REGIONS, MEAN, "healthy")
         },
     }
+
+
+def _runs(rows: Sequence[Row]) -> set[tuple[int, int]]:
+    """Folds and seeds."""
+    return {(row["fold"], row["seed"]) for row in rows}
 
 
 def differences_to(summary: Mapping[str, Any], *, against: str | None = None) -> list[dict[str, Any]]:
@@ -248,21 +257,27 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
         "",
         "## Predicted over true volume, sensitivity, precision",
         "",
-        "Over the same cases; an empty prediction has no precision, and n says where one is left out.",
+        "Over the same cases, volumes with their 95 % interval; an empty prediction has no precision, and n says where one is left out.",
         "",
     ]
     behind = [
         [
             _name(v, with_data),
-            *(" / ".join(_mean(v["regions"][r][s], of=v["regions"][r]["n_present"]) for s in BEHIND) for r in REGIONS),
+            *(" / ".join(_mean(v["regions"][r][s], of=v["regions"][r]["n_present"], interval=s == BEHIND[0]) for s in BEHIND)
+              for r in REGIONS),
         ]
         for v in summary["variants"]
-    ]
-    lines += [*_table(["strategy", *REGIONS], behind), "", "## Paired differences of Dice", "",
-              "Mean over cases, 95 % interval (bootstrap over patients), p (Wilcoxon signed-rank), n.", ""]  # fmt: skip
-    paired = [[(f"{d['data']}: " if with_data else "") + f"{d['to']} - {d['from']}", *(_difference(d["regions"][r]["dice"]) for r in names)]
-              for d in differences_to(summary, against=against)]  # fmt: skip
-    lines += [*_table(["difference", *names], paired), "", "## Ledger", "",
+    ]  # fmt: skip
+    lines += _table(["strategy", *REGIONS], behind)
+    chosen = differences_to(summary, against=against)
+    for score, words in (("dice", "Dice"), ("volume_ratio", "predicted over true volume")):
+        lines += ["", f"## Paired differences of {words}", "",
+                  "Mean over cases, 95 % interval (bootstrap over patients), p (Wilcoxon signed-rank), n.", ""]  # fmt: skip
+        of = names if score == "dice" else REGIONS
+        paired = [[(f"{d['data']}: " if with_data else "") + f"{d['to']} - {d['from']}", *(_difference(d["regions"][r][score]) for r in of)]
+                  for d in chosen]  # fmt: skip
+        lines += _table(["difference", *of], paired)
+    lines += ["", "## Ledger", "",
               "Share of the draws / of the patch voxels inside the brain, by class.", ""]  # fmt: skip
     classes = list(summary["variants"][0]["ledger"]) if summary["variants"] else []
     mix = [
@@ -287,8 +302,11 @@ def _mean_sd(found: Mapping[str, Any]) -> str:
     return f"{found['mean']:.3f}{spread} ({found['n']})"
 
 
-def _mean(found: Mapping[str, Any], *, of: int) -> str:
-    return "-" if found["mean"] is None else f"{found['mean']:.2f}" + (f" ({found['n']})" if found["n"] < of else "")
+def _mean(found: Mapping[str, Any], *, of: int, interval: bool) -> str:
+    if found["mean"] is None:
+        return "-"
+    bounds = " [{:.2f}, {:.2f}]".format(*found["interval95"]) if interval and found["interval95"] else ""
+    return f"{found['mean']:.2f}{bounds}" + (f" ({found['n']})" if found["n"] < of else "")
 
 
 def _false(variant: Mapping[str, Any]) -> str:

@@ -2,11 +2,12 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from brats_seg.core.cluster import connect, run_tasks
+from brats_seg.core.cluster import connect, run_tasks, worker_number
 from brats_seg.errors import UsageError
 
 
@@ -28,6 +29,16 @@ def test_a_killed_task_is_tried_again_alone_and_the_others_are_unharmed(tmp_path
     assert {n: o.value for n, o in outcomes.items() if o.error is None} == {0: 0, 1: 1, 2: 4, 3: 9, 4: 16, 6: 36}
     assert type(outcomes[5].error).__name__ == "WorkerDiedError"
     assert isinstance(outcomes[7].error, ValueError)
+
+
+def _number(task: int) -> int:
+    time.sleep(0.2)
+    return worker_number()
+
+
+def test_workers_are_numbered_and_this_process_is_none() -> None:
+    assert {o.value for o in run_tasks(_number, range(4), workers=2, label="number")} == {0, 1}
+    assert worker_number() == 0
 
 
 def test_one_worker_is_this_process() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from brats_seg.core.runtime import Runtime, catch_stop_signals, set_allocator, start_runtime
+from brats_seg.core.runtime import Runtime, catch_stop_signals, n_workers, set_allocator, start_runtime, worker_device
 from brats_seg.errors import UsageError
 
 
@@ -52,6 +52,17 @@ def test_one_rank_talks_to_itself() -> None:
     assert runtime.gather("a") == ["a"]
     assert runtime.any_rank(True)
     assert runtime.sum_over_ranks(torch.ones(2)).tolist() == [1, 1]
+
+
+def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worker_device("auto", worker=3) == ("auto" if not torch.cuda.is_available() else "cuda:0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [worker_device("cuda", worker=i) for i in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert worker_device("cuda:1", worker=2) == "cuda:1"
+    assert worker_device("cpu", worker=1) == "cpu"
+    assert (n_workers(0, device="cuda"), n_workers(5, device="cuda")) == (2, 5)
+    assert n_workers(0, device="cpu") == len(os.sched_getaffinity(0))
 
 
 def test_allocator_can_be_set_on_glibc_only() -> None:

@@ -103,6 +103,18 @@ def test_the_score_is_that_of_predict_and_no_setting_has_a_better_one():
     assert tuning.score_before == pytest.approx(every[0.0, 0.0, 0.0], abs=1e-6)
 
 
+def test_without_clean_up_the_strength_is_the_best_for_maps_as_they_are():
+    reference = tumor()
+    doubtful = image_of(reference)
+    doubtful[:, 12:18, 5:9] = [0.25, 0.25, 1.25, 0.25]
+    doubtful[0, 0, 0] = [0.0, 0.0, 9.0, 0.0]  # a speck that no correction takes away
+    shifts = {s: None if s == 0 else (0.0, 0.0, -4 * s, 0.0) for s in (0.0, 0.3)}
+    tuning = tune_settings(SEGMENTER, SmallBank([(doubtful, reference)]), shifts=shifts, epoch=1, cleanup=False)
+    assert (tuning.correct_priors, tuning.cleanup) == (0.3, Cleanup(0.0, 0.0))
+    direct = direct_score(SmallBank([(doubtful, reference)]), shifts[0.3], Cleanup(0.0, 0.0), (1.0, 1.0, 1.0))
+    assert tuning.score == pytest.approx(direct, abs=1e-6)
+
+
 def test_settings_come_back_from_the_file_and_only_for_their_checkpoint(tmp_path):
     tuning = Tuning(correct_priors=0.3, min_component_mm3=50, min_enhancing_mm3=200, epoch=7, n_cases=4, score=0.81234, score_before=0.8)
     path = write_tuning(tmp_path, tuning)

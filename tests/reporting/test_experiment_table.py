@@ -31,7 +31,7 @@ def row(strategy: str, case: str, seed: int, dice: float | None, *, region: str 
 
 ROWS = [
     row("one", "A", 0, 0.5), row("one", "A", 1, 0.7), row("one", "B", 0, 0.4), row("one", "B", 1, 0.4),
-    row("two", "A", 0, 0.7), row("two", "B", 0, 0.6),
+    row("two", "A", 0, 0.7), row("two", "B", 0, 0.6), row("two", "A", 2, 0.1),
     row("one", "A", 0, 0.3, region="active"), row("one", "B", 0, 0.0, region="active", n_reference_vox=0),
     row("two", "A", 0, 0.6, region="active"), row("two", "B", 0, None, region="active", n_reference_vox=0, n_prediction_vox=0),
     row("one", "A", 0, 0.2, region="core"), row("two", "A", 0, 0.4, region="core"),
@@ -43,8 +43,8 @@ def test_a_case_counts_once_however_many_seeds_segmented_it() -> None:
     whole = one["regions"]["whole"]["dice"]
     assert (whole["mean"], whole["n"]) == (pytest.approx(0.5), 2)  # A (0.5 + 0.7) / 2, B 0.4
     assert whole["sd"] == pytest.approx(np.std([0.6, 0.4], ddof=1))
-    assert two["regions"]["whole"]["dice"]["mean"] == pytest.approx(0.65)
-    assert (one["n_runs"], two["n_runs"]) == (2, 1)
+    assert two["regions"]["whole"]["dice"]["mean"] == pytest.approx(0.5)  # A (0.7 + 0.1) / 2, B 0.6
+    assert (one["n_runs"], two["n_runs"]) == (2, 2)
 
 
 def test_a_case_without_the_region_is_left_out_and_what_is_found_in_it_counted_apart() -> None:
@@ -54,17 +54,19 @@ def test_a_case_without_the_region_is_left_out_and_what_is_found_in_it_counted_a
     assert two["n_false_positive_cases"] == 0
 
 
-def test_differences_are_taken_case_by_case() -> None:
+def test_differences_are_taken_case_by_case_over_the_runs_that_both_have() -> None:
     summary = summarize_runs(ROWS)
     (difference,) = differences_to(summary)
     assert (difference["from"], difference["to"]) == ("one", "two")
     whole = difference["regions"]["whole"]["dice"]
-    assert (whole["mean"], whole["n"]) == (pytest.approx(0.15), 2)  # A +0.1, B +0.2
-    assert whole["interval95"] == pytest.approx([0.1, 0.2])
-    mean = difference["regions"]["mean"]["dice"]  # of A alone: (0.7 + 0.4 + 0.6) / 3 - (0.6 + 0.2 + 0.3) / 3
-    assert (mean["mean"], mean["n"]) == (pytest.approx(0.2), 1)
+    assert difference["n_runs"] == 1  # seed 0; one lacks seed 2 and two seed 1
+    assert (whole["mean"], whole["n"]) == (pytest.approx(0.2), 2)  # A 0.7 - 0.5, B 0.6 - 0.4
+    assert whole["interval95"] == pytest.approx([0.2, 0.2])
+    mean = difference["regions"]["mean"]["dice"]  # of A alone: (0.7 + 0.4 + 0.6) / 3 - (0.5 + 0.2 + 0.3) / 3
+    assert (mean["mean"], mean["n"]) == (pytest.approx(0.7 / 3), 1)
+    assert difference["regions"]["whole"]["volume_ratio"]["mean"] == 0
     (other,) = differences_to(summarize_runs(ROWS, against="two"), against="two")
-    assert other["regions"]["whole"]["dice"]["mean"] == pytest.approx(-0.15)
+    assert other["regions"]["whole"]["dice"]["mean"] == pytest.approx(-0.2)
 
 
 def test_paired_difference_is_second_minus_first_over_what_both_have() -> None:
@@ -76,7 +78,7 @@ def test_rows_survive_their_file(tmp_path: Path) -> None:
     write_rows(tmp_path / "runs.csv", ROWS)
     finished = read_finished(tmp_path / "runs.csv")
     assert [r for rows in finished.values() for r in rows] == sorted(ROWS, key=lambda r: list(finished).index(r["cell"]))
-    assert set(finished) == {"one0", "one1", "two0"}
+    assert set(finished) == {"one0", "one1", "two0", "two2"}
     text = (tmp_path / "runs.csv").read_text()
     assert text.splitlines()[0] == ",".join(COLUMNS)
     (tmp_path / "runs.csv").write_text(text[:-40])
@@ -87,13 +89,13 @@ def test_rows_survive_their_file(tmp_path: Path) -> None:
 def test_the_table_names_what_it_holds() -> None:
     text = table_markdown(summarize_runs(ROWS), title="Two")
     assert "| one | 0.500 +- 0.141 (2) | 0.200 (1) | 0.300 (1) |" in text
-    assert "| two - one | +0.150 [+0.100, +0.200], p 0.5 (2) |" in text
+    assert "| two - one | +0.200 [+0.200, +0.200], p 0.5 (2) |" in text
     assert "1 of 1" in text
 
 
 def test_a_precision_that_a_case_lacks_says_over_how_many_it_is() -> None:
     rows = [row("one", "A", 0, 0.5), row("one", "B", 0, 0.0, n_prediction_vox=0, precision=None)]
-    assert "| one | 1.20 / 0.50 / 0.25 (1) |" in table_markdown(summarize_runs(rows), title="One")
+    assert "| one | 1.20 [1.20, 1.20] / 0.50 / 0.25 (1) |" in table_markdown(summarize_runs(rows), title="One")
 
 
 def test_the_ledger_has_each_strategy_once_whatever_its_variants() -> None:
