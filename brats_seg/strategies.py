@@ -44,7 +44,7 @@ class Phantoms(Section):
 
     cases: Annotated[int, Field(ge=2)] = 24
     layout: str = "brats2013"
-    size: Annotated[int, Field(ge=48)] = 96
+    size: Annotated[int, Field(ge=48)] = 192
     seed: Annotated[int, Field(ge=0)] = 1
     traits: dict[str, float] = Field(default_factory=dict)
 
