@@ -107,8 +107,9 @@ def run_experiment(
     identity = {"study": "experiment", **{f"bank {data}".strip(): one.digest[:DIGEST] for data, one in opened.items()}}
     check_identity(out, identity)
     taken = _known(known, cells, opened) if known is not None else {}
-    # Seed by seed, so that an experiment that is stopped has all strategies alike.
-    todo = sorted((cell for cell in cells if cell.job["strategy"] in asked), key=lambda cell: config.seeds.index(cell.job["seed"]))
+    todo = [cell for cell in cells if cell.job["strategy"] in asked]
+    # Seed by seed and fold by fold, so that an experiment that is stopped has its strategies on the same runs.
+    todo.sort(key=lambda cell: (config.seeds.index(cell.job["seed"]), cell.job["fold"]))
     _check_before(out, [cell for cell in todo if cell.digest not in {*taken, *read_cells(out)}], opened)
     grid = run_grid(
         partial(run_cell, banks=banks, out=out, device=device),

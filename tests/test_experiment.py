@@ -151,6 +151,18 @@ def test_a_failed_run_is_named_and_the_others_stand(bank: Path, tmp_path: Path) 
     assert "the loss is" in (tmp_path / "report.html").read_text()
 
 
+def test_runs_are_trained_seed_by_seed_and_fold_by_fold(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[tuple[int, int, str]] = []
+
+    def noted(job: dict[str, Any], **where: Any) -> Any:
+        trained.append((job["seed"], job["fold"], job["strategy"]))
+        raise InputError("not today")
+
+    monkeypatch.setattr(experiment, "run_cell", noted)
+    run_experiment(bank, tmp_path, tiny(strategies={"one": {}, "another": {}}, folds=[0, 1], seeds=[1, 0]), workers=1)
+    assert trained == [(seed, fold, name) for seed in (1, 0) for fold in (0, 1) for name in ("one", "another")]
+
+
 def test_the_first_strategy_is_the_configs_even_where_its_first_run_failed(
     bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
