@@ -380,7 +380,9 @@ def experiment(
 
 
 StudyConfig = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a study that comes with the package.")]
-StudyImages = Annotated[Path | None, typer.Option("--images", metavar="FOLDER", help="Where the images lie (instead of images.folder).")]
+StudyImages = Annotated[
+    Path | None, typer.Option("--images", metavar="FOLDER", exists=True, help="Where the images lie (instead of images.folder).")
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one knob. Repeat for several.")]
 
 study_app = typer.Typer(
@@ -428,6 +430,9 @@ def study_run(
     settings = load_settings(StudySettings, config, shelf="studies", overrides=tuple(overrides or ()))
     report = study.run_study(settings, out, folder=images, workers=workers, part=_parse_part(part), device=device)
     typer.echo(f"{report.n_new} cells finished, {report.n_kept} were there; rows in {out}")
+    n_diverged = len({(row["seed"], row["method"], row["rate"]) for row in report.rows if row["diverged"]})
+    if n_diverged:
+        typer.echo(f"{n_diverged} networks diverged and score as one that knows nothing; a lower optimizer.lr may help", err=True)
     for key, reason in report.failed:
         typer.echo(f"{key}: {reason}", err=True)
     raise typer.Exit(int(bool(report.failed)))

@@ -243,13 +243,15 @@ def _cifar_names(path: Path) -> tuple[str, ...]:
 
 
 def _folder(folder: Path) -> Splits:
+    if folder.is_file():
+        raise InputError(f"{folder}: is a file; for an .npz say --set images.name=npz, for images give the folder they lie in")
     if not folder.is_dir():
         raise InputError(
             f"{folder}: no such folder; put train/<class>/*.jpg and test/<class>/*.jpg (or val/, or class folders alone) there"
         )
     if not (folder / "train").is_dir():
-        return _hold_out(ImageSet(str(folder), *list_folder(folder), 1.0))
-    train = ImageSet(f"{folder}/train", *list_folder(folder / "train"), 1.0)
+        return _hold_out(ImageSet(str(folder), *list_folder(folder), BYTE_SCALE))
+    train = ImageSet(f"{folder}/train", *list_folder(folder / "train"), BYTE_SCALE)
     others = {part: _like(train, folder / part) for part in ("test", "val") if (folder / part).is_dir()}
     if not others:
         return _hold_out(train)

@@ -28,7 +28,7 @@ from brats_seg.core.cluster import worker_number
 from brats_seg.core.grid import Row
 from brats_seg.core.runtime import Runtime, start_runtime, worker_device
 from brats_seg.core.shapes import Counts, Ids, Shares
-from brats_seg.errors import UsageError
+from brats_seg.errors import InputError, UsageError
 from brats_seg.imbalance.distributions import Distribution, choose_examples, class_counts, class_order, draw_subset
 from brats_seg.training.checkpoint import library_versions
 
@@ -169,13 +169,20 @@ def train_cell(job: Mapping[str, Any], *, settings: StudySettings, bench: Bench,
 
 
 def check_study(settings: StudySettings, splits: Splits) -> None:
-    """Raise `UsageError` where the images are not what the settings ask for: before days of training, not in the middle of them.
+    """See that the images are what the settings ask for: before days of training, not in the middle of them.
 
-    More images to keep out of training than a class has, no validation images of its own, classes that are not there, or a network that
-    cannot take such images.
+    Raises:
+        InputError: a class without a training image, or all test images of one class.
+        UsageError: more images to keep out of training than a class has, no validation images of its own, classes that are not there, or
+            a network that cannot take such images.
     """
     knobs, train = settings.validation, splits.train
     n_classes = len(train.class_names)
+    absent = [name for name, n in zip(train.class_names, train.counts, strict=True) if n == 0]
+    if absent:
+        raise InputError(f"{train.name}: no image of class '{absent[0]}'; classes are numbered from 0 without gaps, each with an image")
+    if (splits.test.counts > 0).sum() < min(2, n_classes):
+        raise InputError(f"{splits.test.name}: its images are all of one class; a test needs two classes or more")
     if knobs.held_out + knobs.per_class >= train.counts.min():
         raise UsageError(
             f"validation.held_out {knobs.held_out} and per_class {knobs.per_class}: fewer together than the {train.counts.min()} training "

@@ -98,6 +98,6 @@ def test_a_folder_is_cut_at_random_to_train_and_in_the_middle_to_test(tmp_path):
     assert torch.equal(first, Source(images, role="train", seed=3).batch(ids, number=1).inputs)
     assert not torch.equal(first, train.batch(ids, number=2).inputs)
     assert not torch.equal(first, Source(images, role="train", seed=4).batch(ids, number=1).inputs)
-    # No mean, no deviation: bytes as they are.
-    assert 50 < first[0].mean() < 70
-    assert 130 < first[5].mean() < 170
+    # No mean, no deviation: bytes over 255.
+    assert 50 < 255 * first[0].mean() < 70
+    assert 130 < 255 * first[5].mean() < 170

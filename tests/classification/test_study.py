@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from striped_images import tiny_settings, write_images
@@ -113,6 +114,20 @@ def test_a_plan_of_what_is_damaged_or_cannot_be_is_refused(images: Path, tmp_pat
         make_plan(tiny_settings(), folder=damaged, workers=1)
     with pytest.raises(UsageError, match="rho 400 is larger than the class"):
         make_plan(tiny_settings(distributions=[{"kind": "step", "rho": [400], "mu": [0.5]}]), folder=images, workers=1)
+
+
+def test_labels_with_gaps_and_a_test_set_of_one_class_are_named(images: Path, tmp_path: Path):
+    with np.load(images) as archive:
+        arrays = dict(archive)
+    for changed, said in (
+        ({"train_labels": arrays["train_labels"] + 1, "test_labels": arrays["test_labels"] + 1}, "no image of class '0'"),
+        ({"test_labels": arrays["test_labels"] * 0}, "its images are all of one class"),
+    ):
+        np.savez(tmp_path / "odd.npz", **(arrays | changed))
+        with pytest.raises(InputError, match=said):
+            make_plan(tiny_settings(), folder=tmp_path / "odd.npz", workers=1)
+    with pytest.raises(InputError, match=r"odd\.npz: is a file; for an \.npz say --set images\.name=npz"):
+        make_plan(tiny_settings(images={"name": "folder"}), folder=tmp_path / "odd.npz", workers=1)
 
 
 @pytest.mark.parametrize(
