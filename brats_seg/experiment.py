@@ -110,7 +110,8 @@ def run_experiment(
     todo = [cell for cell in cells if cell.job["strategy"] in asked]
     # Seed by seed and fold by fold, so that an experiment that is stopped has its strategies on the same runs.
     todo.sort(key=lambda cell: (config.seeds.index(cell.job["seed"]), cell.job["fold"]))
-    _check_before(out, [cell for cell in todo if cell.digest not in {*taken, *read_cells(out)}], opened)
+    finished = {*taken, *read_cells(out)}
+    _check_before(out, [cell for cell in todo if cell.digest not in finished], opened)
     grid = run_grid(
         partial(run_cell, banks=banks, out=out, device=device),
         todo,

@@ -23,7 +23,7 @@ from brats_seg.classification.worker import (
     scored_parts,
     shared_settings,
     time_iterations,
-)  # fmt: skip
+)
 from brats_seg.config import dump_config, load_settings
 from brats_seg.core.files import write_text
 from brats_seg.core.grid import Cell, GridReport, Row, check_identity, read_cells, run_grid
