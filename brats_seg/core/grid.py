@@ -80,7 +80,7 @@ def run_grid(
         identity: what all cells of the store share, such as the data they were computed on.
         workers: processes; with 1 the cells run in this one.
         label: of the progress bar.
-        note: key and rows of a cell just finished -> what the bar says beside the count.
+        note: key and rows of a cell just finished -> what the bar says beside the count, or a line on standard error that is no terminal.
         known: rows by digest of cells that were finished elsewhere; those that are asked for are taken over.
 
     Raises:
@@ -214,8 +214,11 @@ def _compute(
             problem = _keep(cell, outcome, finished)
             if problem:
                 failed.append((cell.key, problem))
-            said = note(cell.key, finished.by_digest[cell.digest]) if note and not problem else ""
-            bar.update(task, advance=1, note=f"{n_done / (time.monotonic() - start) * 3600:.0f} an hour  {problem or said}")
+            said = note(cell.key, finished.by_digest[cell.digest]) if note and not problem else cell.key
+            said = f"failed {cell.key}: {problem}" if problem else said
+            bar.update(task, advance=1, note=f"{n_done / (time.monotonic() - start) * 3600:.0f} an hour  {said}")
+            if not bar.console.is_terminal:  # a log of hours of work says how far it is
+                bar.console.print(f"{label} {n_done}/{len(cells)}: {said}", markup=False, highlight=False, soft_wrap=True)
     return failed
 
 

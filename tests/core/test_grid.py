@@ -191,3 +191,8 @@ def test_a_study_killed_again_and_again_ends_with_the_table_of_one_never_killed(
     lines = [json.loads(line) for line in (store / "rows.jsonl").read_text().splitlines()]
     assert sorted(line["key"] for line in lines) == sorted(f"n{n}" for n in range(13))
     assert sorted(row["square"] for line in lines for row in line["rows"]) == [n**2 for n in range(13)]
+
+
+def test_a_log_says_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _run(tmp_path, _cells(1, 13), note=lambda key, rows: f"{key}: {rows[0]['square']}")
+    assert capsys.readouterr().err.splitlines() == ["squares 1/2: n1: 1", "squares 2/2: failed n13: thirteen: not today"]
