@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from brats_seg.classification.bench import check_study, image_folder, open_images, scored_parts, shared_settings
 from brats_seg.classification.figures import study_figures, write_figures
 from brats_seg.classification.folder import FolderImages, broken_images
 from brats_seg.classification.images import Splits
@@ -14,16 +15,7 @@ from brats_seg.classification.methods import Remedy, remedies
 from brats_seg.classification.settings import Distribution, StudySettings
 from brats_seg.classification.table import StudyTable, make_table
 from brats_seg.classification.two_class import two_class_figures
-from brats_seg.classification.worker import (
-    CellWorker,
-    check_cell,
-    check_study,
-    image_folder,
-    open_images,
-    scored_parts,
-    shared_settings,
-    time_iterations,
-)
+from brats_seg.classification.worker import CellWorker, check_cell, time_iterations
 from brats_seg.config import dump_config, load_settings
 from brats_seg.core.files import write_text
 from brats_seg.core.grid import Cell, GridReport, Row, check_identity, read_cells, run_grid

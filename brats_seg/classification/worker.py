@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -11,53 +10,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Int64
 from torch import nn
 
+from brats_seg.classification.bench import Bench, Purpose, config_digest, open_bench, open_images, study_seed, whole_pool
 from brats_seg.classification.decisions import Probabilities, divide_by_prior, tune_factors, weigh_costs
 from brats_seg.classification.fitting import Fitted, Watch, build_network, check_loss, fit, fit_second_phase, probabilities
 from brats_seg.classification.folder import FolderImages
-from brats_seg.classification.images import ImageSet, Splits, load_images
+from brats_seg.classification.images import ImageSet, Splits
 from brats_seg.classification.methods import Remedy, cascade_goals, kept_by_cascade, remedy, synthesize
 from brats_seg.classification.scores import roc_curves, score_outputs
-from brats_seg.classification.settings import Images, Method, StudySettings
+from brats_seg.classification.settings import Method, StudySettings
 from brats_seg.classification.source import Pool, Source
 from brats_seg.config import Optimizer
 from brats_seg.core.cluster import worker_number
 from brats_seg.core.grid import Row
 from brats_seg.core.runtime import Runtime, start_runtime, worker_device
-from brats_seg.core.shapes import Counts, Ids, Shares
-from brats_seg.errors import InputError, UsageError
-from brats_seg.imbalance.distributions import Distribution, choose_examples, class_counts, class_order, draw_subset
+from brats_seg.core.shapes import Counts, Shares
+from brats_seg.errors import UsageError
+from brats_seg.imbalance.distributions import Distribution, class_counts, class_order, draw_subset
 from brats_seg.training.checkpoint import library_versions
 
-DATA_VARIABLE = "BRATS_SEG_DATA"
-GRID_SECTIONS = ("distributions", "repeats", "methods", "search", "published")
-"""Sections that say which networks there are; the rest is the same for all networks of a store."""
 MOST_CONFUSION_CLASSES = 100
 """With more, a row holds no confusion matrix: 1,000 classes would take 2 MB."""
 ARGMAX = "argmax"
 """The decision for the largest probability."""
-_SET, _HELD_OUT, _NETWORK = range(3)
 
 Rule = Callable[[Probabilities], Probabilities]
 """Class probabilities -> outputs of which the largest is decided for."""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """The images of a study, open.
-
-    Attributes:
-        available: training images that a distribution may take.
-        parts: what is scored, by name; "test" first.
-        validation: what is looked at while training; None for nothing.
-    """
-
-    available: Pool
-    parts: Mapping[str, Pool]
-    validation: Pool | None
 
 
 @dataclass(frozen=True)
@@ -85,61 +64,6 @@ class CellWorker:
         return train_cell(job, settings=self.settings, bench=bench, runtime=runtime)
 
 
-def image_folder(images: Images, folder: Path | None) -> Path:
-    """Where the images lie: as given, as the settings have it, or under BRATS_SEG_DATA.
-
-    Raises:
-        UsageError: none of the three.
-    """
-    if folder is not None:
-        return folder
-    if images.folder is not None:
-        return Path(images.folder).expanduser()
-    root = os.environ.get(DATA_VARIABLE)
-    if root is None:
-        raise UsageError(f"images.folder: not given; say --images PATH, or let {DATA_VARIABLE} name a folder with {images.name}/ in it")
-    return Path(root) / images.name
-
-
-def open_images(images: Images, folder: Path, *, cache: Path | None) -> Splits:
-    """Read an image set as the settings have it; see `load_images`."""
-    return load_images(images.name, folder, classes=images.classes, preprocessing=images.preprocessing, cache=cache)
-
-
-def open_bench(settings: StudySettings, splits: Splits, *, runtime: Runtime, decoders: int = 1) -> Bench:
-    """Put the images of a study on the device and part them.
-
-    Args:
-        settings: of the study, which `check_study` has let through.
-        splits: its images.
-        runtime: where batches are wanted.
-        decoders: threads that decode the images of a folder.
-    """
-    make = partial(Source, device=runtime.device, threads=decoders)
-    knobs, counts = settings.validation, splits.train.counts
-    kept_out = knobs.held_out + knobs.per_class
-    plain, test = make(splits.train), _whole(make(splits.test))
-    source = make(splits.train, role="train") if isinstance(splits.train.images, FolderImages) else plain
-    train = Pool(source, plain)
-    held_out, kept = (
-        choose_examples(train.labels, np.full(len(counts), n), seed=_seed(settings, _HELD_OUT)) for n in (knobs.held_out, kept_out)
-    )
-    first, second = (_every_second(test.labels, start) for start in (0, 1))
-    pools = {"test": test, "held_out": _whole(plain.restrict(held_out)), "half": test.restrict(first), "rest": test.restrict(second)}
-    pools["train"] = _whole(plain.restrict(np.setdiff1d(kept, held_out)))
-    if knobs.images == "own":
-        assert splits.validation is not None
-        pools["own"] = _whole(make(splits.validation))
-    left = train.restrict(np.setdiff1d(np.arange(len(plain)), kept))
-    return Bench(left, {name: pools[name] for name in scored_parts(settings)}, pools.get(knobs.images))
-
-
-def scored_parts(settings: StudySettings) -> tuple[str, ...]:
-    """Names of the image sets that every network is scored on: the test set, what was held out, and of halves both."""
-    knobs = settings.validation
-    return ("test", *(["held_out"] if knobs.held_out else []), *(["half", "rest"] if knobs.images == "half" else []))
-
-
 def train_cell(job: Mapping[str, Any], *, settings: StudySettings, bench: Bench, runtime: Runtime) -> list[Row]:
     """Train the network (or committee) of a cell and what goes on from it; a row for each, by decision and part.
 
@@ -150,9 +74,9 @@ def train_cell(job: Mapping[str, Any], *, settings: StudySettings, bench: Bench,
     which = _number_of(point)
     drawn = draw_subset(
         _distribution(point), bench.available.labels, n_classes=bench.available.index.n_classes, most=settings.base,
-        minority=point["minority"], seed=_seed(settings, _SET, which),
+        minority=point["minority"], seed=study_seed(settings, Purpose.SET, which),
     )  # fmt: skip
-    seed = _seed(settings, _NETWORK, which, job["run"])
+    seed = study_seed(settings, Purpose.NETWORK, which, job["run"])
     cell = _Cell(
         settings, bench, runtime, bench.available.restrict(drawn.ids, seed=seed), _remedy(job),
         settings.optimizer.model_copy(update={"lr": job["rate"]}), seed,
@@ -168,53 +92,14 @@ def train_cell(job: Mapping[str, Any], *, settings: StudySettings, bench: Bench,
     return [about | row for row in cell.rows()]
 
 
-def check_study(settings: StudySettings, splits: Splits) -> None:
-    """See that the images are what the settings ask for: before days of training, not in the middle of them.
-
-    Raises:
-        InputError: a class without a training image, or all test images of one class.
-        UsageError: more images to keep out of training than a class has, no validation images of its own, classes that are not there, or
-            a network that cannot take such images.
-    """
-    knobs, train = settings.validation, splits.train
-    n_classes = len(train.class_names)
-    absent = [name for name, n in zip(train.class_names, train.counts, strict=True) if n == 0]
-    if absent:
-        raise InputError(f"{train.name}: no image of class '{absent[0]}'; classes are numbered from 0 without gaps, each with an image")
-    if (splits.test.counts > 0).sum() < min(2, n_classes):
-        raise InputError(f"{splits.test.name}: its images are all of one class; a test needs two classes or more")
-    if knobs.held_out + knobs.per_class >= train.counts.min():
-        raise UsageError(
-            f"validation.held_out {knobs.held_out} and per_class {knobs.per_class}: fewer together than the {train.counts.min()} training "
-            "images of the rarest class"
-        )
-    if knobs.images == "own" and splits.validation is None:
-        raise UsageError(f"validation.images 'own': {train.name} comes without validation images; take train, half or held_out")
-    if knobs.of is not None and knobs.of not in train.class_names:
-        raise UsageError(f"validation.of '{knobs.of}': no such class; the classes are {', '.join(train.class_names)}")
-    if settings.decisions.costs is not None:
-        weigh_costs(np.full((1, n_classes), 1 / n_classes), np.array(settings.decisions.costs, np.float64))
-    build_network(settings, train, seed=0, runtime=Runtime(torch.device("cpu")))
-
-
 def check_cell(job: Mapping[str, Any], *, settings: StudySettings, splits: Splits) -> None:
     """Raise `UsageError` where the images cannot fill a cell's set, or its method cannot do with what they fill it with."""
     point, knobs = job["set"], settings.validation
     available = splits.train.counts - knobs.held_out - knobs.per_class
-    order = class_order(available, most=settings.base, minority=point["minority"], seed=_seed(settings, _SET, _number_of(point)))
+    order = class_order(
+        available, most=settings.base, minority=point["minority"], seed=study_seed(settings, Purpose.SET, _number_of(point))
+    )
     check_loss(_remedy(job), counts=class_counts(_distribution(point), available=available, most=settings.base, order=order))
-
-
-def shared_settings(settings: StudySettings) -> dict[str, Any]:
-    """What all networks of a store have in common, as plain values; where the images lie is no part of it."""
-    tree = settings.model_dump(mode="json")
-    shared = {name: value for name, value in tree.items() if name not in (*GRID_SECTIONS, "images")}
-    return {"image_set": {name: value for name, value in tree["images"].items() if name != "folder"}, **shared}
-
-
-def config_digest(settings: StudySettings) -> str:
-    """Twelve hexadecimal figures that stand for what all networks of a study share."""
-    return hashlib.sha256(json.dumps(shared_settings(settings), sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -280,7 +165,7 @@ class _Cell:
         values, labels = synthesize(kind, given, self.pool.labels, neighbors=self.remedy.knobs.neighbors, seed=self.seed % 2**32)
         pixels = values.reshape(-1, *images.image_size, images.n_channels)
         made = ImageSet(f"{images.name}, {kind}", pixels, labels, images.class_names, 1.0)
-        return _whole(Source(made, device=self.runtime.device))
+        return whole_pool(Source(made, device=self.runtime.device))
 
     def _watch(self) -> Watch | None:
         pool, knobs = self.bench.validation, self.settings.validation
@@ -399,16 +284,6 @@ def _bench(settings_json: str, folder: str, cache: str, runtime: Runtime, decode
     return open_bench(settings, open_images(settings.images, Path(folder), cache=Path(cache)), runtime=runtime, decoders=decoders)
 
 
-def _whole(source: Source) -> Pool:
-    """All images of a source, none of which is random."""
-    return Pool(source, source)
-
-
-def _every_second(labels: Int64[np.ndarray, " images"], start: int) -> Ids:
-    """Every second image of each class, rising."""
-    return np.sort(np.concatenate([np.flatnonzero(labels == k)[start::2] for k in np.unique(labels)]))
-
-
 def _remedy(job: Mapping[str, Any]) -> Remedy:
     return remedy(job["method"], Method.model_validate(job["knobs"]))
 
@@ -420,8 +295,3 @@ def _distribution(point: Mapping[str, Any]) -> Distribution:
 def _number_of(point: Mapping[str, Any]) -> int:
     """A number that stands for a distribution and its repeat."""
     return int.from_bytes(hashlib.sha256(json.dumps(point, sort_keys=True).encode()).digest()[:8])
-
-
-def _seed(settings: StudySettings, purpose: int, *numbers: int) -> int:
-    words = np.random.SeedSequence([settings.training.seed, purpose, *numbers]).generate_state(2)
-    return int(words[0]) << 31 ^ int(words[1])

@@ -10,12 +10,13 @@ import torch
 from striped_images import N_CLASSES, tiny_settings, write_images
 from torch import nn
 
+from brats_seg.classification.bench import Bench, open_bench, open_images
 from brats_seg.classification.decisions import divide_by_prior
 from brats_seg.classification.fitting import Draws, build_network, fit, fit_second_phase, make_learner
 from brats_seg.classification.methods import METHODS, remedy
 from brats_seg.classification.settings import Method, StudySettings
 from brats_seg.classification.study import cells
-from brats_seg.classification.worker import Bench, open_bench, open_images, train_cell
+from brats_seg.classification.worker import train_cell
 from brats_seg.config import Optimizer
 from brats_seg.core.grid import Row
 from brats_seg.core.runtime import Runtime

@@ -1,0 +1,164 @@
+"""The images of a study on the device, parted into what is trained on, looked at and scored, and seen to be what the settings ask for."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from brats_seg.classification.decisions import weigh_costs
+from brats_seg.classification.fitting import build_network
+from brats_seg.classification.folder import FolderImages
+from brats_seg.classification.images import Splits, load_images
+from brats_seg.classification.settings import Images, StudySettings
+from brats_seg.classification.source import Pool, Source
+from brats_seg.core.runtime import Runtime
+from brats_seg.core.shapes import Ids
+from brats_seg.errors import InputError, UsageError
+from brats_seg.imbalance.distributions import choose_examples
+
+DATA_VARIABLE = "BRATS_SEG_DATA"
+GRID_SECTIONS = ("distributions", "repeats", "methods", "search", "published")
+"""Sections that say which networks there are; the rest is the same for all networks of a store."""
+
+
+class Purpose(IntEnum):
+    """What a seed is for."""
+
+    SET = 0
+    HELD_OUT = 1
+    NETWORK = 2
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The images of a study, open.
+
+    Attributes:
+        available: training images that a distribution may take.
+        parts: what is scored, by name; "test" first.
+        validation: what is looked at while training; None for nothing.
+    """
+
+    available: Pool
+    parts: Mapping[str, Pool]
+    validation: Pool | None
+
+
+def image_folder(images: Images, folder: Path | None) -> Path:
+    """Where the images lie: as given, as the settings have it, or under BRATS_SEG_DATA.
+
+    Raises:
+        UsageError: none of the three.
+    """
+    if folder is not None:
+        return folder
+    if images.folder is not None:
+        return Path(images.folder).expanduser()
+    root = os.environ.get(DATA_VARIABLE)
+    if root is None:
+        raise UsageError(f"images.folder: not given; say --images PATH, or let {DATA_VARIABLE} name a folder with {images.name}/ in it")
+    return Path(root) / images.name
+
+
+def open_images(images: Images, folder: Path, *, cache: Path | None) -> Splits:
+    """Read an image set as the settings have it; see `load_images`."""
+    return load_images(images.name, folder, classes=images.classes, preprocessing=images.preprocessing, cache=cache)
+
+
+def open_bench(settings: StudySettings, splits: Splits, *, runtime: Runtime, decoders: int = 1) -> Bench:
+    """Put the images of a study on the device and part them.
+
+    Args:
+        settings: of the study, which `check_study` has let through.
+        splits: its images.
+        runtime: where batches are wanted.
+        decoders: threads that decode the images of a folder.
+    """
+    make = partial(Source, device=runtime.device, threads=decoders)
+    knobs, counts = settings.validation, splits.train.counts
+    kept_out = knobs.held_out + knobs.per_class
+    plain, test = make(splits.train), whole_pool(make(splits.test))
+    source = make(splits.train, role="train") if isinstance(splits.train.images, FolderImages) else plain
+    train = Pool(source, plain)
+    seed = study_seed(settings, Purpose.HELD_OUT)
+    held_out, kept = (choose_examples(train.labels, np.full(len(counts), n), seed=seed) for n in (knobs.held_out, kept_out))
+    first, second = (_every_second(test.labels, start) for start in (0, 1))
+    pools = {"test": test, "held_out": whole_pool(plain.restrict(held_out)), "half": test.restrict(first), "rest": test.restrict(second)}
+    pools["train"] = whole_pool(plain.restrict(np.setdiff1d(kept, held_out)))
+    if knobs.images == "own":
+        assert splits.validation is not None
+        pools["own"] = whole_pool(make(splits.validation))
+    left = train.restrict(np.setdiff1d(np.arange(len(plain)), kept))
+    return Bench(left, {name: pools[name] for name in scored_parts(settings)}, pools.get(knobs.images))
+
+
+def scored_parts(settings: StudySettings) -> tuple[str, ...]:
+    """Names of the image sets that every network is scored on: the test set, what was held out, and of halves both."""
+    knobs = settings.validation
+    return ("test", *(["held_out"] if knobs.held_out else []), *(["half", "rest"] if knobs.images == "half" else []))
+
+
+def check_study(settings: StudySettings, splits: Splits) -> None:
+    """See that the images are what the settings ask for: before days of training, not in the middle of them.
+
+    Raises:
+        InputError: a class without a training image, or all test images of one class.
+        UsageError: more images to keep out of training than a class has, no validation images of its own, classes that are not there, or
+            a network that cannot take such images.
+    """
+    knobs, train = settings.validation, splits.train
+    n_classes = len(train.class_names)
+    absent = [name for name, n in zip(train.class_names, train.counts, strict=True) if n == 0]
+    if absent:
+        raise InputError(f"{train.name}: no image of class '{absent[0]}'; classes are numbered from 0 without gaps, each with an image")
+    if (splits.test.counts > 0).sum() < min(2, n_classes):
+        raise InputError(f"{splits.test.name}: its images are all of one class; a test needs two classes or more")
+    if knobs.held_out + knobs.per_class >= train.counts.min():
+        raise UsageError(
+            f"validation.held_out {knobs.held_out} and per_class {knobs.per_class}: fewer together than the {train.counts.min()} training "
+            "images of the rarest class"
+        )
+    if knobs.images == "own" and splits.validation is None:
+        raise UsageError(f"validation.images 'own': {train.name} comes without validation images; take train, half or held_out")
+    if knobs.of is not None and knobs.of not in train.class_names:
+        raise UsageError(f"validation.of '{knobs.of}': no such class; the classes are {', '.join(train.class_names)}")
+    if settings.decisions.costs is not None:
+        weigh_costs(np.full((1, n_classes), 1 / n_classes), np.array(settings.decisions.costs, np.float64))
+    build_network(settings, train, seed=0, runtime=Runtime(torch.device("cpu")))
+
+
+def shared_settings(settings: StudySettings) -> dict[str, Any]:
+    """What all networks of a store have in common, as plain values; where the images lie is no part of it."""
+    tree = settings.model_dump(mode="json")
+    shared = {name: value for name, value in tree.items() if name not in (*GRID_SECTIONS, "images")}
+    return {"image_set": {name: value for name, value in tree["images"].items() if name != "folder"}, **shared}
+
+
+def config_digest(settings: StudySettings) -> str:
+    """Twelve hexadecimal figures that stand for what all networks of a study share."""
+    return hashlib.sha256(json.dumps(shared_settings(settings), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def whole_pool(source: Source) -> Pool:
+    """All images of a source, none of which is random."""
+    return Pool(source, source)
+
+
+def _every_second(labels: Int64[np.ndarray, " images"], start: int) -> Ids:
+    """Every second image of each class, rising."""
+    return np.sort(np.concatenate([np.flatnonzero(labels == k)[start::2] for k in np.unique(labels)]))
+
+
+def study_seed(settings: StudySettings, purpose: Purpose, *numbers: int) -> int:
+    """A seed that follows from the study's, what it is for, and numbers."""
+    words = np.random.SeedSequence([settings.training.seed, purpose, *numbers]).generate_state(2)
+    return int(words[0]) << 31 ^ int(words[1])
