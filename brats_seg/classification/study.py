@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,12 @@ def describe(plan: Plan) -> str:
 
 def study_table(out: Path) -> StudyTable:
     """The table of a study, from all rows that are finished. Raises `InputError` where there are none."""
-    return make_table(study_rows(out), published=load_settings(StudySettings, _kept(out)).published)
+    rows, settings = study_rows(out), load_settings(StudySettings, _kept(out))
+    finished, asked = _finished(out), cells(settings)
+    n_missing = sum(cell.digest not in finished for cell in asked)
+    return replace(
+        make_table(rows, published=settings.published), partial=f"{len(asked) - n_missing} of {len(asked)} cells" if n_missing else ""
+    )
 
 
 def draw_figures(out: Path) -> tuple[Path, ...]:

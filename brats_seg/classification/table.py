@@ -41,11 +41,13 @@ class StudyTable:
         means: a row for each distribution, method, decision, part and way of picking among runs; keys `TABLE_COLUMNS`.
         pairs: a row for each comparison over networks that share their set; keys `PAIR_COLUMNS`.
         published: lines of a Markdown table beside the published one; empty without one.
+        partial: how much of the study is finished, where some is not.
     """
 
     means: tuple[Row, ...]
     pairs: tuple[Row, ...]
     published: tuple[str, ...]
+    partial: str = ""
 
 
 def make_table(rows: Sequence[Row], *, published: str | None = None) -> StudyTable:
@@ -79,7 +81,8 @@ def to_markdown(table: StudyTable) -> str:
     """The tables as Markdown; scores in percent, intervals 95 %."""
     head = ("distribution", "method", "decision", "part", "n", "AUC", "accuracy", "balanced accuracy")
     several = any(row["picked_on"] for row in table.means)
-    lines = ["# Scores", "", _line([*head, *(["picked on"] if several else [])]), _line(["---"] * (len(head) + several))]
+    unfinished = [f"**The study is not finished: the means are over {table.partial}.**", ""] if table.partial else []
+    lines = ["# Scores", "", *unfinished, _line([*head, *(["picked on"] if several else [])]), _line(["---"] * (len(head) + several))]
     for row in table.means:
         scores = [_percent(row, score) for score in SCORES]
         cells = [_distribution(row), _method(row), row["decision"], f"{row['part']} ({row['n_test']})", row["n"], *scores]

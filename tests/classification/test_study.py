@@ -18,7 +18,7 @@ from striped_images import tiny_settings, write_images
 
 from brats_seg.classification.settings import StudySettings
 from brats_seg.classification.study import cells, make_plan, run_study, study_rows, study_table
-from brats_seg.classification.table import make_table
+from brats_seg.classification.table import make_table, to_markdown
 from brats_seg.config import config_names, load_settings
 from brats_seg.core.grid import Row
 from brats_seg.errors import InputError, UsageError
@@ -60,6 +60,7 @@ def test_a_finished_study_trains_nothing_again_and_a_grown_one_only_what_is_new(
     assert (first.n_new, first.n_kept, first.failed) == (6, 0, ())
     again = run_study(tiny_settings(), tmp_path, folder=images, workers=1, device="cpu")
     assert (again.n_new, again.n_kept) == (0, 6)
+    assert study_table(tmp_path).partial == ""
     grown = run_study(tiny_settings(repeats=2), tmp_path, folder=images, workers=1, device="cpu")
     assert (grown.n_new, grown.n_kept) == (6, 6)
     with pytest.raises(InputError, match="another study"):
@@ -72,6 +73,13 @@ def test_a_method_that_was_changed_does_not_mix_with_what_it_was(images: Path, t
         run_study(tiny_settings(methods={"oversample": knobs}), tmp_path, folder=images, workers=1, device="cpu")
     table = study_table(tmp_path)
     assert {(row["method"], row["n"]) for row in table.means} == {("oversample", 1), ("two_phase_oversample", 1)}
+
+
+def test_the_table_of_a_study_that_is_not_finished_says_so(images: Path, tmp_path: Path):
+    run_study(tiny_settings(), tmp_path, folder=images, workers=1, device="cpu")
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "rows.jsonl").write_text("".join(lines[:4]))
+    assert "over 4 of 6 cells" in to_markdown(study_table(tmp_path))
 
 
 def test_random_and_lowest_rare_classes_in_one_study():
