@@ -130,6 +130,7 @@ def summarize_runs(rows: Sequence[Row], *, against: str | None = None) -> dict[s
         "n_patients": sum(len(set(patient_of.values())) for patient_of in patients.values()),
         "variants": [_variant_tree(v, found, tables[v], patients[v.data]) for v, found in by_variant.items()],
         "differences": [_difference_tree(*pair, by_variant, patients[pair[0].data], against=against) for pair in pairs],
+        "gains": _gain_trees(by_variant, patients, against=against),
     }
 
 
@@ -214,8 +215,7 @@ def _difference_tree(
     """Other minus one; the one to compare with comes first whatever the order."""
     if other.label == against:
         one, other = other, one
-    both = _runs(rows[one]) & _runs(rows[other])
-    first, second = (_by_case([row for row in rows[variant] if (row["fold"], row["seed"]) in both]) for variant in (one, other))
+    both, (first, second) = _on_the_same_runs(rows, one, other)
     return {
         "data": one.data,
         "from": one.label,
@@ -229,6 +229,44 @@ def _difference_tree(
             for region in (*REGIONS, MEAN, "healthy")
         },
     }
+
+
+def _on_the_same_runs(rows: Mapping[Variant, Sequence[Row]], *variants: Variant) -> tuple[set[tuple[int, int]], list[dict[str, Any]]]:
+    """The runs (fold and seed) that all variants have, and the scores of each by case over these."""
+    both = set.intersection(*(_runs(rows[variant]) for variant in variants))
+    return both, [_by_case([row for row in rows[variant] if (row["fold"], row["seed"]) in both]) for variant in variants]
+
+
+def _gain_trees(
+    rows: Mapping[Variant, Sequence[Row]], patients: Mapping[str, Mapping[str, str]], *, against: str | None
+) -> list[dict[str, Any]]:
+    """What a variant gains over the one compared with, on each further cohort minus on the first, over cases of one name.
+
+    Phantoms of one name and seed are one brain, so that the cohorts are paired; of another seed the pairs mean nothing, and harm nothing.
+    """
+    names = list(patients)
+    by_label = {data: {variant.label: variant for variant in rows if variant.data == data} for data in names}
+    trees = []
+    for data in names[1:]:
+        labels = [label for label in by_label[names[0]] if label in by_label[data]]
+        reference = against if against in labels else labels[0] if labels else None
+        for label in labels:
+            if label == reference:
+                continue
+            gains = [_gain_by_case(rows, by_label[name][str(reference)], by_label[name][label]) for name in (names[0], data)]
+            regions = {
+                region: {"dice": paired_difference(gains[0][region], gains[1][region], patient_of=patients[names[0]])}
+                for region in (*REGIONS, MEAN)
+            }
+            trees.append({"than": names[0], "data": data, "from": reference, "to": label, "regions": regions})
+    return trees
+
+
+def _gain_by_case(rows: Mapping[Variant, Sequence[Row]], one: Variant, other: Variant) -> dict[str, dict[str, float]]:
+    """Dice of the other minus that of the one, by region and case."""
+    _, (first, second) = _on_the_same_runs(rows, one, other)
+    tables = {region: (first["dice"].get(region, {}), second["dice"].get(region, {})) for region in (*REGIONS, MEAN)}
+    return {region: {case: b[case] - a[case] for case in a.keys() & b.keys()} for region, (a, b) in tables.items()}
 
 
 def _runs(rows: Sequence[Row]) -> set[tuple[int, int]]:
@@ -277,6 +315,14 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
         paired = [[(f"{d['data']}: " if with_data else "") + f"{d['to']} - {d['from']}", *(_difference(d["regions"][r][score]) for r in of)]
                   for d in chosen]  # fmt: skip
         lines += _table(["difference", *of], paired)
+    if summary["gains"]:
+        than = summary["gains"][0]["than"]
+        lines += ["", f"## What a cohort gains, beside {than}", "",
+                  f"The difference of Dice on a cohort minus that on {than}, over cases of one name; interval, p and n as above.", ""]  # fmt: skip
+        gained = [
+            [f"{g['data']}: {g['to']} - {g['from']}", *(_difference(g["regions"][r]["dice"]) for r in names)] for g in summary["gains"]
+        ]
+        lines += _table(["gain", *names], gained)
     lines += ["", "## Ledger", "",
               "Share of the draws / of the patch voxels inside the brain, by class.", ""]  # fmt: skip
     classes = list(summary["variants"][0]["ledger"]) if summary["variants"] else []
