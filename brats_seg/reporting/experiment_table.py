@@ -317,8 +317,8 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
         lines += _table(["difference", *of], paired)
     if summary["gains"]:
         than = summary["gains"][0]["than"]
-        lines += ["", f"## What a cohort gains, beside {than}", "",
-                  f"The difference of Dice on a cohort minus that on {than}, over cases of one name; interval, p and n as above.", ""]  # fmt: skip
+        words = f"The difference of Dice on a cohort minus that on {than}, over cases of one name; interval, p and n as above."
+        lines += ["", f"## What a cohort gains, beside {than}", "", words, ""]
         gained = [
             [f"{g['data']}: {g['to']} - {g['from']}", *(_difference(g["regions"][r]["dice"]) for r in names)] for g in summary["gains"]
         ]
