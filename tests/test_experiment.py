@@ -12,7 +12,7 @@ import pytest
 from brats_seg import experiment, pipeline
 from brats_seg.bank.bank import PatchBank
 from brats_seg.cli import main
-from brats_seg.config import config_names, parse_settings
+from brats_seg.config import config_names, load_config, parse_settings
 from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.volumes import score_volume
 from brats_seg.experiment import ExperimentReport, run_experiment
@@ -328,6 +328,14 @@ def test_every_experiment_that_comes_with_the_package_resolves(name: str) -> Non
         assert config.strategies.keys() <= whole.strategies.keys()
         patches = {s.name: sum(c.training.epochs * c.training.steps for c in s.configs) for s in make_strategies(whole)}
         assert all(sum(c.training.epochs * c.training.steps for c in s.configs) < patches[s.name] for s in strategies)
+
+
+@pytest.mark.parametrize("name", ["confirm", "sampling_real"])
+def test_what_is_confirmed_is_the_strategy_of_the_best_config(name: str) -> None:
+    confirmed, best = make_strategies(load_experiment(name), only=["best"])[0].configs[0], load_config("best")
+    assert (confirmed.sampler, confirmed.loss, confirmed.hard, confirmed.phases) == (best.sampler, best.loss, best.hard, best.phases)
+    if name == "sampling_real":
+        assert confirmed == best  # network, augmentation and budget too
 
 
 def test_the_verb(bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
