@@ -124,7 +124,7 @@ def run_experiment(
     )
     stored = read_cells(out)
     rows = [row for cell in cells for row in stored.get(cell.digest, ())]  # those that `only` left out too, in the order of the config
-    summary = summarize_runs(rows, against=config.against)
+    summary = summarize_runs(rows, against=config.against, same_brains=_same_brains(config))
     write_rows(out / "runs.csv", rows)
     write_json(out / "summary.json", summary | {"failed": [list(pair) for pair in grid.failed]})
     write_text(out / "table.md", table_markdown(summary, title=title, against=config.against))
@@ -172,6 +172,12 @@ def _phantom_bank(folder: Path, cohort: Phantoms) -> Path:
         if pipeline.preprocess(folder / "scans", bank).exit_code:
             raise InputError(f"{bank}: the bank of a phantom cohort was refused; `brats-seg verify {folder / 'scans'}` says why")
     return bank
+
+
+def _same_brains(config: ExperimentConfig) -> tuple[str, ...]:
+    """The first cohort of phantoms, and those that differ from it by their traits alone."""
+    cohorts = {name: cohort.model_dump(exclude={"traits"}) for name, cohort in config.phantoms.items()}
+    return tuple(name for name, cohort in cohorts.items() if cohort == next(iter(cohorts.values())))
 
 
 def _folds(bank: PatchBank, config: ExperimentConfig) -> tuple[int, ...]:

@@ -291,16 +291,20 @@ def test_cohorts_that_differ_in_a_trait_are_made_and_compared_apart(tmp_path: Pa
     config = tiny(
         every={**TINY["every"], "training.epochs": 1},
         strategies={"random": {"sampler.kind": "random"}, "balanced": {}},
-        phantoms={"plain": cohort, "faint": {**cohort, "traits": {"contrast": 0.6}}},
+        phantoms={"plain": cohort, "faint": {**cohort, "traits": {"contrast": 0.6}}, "larger": {**cohort, "traits": {"edema": 0.022}}},
     )
     report = run_experiment(tmp_path / "banks", tmp_path / "out", config, workers=1)
     assert [(v["data"], v["label"]) for v in report.summary["variants"]] == [
-        ("plain", "random"), ("plain", "balanced"), ("faint", "random"), ("faint", "balanced"),
+        (cohort, strategy) for cohort in ("plain", "faint", "larger") for strategy in ("random", "balanced")
     ]  # fmt: skip
-    assert [d["data"] for d in report.summary["differences"]] == ["plain", "faint"]
+    assert [d["data"] for d in report.summary["differences"]] == ["plain", "faint", "larger"]
+    assert [(c["data"], c["than"]) for c in report.summary["changes"]] == [("faint", "plain"), ("larger", "plain")]
+    plain, larger = (PatchBank(tmp_path / "banks" / name / "bank", patch_size=(1, 1)).cases for name in ("plain", "larger"))
+    assert [sum(case.n_voxels) for case in plain] == [sum(case.n_voxels) for case in larger]  # one brain
+    assert all(a.n_voxels[2] < b.n_voxels[2] for a, b in zip(plain, larger, strict=True))  # and another tumor
     assert "faint: balanced - random" in (tmp_path / "out" / "table.md").read_text()
     (tmp_path / "banks" / "plain" / "bank" / "bank.json").unlink()  # as if killed while the bank was made
-    assert run_experiment(tmp_path / "banks", tmp_path / "out", config, workers=1).grid.n_kept == 4
+    assert run_experiment(tmp_path / "banks", tmp_path / "out", config, workers=1).grid.n_kept == 6
     with pytest.raises(InputError, match=r"of another cohort than the config's phantoms.plain"):
         run_experiment(tmp_path / "banks", tmp_path / "out", tiny(phantoms={"plain": {**cohort, "seed": 2}}), workers=1)
 

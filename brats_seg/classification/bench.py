@@ -1,14 +1,10 @@
-"""The images of a study on the device, parted into what is trained on, looked at and scored, and seen to be what the settings ask for."""
+"""The images of a study -> what is trained on, looked at and scored; and whether they are what the settings ask for."""
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +13,7 @@ from jaxtyping import Int64
 from brats_seg.classification.decisions import weigh_costs
 from brats_seg.classification.fitting import build_network
 from brats_seg.classification.folder import FolderImages
+from brats_seg.classification.identity import Purpose, study_seed
 from brats_seg.classification.images import Splits, load_images
 from brats_seg.classification.settings import Images, StudySettings
 from brats_seg.classification.source import Pool, Source
@@ -26,16 +23,6 @@ from brats_seg.errors import InputError, UsageError
 from brats_seg.imbalance.distributions import choose_examples
 
 DATA_VARIABLE = "BRATS_SEG_DATA"
-GRID_SECTIONS = ("distributions", "repeats", "methods", "search", "published")
-"""Sections that say which networks there are; the rest is the same for all networks of a store."""
-
-
-class Purpose(IntEnum):
-    """What a seed is for."""
-
-    SET = 0
-    HELD_OUT = 1
-    NETWORK = 2
 
 
 @dataclass(frozen=True)
@@ -86,17 +73,17 @@ def open_bench(settings: StudySettings, splits: Splits, *, runtime: Runtime, dec
     make = partial(Source, device=runtime.device, threads=decoders)
     knobs, counts = settings.validation, splits.train.counts
     kept_out = knobs.held_out + knobs.per_class
-    plain, test = make(splits.train), whole_pool(make(splits.test))
+    plain, test = make(splits.train), Pool.whole(make(splits.test))
     source = make(splits.train, role="train") if isinstance(splits.train.images, FolderImages) else plain
     train = Pool(source, plain)
     seed = study_seed(settings, Purpose.HELD_OUT)
     held_out, kept = (choose_examples(train.labels, np.full(len(counts), n), seed=seed) for n in (knobs.held_out, kept_out))
     first, second = (_every_second(test.labels, start) for start in (0, 1))
-    pools = {"test": test, "held_out": whole_pool(plain.restrict(held_out)), "half": test.restrict(first), "rest": test.restrict(second)}
-    pools["train"] = whole_pool(plain.restrict(np.setdiff1d(kept, held_out)))
+    pools = {"test": test, "held_out": Pool.whole(plain.restrict(held_out)), "half": test.restrict(first), "rest": test.restrict(second)}
+    pools["train"] = Pool.whole(plain.restrict(np.setdiff1d(kept, held_out)))
     if knobs.images == "own":
         assert splits.validation is not None
-        pools["own"] = whole_pool(make(splits.validation))
+        pools["own"] = Pool.whole(make(splits.validation))
     left = train.restrict(np.setdiff1d(np.arange(len(plain)), kept))
     return Bench(left, {name: pools[name] for name in scored_parts(settings)}, pools.get(knobs.images))
 
@@ -136,29 +123,6 @@ def check_study(settings: StudySettings, splits: Splits) -> None:
     build_network(settings, train, seed=0, runtime=Runtime(torch.device("cpu")))
 
 
-def shared_settings(settings: StudySettings) -> dict[str, Any]:
-    """What all networks of a store have in common, as plain values; where the images lie is no part of it."""
-    tree = settings.model_dump(mode="json")
-    shared = {name: value for name, value in tree.items() if name not in (*GRID_SECTIONS, "images")}
-    return {"image_set": {name: value for name, value in tree["images"].items() if name != "folder"}, **shared}
-
-
-def config_digest(settings: StudySettings) -> str:
-    """Twelve hexadecimal figures that stand for what all networks of a study share."""
-    return hashlib.sha256(json.dumps(shared_settings(settings), sort_keys=True).encode()).hexdigest()[:12]
-
-
-def whole_pool(source: Source) -> Pool:
-    """All images of a source, none of which is random."""
-    return Pool(source, source)
-
-
 def _every_second(labels: Int64[np.ndarray, " images"], start: int) -> Ids:
     """Every second image of each class, rising."""
     return np.sort(np.concatenate([np.flatnonzero(labels == k)[start::2] for k in np.unique(labels)]))
-
-
-def study_seed(settings: StudySettings, purpose: Purpose, *numbers: int) -> int:
-    """A seed that follows from the study's, what it is for, and numbers."""
-    words = np.random.SeedSequence([settings.training.seed, purpose, *numbers]).generate_state(2)
-    return int(words[0]) << 31 ^ int(words[1])

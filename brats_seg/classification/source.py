@@ -182,6 +182,11 @@ class Pool:
     source: Source
     plain: Source
 
+    @classmethod
+    def whole(cls, source: Source) -> "Pool":
+        """All images of a source, none of which is random."""
+        return cls(source, source)
+
     @property
     def index(self) -> ClassIndex:
         """The images by class."""

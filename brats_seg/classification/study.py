@@ -3,13 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from brats_seg.classification.bench import check_study, image_folder, open_images, scored_parts, shared_settings
+from brats_seg.classification.bench import check_study, image_folder, open_images, scored_parts
 from brats_seg.classification.figures import study_figures, write_figures
 from brats_seg.classification.folder import FolderImages, broken_images
+from brats_seg.classification.identity import shared_settings
 from brats_seg.classification.images import Splits
 from brats_seg.classification.methods import Remedy, remedies
 from brats_seg.classification.settings import Distribution, StudySettings
@@ -170,12 +171,8 @@ def describe(plan: Plan) -> str:
 
 def study_table(out: Path) -> StudyTable:
     """The table of a study, from all rows that are finished. Raises `InputError` where there are none."""
-    rows, settings = study_rows(out), load_settings(StudySettings, _kept(out))
-    finished, asked = _finished(out), cells(settings)
-    n_missing = sum(cell.digest not in finished for cell in asked)
-    return replace(
-        make_table(rows, published=settings.published), partial=f"{len(asked) - n_missing} of {len(asked)} cells" if n_missing else ""
-    )
+    rows, settings, n_missing = _rows_and_missing(out)
+    return make_table(rows, published=settings.published, n_missing=n_missing)
 
 
 def draw_figures(out: Path) -> tuple[Path, ...]:
@@ -203,11 +200,17 @@ def study_rows(out: Path) -> list[Row]:
     Raises:
         InputError: no study there.
     """
+    return _rows_and_missing(out)[0]
+
+
+def _rows_and_missing(out: Path) -> tuple[list[Row], StudySettings, int]:
+    """The rows of `study_rows`, the settings that the study keeps, and how many cells are not finished."""
     found = _finished(out)
     if not found:
         raise InputError(f"{out}: no finished network of a study; `brats-seg study run CONFIG {out}` trains some")
-    asked = {cell.digest for cell in cells(load_settings(StudySettings, _kept(out)))}
-    return [row for digest, rows in found.items() if digest in asked for row in rows]
+    settings = load_settings(StudySettings, _kept(out))
+    asked = {cell.digest for cell in cells(settings)}
+    return [row for digest, rows in found.items() if digest in asked for row in rows], settings, len(asked - found.keys())
 
 
 def _finished(out: Path) -> dict[str, list[Row]]:

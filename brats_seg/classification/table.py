@@ -41,17 +41,17 @@ class StudyTable:
         means: a row for each distribution, method, decision, part and way of picking among runs; keys `TABLE_COLUMNS`.
         pairs: a row for each comparison over networks that share their set; keys `PAIR_COLUMNS`.
         published: lines of a Markdown table beside the published one; empty without one.
-        partial: how much of the study is finished, where some is not.
+        n_missing: cells of the study that are not finished.
     """
 
     means: tuple[Row, ...]
     pairs: tuple[Row, ...]
     published: tuple[str, ...]
-    partial: str = ""
+    n_missing: int = 0
 
 
-def make_table(rows: Sequence[Row], *, published: str | None = None) -> StudyTable:
-    """Aggregate the rows of a study.
+def make_table(rows: Sequence[Row], *, published: str | None = None, n_missing: int = 0) -> StudyTable:
+    """Aggregate the rows of a study, of which `n_missing` cells are not finished.
 
     Where a set and method were trained several times (rates, runs) the best is taken: by the AUC on the test set as published
     (`picked_on` "test"), and again by the score on the validation images where there are some (`picked_on` "validation"). Intervals are of
@@ -64,7 +64,7 @@ def make_table(rows: Sequence[Row], *, published: str | None = None) -> StudyTab
     means = [mean for name, chosen in picked.items() for mean in _means(chosen, picked_on=name if _n_runs(rows) > 1 else "")]
     return StudyTable(
         means=tuple(means), pairs=tuple(_comparisons(picked["test"])),
-        published=tuple(beside_table4(picked["test"])) if published == "table4" else (),
+        published=tuple(beside_table4(picked["test"])) if published == "table4" else (), n_missing=n_missing,
     )  # fmt: skip
 
 
@@ -81,7 +81,9 @@ def to_markdown(table: StudyTable) -> str:
     """The tables as Markdown; scores in percent, intervals 95 %."""
     head = ("distribution", "method", "decision", "part", "n", "AUC", "accuracy", "balanced accuracy")
     several = any(row["picked_on"] for row in table.means)
-    unfinished = [f"**The study is not finished: the means are over {table.partial}.**", ""] if table.partial else []
+    unfinished = (
+        [f"**{table.n_missing} cells of the study are not finished; the means are over the others.**", ""] if table.n_missing else []
+    )
     lines = ["# Scores", "", *unfinished, _line([*head, *(["picked on"] if several else [])]), _line(["---"] * (len(head) + several))]
     for row in table.means:
         scores = [_percent(row, score) for score in SCORES]

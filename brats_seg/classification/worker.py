@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from brats_seg.classification.bench import Bench, Purpose, config_digest, open_bench, open_images, study_seed, whole_pool
+from brats_seg.classification.bench import Bench, open_bench, open_images
 from brats_seg.classification.decisions import Probabilities, divide_by_prior, tune_factors, weigh_costs
 from brats_seg.classification.fitting import Fitted, Watch, build_network, check_loss, fit, fit_second_phase, probabilities
 from brats_seg.classification.folder import FolderImages
+from brats_seg.classification.identity import Purpose, config_digest, study_seed
 from brats_seg.classification.images import ImageSet, Splits
 from brats_seg.classification.methods import Remedy, cascade_goals, kept_by_cascade, remedy, synthesize
 from brats_seg.classification.scores import roc_curves, score_outputs
@@ -165,7 +166,7 @@ class _Cell:
         values, labels = synthesize(kind, given, self.pool.labels, neighbors=self.remedy.knobs.neighbors, seed=self.seed % 2**32)
         pixels = values.reshape(-1, *images.image_size, images.n_channels)
         made = ImageSet(f"{images.name}, {kind}", pixels, labels, images.class_names, 1.0)
-        return whole_pool(Source(made, device=self.runtime.device))
+        return Pool.whole(Source(made, device=self.runtime.device))
 
     def _watch(self) -> Watch | None:
         pool, knobs = self.bench.validation, self.settings.validation

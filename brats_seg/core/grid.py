@@ -80,7 +80,8 @@ def run_grid(
         identity: what all cells of the store share, such as the data they were computed on.
         workers: processes; with 1 the cells run in this one.
         label: of the progress bar.
-        note: key and rows of a cell just finished -> what the bar says beside the count, or a line on standard error that is no terminal.
+        note: key and rows of a cell just finished -> what the bar says beside the count; where standard error is no terminal, a line of
+            its own says it.
         known: rows by digest of cells that were finished elsewhere; those that are asked for are taken over.
 
     Raises:
@@ -96,7 +97,7 @@ def run_grid(
             if cell.digest in (known or {}) and cell.digest not in finished.by_digest:
                 finished.append(cell, (known or {})[cell.digest])
         todo = [cell for cell in cells if cell.digest not in finished.by_digest]
-        failed = _compute(function, todo, finished, workers=workers, label=label, note=note)
+        failed = _compute(function, todo, finished, n_cells=len(cells), workers=workers, label=label, note=note)
     return GridReport(
         rows=tuple(row for cell in cells for row in finished.by_digest.get(cell.digest, ())),
         n_kept=len(cells) - len(todo),
@@ -198,6 +199,7 @@ def _compute(
     cells: Sequence[Cell],
     finished: _Rows,
     *,
+    n_cells: int,
     workers: int,
     label: str,
     note: Callable[[str, list[Row]], str] | None,
@@ -206,19 +208,20 @@ def _compute(
     failed: list[tuple[str, str]] = []
     by_digest = {cell.digest: cell for cell in cells}
     jobs = [(cell.digest, dict(cell.job)) for cell in cells]
-    start = time.monotonic()
+    start, n_kept = time.monotonic(), n_cells - len(cells)
     with progress_bar() as bar, _interrupted_by_sigterm():
-        task = bar.add_task(label, total=len(cells), note="")
-        for n_done, outcome in enumerate(iterate_outcomes(_Call(function), jobs, workers=workers, threads=1), start=1):
+        task = bar.add_task(label, total=n_cells, completed=n_kept, note="")
+        for n_new, outcome in enumerate(iterate_outcomes(_Call(function), jobs, workers=workers, threads=1), start=1):
             cell = by_digest[outcome.task[0]]
             problem = _keep(cell, outcome, finished)
             if problem:
                 failed.append((cell.key, problem))
-            said = note(cell.key, finished.by_digest[cell.digest]) if note and not problem else cell.key
-            said = f"failed {cell.key}: {problem}" if problem else said
-            bar.update(task, advance=1, note=f"{n_done / (time.monotonic() - start) * 3600:.0f} an hour  {said}")
+                said = f"failed {cell.key}: {problem}"
+            else:
+                said = note(cell.key, finished.by_digest[cell.digest]) if note else cell.key
+            bar.update(task, advance=1, note=f"{n_new / (time.monotonic() - start) * 3600:.0f} an hour  {said}")
             if not bar.console.is_terminal:  # a log of hours of work says how far it is
-                bar.console.print(f"{label} {n_done}/{len(cells)}: {said}", markup=False, highlight=False, soft_wrap=True)
+                bar.console.print(f"{label} {n_kept + n_new}/{n_cells}: {said}", markup=False, highlight=False, soft_wrap=True)
     return failed
 
 

@@ -74,7 +74,7 @@ def write_experiment_page(
         "columns": (*REGIONS, MEAN, "healthy"),
         "classes": classes,
         "differences": differences,
-        "gains": summary["gains"],
+        "changes": summary["changes"],
         "difference_figure": plot(difference_chart(differences), alt="Paired differences of Dice; the numbers are in table 3.")
         if differences else None,
         "tradeoffs": [

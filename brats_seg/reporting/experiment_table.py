@@ -102,7 +102,7 @@ def _read(text: str, kind: type) -> Any:
     return None if text == "" and kind is not str else kind(text)
 
 
-def summarize_runs(rows: Sequence[Row], *, against: str | None = None) -> dict[str, Any]:
+def summarize_runs(rows: Sequence[Row], *, against: str | None = None, same_brains: Sequence[str] = ()) -> dict[str, Any]:
     """The tree of summary.json.
 
     The unit is the case: a case's score is the mean over the seeds that segmented it. Cases without a region in the reference are left out
@@ -112,6 +112,7 @@ def summarize_runs(rows: Sequence[Row], *, against: str | None = None) -> dict[s
     Args:
         rows: of one experiment, in the order of its variants.
         against: label of the variant that differences are taken from, whatever its place; None for the first of each pair.
+        same_brains: names of data whose cases of one name are one brain with another tumor; their differences are compared.
     """
     by_variant: dict[Variant, list[Row]] = defaultdict(list)
     for row in rows:
@@ -121,7 +122,7 @@ def summarize_runs(rows: Sequence[Row], *, against: str | None = None) -> dict[s
         patients[row["data"]][row["case"]] = row["patient"]
     tables = {variant: _by_case(found) for variant, found in by_variant.items()}
     pairs = [(one, other) for one, other in combinations(by_variant, 2) if one.data == other.data]
-    return {
+    summary = {
         "scored": _scored(rows),
         "unit": "case, mean over seeds; cases whose reference has the region",
         "interval": "95 % of bootstrap means, patients resampled with all their cases",
@@ -130,8 +131,8 @@ def summarize_runs(rows: Sequence[Row], *, against: str | None = None) -> dict[s
         "n_patients": sum(len(set(patient_of.values())) for patient_of in patients.values()),
         "variants": [_variant_tree(v, found, tables[v], patients[v.data]) for v, found in by_variant.items()],
         "differences": [_difference_tree(*pair, by_variant, patients[pair[0].data], against=against) for pair in pairs],
-        "gains": _gain_trees(by_variant, patients, against=against),
     }
+    return summary | {"changes": _change_trees(summary, by_variant, patients, against=against, same_brains=same_brains)}
 
 
 def _scored(rows: Sequence[Row]) -> str:
@@ -237,32 +238,33 @@ def _on_the_same_runs(rows: Mapping[Variant, Sequence[Row]], *variants: Variant)
     return both, [_by_case([row for row in rows[variant] if (row["fold"], row["seed"]) in both]) for variant in variants]
 
 
-def _gain_trees(
-    rows: Mapping[Variant, Sequence[Row]], patients: Mapping[str, Mapping[str, str]], *, against: str | None
+def _change_trees(
+    summary: Mapping[str, Any],
+    rows: Mapping[Variant, Sequence[Row]],
+    patients: Mapping[str, Mapping[str, str]],
+    *,
+    against: str | None,
+    same_brains: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """What a variant gains over the one compared with, on each further cohort minus on the first, over cases of one name.
-
-    Phantoms of one name and seed are one brain, so that the cohorts are paired; of another seed the pairs mean nothing, and harm nothing.
-    """
-    names = list(patients)
-    by_label = {data: {variant.label: variant for variant in rows if variant.data == data} for data in names}
+    """How each difference of Dice changes from the first of the data to the others, case by case."""
+    variants = {(variant.data, variant.label): variant for variant in rows}
+    by_case: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
+    for d in differences_to(summary, against=against):
+        data, one, other = key = (d["data"], d["from"], d["to"])
+        if data in same_brains:
+            by_case[key] = _differences_by_case(rows, variants[data, one], variants[data, other])
     trees = []
-    for data in names[1:]:
-        labels = [label for label in by_label[names[0]] if label in by_label[data]]
-        reference = against if against in labels else labels[0] if labels else None
-        for label in labels:
-            if label == reference:
-                continue
-            gains = [_gain_by_case(rows, by_label[name][str(reference)], by_label[name][label]) for name in (names[0], data)]
+    for (data, one, other), here in by_case.items():
+        there = by_case.get((same_brains[0], one, other))
+        if data != same_brains[0] and there is not None:
             regions = {
-                region: {"dice": paired_difference(gains[0][region], gains[1][region], patient_of=patients[names[0]])}
-                for region in (*REGIONS, MEAN)
+                region: {"dice": paired_difference(there[region], here[region], patient_of=patients[data])} for region in (*REGIONS, MEAN)
             }
-            trees.append({"than": names[0], "data": data, "from": reference, "to": label, "regions": regions})
+            trees.append({"than": same_brains[0], "data": data, "from": one, "to": other, "regions": regions})
     return trees
 
 
-def _gain_by_case(rows: Mapping[Variant, Sequence[Row]], one: Variant, other: Variant) -> dict[str, dict[str, float]]:
+def _differences_by_case(rows: Mapping[Variant, Sequence[Row]], one: Variant, other: Variant) -> dict[str, dict[str, float]]:
     """Dice of the other minus that of the one, by region and case."""
     _, (first, second) = _on_the_same_runs(rows, one, other)
     tables = {region: (first["dice"].get(region, {}), second["dice"].get(region, {})) for region in (*REGIONS, MEAN)}
@@ -315,14 +317,14 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
         paired = [[(f"{d['data']}: " if with_data else "") + f"{d['to']} - {d['from']}", *(_difference(d["regions"][r][score]) for r in of)]
                   for d in chosen]  # fmt: skip
         lines += _table(["difference", *of], paired)
-    if summary["gains"]:
-        than = summary["gains"][0]["than"]
-        words = f"The difference of Dice on a cohort minus that on {than}, over cases of one name; interval, p and n as above."
-        lines += ["", f"## What a cohort gains, beside {than}", "", words, ""]
-        gained = [
-            [f"{g['data']}: {g['to']} - {g['from']}", *(_difference(g["regions"][r]["dice"]) for r in names)] for g in summary["gains"]
+    if summary["changes"]:
+        than = summary["changes"][0]["than"]
+        words = f"The difference of Dice on a cohort minus that on {than}, over the same brains; interval, p and n as above."
+        lines += ["", "## How the differences change from cohort to cohort", "", words, ""]
+        changed = [
+            [f"{c['data']}: {c['to']} - {c['from']}", *(_difference(c["regions"][r]["dice"]) for r in names)] for c in summary["changes"]
         ]
-        lines += _table(["gain", *names], gained)
+        lines += _table(["change of the difference", *names], changed)
     lines += ["", "## Ledger", "",
               "Share of the draws / of the patch voxels inside the brain, by class.", ""]  # fmt: skip
     classes = list(summary["variants"][0]["ledger"]) if summary["variants"] else []

@@ -60,7 +60,7 @@ def test_a_finished_study_trains_nothing_again_and_a_grown_one_only_what_is_new(
     assert (first.n_new, first.n_kept, first.failed) == (6, 0, ())
     again = run_study(tiny_settings(), tmp_path, folder=images, workers=1, device="cpu")
     assert (again.n_new, again.n_kept) == (0, 6)
-    assert study_table(tmp_path).partial == ""
+    assert study_table(tmp_path).n_missing == 0
     grown = run_study(tiny_settings(repeats=2), tmp_path, folder=images, workers=1, device="cpu")
     assert (grown.n_new, grown.n_kept) == (6, 6)
     with pytest.raises(InputError, match="another study"):
@@ -79,7 +79,7 @@ def test_the_table_of_a_study_that_is_not_finished_says_so(images: Path, tmp_pat
     run_study(tiny_settings(), tmp_path, folder=images, workers=1, device="cpu")
     lines = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "rows.jsonl").write_text("".join(lines[:4]))
-    assert "over 4 of 6 cells" in to_markdown(study_table(tmp_path))
+    assert "2 cells of the study are not finished" in to_markdown(study_table(tmp_path))
 
 
 def test_random_and_lowest_rare_classes_in_one_study():

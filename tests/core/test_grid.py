@@ -194,5 +194,7 @@ def test_a_study_killed_again_and_again_ends_with_the_table_of_one_never_killed(
 
 
 def test_a_log_says_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _run(tmp_path, _cells(1, 13), note=lambda key, rows: f"{key}: {rows[0]['square']}")
-    assert capsys.readouterr().err.splitlines() == ["squares 1/2: n1: 1", "squares 2/2: failed n13: thirteen: not today"]
+    _run(tmp_path, _cells(1), note=lambda key, rows: f"{key}: {rows[0]['square']}")
+    assert capsys.readouterr().err == "squares 1/1: n1: 1\n"
+    _run(tmp_path, _cells(1, 2, 13))
+    assert capsys.readouterr().err.splitlines() == ["squares 2/3: n2", "squares 3/3: failed n13: thirteen: not today"]

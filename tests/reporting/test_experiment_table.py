@@ -130,16 +130,19 @@ def test_cases_of_one_name_in_two_cohorts_are_two() -> None:
     assert [d["regions"]["whole"]["dice"]["interval95"] is None for d in summary["differences"]] == [False, True]
 
 
-def test_what_a_cohort_gains_is_paired_with_the_first_cohort() -> None:
+def test_how_a_difference_changes_is_paired_over_the_same_brains() -> None:
     ours = [row(name, case, 0, dice) for name, case, dice in (("one", "A", 0.5), ("one", "B", 0.5), ("two", "A", 0.6), ("two", "B", 0.8))]
-    more = [dict(r, data="hard", dice=r["dice"] - 0.1 if r["strategy"] == "one" else 0.9) for r in ours]
-    (gain,) = summarize_runs([*(dict(r, data="plain") for r in ours), *more])["gains"]
-    assert (gain["than"], gain["data"], gain["from"], gain["to"]) == ("plain", "hard", "one", "two")
-    whole = gain["regions"]["whole"]["dice"]  # A: 0.5 - 0.1, B: 0.5 - 0.3
+    more = [dict(r, data="faint", dice=r["dice"] - 0.1 if r["strategy"] == "one" else 0.9) for r in ours]
+    rows = [*(dict(r, data="plain") for r in ours), *more, *(dict(r, data="other brains") for r in ours)]
+    summary = summarize_runs(rows, same_brains=["plain", "faint"])
+    (change,) = summary["changes"]
+    assert (change["than"], change["data"], change["from"], change["to"]) == ("plain", "faint", "one", "two")
+    whole = change["regions"]["whole"]["dice"]  # A: 0.5 - 0.1, B: 0.5 - 0.3
     assert (whole["mean"], whole["n"]) == (pytest.approx(0.3), 2)
-    assert whole["interval95"] == [pytest.approx(0.2), pytest.approx(0.4)]
-    assert "| hard: two - one | +0.300" in table_markdown(summarize_runs([*(dict(r, data="plain") for r in ours), *more]), title="t")
-    assert summarize_runs(ours)["gains"] == []
+    assert "| faint: two - one | +0.300" in table_markdown(summary, title="t")
+    (turned,) = summarize_runs(rows, against="two", same_brains=["plain", "faint"])["changes"]
+    assert (turned["to"], turned["regions"]["whole"]["dice"]["mean"]) == ("one", pytest.approx(-0.3))
+    assert summarize_runs(rows)["changes"] == []
 
 
 def test_too_much_and_too_little_have_a_color_each() -> None:
