@@ -94,5 +94,6 @@ def test_hostile_yaml_is_one_line(tmp_path: Path, text: str) -> None:
 
 
 def test_a_misspelled_config_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match="no config of that name, did you mean 'unet2d_cpu'; the names are "):
+    with pytest.raises(UsageError, match="no config of that name, did you mean 'unet2d_cpu'; the names are ") as refused:
         load_config("unet2d_cp")
+    assert str(refused.value).endswith(f"; the names are {', '.join(config_names())}")

@@ -295,7 +295,7 @@ def test_cohorts_that_differ_in_a_trait_are_made_and_compared_apart(tmp_path: Pa
     )
     report = run_experiment(tmp_path / "banks", tmp_path / "out", config, workers=1)
     assert [(v["data"], v["label"]) for v in report.summary["variants"]] == [
-        (cohort, strategy) for cohort in ("plain", "faint", "larger") for strategy in ("random", "balanced")
+        (data, strategy) for data in ("plain", "faint", "larger") for strategy in ("random", "balanced")
     ]  # fmt: skip
     assert [d["data"] for d in report.summary["differences"]] == ["plain", "faint", "larger"]
     assert [(c["data"], c["than"]) for c in report.summary["changes"]] == [("faint", "plain"), ("larger", "plain")]
