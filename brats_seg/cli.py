@@ -6,6 +6,25 @@ from typing import Annotated, Literal
 
 import typer
 
+from brats_seg.cli_options import (
+    Bank,
+    Conventions,
+    Data,
+    Device,
+    HeldOut,
+    InferenceName,
+    Part,
+    PrecisionName,
+    Predictions,
+    Reference,
+    Resample,
+    Run,
+    Scans,
+    Synthetic,
+    Workers,
+    parse_part,
+)
+from brats_seg.cli_study import study_app
 from brats_seg.errors import InputError, UsageError, is_out_of_memory
 
 app = typer.Typer(
@@ -37,30 +56,6 @@ def _door(
 
 STOPPED = 130
 """Exit code after Ctrl-C or SIGTERM, as shells have it."""
-
-Data = Annotated[Path, typer.Argument(help="Folder of scans (any BraTS release, MSD, nnU-Net raw, BIDS) or a manifest CSV.", exists=True)]
-Bank = Annotated[Path, typer.Argument(help="Patch bank folder.", exists=True, file_okay=False)]
-Run = Annotated[Path, typer.Argument(help="Run folder of a training.", exists=True, file_okay=False)]
-Scans = Annotated[Path, typer.Argument(help="Folder of scans, with or without labels, or a manifest CSV.", exists=True)]
-Predictions = Annotated[Path, typer.Argument(help="Folder of predictions.", exists=True, file_okay=False)]
-Reference = Annotated[Path, typer.Argument(help="Folder of scans with expert labels, or a manifest CSV.", exists=True)]
-Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 for one per core.")]
-Part = Annotated[str | None, typer.Option(metavar="I/N", help="Do the I-th of N parts only (job arrays).")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-PrecisionName = Annotated[Literal["auto", "float32", "bf16"], typer.Option(help="Arithmetic of the network; auto picks for the device.")]
-InferenceName = Annotated[
-    Literal["auto", "whole", "windowed"],
-    typer.Option(help="Whole slices, or overlapping windows of the patch size; auto asks the network."),
-]
-Resample = Annotated[bool, typer.Option("--resample", help="Resample cases whose spacing is over 5 % off, instead of refusing them.")]
-Synthetic = Annotated[bool, typer.Option("--synthetic", help="Take the synthetic (SimBRATS) cases of 2013 too.")]
-Conventions = Annotated[
-    list[str] | None, typer.Option("--convention", help="Scoring rules: brats2013, brats2020, brats2023, nnunet. Repeat for several.")
-]
-
-HeldOut = Annotated[
-    Path | None, typer.Option(metavar="RUN", help="Score only the cases that this run held out.", exists=True, file_okay=False)
-]
 
 
 @app.command(epilog="Example: brats-seg demo demo")
@@ -143,7 +138,7 @@ def preprocess(
         data,
         bank,
         workers=workers,
-        part=_parse_part(part),
+        part=parse_part(part),
         n4=n4,
         n_folds=folds,
         seed=seed,
@@ -254,7 +249,7 @@ def predict(
         suffix=file_type,
         save_probabilities=save_probabilities,
         skip_finished=continue_,
-        part=_parse_part(part),
+        part=parse_part(part),
         resample=resample,
         synthetic=synthetic,
     )
@@ -379,86 +374,6 @@ def experiment(
     raise typer.Exit(report.exit_code)
 
 
-StudyConfig = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a study that comes with the package.")]
-StudyImages = Annotated[
-    Path | None, typer.Option("--images", metavar="FOLDER", exists=True, help="Where the images lie (instead of images.folder).")
-]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one knob. Repeat for several.")]
-
-study_app = typer.Typer(
-    name="study",
-    help="Class-imbalance studies on images (MNIST, CIFAR-10, ImageNet, your own): plan, run, table, figures.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-app.add_typer(study_app)
-
-
-@study_app.command("plan", epilog="Example: brats-seg study plan mnist")
-def study_plan(
-    config: StudyConfig,
-    out: Annotated[Path | None, typer.Option(help="Folder of the study: what is finished there is not counted again.")] = None,
-    images: StudyImages = None,
-    overrides: Overrides = None,
-    workers: Workers = 0,
-    device: Device = "auto",
-) -> None:
-    """Say how many networks, how long and how much disk, before anything starts."""
-    from brats_seg.classification import study
-    from brats_seg.classification.settings import StudySettings
-    from brats_seg.config import load_settings
-
-    settings = load_settings(StudySettings, config, shelf="studies", overrides=tuple(overrides or ()))
-    typer.echo(study.describe(study.make_plan(settings, folder=images, workers=workers, store=out, device=device)))
-
-
-@study_app.command("run", epilog="Example: brats-seg study run mnist_quick out --workers 2")
-def study_run(
-    config: StudyConfig,
-    out: Annotated[Path, typer.Argument(help="Folder to write into, or to go on with.")],
-    images: StudyImages = None,
-    overrides: Overrides = None,
-    workers: Workers = 0,
-    part: Part = None,
-    device: Device = "auto",
-) -> None:
-    """Train what is not there yet, a process for each core. Killed at any moment, it goes on. Exit 1 if a network failed."""
-    from brats_seg.classification import study
-    from brats_seg.classification.settings import StudySettings
-    from brats_seg.config import load_settings
-
-    settings = load_settings(StudySettings, config, shelf="studies", overrides=tuple(overrides or ()))
-    report = study.run_study(settings, out, folder=images, workers=workers, part=_parse_part(part), device=device)
-    typer.echo(f"{report.n_new} cells finished, {report.n_kept} were there; rows in {out}")
-    n_diverged = len({(row["seed"], row["method"], row["rate"]) for row in report.rows if row["diverged"]})
-    if n_diverged:
-        typer.echo(f"{n_diverged} networks diverged and score as one that knows nothing; a lower optimizer.lr may help", err=True)
-    for key, reason in report.failed:
-        typer.echo(f"{key}: {reason}", err=True)
-    raise typer.Exit(int(bool(report.failed)))
-
-
-@study_app.command("table", epilog="Example: brats-seg study table out")
-def study_table(out: Annotated[Path, typer.Argument(help="Folder of a study.", exists=True, file_okay=False)]) -> None:
-    """Print means, paired differences and intervals; write table.csv, pairs.csv and table.md there."""
-    from brats_seg.classification import study
-    from brats_seg.classification.table import to_markdown, write_table
-
-    table = study.study_table(out)
-    paths = write_table(table, out)
-    typer.echo(to_markdown(table))
-    typer.echo(f"written: {', '.join(map(str, paths))}")
-
-
-@study_app.command("figures", epilog="Example: brats-seg study figures out")
-def study_figures(out: Annotated[Path, typer.Argument(help="Folder of a study.", exists=True, file_okay=False)]) -> None:
-    """Draw the published figures from what is finished."""
-    from brats_seg.classification import study
-
-    for path in study.draw_figures(out):
-        typer.echo(path)
-
-
 def _parse_traits(texts: list[str]) -> dict[str, float]:
     """`NAME=VALUE` each, as numbers by name."""
     traits: dict[str, float] = {}
@@ -471,16 +386,6 @@ def _parse_traits(texts: list[str]) -> dict[str, float]:
     return traits
 
 
-def _parse_part(text: str | None) -> tuple[int, int] | None:
-    """`I/N` as two numbers."""
-    if text is None:
-        return None
-    first, slash, n = text.partition("/")
-    if not (slash and first.isdecimal() and n.isdecimal() and 1 <= int(first) <= int(n)):
-        raise UsageError(f"--part {text}: write I/N with I in 1..N, such as 1/4")
-    return int(first), int(n)
-
-
 def _parse_fold(text: str) -> int | None:
     """A fold's number, or None for all."""
     if text == "all":
@@ -488,6 +393,9 @@ def _parse_fold(text: str) -> int | None:
     if not text.isdecimal():
         raise UsageError(f"--fold {text}: give a number from 0, or 'all'")
     return int(text)
+
+
+app.add_typer(study_app)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -203,6 +203,11 @@ def study_rows(out: Path) -> list[Row]:
     return _rows_and_missing(out)[0]
 
 
+def n_unfinished(out: Path) -> int:
+    """How many cells of a study are not finished, all parts together. Raises `InputError` where none is."""
+    return _rows_and_missing(out)[2]
+
+
 def _rows_and_missing(out: Path) -> tuple[list[Row], StudySettings, int]:
     """The rows of `study_rows`, the settings that the study keeps, and how many cells are not finished."""
     found = _finished(out)

@@ -19,6 +19,7 @@ from striped_images import tiny_settings, write_images
 from brats_seg.classification.settings import StudySettings
 from brats_seg.classification.study import cells, make_plan, run_study, study_rows, study_table
 from brats_seg.classification.table import make_table, to_markdown
+from brats_seg.cli import main
 from brats_seg.config import config_names, load_settings
 from brats_seg.core.grid import Row
 from brats_seg.errors import InputError, UsageError
@@ -75,11 +76,14 @@ def test_a_method_that_was_changed_does_not_mix_with_what_it_was(images: Path, t
     assert {(row["method"], row["n"]) for row in table.means} == {("oversample", 1), ("two_phase_oversample", 1)}
 
 
-def test_the_table_of_a_study_that_is_not_finished_says_so(images: Path, tmp_path: Path):
+def test_table_and_figures_of_a_study_that_is_not_finished_say_so(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run_study(tiny_settings(), tmp_path, folder=images, workers=1, device="cpu")
     lines = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "rows.jsonl").write_text("".join(lines[:4]))
     assert "2 cells of the study are not finished" in to_markdown(study_table(tmp_path))
+    with pytest.raises(SystemExit, match="0"):
+        main(["study", "figures", str(tmp_path)])
+    assert "2 cells of the study are not finished" in capsys.readouterr().err
 
 
 def test_random_and_lowest_rare_classes_in_one_study():

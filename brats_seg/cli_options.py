@@ -1,0 +1,41 @@
+"""Arguments and options that several verbs take."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from brats_seg.errors import UsageError
+
+Data = Annotated[Path, typer.Argument(help="Folder of scans (any BraTS release, MSD, nnU-Net raw, BIDS) or a manifest CSV.", exists=True)]
+Bank = Annotated[Path, typer.Argument(help="Patch bank folder.", exists=True, file_okay=False)]
+Run = Annotated[Path, typer.Argument(help="Run folder of a training.", exists=True, file_okay=False)]
+Scans = Annotated[Path, typer.Argument(help="Folder of scans, with or without labels, or a manifest CSV.", exists=True)]
+Predictions = Annotated[Path, typer.Argument(help="Folder of predictions.", exists=True, file_okay=False)]
+Reference = Annotated[Path, typer.Argument(help="Folder of scans with expert labels, or a manifest CSV.", exists=True)]
+Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 for one per core.")]
+Part = Annotated[str | None, typer.Option(metavar="I/N", help="Do the I-th of N parts only (job arrays).")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+PrecisionName = Annotated[Literal["auto", "float32", "bf16"], typer.Option(help="Arithmetic of the network; auto picks for the device.")]
+InferenceName = Annotated[
+    Literal["auto", "whole", "windowed"],
+    typer.Option(help="Whole slices, or overlapping windows of the patch size; auto asks the network."),
+]
+Resample = Annotated[bool, typer.Option("--resample", help="Resample cases whose spacing is over 5 % off, instead of refusing them.")]
+Synthetic = Annotated[bool, typer.Option("--synthetic", help="Take the synthetic (SimBRATS) cases of 2013 too.")]
+Conventions = Annotated[
+    list[str] | None, typer.Option("--convention", help="Scoring rules: brats2013, brats2020, brats2023, nnunet. Repeat for several.")
+]
+HeldOut = Annotated[
+    Path | None, typer.Option(metavar="RUN", help="Score only the cases that this run held out.", exists=True, file_okay=False)
+]
+
+
+def parse_part(text: str | None) -> tuple[int, int] | None:
+    """`I/N` as two numbers."""
+    if text is None:
+        return None
+    first, slash, n = text.partition("/")
+    if not (slash and first.isdecimal() and n.isdecimal() and 1 <= int(first) <= int(n)):
+        raise UsageError(f"--part {text}: write I/N with I in 1..N, such as 1/4")
+    return int(first), int(n)
