@@ -349,7 +349,9 @@ def experiment(
     out: Annotated[Path, typer.Argument(help="Folder to write into, or to go on with.")],
     config: Annotated[str, typer.Option(help="A YAML file, or the name of an experiment that comes with the package.")],
     workers: Workers = 0,
-    only: Annotated[list[str] | None, typer.Option(metavar="STRATEGY", help="Only this strategy. Repeat for several.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="STRATEGY", help="Train this strategy alone; rows of others are kept. Repeat.")
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, such as seeds=[0]. Repeat for several.")
     ] = None,
@@ -358,16 +360,24 @@ def experiment(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Compare strategies on one bank: folds x seeds, one table with error bars. Killed at any moment, it goes on."""
+    """Compare strategies on one bank: folds x seeds, one table with error bars. Killed, it goes on. Exit 1 if a run failed."""
     from brats_seg import experiment as room
     from brats_seg.reporting import console as screen
     from brats_seg.strategies import load_experiment
 
     settings = load_experiment(config, overrides=tuple(overrides or ()))
-    report = room.run_experiment(
-        bank, out, settings, title=Path(config).stem, workers=workers, only=tuple(only or ()), known=known, device=device
-    )
     console = screen.make_console()
+    report = room.run_experiment(
+        bank,
+        out,
+        settings,
+        title=Path(config).stem,
+        workers=workers,
+        only=tuple(only or ()),
+        known=known,
+        device=device,
+        say=console.print,
+    )
     screen.show_experiment(report.summary, report.grid, against=settings.against, console=console)
     screen.show_place("table: ", out / "table.md", console=console)
     screen.show_place("report:", report.page, console=console)

@@ -1,6 +1,6 @@
 """Samplers side by side on one bank: folds x seeds -> one table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -20,20 +20,17 @@ from brats_seg.core.grid import Cell, GridReport, check_identity, read_cells, ru
 from brats_seg.core.runtime import Runtime, n_workers, start_runtime, worker_device
 from brats_seg.core.shapes import TissueMap
 from brats_seg.errors import InputError, UsageError
+from brats_seg.evaluation.comparison import summarize_runs
+from brats_seg.evaluation.run_rows import COLUMNS, DIGEST, Row, read_finished, variant_of, write_rows
 from brats_seg.evaluation.volumes import score_volume
 from brats_seg.inference.dense import label_map
 from brats_seg.reporting.experiment_page import write_experiment_page
-from brats_seg.reporting.experiment_table import (
-    DIGEST,
-    read_finished,
-    summarize_runs,
-    table_markdown,
-    variant_of,
-    write_rows,
-)
+from brats_seg.reporting.experiment_table import table_markdown
 from brats_seg.scans.labels import REGIONS
 from brats_seg.scans.phantom import PHANTOM_VERSION, make_traits
 from brats_seg.strategies import TUNED, ExperimentConfig, Phantoms, Strategy, laid_over, make_strategies
+from brats_seg.training.log import precision_name
+from brats_seg.training.split import Split
 
 TRAINED = "trained.json"
 """What a run of an experiment was trained on and with, in its folder."""
@@ -63,11 +60,12 @@ def run_experiment(
     only: Sequence[str] = (),
     known: Path | None = None,
     device: str = "auto",
+    say: Callable[[str], None] = lambda line: None,
 ) -> ExperimentReport:
     """Train, segment and score every strategy on every fold with every seed; what is finished is kept, what was killed goes on.
 
-    Writes `runs.csv`, `summary.json`, `table.md` and `report.html` into `out`; each run has its folder
-    `runs/<strategy>/fold<f>/seed<s>`.
+    Writes `runs.csv`, `summary.json`, `table.md` and `report.html` into `out`, of what is finished where it is interrupted too; each
+    run has its folder `runs/<strategy>/fold<f>/seed<s>`.
 
     Args:
         bank: a patch bank; with `phantoms` in the config, the folder where their banks are made or found.
@@ -78,11 +76,13 @@ def run_experiment(
         only: names of strategies; none for all.
         known: a runs.csv of runs finished elsewhere, which are taken over.
         device: where each process computes; several GPUs are used in turn.
+        say: takes the line that tells how many runs were taken over.
 
     Raises:
         UsageError: a strategy, knob, class or fold that does not exist, or a seed given twice.
         InputError: a bank that is damaged or not the one the experiment was begun with, a training fold that lacks a class another fold
-            has, a run folder of a strategy whose knobs were others, or a `known` table that lacks rows.
+            has, a run folder of a strategy whose knobs were others, or a `known` table that lacks rows or has none of these runs.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; what is finished is kept and written.
     """
     strategies, asked = make_strategies(config), {strategy.name for strategy in make_strategies(config, only=only)}
     for name, cohort in config.phantoms.items():
@@ -106,32 +106,60 @@ def run_experiment(
         ]
     identity = {"study": "experiment", **{f"bank {data}".strip(): one.digest[:DIGEST] for data, one in opened.items()}}
     check_identity(out, identity)
-    taken = _known(known, cells, opened) if known is not None else {}
+    taken: dict[str, list[Row]] = {}
+    if known is not None:
+        taken = _known(known, cells, opened)
+        say(f"{len(taken)} of {len(cells)} runs taken over from {known}")
     todo = [cell for cell in cells if cell.job["strategy"] in asked]
     # Seed by seed and fold by fold, so that an experiment that is stopped has its strategies on the same runs.
     todo.sort(key=lambda cell: (config.seeds.index(cell.job["seed"]), cell.job["fold"]))
     finished = {*taken, *read_cells(out)}
     _check_before(out, [cell for cell in todo if cell.digest not in finished], opened)
-    grid = run_grid(
-        partial(run_cell, banks=banks, out=out, device=device),
-        todo,
-        store=out,
-        identity=identity,
-        workers=n_workers(workers, device=device),
-        label="experiment",
-        note=_note,
-        known=taken,
-    )
+    write = partial(_write_results, out, cells, config, banks=banks, title=title)
+    try:
+        grid = run_grid(
+            partial(run_cell, banks=banks, out=out, device=device),
+            todo,
+            store=out,
+            identity=identity,
+            workers=n_workers(workers, device=device),
+            label="experiment",
+            note=_note,
+            known=taken,
+        )
+    except KeyboardInterrupt:
+        write(failed=())
+        raise
+    return ExperimentReport(grid, *write(failed=grid.failed))
+
+
+def _write_results(
+    out: Path,
+    cells: Sequence[Cell],
+    config: ExperimentConfig,
+    *,
+    banks: Mapping[str, Path],
+    title: str,
+    failed: Sequence[tuple[str, str]],
+) -> tuple[Mapping[str, Any], Path]:
+    """Tables and page of the cells that are finished, those that `only` left out too, in the order of the config."""
     stored = read_cells(out)
-    rows = [row for cell in cells for row in stored.get(cell.digest, ())]  # those that `only` left out too, in the order of the config
-    summary = summarize_runs(rows, against=config.against, same_brains=_same_brains(config))
+    rows = [row for cell in cells for row in stored.get(cell.digest, ())]
+    summary = summarize_runs(rows, against=config.against, same_brains=_same_brains(config), n_asked=len(cells), failed=failed)
     write_rows(out / "runs.csv", rows)
-    write_json(out / "summary.json", summary | {"failed": [list(pair) for pair in grid.failed]})
+    write_json(out / "summary.json", summary)
     write_text(out / "table.md", table_markdown(summary, title=title, against=config.against))
     page = write_experiment_page(
-        out, rows, summary, banks=banks, title=title, against=config.against, pictures=config.pictures, failed=grid.failed
+        out,
+        rows,
+        summary,
+        banks=banks,
+        label_maps=partial(label_maps, out),
+        title=title,
+        against=config.against,
+        pictures=config.pictures,
     )
-    return ExperimentReport(grid, summary, page)
+    return summary, page
 
 
 def _check_fit(bank: PatchBank, strategy: Strategy) -> None:
@@ -146,14 +174,17 @@ def _check_fit(bank: PatchBank, strategy: Strategy) -> None:
 def _check_before(out: Path, todo: Sequence[Cell], banks: Mapping[str, PatchBank]) -> None:
     """Refuse, before the first new run, a folder that holds another run of the same name, and banks whose files are damaged."""
     for cell in todo:
-        run = run_folder(out, **{name: cell.job[name] for name in ("data", "strategy", "fold", "seed")})
+        run = run_folder(out, cell.job)
         if (run / TRAINED).exists() and read_json(run / TRAINED) != _training(cell.job):
             raise InputError(
                 f"{run}: was trained with other knobs than the config now gives strategy '{cell.job['strategy']}'; give the strategy "
                 "another name, or choose a new folder"
             )
-    for data in sorted({cell.job["data"] for cell in todo if cell.job["cases"] == "held_out"}):  # a search opens no held-out case
-        problems = verify_bank(banks[data].path)
+    for data in sorted({cell.job["data"] for cell in todo}):
+        used: set[str] = set()
+        for split, cases in {(_split(banks[data], cell.job), cell.job["cases"]) for cell in todo if cell.job["data"] == data}:
+            used.update(split.train, split.inner, split.held_out if cases == "held_out" else ())  # a search opens no held-out case
+        problems = verify_bank(banks[data].path, cases=used)
         if problems:
             raise InputError(f"{problems[0].case}: {problems[0].file}: {problems[0].what}; {problems[0].expected}")
 
@@ -217,6 +248,11 @@ def _cell(data: str, digest: str, strategy: Strategy, *, fold: int, seed: int, c
     return Cell("/".join(str(part) for part in (data, strategy.name, f"fold{fold}", f"seed{seed}") if part), job)
 
 
+def _split(bank: PatchBank, job: Mapping[str, Any]) -> Split:
+    """The cases of a cell by their use."""
+    return pipeline.make_split(bank, fold=job["fold"], fraction=parse_config(job["configs"][0]).validation.fraction, seed=job["seed"])
+
+
 def _seeded(config: Config, seed: int) -> dict[str, Any]:
     """The knobs that are not at their defaults: a knob added to the program one day leaves the digests of finished cells as they are."""
     tree = laid_over(config.model_dump(mode="json"), {"training.seed": seed})
@@ -227,7 +263,7 @@ def _known(path: Path, cells: Sequence[Cell], banks: Mapping[str, PatchBank]) ->
     """Rows of a runs.csv, under the whole digests of the cells that they answer; rows that stand twice count once.
 
     Raises:
-        InputError: no such table, or one that lacks some rows of a run.
+        InputError: no such table, one that lacks some rows of a run, or one of other runs altogether.
     """
     finished, found = read_finished(path), {}
     for cell in cells:
@@ -235,13 +271,18 @@ def _known(path: Path, cells: Sequence[Cell], banks: Mapping[str, PatchBank]) ->
         if not rows:
             continue
         bank, job = banks[cell.job["data"]], cell.job
-        fraction = parse_config(job["configs"][0]).validation.fraction
-        split = pipeline.make_split(bank, fold=job["fold"], fraction=fraction, seed=job["seed"])
+        split = _split(bank, job)
         cases = split.held_out if job["cases"] == "held_out" else split.inner
         wanted = set(product(job["correct_priors"], cases, (*REGIONS, *bank.classes)))
         if set(rows) != wanted:
             raise InputError(f"{path}: {len(wanted - set(rows))} of the {len(wanted)} rows of {cell.key} are missing; leave out the rest")
         found[cell.digest] = list(rows.values())
+    if not found:
+        theirs, ours = {row["bank"] for rows in finished.values() for row in rows}, {bank.digest[:DIGEST] for bank in banks.values()}
+        others = "the same bank with other knobs or seeds" if theirs & ours else f"bank {', '.join(sorted(theirs)) or 'none'}"
+        raise InputError(
+            f"{path}: none of its {len(finished)} runs is one of this experiment's, on bank {', '.join(sorted(ours))}; they are of {others}"
+        )
     return found
 
 
@@ -261,7 +302,7 @@ def run_cell(job: Mapping[str, Any], *, banks: Mapping[str, Path], out: Path, de
         KeyboardInterrupt: a signal stopped the training; it is saved.
     """
     bank, fold, device = banks[job["data"]], job["fold"], worker_device(device, worker=worker_number())
-    run = run_folder(out, data=job["data"], strategy=job["strategy"], fold=fold, seed=job["seed"])
+    run = run_folder(out, job)
     configs = [parse_config(tree) for tree in job["configs"]]
     opened = PatchBank(bank, patch_size=configs[0].patch.size)
     if opened.digest != job["bank"]:
@@ -275,21 +316,24 @@ def run_cell(job: Mapping[str, Any], *, banks: Mapping[str, Path], out: Path, de
     if len(folders) == 2 and not (run / pipeline.BEST).exists():
         pipeline.compose(folders[0], folders[1], run)
     runtime = start_runtime(device=device, threads=1)
-    split = pipeline.make_split(opened, fold=fold, fraction=configs[0].validation.fraction, seed=job["seed"])
+    split = _split(opened, job)
     common = {
+        **dict.fromkeys(COLUMNS),
         **{name: job[name] for name in ("data", "strategy", "fold", "seed", "cases")},
         "patches": sum(_n_patches(config) for config in configs),
         "seconds": sum(_seconds(folder) for folder in folders),
         "config": Cell("", {"configs": job["configs"]}).digest[:DIGEST],
         "bank": job["bank"][:DIGEST],
-        "versions": f"brats-seg {version('brats-seg')}, torch {version('torch')}, numpy {version('numpy')}, {runtime.device.type}",
+        "versions": f"brats-seg {version('brats-seg')}, torch {version('torch')}, numpy {version('numpy')}, "
+        f"{runtime.device.type} {precision_name(runtime)}",
         "cell": Cell("", job).digest[:DIGEST],
     }
     mix = _ledger_means(folders[0], classes=opened.classes)
     scored_bank = opened.select(split.held_out if job["cases"] == "held_out" else split.inner)
     rows = []
     for strength in job["correct_priors"]:
-        found = _segment(run, bank, scored_bank, strength=strength, cases=job["cases"], runtime=runtime)
+        to = label_maps(out, {**job, "correct_priors": strength})
+        found = _segment(run, bank, scored_bank, strength=strength, to=to, runtime=runtime)
         for case, labels in found.items():
             scored = score_volume(scored_bank, case, labels)
             rows += [{**common, "correct_priors": strength, **row, **mix.get(row["region"], {})} for row in scored]
@@ -301,9 +345,14 @@ def _training(job: Mapping[str, Any]) -> dict[str, Any]:
     return {name: job[name] for name in ("bank", "configs", "fold", "seed")}
 
 
-def run_folder(out: Path, *, data: str, strategy: str, fold: int, seed: int) -> Path:
-    """Where a run lies."""
-    return out / "runs" / data / strategy / f"fold{fold}" / f"seed{seed}"
+def run_folder(out: Path, run: Mapping[str, Any]) -> Path:
+    """Where the run of a job or a row lies."""
+    return out / "runs" / run["data"] / run["strategy"] / f"fold{run['fold']}" / f"seed{run['seed']}"
+
+
+def label_maps(out: Path, row: Mapping[str, Any]) -> Path:
+    """Where the label maps lie that a row is of."""
+    return run_folder(out, row) / f"labels_{row['cases']}_{row['correct_priors']}.npz"
 
 
 def _n_patches(config: Config) -> int:
@@ -326,8 +375,8 @@ def _ledger_means(run: Path, *, classes: Sequence[str]) -> dict[str, dict[str, f
     return {str(name): {str(k): float(v) for k, v in row.items()} for name, row in sums.iterrows()}
 
 
-def _segment(run: Path, path: Path, bank: PatchBank, *, strength: str, cases: str, runtime: Runtime) -> dict[str, TissueMap]:
-    """Label maps of the bank's selected cases, segmented from its own volumes; kept beside the run for the pictures."""
+def _segment(run: Path, path: Path, bank: PatchBank, *, strength: str, to: Path, runtime: Runtime) -> dict[str, TissueMap]:
+    """Label maps of the bank's selected cases, segmented from its own volumes; kept in `to` for the pictures."""
     tuned = pipeline.tune(run, path, device=str(runtime.device), cleanup=False) if strength == TUNED else None
     correct = float(strength) if tuned is None else tuned.correct_priors
     (segmenter,) = pipeline.load_segmenters((run,), runtime=runtime, correct_priors=correct)
@@ -342,6 +391,6 @@ def _segment(run: Path, path: Path, bank: PatchBank, *, strength: str, cases: st
         )
         for number in bank.selected
     }
-    with atomic(run / f"labels_{cases}_{strength}.npz") as part, part.open("wb") as file:
+    with atomic(to) as part, part.open("wb") as file:
         np.savez_compressed(file, **found)  # type: ignore[arg-type]
     return found

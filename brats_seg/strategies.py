@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from brats_seg.config import Config, Section, load_config, load_settings, parse_config, parse_settings
+from brats_seg.config import Config, Section, lay_over, load_config, load_settings, parse_config, parse_settings
 from brats_seg.errors import UsageError
+from brats_seg.evaluation.run_rows import Variant
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
-from brats_seg.reporting.experiment_table import Variant
 
 TUNED = "tuned"
 _OF_A_STRATEGY = ("correct_priors", "stages")
@@ -92,27 +93,39 @@ class Strategy:
         return tuple(Variant("", self.name, strength).label for strength in self.correct_priors)
 
 
-def load_experiment(source: str | Path, *, overrides: tuple[str, ...] = (), below: tuple[str, ...] = ()) -> ExperimentConfig:
+def load_experiment(source: str | Path, *, overrides: tuple[str, ...] = ()) -> ExperimentConfig:
     """Read an experiment's config, a file or the name of one that comes with the package.
 
     Args:
         source: file or name.
-        overrides: `section.key=value` each, laid over it.
-        below: those that are `like` this one.
+        overrides: `section.key=value` each, laid over it and what it is like.
 
     Raises:
         UsageError: as `config.load_settings`, no strategy at all, or an experiment that is like itself.
     """
-    config = load_settings(ExperimentConfig, source, shelf="experiments", overrides=overrides)
+    config = _with_what_it_is_like(source, below=())
+    if overrides:
+        tree = config.model_dump(mode="json", exclude_unset=True)
+        for override in overrides:
+            lay_over(tree, override)
+        config = parse_settings(ExperimentConfig, tree)
     if config.like is not None:
-        if config.like in (*below, str(source)):
-            raise UsageError(f"--config {source}: like {config.like}, which is like this one; name an experiment that stands by itself")
-        parent = load_experiment(config.like, below=(*below, str(source)))
-        given = {name: getattr(config, name) for name in config.model_fields_set - {"like"}}
-        config = parent.model_copy(update={**given, "every": {**parent.every, **config.every}})
+        raise UsageError(f"--set like={config.like}: name that experiment with --config instead")
     if not config.strategies:
         raise UsageError(f"--config {source}: an experiment without strategies; give one or more, or `like` another experiment")
     return config
+
+
+def _with_what_it_is_like(source: str | Path, *, below: tuple[str, ...]) -> ExperimentConfig:
+    """The config of a file laid over that of the experiment it is like; `below` are those that are like this one."""
+    config = load_settings(ExperimentConfig, source, shelf="experiments")
+    if config.like is None:
+        return config
+    if config.like in (*below, str(source)):
+        raise UsageError(f"--config {source}: like {config.like}, which is like this one; name an experiment that stands by itself")
+    parent = _with_what_it_is_like(config.like, below=(*below, str(source)))
+    given = {name: getattr(config, name) for name in config.model_fields_set - {"like"}}
+    return parent.model_copy(update={**given, "every": {**parent.every, **config.every}})
 
 
 def make_strategies(config: ExperimentConfig, *, only: Sequence[str] = ()) -> tuple[Strategy, ...]:
@@ -128,14 +141,15 @@ def make_strategies(config: ExperimentConfig, *, only: Sequence[str] = ()) -> tu
     base = load_config(config.base) if isinstance(config.base, str) else parse_config(config.base)
     tree = laid_over(base.model_dump(mode="json"), {**config.every, "training.threads": 1})
     strategies = tuple(_strategy(name, tree, changes, config) for name, changes in config.strategies.items())
-    chosen = tuple(strategy for strategy in strategies if not only or strategy.name in only)
-    against = () if config.against is None else (config.against,)
-    for knob, labels, there in (("against", against, chosen), ("pictures", config.pictures or (), strategies)):
-        named = [label for strategy in there for label in strategy.labels]
+    for one, other in combinations(strategies, 2):
+        if (one.configs, one.correct_priors) == (other.configs, other.correct_priors):
+            raise UsageError(f"strategy '{other.name}': is the same computation as '{one.name}'; name it once")
+    named = [label for strategy in strategies for label in strategy.labels]
+    for knob, labels in (("against", () if config.against is None else (config.against,)), ("pictures", config.pictures or ())):
         absent = [label for label in labels if label not in named]
         if absent:
             raise UsageError(f"{knob}: no variant '{absent[0]}'; there are {', '.join(named)}")
-    return chosen
+    return tuple(strategy for strategy in strategies if not only or strategy.name in only)
 
 
 def _strategy(name: str, base: dict[str, Any], changes: Mapping[str, Any], config: ExperimentConfig) -> Strategy:

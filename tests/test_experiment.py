@@ -12,11 +12,11 @@ import pytest
 from brats_seg import experiment, pipeline
 from brats_seg.bank.bank import PatchBank
 from brats_seg.cli import main
-from brats_seg.config import config_names, load_config, parse_settings
+from brats_seg.config import Hard, config_names, load_config, parse_settings
 from brats_seg.errors import InputError, UsageError
+from brats_seg.evaluation.run_rows import COLUMNS
 from brats_seg.evaluation.volumes import score_volume
 from brats_seg.experiment import ExperimentReport, run_experiment
-from brats_seg.reporting.experiment_table import COLUMNS
 from brats_seg.strategies import ExperimentConfig, load_experiment, make_strategies
 
 TINY: dict[str, Any] = {
@@ -76,12 +76,61 @@ def test_every_strategy_and_variant_has_its_rows(bank: Path, done: tuple[Path, E
 
 def test_rows_of_another_machine_are_taken_over(bank: Path, done: tuple[Path, ExperimentReport], tmp_path: Path) -> None:
     out, first = done
-    report = run_experiment(bank, tmp_path / "there", tiny(), workers=1, known=out / "runs.csv")
+    said: list[str] = []
+    report = run_experiment(bank, tmp_path / "there", tiny(), workers=1, known=out / "runs.csv", say=said.append)
+    assert said == [f"3 of 3 runs taken over from {out / 'runs.csv'}"]
     assert (report.grid.n_new, report.grid.n_kept) == (0, 3)
     assert report.summary["variants"] == first.summary["variants"]
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="other columns"):
         run_experiment(bank, tmp_path / "there", tiny(), workers=1, known=tmp_path / "other.csv")
+
+
+def test_a_known_table_of_other_runs_is_refused_before_the_first_run(
+    bank: Path, done: tuple[Path, ExperimentReport], tmp_path: Path
+) -> None:
+    table = pd.read_csv(done[0] / "runs.csv", dtype=str, keep_default_na=False)
+    bank_digest = table["bank"].iloc[0]
+    with pytest.raises(InputError, match=r"none of its 3 runs is one of this experiment's, .* the same bank with other knobs or seeds"):
+        run_experiment(bank, tmp_path / "out", tiny(seeds=[9]), workers=1, known=done[0] / "runs.csv")
+    table.assign(bank="f" * 16, cell="e" * 16).to_csv(tmp_path / "foreign.csv", index=False)
+    with pytest.raises(
+        InputError, match=rf"none of its 1 runs is one of this experiment's, on bank {bank_digest}; they are of bank f{{16}}"
+    ):
+        run_experiment(bank, tmp_path / "out", tiny(), workers=1, known=tmp_path / "foreign.csv")
+    assert not (tmp_path / "out" / "rows.jsonl").exists()
+
+
+def test_what_is_finished_is_written_where_an_experiment_is_interrupted(
+    bank: Path, done: tuple[Path, ExperimentReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(job: dict[str, Any], **where: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "run_cell", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(bank, tmp_path, tiny(seeds=[0, 1]), workers=1, known=done[0] / "runs.csv")
+    assert (tmp_path / "runs.csv").read_text() == (done[0] / "runs.csv").read_text()
+    assert "**3 of 6 runs are finished" in (tmp_path / "table.md").read_text()
+    assert "3 trained networks of 6: the experiment is not finished" in (tmp_path / "report.html").read_text()
+
+
+def test_one_strategy_alone_where_the_one_to_compare_with_is_another(bank: Path, tmp_path: Path) -> None:
+    strategies = {"random": {"sampler.kind": "random"}, "balanced": {"sampler.kind": "balanced"}}
+    report = run_experiment(bank, tmp_path, tiny(strategies=strategies, against="balanced"), workers=1, only=["random"])
+    assert [v["label"] for v in report.summary["variants"]] == ["random"]
+    assert "There is nothing to compare yet" in (tmp_path / "report.html").read_text()
+
+
+def test_an_override_changes_one_setting_of_an_experiment_that_is_like_another() -> None:
+    plain, changed = (load_experiment("hard_threshold_quick", overrides=o) for o in ((), ("strategies.balanced.optimizer.lr=1e-4",)))
+    assert changed.strategies.keys() == plain.strategies.keys()
+    (balanced,) = make_strategies(changed, only=["balanced"])
+    assert (balanced.configs[0].sampler.kind, balanced.configs[0].optimizer.lr) == ("balanced", 1e-4)
+    inner = load_experiment("prior_correction_quick", overrides=("predict.cases=inner", "pictures=[random]"))
+    assert inner.predict.correct_priors == load_experiment("prior_correction").predict.correct_priors
+    with pytest.raises(UsageError, match="--set like=sampling: name that experiment with --config"):
+        load_experiment("confirm", overrides=("like=sampling",))
 
 
 def test_rows_that_stand_twice_count_once_and_missing_ones_are_named(
@@ -159,7 +208,7 @@ def test_runs_are_trained_seed_by_seed_and_fold_by_fold(bank: Path, tmp_path: Pa
         raise InputError("not today")
 
     monkeypatch.setattr(experiment, "run_cell", noted)
-    run_experiment(bank, tmp_path, tiny(strategies={"one": {}, "another": {}}, folds=[0, 1], seeds=[1, 0]), workers=1)
+    run_experiment(bank, tmp_path, tiny(strategies={"one": {}, "another": {"optimizer.lr": 1e-4}}, folds=[0, 1], seeds=[1, 0]), workers=1)
     assert trained == [(seed, fold, name) for seed in (1, 0) for fold in (0, 1) for name in ("one", "another")]
 
 
@@ -200,6 +249,7 @@ def test_settings_that_cannot_be_are_refused_before_the_first_run(bank: Path, tm
     refused("strategy 'odd': patch.size 33 x 33", strategies={"odd": {"patch.size": [33, 33]}})
     refused(r"strategy 'odd': patch.size \(512, 512\): larger than", strategies={"one": {}, "odd": {"patch.size": [512, 512]}})
     refused("phantoms.two: traits: no trait 'edma'", phantoms={"one": {"cases": 4}, "two": {"traits": {"edma": 0.1}}})
+    refused("strategy 'two': is the same computation as 'one'", strategies={"one": {}, "two": {"hard.threshold": 0.75}})
     refused("against: no variant 'bald'; there are random, hard, hard . priors 1", against="bald")
     refused("pictures: no variant 'hard . priors 0.5'", pictures=["hard + priors 0.5"])
     refused("strategy 'hard': correct_priors 'tuned' is found on the inner cases", predict={"cases": "inner"})
@@ -267,6 +317,12 @@ def test_a_search_on_inner_cases_opens_no_held_out_fold(bank: Path, tmp_path: Pa
     page = (tmp_path / "out" / "report.html").read_text()
     assert "of the inner splits" in page
     assert "of the held-out folds" not in page
+    trained = next(case.id for case in opened.cases if case.id not in scored | set(opened.folds[0]))
+    with (copy / "cases" / trained / "image.npy").open("r+b") as file:
+        file.seek(2000)
+        file.write(b"\xff" * 4000)
+    with pytest.raises(InputError, match=rf"{trained}: .*image\.npy: has changed: SHA-256"):
+        run_experiment(copy, tmp_path / "again", tiny(strategies=strategies, predict={"cases": "inner"}), workers=1)
 
 
 def test_a_bank_that_changes_under_a_running_experiment_is_not_trained_on(
@@ -332,6 +388,17 @@ def test_every_experiment_that_comes_with_the_package_resolves(name: str) -> Non
         assert config.strategies.keys() <= whole.strategies.keys()
         patches = {s.name: sum(c.training.epochs * c.training.steps for c in s.configs) for s in make_strategies(whole)}
         assert all(sum(c.training.epochs * c.training.steps for c in s.configs) < patches[s.name] for s in strategies)
+
+
+def test_the_defaults_that_finished_rows_stand_on() -> None:
+    # A row's digest leaves out what is at its default: a default that changes here makes docs/experiments/data/runs.csv wrong.
+    config = make_strategies(load_experiment("sampling"), only=["hard"])[0].configs[0]
+    assert config.hard == parse_settings(Hard, {"threshold": 0.75, "subset": None, "recycle": True, "classes": None, "max_age": 1})
+    assert (config.sampler.drift, config.sampler.shares, config.sampler.healthy_share) == ("none", None, None)
+    assert (config.loss.kind, config.loss.outside, config.loss.class_weights) == ("cross_entropy", "healthy", "none")
+    assert (config.augment.rotate_degrees, config.augment.gamma, config.augment.intensity_probability) == (0.0, (1.0, 1.0), 0.5)
+    assert (config.optimizer.clip_norm, config.optimizer.power, config.optimizer.decay) == (None, 0.75, "kernels")
+    assert (config.training.accumulate, config.training.precision, config.validation.fraction) == (1, "auto", 0.2)
 
 
 @pytest.mark.parametrize("name", ["confirm", "sampling_real"])

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -296,8 +296,12 @@ class PatchBank:
         return _reopen, (self.path, self.patch_size, tuple(self.cases[i].id for i in self.selected), self.kind)
 
 
-def verify_bank(path: Path | str) -> tuple[Problem, ...]:
+def verify_bank(path: Path | str, *, cases: Collection[str] | None = None) -> tuple[Problem, ...]:
     """Read every file of a bank and compare its checksum; nothing is found where all is right.
+
+    Args:
+        path: of the bank.
+        cases: ids of those to read; None for all.
 
     Raises:
         InputError: no bank, or one of another schema version.
@@ -306,6 +310,8 @@ def verify_bank(path: Path | str) -> tuple[Problem, ...]:
     tree = _parse(_read_bytes(root / "bank.json"), root / "bank.json")
     files = [("", root / "folds.json", tree["folds"])]
     for case in (_bank_case(root, entry) for entry in tree["cases"]):
+        if cases is not None and case.id not in cases:
+            continue
         files += [(case.id, case.folder / name, checksum) for name, checksum in zip(FILES, case.checksums, strict=True)]
     problems = []
     for case_id, file, checksum in files:

@@ -35,7 +35,6 @@ def score_volume(bank: PatchBank, case: str, labels: TissueMap) -> list[dict[str
             **{name: _plain(getattr(source, name)) for name in ("dice", "sensitivity", "precision")},
             "volume_ratio": round(n_prediction / n_reference, 6) if n_reference else None,
             "hd95_mm": _plain(score.hd95_mm),
-            **dict.fromkeys(("requested_share", "center_share", "voxel_share", "hard_share")),
         })  # fmt: skip
     return rows
 

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from brats_seg.bank.build import BuildReport
 from brats_seg.core.grid import GridReport
+from brats_seg.evaluation.comparison import MEAN, differences_to
 from brats_seg.inference.predict import PredictReport
 from brats_seg.inference.tuning import TUNED, Tuning
-from brats_seg.reporting.experiment_table import MEAN, differences_to
 from brats_seg.scans.labels import REGIONS
 from brats_seg.scans.problem import Problem
 from brats_seg.training.loop import RunResult
@@ -139,6 +139,8 @@ def show_experiment(summary: Mapping[str, Any], grid: GridReport, *, against: st
     for key, reason in grid.failed:
         console.print(f"[red]failed[/] {escape(key)}: {escape(reason)}", soft_wrap=True)
     console.print(f"{grid.n_new} {_plural('run', grid.n_new)} finished now, {grid.n_kept} before; mean +- sd over cases")
+    if summary["n_runs"] < summary["n_runs_asked"]:
+        console.print(f"{summary['n_runs']} of {summary['n_runs_asked']} runs are finished; everything here is over these")
 
 
 def _named(tree: Mapping[str, Any], key: str) -> str:

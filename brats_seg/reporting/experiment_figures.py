@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from brats_seg.evaluation.comparison import FEWEST
 from brats_seg.reporting.figures import INK, QUIET, RULE, Picture, words
 from brats_seg.scans.labels import REGIONS
 
@@ -90,7 +91,7 @@ def difference_chart(differences: Sequence[Mapping[str, Any]], *, score: str = "
             if found["mean"] is None:
                 continue
             low, high = found["interval95"] or (found["mean"], found["mean"])
-            color = _LESS if high < 0 else _MORE if low > 0 else QUIET
+            color = QUIET if found["n"] < FEWEST else _LESS if high < 0 else _MORE if low > 0 else QUIET
             axes.plot([low, high], [row, row], color=color, linewidth=1.8)
             axes.plot([found["mean"]], [row], marker="o", markersize=5, color=color)
         axes.set_title(region, fontsize=9.5, color=INK)

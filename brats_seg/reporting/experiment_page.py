@@ -1,6 +1,6 @@
 """The page of an experiment: tables, paired differences, the ledger, and the same slices under every strategy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,9 +12,10 @@ from jinja2 import Environment
 from brats_seg.bank.bank import PatchBank
 from brats_seg.core.files import write_text
 from brats_seg.core.shapes import Image, TissueMap
+from brats_seg.evaluation.comparison import FEWEST, MEAN, differences_to, trained_once
+from brats_seg.evaluation.run_rows import Row, variant_of
 from brats_seg.reporting.cases import MODALITY_WORDS
 from brats_seg.reporting.experiment_figures import OVER, RIGHT, UNDER, difference_chart, error_overlay, tradeoff_chart
-from brats_seg.reporting.experiment_table import MEAN, Row, differences_to, trained_once, variant_of
 from brats_seg.reporting.figures import Picture, data_uri, gray_levels, mix_chart, overlay, plot, png
 from brats_seg.reporting.pages import page_templates
 from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes
@@ -39,34 +40,36 @@ def write_experiment_page(
     summary: Mapping[str, Any],
     *,
     banks: Mapping[str, Path],
+    label_maps: Callable[[Row], Path],
     title: str,
     against: str | None = None,
     pictures: Sequence[str] | None = None,
-    failed: Sequence[tuple[str, str]] = (),
 ) -> Path:
     """Write `report.html`, one file that opens offline.
 
     Args:
-        out: the experiment's folder; the label maps of its runs are shown where they are there.
+        out: the experiment's folder.
         rows: of runs.csv.
         summary: the tree of summary.json.
         banks: by the name of the data.
+        label_maps: a row -> the file of the label maps that it is of; they are shown where they are there.
         title: of the page.
         against: label of the variant that the others are compared with.
         pictures: labels of the variants side by side; None for the first five.
-        failed: key and reason of the runs that there are no rows of.
     """
     variants = summary["variants"]
     datasets = list(dict.fromkeys(v["data"] for v in variants))
     classes = [r for r in (variants[0]["regions"] if variants else ()) if r not in (*REGIONS, MEAN)]
     differences = differences_to(summary, against=against)
-    seen = _look(out, rows, banks, pictures) if rows else []
+    seen = _look(rows, banks, pictures, label_maps) if rows else []
     content = {
         "title": title,
         "n_cases": summary["n_cases"],
         "n_patients": summary["n_patients"],
         "scored": summary["scored"],
-        "n_runs": len({(r["data"], r["strategy"], r["fold"], r["seed"]) for r in rows}),
+        "n_runs": summary["n_runs"],
+        "n_runs_asked": summary["n_runs_asked"],
+        "fewest": FEWEST,
         "patches": sorted({v["patches"] for v in variants}),
         "variants": variants,
         "with_data": len(datasets) > 1,
@@ -87,9 +90,9 @@ def write_experiment_page(
         "n_there": len([v for v in variants if v["data"] == datasets[0]]) if datasets else 0,
         "cards": [_card(one, classes=classes) for one in seen],
         "colors": {"over": OVER, "under": UNDER, "right": RIGHT},
-        "failed": failed,
+        "failed": summary["failed"],
         "banks": sorted({r["bank"] for r in rows}),
-        "versions": sorted({r["versions"] for r in rows}),
+        "versions": summary["versions"],
         "version": version("brats-seg"),
     }  # fmt: skip
     path = out / "report.html"
@@ -113,13 +116,13 @@ def _mix_figure(variants: Sequence[Mapping[str, Any]], classes: Sequence[str], *
     )
 
 
-def _look(out: Path, rows: Sequence[Row], banks: Mapping[str, Path], pictures: Sequence[str] | None) -> list[_Seen]:
+def _look(rows: Sequence[Row], banks: Mapping[str, Path], pictures: Sequence[str] | None, label_maps: Callable[[Row], Path]) -> list[_Seen]:
     """Three cases of the first fold and seed: the worst, the middle and the best of the first strategy that have every region."""
     first = rows[0]
     mine = [r for r in rows if all(r[name] == first[name] for name in ("data", "fold", "seed"))]
-    variants = list(dict.fromkeys(variant_of(r) for r in mine))
-    shown = [v for v in variants if v.label in (pictures or ())] or variants[:MOST_SIDE_BY_SIDE]
-    maps = {v.label: found for v in shown if (found := _label_maps(out, first, v.strategy, v.correct_priors))}
+    variants = {variant_of(r): r for r in mine}
+    shown = [v for v in variants if v.label in (pictures or ())] or list(variants)[:MOST_SIDE_BY_SIDE]
+    maps = {v.label: found for v in shown if (found := _read_maps(label_maps(variants[v])))}
     if not maps:
         return []
     bank = PatchBank(banks[first["data"]], patch_size=(1, 1), cases=_picked(mine))
@@ -130,10 +133,7 @@ def _look(out: Path, rows: Sequence[Row], banks: Mapping[str, Path], pictures: S
     return seen
 
 
-def _label_maps(out: Path, row: Row, strategy: str, correct_priors: str) -> dict[str, TissueMap]:
-    path = (
-        out / "runs" / row["data"] / strategy / f"fold{row['fold']}" / f"seed{row['seed']}" / f"labels_{row['cases']}_{correct_priors}.npz"
-    )
+def _read_maps(path: Path) -> dict[str, TissueMap]:
     if not path.exists():
         return {}
     with np.load(path) as maps:

@@ -8,15 +8,10 @@ import pytest
 
 from brats_seg.core.statistics import paired_difference
 from brats_seg.errors import InputError
+from brats_seg.evaluation.comparison import differences_to, summarize_runs
+from brats_seg.evaluation.run_rows import COLUMNS, read_finished, write_rows
 from brats_seg.reporting.experiment_figures import OVER, UNDER, error_overlay, tradeoff_chart
-from brats_seg.reporting.experiment_table import (
-    COLUMNS,
-    differences_to,
-    read_finished,
-    summarize_runs,
-    table_markdown,
-    write_rows,
-)
+from brats_seg.reporting.experiment_table import table_markdown
 
 
 def row(strategy: str, case: str, seed: int, dice: float | None, *, region: str = "whole", **changes: Any) -> dict[str, Any]:
@@ -50,8 +45,15 @@ def test_a_case_counts_once_however_many_seeds_segmented_it() -> None:
 def test_a_case_without_the_region_is_left_out_and_what_is_found_in_it_counted_apart() -> None:
     one, two = (variant["regions"]["active"] for variant in summarize_runs(ROWS)["variants"])
     assert (one["dice"]["mean"], one["dice"]["n"]) == (0.3, 1)
-    assert (one["n_present"], one["n_absent"], one["n_false_positive_cases"]) == (1, 1, 1)
-    assert two["n_false_positive_cases"] == 0
+    assert (one["n_present"], one["n_absent"], one["false_positives"]) == (1, 1, {"n": 1, "of": 1, "median_vox": 12})
+    assert two["false_positives"] == {"n": 0, "of": 1, "median_vox": None}
+
+
+def test_false_positives_are_counted_by_segmentation_not_by_case() -> None:
+    found = [row("one", "B", seed, 0.0, region="active", n_reference_vox=0, n_prediction_vox=n) for seed, n in enumerate((0, 4, 10))]
+    summary = summarize_runs([*ROWS[:2], *found])
+    assert summary["variants"][0]["regions"]["active"]["false_positives"] == {"n": 2, "of": 3, "median_vox": 7}
+    assert "| 2 of 3 (7 vox) |" in table_markdown(summary, title="One")
 
 
 def test_differences_are_taken_case_by_case_over_the_runs_that_both_have() -> None:
@@ -90,7 +92,21 @@ def test_the_table_names_what_it_holds() -> None:
     text = table_markdown(summarize_runs(ROWS), title="Two")
     assert "| one | 0.500 +- 0.141 (2) | 0.200 (1) | 0.300 (1) |" in text
     assert "| two - one | +0.200 [+0.200, +0.200], p 0.5 (2) |" in text
-    assert "1 of 1" in text
+    assert "| 1 of 1 (12 vox) |" in text
+    assert "With fewer than 6 cases p cannot fall below 0.05" in text
+
+
+def test_the_table_of_an_experiment_that_is_not_finished_says_so() -> None:
+    text = table_markdown(summarize_runs(ROWS, n_asked=6, failed=[("two/fold0/seed1", "the loss is nan")]), title="Two")
+    assert "**4 of 6 runs are finished; everything here is over these.**" in text
+    assert "- failed: two/fold0/seed1: the loss is nan" in text
+    assert "finished" not in table_markdown(summarize_runs(ROWS, n_asked=4), title="Two")
+
+
+def test_runs_of_different_versions_are_told() -> None:
+    mixed = [dict(r, versions="w") if r["strategy"] == "two" else r for r in ROWS]
+    assert "The runs are of different versions: v; w." in table_markdown(summarize_runs(mixed), title="Two")
+    assert "different versions" not in table_markdown(summarize_runs(ROWS), title="Two")
 
 
 def test_a_precision_that_a_case_lacks_says_over_how_many_it_is() -> None:

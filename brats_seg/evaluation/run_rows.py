@@ -1,0 +1,93 @@
+"""Rows of an experiment and their file, runs.csv."""
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from brats_seg.core.files import write_text
+from brats_seg.errors import InputError
+
+Row = dict[str, Any]
+
+COLUMNS: dict[str, type] = {
+    "data": str,
+    "strategy": str,
+    "correct_priors": str,
+    "fold": int,
+    "seed": int,
+    "cases": str,
+    "case": str,
+    "patient": str,
+    "region": str,
+    "n_reference_vox": int,
+    "n_prediction_vox": int,
+    "dice": float,
+    "sensitivity": float,
+    "precision": float,
+    "volume_ratio": float,
+    "hd95_mm": float,
+    "requested_share": float,
+    "center_share": float,
+    "voxel_share": float,
+    "hard_share": float,
+    "patches": int,
+    "seconds": float,
+    "config": str,
+    "bank": str,
+    "versions": str,
+    "cell": str,
+}
+"""Columns of runs.csv. A row is a region or tissue class of a case, segmented by one run; shares stand in the rows of tissue classes."""
+DIGEST = 16
+"""So many characters of a digest stand in a row."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A strategy as it is compared: how it was trained, on what, and how strongly priors were corrected afterwards."""
+
+    data: str
+    strategy: str
+    correct_priors: str
+
+    @property
+    def label(self) -> str:
+        """What a table calls it."""
+        return self.strategy if self.correct_priors == "0" else f"{self.strategy} + priors {self.correct_priors}"
+
+
+def variant_of(row: Mapping[str, Any]) -> Variant:
+    """Which variant a row belongs to."""
+    return Variant(row["data"], row["strategy"], row["correct_priors"])
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write runs.csv; what is None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def read_finished(path: Path) -> dict[str, list[Row]]:
+    """Rows of a runs.csv by the digest of their cell. Raises `InputError` where it is not such a table."""
+    finished: dict[str, list[Row]] = defaultdict(list)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != tuple(COLUMNS):
+                raise InputError(f"{path}: has other columns than a runs.csv of this version: {', '.join(COLUMNS)}")
+            for row in reader:
+                finished[row["cell"]].append({name: _read(row[name], kind) for name, kind in COLUMNS.items()})
+    except (OSError, ValueError, TypeError) as error:  # TypeError: a line cut short
+        raise InputError(f"{path}: not a runs.csv: {error}") from None
+    return finished
+
+
+def _read(text: str, kind: type) -> Any:
+    return None if text == "" and kind is not str else kind(text)
