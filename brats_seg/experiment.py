@@ -370,8 +370,9 @@ def _ledger_means(run: Path, *, classes: Sequence[str]) -> dict[str, dict[str, f
     ledger = pd.read_csv(run / "ledger.csv")
     ledger = ledger[ledger["class"].isin(classes)]
     sums = ledger.groupby("class")[["requested_share", "center_share", "voxel_share"]].mean().round(6)
-    draws = ledger.groupby("class")[["n_hard", "n_draws"]].sum()
-    sums["hard_share"] = (draws["n_hard"] / draws["n_draws"].clip(lower=1)).round(6)
+    draws = ledger.groupby("class")[["n_hard", "n_distinct", "n_draws"]].sum()
+    for share, n in (("hard_share", "n_hard"), ("distinct_share", "n_distinct")):
+        sums[share] = (draws[n] / draws["n_draws"].clip(lower=1)).round(6)
     return {str(name): {str(k): float(v) for k, v in row.items()} for name, row in sums.iterrows()}
 
 

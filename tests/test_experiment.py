@@ -67,6 +67,8 @@ def test_every_strategy_and_variant_has_its_rows(bank: Path, done: tuple[Path, E
     hard = table[(table["strategy"] == "hard") & (table["region"] == "edema")]
     assert np.allclose(hard["requested_share"], 0.2)
     assert np.allclose(hard["center_share"], 0.2, atol=0.02)
+    ledger = pd.read_csv(out / "runs" / "hard" / "fold0" / "seed0" / "ledger.csv").query("`class` == 'edema'")
+    assert np.allclose(hard["distinct_share"], ledger["n_distinct"].sum() / ledger["n_draws"].sum(), atol=1e-6)
     assert set(table[table["strategy"] != "two"]["patches"]) == {2 * 4 * 16}
     assert (out / "runs" / "hard" / "fold0" / "seed0" / "checkpoint_best.pt").exists()
     assert "hard + priors 1 - random" in (out / "table.md").read_text()

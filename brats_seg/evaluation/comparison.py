@@ -7,7 +7,7 @@ from statistics import fmean, median
 from typing import Any
 
 from brats_seg.core.statistics import describe, paired_difference
-from brats_seg.evaluation.run_rows import Row, Variant, variant_of
+from brats_seg.evaluation.run_rows import SHARES, Row, Variant, variant_of
 from brats_seg.scans.labels import REGIONS
 
 SCORES = ("dice", "sensitivity", "precision", "volume_ratio")
@@ -133,12 +133,9 @@ def _counts(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _mix(rows: Sequence[Row]) -> dict[str, float | None]:
-    """Mean over runs of the shares of a class: asked for, of the draws, of the patch voxels, and of its draws those that were hard."""
+    """Mean over runs of the shares of a class."""
     runs = {(row["fold"], row["seed"]): row for row in rows}.values()
-    return {
-        name: fmean(known) if (known := [row[name] for row in runs if row[name] is not None]) else None
-        for name in ("requested_share", "center_share", "voxel_share", "hard_share")
-    }
+    return {name: fmean(known) if (known := [row[name] for row in runs if row[name] is not None]) else None for name in SHARES}
 
 
 def _difference_tree(

@@ -34,6 +34,7 @@ COLUMNS: dict[str, type] = {
     "center_share": float,
     "voxel_share": float,
     "hard_share": float,
+    "distinct_share": float,
     "patches": int,
     "seconds": float,
     "config": str,
@@ -42,6 +43,8 @@ COLUMNS: dict[str, type] = {
     "cell": str,
 }
 """Columns of runs.csv. A row is a region or tissue class of a case, segmented by one run; shares stand in the rows of tissue classes."""
+SHARES = ("requested_share", "center_share", "voxel_share", "hard_share", "distinct_share")
+"""Of a class: asked for, of the draws, of the patch voxels; and of its draws in an epoch those that were hard, and those that differ."""
 DIGEST = 16
 """So many characters of a digest stand in a row."""
 

@@ -54,7 +54,8 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
         ]
         lines += _table(["change of the difference", *names], changed)
     lines += ["", "## Ledger", "",
-              "Share of the draws / of the patch voxels inside the brain, by class.", ""]  # fmt: skip
+              "Share of the draws / of the patch voxels inside the brain / of a class's draws in an epoch that are different voxels "
+              "(where it is low, a few are replayed), by class.", ""]  # fmt: skip
     classes = list(summary["variants"][0]["ledger"]) if summary["variants"] else []
     mix = [
         [f"{v['data']}: {v['strategy']}" if with_data else v["strategy"], *(_shares(v["ledger"].get(c)) for c in classes)]
@@ -116,6 +117,7 @@ def _difference(found: Mapping[str, Any]) -> str:
 
 
 def _shares(mix: Mapping[str, float | None] | None) -> str:
-    if mix is None or mix["center_share"] is None or mix["voxel_share"] is None:
+    if mix is None or mix["center_share"] is None:
         return "-"
-    return f"{100 * mix['center_share']:.1f} % / {100 * mix['voxel_share']:.1f} %"
+    known = [mix[name] for name in ("center_share", "voxel_share", "distinct_share")]
+    return " / ".join("-" if share is None else f"{100 * share:.1f} %" for share in known)

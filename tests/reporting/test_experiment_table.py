@@ -19,8 +19,8 @@ def row(strategy: str, case: str, seed: int, dice: float | None, *, region: str 
         "data": "", "strategy": strategy, "correct_priors": "0", "fold": 0, "seed": seed, "cases": "held_out", "case": case,
         "patient": case[0], "region": region, "n_reference_vox": 10, "n_prediction_vox": 12, "dice": dice, "sensitivity": 0.5,
         "precision": 0.25, "volume_ratio": 1.2, "hd95_mm": None, "requested_share": None, "center_share": 0.2, "voxel_share": 0.1,
-        "hard_share": None, "patches": 96, "seconds": 3.0, "config": "c", "bank": "b", "versions": "v", "cell": f"{strategy}{seed}",
-        **changes,
+        "hard_share": None, "distinct_share": 0.5, "patches": 96, "seconds": 3.0, "config": "c", "bank": "b", "versions": "v",
+        "cell": f"{strategy}{seed}", **changes,
     }  # fmt: skip
 
 
@@ -115,9 +115,10 @@ def test_a_precision_that_a_case_lacks_says_over_how_many_it_is() -> None:
 
 
 def test_the_ledger_has_each_strategy_once_whatever_its_variants() -> None:
-    mixed = [row("one", "A", 0, 0.5, region="edema", correct_priors=strength, center_share=0.2) for strength in ("0.5", "1")]
+    mixed = [row("one", "A", 0, 0.5, region="healthy", correct_priors=strength) for strength in ("0", "0.5", "1")]
     ledger = table_markdown(summarize_runs([*ROWS, *mixed]), title="One").partition("## Ledger")[2]
     assert [line.split(" | ")[0] for line in ledger.splitlines() if line.startswith("| ")] == ["| strategy", "| ---", "| one", "| two"]
+    assert "| one | 20.0 % / 10.0 % / 50.0 % |" in ledger
 
 
 def test_the_table_says_which_cases_were_scored() -> None:
