@@ -114,7 +114,7 @@ def test_what_is_finished_is_written_where_an_experiment_is_interrupted(
         run_experiment(bank, tmp_path, tiny(seeds=[0, 1]), workers=1, known=done[0] / "runs.csv")
     assert (tmp_path / "runs.csv").read_text() == (done[0] / "runs.csv").read_text()
     assert "**3 of 6 runs are finished" in (tmp_path / "table.md").read_text()
-    assert "3 trained networks of 6: the experiment is not finished" in (tmp_path / "report.html").read_text()
+    assert "3 of 6 runs are finished" in (tmp_path / "report.html").read_text()
 
 
 def test_one_strategy_alone_where_the_one_to_compare_with_is_another(bank: Path, tmp_path: Path) -> None:

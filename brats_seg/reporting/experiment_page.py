@@ -197,6 +197,6 @@ def _environment() -> Environment:
     return page_templates(
         {
             "signed": lambda x: "–" if x is None else f"{x:+.3f}".replace("-", "\u2212"),
-            "percent": lambda x: "–" if x is None else f"{100 * x:.1f} %",
+            "percent": lambda x: "–" if x is None else f"{100 * x:.1f}",
         }
     )
