@@ -115,7 +115,7 @@ class PatchBank:
         self.modalities: tuple[str, ...] = tuple(tree["modalities"])
         self.spacing_mm: tuple[float, float, float] = tuple(tree["spacing_mm"])
         self.normalization: dict[str, Any] = tree["normalization"]
-        self.cases = tuple(_bank_case(self.path, case) for case in tree["cases"])
+        self.cases = tuple(_bank_case(self.path, case, n_classes=len(self._tissues)) for case in tree["cases"])
         self._folds_checksum: str = tree["folds"]
         self._sizes_checked = False
         self._number_of = {case.id: i for i, case in enumerate(self.cases)}
@@ -309,7 +309,7 @@ def verify_bank(path: Path | str, *, cases: Collection[str] | None = None) -> tu
     root = Path(path)
     tree = _parse(_read_bytes(root / "bank.json"), root / "bank.json")
     files = [("", root / "folds.json", tree["folds"])]
-    for case in (_bank_case(root, entry) for entry in tree["cases"]):
+    for case in (_bank_case(root, entry, n_classes=len(tree["classes"])) for entry in tree["cases"]):
         if cases is not None and case.id not in cases:
             continue
         files += [(case.id, case.folder / name, checksum) for name, checksum in zip(FILES, case.checksums, strict=True)]
@@ -348,6 +348,16 @@ def _reopen(path: Path, patch_size: tuple[int, ...], cases: tuple[str, ...], kin
     return PatchBank(path, patch_size=patch_size, cases=cases).regroup(kind)
 
 
+def _lists_of_a_case(n_classes: int) -> list[tuple[str, int, tuple[type, ...], str]]:
+    """Name, length and kind of each list of a case."""
+    lengths = {"shape": 3, "origin": 3, "grid_shape": 3, "counts": n_classes, "bytes": len(FILES)}
+    return [
+        *((key, n, (int,), "whole numbers") for key, n in lengths.items()),
+        ("spacing_mm", 3, (int, float), "numbers"),
+        ("sha256", len(FILES), (str,), "checksums"),
+    ]
+
+
 def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -366,13 +376,21 @@ def _parse(raw: bytes, path: Path) -> dict[str, Any]:
     absent = [key for key in HEAD if key not in tree]
     if absent:
         raise InputError(f"{path}: lacks {', '.join(absent)}; build the bank again")
+    for key, kind in (("classes", str), ("modalities", str), ("cases", dict)):
+        if not (isinstance(tree[key], list) and all(isinstance(part, kind) for part in tree[key])):
+            raise InputError(f"{path}: {key} is not a list of {kind.__name__}; build the bank again")
     return tree
 
 
-def _bank_case(root: Path, entry: dict[str, Any]) -> BankCase:
+def _bank_case(root: Path, entry: dict[str, Any], *, n_classes: int) -> BankCase:
     if not entry.keys() >= _LISTED:
         absent = ", ".join(sorted(_LISTED - entry.keys()))
         raise InputError(f"{root / 'bank.json'}: case {entry.get('id', '?')} lacks {absent}; build the bank again")
+    if not isinstance(entry["id"], str) or Path(entry["id"]).name != entry["id"]:
+        raise InputError(f"{root / 'bank.json'}: case {entry['id']}: id is not the name of a folder; build the bank again")
+    for key, n, kinds, words in _lists_of_a_case(n_classes):
+        if not (isinstance(entry[key], list) and len(entry[key]) == n and all(type(part) in kinds for part in entry[key])):
+            raise InputError(f"{root / 'bank.json'}: case {entry['id']}: {key} is not {n} {words}; build the bank again")
     return BankCase(
         id=entry["id"],
         patient=entry["patient"],

@@ -189,6 +189,8 @@ def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         try:
             found = json.loads(line)
             lines.append({name: found[name] for name in ("digest", "rows")})
+            if not (isinstance(found["rows"], list) and all(isinstance(row, dict) and row for row in found["rows"])):
+                raise ValueError("rows")
         except (ValueError, TypeError, KeyError):
             raise InputError(f"{path}: line {number} is damaged; delete that line, and its cell is computed again") from None
     return lines, whole
@@ -239,6 +241,8 @@ def _keep(cell: Cell, outcome: Outcome[Any, list[Row]], finished: _Rows) -> str:
     """Write the rows of a cell; gives what is wrong where there are none."""
     if outcome.error is not None:
         error = outcome.error
+        if isinstance(error, OSError) and error.filename:
+            return f"{error.filename}: {error.strerror}"
         return str(error) if isinstance(error, InputError | UsageError) else f"{type(error).__name__}: {error}"
     try:
         finished.append(cell, outcome.value or [])

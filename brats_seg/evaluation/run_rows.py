@@ -5,6 +5,7 @@ import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,17 @@ def read_finished(path: Path) -> dict[str, list[Row]]:
                 raise InputError(f"{path}: has other columns than a runs.csv of this version: {', '.join(COLUMNS)}")
             for row in reader:
                 finished[row["cell"]].append({name: _read(row[name], kind) for name, kind in COLUMNS.items()})
+                if not row["seconds"]:
+                    raise ValueError(f"line {reader.line_num} lacks seconds")
     except (OSError, ValueError, TypeError) as error:  # TypeError: a line cut short
         raise InputError(f"{path}: not a runs.csv: {error}") from None
     return finished
 
 
 def _read(text: str, kind: type) -> Any:
-    return None if text == "" and kind is not str else kind(text)
+    if text == "" and kind is float:
+        return None
+    value = kind(text)
+    if kind is float and not isfinite(value):
+        raise ValueError(f"{text} is no score")
+    return value

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from jinja2 import Environment
@@ -129,15 +130,24 @@ def _look(rows: Sequence[Row], banks: Mapping[str, Path], pictures: Sequence[str
     seen = []
     for number in bank.selected:
         case, (image, tissue) = bank.cases[number].id, bank.volume(number)
-        seen.append(_Seen(case, image, tissue, {label: found[case] for label, found in maps.items() if case in found}))
+        seen.append(
+            _Seen(
+                case,
+                image,
+                tissue,
+                {label: m for label, found in maps.items() if (m := found.get(case)) is not None and m.shape == tissue.shape},
+            )
+        )
     return seen
 
 
 def _read_maps(path: Path) -> dict[str, TissueMap]:
-    if not path.exists():
+    """Label maps by case; none where the file is absent or damaged, for they are pictures here, and the scores stand without them."""
+    try:
+        with np.load(path) as maps:
+            return dict(maps)
+    except (OSError, ValueError, EOFError, BadZipFile):
         return {}
-    with np.load(path) as maps:
-        return dict(maps)
 
 
 def _picked(rows: Sequence[Row]) -> list[str]:

@@ -195,6 +195,35 @@ def test_a_list_that_lacks_something_is_refused(copied: Path) -> None:
         PatchBank(copied)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("counts", [1, "a"]),
+        ("counts", [1]),
+        ("shape", None),
+        ("shape", [3, 4]),
+        ("bytes", 7),
+        ("sha256", [1, 2, 3]),
+        ("id", "../elsewhere"),
+    ],
+)
+def test_a_list_with_something_else_in_a_place_is_refused(copied: Path, key: str, value: object) -> None:
+    tree = json.loads((copied / "bank.json").read_text())
+    tree["cases"][1][key] = value
+    (copied / "bank.json").write_text(json.dumps(tree))
+    with pytest.raises(InputError, match=rf"bank\.json: case .*: {key} is not .*; build the bank again"):
+        PatchBank(copied)
+
+
+def test_a_list_that_is_none_is_refused(copied: Path) -> None:
+    for changes in ({"cases": [5]}, {"cases": None}, {"classes": 3}, {"modalities": [1]}):
+        tree = json.loads((copied / "bank.json").read_text())
+        (copied / "bank.json").write_text(json.dumps(tree | changes))
+        with pytest.raises(InputError, match=r"bank\.json: .* is not .*; build the bank again"):
+            PatchBank(copied)
+        (copied / "bank.json").write_text(json.dumps(tree))
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_changed_size_is_refused_before_the_first_batch(copied: Path, name: str) -> None:
     with (copied / "cases" / "BraTS2021_00002" / name).open("ab") as file:

@@ -75,7 +75,7 @@ def test_a_torn_last_line_is_cut_off_and_computed_again(tmp_path: Path) -> None:
     assert [json.loads(line)["key"] for line in rows.read_text().splitlines()] == ["n1", "n2"]
 
 
-@pytest.mark.parametrize("line", ["{oops", "5", '{"key": "n1"}'])
+@pytest.mark.parametrize("line", ["{oops", "5", '{"key": "n1"}', '{"digest": "d", "rows": 5}', '{"digest": "d", "rows": [{}]}'])
 def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: str) -> None:
     _run(tmp_path, _cells(1, 2))
     rows = tmp_path / "rows.jsonl"

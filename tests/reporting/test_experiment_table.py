@@ -88,6 +88,13 @@ def test_rows_survive_their_file(tmp_path: Path) -> None:
         read_finished(tmp_path / "runs.csv")
 
 
+@pytest.mark.parametrize(("column", "value"), [("dice", "nan"), ("dice", "inf"), ("seconds", ""), ("fold", "")])
+def test_a_cell_that_is_no_number_is_refused(tmp_path: Path, column: str, value: str) -> None:
+    write_rows(tmp_path / "runs.csv", [dict(ROWS[0], **{column: value})])
+    with pytest.raises(InputError, match=r"runs\.csv: not a runs\.csv"):
+        read_finished(tmp_path / "runs.csv")
+
+
 def test_the_table_names_what_it_holds() -> None:
     text = table_markdown(summarize_runs(ROWS), title="Two")
     assert "| one | 0.500 +- 0.141 (2) | 0.200 (1) | 0.300 (1) |" in text
