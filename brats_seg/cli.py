@@ -376,7 +376,7 @@ def experiment(
         only=tuple(only or ()),
         known=known,
         device=device,
-        say=console.print,
+        say=typer.echo,  # a path may hold what rich reads as markup
     )
     screen.show_experiment(report.summary, report.grid, against=settings.against, console=console)
     screen.show_place("table: ", out / "table.md", console=console)

@@ -135,7 +135,7 @@ def _counts(rows: Sequence[Row]) -> dict[str, Any]:
 def _mix(rows: Sequence[Row]) -> dict[str, float | None]:
     """Mean over runs of the shares of a class."""
     runs = {(row["fold"], row["seed"]): row for row in rows}.values()
-    return {name: fmean(known) if (known := [row[name] for row in runs if row[name] is not None]) else None for name in SHARES}
+    return {name: fmean(known) if (known := [row[name] for row in runs if row.get(name) is not None]) else None for name in SHARES}
 
 
 def _difference_tree(

@@ -128,6 +128,11 @@ def test_the_ledger_has_each_strategy_once_whatever_its_variants() -> None:
     assert "| one | 20.0 % / 10.0 % / 50.0 % |" in ledger
 
 
+def test_rows_of_a_store_from_before_a_column_are_summarized_without_it() -> None:
+    old = [{name: value for name, value in row("one", "A", 0, 0.5, region="healthy").items() if name != "distinct_share"}]
+    assert "| one | 20.0 % / 10.0 % / - |" in table_markdown(summarize_runs(old), title="One")
+
+
 def test_the_table_says_which_cases_were_scored() -> None:
     assert "of the held-out folds" in table_markdown(summarize_runs(ROWS), title="")
     assert "of the inner splits" in table_markdown(summarize_runs([{**r, "cases": "inner"} for r in ROWS]), title="")
