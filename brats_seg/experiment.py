@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from brats_seg import pipeline
-from brats_seg.bank.bank import PatchBank, verify_bank
+from brats_seg.bank.bank import PatchBank
+from brats_seg.bank.listing import verify_bank
 from brats_seg.config import Config, parse_config
 from brats_seg.core.cluster import worker_number
 from brats_seg.core.files import atomic, read_json, write_json, write_text

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from brats_seg.bank.bank import PatchBank, verify_bank
+from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.build import BuildReport, build_bank
 from brats_seg.bank.folds import inner_split
+from brats_seg.bank.listing import verify_bank
 from brats_seg.config import Config, dump_config
 from brats_seg.core.files import lock, write_text
 from brats_seg.core.runtime import Precision, Runtime, n_workers, start_runtime

@@ -1,61 +1,26 @@
 """Open a bank; its cases, classes, index; batch(ids)."""
 
-import hashlib
-import json
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 
-from brats_seg.bank.format import FILES, HEAD, LISTED, SCHEMA_VERSION
+from brats_seg.bank.format import FILES
 from brats_seg.bank.gather import ResidentVolumes, gather_patches, gather_patches_torch, make_resident
 from brats_seg.bank.grouping import GroupKind, group_classes
+from brats_seg.bank.listing import BankCase, read_listing
 from brats_seg.bank.mapped import Volumes, map_array
 from brats_seg.core.files import read_json, sha256
 from brats_seg.core.shapes import Counts, Ids, Image, TissueMap
 from brats_seg.core.tensors import Inputs, Targets
 from brats_seg.errors import InputError, UsageError
 from brats_seg.imbalance.index import ClassIndex
-from brats_seg.scans.problem import Problem
 
-_LISTED = frozenset(LISTED)
 _RESIDENT_SHARE = 0.7  # of a device's free memory: the rest is for the network
-
-
-@dataclass(frozen=True)
-class BankCase:
-    """One case of a bank.
-
-    Attributes:
-        id, patient, schema: as of the scan; `schema` is the label schema its values came from.
-        bank: folder of the bank.
-        shape, origin: (Z, Y, X) of the crop, and its first voxel in the grid that was cropped.
-        grid_shape, spacing_mm: (Z, Y, X) of that grid.
-        n_voxels: voxels of each tissue class, as the bank was built with them (however it is grouped).
-        n_bytes, checksums: size and SHA-256 of each of `FILES`.
-    """
-
-    id: str
-    patient: str
-    schema: str
-    bank: Path
-    shape: tuple[int, int, int]
-    origin: tuple[int, int, int]
-    grid_shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-    n_voxels: tuple[int, ...]
-    n_bytes: tuple[int, ...]
-    checksums: tuple[str, ...]
-
-    @property
-    def folder(self) -> Path:
-        """Where its files lie."""
-        return self.bank / "cases" / self.id
 
 
 @dataclass(frozen=True)
@@ -108,15 +73,14 @@ class PatchBank:
         """
         self.path = Path(path)
         self.patch_size = tuple(patch_size)
-        raw = _read_bytes(self.path / "bank.json")
-        tree = _parse(raw, self.path / "bank.json")
-        self.digest = hashlib.sha256(raw).hexdigest()
-        self._tissues: tuple[str, ...] = tuple(tree["classes"])
-        self.modalities: tuple[str, ...] = tuple(tree["modalities"])
-        self.spacing_mm: tuple[float, float, float] = tuple(tree["spacing_mm"])
-        self.normalization: dict[str, Any] = tree["normalization"]
-        self.cases = tuple(_bank_case(self.path, case, n_classes=len(self._tissues)) for case in tree["cases"])
-        self._folds_checksum: str = tree["folds"]
+        listing = read_listing(self.path)
+        self.digest = listing.digest
+        self.modalities = listing.modalities
+        self.spacing_mm = listing.spacing_mm
+        self.normalization = listing.normalization
+        self.cases = listing.cases
+        self._tissues = listing.classes
+        self._folds_checksum = listing.folds_checksum
         self._sizes_checked = False
         self._number_of = {case.id: i for i, case in enumerate(self.cases)}
         self._device = torch.device("cpu")
@@ -296,33 +260,6 @@ class PatchBank:
         return _reopen, (self.path, self.patch_size, tuple(self.cases[i].id for i in self.selected), self.kind)
 
 
-def verify_bank(path: Path | str, *, cases: Collection[str] | None = None) -> tuple[Problem, ...]:
-    """Read every file of a bank and compare its checksum; nothing is found where all is right.
-
-    Args:
-        path: of the bank.
-        cases: ids of those to read; None for all.
-
-    Raises:
-        InputError: no bank, or one of another schema version.
-    """
-    root = Path(path)
-    tree = _parse(_read_bytes(root / "bank.json"), root / "bank.json")
-    files = [("", root / "folds.json", tree["folds"])]
-    for case in (_bank_case(root, entry, n_classes=len(tree["classes"])) for entry in tree["cases"]):
-        if cases is not None and case.id not in cases:
-            continue
-        files += [(case.id, case.folder / name, checksum) for name, checksum in zip(FILES, case.checksums, strict=True)]
-    problems = []
-    for case_id, file, checksum in files:
-        if not file.is_file():
-            problems.append(Problem("error", case_id, str(file), "is missing", "the file that was built; build the bank again"))
-        elif (found := sha256(file)) != checksum:
-            what = f"has changed: SHA-256 {found[:12]}"
-            problems.append(Problem("error", case_id, str(file), what, f"{checksum[:12]}; build the bank again"))
-    return tuple(problems)
-
-
 @dataclass(frozen=True)
 class _CaseLoader:
     """Maps a case's volumes; a class, not a closure, so that an index can go to a worker process."""
@@ -346,61 +283,3 @@ class _PartLoader:
 
 def _reopen(path: Path, patch_size: tuple[int, ...], cases: tuple[str, ...], kind: GroupKind) -> PatchBank:
     return PatchBank(path, patch_size=patch_size, cases=cases).regroup(kind)
-
-
-def _lists_of_a_case(n_classes: int) -> list[tuple[str, int, tuple[type, ...], str]]:
-    """Name, length and kind of each list of a case."""
-    lengths = {"shape": 3, "origin": 3, "grid_shape": 3, "counts": n_classes, "bytes": len(FILES)}
-    return [
-        *((key, n, (int,), "whole numbers") for key, n in lengths.items()),
-        ("spacing_mm", 3, (int, float), "numbers"),
-        ("sha256", len(FILES), (str,), "checksums"),
-    ]
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        raise InputError(f"{path}: not there; a bank is made by `brats-seg preprocess DATA BANK`, which ends by writing it") from None
-
-
-def _parse(raw: bytes, path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(raw)
-        version = tree["schema_version"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: not the list of a bank; build the bank again") from None
-    if version != SCHEMA_VERSION:
-        raise InputError(f"{path}: schema version {version}; this program reads {SCHEMA_VERSION}; build the bank again")
-    absent = [key for key in HEAD if key not in tree]
-    if absent:
-        raise InputError(f"{path}: lacks {', '.join(absent)}; build the bank again")
-    for key, kind in (("classes", str), ("modalities", str), ("cases", dict)):
-        if not (isinstance(tree[key], list) and all(isinstance(part, kind) for part in tree[key])):
-            raise InputError(f"{path}: {key} is not a list of {kind.__name__}; build the bank again")
-    return tree
-
-
-def _bank_case(root: Path, entry: dict[str, Any], *, n_classes: int) -> BankCase:
-    if not entry.keys() >= _LISTED:
-        absent = ", ".join(sorted(_LISTED - entry.keys()))
-        raise InputError(f"{root / 'bank.json'}: case {entry.get('id', '?')} lacks {absent}; build the bank again")
-    if not isinstance(entry["id"], str) or Path(entry["id"]).name != entry["id"]:
-        raise InputError(f"{root / 'bank.json'}: case {entry['id']}: id is not the name of a folder; build the bank again")
-    for key, n, kinds, words in _lists_of_a_case(n_classes):
-        if not (isinstance(entry[key], list) and len(entry[key]) == n and all(type(part) in kinds for part in entry[key])):
-            raise InputError(f"{root / 'bank.json'}: case {entry['id']}: {key} is not {n} {words}; build the bank again")
-    return BankCase(
-        id=entry["id"],
-        patient=entry["patient"],
-        schema=entry["schema"],
-        bank=root,
-        shape=tuple(entry["shape"]),
-        origin=tuple(entry["origin"]),
-        grid_shape=tuple(entry["grid_shape"]),
-        spacing_mm=tuple(entry["spacing_mm"]),
-        n_voxels=tuple(entry["counts"]),
-        n_bytes=tuple(entry["bytes"]),
-        checksums=tuple(entry["sha256"]),
-    )

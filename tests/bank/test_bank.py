@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from brats_seg.bank.bank import FILES, PatchBank, verify_bank
+from brats_seg.bank.bank import PatchBank
+from brats_seg.bank.format import FILES
+from brats_seg.bank.listing import verify_bank
 from brats_seg.errors import InputError, UsageError
 
 
