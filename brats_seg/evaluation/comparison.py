@@ -10,7 +10,7 @@ from brats_seg.core.statistics import describe, paired_difference
 from brats_seg.evaluation.run_rows import SHARES, Row, Variant, variant_of
 from brats_seg.scans.labels import REGIONS
 
-SCORES = ("dice", "sensitivity", "precision", "volume_ratio")
+SCORES = ("dice", "sensitivity", "precision", "volume_ratio", "hd95_mm")
 MEAN = "mean"
 """Stands for the mean of the three regions."""
 FEWEST = 6

@@ -103,6 +103,13 @@ def test_the_table_names_what_it_holds() -> None:
     assert "With fewer than 6 cases p cannot fall below 0.05" in text
 
 
+def test_hd95_is_over_the_cases_that_have_one_and_stands_in_a_table() -> None:
+    far = [row("one", "A", 0, 0.5, hd95_mm=2.0), row("one", "B", 0, 0.4, hd95_mm=None), row("two", "A", 0, 0.5, hd95_mm=30.0)]
+    text = table_markdown(summarize_runs(far), title="Far")
+    assert "| one | 2.0 (1) | - | - |" in text
+    assert "| two - one | +28.0, p 1 (1) |" in text
+
+
 def test_the_table_of_an_experiment_that_is_not_finished_says_so() -> None:
     text = table_markdown(summarize_runs(ROWS, n_asked=6, failed=[("two/fold0/seed1", "the loss is nan")]), title="Two")
     assert "**4 of 6 runs are finished; everything here is over these.**" in text
