@@ -132,7 +132,7 @@ def write_environment(path: Path, *, runtime: Runtime, command: Sequence[str], n
             "versions": library_versions(),
             "python": sys.version.split()[0],
             "platform": platform.platform(),
-            "processor": platform.processor() or platform.machine(),
+            "processor": processor_model(),
             "n_cores": os.cpu_count(),
             "device": str(runtime.device),
             "precision": precision_name(runtime),
@@ -142,6 +142,16 @@ def write_environment(path: Path, *, runtime: Runtime, command: Sequence[str], n
             "bank": bank,
         },
     )
+
+
+def processor_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Model of the CPU where the system names it, else its architecture. Models round products differently: the same run ends elsewhere."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [value.strip() for line in lines for name, _, value in [line.partition(":")] if name.strip() == "model name"]
+    return next(iter(models), "") or platform.processor() or platform.machine()
 
 
 def write_bad_batch(path: Path, *, bank: PatchBank, ids: Ids, step: int, loss: float) -> list[str]:

@@ -1,4 +1,5 @@
 import json
+import platform
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,16 @@ from skimage.io import imread
 
 from brats_seg.core.runtime import Runtime
 from brats_seg.errors import UsageError
-from brats_seg.training.log import RunLog, Stopwatch, draw_progress, precision_name, progress_note, table_text, write_environment
+from brats_seg.training.log import (
+    RunLog,
+    Stopwatch,
+    draw_progress,
+    precision_name,
+    processor_model,
+    progress_note,
+    table_text,
+    write_environment,
+)
 
 DICE = {"dice_whole": 0.5, "dice_core": None, "dice_active": 0.1}
 EPOCHS = [{"epoch": e, "step": 10 * e, "lr": 1e-3, "loss": 1 / e, **DICE, "score": 0.3, "is_best": 1} for e in (1, 2)]
@@ -53,6 +63,14 @@ def test_environment_says_what_the_run_stood_on(tmp_path: Path) -> None:
     assert found["versions"]["torch"] == torch.__version__.split("+")[0] or found["versions"]["torch"] == torch.__version__
     assert precision_name(Runtime(torch.device("cpu"))) == "float32"
     assert precision_name(Runtime(torch.device("cpu"), torch.float16)) == "fp16"
+
+
+def test_the_processor_is_told_by_its_model_where_the_system_names_it(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nmodel\t\t: 143\nmodel name\t: AMD EPYC 9654: 96 cores\n\nprocessor\t: 1\nmodel name\t: second\n")
+    assert processor_model(cpuinfo) == "AMD EPYC 9654: 96 cores"
+    cpuinfo.write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")  # as on ARM
+    assert processor_model(cpuinfo) == processor_model(tmp_path / "absent") == (platform.processor() or platform.machine())
 
 
 def test_the_watch_tells_an_epochs_parts_and_begins_anew() -> None:
