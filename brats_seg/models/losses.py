@@ -1,6 +1,7 @@
 """(logits, target) -> one loss per example."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import log
 from typing import Literal
 
@@ -42,7 +43,8 @@ def make_loss(
         kind: a name in `LOSSES`.
         outside: whether a target of 255 counts as class 0 (healthy), not at all, or as class 255 (images, which have no outside).
         class_weights: a factor for each class on the loss of its voxels; None is 1 for all. Not on the Dice term.
-        classes: their names, for 'region'.
+        classes: their names, for 'region', and for the Dice of 'dice_cross_entropy', which is of all classes where the first is not
+            healthy (a bank grouped to tumor); None: the first is.
         prior: natural share of each class, for 'logit_adjusted'.
         tau: strength of the adjustment of 'logit_adjusted'.
 
@@ -63,6 +65,8 @@ def make_loss(
     factors = _adjustments(prior, classes, tau) if kind == "logit_adjusted" else class_weights
     per_class = None if factors is None else torch.tensor(factors, dtype=torch.float64)
     voxelwise = LOSSES[kind]
+    if kind == "dice_cross_entropy" and classes is not None and classes[0] != "healthy":
+        voxelwise = partial(_dice_cross_entropy, first_class=0)
 
     def loss(logits: Logits, targets: ClassNumbers) -> PerExample:
         logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -102,11 +106,13 @@ def _focal(logits: Tensor, classes: Tensor, counted: Tensor | None, weights: Ten
     return _mean_per_example((1 - torch.exp(-entropy)) ** FOCAL_GAMMA * entropy, counted)
 
 
-def _dice_cross_entropy(logits: Tensor, classes: Tensor, counted: Tensor | None, weights: Tensor | None) -> Tensor:
-    """Cross-entropy plus one minus the soft Dice, the mean over the classes except healthy (Isensee et al. 2018, equation 2)."""
+def _dice_cross_entropy(
+    logits: Tensor, classes: Tensor, counted: Tensor | None, weights: Tensor | None, *, first_class: int = 1
+) -> Tensor:
+    """Cross-entropy plus one minus the soft Dice, the mean over the classes except healthy, class 0 (Isensee et al. 2018, equation 2)."""
     n_classes = logits.shape[1]
-    probabilities = torch.softmax(logits, 1)[:, 1:]
-    truth = torch.movedim(F.one_hot(classes, n_classes), -1, 1)[:, 1:].to(probabilities.dtype)
+    probabilities = torch.softmax(logits, 1)[:, first_class:]
+    truth = torch.movedim(F.one_hot(classes, n_classes), -1, 1)[:, first_class:].to(probabilities.dtype)
     return _one_minus_dice(probabilities, truth, counted) + _cross_entropy(logits, classes, counted, weights)
 
 

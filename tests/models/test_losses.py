@@ -45,6 +45,16 @@ def test_dice_cross_entropy_equals_monai() -> None:
     torch.testing.assert_close(make_loss("dice_cross_entropy")(LOGITS, TARGETS), both)
 
 
+def test_dice_is_of_every_class_where_none_is_healthy() -> None:
+    half, truth = torch.zeros(1, 2, 8, 6), torch.zeros(1, 8, 6, dtype=torch.uint8)
+    half[:, 0], truth[:, :4] = 20.0, 1  # says class 0 everywhere; half of it is class 1
+    found = [make_loss("dice_cross_entropy", classes=names)(x, truth) - make_loss("cross_entropy")(x, truth)
+             for names in (("edema", "enhancing_core"), ("healthy", "tumor"))
+             for x in (half, half.flip(1))]  # fmt: skip
+    expected = [1 - (2 / 3 + 0) / 2, 1 - (0 + 2 / 3) / 2, 1.0, 1 - 2 / 3]
+    torch.testing.assert_close(torch.cat(found), torch.tensor(expected), atol=1e-4, rtol=0)
+
+
 def test_weights_are_factors_on_the_voxels_of_a_class() -> None:
     weights = (0.0, 1.0, 2.0, 3.0, 4.0)
     expected = cross_entropy(LOGITS, TARGETS.long(), reduction="none") * torch.tensor(weights)[TARGETS.long()]
