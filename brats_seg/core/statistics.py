@@ -1,6 +1,7 @@
 """Intervals and paired tests over patients, by SciPy."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -65,12 +66,14 @@ def paired_test(first: Mapping[str, float], second: Mapping[str, float]) -> tupl
 
 
 def paired_difference(first: Mapping[str, float], second: Mapping[str, float], *, patient_of: Mapping[str, str]) -> dict[str, Any]:
-    """Second minus first over the scans in both: `describe` of the differences, and `p` of Wilcoxon's signed-rank test.
+    """Second minus first over the scans in both: `describe` of the differences, and `p` of Wilcoxon's signed-rank test over patients.
 
     Args:
         first, second: a number for each scan, no NaN.
-        patient_of: whose scan it is; the interval resamples patients.
+        patient_of: whose scan it is; the interval resamples patients, the test takes the mean over the scans of each.
     """
     keys = sorted(first.keys() & second.keys())
-    _, _, p = paired_test(second, first)
-    return describe([second[k] - first[k] for k in keys], [patient_of[k] for k in keys]) | {"p": p}
+    differences, patients = [second[k] - first[k] for k in keys], [patient_of[k] for k in keys]
+    means = {who: fmean(d for d, whose in zip(differences, patients, strict=True) if whose == who) for who in patients}
+    _, _, p = paired_test(means, dict.fromkeys(means, 0.0))
+    return describe(differences, patients) | {"p": p}

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brats_seg.core.statistics import bootstrap_interval, describe, paired_test
+from brats_seg.core.statistics import bootstrap_interval, describe, paired_difference, paired_test
 
 
 def test_describe_by_hand():
@@ -38,3 +38,14 @@ def test_paired_test_by_hand():
     assert (n, difference, p) == (6, pytest.approx(0.035), pytest.approx(2 / 64))
     assert paired_test(first, first) == (6, 0.0, 1.0)
     assert paired_test(first, {"g": 1.0})[0] == 0
+
+
+def test_further_scans_of_a_patient_add_no_evidence():
+    patients = [f"p{i}" for i in range(6)]
+    gains = {p: 0.01 * (i + 1) for i, p in enumerate(patients)}
+    once = paired_difference(dict.fromkeys(gains, 0.5), {p: 0.5 + g for p, g in gains.items()}, patient_of={p: p for p in patients})
+    scans = {f"{p}-{k}": p for p in patients for k in range(5)}
+    often = paired_difference(dict.fromkeys(scans, 0.5), {s: 0.5 + gains[p] for s, p in scans.items()}, patient_of=scans)
+    assert (once["n"], often["n"]) == (6, 30)
+    assert once["p"] == often["p"] == pytest.approx(2 / 64)  # all six patients gain
+    assert often["interval95"] == pytest.approx(once["interval95"])
