@@ -279,7 +279,6 @@ def _page_affine(geometry: Geometry, box: Box) -> np.ndarray:
     """Index (x, y, z, 1) in the crop -> (R, A, S, 1) in mm, shape (4, 4) float64."""
     affine = geometry.lps_affine.copy()
     affine[:3, 3] = affine[:3] @ (*(s.start for s in reversed(box)), 1)
-    affine[:3] *= geometry.spacing_mm[2] / np.linalg.norm(affine[:3, 0])  # files in meters or microns
     return affine
 
 

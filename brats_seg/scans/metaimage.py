@@ -42,7 +42,7 @@ def write_metaimage(part: Path, native: np.ndarray, geometry: Geometry) -> None:
     if native.ndim != 3:
         raise InputError(f"{part}: a stack of {native.shape[3]} volumes cannot be written as .mha; use .nii.gz")
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(native.T))
-    affine = _LPS_TO_RAS @ np.asarray(geometry.affine)
+    affine = _LPS_TO_RAS @ geometry.affine_mm
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     image.SetSpacing(spacing.tolist())
     image.SetOrigin(affine[:3, 3].tolist())

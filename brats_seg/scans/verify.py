@@ -1,7 +1,6 @@
 """All that is wrong with a data set, at once."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -114,10 +113,6 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
         return {"cases": self.rows, "problems": [problem.to_dict() for problem in self.problems], "n_good": len(self.good)}
-
-    def to_json(self) -> str:
-        """The report as JSON text."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
     def _row(self, report: CaseReport) -> dict[str, Any]:
         case, mine = report.case, [problem for problem in self.problems if problem.case == report.case.id]

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -29,7 +30,7 @@ def test_a_good_case_has_counts_and_no_problem(tmp_path, volumes, write_case):
     # 4 x 6 x 6 voxels of brain; 2, 4 and 1 of them annotated
     counts = {"healthy": 137, "necrotic_or_non_enhancing": 2, "edema": 4, "enhancing_core": 1}
     assert report.cases[0].class_counts == counts
-    row = json.loads(report.to_json())["cases"][0]
+    row = json.loads(json.dumps(report.to_dict()))["cases"][0]
     assert row["class_counts"] == counts
     assert (row["shape"], row["spacing_mm"], row["n_errors"]) == ([6, 8, 10], [1, 1, 1], 0)
 
@@ -142,6 +143,18 @@ def test_an_error_names_case_file_fault_and_remedy_and_spares_the_others(tmp_pat
     assert problems[0].startswith("BraTS2021_00001: ")
     for part in (file, what, expected):
         assert part in problems[0]
+
+
+def test_an_origin_is_said_in_millimeters_whatever_the_file_says(tmp_path, volumes, write_case):
+    files = write_case(tmp_path, volumes)
+    for name, path in files.items():
+        image = nibabel.Nifti1Image(volumes[name].transpose(2, 1, 0), np.diag([-1000.0, -1000.0, 1000.0, 1.0]))
+        image.header.set_xyzt_units("micron")
+        image.affine[0, 3] = 2500 if name == "label" else 0
+        image.to_filename(path)
+    _, problems = look(tmp_path)
+    assert len(problems) == 1
+    assert "label has its origin at (2.5, 0, 0) mm (R, A, S)" in problems[0]
 
 
 def test_all_problems_are_listed_at_once(tmp_path, volumes, write_case):

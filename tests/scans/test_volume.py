@@ -20,7 +20,6 @@ from brats_seg.scans.case import ScanFile
 from brats_seg.scans.volume import (
     Geometry,
     ScanError,
-    geometry_from_dict,
     make_geometry,
     read_header,
     read_volume,
@@ -310,10 +309,10 @@ def test_a_damaged_header_is_read_or_refused_and_nothing_else(tmp_path_factory, 
         assert array.shape == geometry.shape
 
 
-def test_a_geometry_survives_json_and_an_error_survives_another_process(tmp_path):
-    geometry = read_header(nifti(tmp_path / "x.nii.gz"))
-    assert geometry_from_dict(json.loads(json.dumps(geometry.to_dict()))) == geometry
-    assert geometry_from_dict(make_geometry((1, 2, 3)).to_dict()) == make_geometry((1, 2, 3))
+def test_a_geometry_goes_into_json_and_an_error_survives_another_process(tmp_path):
+    tree = json.loads(json.dumps(read_header(nifti(tmp_path / "x.nii.gz")).to_dict()))
+    assert (tree["shape"], tree["spacing_mm"], tree["nifti"]["sform_code"]) == ([3, 4, 5], [1, 1, 1], 2)
+    assert json.loads(json.dumps(make_geometry((1, 2, 3)).to_dict()))["nifti"] is None
     error = pickle.loads(pickle.dumps(ScanError(tmp_path, "is odd", expected="even")))
     assert (str(error), error.what, error.expected) == (f"{tmp_path}: is odd; expected even", "is odd", "even")
 
@@ -364,6 +363,35 @@ def test_grids_differ_by_a_shift_a_flip_or_a_shape():
     assert same_grid(at(0), at(0, "RAS"))
     assert not same_grid(at(0), at(0.5))
     assert not same_grid(at(0), at(0, shape=(3, 4, 6)))
+
+
+METER, MILLIMETER, MICRON = 1, 2, 3
+
+
+@pytest.mark.parametrize(("units", "per_mm"), [(METER, 0.001), (MILLIMETER, 1.0), (MICRON, 1000.0)])
+def test_grids_are_compared_in_millimeters_whatever_the_file_says(tmp_path, units, per_mm):
+    def at(x_mm: float) -> Geometry:
+        affine = np.diag([-per_mm, -per_mm, per_mm, 1.0])
+        affine[0, 3] = x_mm * per_mm
+        return read_header(nifti(tmp_path / "x.nii", affine=affine, xyzt_units=units))
+
+    in_mm = make_geometry(RAMP.shape, affine=np.diag([-1.0, -1.0, 1.0, 1.0]))
+    assert np.allclose(at(0.5).lps_affine[:3, 3], [0.5, 0, 0])
+    assert same_grid(at(0), in_mm)
+    assert same_grid(at(0), at(0.0005))
+    assert not same_grid(at(0), at(0.5))
+
+
+def test_a_metaimage_of_a_file_in_meters_is_on_its_grid(tmp_path):
+    _, geometry = read_volume(nifti(tmp_path / "x.nii", affine=np.diag([0.002, 0.003, 0.004, 1.0]), xyzt_units=METER))
+    write_volume(tmp_path / "x.mha", RAMP, geometry, dtype="int16")
+    assert SimpleITK.ReadImage(tmp_path / "x.mha").GetSpacing() == pytest.approx((2, 3, 4))
+    assert same_grid(read_header(tmp_path / "x.mha"), geometry)
+
+
+def test_the_same_numbers_in_another_unit_are_another_grid(tmp_path):
+    files = [nifti(tmp_path / f"{units}.nii", xyzt_units=units) for units in (METER, MILLIMETER)]
+    assert not same_grid(*(read_header(file) for file in files))
 
 
 def test_real_scans_read_as_nibabel_and_simpleitk_read_them(real_data):
