@@ -153,7 +153,7 @@ class PatchBank:
             return self._batch_here(ids, out)
         if self._resident is None and self._fits():
             self._resident = make_resident(self._volumes, self.selected, device=self._device)
-        if self._resident is None:
+        if self._resident is None or not np.isin(ids >> 32, self.selected).all():
             batch = self._batch_here(ids, out)
             return Batch(batch.inputs.to(self._device), batch.targets.to(self._device), batch.counts)
         self._volumes.check(ids)

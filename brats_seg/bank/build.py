@@ -231,7 +231,7 @@ def _assemble(tasks: Sequence[EntryTask], settings: Settings, problems: list[Pro
     if not entries:
         raise InputError("\n".join([f"{tasks[0].bank}: every case was refused", *(str(p) for p in problems if p.severity == "error")]))
     patient_of = _patients(entries, tasks, problems)
-    problems += _absent_classes(entries, settings.classes)
+    problems += _absent_classes(entries, settings.classes) + _needlessly_merged(entries, tasks, settings.classes)
     bank = tasks[0].bank
     problems += _left_out(bank, tasks)
     enhancing = settings.classes.index("enhancing_core")
@@ -273,6 +273,17 @@ def _left_out(bank: Path, tasks: Sequence[EntryTask]) -> list[Problem]:
         return []
     what = f"{len(others)} cases of an earlier build, such as {others[0]}, are not among these scans and not in the bank any more"
     return [Problem("warning", "", str(bank), what, "all scans at once (a folder may mix releases), or a folder for each bank")]
+
+
+def _needlessly_merged(entries: Sequence[Mapping[str, Any]], tasks: Sequence[EntryTask], classes: Sequence[str]) -> list[Problem]:
+    """A warning where cases that were refused are what keeps the classes of the others merged."""
+    there = {entry["id"] for entry in entries}
+    finer = common_classes(SCHEMAS[name] for name in {task.case.schema for task in tasks if task.case.id in there})
+    if MERGED not in classes or MERGED in finer:
+        return []
+    merging = [task.case.id for task in tasks if task.case.id not in there and MERGED in SCHEMAS[task.case.schema].values.values()]
+    what = f"was refused, and for its sake the bank keeps {', '.join(classes)} where the others tell {', '.join(finer)} apart"
+    return [Problem("warning", merging[0], "", what, "a new bank without it, or with it mended")]
 
 
 def _absent_classes(entries: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[Problem]:

@@ -44,7 +44,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class EntryTask:
-    """A case to put into a bank."""
+    """An annotated case to put into a bank."""
 
     case: Case
     bank: Path
@@ -122,7 +122,7 @@ def find_refusal(task: EntryTask) -> tuple[Problem, ...] | None:
     tree = _read_if_sound(_refusal_path(task))
     if tree is None:
         return None
-    if tree["settings"] != task.settings.to_dict() or tree["sources"] != _states(task.case):
+    if tree.get("settings") != task.settings.to_dict() or tree["sources"] != _states(task.case):
         return None
     return tuple(Problem(**problem) for problem in tree["problems"])
 
@@ -130,10 +130,10 @@ def find_refusal(task: EntryTask) -> tuple[Problem, ...] | None:
 def _read_if_sound(path: Path) -> dict[str, Any] | None:
     """A case's JSON file; None where it is absent or damaged: the case is then done again."""
     try:
-        tree: dict[str, Any] = read_json(path)
+        tree = read_json(path)
     except InputError:
         return None
-    return tree
+    return tree if isinstance(tree, dict) else None
 
 
 def entry_folder(task: EntryTask) -> Path:
@@ -144,10 +144,6 @@ def entry_folder(task: EntryTask) -> Path:
 def _wrong_for_bank(task: EntryTask, report: CaseReport) -> list[Problem]:
     """Errors that are none in a case, but in a case of a bank."""
     case, settings, problems = task.case, task.settings, []
-    if case.label is None:
-        problems.append(
-            Problem("error", case.id, str(case.folder), "no label", "an annotated case; one to segment goes to `brats-seg predict`")
-        )
     if report.spacing_mm is not None and off_spacing(report.spacing_mm, wanted_mm=settings.spacing_mm) and not settings.resample:
         have, want = (" x ".join(f"{mm:.3g}" for mm in spacing) for spacing in (report.spacing_mm, settings.spacing_mm))
         what = f"voxels of {have} mm (Z, Y, X), over 5 % off the bank's {want} mm"

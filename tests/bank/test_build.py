@@ -136,10 +136,20 @@ def test_a_folder_of_scans_that_moved_is_not_done_again(data: Path, tmp_path: Pa
     assert build_bank(tmp_path / "moved", tmp_path / "bank").done == ()
 
 
-def test_a_damaged_note_of_a_case_makes_it_again(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("note", ["{", "[]", "{}"])
+def test_a_damaged_note_of_a_case_makes_it_again(data: Path, tmp_path: Path, note: str) -> None:
     build_bank(data, tmp_path / "bank")
-    (tmp_path / "bank" / "cases" / "BraTS2021_00002" / "case.json").write_text("{")
+    (tmp_path / "bank" / "cases" / "BraTS2021_00002" / "case.json").write_text(note)
     assert build_bank(data, tmp_path / "bank").done == ("BraTS2021_00002",)
+
+
+@pytest.mark.parametrize("note", ["{", "[]", "{}"])
+def test_a_damaged_note_of_a_refusal_is_written_anew(data: Path, tmp_path: Path, note: str) -> None:
+    (data / "BraTS2021_00001" / "BraTS2021_00001_t1.nii.gz").write_bytes(b"")
+    first = build_bank(data, tmp_path / "bank")
+    (tmp_path / "bank" / "refused" / "BraTS2021_00001.json").write_text(note)
+    assert build_bank(data, tmp_path / "bank", part=(1, 3)).missing == ("BraTS2021_00001",)
+    assert build_bank(data, tmp_path / "bank").refused == first.refused
 
 
 def test_cases_of_an_earlier_build_that_are_left_out_are_said(data: Path, tmp_path: Path) -> None:
@@ -259,20 +269,34 @@ def test_cases_that_share_a_scan_are_one_patient(data: Path, tmp_path: Path) -> 
     assert ("BraTS2021_00000", "BraTS2021_00009") in folds
 
 
+def write_2013(data: Path) -> None:
+    """A case of 2013 without enhancing core, HG/0001."""
+    volumes, label = small_scan(5, enhancing=False)
+    roles = {"MR_T1": "t1", "MR_T1c": "t1ce", "MR_T2": "t2", "MR_Flair": "flair"}
+    for role, volume in {**{role: volumes[name] for role, name in roles.items()}, "OT": label}.items():
+        name = f"VSD.Brain.XX.O.{role}.1"
+        (data / "HG" / "0001" / name).mkdir(parents=True)
+        path = data / "HG" / "0001" / name / f"{name}.mha"
+        write_volume(path, volume, make_geometry(label.shape), dtype=volume.dtype.name)
+
+
+def test_a_refused_case_that_keeps_classes_merged_is_named(tmp_path: Path) -> None:
+    write_2013(tmp_path / "data")
+    bad = write_scan(tmp_path / "data", "BraTS2021_00000") / "BraTS2021_00000_flair.nii.gz"
+    bad.write_bytes(bad.read_bytes()[:200])
+    report = build_bank(tmp_path / "data", tmp_path / "bank")
+    assert report.classes == ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
+    (said,) = [p for p in report.problems if "for its sake" in p.what]
+    assert (said.case, said.severity) == ("BraTS2021_00000", "warning")
+    assert "necrotic_core, edema, non_enhancing_core, enhancing_core apart" in said.what
+    bad.parent.rename(tmp_path / "aside")
+    report = build_bank(tmp_path / "data", tmp_path / "without")
+    assert not [p for p in report.problems if "for its sake" in p.what]
+
+
 def test_a_merged_class_and_an_absent_class_are_said(tmp_path: Path) -> None:
     write_scan(tmp_path / "data", "BraTS2021_00000", enhancing=False)
-    old = tmp_path / "data" / "HG" / "0001"
-    volumes, label = small_scan(5, enhancing=False)
-    for role, volume in {
-        "MR_T1": volumes["t1"],
-        "MR_T1c": volumes["t1ce"],
-        "MR_T2": volumes["t2"],
-        "MR_Flair": volumes["flair"],
-        "OT": label,
-    }.items():
-        name = f"VSD.Brain.XX.O.{role}.1"
-        (old / name).mkdir(parents=True)
-        write_volume(old / name / f"{name}.mha", volume, make_geometry(label.shape), dtype=volume.dtype.name)
+    write_2013(tmp_path / "data")
     said: list[str] = []
     report = build_bank(tmp_path / "data", tmp_path / "bank", say=said.append)
     assert report.classes == ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
