@@ -86,6 +86,8 @@ class Sampler(Section):
             raise ValueError("kind 'ratio' needs shares (by class name) or healthy_share")
         if self.kind not in ("ratio", "hard") and (self.shares is not None or self.healthy_share is not None):
             raise ValueError(f"kind '{self.kind}' takes no shares; use kind 'ratio' or 'hard'")
+        if self.imbalance_ratio != 1 and self.kind not in ("oversample", "undersample"):
+            raise ValueError(f"kind '{self.kind}' has no imbalance_ratio; it goes with kind 'oversample' or 'undersample'")
         if self.drift != "none" and self.kind not in ("balanced", "ratio", "hard"):
             raise ValueError(f"kind '{self.kind}' has no shares to move; drift goes with kind 'balanced', 'ratio' or 'hard'")
         return self
@@ -115,7 +117,9 @@ class Loss(Section):
     tau: Annotated[float, Field(gt=0)] = 1.0
 
     @model_validator(mode="after")
-    def _only_weights_are_deferred(self) -> "Loss":
+    def _knobs_only_where_used(self) -> "Loss":
+        if self.tau != 1 and self.kind != "logit_adjusted":
+            raise ValueError(f"tau {self.tau:g} is the strength of the logit adjustment; it goes with kind 'logit_adjusted'")
         if self.weights_from > 0 and self.class_weights == "none":
             raise ValueError(f"weights_from {self.weights_from:g} defers class weights, and class_weights is 'none'; give both or neither")
         return self
@@ -305,6 +309,10 @@ def _locate(source: str | Path, shelf: str) -> Path:
     raise UsageError(f"--config {source}: no such file, and no config of that name{hint}; the names are {', '.join(names)}")
 
 
+_NOT_YAML = (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+"""What loading may raise: PyYAML lets through what Python says of `2021-13-45`, `0b_` or `!!bool x`."""
+
+
 class _Loader(yaml.SafeLoader):
     """Plain types only, and no key twice in one mapping: YAML would take the last and say nothing."""
 
@@ -321,7 +329,7 @@ class _Loader(yaml.SafeLoader):
 def _read(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except _NOT_YAML as error:
         raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         return {}
@@ -338,7 +346,7 @@ def lay_over(tree: dict[str, Any], override: str) -> None:
         raise UsageError(f"--set {override}: write section.key=value, for example sampler.kind=balanced")
     try:
         value = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError) as error:
+    except _NOT_YAML as error:
         raise UsageError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from None
     for key in keys[:-1]:
         tree = tree.setdefault(key, {})

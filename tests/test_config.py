@@ -47,8 +47,16 @@ def test_scientific_notation_without_a_dot_is_a_number() -> None:
         ("augment.noise_sd=[-1, 0]", "augment.noise_sd.0"),
         ("sampler={kind: hard, kind: random}", "'kind' is given twice"),
         (f"sampler={'[' * 2000}", "not YAML"),
+        ("validation.of=2021-13-45", "--set validation.of=2021-13-45: the value is not YAML: month must be in 1..12"),
+        ("training.epochs=0b_", "--set training.epochs=0b_: the value is not YAML: invalid literal"),
+        ("training.epochs=!!bool x", "--set training.epochs=!!bool x: the value is not YAML"),
+        ("training.epochs=!!int ''", "--set training.epochs=!!int '': the value is not YAML"),
+        ("training.epochs=!!timestamp x", "--set training.epochs=!!timestamp x: the value is not YAML"),
+        (f"optimizer.lr={'1:' * 200}1.5", "the value is not YAML"),
         ("validation={metric: last, patience: 3}", "choose another metric or no patience"),
         ("loss.weights_from=0.5", "loss: weights_from 0.5 defers class weights, and class_weights is 'none'"),
+        ("sampler.imbalance_ratio=10", "sampler: kind 'balanced' has no imbalance_ratio; it goes with kind 'oversample' or 'undersample'"),
+        ("loss.tau=2", "loss: tau 2 is the strength of the logit adjustment; it goes with kind 'logit_adjusted'"),
         ("optimizer.schedule=steps", "optimizer: schedule 'steps' never drops without optimizer.drops"),
     ],
 )
@@ -85,7 +93,9 @@ def test_a_section_given_twice_is_refused(tmp_path: Path) -> None:
         load_config(tmp_path / "c.yaml")
 
 
-@pytest.mark.parametrize("text", ["[" * 2000, "a: [", "- 1\n- 2", "text", "\x00", "a: &a [*a]", "1: {2: 3}", "sampler: [1]"])
+@pytest.mark.parametrize(
+    "text", ["[" * 2000, "a: [", "- 1\n- 2", "text", "\x00", "a: &a [*a]", "1: {2: 3}", "sampler: [1]", "a: 0b_", "a: 2021-13-45"]
+)
 def test_hostile_yaml_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(UsageError) as caught:

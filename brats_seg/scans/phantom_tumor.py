@@ -1,5 +1,6 @@
 """The diseased half of a phantom: where a tumor stands, and how core and edema grow to their volumes."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -49,8 +50,11 @@ class Traits:
     cavities: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(vars(self).values()) < 0 or self.tumor >= 0.1:
-            raise UsageError(f"traits: every trait is 0 or more and the tumor shares sum to less than 0.1, got {self}")
+        for name, value in vars(self).items():
+            if not 0 <= value < math.inf:
+                raise UsageError(f"traits: {name} {value:g}: every trait is finite and 0 or more")
+        if self.tumor >= 0.1:
+            raise UsageError(f"traits: the tumor shares sum to {self.tumor:g}; they must sum to less than 0.1")
 
     @property
     def tumor(self) -> float:

@@ -159,8 +159,10 @@ class _Loop:
         """Start in an empty folder or go on in a used one."""
         path = self.run_dir / LAST
         used = path.exists()
-        if (used or (self.run_dir / BEST).exists()) and not resume:
-            raise UsageError(f"{self.run_dir} holds a run already; give --resume to go on with it, or another folder")
+        there = sorted(file.name for file in self.run_dir.iterdir() if not file.name.startswith("."))
+        if there and not resume:
+            what = "a run already; give --resume to go on with it, or" if "config.yaml" in there else f"other files ({there[0]}); give"
+            raise UsageError(f"{self.run_dir} holds {what} another folder")
         if used:
             self._restore(load_checkpoint(path), path)
         elif (best := self.run_dir / BEST).exists():  # killed before its first checkpoint, or another run, whose best is not written over

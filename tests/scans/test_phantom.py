@@ -264,5 +264,12 @@ def test_traits_are_set_by_name():
 
 
 def test_impossible_traits_are_refused():
-    with pytest.raises(UsageError, match=r"tumor shares sum to less than 0\.1"):
+    with pytest.raises(UsageError, match=r"^traits: the tumor shares sum to 0\.2068; they must sum to less than 0\.1$"):
         Traits(edema=0.2)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.5])
+@pytest.mark.parametrize("trait", ["edema", "contrast", "noise"])
+def test_a_trait_is_finite_and_0_or_more(trait, value):
+    with pytest.raises(UsageError, match=rf"^traits: {trait} {value:g}: every trait is finite and 0 or more$"):
+        make_traits({trait: value})

@@ -181,6 +181,13 @@ def test_a_used_folder_is_refused_and_an_empty_one_started(bank: Path, finished:
     assert run(tmp_path / "new", bank, knobs(training={"epochs": 1, "steps": 1}), resume=True).n_epochs == 1
 
 
+def test_a_folder_of_other_files_is_refused_and_left_as_it_is(bank: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"holds other files \(notes.txt\); give another folder"):
+        run(tmp_path, bank, knobs())
+    assert {file.name for file in tmp_path.iterdir()} - {".lock"} == {"notes.txt"}
+
+
 def test_going_on_with_a_finished_run_changes_nothing(bank: Path, finished: Path) -> None:
     before = {name: (finished / name).read_bytes() for name in (*FILES, loop.LAST)}
     assert run(finished, bank, knobs(), resume=True).n_epochs == 3
