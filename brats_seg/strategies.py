@@ -125,7 +125,7 @@ def _with_what_it_is_like(source: str | Path, *, below: tuple[str, ...]) -> Expe
         raise UsageError(f"--config {source}: like {config.like}, which is like this one; name an experiment that stands by itself")
     parent = _with_what_it_is_like(config.like, below=(*below, str(source)))
     given = {name: getattr(config, name) for name in config.model_fields_set - {"like"}}
-    return parent.model_copy(update={**given, "every": {**parent.every, **config.every}})
+    return parent.model_copy(update={**given, "every": laid_over(parent.every, config.every)})
 
 
 def make_strategies(config: ExperimentConfig, *, only: Sequence[str] = ()) -> tuple[Strategy, ...]:
@@ -159,7 +159,7 @@ def _strategy(name: str, base: dict[str, Any], changes: Mapping[str, Any], confi
         raise UsageError(f"strategy '{name}': stages are two mappings of knobs: of the detector, then of the classifier")
     try:
         predict = parse_settings(Predict, {"correct_priors": changes.get("correct_priors", config.predict.correct_priors)})
-        configs = tuple(parse_config(laid_over(base, {**knobs, **stage})) for stage in (stages or [{}]))
+        configs = tuple(parse_config(laid_over(laid_over(base, knobs), stage)) for stage in (stages or [{}]))
     except UsageError as error:
         raise UsageError(f"strategy '{name}': {error}") from None
     if TUNED in predict.correct_priors and config.predict.cases == "inner":

@@ -135,6 +135,17 @@ def test_an_override_changes_one_setting_of_an_experiment_that_is_like_another()
         load_experiment("confirm", overrides=("like=sampling",))
 
 
+def test_nested_knobs_are_laid_over_what_an_experiment_is_like(tmp_path: Path) -> None:
+    (tmp_path / "parent.yaml").write_text(
+        "base: demo\nevery: {training: {epochs: 3, steps: 7}}\nstrategies: {one: {}, two: {optimizer: {lr: 0.01}, stages: [{optimizer: "
+        "{weight_decay: 0.5}, task.classes: healthy_or_tumor}, {task.classes: tumor}]}}\n"
+    )
+    (tmp_path / "child.yaml").write_text(f"like: {tmp_path / 'parent.yaml'}\nevery: {{training: {{steps: 9}}}}\n")
+    one, two = make_strategies(load_experiment(tmp_path / "child.yaml"))
+    assert (one.configs[0].training.epochs, one.configs[0].training.steps) == (3, 9)
+    assert (two.configs[0].optimizer.lr, two.configs[0].optimizer.weight_decay, two.configs[1].optimizer.lr) == (0.01, 0.5, 0.01)
+
+
 def test_rows_that_stand_twice_count_once_and_missing_ones_are_named(
     bank: Path, done: tuple[Path, ExperimentReport], tmp_path: Path
 ) -> None:
