@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +17,14 @@ from brats_seg.errors import InputError
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what is written there takes the place of `path` when the block ends well.
 
-    The temporary file is named `.{name}.{pid}.part`; a block that raises leaves nothing, a killed process leaves that file.
+    The temporary file is named `.{name}.{pid}.{thread}.part`; a block that raises leaves nothing, a killed process leaves that file.
 
     Raises:
         InputError: the folder of `path` does not exist.
     """
     if not path.parent.is_dir():
         raise InputError(f"{path}: cannot be written, its folder does not exist; make {path.parent} first")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.part")
     try:
         yield part
         _flush(part)

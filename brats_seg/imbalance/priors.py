@@ -24,6 +24,9 @@ def class_weights(kind: str, counts: Int64[np.ndarray, "*cases k"], *, beta: flo
     (1 - beta) / (1 - beta^n_c), scaled to sum to K (Cui et al., CVPR 2019, eq. 4). `median_frequency`: median(f) / f_c, with f_c the
     examples of c over those of all classes *in the cases where c occurs* (Eigen & Fergus, ICCV 2015, section 6.3.2).
 
+    With beta 0.9999 `effective_number` tells apart only classes of under some 50,000 examples: a bank's 18M / 30k / 180k / 20k / 62k
+    voxels get 0.96 / 1.01 / 0.96 / 1.11 / 0.96, which is next to no weighting.
+
     Args:
         kind: one of the four.
         counts: examples per class, or per case and class (`median_frequency` tells the difference).
@@ -68,40 +71,27 @@ def effective_prior(counts: Counts, *, class_weights: Shares | None = None) -> S
     return weighted / weighted.sum()
 
 
-def correct_probabilities(
-    probabilities: Float[np.ndarray, "..."], *, training_prior: Shares, target_prior: Shares, strength: float = 1.0, axis: int = 0
+def correct_logits(
+    logits: Float[np.ndarray, "..."], *, training_prior: Shares, target_prior: Shares, strength: float = 1.0, axis: int = 0
 ) -> Float[np.ndarray, "..."]:
-    """Posteriors as they would be under another prior: p(c|x) (target / training)^strength, renormalized. Keeps the dtype.
+    """Logits whose softmax is the posterior under another prior: that of `logits` x (target / training)^strength, renormalized.
 
     For voxels (class axis first) and images (class axis last) alike; Saerens et al., Neural Computation 14 (2002), eq. 4. Buda's
     thresholding of an imbalanced set is the same with a uniform target (Buda et al., Neural Networks 106 (2018), section 3.1.2).
 
     Args:
-        probabilities: class probabilities along `axis`.
+        logits: of the classes along `axis`.
         training_prior: the prior the network was trained under (`effective_prior`).
-        target_prior: the prior to give the probabilities for. A class of target 0 gets 0.
-        strength: 0 leaves the probabilities alone, 1 corrects in full.
+        target_prior: the prior to give the logits for. A class of target 0 gets -inf.
+        strength: 0 leaves the logits alone, 1 corrects in full.
         axis: the class axis.
 
     Returns:
-        The same shape and dtype. Where every class that is left has probability 0, the target prior; NaN stays NaN.
+        The same shape and dtype.
 
     Raises:
         UsageError: priors that do not fit the class axis, are negative, or a class with a target that was never trained on.
     """
-    factor = np.exp(_log_ratio(probabilities.shape[axis], training_prior, target_prior, strength))
-    along = [1] * probabilities.ndim
-    along[axis] = -1
-    corrected = probabilities * factor.reshape(along).astype(probabilities.dtype)
-    total = corrected.sum(axis=axis, keepdims=True)
-    target = (target_prior / target_prior.sum()).reshape(along).astype(probabilities.dtype)
-    return np.where(total == 0, target, corrected / np.where(total == 0, 1, total))
-
-
-def correct_logits(
-    logits: Float[np.ndarray, "..."], *, training_prior: Shares, target_prior: Shares, strength: float = 1.0, axis: int = 0
-) -> Float[np.ndarray, "..."]:
-    """Logits whose softmax is `correct_probabilities` of the softmax of `logits`; same shape and dtype, same errors."""
     along = [1] * logits.ndim
     along[axis] = -1
     return logits + _log_ratio(logits.shape[axis], training_prior, target_prior, strength).reshape(along).astype(logits.dtype)
@@ -117,7 +107,7 @@ def require_prior(loss_kind: str) -> None:
 def _log_ratio(n_classes: int, training_prior: np.ndarray, target_prior: np.ndarray, strength: float) -> np.ndarray:
     for name, prior in (("training", training_prior), ("target", target_prior)):
         if len(prior) != n_classes:
-            raise UsageError(f"prior correction: the {name} prior has {len(prior)} classes, the probabilities {n_classes}")
+            raise UsageError(f"prior correction: the {name} prior has {len(prior)} classes, the logits {n_classes}")
         if not ((prior >= 0).all() and 0 < prior.sum() < np.inf):
             raise UsageError(f"prior correction: the {name} prior {prior.tolist()} must be 0 or more, finite, and not all 0")
     if not 0 <= strength < np.inf:

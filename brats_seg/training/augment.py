@@ -18,9 +18,8 @@ from torch import Tensor
 from brats_seg.config import Augment
 from brats_seg.core.shapes import Ids
 from brats_seg.core.tensors import Inputs, Targets
+from brats_seg.scans.labels import OUTSIDE
 
-OUTSIDE = 255
-"""Target of a voxel outside the brain, and of what an affine transform brings in from beyond the patch."""
 NOISE_TABLE = 1 << 22
 """Normal numbers drawn once; a noise field is a stretch of them. Drawing a field anew costs 8 times as much."""
 _STREAM = 0xA06

@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import re
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -48,7 +50,22 @@ def test_a_killed_writer_leaves_the_old_file_and_a_recognizable_rest(tmp_path: P
     assert (tmp_path / "a").read_text() == "old"
     rest = [p.name for p in tmp_path.iterdir() if p.name != "a"]
     assert len(rest) == 1
-    assert re.fullmatch(rf"\.a\.{process.pid}\.part", rest[0])
+    assert re.fullmatch(rf"\.a\.{process.pid}\.\d+\.part", rest[0])
+
+
+def test_threads_that_write_one_file_at_the_same_time_do_not_meet(tmp_path: Path) -> None:
+    both_write = Barrier(2, timeout=10)
+
+    def write(text: str) -> None:
+        with atomic(tmp_path / "a") as part:
+            part.write_text(text)
+            both_write.wait()
+            assert part.read_text() == text
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, ("one", "other")))
+    assert (tmp_path / "a").read_text() in ("one", "other")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

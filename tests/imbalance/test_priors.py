@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.class_weight import compute_class_weight
 
 from brats_seg.errors import UsageError
-from brats_seg.imbalance.priors import class_weights, correct_logits, correct_probabilities, effective_prior, require_prior
+from brats_seg.imbalance.priors import class_weights, correct_logits, effective_prior, require_prior
 
 
 def test_balanced_is_that_of_scikit_learn():
@@ -25,6 +25,12 @@ def test_effective_number_by_hand_and_at_its_ends():
     assert class_weights("effective_number", np.array([2, 1]), beta=0.9) == pytest.approx([2 * one / (one + two), 2 * two / (one + two)])
     assert class_weights("effective_number", np.array([90, 10]), beta=0.0).tolist() == [1, 1]
     assert class_weights("effective_number", np.array([90, 10]), beta=1 - 1e-9) == pytest.approx([0.2, 1.8], rel=1e-4)
+
+
+def test_effective_number_leaves_the_counts_of_a_bank_almost_unweighted():
+    counts = np.array([18_000_000, 30_000, 180_000, 20_000, 62_000])  # as 15 cases of BraTS 2013 have, at 1.2 million healthy voxels each
+    assert class_weights("effective_number", counts) == pytest.approx([0.96, 1.01, 0.96, 1.11, 0.96], abs=0.005)
+    assert class_weights("balanced", counts).max() > 100
 
 
 def test_median_frequency_looks_at_the_cases_where_a_class_occurs():
@@ -60,6 +66,12 @@ NATURAL = np.array([0.95, 0.05])
 GRID = np.linspace(-3, 3, 61)
 
 
+def correct(probabilities, *, axis=0, **priors):
+    """Probabilities by way of their logits."""
+    with np.errstate(divide="ignore"):
+        return softmax(correct_logits(np.log(probabilities), axis=axis, **priors), axis=axis)
+
+
 def bayes_posterior():
     likelihood = np.stack([norm.pdf(GRID, -1), norm.pdf(GRID, 1)])
     joint = likelihood * NATURAL[:, None]
@@ -92,7 +104,7 @@ def trained_posterior(counts, weights):
 )
 def test_correction_gives_the_bayes_posterior(counts, weights):
     prior = effective_prior(np.array(counts), class_weights=np.array(weights))
-    corrected = correct_probabilities(trained_posterior(counts, weights), training_prior=prior, target_prior=NATURAL)
+    corrected = correct(trained_posterior(counts, weights), training_prior=prior, target_prior=NATURAL)
     assert np.abs(corrected - bayes_posterior()).max() < 0.01
 
 
@@ -108,30 +120,24 @@ def test_sampling_and_weights_multiply():
 
 def test_by_hand():
     even = np.array([0.5, 0.5])
-    p = correct_probabilities(np.array([0.5, 0.5]), training_prior=even, target_prior=np.array([0.8, 0.2]))
+    p = correct(np.array([0.5, 0.5]), training_prior=even, target_prior=np.array([0.8, 0.2]))
     assert p == pytest.approx([0.8, 0.2])
-    half = correct_probabilities(np.array([0.5, 0.5]), training_prior=even, target_prior=np.array([0.8, 0.2]), strength=0.5)
+    half = correct(np.array([0.5, 0.5]), training_prior=even, target_prior=np.array([0.8, 0.2]), strength=0.5)
     assert half == pytest.approx([2 / 3, 1 / 3])  # sqrt(0.8 / 0.2) = 2
-    thresholding = correct_probabilities(np.array([[0.9, 0.1]]), training_prior=np.array([0.9, 0.1]), target_prior=even, axis=1)
+    thresholding = correct(np.array([[0.9, 0.1]]), training_prior=np.array([0.9, 0.1]), target_prior=even, axis=1)
     assert thresholding == pytest.approx(np.array([[0.5, 0.5]]))
 
 
 def test_a_class_of_target_0_is_taken_out():
     prior, target = np.array([0.5, 0.25, 0.25]), np.array([0.5, 0.5, 0.0])
-    assert correct_probabilities(np.array([0.2, 0.2, 0.6]), training_prior=prior, target_prior=target) == pytest.approx([1 / 3, 2 / 3, 0])
-    assert correct_probabilities(np.array([0.0, 0.0, 1.0]), training_prior=prior, target_prior=target) == pytest.approx(target)
+    assert correct(np.array([0.2, 0.2, 0.6]), training_prior=prior, target_prior=target) == pytest.approx([1 / 3, 2 / 3, 0])
     logits = correct_logits(np.zeros(3, np.float32), training_prior=prior, target_prior=target)
     assert logits[2] == -np.inf
 
 
-def test_not_a_number_is_not_hidden_behind_the_target_prior():
-    even = np.array([0.5, 0.5])
-    assert np.isnan(correct_probabilities(np.array([np.nan, 0.5]), training_prior=even, target_prior=even)).all()
-
-
 def test_a_class_absent_from_training_and_target_stays_at_0():
     training, target = np.array([0.5, 0.5, 0.0]), np.array([0.9, 0.1, 0.0])
-    p = correct_probabilities(np.array([0.45, 0.45, 0.1]), training_prior=training, target_prior=target)
+    p = correct(np.array([0.45, 0.45, 0.1]), training_prior=training, target_prior=target)
     assert p == pytest.approx([0.9, 0.1, 0.0])
 
 
@@ -140,7 +146,7 @@ def test_a_class_absent_from_training_and_target_stays_at_0():
     [
         ({"training_prior": np.array([1.0, 0.0])}, r"classes \[1\] have a target prior but were never trained on"),
         ({"target_prior": np.array([1.5, -0.5])}, "target prior .* must be 0 or more"),
-        ({"training_prior": np.full(3, 1 / 3), "target_prior": np.full(3, 1 / 3)}, "training prior has 3 classes, the probabilities 2"),
+        ({"training_prior": np.full(3, 1 / 3), "target_prior": np.full(3, 1 / 3)}, "training prior has 3 classes, the logits 2"),
         ({"strength": -0.1}, r"strength -0\.1"),
         ({"strength": float("nan")}, "strength nan"),
         ({"training_prior": np.array([0.5, np.nan])}, "training prior .* must be 0 or more, finite"),
@@ -149,7 +155,7 @@ def test_a_class_absent_from_training_and_target_stays_at_0():
 def test_wrong_priors_are_refused(knobs, said):
     even = np.array([0.5, 0.5])
     with pytest.raises(UsageError, match=said):
-        correct_probabilities(even, **({"training_prior": even, "target_prior": even} | knobs))
+        correct_logits(even, **({"training_prior": even, "target_prior": even} | knobs))
 
 
 def test_losses_without_a_prior_are_refused():
@@ -165,17 +171,13 @@ LOGITS = arrays(np.float32, (3, 4, 5), elements=st.floats(-20, 20, width=32))
 
 @settings(deadline=None, max_examples=50)
 @given(LOGITS, PRIORS, PRIORS, st.floats(0, 2))
-def test_logits_and_probabilities_agree_and_the_way_back_is_the_same(logits, training, target, strength):
-    probabilities = softmax(logits, axis=0)
-    corrected = correct_probabilities(probabilities, training_prior=training, target_prior=target, strength=strength)
-    assert corrected.dtype == np.float32
-    np.testing.assert_allclose(corrected.sum(axis=0), 1, rtol=1e-5)
+def test_moved_logits_are_probabilities_times_the_ratio_and_the_way_back_is_the_same(logits, training, target, strength):
     moved = correct_logits(logits, training_prior=training, target_prior=target, strength=strength)
-    np.testing.assert_allclose(softmax(moved, axis=0), corrected, atol=1e-5)
-    back = correct_probabilities(corrected, training_prior=target, target_prior=training, strength=strength)
-    np.testing.assert_allclose(back, probabilities, atol=1e-4)
-    last = correct_probabilities(
-        np.moveaxis(probabilities, 0, -1), training_prior=training, target_prior=target, strength=strength, axis=-1
-    )
-    np.testing.assert_array_equal(np.moveaxis(last, -1, 0), corrected)
-    assert np.isfinite(log_softmax(moved, axis=0)).all()
+    assert moved.dtype == np.float32
+    ratio = (target / target.sum()) / (training / training.sum())
+    expected = softmax(logits, axis=0) * (ratio**strength)[:, None, None]
+    np.testing.assert_allclose(softmax(moved, axis=0), expected / expected.sum(axis=0), atol=1e-5)
+    back = correct_logits(moved, training_prior=target, target_prior=training, strength=strength)
+    np.testing.assert_allclose(back, logits, atol=1e-4)
+    last = correct_logits(np.moveaxis(logits, 0, -1), training_prior=training, target_prior=target, strength=strength, axis=-1)
+    np.testing.assert_array_equal(np.moveaxis(last, -1, 0), moved)
