@@ -106,9 +106,7 @@ def _focal(logits: Tensor, classes: Tensor, counted: Tensor | None, weights: Ten
     return _mean_per_example((1 - torch.exp(-entropy)) ** FOCAL_GAMMA * entropy, counted)
 
 
-def _dice_cross_entropy(
-    logits: Tensor, classes: Tensor, counted: Tensor | None, weights: Tensor | None, *, first_class: int = 1
-) -> Tensor:
+def _dice_cross_entropy(logits: Tensor, classes: Tensor, counted: Tensor | None, weights: Tensor | None, *, first_class: int = 1) -> Tensor:
     """Cross-entropy plus one minus the soft Dice, the mean over the classes except healthy, class 0 (Isensee et al. 2018, equation 2)."""
     n_classes = logits.shape[1]
     probabilities = torch.softmax(logits, 1)[:, first_class:]
