@@ -27,6 +27,11 @@ from brats_seg.cli_options import (
 from brats_seg.cli_study import study_app
 from brats_seg.errors import InputError, UsageError, is_out_of_memory
 
+CavityIn = Annotated[
+    list[str] | None,
+    typer.Option("--cavity-in", metavar="REGION", help="Count the resection cavity in whole, core or active. Repeat for several."),
+]
+
 app = typer.Typer(
     name="brats-seg",
     help="Brain-tumor segmentation on multimodal MRI that takes class imbalance seriously.",
@@ -294,6 +299,7 @@ def evaluate(
     against: Annotated[Path | None, typer.Option(help="Another folder of predictions: paired test.", exists=True, file_okay=False)] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for scores.csv and summary.json; the predictions' own by default.")] = None,
     held_out: HeldOut = None,
+    cavity_in: CavityIn = None,
 ) -> None:
     """Score predictions: whole, core and active Dice, HD95 and more, by named conventions."""
     from brats_seg import pipeline
@@ -301,7 +307,9 @@ def evaluate(
 
     console = screen.make_console()
     only = pipeline.held_out_cases(held_out) if held_out is not None else None
-    scored = pipeline.evaluate(out, reference, conventions=tuple(convention or ()), against=against, output=output, only=only)
+    scored = pipeline.evaluate(
+        out, reference, conventions=tuple(convention or ()), against=against, output=output, cavity_in=tuple(cavity_in or ()), only=only
+    )
     screen.show_problems(scored.problems, console=console)
     screen.show_scores(scored.summary, console=console)
     screen.show_place("scores:", (output or out) / "scores.csv", console=console)
@@ -318,12 +326,15 @@ def report(
     ] = None,
     held_out: HeldOut = None,
     convention: Conventions = None,
+    cavity_in: CavityIn = None,
 ) -> None:
     """Write one self-contained page: scores, worst and best cases, training, what was sampled. Exit 1 if it lists an error."""
     from brats_seg import pipeline
 
     only = pipeline.held_out_cases(held_out) if held_out is not None else None
-    written = pipeline.report(out, reference, run=run, output=output, conventions=tuple(convention or ()), only=only)
+    written = pipeline.report(
+        out, reference, run=run, output=output, conventions=tuple(convention or ()), cavity_in=tuple(cavity_in or ()), only=only
+    )
     typer.echo(written.page)
     raise typer.Exit(written.exit_code)
 

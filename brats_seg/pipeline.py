@@ -8,10 +8,10 @@ from brats_seg.bank.build import BuildReport, build_bank
 from brats_seg.bank.folds import inner_split
 from brats_seg.bank.listing import verify_bank
 from brats_seg.config import Config, dump_config
-from brats_seg.core.files import lock, write_text
+from brats_seg.core.files import lock, sha256, write_text
 from brats_seg.core.runtime import Precision, Runtime, n_workers, start_runtime
 from brats_seg.errors import InputError, UsageError
-from brats_seg.evaluation.scores import EvaluationReport, evaluate_folders
+from brats_seg.evaluation.scores import EvaluationReport, evaluate_folders, problems_of
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
 from brats_seg.inference.cleanup import Cleanup
 from brats_seg.inference.predict import PredictReport, predict_cases, predict_one
@@ -195,10 +195,13 @@ def predict(
     `tuned` takes the strength of prior correction and the thresholds from `RUN/tuned.yaml`; the command line tells the other arguments.
     """
     cleanup = Cleanup(min_component_mm3, min_enhancing_mm3)
+    if save_probabilities:
+        for one in (run, *also):
+            _require_class_probabilities(one)
     if tuned:
         if also or correct_priors or cleanup != Cleanup():
             raise UsageError("--tuned: settings are found for one network, all together; leave out --also and settings given by hand")
-        settings = read_tuning(run, epoch=load_checkpoint(run / BEST).epoch)
+        settings = read_tuning(run, checkpoint=sha256(run / BEST))
         correct_priors, cleanup = settings.correct_priors, settings.cleanup
     segmenters = load_segmenters(
         (run, *also),
@@ -275,7 +278,7 @@ def predict_files(
     if not files or (len(files) < len(MODALITIES) and not allow_missing):
         missing = ", ".join(f"--{name}" for name in MODALITIES if name not in files)
         raise UsageError(f"predict-case: needs {missing}; --allow-missing takes a case with one modality or more")
-    settings = read_tuning(run, epoch=load_checkpoint(run / BEST).epoch) if tuned else None
+    settings = read_tuning(run, checkpoint=sha256(run / BEST)) if tuned else None
     segmenters = load_segmenters(
         (run,),
         runtime=_prediction_runtime(device, "auto"),
@@ -286,7 +289,7 @@ def predict_files(
         id=out.name.partition(".")[0],
         patient=out.name.partition(".")[0],
         layout="files",
-        schema="brats2023",
+        schema="brats2024gli" if "resection_cavity" in segmenters[0].classes else "brats2023",
         modalities={name: ScanFile(path) for name, path in files.items()},
         label=None,
         folder=next(iter(files.values())).parent,
@@ -309,6 +312,7 @@ def evaluate(
     conventions: Sequence[str] = DEFAULT_CONVENTION,
     against: Path | None = None,
     output: Path | None = None,
+    cavity_in: Sequence[str] = (),
     only: Sequence[str] | None = None,
 ) -> EvaluationReport:
     """Score predictions against expert labels, and write `scores.csv` and `summary.json`."""
@@ -318,6 +322,7 @@ def evaluate(
         conventions=conventions or DEFAULT_CONVENTION,
         against=against,
         output=output or out,
+        cavity_in=cavity_in,
         only=only,
         workers=n_workers(0),
     )
@@ -330,10 +335,13 @@ def report(
     output: Path,
     run: Path | None = None,
     conventions: Sequence[str] = DEFAULT_CONVENTION,
+    cavity_in: Sequence[str] = (),
     only: Sequence[str] | None = None,
 ) -> WrittenReport:
     """Write the report page and its Markdown twin."""
-    return write_report(out, reference, output=output, run=run, conventions=conventions or DEFAULT_CONVENTION, only=only)
+    return write_report(
+        out, reference, output=output, run=run, conventions=conventions or DEFAULT_CONVENTION, cavity_in=cavity_in, only=only
+    )
 
 
 def view(folder: Path, *, output: Path, prediction: Path | None = None, reference: Path | None = None) -> Path:
@@ -349,6 +357,14 @@ def _prediction_runtime(device: str, precision: Precision) -> Runtime:
     return start_runtime(device=device, precision=precision)
 
 
+def _require_class_probabilities(run: Path) -> None:
+    if load_checkpoint(run / BEST).parsed_config().loss.kind == "region":
+        raise UsageError(
+            f"--save-probabilities: {run} was trained with loss.kind=region, for sigmoids of regions, which are no class probabilities; "
+            "leave it out, or give a run of another loss"
+        )
+
+
 def _only(found: Found, ids: Sequence[str], scans: Path) -> Found:
     there = {case.id for case in found.cases} | {problem.case for problem in found.problems}
     missing = [name for name in ids if name not in there]
@@ -356,7 +372,5 @@ def _only(found: Found, ids: Sequence[str], scans: Path) -> Found:
         Problem("error", name, str(scans), "is held out by the run and not there", "the scans that the bank was made of")
         for name in missing
     ]
-    return Found(
-        cases=tuple(case for case in found.cases if case.id in ids),
-        problems=(*(problem for problem in found.problems if problem.case in ids), *absent),
-    )
+    cases = tuple(case for case in found.cases if case.id in ids)
+    return Found(cases, (*problems_of(ids, cases, found.problems), *absent))

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from brats_seg.config import Config
+from brats_seg.core.files import sha256
 from brats_seg.core.runtime import Runtime
 from brats_seg.errors import InputError, UsageError
 from brats_seg.imbalance.priors import correct_logits, require_prior
@@ -62,6 +63,7 @@ def load_segmenters(
                 divisor=network_divisor(config.network),
                 window=choose_window(network, patch_size=config.patch.size, inference=inference),
                 class_shift=class_shift(checkpoint, path, strength=correct_priors),
+                checkpoint=sha256(path),
             )
         )
     return tuple(segmenters)

@@ -77,6 +77,12 @@ def test_a_missing_folder_is_usage(tmp_path: Path) -> None:
     assert run("verify", str(tmp_path / "nothing")) == 2
 
 
+@pytest.mark.parametrize("verb", [("evaluate",), ("report", "--output", "report.html")])
+def test_the_cavity_joins_a_region_that_there_is(verb: tuple[str, ...], empty_bank: Path, capsys) -> None:
+    assert run(*verb, str(empty_bank), str(empty_bank), "--cavity-in", "edema") == 2
+    assert "--cavity-in edema: unknown; the regions are whole, core, active" in one_line(capsys.readouterr().err)
+
+
 def test_an_empty_folder_has_no_case(tmp_path: Path) -> None:
     (tmp_path / "scans").mkdir()
     assert run("verify", str(tmp_path / "scans")) == 1

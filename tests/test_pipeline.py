@@ -18,9 +18,11 @@ from brats_seg import pipeline
 from brats_seg.bank.bank import PatchBank
 from brats_seg.cli import main
 from brats_seg.config import Config, dump_config, load_config
+from brats_seg.core.files import sha256
 from brats_seg.core.runtime import start_runtime
 from brats_seg.errors import InputError, UsageError
 from brats_seg.inference import segmenter as predicting
+from brats_seg.scans.layouts import find_cases
 from brats_seg.training.checkpoint import load_checkpoint, restore_network, save_checkpoint
 from brats_seg.training.loop import BEST
 
@@ -102,6 +104,29 @@ def test_evaluate_without_all_predictions_names_the_missing_and_exits_1(work: Pa
     said = capsys.readouterr().out
     assert said.count("no prediction") == 6 - len(pipeline.held_out_cases(work / "run"))
     assert ends("evaluate", str(work / "out"), str(work / "scans"), "--output", str(tmp_path), "--held-out", str(work / "run")) == 0
+
+
+def test_a_held_out_case_that_is_nowhere_is_named_and_evaluate_exits_1(work: Path, tmp_path: Path, capsys) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    shutil.copytree(work / "scans", scans)
+    shutil.copytree(work / "out", out)
+    lost = pipeline.held_out_cases(work / "run")[0]
+    shutil.rmtree(scans / lost)
+    (out / f"{lost}.nii.gz").unlink()
+    assert ends("evaluate", str(out), str(scans), "--held-out", str(work / "run")) == 1
+    named = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error")]
+    assert [lost in line for line in named] == [True]
+
+
+def test_a_warning_about_the_folder_of_a_held_out_case_is_kept(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "scans", tmp_path / "scans")
+    held_out = pipeline.held_out_cases(work / "run")
+    ours, theirs = held_out[0], next(path.name for path in (work / "scans").iterdir() if path.is_dir() and path.name not in held_out)
+    for case in (ours, theirs):
+        shutil.copy(work / "out" / f"{ours}.nii.gz", tmp_path / "scans" / case / "stray.nii.gz")
+    predicted = pipeline.predict(work / "run", tmp_path / "scans", tmp_path / "out", held_out=True, device="cpu")
+    assert predicted.exit_code == 0
+    assert [Path(p.file).name for p in predicted.problems] == [ours]
 
 
 def test_the_report_is_one_page_with_every_case(work: Path, tmp_path: Path) -> None:
@@ -359,7 +384,29 @@ def test_a_cascade_of_a_loss_without_a_prior_has_none(stages: Path, tmp_path: Pa
         pipeline.load_segmenters((tmp_path / "run",), runtime=start_runtime(device="cpu"), correct_priors=0.5)
 
 
+def test_sigmoids_of_regions_are_not_saved_as_class_probabilities(work: Path, tmp_path: Path) -> None:
+    run = with_knobs(work / "run", tmp_path / "region", loss={"kind": "region"})
+    with pytest.raises(UsageError, match=r"--save-probabilities: .*region was trained with loss\.kind=region"):
+        pipeline.predict(run, work / "scans", tmp_path / "out", save_probabilities=True)
+    assert not (tmp_path / "out").exists()
+
+
 # One case from named files
+
+
+def test_a_cavity_is_written_where_the_network_knows_one(work: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(work / "run" / BEST)
+    sure = {  # a fifth class, which is the likeliest everywhere
+        "final_conv.weight": torch.nn.functional.pad(checkpoint.weights["final_conv.weight"], (0, 0) * 3 + (0, 1)),
+        "final_conv.bias": torch.nn.functional.pad(checkpoint.weights["final_conv.bias"], (0, 1), value=1e4),
+    }
+    (tmp_path / "run").mkdir()
+    knows = replace(checkpoint, weights={**checkpoint.weights, **sure}, classes=(*checkpoint.classes, "resection_cavity"))
+    save_checkpoint(tmp_path / "run" / BEST, knows)
+    (case,) = find_cases(work / "scans").cases[:1]
+    files = {name: scan.path for name, scan in case.modalities.items()}
+    assert pipeline.predict_files(tmp_path / "run", tmp_path / "mine.nii.gz", files, device="cpu").exit_code == 0
+    assert np.unique(nib.load(tmp_path / "mine.nii.gz").dataobj).tolist() == [0, 4]
 
 
 def test_fewer_than_four_files_need_a_network_for_that(work: Path, tmp_path: Path, capsys) -> None:
@@ -384,7 +431,7 @@ def test_fewer_than_four_files_need_a_network_for_that(work: Path, tmp_path: Pat
 def test_one_case_takes_the_tuned_settings_too(work: Path, tmp_path: Path) -> None:
     run = with_knobs(work / "run", tmp_path / "run")
     case, epoch = pipeline.held_out_cases(run)[0], load_checkpoint(run / BEST).epoch
-    numbers = {"epoch": epoch, "n_cases": 1, "score": 0.5, "score_before": 0.4}
+    numbers = {"epoch": epoch, "checkpoint": sha256(run / BEST), "n_cases": 1, "score": 0.5, "score_before": 0.4}
     settings = {"correct_priors": 0.7, "min_component_mm3": 20.0, "min_enhancing_mm3": 0.0}
     (run / "tuned.yaml").write_text(yaml.safe_dump(settings | numbers))
     files = [f"--{m}={next((work / 'scans').rglob(f'{case}-{m}.nii.gz'))}" for m in ("t1n", "t1c", "t2w", "t2f")]

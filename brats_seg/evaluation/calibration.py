@@ -79,7 +79,7 @@ def reliability(probability: Float32[np.ndarray, " n"], inside: Bool[np.ndarray,
 
 
 def score_probabilities(
-    probabilities: Volumes, names: Sequence[str], *, reference: TissueMap, classes: Sequence[str]
+    probabilities: Volumes, names: Sequence[str], *, reference: TissueMap, classes: Sequence[str], cavity_in: Sequence[str] = ()
 ) -> dict[str, Reliability]:
     """The reliability of each region of a case.
 
@@ -91,12 +91,13 @@ def score_probabilities(
         names: tissue class of each of the K.
         reference: (Z, Y, X) indices into `classes`.
         classes: tissue classes of the reference; they need not be those of the network.
+        cavity_in: regions that the resection cavity belongs to.
     """
     counted: Mask = (probabilities[0] < 1) | (reference != 0)
     return {
         region: reliability(
-            probabilities[list(region_classes(region, names))].sum(axis=0)[counted].clip(0, 1),
-            np.isin(reference[counted], region_classes(region, classes)),
+            probabilities[list(region_classes(region, names, cavity_in=cavity_in))].sum(axis=0)[counted].clip(0, 1),
+            np.isin(reference[counted], region_classes(region, classes, cavity_in=cavity_in)),
         )
         for region in REGIONS
     }

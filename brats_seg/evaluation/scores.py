@@ -1,7 +1,7 @@
 """Two folders -> one table; the empty-region conventions live here alone."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +68,30 @@ def convention_named(name: str) -> Convention:
     if name not in CONVENTIONS:
         raise UsageError(f"--convention {name}: unknown; the conventions are {', '.join(CONVENTIONS)}")
     return CONVENTIONS[name]
+
+
+def problems_of(ids: Collection[str], cases: Sequence[Case], problems: Iterable[Problem]) -> list[Problem]:
+    """The problems that concern the cases of these ids.
+
+    They are those of the cases themselves, warnings about a folder that one of them lies in, and where one of them is lost without a word,
+    all problems of folders: any of these may be why.
+
+    Args:
+        ids: the cases meant.
+        cases: those of them that there are.
+        problems: of a whole folder of cases, as `scans.layouts.find_cases` names them.
+    """
+    problems = tuple(problems)
+    is_lost = bool(set(ids) - {case.id for case in cases} - {problem.case for problem in problems})
+    folders = {folder for case in cases for folder in (case.folder, *case.folder.parents)}
+
+    def concerns(problem: Problem) -> bool:
+        if problem.case or is_lost:
+            return not problem.case or problem.case in ids
+        at = Path(problem.file).absolute()
+        return problem.severity == "warning" and (at if at.is_dir() else at.parent) in folders
+
+    return [problem for problem in problems if concerns(problem)]
 
 
 def score_case(
@@ -137,21 +161,25 @@ def evaluate_folders(
         output: where `scores.csv` and `summary.json` go; None writes nothing.
         classes: tissue classes to score; None for the finest that the schemas of all scored cases tell apart.
         cavity_in: regions that the resection cavity belongs to.
-        only: ids of the cases meant; None for all.
+        only: ids of the cases meant; None for all. One with neither a prediction nor a labeled reference is a problem.
         workers: threads.
 
     Raises:
-        UsageError: an unknown convention.
+        UsageError: an unknown convention, or a region in `cavity_in` that is unknown or whose cavity the labels do not tell apart.
         InputError: a folder that does not exist.
     """
     for name in conventions:
         convention_named(name)
+    for region in cavity_in:
+        if region not in REGIONS:
+            raise UsageError(f"--cavity-in {region}: unknown; the regions are {', '.join(REGIONS)}")
     for folder in (out, *([against] if against else [])):
         if not folder.is_dir():
             raise InputError(f"{folder}: is not a folder; give a folder of predictions")
     found = find_cases(reference, required=())
     cases = {c.id: c for c in found.cases if only is None or c.id in only}
-    problems = [p for p in found.problems if only is None or p.case in only]
+    labeled = [case for case in cases.values() if case.label is not None]
+    problems = list(found.problems) if only is None else problems_of(only, labeled, found.problems)
     settings = _Settings(tuple(conventions), tuple(classes) if classes else None, tuple(cavity_in), only, workers)
     scored = _score_folder(out, cases, settings, problems)
     scores = [score for case in scored for score in case.scores]
@@ -160,7 +188,7 @@ def evaluate_folders(
     if against is not None:
         others = [score for case in _score_folder(against, cases, settings, problems) for score in case.scores]
         comparison = {"against": {"folder": str(against)} | compare(scores, others, rules)}
-    summary = summarize(scores, rules, problems=[str(p) for p in problems]) | _voxel_tree(scored) | comparison
+    summary = summarize(scores, rules, problems=[str(p) for p in problems], cavity_in=cavity_in) | _voxel_tree(scored) | comparison
     report = EvaluationReport(tuple(scores), tuple(problems), summary)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
@@ -274,6 +302,11 @@ def _score_folder(out: Path, cases: Mapping[str, Case], settings: _Settings, pro
     if not pairs:
         return []
     classes = settings.classes or common_classes(SCHEMAS[case.schema] for case, _ in pairs)
+    if settings.cavity_in and "resection_cavity" not in classes:
+        raise UsageError(
+            f"--cavity-in {settings.cavity_in[0]}: the labels of all cases tell {', '.join(classes)} apart, and no resection cavity; "
+            "score cases of brats2024gli alone"
+        )
     tasks = [(case, path, classes, settings) for case, path in pairs]
     scored: list[_CaseScores] = []
     with ThreadPoolExecutor(max(1, settings.workers)) as threads:
@@ -294,10 +327,15 @@ def _pair_up(out: Path, cases: Mapping[str, Case], only: Collection[str] | None,
             files.setdefault(path.name.removesuffix(suffix), []).append(path)
     if only is not None:
         files = {name: paths for name, paths in files.items() if name in only}
+    labeled = {c.id for c in cases.values() if c.label is not None}
+    lost = set(only or ()) - files.keys() - labeled - {p.case for p in problems}
     pairs = []
-    for name in sorted(files.keys() | {c.id for c in cases.values() if c.label is not None}):
+    for name in sorted(files.keys() | labeled | lost):
         paths, case = files.get(name, []), cases.get(name)
-        if not paths:
+        if name in lost:
+            what = "neither a prediction nor a reference with a label"
+            problems.append(Problem("error", name, str(out), what, f"{out / (name + SUFFIXES[0])}, and a case of this name with a label"))
+        elif not paths:
             problems.append(Problem("error", name, str(out), "no prediction", f"{out / (name + SUFFIXES[0])}"))
         elif case is None or case.label is None:
             problems.append(Problem("error", name, str(paths[0]), "no reference for this prediction", "a case of this name with a label"))
@@ -323,7 +361,7 @@ def _score_files(task: tuple[Case, Path, tuple[str, ...], _Settings]) -> _CaseSc
         if not same_grid(truth_grid, grid):
             return Problem("error", case.id, str(path), "its affine places voxels elsewhere", f"the grid of its reference {label}")
         prediction = to_tissue(answer, SCHEMAS[case.schema], classes)
-        calibration, problem = _calibrate(case, path.parent, reference, classes=classes, grid=truth_grid)
+        calibration, problem = _calibrate(case, path.parent, reference, classes=classes, cavity_in=settings.cavity_in, grid=truth_grid)
         scores = score_case(
             reference,
             prediction,
@@ -342,12 +380,14 @@ def _score_files(task: tuple[Case, Path, tuple[str, ...], _Settings]) -> _CaseSc
 
 
 def _calibrate(
-    case: Case, out: Path, reference: TissueMap, *, classes: Sequence[str], grid: Geometry
+    case: Case, out: Path, reference: TissueMap, *, classes: Sequence[str], cavity_in: Sequence[str], grid: Geometry
 ) -> tuple[Mapping[str, Reliability] | None, Problem | None]:
     """The calibration of a case whose probabilities were saved; where they cannot be read, the problem: its other scores stand."""
     try:
         saved = read_probabilities(out, case.id, grid=grid)
-        return (None if saved is None else score_probabilities(*saved, reference=reference, classes=classes)), None
+        if saved is None:
+            return None, None
+        return score_probabilities(*saved, reference=reference, classes=classes, cavity_in=cavity_in), None
     except ScanError as error:
         return None, Problem("error", case.id, str(error.path), error.what, error.expected)
     except InputError as error:

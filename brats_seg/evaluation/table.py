@@ -9,7 +9,9 @@ from typing import Any
 
 from brats_seg.core.files import atomic
 from brats_seg.core.statistics import describe, paired_test
+from brats_seg.evaluation.comparison import FEWEST
 from brats_seg.evaluation.surface import Definition
+from brats_seg.scans.labels import REGIONS
 
 NAN = float("nan")
 TOLERANCE_MM = 1.0
@@ -94,25 +96,17 @@ def write_scores(path: Path, scores: Iterable[Score]) -> None:
             writer.writerow([_cell(value) for value in asdict(score).values()])
 
 
-def summary_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The headline figures of a summary, a flat row for each convention and region: what a terminal or a report prints."""
-    return [
-        {"convention": name, "region": region}
-        | {key: value for key, value in figures.items() if not isinstance(value, dict)}
-        | {metric: figures[metric] for metric in (*convention["headline"], "dice_where_present") if metric in figures}
-        for name, convention in summary["conventions"].items()
-        for region, figures in convention["regions"].items()
-    ]
-
-
-def summarize(scores: Sequence[Score], rules: Sequence[Convention], *, problems: Sequence[str]) -> dict[str, Any]:
-    """The tree of summary.json: for each convention and region its counts, and mean, sd, n and interval of every column."""
+def summarize(
+    scores: Sequence[Score], rules: Sequence[Convention], *, problems: Sequence[str], cavity_in: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The tree of summary.json: for each convention and region its counts, and mean, sd, n, n_patients and interval of every column."""
     return {
         "n_cases": len({s.case for s in scores}),
         "n_patients": len({s.patient for s in scores}),
         "n_problems": len(problems),
         "problems": list(problems),
         "interval": "95 % of bootstrap means, patients resampled with all their cases",
+        "cavity_in": list(cavity_in),
         "specificity": "over all voxels of the image, air included",
         "surface_dice": "surface voxels, each counted once; where hd95 is surface_weighted, surface elements counted by their area",
         "surface_dice_tolerance_mm": TOLERANCE_MM,
@@ -151,7 +145,19 @@ def _figures(scores: Sequence[Score]) -> dict[str, Any]:
 
 def _average(scores: Sequence[Score], metric: str) -> dict[str, Any]:
     kept = [(getattr(s, metric), s.patient or s.case) for s in scores if not math.isnan(getattr(s, metric))]
-    return describe([value for value, _ in kept], [patient for _, patient in kept])
+    patients = [patient for _, patient in kept]
+    return describe([value for value, _ in kept], patients) | {"n_patients": len(set(patients))}
+
+
+def few_patients(summary: Mapping[str, Any]) -> str:
+    """A sentence on headline intervals and p values that are over fewer than `FEWEST` patients; empty where none is."""
+    figures = [c["regions"][r].get(m) for c in summary["conventions"].values() for r in REGIONS if r in c["regions"] for m in c["headline"]]
+    parts = []
+    if any(figure and figure["interval95"] and figure["n_patients"] < FEWEST for figure in figures):
+        parts.append("the 95 % intervals are too narrow")
+    if any(test["n"] < FEWEST for test in summary.get("against", {}).get("tests", ())):
+        parts.append("p cannot fall below 0.05")
+    return f"With fewer than {FEWEST} patients {' and '.join(parts)}." if parts else ""
 
 
 def compare(first: Sequence[Score], second: Sequence[Score], rules: Sequence[Convention]) -> dict[str, Any]:

@@ -39,12 +39,15 @@ def add_row(out: Path, row: Mapping[str, str | float]) -> None:
 
 
 def read_rows(out: Path) -> list[dict[str, str]]:
-    """The rows of `OUT/predictions.csv`; none where it is not there."""
+    """The rows of `OUT/predictions.csv`; none where it is not there. Raises `InputError` where it is a table of something else."""
     path = out / TABLE
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    if any(row.get(name) is None for row in rows for name in ("case", "file", "schema")):
+        raise InputError(f"{path}: not a table that `brats-seg predict` wrote; give another output folder")
+    return rows
 
 
 def label_file(schemas: Iterable[LabelSchema]) -> str:

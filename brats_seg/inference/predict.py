@@ -1,12 +1,13 @@
 """Case + network -> label map on the native grid."""
 
+import hashlib
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,8 @@ def predict_cases(
         mirroring: "in_plane" averages over flips.
         cleanup: thresholds below which tumor is taken out; None for none. Saved probabilities are those before it.
         save_probabilities: also `OUT/probabilities/<case>.nii.gz`, float32, a volume per class, and `classes.txt`, their names.
-        skip_finished: leave cases alone that are there whole: label map, row of the table, and probabilities where they are wanted.
+        skip_finished: leave cases alone that are there whole: label map, row of the table, and probabilities where they are wanted; those
+            of other networks or settings (column `settings`) are made again.
         resample: take cases whose spacing is over 5 % off the network's: there and back by SimpleITK.
         allow_missing: take cases that lack some modalities, whose channels are then 0: for networks trained with modality dropout.
         suffix: file type, one of `scans.volume.SUFFIXES`.
@@ -113,8 +115,8 @@ def predict_cases(
         raise UsageError(f"suffix '{suffix}': must be one of {', '.join(SUFFIXES)}")
     job = _Job(fitting(segmenters), out, suffix, mirroring, save_probabilities, resample, cleanup=cleanup, allow_missing=allow_missing)
     out.mkdir(parents=True, exist_ok=True)
-    listed = {row["case"] for row in read_rows(out)} if skip_finished else set()
-    skipped = [c.id for c in cases if c.id in listed and _is_finished(job, c)]
+    alike = {row["case"] for row in read_rows(out) if row.get("settings") == job.settings}
+    skipped = [c.id for c in cases if skip_finished and c.id in alike and _is_finished(job, c)]
     found = list(problems)
     predictions = []
     todo = [c for c in cases if c.id not in skipped]
@@ -164,6 +166,13 @@ class _Job:
     single: Path | None = None
     cleanup: Cleanup | None = None
     allow_missing: bool = False
+
+    @cached_property
+    def settings(self) -> str:
+        """Digest of what label maps depend on beside the scans: the networks and how they are used."""
+        networks = [(s.checkpoint, s.window, s.class_shift) for s in self.segmenters]
+        used = repr((networks, self.mirroring, self.cleanup, self.resample, self.allow_missing))
+        return hashlib.sha256(used.encode()).hexdigest()[:12]
 
     def path_of(self, case: Case) -> Path:
         return self.single or self.out / f"{case.id}{self.suffix}"
@@ -250,6 +259,10 @@ def _read(job: _Job, case: Case) -> _Input | Problem:
     if missing and not (job.allow_missing and there):
         return Problem("error", case.id, str(case.folder), f"lacks {', '.join(missing)}", f"a scan each for {', '.join(first.modalities)}")
     needed = {name: case.modalities[name] for name in there}
+    target = job.path_of(case)
+    own = [scan.path for scan in (*case.modalities.values(), *([case.label] if case.label else []))]
+    if target.exists() and any(target.samefile(path) for path in own if path.exists()):
+        return Problem("error", case.id, str(target), "is a file of the case itself, which its label map would replace", "another output")
     try:
         schema_named(case.schema)
         loaded = load_case(replace(case, modalities=needed, label=None))
@@ -320,6 +333,7 @@ def _write(job: _Job, output: _Output) -> Prediction | Problem:
         seconds = output.source.seconds + output.seconds + time.perf_counter() - start
         if job.single is None:
             row: dict[str, str | float] = {"case": case.id, "file": path.name, "schema": case.schema, "seconds": round(seconds, 3)}
+            row["settings"] = job.settings
             row |= {f"{name}_ml": round(ml, 3) for name, ml in volumes_ml.items()} | {"warnings": "; ".join(output.source.warnings)}
             add_row(job.out, row)
     except InputError as error:

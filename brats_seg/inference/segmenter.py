@@ -27,6 +27,7 @@ class Segmenter:
         divisor: what its input sides must be a multiple of.
         window: to lead it over the image with; None shows it whole slices (or volumes).
         class_shift: added to the logits of each class: the logarithm of a prior correction; None for none.
+        checkpoint: SHA-256 of the file its weights are from; "" for none.
     """
 
     network: nn.Module
@@ -39,6 +40,7 @@ class Segmenter:
     divisor: int = 16
     window: tuple[int, ...] | None = None
     class_shift: tuple[float, ...] | None = None
+    checkpoint: str = ""
 
 
 def fitting(segmenters: Sequence[Segmenter]) -> tuple[Segmenter, ...]:

@@ -40,7 +40,7 @@ class Tuning(Section):
     Attributes:
         correct_priors: strength of prior correction.
         min_component_mm3, min_enhancing_mm3: see `Cleanup`.
-        epoch: of the checkpoint they were found for.
+        epoch, checkpoint: of the checkpoint they were found for, the latter the SHA-256 of its file.
         n_cases: inner cases they were found on.
         score, score_before: mean Dice of the three regions with them and without (empty in reference and prediction: 1).
     """
@@ -49,6 +49,7 @@ class Tuning(Section):
     min_component_mm3: Annotated[float, Field(ge=0)]
     min_enhancing_mm3: Annotated[float, Field(ge=0)]
     epoch: int
+    checkpoint: str
     n_cases: Annotated[int, Field(gt=0)]
     score: Share
     score_before: Share
@@ -84,6 +85,7 @@ def tune_settings(
         min_component_mm3=COMPONENTS_MM3[int(component)],
         min_enhancing_mm3=ENHANCING_MM3[int(enhancing)],
         epoch=epoch,
+        checkpoint=segmenter.checkpoint,
         n_cases=len(bank.selected),
         score=round(float(dice.flat[best]), 6),
         score_before=round(float(dice.flat[0]), 6),
@@ -98,11 +100,11 @@ def write_tuning(run: Path, tuning: Tuning) -> Path:
     return path
 
 
-def read_tuning(run: Path, *, epoch: int) -> Tuning:
+def read_tuning(run: Path, *, checkpoint: str) -> Tuning:
     """Read `RUN/tuned.yaml`.
 
     Raises:
-        InputError: not there, not what `write_tuning` wrote, or found for the checkpoint of another epoch.
+        InputError: not there, not what `write_tuning` wrote, or found for another checkpoint, whose SHA-256 is not this one.
     """
     path = run / TUNED
     if not path.is_file():
@@ -111,8 +113,8 @@ def read_tuning(run: Path, *, epoch: int) -> Tuning:
         tuning = Tuning.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError, ValidationError):
         raise InputError(f"{path}: not settings as `brats-seg tune` writes them; run it again") from None
-    if tuning.epoch != epoch:
-        raise InputError(f"{path}: found for the checkpoint of epoch {tuning.epoch}; the run's best is of epoch {epoch}; tune it again")
+    if tuning.checkpoint != checkpoint:
+        raise InputError(f"{path}: found for a checkpoint of epoch {tuning.epoch} that is not the run's best any more; tune it again")
     return tuning
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from brats_seg.bank.build import BuildReport
 from brats_seg.core.grid import GridReport
 from brats_seg.evaluation.comparison import MEAN, differences_to
+from brats_seg.evaluation.table import few_patients
 from brats_seg.inference.predict import PredictReport
 from brats_seg.inference.tuning import TUNED, Tuning
 from brats_seg.scans.labels import REGIONS
@@ -112,6 +113,8 @@ def show_scores(summary: Mapping[str, Any], *, console: Console) -> None:
         console.print(table)
     n = summary["n_cases"]
     console.print(f"{n} {_plural('case', n)} of {summary['n_patients']} {_plural('patient', summary['n_patients'])}; mean +- sd")
+    if summary["cavity_in"]:
+        console.print(f"the resection cavity belongs to {', '.join(summary['cavity_in'])}")
     if "calibration" in summary:
         errors = ", ".join(
             f"{region} {found['ece']:.4f}" for region, found in summary["calibration"]["regions"].items() if found["ece"] is not None
@@ -120,6 +123,9 @@ def show_scores(summary: Mapping[str, Any], *, console: Console) -> None:
     for test in summary.get("against", {}).get("tests", ()):
         difference = f"{test['mean_difference']:+.4f}"
         console.print(f"{test['convention']} {test['region']} {test['metric']}: {difference} (n {test['n']}, Wilcoxon p {test['p']:.3g})")
+    note = few_patients(summary)
+    if note:
+        console.print(note)
 
 
 def show_experiment(summary: Mapping[str, Any], grid: GridReport, *, against: str | None, console: Console) -> None:

@@ -15,6 +15,7 @@ from brats_seg.core.progress import track
 from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.overlap import JointHistogram
 from brats_seg.evaluation.scores import CONVENTIONS, Convention, EvaluationReport, Score, evaluate_folders
+from brats_seg.evaluation.table import few_patients
 from brats_seg.inference.outputs import read_rows
 from brats_seg.reporting import figures
 from brats_seg.reporting.cases import SeenCase, best_slice, case_pictures, see_case
@@ -32,6 +33,7 @@ MEANINGS = {
     "core": "the tumor without edema",
     "active": "enhancing tumor alone",
 }
+CAVITY_WORDS = ", with the resection cavity"
 HD95_WORDS = {
     "directed": "the larger of the two directed 95th percentiles of surface distance",
     "pooled": "the 95th percentile of both directions' surface distances together",
@@ -56,6 +58,7 @@ def write_report(
     output: Path,
     run: Path | None = None,
     conventions: Sequence[str] = ("brats2020",),
+    cavity_in: Sequence[str] = (),
     only: Collection[str] | None = None,
 ) -> WrittenReport:
     """Score a folder of predictions and write one self-contained page, and a Markdown twin beside it. The same input gives the same bytes.
@@ -66,6 +69,7 @@ def write_report(
         output: the page to write, `.html`; the twin has the same name and ends in `.md`.
         run: the run folder whose training curves and ledger are shown; None leaves them out.
         conventions: keys of `CONVENTIONS`; the first one fills the table of cases.
+        cavity_in: regions that the resection cavity belongs to.
         only: ids of the cases meant; None for all.
 
     Returns:
@@ -73,11 +77,11 @@ def write_report(
 
     Raises:
         InputError: a folder that is not there, or no case that could be scored.
-        UsageError: an unknown convention, or an output that does not end in `.html`.
+        UsageError: an unknown convention, a cavity as `evaluate_folders` refuses it, or an output that does not end in `.html`.
     """
     if output.suffix != ".html":
         raise UsageError(f"--output {output}: the report is a page; give a name that ends in .html")
-    evaluation = evaluate_folders(out, reference, conventions=conventions, only=only)
+    evaluation = evaluate_folders(out, reference, conventions=conventions, cavity_in=cavity_in, only=only)
     if not evaluation.scores:
         first = f"; the first problem: {evaluation.problems[0]}" if evaluation.problems else ""
         raise InputError(f"{out}: no case could be scored against {reference}{first}")
@@ -105,10 +109,11 @@ def _content(evaluation: EvaluationReport, out: Path, reference: Path, *, run: P
         "folders": {"predictions": out.resolve().name, "reference": reference.resolve().name},
         "regions": REGIONS,
         "names": NAMES,
-        "meanings": MEANINGS,
+        "meanings": {r: words + CAVITY_WORDS * (r in evaluation.summary["cavity_in"]) for r, words in MEANINGS.items()},
         "classes": classes,
         "tumor_classes": classes[1:],
         "summaries": [_summary_table(name, tree) for name, tree in evaluation.summary["conventions"].items()],
+        "few_patients": few_patients(evaluation.summary),
         "marks": "– marks what the convention leaves out, † a region that the reference has none of.",
         "case_rows": [{"case": i, "scores": _regions_of(scores, i)} for i in ids],
         "looking_title": "Worst and best cases" if len(ids) > 2 * N_EACH_END else "The cases, worst first",
@@ -317,7 +322,10 @@ def _medians(groups: Mapping[str, Sequence[float]], *, digits: int) -> str:
 
 def _warnings(out: Path, ids: Sequence[str]) -> list[dict[str, str]]:
     """What `predict` wrote into the warnings column of predictions.csv."""
-    rows = [r for r in read_rows(out) if r.get("case") in ids and r.get("warnings")]  # the table of another program has other columns
+    try:
+        rows = [r for r in read_rows(out) if r.get("case") in ids and r.get("warnings")]
+    except InputError:  # the table of another program
+        return []
     return [{"severity": "warning", "words": f"{r['case']}: {r['warnings']}"} for r in rows]
 
 

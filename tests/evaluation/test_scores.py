@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.scores import CONVENTIONS, evaluate_folders, score_case
-from brats_seg.evaluation.table import METRICS, summary_rows
+from brats_seg.evaluation.table import METRICS, few_patients
 from brats_seg.scans.geometry import make_geometry
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.volume import SUFFIXES, write_volume
@@ -180,9 +180,7 @@ def test_folders(tmp_path):
     assert summary["conventions"]["nnunet"]["regions"]["active"]["hd95_mm"]["n"] == 1
     assert summary["conventions"]["brats2013"]["both_empty"]["dice"] is None
     assert "air" in summary["specificity"]
-    flat = summary_rows(summary)
-    assert {r["convention"] for r in flat} == set(ALL)
-    assert any("lesion_dice" in r for r in flat if r["convention"] == "brats2023")
+    assert "lesion_dice" in summary["conventions"]["brats2023"]["regions"]["active"]
 
 
 def test_every_problem_is_named_and_the_others_scored(tmp_path):
@@ -213,6 +211,88 @@ def test_every_problem_is_named_and_the_others_scored(tmp_path):
     assert "gzip" in said[names["text"]]
     assert "no reference" in said["stranger"]
     assert evaluate_folders(out, reference, only=[names["good"]]).exit_code == 0
+
+
+def test_a_case_asked_for_with_neither_prediction_nor_reference_is_named_once(tmp_path):
+    reference = write_reference(tmp_path / "reference", {"BraTS2021_00001": tumor(core=2), "BraTS2021_00002": tumor(core=2)})
+    write_map(reference / "BraTS2021_00003" / "BraTS2021_00003_flair.nii.gz", tumor())  # a case without a label
+    write_map(reference / "BraTS2021_00002" / "BraTS2021_00002_seg.nii", tumor())  # a second label: ambiguous
+    write_map(tmp_path / "out" / "BraTS2021_00001.nii.gz", tumor(core=2))
+    asked = [f"BraTS2021_0000{i}" for i in range(1, 5)]
+    report = evaluate_folders(tmp_path / "out", reference, only=asked)
+    assert {s.case for s in report.scores} == {asked[0]}
+    said = {p.case: p.what for p in report.problems}
+    assert (report.exit_code, sorted(said), len(report.problems)) == (1, asked[1:], 3)
+    assert "ambiguous" in said[asked[1]]
+    assert said[asked[2]] == said[asked[3]] == "neither a prediction nor a reference with a label"
+    assert evaluate_folders(tmp_path / "out", reference, only=asked[:1]).problems == ()
+
+
+def test_problems_of_folders_are_named_where_they_concern_the_cases_asked_for(tmp_path):
+    here, elsewhere = tmp_path / "scans" / "here", tmp_path / "scans" / "elsewhere"
+    write_map(here / "label.nii.gz", tumor(core=2), values=(0, 1, 2, 3))
+    (here / "manifest.csv").write_text("case,label\nmine,label.nii.gz\n")
+    write_map(elsewhere / "imagesTr" / "BRATS_001.nii.gz", tumor())
+    (elsewhere / "dataset.json").write_text("no JSON")
+    write_map(tmp_path / "out" / "mine.nii.gz", tumor(core=2), values=(0, 1, 2, 3))
+    found = evaluate_folders(tmp_path / "out", tmp_path / "scans", only=["mine"])
+    assert found.exit_code == 0
+    assert ["taken for brats2023" in p.what for p in found.problems] == [True]
+    lost = evaluate_folders(tmp_path / "out", tmp_path / "scans", only=["mine", "BRATS_001"])  # it may be in the broken data set
+    assert lost.exit_code == 1
+    assert [(p.severity, p.case) for p in lost.problems] == [("error", ""), ("warning", ""), ("warning", ""), ("error", "BRATS_001")]
+
+
+def test_the_cavity_is_scored_in_the_regions_asked_for_alone(tmp_path):
+    name, values = "BraTS-GLI-00001-100", (0, 1, 2, 3, 4)
+    truth = tumor(core=2, edema=2)
+    truth[6:8, 2:7, 2:7] = 4  # 50 voxels of cavity beside 100 of tumor; the prediction has none
+    write_map(tmp_path / "scans" / name / f"{name}-seg.nii.gz", truth, values=values)
+    write_map(tmp_path / "out" / f"{name}.nii.gz", np.where(truth == 4, 0, truth).astype(np.uint8))
+    (tmp_path / "out" / "probabilities").mkdir()
+    (tmp_path / "out" / "probabilities" / "classes.txt").write_text(
+        "healthy necrotic_or_non_enhancing edema enhancing_core resection_cavity"
+    )
+    write_volume(tmp_path / "out" / "probabilities" / f"{name}.nii.gz", np.eye(5)[truth], make_geometry(SHAPE), dtype="float32")
+    for cavity_in, dice in (((), 1.0), (("whole",), 200 / 250)):
+        report = evaluate_folders(tmp_path / "out", tmp_path / "scans", cavity_in=cavity_in)
+        assert (report.problems, report.summary["cavity_in"]) == ((), list(cavity_in))
+        found = {s.region: s.dice for s in report.scores}
+        assert (found["whole"], found["core"]) == (pytest.approx(dice), 1.0)
+        assert report.summary["calibration"]["regions"]["whole"]["ece"] == 0  # the saved probabilities know the cavity
+    assert report.summary["calibration"]["regions"]["whole"]["bins"][-1]["n_voxels"] == 150
+    with pytest.raises(UsageError, match="--cavity-in edema: unknown; the regions are whole, core, active"):
+        evaluate_folders(tmp_path / "out", tmp_path / "scans", cavity_in=("edema",))
+
+
+def test_a_cavity_that_the_labels_do_not_tell_apart_joins_no_region(tmp_path):
+    reference = write_reference(tmp_path / "reference", {"BraTS2021_00001": tumor(core=2)})
+    write_map(tmp_path / "out" / "BraTS2021_00001.nii.gz", tumor(core=2))
+    with pytest.raises(UsageError, match=r"--cavity-in whole: .*, edema, enhancing_core apart, and no resection cavity; .*brats2024gli"):
+        evaluate_folders(tmp_path / "out", reference, cavity_in=("whole",))
+
+
+@pytest.mark.parametrize(
+    ("n_patients", "said"),
+    [
+        (1, ""),  # no interval, no test
+        (5, "With fewer than 6 patients the 95 % intervals are too narrow and p cannot fall below 0.05."),
+        (6, ""),
+    ],
+)
+def test_few_patients_are_said(tmp_path, n_patients, said):
+    """Two cases of each patient: what counts is not the number of cases."""
+    truth = {f"BraTS-GLI-{i:05d}-00{time}": tumor(core=2, edema=2, active=3) for i in range(n_patients) for time in (0, 1)}
+    for name, tissue in truth.items():
+        write_map(tmp_path / "scans" / name / f"{name}-seg.nii.gz", tissue, values=(0, 1, 2, 3))
+        for out in ("out", "same"):
+            write_map(tmp_path / out / f"{name}.nii.gz", tissue, values=(0, 1, 2, 3))
+    alone = evaluate_folders(tmp_path / "out", tmp_path / "scans").summary
+    figures = alone["conventions"]["brats2020"]["regions"]["whole"]["dice"]
+    assert (figures["n"], figures["n_patients"]) == (2 * n_patients, n_patients)
+    assert few_patients(alone) == said.replace(" and p cannot fall below 0.05", "")
+    both = evaluate_folders(tmp_path / "out", tmp_path / "scans", against=tmp_path / "same").summary
+    assert few_patients(both) == (said or ("With fewer than 6 patients p cannot fall below 0.05." if n_patients == 1 else ""))
 
 
 def test_a_reference_that_cannot_be_used_is_named_and_the_others_scored(tmp_path):

@@ -15,7 +15,7 @@ import SimpleITK
 import torch
 from torch import nn
 
-from brats_seg.errors import UsageError
+from brats_seg.errors import InputError, UsageError
 from brats_seg.inference import predict as predicting
 from brats_seg.inference.cleanup import Cleanup
 from brats_seg.inference.predict import predict_cases, predict_one
@@ -164,6 +164,40 @@ def test_table_and_continue(tmp_path):
     assert float(rows[0]["seconds"]) > 0
     labels = (tmp_path / "out" / "labels.txt").read_text()
     assert [int(line.split()[0]) for line in labels.splitlines() if not line.startswith("#")] == [0, 1, 2, 3, 4]  # of both schemas
+
+
+def test_to_continue_with_another_network_or_other_settings_is_to_begin_anew(tmp_path):
+    case, out = write_scans(tmp_path / "a", scans()), tmp_path / "out"
+
+    def skipped(*, cleanup: Cleanup | None = None, **changes: object) -> tuple[str, ...]:
+        return predict_cases([segmenter(**changes)], [case], out=out, skip_finished=True, cleanup=cleanup).skipped
+
+    assert [skipped(checkpoint="1"), skipped(checkpoint="1")] == [(), ("a",)]
+    assert [skipped(checkpoint="2"), skipped(checkpoint="2")] == [(), ("a",)]
+    assert skipped(checkpoint="2", class_shift=(0.0, 0.0, 1.0, 0.0)) == ()
+    assert skipped(checkpoint="2", cleanup=Cleanup(50.0, 0.0)) == ()
+
+
+def test_a_table_of_something_else_is_refused_before_the_first_case(tmp_path):
+    (tmp_path / "predictions.csv").write_text("image,label\n1,7\n")
+    with pytest.raises(InputError, match=r"predictions\.csv: not a table that `brats-seg predict` wrote"):
+        predict_cases([segmenter()], [write_scans(tmp_path / "a", scans())], out=tmp_path)
+    assert not (tmp_path / "a.nii.gz").exists()
+
+
+def test_a_case_is_not_written_over_by_its_own_segmentation(tmp_path):
+    case = write_scans(tmp_path / "data" / "labels" / "a", scans())
+    label = tmp_path / "data" / "labels" / "a.nii.gz"
+    write_volume(label, np.ones(SHAPE, np.uint8), make_geometry(SHAPE), dtype="uint8")
+    case, before = replace(case, label=ScanFile(label)), label.read_bytes()
+    (tmp_path / "link").symlink_to(label.parent)
+    for out in (label.parent, tmp_path / "link"):
+        (problem,) = predict_cases([segmenter()], [case], out=out).problems
+        assert (problem.case, problem.what) == ("a", "is a file of the case itself, which its label map would replace")
+    scan = case.modalities["t1n"].path
+    assert predict_one([segmenter()], case, out=scan).exit_code == 1
+    assert label.read_bytes() == before
+    assert read_volume(scan)[0].max() == 699
 
 
 def test_a_case_that_was_left_half_done_is_done_again(tmp_path):

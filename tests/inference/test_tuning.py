@@ -116,20 +116,22 @@ def test_without_clean_up_the_strength_is_the_best_for_maps_as_they_are():
 
 
 def test_settings_come_back_from_the_file_and_only_for_their_checkpoint(tmp_path):
-    tuning = Tuning(correct_priors=0.3, min_component_mm3=50, min_enhancing_mm3=200, epoch=7, n_cases=4, score=0.81234, score_before=0.8)
+    tuning = Tuning(
+        correct_priors=0.3, min_component_mm3=50, min_enhancing_mm3=200, epoch=7, checkpoint="ab", n_cases=4, score=0.8, score_before=0.7
+    )
     path = write_tuning(tmp_path, tuning)
-    assert read_tuning(tmp_path, epoch=7) == tuning
+    assert read_tuning(tmp_path, checkpoint="ab") == tuning
     assert "correct_priors: 0.3" in path.read_text()
     assert [p.name for p in tmp_path.iterdir()] == ["tuned.yaml"]
-    with pytest.raises(InputError, match=r"tuned\.yaml: found for the checkpoint of epoch 7; the run's best is of epoch 9"):
-        read_tuning(tmp_path, epoch=9)
+    with pytest.raises(InputError, match=r"tuned\.yaml: found for a checkpoint of epoch 7 that is not the run's best any more"):
+        read_tuning(tmp_path, checkpoint="cd")  # trained again, to the same epoch
     for text in ("correct_priors: 0.3", "{", "- 1"):
         path.write_text(text)
         with pytest.raises(InputError, match="not settings as `brats-seg tune` writes them"):
-            read_tuning(tmp_path, epoch=7)
+            read_tuning(tmp_path, checkpoint="ab")
     path.unlink()
     with pytest.raises(InputError, match="not there; `brats-seg tune"):
-        read_tuning(tmp_path, epoch=7)
+        read_tuning(tmp_path, checkpoint="ab")
 
 
 def test_a_case_without_tumor_and_without_a_finding_counts_1():

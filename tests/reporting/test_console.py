@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tiny_study import Study
 
-from brats_seg.reporting.console import show_run
+from brats_seg.evaluation.scores import evaluate_folders
+from brats_seg.reporting.console import show_run, show_scores
 from brats_seg.training.split import RunResult
 
 NAN = float("nan")
@@ -27,3 +29,17 @@ def test_a_region_without_a_score_is_left_out(dice: tuple[Any, ...], line: str) 
     result = RunResult(run_dir=Path("run"), n_epochs=1, ended="done", best_epoch=1, best_score=0.5, rows=(row,))
     show_run(result, console=Console(file=written, width=200))
     assert line in written.getvalue().splitlines()
+
+
+def test_scores_over_few_patients_say_so(study: Study) -> None:
+    written = StringIO()
+    show_scores(evaluate_folders(study.predictions, study.reference).summary, console=Console(file=written, width=200))
+    lines = written.getvalue().splitlines()
+    assert lines[-2:] == ["4 cases of 4 patients; mean +- sd", "With fewer than 6 patients the 95 % intervals are too narrow."]
+
+
+def test_scores_of_regions_that_take_the_cavity_say_so(study: Study) -> None:
+    written = StringIO()
+    summary = evaluate_folders(study.predictions, study.reference).summary | {"cavity_in": ["whole", "core"]}
+    show_scores(summary, console=Console(file=written, width=200))
+    assert "the resection cavity belongs to whole, core" in written.getvalue().splitlines()

@@ -64,6 +64,22 @@ def test_page_and_twin_have_the_same_numbers(page: Path, study: Study) -> None:
     assert "† 0.000" in page_text
 
 
+def test_intervals_over_few_patients_are_called_too_narrow(page: Path) -> None:
+    for text in (plain(page.read_text(encoding="utf-8")), page.with_suffix(".md").read_text(encoding="utf-8")):
+        assert text.count("With fewer than 6 patients the 95 % intervals are too narrow.") == 1
+
+
+def test_a_region_that_takes_the_cavity_says_so(tmp_path: Path) -> None:
+    name = "BraTS-GLI-00001-100"
+    label = tumor(enhancing=True)  # in 2024 the value 4 is the cavity
+    write_nifti(tmp_path / "scans" / name / f"{name}-seg.nii.gz", label)
+    write_nifti(tmp_path / "out" / f"{name}.nii.gz", label)
+    for cavity_in, said in (((), "without edema."), (("core",), "without edema, with the resection cavity.")):
+        page = write_report(tmp_path / "out", tmp_path / "scans", output=tmp_path / "report.html", cavity_in=cavity_in).page
+        assert f"the tumor {said}" in plain(page.read_text(encoding="utf-8"))
+        assert f"core: the tumor {said}" in page.with_suffix(".md").read_text(encoding="utf-8")
+
+
 def test_the_same_input_gives_the_same_bytes(page: Path, study: Study, tmp_path: Path) -> None:
     again = write_report(
         study.predictions, study.reference, run=study.run, output=tmp_path / "report.html", conventions=("brats2013", "brats2020")
@@ -107,6 +123,15 @@ def test_saved_probabilities_add_a_section_and_move_the_numbers_behind_it(study:
     assert "| whole | 0.0000 | 1.0000 | 1.0000 |" in twin
     assert "| core | 0.0000 | 0.2500 | 0.2500 |" in twin
     assert "| active | 0.0000 | 0.1250 | 0.1250 |" in twin
+
+
+def test_the_table_of_another_program_has_no_warnings_of_ours(study: Study, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(study.predictions, out)
+    (out / "predictions.csv").write_text("image,label\n1,7\n")
+    written = write_report(out, study.reference, output=tmp_path / "report.html")
+    assert written.exit_code == 0
+    assert "saturated" not in written.page.read_text(encoding="utf-8")
 
 
 def test_refusals_name_what_is_wrong(study: Study, tmp_path: Path) -> None:

@@ -57,7 +57,10 @@ def make_study(root: Path) -> Study:
             write_nifti(root / "scans" / case / f"{case}_{modality}.nii.gz", scan)
         write_nifti(root / "scans" / case / f"{case}_seg.nii.gz", reference)
         write_nifti(root / "out" / f"{case}.nii.gz", prediction)
-    (root / "out" / "predictions.csv").write_text(f'case,seconds,warnings\n{cases[0]},1.0,\n{cases[1]},1.0,"t1n saturated, 12 voxels"\n')
+    table = ["case,file,schema,seconds,warnings"]
+    for case, warning in zip(cases[:2], ("", '"t1n saturated, 12 voxels"'), strict=True):
+        table.append(f"{case},{case}.nii.gz,brats2017,1.0,{warning}")
+    (root / "out" / "predictions.csv").write_text("\n".join(table) + "\n")
     return Study(root / "scans", root / "out", write_run(root / "run"), cases)
 
 
