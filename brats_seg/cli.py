@@ -8,6 +8,7 @@ import typer
 
 from brats_seg.cli_options import (
     Bank,
+    CavityIn,
     Conventions,
     Data,
     Device,
@@ -26,11 +27,6 @@ from brats_seg.cli_options import (
 )
 from brats_seg.cli_study import study_app
 from brats_seg.errors import InputError, UsageError, is_out_of_memory
-
-CavityIn = Annotated[
-    list[str] | None,
-    typer.Option("--cavity-in", metavar="REGION", help="Count the resection cavity in whole, core or active. Repeat for several."),
-]
 
 app = typer.Typer(
     name="brats-seg",

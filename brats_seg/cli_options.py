@@ -26,6 +26,10 @@ Synthetic = Annotated[bool, typer.Option("--synthetic", help="Take the synthetic
 Conventions = Annotated[
     list[str] | None, typer.Option("--convention", help="Scoring rules: brats2013, brats2020, brats2023, nnunet. Repeat for several.")
 ]
+CavityIn = Annotated[
+    list[str] | None,
+    typer.Option("--cavity-in", metavar="REGION", help="Count the resection cavity in whole, core or active. Repeat for several."),
+]
 HeldOut = Annotated[
     Path | None, typer.Option(metavar="RUN", help="Score only the cases that this run held out.", exists=True, file_okay=False)
 ]

@@ -11,7 +11,7 @@ from brats_seg.config import Config, dump_config
 from brats_seg.core.files import lock, sha256, write_text
 from brats_seg.core.runtime import Precision, Runtime, n_workers, start_runtime
 from brats_seg.errors import InputError, UsageError
-from brats_seg.evaluation.scores import EvaluationReport, evaluate_folders, problems_of
+from brats_seg.evaluation.scores import EvaluationReport, evaluate_folders
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
 from brats_seg.inference.cleanup import Cleanup
 from brats_seg.inference.predict import PredictReport, predict_cases, predict_one
@@ -23,7 +23,7 @@ from brats_seg.reporting.viewer import write_page
 from brats_seg.runs import class_shift, held_out_by_all, load_segmenters
 from brats_seg.runs import held_out_cases as held_out_cases  # a verb of the corridor too
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
-from brats_seg.scans.layouts import Found, find_cases
+from brats_seg.scans.layouts import Found, find_cases, problems_of
 from brats_seg.scans.phantom import make_traits, write_cohort
 from brats_seg.scans.problem import Problem
 from brats_seg.scans.verify import Report, verify_folder

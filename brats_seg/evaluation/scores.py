@@ -1,7 +1,7 @@
 """Two folders -> one table; the empty-region conventions live here alone."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from brats_seg.evaluation.table import NAN, TOLERANCE_MM, Convention, Score, com
 from brats_seg.scans.case import Case
 from brats_seg.scans.geometry import Geometry, ScanError, same_grid
 from brats_seg.scans.labels import REGIONS, SCHEMAS, common_classes, region_classes, to_tissue
-from brats_seg.scans.layouts import find_cases
+from brats_seg.scans.layouts import find_cases, problems_of
 from brats_seg.scans.problem import Problem
 from brats_seg.scans.volume import SUFFIXES, read_volume
 
@@ -68,30 +68,6 @@ def convention_named(name: str) -> Convention:
     if name not in CONVENTIONS:
         raise UsageError(f"--convention {name}: unknown; the conventions are {', '.join(CONVENTIONS)}")
     return CONVENTIONS[name]
-
-
-def problems_of(ids: Collection[str], cases: Sequence[Case], problems: Iterable[Problem]) -> list[Problem]:
-    """The problems that concern the cases of these ids.
-
-    They are those of the cases themselves, warnings about a folder that one of them lies in, and where one of them is lost without a word,
-    all problems of folders: any of these may be why.
-
-    Args:
-        ids: the cases meant.
-        cases: those of them that there are.
-        problems: of a whole folder of cases, as `scans.layouts.find_cases` names them.
-    """
-    problems = tuple(problems)
-    is_lost = bool(set(ids) - {case.id for case in cases} - {problem.case for problem in problems})
-    folders = {folder for case in cases for folder in (case.folder, *case.folder.parents)}
-
-    def concerns(problem: Problem) -> bool:
-        if problem.case or is_lost:
-            return not problem.case or problem.case in ids
-        at = Path(problem.file).absolute()
-        return problem.severity == "warning" and (at if at.is_dir() else at.parent) in folders
-
-    return [problem for problem in problems if concerns(problem)]
 
 
 def score_case(

@@ -5,7 +5,7 @@ A new release is an entry in `LAYOUTS` (and one in `labels.SCHEMAS` if its value
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -97,6 +97,30 @@ class Found:
     cases: tuple[Case, ...]
     problems: tuple[Problem, ...]
     incomplete: tuple[Case, ...] = ()
+
+
+def problems_of(ids: Collection[str], cases: Sequence[Case], problems: Iterable[Problem]) -> list[Problem]:
+    """The problems that concern the cases of these ids.
+
+    They are those of the cases themselves, warnings about a folder that one of them lies in, and where one of them is lost without a word,
+    all problems of folders: any of these may be why.
+
+    Args:
+        ids: the cases meant.
+        cases: those of them that there are.
+        problems: of a whole folder of cases, as `find_cases` names them.
+    """
+    problems = tuple(problems)
+    is_lost = bool(set(ids) - {case.id for case in cases} - {problem.case for problem in problems})
+    folders = {folder for case in cases for folder in (case.folder, *case.folder.parents)}
+
+    def concerns(problem: Problem) -> bool:
+        if problem.case or is_lost:
+            return not problem.case or problem.case in ids
+        at = Path(problem.file).absolute()
+        return problem.severity == "warning" and (at if at.is_dir() else at.parent) in folders
+
+    return [problem for problem in problems if concerns(problem)]
 
 
 def find_cases(folder: Path, *, layout: str | None = None, synthetic: bool = False, required: Sequence[str] = MODALITIES) -> Found:
