@@ -159,7 +159,7 @@ class _Loop:
         """Start in an empty folder or go on in a used one."""
         path = self.run_dir / LAST
         used = path.exists()
-        there = sorted(file.name for file in self.run_dir.iterdir() if not file.name.startswith("."))
+        there = sorted(file.name for file in self.run_dir.glob("[!.]*"))  # the writer makes the folder, maybe later than this rank looks
         if there and not resume:
             what = "a run already; give --resume to go on with it, or" if "config.yaml" in there else f"other files ({there[0]}); give"
             raise UsageError(f"{self.run_dir} holds {what} another folder")
