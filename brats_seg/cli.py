@@ -308,7 +308,8 @@ def evaluate(
     )
     screen.show_problems(scored.problems, console=console)
     screen.show_scores(scored.summary, console=console)
-    screen.show_place("scores:", (output or out) / "scores.csv", console=console)
+    if scored.scores:
+        screen.show_place("scores:", (output or out) / "scores.csv", console=console)
     raise typer.Exit(scored.exit_code)
 
 

@@ -134,7 +134,7 @@ def evaluate_folders(
         reference: a folder of cases with labels, or a manifest, as `scans.layouts.find_cases` takes them.
         conventions: keys of `CONVENTIONS`.
         against: a second folder of predictions, tested against the first, patient by patient.
-        output: where `scores.csv` and `summary.json` go; None writes nothing.
+        output: where `scores.csv` and `summary.json` go; None writes nothing, nor is anything written where no case could be scored.
         classes: tissue classes to score; None for the finest that the schemas of all scored cases tell apart.
         cavity_in: regions that the resection cavity belongs to.
         only: ids of the cases meant; None for all. One with neither a prediction nor a labeled reference is a problem.
@@ -166,7 +166,7 @@ def evaluate_folders(
         comparison = {"against": {"folder": str(against)} | compare(scores, others, rules)}
     summary = summarize(scores, rules, problems=[str(p) for p in problems], cavity_in=cavity_in) | _voxel_tree(scored) | comparison
     report = EvaluationReport(tuple(scores), tuple(problems), summary)
-    if output is not None:
+    if output is not None and scores:
         output.mkdir(parents=True, exist_ok=True)
         write_scores(output / "scores.csv", scores)
         write_json(output / "summary.json", summary)

@@ -392,3 +392,13 @@ def test_real_references_against_themselves(real_data, tmp_path):
     for score in report.scores:
         assert (score.dice, score.sensitivity) == (1.0, 1.0)
         assert score.hd95_mm == 0.0 or score.region == "healthy"
+
+
+def test_where_no_case_could_be_scored_an_older_table_stays(tmp_path):
+    for name in ("predictions", "reference"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "predictions" / "scores.csv").write_text("older")
+    report = evaluate_folders(tmp_path / "predictions", tmp_path / "reference", output=tmp_path / "predictions")
+    assert report.scores == ()
+    assert [path.name for path in (tmp_path / "predictions").iterdir()] == ["scores.csv"]
+    assert (tmp_path / "predictions" / "scores.csv").read_text() == "older"
