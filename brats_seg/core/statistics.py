@@ -34,7 +34,7 @@ def bootstrap_interval(
 
 
 def describe(values: Sequence[float], patients: Sequence[str]) -> dict[str, Any]:
-    """Mean, sd (n - 1), n and 95 % interval over patients, as plain types for JSON; None where n is too small for one.
+    """Mean, sd (n - 1), n, number of patients and 95 % interval over patients, as plain types for JSON; None where n is too small.
 
     Args:
         values: one number for each scan, no NaN.
@@ -46,34 +46,27 @@ def describe(values: Sequence[float], patients: Sequence[str]) -> dict[str, Any]
         "mean": float(np.mean(values)) if n else None,
         "sd": float(np.std(values, ddof=1)) if n > 1 else None,
         "n": n,
+        "n_patients": len(set(patients)),
         "interval95": list(interval) if interval else None,
     }
 
 
-def paired_test(first: Mapping[str, float], second: Mapping[str, float]) -> tuple[int, float, float]:
-    """Wilcoxon's signed-rank test, two-sided, over the keys (patients) in both.
-
-    Returns:
-        n pairs, mean of first - second, p. p is 1 where no pair differs; mean is NaN where there is no pair.
-    """
-    keys = sorted(first.keys() & second.keys())
-    differences = np.array([first[k] - second[k] for k in keys], np.float64)
-    if differences.size == 0:
-        return 0, float("nan"), 1.0
-    if not differences.any():
-        return len(keys), 0.0, 1.0
-    return len(keys), float(differences.mean()), float(stats.wilcoxon(differences).pvalue)
-
-
 def paired_difference(first: Mapping[str, float], second: Mapping[str, float], *, patient_of: Mapping[str, str]) -> dict[str, Any]:
-    """Second minus first over the scans in both: `describe` of the differences, and `p` of Wilcoxon's signed-rank test over patients.
+    """Second minus first over the scans in both: `describe` of the differences, and `p` of the one paired test of the package.
+
+    The test is Wilcoxon's signed-rank test, two-sided, over patients: each patient counts once, with the mean over the shared scans.
 
     Args:
-        first, second: a number for each scan, no NaN.
-        patient_of: whose scan it is; the interval resamples patients, the test takes the mean over the scans of each.
+        first, second: a number for each scan, no NaN. A scan that only one of them has is left out.
+        patient_of: whose scan it is, for the scans in both.
+
+    Returns:
+        The keys of `describe`, and `p`: 1 where no patient differs or no scan is shared.
     """
     keys = sorted(first.keys() & second.keys())
     differences, patients = [second[k] - first[k] for k in keys], [patient_of[k] for k in keys]
-    means = {who: fmean(d for d, whose in zip(differences, patients, strict=True) if whose == who) for who in patients}
-    _, _, p = paired_test(means, dict.fromkeys(means, 0.0))
-    return describe(differences, patients) | {"p": p}
+    by_patient: dict[str, list[float]] = {}
+    for difference, patient in zip(differences, patients, strict=True):
+        by_patient.setdefault(patient, []).append(difference)
+    means = [fmean(values) for values in by_patient.values()]
+    return describe(differences, patients) | {"p": float(stats.wilcoxon(means).pvalue) if any(means) else 1.0}

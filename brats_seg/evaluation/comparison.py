@@ -14,7 +14,7 @@ SCORES = ("dice", "sensitivity", "precision", "volume_ratio", "hd95_mm")
 MEAN = "mean"
 """Stands for the mean of the three regions."""
 FEWEST = 6
-"""Of fewer cases Wilcoxon's p cannot fall below 0.05, and a 95 % bootstrap interval holds the mean in 50 to 84 % of samples only."""
+"""Of fewer patients Wilcoxon's p cannot fall below 0.05, and a 95 % bootstrap interval holds the mean in 50 to 84 % of samples only."""
 
 
 def summarize_runs(
@@ -55,7 +55,7 @@ def summarize_runs(
         "versions": sorted({row["versions"] for row in rows}),
         "unit": "case, mean over seeds; cases whose reference has the region",
         "interval": "95 % of bootstrap means, patients resampled with all their cases",
-        "test": "Wilcoxon signed-rank over cases, two-sided",
+        "test": "Wilcoxon signed-rank over patients, each the mean over its cases, two-sided",
         "n_cases": sum(len(patient_of) for patient_of in patients.values()),
         "n_patients": sum(len(set(patient_of.values())) for patient_of in patients.values()),
         "variants": [_variant_tree(v, found, tables[v], patients[v.data]) for v, found in by_variant.items()],

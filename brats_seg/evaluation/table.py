@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from brats_seg.core.files import atomic
-from brats_seg.core.statistics import describe, paired_test
+from brats_seg.core.statistics import describe, paired_difference
 from brats_seg.evaluation.comparison import FEWEST
 from brats_seg.evaluation.surface import Definition
 from brats_seg.scans.labels import REGIONS
@@ -145,8 +145,7 @@ def _figures(scores: Sequence[Score]) -> dict[str, Any]:
 
 def _average(scores: Sequence[Score], metric: str) -> dict[str, Any]:
     kept = [(getattr(s, metric), s.patient or s.case) for s in scores if not math.isnan(getattr(s, metric))]
-    patients = [patient for _, patient in kept]
-    return describe([value for value, _ in kept], patients) | {"n_patients": len(set(patients))}
+    return describe([value for value, _ in kept], [patient for _, patient in kept])
 
 
 def few_patients(summary: Mapping[str, Any]) -> str:
@@ -161,25 +160,27 @@ def few_patients(summary: Mapping[str, Any]) -> str:
 
 
 def compare(first: Sequence[Score], second: Sequence[Score], rules: Sequence[Convention]) -> dict[str, Any]:
-    """Wilcoxon signed-rank over patients for the headline columns of each convention, region by region; first minus second."""
+    """`paired_difference` of the headline columns of each convention, region by region; first minus second.
+
+    A scan counts where both have a number for it: one that a folder lacks, or a convention leaves out of one folder, has no pair.
+    """
+    patient_of = {s.case: s.patient or s.case for s in first}
     tests = []
     for rule in rules:
         for region in dict.fromkeys(s.region for s in first):
             for metric in rule.headline:
-                a, b = (_by_patient(scores, rule.name, region, metric) for scores in (first, second))
-                n, difference, p = paired_test(a, b)
-                if n:
-                    row = {"convention": rule.name, "region": region, "metric": metric, "n": n, "mean_difference": difference, "p": p}
-                    tests.append(row)
-    return {"test": "Wilcoxon signed-rank over patients, two-sided; first minus second", "tests": tests}
+                ours, theirs = (_by_scan(scores, rule.name, region, metric) for scores in (first, second))
+                found = paired_difference(theirs, ours, patient_of=patient_of)
+                if found["n"]:
+                    row = {"convention": rule.name, "region": region, "metric": metric, "n": found["n_patients"], "n_scans": found["n"]}
+                    tests.append(row | {"mean_difference": found["mean"], "interval95": found["interval95"], "p": found["p"]})
+    test = "Wilcoxon signed-rank over patients, each the mean over its scans, two-sided"
+    return {"test": f"{test}; first minus second over the scans that both have, mean over scans", "tests": tests}
 
 
-def _by_patient(scores: Sequence[Score], convention: str, region: str, metric: str) -> dict[str, float]:
-    values: dict[str, list[float]] = {}
-    for s in scores:
-        if s.convention == convention and s.region == region and not math.isnan(getattr(s, metric)):
-            values.setdefault(s.patient or s.case, []).append(getattr(s, metric))
-    return {patient: sum(v) / len(v) for patient, v in values.items()}
+def _by_scan(scores: Sequence[Score], convention: str, region: str, metric: str) -> dict[str, float]:
+    chosen = [s for s in scores if s.convention == convention and s.region == region]
+    return {s.case: value for s in chosen if not math.isnan(value := getattr(s, metric))}
 
 
 def _cell(value: Any) -> Any:

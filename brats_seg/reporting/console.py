@@ -122,7 +122,8 @@ def show_scores(summary: Mapping[str, Any], *, console: Console) -> None:
         console.print(f"expected calibration error: {errors}")
     for test in summary.get("against", {}).get("tests", ()):
         difference = f"{test['mean_difference']:+.4f}"
-        console.print(f"{test['convention']} {test['region']} {test['metric']}: {difference} (n {test['n']}, Wilcoxon p {test['p']:.3g})")
+        pairs = f"{test['n_scans']} shared {_plural('scan', test['n_scans'])} of {test['n']} {_plural('patient', test['n'])}"
+        console.print(f"{test['convention']} {test['region']} {test['metric']}: {difference} ({pairs}, Wilcoxon p {test['p']:.3g})")
     note = few_patients(summary)
     if note:
         console.print(note)

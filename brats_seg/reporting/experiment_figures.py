@@ -91,7 +91,7 @@ def difference_chart(differences: Sequence[Mapping[str, Any]], *, score: str = "
             if found["mean"] is None:
                 continue
             low, high = found["interval95"] or (found["mean"], found["mean"])
-            color = QUIET if found["n"] < FEWEST else _LESS if high < 0 else _MORE if low > 0 else QUIET
+            color = QUIET if found["n_patients"] < FEWEST else _LESS if high < 0 else _MORE if low > 0 else QUIET
             axes.plot([low, high], [row, row], color=color, linewidth=1.8)
             axes.plot([found["mean"]], [row], marker="o", markersize=5, color=color)
         axes.set_title(region, fontsize=9.5, color=INK)

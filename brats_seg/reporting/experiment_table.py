@@ -52,7 +52,7 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
     chosen = differences_to(summary, against=against)
     for score, words, digits in (("dice", "Dice", 3), ("volume_ratio", "predicted over true volume", 3), ("hd95_mm", "HD95, mm", 1)):
         lines += ["", f"## Paired differences of {words}", "",
-                  "Mean over cases, 95 % interval (bootstrap over patients), p (Wilcoxon signed-rank), n." + _few(chosen), ""]  # fmt: skip
+                  "Mean over cases, 95 % interval (bootstrap over patients), p (Wilcoxon signed-rank over patients), n cases." + _few(chosen), ""]  # fmt: skip
         of = names if score == "dice" else REGIONS
         paired = [
             [
@@ -94,9 +94,9 @@ def _unfinished(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _few(differences: Sequence[Mapping[str, Any]]) -> str:
-    """A warning where differences are over few cases."""
-    n = min((d["regions"][region]["dice"]["n"] for d in differences for region in REGIONS), default=FEWEST)
-    return "" if n >= FEWEST else f" With fewer than {FEWEST} cases p cannot fall below 0.05, and the intervals are too narrow."
+    """A warning where differences are over few patients."""
+    n = min((d["regions"][region]["dice"]["n_patients"] for d in differences for region in REGIONS), default=FEWEST)
+    return "" if n >= FEWEST else f" With fewer than {FEWEST} patients p cannot fall below 0.05, and the intervals are too narrow."
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -331,6 +331,39 @@ def test_against_another_folder(tmp_path):
         evaluate_folders(tmp_path / "nowhere", reference)
 
 
+def write_time_points(tmp_path: Path, n_patients: int = 8) -> dict[str, np.ndarray]:
+    """Two scans of each patient; every prediction is right at the first time point and misses most of the tumor at the second."""
+    truth = {f"BraTS-GLI-{i:05d}-00{time}": tumor(core=2, edema=3) for i in range(n_patients) for time in (0, 1)}
+    for name, tissue in truth.items():
+        write_map(tmp_path / "scans" / name / f"{name}-seg.nii.gz", tissue, values=(0, 1, 2, 3))
+        seen = tissue if name.endswith("0") else tumor(core=1 + int(name[10:15]) % 2)
+        write_map(tmp_path / "out" / f"{name}.nii.gz", seen, values=(0, 1, 2, 3))
+        if name.endswith("0"):
+            write_map(tmp_path / "fewer" / f"{name}.nii.gz", seen, values=(0, 1, 2, 3))
+    return truth
+
+
+def test_a_paired_test_is_over_the_scans_that_both_folders_have(tmp_path):
+    """The second folder holds the same maps and lacks the harder time points: nothing differs."""
+    write_time_points(tmp_path)
+    for out, against in (("out", "fewer"), ("fewer", "out")):
+        tests = evaluate_folders(tmp_path / out, tmp_path / "scans", against=tmp_path / against).summary["against"]["tests"]
+        whole = next(t for t in tests if (t["region"], t["metric"]) == ("whole", "dice"))
+        assert (whole["mean_difference"], whole["p"], whole["n"], whole["n_scans"]) == (0.0, 1.0, 8, 8)
+
+
+def test_a_scan_that_the_convention_leaves_out_of_one_folder_is_left_out_of_the_pairs(tmp_path):
+    """HD95 of an empty prediction is left out by brats2013: the other folder's HD95 of that scan must not count either."""
+    truth = write_time_points(tmp_path)
+    for name, tissue in truth.items():
+        seen = tissue if name.endswith("0") else tumor()
+        write_map(tmp_path / "empty" / f"{name}.nii.gz", seen, values=(0, 1, 2, 3))
+    report = evaluate_folders(tmp_path / "out", tmp_path / "scans", against=tmp_path / "empty", conventions=("brats2013",))
+    tests = {(t["region"], t["metric"]): t for t in report.summary["against"]["tests"]}
+    assert (tests["whole", "hd95_mm"]["mean_difference"], tests["whole", "hd95_mm"]["p"]) == (0.0, 1.0)
+    assert (tests["whole", "hd95_mm"]["n_scans"], tests["whole", "dice"]["n_scans"]) == (8, 16)
+
+
 def test_voxels_are_counted_over_all_cases_and_saved_probabilities_are_calibrated(tmp_path):
     truth = {f"BraTS2021_{i:05d}": tumor(core=2, edema=2, active=3) for i in range(2)}
     reference = write_reference(tmp_path / "reference", truth)

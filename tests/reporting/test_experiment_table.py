@@ -76,6 +76,19 @@ def test_paired_difference_is_second_minus_first_over_what_both_have() -> None:
     assert (found["mean"], found["n"], found["p"]) == (1.5, 2, 0.5)
 
 
+def test_p_is_over_patients_and_few_patients_are_said_however_many_scans_they_have() -> None:
+    rows = [
+        row(strategy, f"{patient}{scan}", 0, 0.5 + 0.1 * (strategy == "two") + 0.01 * scan, region=region)
+        for strategy in ("one", "two") for patient in "ABC" for scan in range(4) for region in ("whole", "core", "active")
+    ]  # fmt: skip
+    summary = summarize_runs(rows)
+    (difference,) = differences_to(summary)
+    whole = difference["regions"]["whole"]["dice"]
+    assert (whole["n"], whole["n_patients"], whole["p"]) == (12, 3, 0.25)  # 2 / 2 ** 3
+    assert summary["test"] == "Wilcoxon signed-rank over patients, each the mean over its cases, two-sided"
+    assert "With fewer than 6 patients p cannot fall below 0.05" in table_markdown(summary, title="Few")
+
+
 def test_rows_survive_their_file(tmp_path: Path) -> None:
     write_rows(tmp_path / "runs.csv", ROWS)
     finished = read_finished(tmp_path / "runs.csv")
@@ -100,7 +113,7 @@ def test_the_table_names_what_it_holds() -> None:
     assert "| one | 0.500 +- 0.141 (2) | 0.200 (1) | 0.300 (1) |" in text
     assert "| two - one | +0.200 [+0.200, +0.200], p 0.5 (2) |" in text
     assert "| 1 of 1 (12 vox) |" in text
-    assert "With fewer than 6 cases p cannot fall below 0.05" in text
+    assert "With fewer than 6 patients p cannot fall below 0.05" in text
 
 
 def test_hd95_is_over_the_cases_that_have_one_and_stands_in_a_table() -> None:
