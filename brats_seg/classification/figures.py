@@ -1,7 +1,7 @@
 """The figures and tables of the studies: figures 1 and 3 to 8 of the systematic study, from the rows of ours."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from brats_seg.classification.table import ARGMAX, pick
+from brats_seg.classification.table import ARGMAX, pickings
 from brats_seg.core.files import atomic
 from brats_seg.core.grid import Row
 from brats_seg.imbalance.distributions import Distribution, class_counts
@@ -67,10 +67,28 @@ class Series:
 def study_figures(rows: Sequence[Row]) -> dict[str, Figure]:
     """Every figure that the rows of a study, or of several together, have the networks for, by the name of its file.
 
-    Where a set and method were trained several times the best is drawn, as published.
+    Where a set and method were trained several times, `by_picking` says which training is drawn.
     """
-    every = pick(rows, on=TEST)
-    chosen = [row for row in every if row["part"] == TEST]
+    return by_picking(rows, _study_figures)
+
+
+def by_picking(rows: Sequence[Row], draw: Callable[[Sequence[Row]], Mapping[str, Figure]]) -> dict[str, Figure]:
+    """The figures of the rows that `table.pickings` gives; those picked by validation have a name that ends in `_picked_on_validation`.
+
+    A line at the head of a figure says what picked its runs, where something did.
+    """
+    heads = {"test": "runs picked by their AUC on the test images", "validation": "runs picked by their score on the validation images"}
+    figures: dict[str, Figure] = {}
+    for name, chosen in pickings(rows).items():
+        for file, figure in draw(chosen).items():
+            if name:
+                figure.suptitle(heads[name], fontsize=7.5, color=QUIET, x=0.01, ha="left")
+            figures[file + "_picked_on_validation" * (name == "validation")] = figure
+    return figures
+
+
+def _study_figures(rows: Sequence[Row]) -> dict[str, Figure]:
+    chosen = [row for row in rows if row["part"] == TEST]
     step, linear = ([row for row in chosen if row["kind"] == kind] for kind in ("step", "linear"))
     full = [row for row in step if row["imbalance_ratio"] == 1]
     drawn = {

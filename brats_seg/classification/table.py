@@ -13,7 +13,7 @@ import numpy as np
 
 from brats_seg.core.files import write_text
 from brats_seg.core.grid import Row
-from brats_seg.core.statistics import bootstrap_interval
+from brats_seg.core.statistics import bootstrap_interval, paired_difference
 
 SCORES = ("auc", "accuracy", "balanced_accuracy")
 ARGMAX = "argmax"
@@ -23,7 +23,7 @@ TABLE_COLUMNS = (
     "kind", "rho", "mu", "minority_rule", "given", "method", "imbalance_ratio", "decision", "part", "picked_on", "n", "n_test",
     *(f"{score}{what}" for score in SCORES for what in ("", "_sd", "_low", "_high")),
 )  # fmt: skip
-PAIR_COLUMNS = ("over", "first", "second", "score", "part", "n", "difference", "low", "high")
+PAIR_COLUMNS = ("over", "first", "second", "score", "part", "picked_on", "n", "difference", "low", "high", "p")
 
 PUBLISHED_TABLE4: Mapping[tuple[float, float], Mapping[str, tuple[float, ...]]] = {
     (0.1, 10.0): {"baseline": (99.41,), "oversample": (99.35,), "undersample": (96.85,)},
@@ -39,7 +39,7 @@ class StudyTable:
 
     Attributes:
         means: a row for each distribution, method, decision, part and way of picking among runs; keys `TABLE_COLUMNS`.
-        pairs: a row for each comparison over networks that share their set; keys `PAIR_COLUMNS`.
+        pairs: a row for each comparison over networks that share their set, and way of picking; keys `PAIR_COLUMNS`.
         published: lines of a Markdown table beside the published one; empty without one.
         n_missing: cells of the study that are not finished.
     """
@@ -53,18 +53,14 @@ class StudyTable:
 def make_table(rows: Sequence[Row], *, published: str | None = None, n_missing: int = 0) -> StudyTable:
     """Aggregate the rows of a study, of which `n_missing` cells are not finished.
 
-    Where a set and method were trained several times (rates, runs) the best is taken: by the AUC on the test set as published
-    (`picked_on` "test"), and again by the score on the validation images where there are some (`picked_on` "validation"). Intervals are of
-    the mean over repeats, 95 %, by bootstrap of the repeats.
+    Where a set and method were trained several times, one training is taken, as `pickings` says. Intervals are of the mean over repeats,
+    95 %, by bootstrap of the repeats.
     """
-    rows = _sorted(rows)
-    picked = {"test": pick(rows, on="test")}
-    if any(row["validation"] is not None for row in rows) and _n_runs(rows) > 1:
-        picked["validation"] = pick(rows, on="validation")
-    means = [mean for name, chosen in picked.items() for mean in _means(chosen, picked_on=name if _n_runs(rows) > 1 else "")]
+    picked = pickings(_sorted(rows))
     return StudyTable(
-        means=tuple(means), pairs=tuple(_comparisons(picked["test"])),
-        published=tuple(beside_table4(picked["test"])) if published == "table4" else (), n_missing=n_missing,
+        means=tuple(mean for name, chosen in picked.items() for mean in _means(chosen, picked_on=name)),
+        pairs=tuple(pair | {"picked_on": name} for name, chosen in picked.items() for pair in _comparisons(chosen)),
+        published=tuple(beside_table4(next(iter(picked.values())))) if published == "table4" else (), n_missing=n_missing,
     )  # fmt: skip
 
 
@@ -90,13 +86,29 @@ def to_markdown(table: StudyTable) -> str:
         cells = [_distribution(row), _method(row), row["decision"], f"{row['part']} ({row['n_test']})", row["n"], *scores]
         lines.append(_line([*cells, *([row["picked_on"]] if several else [])]))
     lines += ["", "# Paired differences (percentage points, 95 % interval over networks that share their set)", ""]
-    lines += [_line(("over", "first", "second", "score", "part", "n", "first - second")), _line(["---"] * 7)]
+    picked = ["picked on"] if several else []
+    lines += [_line([*picked, "over", "first", "second", "score", "part", "n", "first - second"]), _line(["---"] * (7 + several))]
     for row in table.pairs:
         shown = f"{100 * row['difference']:+.2f}" + (
-            f" [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]" if row["low"] is not None else ""
+            f" [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}], p {row['p']:.2g}" if row["low"] is not None else ""
         )
-        lines.append(_line([row["over"], row["first"], row["second"], row["score"], row["part"], row["n"], shown]))
+        cells = [row["picked_on"]] if several else []
+        lines.append(_line([*cells, row["over"], row["first"], row["second"], row["score"], row["part"], row["n"], shown]))
     return "\n".join([*lines, *(["", "# Beside the published table 4", "", *table.published] if table.published else [])]) + "\n"
+
+
+def pickings(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """One training of each set and method, by what picked it: "" where each has one training alone.
+
+    Where a set and method have several (rates, runs), the best by the AUC on the test images comes first, as published ("test"). The best
+    by the score on the validation images follows where there are some ("validation"): its scores on the test images are not too high by
+    the choice.
+    """
+    trainings = {(*_network(row), row["rate"], row["run"]) for row in rows}
+    if len(trainings) == len({_network(row) for row in rows}):
+        return {"": list(rows)}
+    with_validation = any(row["validation"] is not None for row in rows)
+    return {on: pick(rows, on=on) for on in ("test", "validation") if on == "test" or with_validation}
 
 
 def pick(rows: Sequence[Row], *, on: str) -> list[Row]:
@@ -184,8 +196,7 @@ def _pair(
     first: Mapping[Any, Row], second: Mapping[Any, Row], keep: Callable[[Row], bool], *, over: str, names: tuple[str, str], score: str
 ) -> Row | None:
     both = [cell for cell in first if cell in second and keep(first[cell])]
-    differences = [first[cell][score] - second[cell][score] for cell in both]
-    return _difference(differences, over=over, names=names, score=score)
+    return _difference([(first[cell][score], second[cell][score]) for cell in both], over=over, names=names, score=score)
 
 
 def _steps(rows: Mapping[Any, Row], method: str) -> list[Row | None]:
@@ -199,7 +210,7 @@ def _steps(rows: Mapping[Any, Row], method: str) -> list[Row | None]:
         at = {(row[name], row[other], row["repeat"]): row["auc"] for row in step}
         ends = [(at[values[-1], o, r], auc) for (v, o, r), auc in at.items() if v == values[0] and (values[-1], o, r) in at]
         names = (f"{method} at {name} {values[-1]:g}", f"{method} at {name} {values[0]:g}")
-        found.append(_difference([high - low for high, low in ends], over="step", names=names, score="auc"))
+        found.append(_difference(ends, over="step", names=names, score="auc"))
     return found
 
 
@@ -208,15 +219,23 @@ def _equal_totals(rows: Mapping[Any, Row], method: str) -> Row | None:
     at = {(row["kind"], row["rho"], row["repeat"]): row["auc"] for row in rows.values() if row["kind"] == "linear" or row["mu"] == 0.5}
     both = [(auc, at["linear", rho, repeat]) for (kind, rho, repeat), auc in at.items() if kind == "step" and ("linear", rho, repeat) in at]
     names = (f"{method}, step mu 0.5", f"{method}, linear")
-    return _difference([step - linear for step, linear in both], over="equal totals", names=names, score="auc")
+    return _difference(both, over="equal totals", names=names, score="auc")
 
 
-def _difference(differences: Sequence[float], *, over: str, names: tuple[str, str], score: str) -> Row | None:
-    if not differences:
+def _difference(values: Sequence[tuple[float | None, float | None]], *, over: str, names: tuple[str, str], score: str) -> Row | None:
+    """First minus second of each pair of networks; a pair with a network that diverged is left out."""
+    first, second = ({str(i): pair[side] for i, pair in enumerate(values)} for side in (0, 1))
+    units = {key: key for key in first}
+    found = paired_difference(_known(second), _known(first), patient_of=units)
+    if not found["n"]:
         return None
-    low, high = bootstrap_interval(differences, [str(i) for i in range(len(differences))]) or (None, None)
-    values = (over, *names, score, "test", len(differences), float(np.mean(differences)), low, high)
-    return dict(zip(PAIR_COLUMNS, values, strict=True))
+    low, high = found["interval95"] or (None, None)
+    cells = (over, *names, score, "test", "", found["n"], found["mean"], low, high, found["p"])
+    return dict(zip(PAIR_COLUMNS, cells, strict=True))
+
+
+def _known(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _is(row: Row, method: str) -> bool:
@@ -232,11 +251,7 @@ def _cell(row: Row) -> tuple[Any, ...]:
 
 
 def _network(row: Row) -> tuple[Any, ...]:
-    return (*_cell(row), row["method"], row["imbalance_ratio"])
-
-
-def _n_runs(rows: Sequence[Row]) -> int:
-    return len({(row["rate"], row["run"]) for row in rows})
+    return (row.get("images"), *_cell(row), row["method"], row["imbalance_ratio"])
 
 
 def _sorted(rows: Sequence[Row]) -> list[Row]:

@@ -1,14 +1,15 @@
 """The figures of the two-class report: distribution, learning curves, confusion, ROC on training and test images, scores side by side."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from brats_seg.classification.figures import TEST, curve_lines, grid, legend_below, method_look, method_name
-from brats_seg.classification.table import ARGMAX, pick
+from brats_seg.classification.figures import TEST, by_picking, curve_lines, grid, legend_below, method_look, method_name
+from brats_seg.classification.table import ARGMAX
 from brats_seg.core.grid import Row
 from brats_seg.reporting.figures import INK, QUIET, RULE, row_shares
 
@@ -25,7 +26,11 @@ _COLUMNS = 4
 
 def two_class_figures(rows: Sequence[Row], *, class_names: Sequence[str] = ("0", "1")) -> dict[str, Figure]:
     """Every figure that the rows of a study of two classes have the numbers for, by the name of its file; none for more classes."""
-    chosen = [row for row in pick(rows, on=TEST) if row["decision"] == ARGMAX and len(row["counts"]) == 2]
+    return by_picking(rows, partial(_two_class_figures, class_names=class_names))
+
+
+def _two_class_figures(rows: Sequence[Row], *, class_names: Sequence[str]) -> dict[str, Figure]:
+    chosen = [row for row in rows if row["decision"] == ARGMAX and len(row["counts"]) == 2]
     if not chosen:
         return {}
     parts = [part for part in dict.fromkeys(row["part"] for row in chosen) if part != TRAIN]

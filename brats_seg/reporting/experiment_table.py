@@ -52,7 +52,8 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
     chosen = differences_to(summary, against=against)
     for score, words, digits in (("dice", "Dice", 3), ("volume_ratio", "predicted over true volume", 3), ("hd95_mm", "HD95, mm", 1)):
         lines += ["", f"## Paired differences of {words}", "",
-                  "Mean over cases, 95 % interval (bootstrap over patients), p (Wilcoxon signed-rank over patients), n cases." + _few(chosen), ""]  # fmt: skip
+                  "Mean over cases, 95 % interval (bootstrap over patients), p (Wilcoxon signed-rank over patients), n cases."
+                  + _few(chosen), ""]  # fmt: skip
         of = names if score == "dice" else REGIONS
         paired = [
             [

@@ -81,6 +81,19 @@ def test_of_several_trainings_the_best_is_drawn():
     assert study_figures(rows)["figure3_auc_over_rho"].axes[0].lines[0].get_ydata().tolist() == [90, 90]
 
 
+def test_trainings_picked_by_the_validation_images_are_drawn_beside():
+    """Two rates: the one that is best on the test images is not the one that validation picks."""
+    rows = [
+        a_row(rho=rho, rate=rate, auc=auc, validation=1 - auc) for rho in (2.0, 10.0) for rate, auc in ((0.05, 0.7), (0.005, 0.9))
+    ]  # fmt: skip
+    figures = study_figures(rows)
+    assert figures["figure3_auc_over_rho"].axes[0].lines[0].get_ydata().tolist() == [90, 90]
+    assert figures["figure3_auc_over_rho_picked_on_validation"].axes[0].lines[0].get_ydata().tolist() == pytest.approx([70, 70])
+    assert "by their AUC on the test images" in figures["figure3_auc_over_rho"].get_suptitle()
+    assert "by their score on the validation images" in figures["figure3_auc_over_rho_picked_on_validation"].get_suptitle()
+    assert study_figures(a_study())["figure3_auc_over_rho"].get_suptitle() == ""  # one run each: nothing was picked
+
+
 def test_a_study_of_one_point_a_set_of_the_readers_own_and_a_network_that_diverged():
     rows = [a_row(images="npz", method=method, auc=auc) for method, auc in (("baseline", 0.9), ("smote", 0.8), ("focal", None))]
     figures = study_figures(rows)

@@ -40,6 +40,23 @@ def test_pairs_share_their_set():
     assert (pair["difference"], pair["n"]) == (pytest.approx(0.15), 2)
 
 
+def test_pairs_say_which_images_picked_the_runs_and_are_given_for_both():
+    """The baseline is trained twice: its best run on the test images is not its best on the validation images."""
+    rows = [row("baseline", 0.9, rate=0.1, validation=0.5), row("baseline", 0.8, rate=0.01, validation=0.7)]
+    rows.append(row("oversample", 0.85, rate=0.1, validation=0.6))
+    pairs = [p for p in make_table(rows).pairs if (p["first"], p["over"]) == ("oversample", "step")]
+    assert {p["picked_on"]: p["difference"] for p in pairs} == {"test": pytest.approx(-0.05), "validation": pytest.approx(0.05)}
+    once = make_table([row("baseline", 0.7), row("oversample", 0.8)])
+    assert {p["picked_on"] for p in once.pairs} == {""}  # one run each: nothing was picked
+    assert "| validation | step | oversample | baseline |" in to_markdown(make_table(rows))
+
+
+def test_pairs_have_the_paired_test_of_the_package():
+    rows = [row(m, 0.5 + gain, repeat=r) for r in range(6) for m, gain in (("baseline", 0.0), ("oversample", 0.01 * (r + 1)))]
+    pair = next(p for p in make_table(rows).pairs if (p["first"], p["over"]) == ("oversample", "step"))
+    assert (pair["n"], pair["p"]) == (6, pytest.approx(2 / 64))
+
+
 def test_rho_and_mu_have_their_own_steps():
     rows = [row("baseline", auc, rho=rho, mu=mu) for rho, mu, auc in ((10, 0.1, 0.9), (50, 0.1, 0.8), (10, 0.5, 0.7), (50, 0.5, 0.5))]
     steps = {(p["first"], p["second"]): p["difference"] for p in make_table(rows).pairs}
