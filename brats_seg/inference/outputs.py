@@ -1,9 +1,13 @@
 """What lies beside the label maps: predictions.csv and the ITK-SNAP label file."""
 
 import csv
+import io
+import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from brats_seg.core.files import atomic, lock, write_text
 from brats_seg.errors import InputError
@@ -12,42 +16,67 @@ from brats_seg.scans.labels import MERGED, SCHEMAS, TISSUE_COLORS, TISSUES, Labe
 TABLE = "predictions.csv"
 LABELS = "labels.txt"
 
+_KEYS = ("case", "file", "schema")
 _PATIENCE_S = 60.0
+_SCHEMAS = "# label schemas: "
 
 
 def add_row(out: Path, row: Mapping[str, str | float]) -> None:
-    """Add a case's row to `OUT/predictions.csv`, in place of an older one, and bring `OUT/labels.txt` up to date.
+    """Append a case's row to `OUT/predictions.csv`; of several rows of a case the last one counts (`read_rows`).
 
-    Several processes may do so at once (parts of one job). Rows of cases whose label map is gone are dropped.
+    Several processes may do so at once (parts of one job). The whole table is written anew only where the row has other columns or is of
+    a label schema that `OUT/labels.txt` does not tell yet.
 
     Raises:
-        InputError: another process has held the table for a minute.
+        InputError: another process has held the table for a minute, or it is a table of something else.
     """
-    start = time.monotonic()
-    while True:
-        try:
-            with lock(out / f".{TABLE}.lock"):
-                rows = {str(r["case"]): r for r in read_rows(out) if (out / str(r["file"])).is_file()} | {str(row["case"]): row}
-                ordered = [rows[case] for case in sorted(rows)]
-                _write_rows(out / TABLE, ordered)
-                write_text(out / LABELS, label_file(SCHEMAS[name] for name in sorted({str(r["schema"]) for r in ordered})))
+    path = out / TABLE
+    row = {name: " ".join(value.splitlines()) if isinstance(value, str) else value for name, value in row.items()}
+    with _held(out):
+        columns = _columns(path)
+        if not set(row) <= set(columns) or str(row["schema"]) not in _told_schemas(out):
+            _rebuild(out, [*read_rows(out), {name: str(value) for name, value in row.items()}])
             return
-        except InputError:
-            if time.monotonic() - start > _PATIENCE_S:
-                raise
-            time.sleep(0.05)
+        with path.open("r+b") as file:
+            file.seek(_whole_length(file))
+            file.truncate()
+            text = io.StringIO()
+            csv.DictWriter(text, columns, restval="").writerow(row)
+            file.write(text.getvalue().encode())
+
+
+def rebuild_table(out: Path) -> list[dict[str, str]]:
+    """Write `OUT/predictions.csv` and `OUT/labels.txt` anew: one row a case, sorted, without cases whose label map is gone.
+
+    Returns:
+        The rows; none where there is no table, and none is made.
+
+    Raises:
+        InputError: as `add_row`.
+    """
+    if not (out / TABLE).is_file():
+        return []
+    with _held(out):
+        return _rebuild(out, read_rows(out))
 
 
 def read_rows(out: Path) -> list[dict[str, str]]:
-    """The rows of `OUT/predictions.csv`; none where it is not there. Raises `InputError` where it is a table of something else."""
+    """The rows of `OUT/predictions.csv`, the last one of each case; none where the table is not there.
+
+    The last line does not count where it lacks its end: a process was killed while it wrote the line.
+
+    Raises:
+        InputError: it is a table of something else.
+    """
     path = out / TABLE
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if any(row.get(name) is None for row in rows for name in ("case", "file", "schema")):
+    whole, newline, _ = path.read_bytes().rpartition(b"\n")
+    reader = csv.DictReader(io.StringIO((whole + newline).decode(errors="replace"), newline=""))
+    rows = list(reader)
+    if newline and (not set(_KEYS) <= set(reader.fieldnames or ()) or any(row.get(name) is None for row in rows for name in _KEYS)):
         raise InputError(f"{path}: not a table that `brats-seg predict` wrote; give another output folder")
-    return rows
+    return list({row["case"]: row for row in rows}.values())
 
 
 def label_file(schemas: Iterable[LabelSchema]) -> str:
@@ -55,8 +84,10 @@ def label_file(schemas: Iterable[LabelSchema]) -> str:
 
     Where a value means different tissues in different schemas, its name lists them, and the color is that of the first.
     """
+    schemas = list(schemas)
     lines = [
         "# ITK-SNAP label description file",
+        _SCHEMAS + ", ".join(schema.name for schema in schemas),
         "# columns: value, R, G, B, opacity, visible, mesh visible, name",
         _label_line(0, "#000000", shown=False, name="Clear Label"),
     ]
@@ -73,6 +104,58 @@ def label_file(schemas: Iterable[LabelSchema]) -> str:
 def _label_line(value: int, color: str, *, shown: bool, name: str) -> str:
     red, green, blue = bytes.fromhex(color[1:])
     return f'{value:5d} {red:5d} {green:4d} {blue:4d} {int(shown):8d} {int(shown):2d} {int(shown):2d}    "{name}"'
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """The lock of the table, waited for."""
+    start = time.monotonic()
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(lock(out / f".{TABLE}.lock"))
+                break
+            except InputError:
+                if time.monotonic() - start > _PATIENCE_S:
+                    raise
+                time.sleep(0.05)
+        yield
+
+
+def _columns(path: Path) -> list[str]:
+    """Of the table, by its first line; none where it is not there."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return next(csv.reader(file), [])
+
+
+def _told_schemas(out: Path) -> list[str]:
+    """Names of the schemas that `OUT/labels.txt` is of; none where an older version wrote the file."""
+    path = out / LABELS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [name for line in lines if line.startswith(_SCHEMAS) for name in line.removeprefix(_SCHEMAS).split(", ")]
+
+
+def _whole_length(file: BinaryIO) -> int:
+    """Bytes of a table up to the end of its last whole line."""
+    n = file.seek(0, os.SEEK_END)
+    while n:
+        first = max(0, n - 4096)
+        file.seek(first)
+        at = file.read(n - first).rfind(b"\n")
+        if at >= 0:
+            return first + at + 1
+        n = first
+    return 0
+
+
+def _rebuild(out: Path, rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    newest = {row["case"]: row for row in rows if (out / row["file"]).is_file()}
+    ordered = [newest[case] for case in sorted(newest)]
+    _write_rows(out / TABLE, ordered)
+    write_text(out / LABELS, label_file(SCHEMAS[name] for name in sorted({row["schema"] for row in ordered})))
+    return ordered
 
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, str | float]]) -> None:

@@ -21,7 +21,7 @@ from brats_seg.errors import InputError, UsageError, is_out_of_memory
 from brats_seg.evaluation.calibration import CLASSES, PROBABILITIES
 from brats_seg.inference.cleanup import Cleanup, clean_up
 from brats_seg.inference.dense import SLICES, Mirroring, Probabilities, brain_mask
-from brats_seg.inference.outputs import add_row, read_rows
+from brats_seg.inference.outputs import add_row, rebuild_table
 from brats_seg.inference.segmenter import Segmenter, fitting, goes_by_slices, segment_crop
 from brats_seg.inference.threads import computing_threads
 from brats_seg.scans.case import Case
@@ -115,17 +115,19 @@ def predict_cases(
         raise UsageError(f"suffix '{suffix}': must be one of {', '.join(SUFFIXES)}")
     job = _Job(fitting(segmenters), out, suffix, mirroring, save_probabilities, resample, cleanup=cleanup, allow_missing=allow_missing)
     out.mkdir(parents=True, exist_ok=True)
-    alike = {row["case"] for row in read_rows(out) if row.get("settings") == job.settings}
+    alike = {row["case"] for row in rebuild_table(out) if row.get("settings") == job.settings}
     skipped = [c.id for c in cases if skip_finished and c.id in alike and _is_finished(job, c)]
     found = list(problems)
     predictions = []
-    todo = [c for c in cases if c.id not in skipped]
+    done = set(skipped)
+    todo = [c for c in cases if c.id not in done]
     with closing(_pipelined(job, todo)) as results:  # whatever ends the loop: a traceback would keep them, and they go on by themselves
         for result in track(results, total=len(todo), label="segmenting"):
             if isinstance(result, Problem):
                 found.append(result)
             else:
                 predictions.append(result)
+    rebuild_table(out)  # the rows stand in the order in which the cases were finished
     return PredictReport(tuple(predictions), tuple(skipped), tuple(found))
 
 
@@ -169,8 +171,8 @@ class _Job:
 
     @cached_property
     def settings(self) -> str:
-        """Digest of what label maps depend on beside the scans: the networks and how they are used."""
-        networks = [(s.checkpoint, s.window, s.class_shift) for s in self.segmenters]
+        """Digest of what label maps depend on beside the scans: the networks, their arithmetic and how they are used."""
+        networks = [(s.checkpoint, s.window, s.class_shift, _arithmetic(s)) for s in self.segmenters]
         used = repr((networks, self.mirroring, self.cleanup, self.resample, self.allow_missing))
         return hashlib.sha256(used.encode()).hexdigest()[:12]
 
@@ -179,6 +181,11 @@ class _Job:
 
     def probabilities_of(self, case: Case) -> Path:
         return self.out / PROBABILITIES / f"{case.id}.nii.gz"
+
+
+def _arithmetic(segmenter: Segmenter) -> list[str]:
+    """Types of numbers and kinds of device: bfloat16 and float32, or a CPU and a GPU, do not give the same label maps."""
+    return sorted({f"{p.dtype} {p.device.type}" for p in segmenter.network.parameters()})
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,25 @@ def test_to_continue_with_another_network_or_other_settings_is_to_begin_anew(tmp
     assert skipped(checkpoint="2", cleanup=Cleanup(50.0, 0.0)) == ()
 
 
+def test_to_continue_in_another_precision_is_to_begin_anew(tmp_path):
+    """bfloat16 and float32 give other label maps: a folder must not hold both."""
+
+    class WithWeight(BrightestChannel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return x + self.weight
+
+    case, out = write_scans(tmp_path / "a", scans()), tmp_path / "out"
+
+    def skipped(dtype: torch.dtype) -> tuple[str, ...]:
+        return predict_cases([segmenter(network=WithWeight().to(dtype))], [case], out=out, skip_finished=True).skipped
+
+    assert [skipped(torch.float32), skipped(torch.bfloat16), skipped(torch.bfloat16)] == [(), (), ("a",)]
+
+
 def test_a_table_of_something_else_is_refused_before_the_first_case(tmp_path):
     (tmp_path / "predictions.csv").write_text("image,label\n1,7\n")
     with pytest.raises(InputError, match=r"predictions\.csv: not a table that `brats-seg predict` wrote"):
