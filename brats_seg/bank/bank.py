@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Int64
+from torch import Tensor
 
 from brats_seg.bank.format import FILES
-from brats_seg.bank.gather import ResidentVolumes, gather_patches, gather_patches_torch, make_resident
+from brats_seg.bank.gather import PatchMaps, ResidentVolumes, gather_patches, gather_patches_torch, make_resident, send
 from brats_seg.bank.grouping import GroupKind, group_classes
 from brats_seg.bank.listing import BankCase, read_listing
 from brats_seg.bank.mapped import Volumes, map_array
@@ -28,14 +29,15 @@ class Batch:
     """Patches of one step.
 
     Attributes:
-        inputs: float32 (B, M, [Z,] Y, X), channels last in memory.
+        inputs: float32 (B, M, [Z,] Y, X), channels last in memory; with slices around (B, (2 n + 1) M, Y, X), slice -n first.
         targets: class of each voxel (B, [Z,] Y, X), 255 outside the brain and for what a grouped bank leaves out.
         counts: (K + 1,) voxels of each class in these patches, and in the last place those outside.
+            int64; NumPy of a bank on the CPU, else a tensor on the bank's device, which nothing here waits for.
     """
 
     inputs: Inputs
     targets: Targets
-    counts: Counts
+    counts: Counts | Int64[Tensor, " k"]
 
 
 class PatchBank:
@@ -48,6 +50,7 @@ class PatchBank:
     Attributes:
         path: folder of the bank.
         patch_size: (Y, X) or (Z, Y, X).
+        slices_around: n; a 2-D patch comes with the n slices on either side as further channels.
         classes: tissue classes, healthy first; grouped as `regroup` says.
         kind: how they are grouped: "all", "healthy_or_tumor" or "tumor".
         modalities: channels, in order.
@@ -59,20 +62,24 @@ class PatchBank:
         digest: SHA-256 of `bank.json`, which holds the checksums of all files.
     """
 
-    def __init__(self, path: Path | str, *, patch_size: Sequence[int] = (64, 64), cases: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, path: Path | str, *, patch_size: Sequence[int] = (64, 64), cases: Sequence[str] | None = None, slices_around: int = 0
+    ) -> None:
         """Open a bank.
 
         Args:
             path: its folder.
             patch_size: voxels, (Y, X) or (Z, Y, X).
             cases: ids of the cases to select; None for all.
+            slices_around: n, the slices on either side of a 2-D patch that its network sees too, as further channels.
 
         Raises:
             InputError: no bank, or one of another schema version.
-            UsageError: a case that is not in the bank, or a patch larger than the volume.
+            UsageError: a case that is not in the bank, a patch larger than the volume, or more slices than it has.
         """
         self.path = Path(path)
         self.patch_size = tuple(patch_size)
+        self.slices_around = slices_around
         listing = read_listing(self.path)
         self.digest = listing.digest
         self.modalities = listing.modalities
@@ -85,6 +92,7 @@ class PatchBank:
         self._number_of = {case.id: i for i, case in enumerate(self.cases)}
         self._device = torch.device("cpu")
         self._resident: ResidentVolumes | None = None
+        self._is_resident: bool | None = None  # decided at the first batch
         shapes = np.array([case.shape for case in self.cases], np.int64).reshape(-1, 3)
         self._volumes = Volumes(shapes, n_channels=len(self.modalities), load=_CaseLoader(self.cases))
         self._every_voxel = ClassIndex(
@@ -96,6 +104,11 @@ class PatchBank:
         )
         self._group("all")
         self._choose(range(len(self.cases)) if cases is None else self._numbers(cases))
+
+    @property
+    def n_channels(self) -> int:
+        """Channels of a batch: the modalities of each slice of a patch's surroundings."""
+        return len(self.modalities) * (2 * self.slices_around + 1)
 
     @property
     def folds(self) -> tuple[tuple[str, ...], ...]:
@@ -138,30 +151,40 @@ class PatchBank:
         other._device = torch.device(device)
         return other
 
-    def batch(self, ids: Ids, *, out: Batch | None = None) -> Batch:
+    def batch(self, ids: Ids, *, out: Batch | None = None, maps: PatchMaps | None = None) -> Batch:
         """The patches around voxels.
 
         Args:
             ids: centers, of whatever cases.
-            out: a batch of the same size whose tensors are written again (on a CPU); None makes new ones.
+            out: a batch of the same size on the CPU whose tensors are written again; None makes new ones, and so does another device.
+            maps: an affine map of each patch, read straight from the volumes; None reads each patch as it is.
 
         Raises:
             InputError: an id that lies in no case.
+            UsageError: `out` of another size, or maps of another number.
         """
         self._check_sizes()
         if self._device.type == "cpu":
-            return self._batch_here(ids, out)
-        if self._resident is None and self._fits():
-            self._resident = make_resident(self._volumes, self.selected, device=self._device)
+            on_cpu = out if out is not None and out.targets.device.type == "cpu" else self._make_batch(len(ids))
+            return self._batch_here(ids, on_cpu, maps)
+        if self._is_resident is None:
+            self._is_resident = self._fits()
+            if self._is_resident:
+                self._resident = make_resident(self._volumes, self.selected, device=self._device)
+                self._table_there = None if self._table is None else torch.from_numpy(self._table).to(self._device)
         if self._resident is None or not np.isin(ids >> 32, self.selected).all():
-            batch = self._batch_here(ids, out)
-            return Batch(batch.inputs.to(self._device), batch.targets.to(self._device), batch.counts)
+            return self._batch_sent(ids, maps)
         self._volumes.check(ids)
-        there = torch.from_numpy(ids).to(self._device)
         inputs, targets, counts = gather_patches_torch(
-            self._resident, there, patch_size=self.patch_size, n_classes=len(self.classes), table=self._table
+            self._resident,
+            ids,
+            patch_size=self.patch_size,
+            n_classes=len(self.classes),
+            table=self._table_there,
+            maps=maps,
+            slices_around=self.slices_around,
         )
-        return Batch(inputs, targets, counts.cpu().numpy())
+        return Batch(inputs, targets, counts)
 
     def volume(self, case: int) -> tuple[Image, TissueMap]:
         """Image float16 (Z, Y, X, M) and classes uint8 (Z, Y, X) of a case by its number, read-only.
@@ -183,24 +206,38 @@ class PatchBank:
         _, n_y, n_x = self._volumes.shapes[cases].T
         return np.stack([cases, positions // (n_y * n_x), positions // n_x % n_y, positions % n_x], axis=1)
 
-    def _batch_here(self, ids: Ids, out: Batch | None) -> Batch:
+    def _make_batch(self, n_patches: int, *, pinned: bool = False) -> Batch:
+        shape = (n_patches, *self.patch_size)
+        inputs = torch.empty((*shape, self.n_channels), pin_memory=pinned).movedim(-1, 1)
+        targets = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+        return Batch(inputs, targets, np.empty(len(self.classes) + 1, np.int64))
+
+    def _batch_here(self, ids: Ids, out: Batch, maps: PatchMaps | None) -> Batch:
         shape = (len(ids), *self.patch_size)
-        if out is None:
-            inputs = torch.empty((*shape, len(self.modalities))).movedim(-1, 1)
-            out = Batch(inputs, torch.empty(shape, dtype=torch.uint8), np.empty(len(self.classes) + 1, np.int64))
-        if out.targets.shape != shape:
-            raise UsageError(f"out holds targets of shape {tuple(out.targets.shape)}; these ids need {shape}")
+        if out.targets.shape != shape or out.inputs.shape[1] != self.n_channels:
+            raise UsageError(
+                f"out holds targets of shape {tuple(out.targets.shape)} and {out.inputs.shape[1]} channels; "
+                f"these ids need {shape} and {self.n_channels}"
+            )
         gather_patches(
             self._volumes,
             ids,
             patch_size=self.patch_size,
             inputs_out=out.inputs.movedim(1, -1).numpy(),
             targets_out=out.targets.numpy(),
-            counts_out=out.counts,
+            counts_out=np.asarray(out.counts),
             table=self._table,
+            maps=maps,
+            slices_around=self.slices_around,
             threads=torch.get_num_threads(),
         )
         return out
+
+    def _batch_sent(self, ids: Ids, maps: PatchMaps | None) -> Batch:
+        """Gather on the CPU and copy. torch keeps pinned memory that was freed, and gives it out again when its copy has ended."""
+        here = self._batch_here(ids, self._make_batch(len(ids), pinned=self._device.type == "cuda"), maps)
+        inputs, targets = (tensor.to(self._device, non_blocking=True) for tensor in (here.inputs, here.targets))
+        return Batch(inputs, targets, send(np.asarray(here.counts), self._device))
 
     def _numbers(self, case_ids: Sequence[str]) -> list[int]:
         unknown = [case for case in case_ids if case not in self._number_of]
@@ -223,7 +260,7 @@ class PatchBank:
     def _copy(self) -> "PatchBank":
         other = object.__new__(PatchBank)
         other.__dict__ = dict(self.__dict__)
-        other._resident = None
+        other._resident = other._is_resident = None
         return other
 
     def _check_sizes(self) -> None:
@@ -249,15 +286,25 @@ class PatchBank:
         if larger.size:
             name, limit = self.cases[self.selected[larger[0]]].id, tuple(grids.min(axis=0).tolist())
             raise UsageError(f"patch.size {self.patch_size}: larger than the volume of {name}; the largest possible is {limit}")
+        if self.slices_around:
+            self._check_slices()
+
+    def _check_slices(self) -> None:
+        n, n_slices = self.slices_around, 2 * self.slices_around + 1
+        if n < 0 or len(self.patch_size) != 2:
+            raise UsageError(f"slices_around {n}: must be 0 or more, and 0 for a 3-D patch; patch.size is {self.patch_size}")
+        flat = [case for case in (self.cases[i] for i in self.selected) if case.grid_shape[0] < n_slices]
+        if flat:
+            raise UsageError(f"slices_around {n}: {n_slices} slices; the volume of {flat[0].id} has {flat[0].grid_shape[0]}")
 
     def _fits(self) -> bool:
         free, _ = torch.cuda.mem_get_info(self._device)
         n_voxels = int(self._volumes.n_voxels[list(self.selected)].sum())
         return n_voxels * (2 * len(self.modalities) + 1) <= _RESIDENT_SHARE * free
 
-    def __reduce__(self) -> tuple[Callable[..., "PatchBank"], tuple[Path, tuple[int, ...], tuple[str, ...], GroupKind]]:
+    def __reduce__(self) -> tuple[Callable[..., "PatchBank"], tuple[Path, tuple[int, ...], tuple[str, ...], GroupKind, int]]:
         """A worker process opens the bank anew: a copy would carry the mapped volumes."""
-        return _reopen, (self.path, self.patch_size, tuple(self.cases[i].id for i in self.selected), self.kind)
+        return _reopen, (self.path, self.patch_size, tuple(self.cases[i].id for i in self.selected), self.kind, self.slices_around)
 
 
 @dataclass(frozen=True)
@@ -281,5 +328,5 @@ class _PartLoader:
         return map_array(self.cases[case].folder / FILES[2], read_ahead=False)
 
 
-def _reopen(path: Path, patch_size: tuple[int, ...], cases: tuple[str, ...], kind: GroupKind) -> PatchBank:
-    return PatchBank(path, patch_size=patch_size, cases=cases).regroup(kind)
+def _reopen(path: Path, patch_size: tuple[int, ...], cases: tuple[str, ...], kind: GroupKind, slices_around: int) -> PatchBank:
+    return PatchBank(path, patch_size=patch_size, cases=cases, slices_around=slices_around).regroup(kind)

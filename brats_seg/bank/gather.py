@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import product
 from queue import SimpleQueue
 from threading import Thread
 from time import sleep
@@ -18,9 +19,10 @@ from jaxtyping import Float16, Float32, Int64, UInt8
 from torch import Tensor
 
 from brats_seg.bank.mapped import Volumes
-from brats_seg.core.gather_kernels import gather_planes, wait_for, widen_numpy
+from brats_seg.core.gather_kernels import FRACTION_BITS, gather_planes, wait_for, widen_numpy
 from brats_seg.core.shapes import Counts, Ids
 from brats_seg.core.tensors import Inputs, Targets
+from brats_seg.errors import UsageError
 from brats_seg.scans.labels import OUTSIDE
 
 _SHARE_PER_THREAD = 1 << 18
@@ -30,6 +32,26 @@ _PATIENCE = 100_000
 Table = UInt8[np.ndarray, "256"]
 """Class by tissue class, as `Grouping.table` has it."""
 _AS_THEY_ARE = np.zeros(0, np.uint8)
+_HALF_STEPS = float(1 << FRACTION_BITS - 1)
+_LARGEST_ENTRY, _LARGEST_OFFSET = 1024, 1 << 31
+_NO_MAPS = (np.zeros((0, 3), np.int64), np.zeros((0, 3, 3), np.int64), np.zeros(0, np.uint8))
+
+
+@dataclass(frozen=True)
+class PatchMaps:
+    """An affine map for each patch of a batch: where in the volume each voxel of the patch is read.
+
+    Let c be the drawn voxel plus the offset, i an index in the patch, and m = (size - 1) / 2 the middle of the patch, all (z, y, x). The
+    voxel at index i is read at c + m - size // 2 + A (i - m). The identity gives the patch without a map; -1 in place of a 1 flips an
+    axis. A 2-D patch stays in its slice: only the rows and columns of y and x of its matrix are used.
+
+    Attributes:
+        offsets: voxels from the drawn voxel to the voxel that lies at index size // 2 where the matrix is the identity.
+        matrices: A, from patch axes to volume axes. Entries above 1 make things smaller.
+    """
+
+    offsets: Int64[np.ndarray, "b 3"]
+    matrices: Float32[np.ndarray, "b 3 3"]
 
 
 def gather_patches(
@@ -41,9 +63,15 @@ def gather_patches(
     targets_out: UInt8[np.ndarray, " b *patch"],
     counts_out: Counts,
     table: Table | None = None,
+    maps: PatchMaps | None = None,
+    slices_around: int = 0,
     threads: int = 1,
 ) -> None:
     """Gather the patches around voxels into a caller's buffers (C order).
+
+    A patch with a map is read at positions between voxels: the image by linear interpolation, where a voxel beyond the volume counts as
+    0, the class of the nearest voxel. Where the class is 255 (outside the brain) the image is exactly 0: air, which a bank stores as 0,
+    stays 0 and does not grow or shrink against the classes. A position halfway between two voxels is nearest to the one of higher index.
 
     Args:
         volumes: where from.
@@ -53,12 +81,17 @@ def gather_patches(
         targets_out: class of each voxel, 255 outside; written.
         counts_out: (K + 1,) voxels of each class in these patches, and in the last place all others; written.
         table: the class of each tissue class, and of 255; None leaves them as they are.
+        maps: one for each patch; None reads all of them straight.
+        slices_around: n, for 2-D patches: the channels are those of 2 n + 1 slices, the modalities of slice -n first. Targets and
+            counts are of the middle slice.
         threads: how many to use at most; with 1 no other thread is started, as a forked worker process needs it.
 
     Raises:
         InputError: an id that lies in no case.
+        UsageError: a map that is not finite, or far too large; slices around a 3-D patch.
     """
     volumes.check(ids)
+    _check(maps, n_patches=len(ids), patch_size=patch_size, slices_around=slices_around)
     patch = _three(patch_size)
     n_planes, values, targets = len(ids) * patch[0], inputs_out.reshape(-1), targets_out.reshape(-1)
     threads = max(1, min(threads, values.size // _SHARE_PER_THREAD))
@@ -67,9 +100,11 @@ def gather_patches(
     n_at_once = max(1, n_planes // (1 if threads == 1 else 4 * threads))
     where = (volumes.image_addresses, volumes.label_addresses, volumes.shapes, ids, patch, volumes.n_channels, OUTSIDE)
     classes = _AS_THEY_ARE if table is None else table
+    offsets, matrices, is_mapped = _NO_MAPS if maps is None else (maps.offsets, _in_half_steps(maps), _is_mapped(maps))
+    how = (classes, (offsets, matrices, is_mapped, len(patch_size) == 2), slices_around)
 
     def work(thread: int) -> None:
-        gather_planes(*where, classes, progress.ctypes.data, n_at_once, values, targets, counts[thread])
+        gather_planes(*where, *how, progress.ctypes.data, n_at_once, values, targets, counts[thread])
 
     for thread in range(1, threads):
         _helpers(threads - 1).put(partial(work, thread))
@@ -77,39 +112,6 @@ def gather_patches(
     while not wait_for(progress.ctypes.data, n_planes, _PATIENCE):
         sleep(1e-5)  # a helper has lost its core
     counts_out[:] = counts.sum(axis=0)
-
-
-def gather_patches_numpy(
-    volumes: Volumes,
-    ids: Ids,
-    *,
-    patch_size: tuple[int, ...],
-    inputs_out: Float32[np.ndarray, " b *patch m"],
-    targets_out: UInt8[np.ndarray, " b *patch"],
-    counts_out: Counts,
-    table: Table | None = None,
-) -> None:
-    """Twin of `gather_patches` by slices."""
-    volumes.check(ids)
-    patch = _three(patch_size)
-    inputs_out[:] = 0
-    targets_out[:] = OUTSIDE
-    inputs = inputs_out.reshape(len(ids), *patch, volumes.n_channels)
-    targets = targets_out.reshape(len(ids), *patch)
-    for example, inputs_of, targets_of in zip(ids.tolist(), inputs, targets, strict=True):
-        image, label = volumes.pair(example >> 32)
-        center = np.unravel_index(example & 0xFFFFFFFF, label.shape)
-        firsts = [int(c) - n // 2 for c, n in zip(center, patch, strict=True)]
-        source = tuple(slice(max(f, 0), f + n) for f, n in zip(firsts, patch, strict=True))
-        to = tuple(slice(max(-f, 0), min(n, size - f)) for f, n, size in zip(firsts, patch, label.shape, strict=True))
-        bits = np.ascontiguousarray(image[source]).view(np.uint16)
-        values = np.empty(bits.shape, np.float32)
-        widen_numpy(bits, values)
-        inputs_of[to], targets_of[to] = values, label[source]
-    if table is not None:
-        targets_out[:] = table[targets_out]
-    n_classes = len(counts_out) - 1
-    counts_out[:] = np.bincount(np.minimum(targets_out.reshape(-1), n_classes), minlength=n_classes + 1)
 
 
 @dataclass(frozen=True)
@@ -149,29 +151,134 @@ def make_resident(volumes: Volumes, cases: tuple[int, ...], *, device: torch.dev
 
 
 def gather_patches_torch(
-    volumes: ResidentVolumes, ids: Int64[Tensor, " b"], *, patch_size: tuple[int, ...], n_classes: int, table: Table | None = None
+    volumes: ResidentVolumes,
+    ids: Ids,
+    *,
+    patch_size: tuple[int, ...],
+    n_classes: int,
+    table: UInt8[Tensor, "256"] | None = None,
+    maps: PatchMaps | None = None,
+    slices_around: int = 0,
 ) -> tuple[Inputs, Targets, Int64[Tensor, " k"]]:
-    """`gather_patches` by index arithmetic on the device that holds the volumes; equal to the bit. `ids` are not checked."""
-    cases, positions = ids >> 32, ids & 0xFFFFFFFF
-    n_z, n_y, n_x = volumes.shapes[cases].unbind(1)
-    center = (positions // (n_y * n_x), positions // n_x % n_y, positions % n_x)
-    places, inside = volumes.firsts[cases].view(-1, 1, 1, 1), torch.ones((), dtype=torch.bool, device=ids.device)
-    strides = (n_y * n_x, n_x, torch.ones_like(n_x))
-    patch = _three(patch_size)
-    for axis, (middle, size, n, stride) in enumerate(zip(center, patch, (n_z, n_y, n_x), strides, strict=True)):
-        along = [-1, 1, 1, 1]
-        along[1 + axis] = size
-        steps = middle[:, None] - size // 2 + torch.arange(size, device=ids.device)
-        inside = inside & ((steps >= 0) & (steps < n[:, None])).view(along)
-        places = places + (steps.clamp(min=0).minimum(n[:, None] - 1) * stride[:, None]).view(along)
-    bits = volumes.images[places].view(torch.int16).int() & 0xFFFF
-    values = volumes.as_float32[bits].masked_fill_(~inside[..., None], 0)
-    targets = volumes.labels[places].masked_fill_(~inside, OUTSIDE)
+    """`gather_patches` by index arithmetic on the device that holds the volumes; `ids` are not checked.
+
+    Equal to the bit for a patch without a map or with the identity; with another map targets and counts are equal, and the image is but
+    for rounding. The processor never waits for the device here: all that it sends goes in one copy that runs beside the computation.
+    """
+    _check(maps, n_patches=len(ids), patch_size=patch_size, slices_around=slices_around)
+    is_mapped = np.zeros(len(ids), bool) if maps is None else _is_mapped(maps).astype(bool)
+    order = np.argsort(is_mapped, kind="stable")
+    n_plain = len(ids) - int(is_mapped.sum())
+    columns = [order[:, None], ids[order, None]]
+    if maps is not None:
+        columns += [maps.offsets[order], _in_half_steps(maps)[order].reshape(-1, 9)]
+    sent = send(np.concatenate(columns, axis=1), volumes.labels.device)
+    shape = (len(ids), *_three(patch_size))
+    n_channels, n_slices = volumes.images.shape[1], 2 * slices_around + 1
+    values = torch.empty((*shape, n_slices, n_channels), device=sent.device)
+    targets = torch.empty(shape, dtype=torch.uint8, device=sent.device)
+    for part, read in ((sent[:n_plain], _read_straight), (sent[n_plain:], _read_mapped)):
+        for number in range(n_slices if len(part) else 0):
+            image, label = read(volumes, part, shape[1:], number - slices_around, len(patch_size) == 2)
+            values[part[:, 0], :, :, :, number] = image
+            if number == slices_around:
+                targets[part[:, 0]] = label
     if table is not None:
-        targets = torch.from_numpy(table).to(ids.device)[targets.int()]
-    counts = torch.bincount(targets.flatten().clamp(max=n_classes), minlength=n_classes + 1)
-    shape = (len(ids), *patch_size)
-    return values.view(*shape, -1).movedim(-1, 1), targets.view(shape), counts
+        targets = table[targets.int()]
+    inside = torch.stack([(targets == k).sum() for k in range(n_classes)])
+    counts = torch.cat([inside, targets.numel() - inside.sum(keepdim=True, dim=0)])
+    return values.view(len(ids), *patch_size, -1).movedim(-1, 1), targets.view(len(ids), *patch_size), counts
+
+
+def send(array: Int64[np.ndarray, "*shape"], device: torch.device) -> Int64[Tensor, "*shape"]:
+    """Copy numbers to a device; to a CUDA device without waiting for the copy."""
+    here = torch.from_numpy(array)
+    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here.to(device)
+
+
+def _read_straight(
+    volumes: ResidentVolumes, sent: Tensor, patch: tuple[int, int, int], slices_up: int, is_flat: bool
+) -> tuple[Tensor, Tensor]:
+    case, sizes, center = _centers(volumes, sent, slices_up)
+    steps = [_along(axis, center[:, axis, None] - n // 2 + torch.arange(n, device=sent.device)) for axis, n in enumerate(patch)]
+    places, inside = _places(volumes, case, sizes, steps)
+    bits = volumes.images[places].view(torch.int16).int() & 0xFFFF
+    return volumes.as_float32[bits].masked_fill_(~inside[..., None], 0), volumes.labels[places].masked_fill_(~inside, OUTSIDE)
+
+
+def _read_mapped(
+    volumes: ResidentVolumes, sent: Tensor, patch: tuple[int, int, int], slices_up: int, is_flat: bool
+) -> tuple[Tensor, Tensor]:
+    """By fixed-point positions, the same numbers as in the kernel; tap by tap, as eight at once would take eight times the memory."""
+    case, sizes, center = _centers(volumes, sent, slices_up)
+    matrices, one, half = sent[:, 5:14].view(-1, 3, 3), 1 << FRACTION_BITS, 1 << FRACTION_BITS - 1
+    moving = (1, 2) if is_flat else (0, 1, 2)
+    positions = []
+    for axis, n in enumerate(patch):
+        position = _along(0, ((center[:, axis] << FRACTION_BITS) - (1 - n % 2) * half)[:, None])
+        for other in moving if axis in moving else ():
+            to_middle = 2 * torch.arange(patch[other], device=sent.device) + 1 - patch[other]
+            position = position + _along(other, matrices[:, axis, other, None] * to_middle)
+        positions.append(position)
+    places, inside = _places(volumes, case, sizes, [(position + half) >> FRACTION_BITS for position in positions])
+    label = volumes.labels[places].masked_fill_(~inside, OUTSIDE)
+    image = torch.zeros((*label.shape, volumes.images.shape[1]), device=sent.device)
+    below = [position >> FRACTION_BITS for position in positions]
+    upper = [(position & (one - 1)).float() / one for position in positions]
+    for taps in product((0,) if is_flat else (0, 1), (0, 1), (0, 1)):
+        places, inside = _places(volumes, case, sizes, [low + tap for low, tap in zip(below, taps, strict=True)])
+        weight = inside.float()
+        for share, tap in zip(upper, taps, strict=True):
+            weight = weight * (share if tap else 1 - share)
+        image.addcmul_(weight[..., None], volumes.images[places].float())
+    return image.masked_fill_((label == OUTSIDE)[..., None], 0), label
+
+
+def _centers(volumes: ResidentVolumes, sent: Tensor, slices_up: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Case (B,), its sizes (B, 3), and the center (B, 3) of each patch with its offset, `slices_up` further along z."""
+    case, position = sent[:, 1] >> 32, sent[:, 1] & 0xFFFFFFFF
+    sizes = volumes.shapes[case]
+    n_y, n_x = sizes[:, 1], sizes[:, 2]
+    center = torch.stack([position // (n_y * n_x) + slices_up, position // n_x % n_y, position % n_x], dim=1)
+    return case, sizes, center + sent[:, 2:5] if sent.shape[1] > 2 else center
+
+
+def _along(axis: int, numbers: Tensor) -> Tensor:
+    """Numbers (B, n) as (B, n, 1, 1), (B, 1, n, 1) or (B, 1, 1, n)."""
+    return numbers.view(len(numbers), *[-1 if i == axis else 1 for i in range(3)])
+
+
+def _places(volumes: ResidentVolumes, case: Tensor, sizes: Tensor, steps: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Flat places of voxels among all cases, and which lie in their volume; the others get some place of it."""
+    one = torch.ones_like(case)
+    strides = (sizes[:, 1] * sizes[:, 2], sizes[:, 2], one)
+    places, inside = _along(0, volumes.firsts[case][:, None]), _along(0, one[:, None].bool())
+    for step, n, stride in zip(steps, sizes.unbind(1), strides, strict=True):
+        end = _along(0, n[:, None])
+        inside = inside & (step >= 0) & (step < end)
+        places = places + step.clamp(min=0).minimum(end - 1) * _along(0, stride[:, None])
+    return places, inside
+
+
+def _check(maps: PatchMaps | None, *, n_patches: int, patch_size: tuple[int, ...], slices_around: int) -> None:
+    if slices_around and (slices_around < 0 or len(patch_size) != 2):
+        raise UsageError(f"slices_around {slices_around}: must be 0 or more, and 0 for 3-D patches; the patch is {patch_size}")
+    if maps is None:
+        return
+    if len(maps.offsets) != n_patches or len(maps.matrices) != n_patches:
+        raise UsageError(f"{len(maps.offsets)} offsets and {len(maps.matrices)} matrices for {n_patches} patches: give one for each")
+    if not (np.abs(maps.matrices) <= _LARGEST_ENTRY).all() or not (np.abs(maps.offsets) <= _LARGEST_OFFSET).all():
+        raise UsageError(f"a matrix with an entry that is not within {_LARGEST_ENTRY} of 0, or an offset not within {_LARGEST_OFFSET}")
+
+
+def _is_mapped(maps: PatchMaps) -> UInt8[np.ndarray, " b"]:
+    """1 for each patch whose matrix is not the identity."""
+    return (maps.matrices != np.eye(3, dtype=np.float32)).any(axis=(1, 2)).astype(np.uint8)
+
+
+def _in_half_steps(maps: PatchMaps) -> Int64[np.ndarray, "b 3 3"]:
+    """The matrices in units of 2**-23, in which twice the way to the middle of a patch is a whole number of 2**-24 voxels."""
+    return np.rint(maps.matrices.astype(np.float64) * _HALF_STEPS).astype(np.int64)
 
 
 def _three(patch_size: tuple[int, ...]) -> tuple[int, int, int]:

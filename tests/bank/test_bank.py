@@ -14,6 +14,7 @@ import torch
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.format import FILES
+from brats_seg.bank.gather import PatchMaps
 from brats_seg.bank.listing import verify_bank
 from brats_seg.errors import InputError, UsageError
 
@@ -167,6 +168,50 @@ def test_a_pickled_bank_is_opened_anew(small_bank: Path) -> None:
     other = pickle.loads(packed)
     assert other.selected == (1,)
     assert torch.equal(other.batch(ids).inputs, bank.batch(ids).inputs)
+
+
+def test_a_bank_that_does_not_fit_the_device_is_asked_once_and_copies_each_batch(small_bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device `meta` stands for one without memory: what is copied there has a shape and no numbers."""
+    asked = []
+    monkeypatch.setattr(PatchBank, "_fits", lambda bank: bool(asked.append(bank)))
+    bank = PatchBank(small_bank, patch_size=(8, 8)).to("meta")
+    ids, batch = some_ids(bank), None
+    for _ in range(3):
+        batch = bank.batch(ids, out=batch)
+        assert batch.inputs.device.type == batch.targets.device.type == "meta"
+        assert batch.inputs.shape == (12, 4, 8, 8)
+        assert batch.inputs.movedim(1, -1).is_contiguous()
+        assert isinstance(batch.counts, torch.Tensor)
+    assert len(asked) == 1
+    bank.select(["BraTS2021_00001"]).batch(ids)
+    assert len(asked) == 2
+
+
+def test_a_batch_with_maps_and_slices_around(small_bank: Path) -> None:
+    bank = PatchBank(small_bank, patch_size=(8, 8), slices_around=1)
+    assert (bank.slices_around, bank.n_channels) == (1, 12)
+    ids, still = some_ids(bank), PatchBank(small_bank, patch_size=(8, 8))
+    flips = PatchMaps(np.zeros((12, 3), np.int64), np.tile(np.diag([1, -1, 1]).astype(np.float32), (12, 1, 1)))
+    batch, plain = bank.batch(ids, maps=flips), still.batch(ids)
+    assert batch.inputs.shape == (12, 12, 8, 8)
+    assert torch.equal(batch.inputs[:, 4:8], plain.inputs.flip(2))
+    assert torch.equal(batch.targets, plain.targets.flip(1))
+    slice_above = (ids + 12 * 15)[:4]
+    assert torch.equal(bank.batch(ids[:4]).inputs[:, 8:], still.batch(slice_above).inputs)
+    again = pickle.loads(pickle.dumps(bank.regroup("tumor")))
+    assert (again.slices_around, again.kind) == (1, "tumor")
+    assert torch.equal(again.batch(ids).inputs, bank.batch(ids).inputs)
+    with pytest.raises(UsageError, match="out holds"):
+        bank.batch(ids, out=plain)
+
+
+@pytest.mark.parametrize(
+    ("size", "n", "message"),
+    [((8, 8), 6, "13 slices; the volume of BraTS2021_00000 has 12"), ((8, 8), -1, "0 or more"), ((2, 8, 8), 1, "0 for a 3-D patch")],
+)
+def test_slices_around_that_cannot_be_are_refused(small_bank: Path, size: tuple[int, ...], n: int, message: str) -> None:
+    with pytest.raises(UsageError, match=f"slices_around {n}: .*{message}"):
+        PatchBank(small_bank, patch_size=size, slices_around=n)
 
 
 def test_volumes_cannot_be_written(small_bank: Path) -> None:

@@ -1,4 +1,4 @@
-"""Patches: the border policy by hand, and two backends and a twin that are equal to the bit."""
+"""Patches: the border policy by hand, two backends that are equal, and maps that read a patch turned, scaled and flipped."""
 
 import os
 from pathlib import Path
@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brats_seg.bank import gather
-from brats_seg.bank.gather import gather_patches, gather_patches_numpy, gather_patches_torch, make_resident
+from brats_seg.bank.gather import PatchMaps, gather_patches, gather_patches_torch, make_resident
 from brats_seg.bank.grouping import group_classes
 from brats_seg.bank.mapped import Volumes
-from brats_seg.errors import InputError
+from brats_seg.errors import InputError, UsageError
 
 N_CLASSES = 3
 
@@ -32,19 +32,61 @@ def volumes_of(shapes: list[tuple[int, int, int]], *, n_channels: int, seed: int
     )
 
 
-def gathered(function: object, volumes: Volumes, ids: np.ndarray, size: tuple[int, ...], **more: object) -> tuple[np.ndarray, ...]:
+def gathered(
+    function: object, volumes: Volumes, ids: np.ndarray, size: tuple[int, ...], *, slices_around: int = 0, **more: object
+) -> tuple[np.ndarray, ...]:
     """Bits of the inputs, targets and counts, from buffers full of something else."""
-    inputs = np.full((len(ids), *size, volumes.n_channels), 7, np.float32)
+    inputs = np.full((len(ids), *size, volumes.n_channels * (2 * slices_around + 1)), 7, np.float32)
     targets, counts = np.full((len(ids), *size), 7, np.uint8), np.full(N_CLASSES + 1, 7, np.int64)
-    function(volumes, ids, patch_size=size, inputs_out=inputs, targets_out=targets, counts_out=counts, **more)  # type: ignore[operator]
+    function(  # type: ignore[operator]
+        volumes, ids, patch_size=size, inputs_out=inputs, targets_out=targets, counts_out=counts, slices_around=slices_around, **more
+    )
     return inputs.view(np.uint32), targets, counts
 
 
-def by_torch(volumes: Volumes, ids: np.ndarray, size: tuple[int, ...], table: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
+def by_torch(
+    volumes: Volumes, ids: np.ndarray, size: tuple[int, ...], *, table: np.ndarray | None = None, **more: object
+) -> tuple[np.ndarray, ...]:
     resident = make_resident(volumes, tuple(range(len(volumes.shapes))), device=torch.device("cpu"))
-    there = torch.from_numpy(ids)
-    inputs, targets, counts = gather_patches_torch(resident, there, patch_size=size, n_classes=N_CLASSES, table=table)
+    there = None if table is None else torch.from_numpy(table)
+    inputs, targets, counts = gather_patches_torch(
+        resident, ids, patch_size=size, n_classes=N_CLASSES, table=there, **more  # type: ignore[arg-type]
+    )  # fmt: skip
     return inputs.movedim(1, -1).contiguous().numpy().view(np.uint32), targets.numpy(), counts.numpy()
+
+
+def by_slices(volumes: Volumes, ids: np.ndarray, size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets by plain slices of a volume with a margin of 0 and 255 around it."""
+    patch, inputs, targets = (1, *size)[-3:], [], []
+    for example in ids.tolist():
+        image, label = volumes.pair(example >> 32)
+        center = np.unravel_index(example & 0xFFFFFFFF, label.shape)
+        around = [(n, n) for n in patch]
+        place = tuple(slice(int(c) + n - n // 2, int(c) + n - n // 2 + n) for c, n in zip(center, patch, strict=True))
+        inputs.append(np.pad(image.view(np.uint16), [*around, (0, 0)])[place].view(np.float16))
+        targets.append(np.pad(label, around, constant_values=255)[place])
+    shape = (len(ids), *size)
+    return np.array(inputs).reshape(*shape, volumes.n_channels), np.array(targets).reshape(shape)
+
+
+def finite(volumes: Volumes) -> Volumes:
+    """The same cases with finite images, 0 where the label is 255."""
+    rng = np.random.default_rng(0)
+    pairs = [volumes.pair(case) for case in range(len(volumes.shapes))]
+    images = [rng.normal(size=image.shape) * (label != 255)[..., None] for image, label in pairs]
+    return Volumes.from_arrays([(image.astype(np.float16), label) for image, (_, label) in zip(images, pairs, strict=True)])
+
+
+def random_maps(n: int, *, seed: int, reach: int = 3) -> PatchMaps:
+    """Matrices of all kinds: nearly none, turned, scaled, sheared, and each third the identity."""
+    rng = np.random.default_rng(seed)
+    matrices = np.eye(3) + rng.normal(size=(n, 3, 3)) * rng.choice([1e-3, 0.3, 1.0], (n, 1, 1))
+    matrices[::3] = np.eye(3)
+    return PatchMaps(rng.integers(-reach, reach + 1, (n, 3)), matrices.astype(np.float32))
+
+
+def constant_maps(n: int, diagonal: tuple[float, float, float], offset: tuple[int, int, int] = (0, 0, 0)) -> PatchMaps:
+    return PatchMaps(np.tile(np.array(offset, np.int64), (n, 1)), np.tile(np.diag(diagonal).astype(np.float32), (n, 1, 1)))
 
 
 sizes = st.one_of(st.tuples(st.integers(1, 9), st.integers(1, 9)), st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9)))
@@ -66,20 +108,21 @@ def test_all_backends_are_equal_to_the_bit(
     cases = rng.integers(0, len(shapes), 7)
     ids = (cases << 32) | rng.integers(0, volumes.n_voxels[cases])
     table = None if kind == "as stored" else group_classes(kind, ("healthy", "edema", "core")).table  # type: ignore[arg-type]
-    twin = gathered(gather_patches_numpy, volumes, ids, size, table=table)
-    for ours in (gathered(gather_patches, volumes, ids, size, table=table), by_torch(volumes, ids, size, table)):
-        for a, b in zip(ours, twin, strict=True):
-            assert np.array_equal(a, b)
-    assert twin[2].sum() == twin[1].size
+    ours, twin = gathered(gather_patches, volumes, ids, size, table=table), by_torch(volumes, ids, size, table=table)
+    for a, b in zip(ours, twin, strict=True):
+        assert np.array_equal(a, b)
+    image, label = by_slices(volumes, ids, size)
+    assert np.array_equal(np.nan_to_num(twin[0].view(np.float32)), np.nan_to_num(image.astype(np.float32), posinf=None))
+    assert np.array_equal(twin[1], label if table is None else table[label])
+    assert np.array_equal(twin[2], np.bincount(np.minimum(twin[1].ravel(), N_CLASSES), minlength=N_CLASSES + 1))
 
 
 def test_every_float16_comes_through_both_backends() -> None:
     image = np.arange(65536, dtype=np.uint16).view(np.float16).reshape(1, 128, 128, 4)
     volumes = Volumes.from_arrays([(image, np.zeros((1, 128, 128), np.uint8))])
     ids = np.array([64 * 128 + 64], np.int64)
-    twin = gathered(gather_patches_numpy, volumes, ids, (128, 128))
+    twin = by_torch(volumes, ids, (128, 128))
     assert np.array_equal(gathered(gather_patches, volumes, ids, (128, 128))[0], twin[0])
-    assert np.array_equal(by_torch(volumes, ids, (128, 128))[0], twin[0])
     finite = np.isfinite(image)
     assert np.array_equal(twin[0].view(np.float32)[0][finite[0]], image[finite].astype(np.float32))
 
@@ -114,7 +157,7 @@ def test_threads_share_a_batch(threads: int, monkeypatch: pytest.MonkeyPatch) ->
     volumes = volumes_of([(5, 40, 30)], n_channels=4, seed=1)
     ids = np.random.default_rng(0).integers(0, 6000, 11)
     for size in ((16, 16), (3, 16, 16)):
-        twin = gathered(gather_patches_numpy, volumes, ids, size)
+        twin = by_torch(volumes, ids, size)
         for a, b in zip(gathered(gather_patches, volumes, ids, size, threads=threads), twin, strict=True):
             assert np.array_equal(a, b)
 
@@ -150,3 +193,137 @@ def test_an_id_in_no_case_is_an_error(voxel: int, message: str) -> None:
     volumes = volumes_of([(2, 3, 4)], n_channels=4, seed=0)
     with pytest.raises(InputError, match=message):
         gathered(gather_patches, volumes, np.array([0, voxel]), (4, 4))
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(1, 8)), min_size=1, max_size=4),
+    st.integers(1, 5),
+    sizes,
+    st.integers(0, 2**31),
+    st.integers(0, 2),
+)
+@settings(max_examples=150, deadline=None)
+def test_mapped_patches_of_all_backends_are_equal(
+    shapes: list[tuple[int, int, int]], n_channels: int, size: tuple[int, ...], seed: int, slices_around: int
+) -> None:
+    volumes = finite(volumes_of(shapes, n_channels=n_channels, seed=seed))
+    rng = np.random.default_rng(seed)
+    cases = rng.integers(0, len(shapes), 7)
+    ids = (cases << 32) | rng.integers(0, volumes.n_voxels[cases])
+    how = {"maps": random_maps(7, seed=seed), "slices_around": slices_around if len(size) == 2 else 0}
+    ours, twin = gathered(gather_patches, volumes, ids, size, **how), by_torch(volumes, ids, size, **how)  # type: ignore[arg-type]
+    np.testing.assert_allclose(ours[0].view(np.float32), twin[0].view(np.float32), atol=1e-5)
+    assert np.array_equal(ours[1], twin[1])
+    assert np.array_equal(ours[2], twin[2])
+    assert np.array_equal(ours[2], np.bincount(np.minimum(ours[1].ravel(), N_CLASSES), minlength=N_CLASSES + 1))
+    n = n_channels * how["slices_around"]  # type: ignore[operator]
+    middle = ours[0].view(np.float32)[..., n : n + n_channels]
+    assert (middle[ours[1] == 255] == 0).all()
+
+
+BACKENDS = {"numba": lambda *args, **more: gathered(gather_patches, *args, **more), "torch": by_torch}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [(8, 8), (7, 6), (4, 8, 8), (3, 6, 7)])
+def test_the_identity_changes_no_bit_and_an_offset_moves_the_center(backend: str, size: tuple[int, ...]) -> None:
+    volumes, gather_by = volumes_of([(5, 12, 15)], n_channels=4, seed=0), BACKENDS[backend]
+    ids = np.random.default_rng(0).integers(0, 900, 9)
+    for a, b in zip(gather_by(volumes, ids, size, maps=constant_maps(9, (1, 1, 1))), gather_by(volumes, ids, size), strict=True):
+        assert np.array_equal(a, b)
+    center = (2 * 12 + 6) * 15 + 7
+    moved = gather_by(volumes, np.array([center]), size, maps=constant_maps(1, (1, 1, 1), (1, -2, 3)))
+    for a, b in zip(moved, gather_by(volumes, np.array([center + (12 - 2) * 15 + 3]), size), strict=True):
+        assert np.array_equal(a, b)
+    beyond = gather_by(volumes, ids, size, maps=constant_maps(9, (1, 1, 1), (0, -(1 << 31), 1 << 31)))
+    assert beyond[0].max() == 0
+    assert beyond[1].min() == 255
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("size", "signs"), [((8, 8), (1, -1, 1)), ((7, 6), (1, -1, -1)), ((4, 8, 8), (-1, 1, -1)), ((3, 6, 7), (-1, -1, -1))]
+)
+def test_a_negative_diagonal_is_the_flipped_patch(backend: str, size: tuple[int, ...], signs: tuple[int, int, int]) -> None:
+    volumes, gather_by = finite(volumes_of([(5, 12, 15)], n_channels=4, seed=0)), BACKENDS[backend]
+    ids = np.random.default_rng(0).integers(0, 900, 9)
+    ours, plain = gather_by(volumes, ids, size, maps=constant_maps(9, signs)), gather_by(volumes, ids, size)
+    axes = tuple(1 + i for i, sign in enumerate(signs[-len(size) :]) if sign < 0)
+    assert np.array_equal(ours[0].view(np.float32), np.flip(plain[0].view(np.float32), axes))
+    assert np.array_equal(ours[1], np.flip(plain[1], axes))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_half_the_size_between_voxels_by_hand(backend: str) -> None:
+    image = np.arange(16, dtype=np.float16).reshape(1, 4, 4, 1)
+    label = np.array([[[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 0, 0], [2, 2, 0, 255]]], np.uint8)
+    volumes, center = Volumes.from_arrays([(image, label)]), np.array([2 * 4 + 2])
+    inputs, targets, counts = BACKENDS[backend](volumes, center, (2, 2), maps=constant_maps(1, (1, 2, 2)))
+    # read at 0.5 and 2.5 along each axis: means of four voxels; of the four the last one is the nearest
+    assert inputs.view(np.float32)[0, ..., 0].tolist() == [[2.5, 4.5], [10.5, 0]]
+    assert targets[0].tolist() == [[0, 1], [2, 255]]
+    assert counts.tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_quarter_turn_is_a_turned_patch(backend: str) -> None:
+    volumes = finite(volumes_of([(5, 12, 15)], n_channels=4, seed=0))
+    ids, turn = np.arange(9) * 100, np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], np.float32)
+    turned = BACKENDS[backend](volumes, ids, (7, 7), maps=PatchMaps(np.zeros((9, 3), np.int64), np.tile(turn, (9, 1, 1))))
+    plain = BACKENDS[backend](volumes, ids, (7, 7))
+    assert np.array_equal(turned[0].view(np.float32), np.rot90(plain[0].view(np.float32), axes=(1, 2)))
+    assert np.array_equal(turned[1], np.rot90(plain[1], axes=(1, 2)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [(16, 16), (8, 9, 10)])
+def test_no_patch_has_air_that_the_volume_has_not(backend: str, size: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(3)
+    image = rng.uniform(1, 2, (60, 60, 60, 4)).astype(np.float16)
+    volumes = Volumes.from_arrays([(image, rng.integers(0, 3, (60, 60, 60)).astype(np.uint8))])
+    ids = (30 * 60 + 30) * 60 + 30 + rng.integers(-3, 4, 20)
+    maps = random_maps(20, seed=4)
+    inputs, targets, _ = BACKENDS[backend](volumes, ids, size, maps=PatchMaps(maps.offsets, np.clip(maps.matrices, -1.1, 1.1)))
+    assert inputs.view(np.float32).min() >= 1
+    assert targets.max() < 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("maps", [None, random_maps(6, seed=1)])
+def test_slices_around_are_the_patches_of_those_slices(backend: str, maps: PatchMaps | None) -> None:
+    volumes, gather_by = finite(volumes_of([(7, 12, 15)], n_channels=3, seed=0)), BACKENDS[backend]
+    ids = (np.array([0, 1, 3, 3, 5, 6]) * 12 + 6) * 15 + np.arange(6)
+    inputs, targets, counts = gather_by(volumes, ids, (8, 8), maps=maps, slices_around=2)
+    assert inputs.shape == (6, 8, 8, 15)
+    for number, up in enumerate((-2, -1, 0, 1, 2)):
+        plain = maps or constant_maps(6, (1, 1, 1))
+        moved = PatchMaps(plain.offsets + np.array([up, 0, 0]), plain.matrices)
+        of_slice = gather_by(volumes, ids, (8, 8), maps=moved)
+        assert np.array_equal(inputs[..., number * 3 : number * 3 + 3].view(np.float32), of_slice[0].view(np.float32))
+        if up == 0:
+            assert np.array_equal(targets, of_slice[1])
+            assert np.array_equal(counts, of_slice[2])
+    if maps is None:
+        assert inputs[0, ..., :6].max() == 0  # two slices below the first there is nothing
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_share_a_mapped_batch(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "_SHARE_PER_THREAD", 1)
+    volumes, ids = finite(volumes_of([(5, 40, 30)], n_channels=4, seed=1)), np.random.default_rng(0).integers(0, 6000, 11)
+    for size in ((16, 16), (3, 16, 16)):
+        alone = gathered(gather_patches, volumes, ids, size, maps=random_maps(11, seed=2))
+        for a, b in zip(gathered(gather_patches, volumes, ids, size, maps=random_maps(11, seed=2), threads=threads), alone, strict=True):
+            assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_maps_that_cannot_be_are_refused(backend: str) -> None:
+    volumes, ids, gather_by = volumes_of([(2, 9, 9)], n_channels=4, seed=0), np.arange(3), BACKENDS[backend]
+    with pytest.raises(UsageError, match="2 offsets and 2 matrices for 3 patches"):
+        gather_by(volumes, ids, (4, 4), maps=constant_maps(2, (1, 1, 1)))
+    for entry in (np.nan, np.inf, 2000.0):
+        with pytest.raises(UsageError, match="not within 1024 of 0"):
+            gather_by(volumes, ids, (4, 4), maps=constant_maps(3, (1, 1, entry)))
+    with pytest.raises(UsageError, match="0 for 3-D patches"):
+        gather_by(volumes, ids, (2, 4, 4), slices_around=1)
