@@ -67,9 +67,14 @@ class Sampler(Section):
 
     A share of `tumor` goes in equal parts to the tumor classes that have none of their own. `drift` moves the shares in equal steps from
     those of the first epoch to the natural ones of the last.
+
+    `first` says what is drawn first within a class. "voxel": every voxel of the class alike. "case": a case that has the class, then a
+    voxel of it. "lesion": a connected tumor lesion that has the class, then a voxel of the class in it, so that a lesion of 20 voxels is
+    seen as often as one of 20,000; of healthy tissue, which has no lesions, a case first.
     """
 
     kind: Literal["random", "balanced", "ratio", "hard", "oversample", "undersample"] = "balanced"
+    first: Literal["voxel", "case", "lesion"] = "voxel"
     shares: dict[str, Share] | None = None
     healthy_share: Share | None = None
     imbalance_ratio: Annotated[float, Field(ge=1)] = 1.0

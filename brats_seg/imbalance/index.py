@@ -134,6 +134,16 @@ class ClassIndex:
         ids[order] = positions + self._case_ids[self._rows[rows]]
         return ids
 
+    def positions(self, row: int) -> list[np.ndarray]:
+        """Positions of the examples of each class in a case of this index, by the number of the case in it; read, not copied."""
+        case = int(self._rows[row])
+        every, starts, counts = self._positions(case), self._every_start[case], self._every_count[case]
+        return [every[start : start + n] for start, n in zip(starts, counts, strict=True)]
+
+    def case_number(self, row: int) -> int:
+        """Number in the whole index of a case of this index."""
+        return int(self._rows[row])
+
     def random_ids(self, cls: int, n: int, *, generator: np.random.Generator) -> Ids:
         """`n` different ids of one class, uniform; all of them where the class has no more."""
         count = int(self._ends[cls, -1]) if len(self._rows) else 0

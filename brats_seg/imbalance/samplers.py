@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int64
 
 from brats_seg.core.shapes import Counts, Ids, Shares
 from brats_seg.errors import UsageError
+from brats_seg.imbalance.groups import Groups
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.shares import LONGEST_PERIOD, batch_counts, drifted_shares, named_classes, requested_shares, resampled_counts
 
@@ -75,8 +76,14 @@ class Sampler(ABC):
     number, so no generator state is ever stored, and a resumed run may have another number of ranks.
     """
 
-    def __init__(self, index: ClassIndex, *, requested: Shares, sizes: Counts, plan: Plan) -> None:
-        """`requested`: the share of each class, in the first epoch. `sizes`: how many examples of each class there are to draw from."""
+    def __init__(self, index: ClassIndex, *, requested: Shares, sizes: Counts, plan: Plan, groups: Groups | None = None) -> None:
+        """`requested`: the share of each class, in the first epoch. `sizes`: how many examples of each class there are to draw from.
+
+        `groups`: what is drawn first within a class; None for every example of the class alike.
+        """
+        if groups is not None and plan.steps is None:
+            raise UsageError("sampler.first: an epoch that shows every example draws no case or lesion first; give training.steps")
+        self.groups = groups
         self._first_shares = requested
         self.epoch = 1
         self.step = 0
@@ -140,7 +147,10 @@ class Sampler(ABC):
             self._start_epoch()
         first = block * self._block_steps
         n = min(self._block_steps, self.steps - first)
-        classes, ranks = self._ranks(first, n, generator=self._generator(_DRAWS, block))
+        generator = self._generator(_DRAWS, block)
+        classes, ranks = self._ranks(first, n, generator=generator)
+        if self.groups is not None:
+            ranks = self.groups.ranks(classes, generator.random(classes.shape))
         mine = np.s_[:, self._plan.rank :: self._plan.n_ranks]
         self._classes = np.ascontiguousarray(classes[mine])
         self._ids, self._hard = self._examples(classes, ranks, first=first, mine=mine)
@@ -238,9 +248,11 @@ class ShareSampler(Sampler):
 class UndersamplingSampler(ShareSampler):
     """Draws from one random subset of each class that is too frequent, the same in all epochs, chosen by the seed."""
 
-    def __init__(self, index: ClassIndex, *, requested: Shares, sizes: Counts, plan: Plan) -> None:
-        super().__init__(index, requested=requested, sizes=sizes, plan=plan)
+    def __init__(self, index: ClassIndex, *, requested: Shares, sizes: Counts, plan: Plan, groups: Groups | None = None) -> None:
+        super().__init__(index, requested=requested, sizes=sizes, plan=plan, groups=groups)
         self._subsets = {k: self._subset(k) for k in range(index.n_classes) if sizes[k] < index.counts[k]}
+        for k, subset in self._subsets.items():
+            self.groups = self.groups.keep(k, subset) if self.groups is not None else None
 
     def _subset(self, k: int) -> Ids:
         return self._generator(_SUBSET, k, epoch=0).choice(int(self._index.counts[k]), int(self._sizes[k]), replace=False)
@@ -261,8 +273,8 @@ class HardSampler(ShareSampler):
     recycle: bool = True
     max_age: int = 1
 
-    def __init__(self, index: ClassIndex, *, requested: Shares, sizes: Counts, plan: Plan) -> None:
-        super().__init__(index, requested=requested, sizes=sizes, plan=plan)
+    def __init__(self, index: ClassIndex, *, requested: Shares, sizes: Counts, plan: Plan, groups: Groups | None = None) -> None:
+        super().__init__(index, requested=requested, sizes=sizes, plan=plan, groups=groups)
         self.hard_classes = tuple(range(index.n_classes))
         self._pools: dict[int, dict[int, np.ndarray]] = {}
 
@@ -358,6 +370,7 @@ def make_sampler(
     max_age: int = 1,
     drift: Literal["none", "to_natural"] = "none",
     n_epochs: int | None = None,
+    groups: Groups | None = None,
 ) -> Sampler:
     """The sampler of this name; all its settings are checked here.
 
@@ -371,6 +384,8 @@ def make_sampler(
         hard_classes, recycle, max_age: kind `hard` alone; see `HardSampler.configure`.
         drift: whether the shares of an epoch move from those asked for to the natural ones; kinds `balanced`, `ratio` and `hard`.
         n_epochs: by the last of so many epochs they are there; see `drifted_shares`.
+        groups: within a class, a group is drawn first and then an example of it; None draws every example of a class alike. The classes
+            come as often as without groups. Pools of hard examples are used first and have no groups.
 
     Raises:
         UsageError: naming the knob, its value and what it may be.
@@ -391,7 +406,7 @@ def make_sampler(
         imbalance_ratio=imbalance_ratio, allow_absent_class=allow_absent_class,
     )  # fmt: skip
     sizes = resampled_counts(kind, index.counts, imbalance_ratio=imbalance_ratio) if kind == "undersample" else index.counts
-    sampler = SAMPLERS[kind](index, requested=requested, sizes=sizes, plan=plan)
+    sampler = SAMPLERS[kind](index, requested=requested, sizes=sizes, plan=plan, groups=groups)
     if isinstance(sampler, HardSampler):
         sampler.configure(hard_classes=hard_classes, recycle=recycle, max_age=max_age)
     return sampler

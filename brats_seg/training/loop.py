@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from brats_seg import config as knobs
 from brats_seg.bank.bank import Batch, PatchBank
+from brats_seg.bank.lesions import LesionNumberer
 from brats_seg.core.files import lock, write_text
 from brats_seg.core.progress import progress_bar
 from brats_seg.core.runtime import Runtime, StopRequest, catch_stop_signals
@@ -84,7 +85,7 @@ def train(
     seen = bank.select(split.train).to(runtime.device)
     method = Method(
         network=network, task=task, sampler=sampler, hard=hard, loss=loss, optimizer=optimizer, training=training, phases=phases,
-        index=seen.index, runtime=runtime,
+        index=seen.index, runtime=runtime, number_lesions=LesionNumberer(bank.cases),
     )  # fmt: skip
     method.check()
     with torch.random.fork_rng():
@@ -272,6 +273,7 @@ class _Loop:
                 pools = mine(
                     evaluated, self.bank, classes=self.sampler.hard_classes, n_draws=n_draws, hard=self.method.hard,
                     seed=self.training.seed, epoch=epoch, runtime=self.runtime, divisor=self.divisor,
+                    groups=self.sampler.groups,
                 )  # fmt: skip
                 self.sampler.accept_pools(pools)
         scores = None

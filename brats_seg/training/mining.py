@@ -12,6 +12,7 @@ from brats_seg.bank.bank import PatchBank
 from brats_seg.config import Hard
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Counts, Ids
+from brats_seg.imbalance.groups import Groups
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.inference.dense import slice_logits
 from brats_seg.inference.windowed import needs_windows
@@ -39,6 +40,7 @@ def mine(
     epoch: int,
     runtime: Runtime,
     divisor: int = 16,
+    groups: Groups | None = None,
 ) -> dict[int, Pool]:
     """The new pool of each class after an epoch: which of `hard.subset` random ids of it the network finds hard.
 
@@ -51,19 +53,31 @@ def mine(
         seed, epoch: the random ids follow from them.
         runtime: its ranks share the work.
         divisor: what the sides of the network's input must be a multiple of.
+        groups: cases or lesions that the sampler draws first; the random ids are then drawn in the same way.
     """
     n_of_class = n_draws if hard.subset is None else np.full(len(n_draws), hard.subset, np.int64)
-    candidates = draw_candidates(bank.index, classes=classes, n_of_class=n_of_class, seed=seed, epoch=epoch)
+    candidates = draw_candidates(bank.index, classes=classes, n_of_class=n_of_class, seed=seed, epoch=epoch, groups=groups)
     return find_hard(network, bank, candidates=candidates, threshold=hard.threshold, runtime=runtime, divisor=divisor)
 
 
-def draw_candidates(index: ClassIndex, *, classes: Sequence[int], n_of_class: Counts, seed: int, epoch: int) -> dict[int, Pool]:
-    """Different random ids of each class to put to the network after an epoch: `n_of_class[c]`, or all where a class has fewer."""
+def draw_candidates(
+    index: ClassIndex, *, classes: Sequence[int], n_of_class: Counts, seed: int, epoch: int, groups: Groups | None = None
+) -> dict[int, Pool]:
+    """Different random ids of each class to put to the network after an epoch: `n_of_class[c]`, or all where a class has fewer.
+
+    With `groups`, so many ids are drawn group by group, and an id that is drawn twice counts once: a few small lesions give fewer.
+    """
     candidates = {}
     for cls in classes:
         key = np.array([seed, _STREAM << 32 | epoch], np.uint64)
         generator = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, cls, 0], np.uint64)))
-        candidates[cls] = index.random_ids(cls, int(n_of_class[cls]), generator=generator)
+        n = int(n_of_class[cls])
+        if groups is None or n >= index.counts[cls]:
+            candidates[cls] = index.random_ids(cls, n, generator=generator)
+        else:
+            every = np.full(n, cls, np.int64)
+            ranks = np.unique(groups.ranks(every, generator.random(n)))
+            candidates[cls] = index.pick(every[: len(ranks)], ranks)
     return candidates
 
 

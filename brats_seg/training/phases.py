@@ -12,6 +12,7 @@ from brats_seg import config as knobs
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Shares
 from brats_seg.errors import UsageError
+from brats_seg.imbalance.groups import Groups, Lesions, NumberLesions, group_by_case, group_by_lesion
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR, class_weights
@@ -46,6 +47,7 @@ class Method:
         network, task, sampler, hard, loss, optimizer, training, phases: sections of the config.
         index: voxels of the training cases by class.
         runtime: device, precision and ranks.
+        number_lesions: numbers the lesions of a case; needed to draw with `sampler.first: lesion`.
     """
 
     network: knobs.Network
@@ -58,6 +60,7 @@ class Method:
     phases: knobs.Phases
     index: ClassIndex
     runtime: Runtime
+    number_lesions: NumberLesions | None = None
 
     def check(self) -> None:
         """Refuse, before the run starts, what would fail in one of its phases. Raises `UsageError`."""
@@ -68,7 +71,7 @@ class Method:
             )
         last = Phase(2, self.training.epochs + 1, self.n_epochs)
         for phase in (self.first(), last) if self.phases.two_phase else (self.first(),):
-            self.make_sampler(phase)
+            self._make_sampler(phase, groups=None)
             self.loss_of(phase, epoch=phase.last_epoch)
 
     # The phases
@@ -97,7 +100,10 @@ class Method:
     # What each of them works with
 
     def make_sampler(self, phase: Phase) -> Sampler:
-        """The sampler of a phase, before its first step."""
+        """The sampler of a phase, before its first step. In phase 2 every voxel is drawn alike, whatever `sampler.first` says."""
+        return self._make_sampler(phase, groups=self._groups if phase.number == 1 else None)
+
+    def _make_sampler(self, phase: Phase, *, groups: Groups | None) -> Sampler:
         # A class without an example has the natural frequency 0: in phase 2 it may be absent.
         section = self.sampler if phase.number == 1 else knobs.Sampler(kind="random", allow_absent_class=True)
         sampler = make_sampler(
@@ -105,10 +111,25 @@ class Method:
             rank=self.runtime.rank, n_ranks=self.runtime.world_size, shares=section.shares, healthy_share=section.healthy_share,
             imbalance_ratio=section.imbalance_ratio, allow_absent_class=section.allow_absent_class,
             hard_classes=self.hard.classes, recycle=self.hard.recycle, max_age=self.hard.max_age,
-            drift=section.drift, n_epochs=self.training.epochs,
+            drift=section.drift, n_epochs=self.training.epochs, groups=groups,
         )  # fmt: skip
         sampler.epoch = phase.first_epoch
         return sampler
+
+    @cached_property
+    def lesions(self) -> Lesions | None:
+        """The lesions of the training cases, found at first use; None where no lesion is drawn first."""
+        if self.sampler.first != "lesion":
+            return None
+        if self.number_lesions is None:
+            raise UsageError("sampler.first 'lesion': these examples have no lesions; use 'voxel' or 'case'")
+        return group_by_lesion(self.index, self.number_lesions)
+
+    @property
+    def _groups(self) -> Groups | None:
+        if self.lesions is not None:
+            return self.lesions.groups
+        return group_by_case(self.index) if self.sampler.first == "case" else None
 
     def make_learner(self, phase: Phase, network: nn.Module) -> Learner:
         """What moves the weights in a phase, before its first step. In phase 2 `network` holds the weights that phase 1 ended with."""

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.core.runtime import Runtime
+from brats_seg.imbalance.groups import Groups
 from brats_seg.training import mining
 from brats_seg.training.mining import center_probabilities, draw_candidates, find_hard, is_hard
 
@@ -137,3 +138,13 @@ def test_candidates_are_different_ids_of_their_class_and_follow_from_seed_and_ep
 def test_a_class_without_candidates_gets_an_empty_pool(bank: PatchBank) -> None:
     none = {2: np.empty(0, np.int64)}
     assert find_hard(Planted().eval(), bank, candidates=none, threshold=0.5, runtime=CPU)[2].size == 0
+
+
+def test_candidates_follow_the_cases_that_are_drawn_first(bank: PatchBank) -> None:
+    first_case = Groups(tuple(np.arange(1, n + 1) for n in bank.index.case_counts[0]), (None,) * 5)  # the first case alone
+    n_of_class = np.full(5, 10)
+    found = draw_candidates(bank.index, classes=range(5), n_of_class=n_of_class, seed=1, epoch=1, groups=first_case)
+    for cls, ids in found.items():
+        assert set(ids >> 32) == {0}
+        assert 0 < len(set(ids.tolist())) == len(ids) <= 10
+        assert {int(bank.volume(int(c))[1][z, y, x]) for c, z, y, x in bank.locate(ids)} == {cls}

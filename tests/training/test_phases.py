@@ -1,4 +1,5 @@
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from tiny_bank import SPLIT, knobs, run, write_bank
 
 from brats_seg.bank.bank import PatchBank
+from brats_seg.bank.lesions import LesionNumberer
 from brats_seg.config import Config
 from brats_seg.core.runtime import Runtime
 from brats_seg.errors import UsageError
@@ -211,3 +213,35 @@ def test_what_does_not_go_together_is_refused_before_anything_is_written(
     with pytest.raises(UsageError, match=message):
         run(tmp_path / "run", bank, knobs(**changes))
     assert not (tmp_path / "run").exists()
+
+
+# What is drawn first within a class
+
+
+def test_lesions_drawn_first_survive_a_stop_and_phase_2_draws_every_voxel_alike(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {**TWO, "sampler": {"kind": "hard", "first": "lesion"}}
+    run(tmp_path / "straight", bank, knobs(**changes))
+    added, add = [], Ledger.add
+
+    def add_and_signal(self: Ledger, draw: Draw, counts: np.ndarray) -> None:
+        add(self, draw, counts)
+        added.append(1)
+        if len(added) == 9:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Ledger, "add", add_and_signal)
+    assert run(tmp_path / "run", bank, knobs(**changes)).ended == "stopped"
+    assert run(tmp_path / "run", bank, knobs(**changes), resume=True).ended == "done"
+    for name in FILES:
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+    method = replace(method_of(bank, knobs(**changes)), number_lesions=LesionNumberer(PatchBank(bank, patch_size=(16, 16)).cases))
+    assert method.make_sampler(method.first()).groups is not None
+    assert method.make_sampler(Phase(2, 3, 4)).groups is None
+
+
+def test_examples_without_lesions_are_refused(bank: Path) -> None:
+    method = method_of(bank, knobs(sampler={"first": "lesion"}))
+    with pytest.raises(UsageError, match=r"sampler\.first 'lesion': these examples have no lesions; use 'voxel' or 'case'"):
+        method.make_sampler(method.first())

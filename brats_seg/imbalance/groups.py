@@ -1,0 +1,111 @@
+"""Cases or lesions that are drawn first, and then an example of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64, Integer
+
+from brats_seg.core.progress import track
+from brats_seg.core.shapes import Ids
+from brats_seg.imbalance.index import ClassIndex
+from brats_seg.imbalance.shares import named_classes
+
+NumberLesions = Callable[[int, np.ndarray], np.ndarray]
+"""Case number (row of the whole index) and positions of its tumor voxels (n,) -> number of the lesion of each (n,), from 0 on."""
+SIZE_STEPS = (1, 100, 1_000, 10_000)
+"""Smallest number of voxels of a lesion in each bin of lesion sizes."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The examples of each class in groups. A group is drawn first, every group alike; then an example of that group.
+
+    Attributes:
+        ends: for each class, where each of its groups ends in `order` (int64, rising). No group is empty.
+        order: for each class, the rank (see `ClassIndex.pick`) of each example, group after group; None where that is 0, 1, 2, ...
+    """
+
+    ends: tuple[Int64[np.ndarray, " _"], ...]
+    order: tuple[Integer[np.ndarray, " _"] | None, ...]
+
+    def ranks(self, classes: Int64[np.ndarray, "*draws"], uniform: Float64[np.ndarray, "*draws"]) -> Int64[np.ndarray, "*draws"]:
+        """Rank within its class of each draw, from one random number in [0, 1) for each.
+
+        The number times the number of groups is split: its whole part is the group, its fraction the place in the group. Of the 53 bits
+        of the number, 2^17 groups leave 36 for the place.
+        """
+        ranks = np.empty(classes.shape, np.int64)
+        for k, ends in enumerate(self.ends):
+            at = classes == k
+            if not at.any():
+                continue
+            scaled = uniform[at] * len(ends)
+            groups = scaled.astype(np.int64)
+            sizes = np.diff(ends, prepend=0)[groups]
+            places = ends[groups] - sizes + ((scaled - groups) * sizes).astype(np.int64)
+            order = self.order[k]
+            ranks[at] = places if order is None else order[places]
+        return ranks
+
+    def keep(self, k: int, ranks: Ids) -> "Groups":
+        """The same groups with some examples of class `k` alone; a group that has none of them is left out."""
+        order = self.order[k]
+        places = np.sort(ranks if order is None else _inverse(order)[ranks])
+        n_left = np.bincount(np.searchsorted(self.ends[k], places, side="right"))
+        ends, orders = list(self.ends), list(self.order)
+        ends[k], orders[k] = np.cumsum(n_left[n_left > 0]), places if order is None else order[places]
+        return replace(self, ends=tuple(ends), order=tuple(orders))
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """The lesions of an index: the groups to draw them by, and how large the lesion of each example is.
+
+    Attributes:
+        groups: of a tumor class, its part of each lesion; of another class, its examples in each case.
+        size_bins: for each class, the bin in `SIZE_STEPS` of the lesion of each example, by rank (uint8); None for a class in no lesion.
+    """
+
+    groups: Groups
+    size_bins: tuple[Integer[np.ndarray, " _"] | None, ...]
+
+
+def group_by_case(index: ClassIndex) -> Groups:
+    """The examples of a class in one case are one group."""
+    ends = tuple(np.cumsum(counts[counts > 0]) for counts in index.case_counts.T)
+    return Groups(ends, (None,) * index.n_classes)
+
+
+def group_by_lesion(index: ClassIndex, number_lesions: NumberLesions) -> Lesions:
+    """The examples of a tumor class in one lesion are one group; the examples of another class in one case are one group.
+
+    Every case is read once. Kept are 5 bytes for each tumor voxel.
+    """
+    by_case, tumor = group_by_case(index), named_classes("tumor", index.class_names)
+    found: dict[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {k: [] for k in tumor}
+    n_before = np.zeros(index.n_classes, np.int64)
+    n_cases = len(index.case_counts)
+    for row in track(range(n_cases), total=n_cases, label="finding lesions"):
+        parts = index.positions(row)
+        numbers = number_lesions(index.case_number(row), np.concatenate([parts[k] for k in tumor]))
+        size_bins = np.searchsorted(SIZE_STEPS, np.bincount(numbers), side="right") - 1
+        starts = np.cumsum([len(parts[k]) for k in tumor])[:-1]
+        for k, own in zip(tumor, np.split(numbers, starts), strict=True):
+            n_of_each = np.bincount(own)
+            order = (n_before[k] + np.argsort(own, kind="stable")).astype(np.int32)
+            found[k].append((n_of_each[n_of_each > 0], order, size_bins[own].astype(np.uint8)))
+            n_before[k] += len(own)
+    ends, orders = list(by_case.ends), list(by_case.order)
+    bins: list[Any] = [None] * index.n_classes
+    for k, cases in found.items():
+        sizes, orders[k], bins[k] = (np.concatenate(arrays) for arrays in zip(*cases, strict=True))
+        ends[k] = np.cumsum(sizes)
+    return Lesions(Groups(tuple(ends), tuple(orders)), tuple(bins))
+
+
+def _inverse(order: np.ndarray) -> np.ndarray:
+    places = np.empty(len(order), np.int64)
+    places[order] = np.arange(len(order))
+    return places
