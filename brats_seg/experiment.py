@@ -1,12 +1,14 @@
 """Samplers side by side on one bank: folds x seeds -> one table."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pandas as pd
@@ -24,12 +26,13 @@ from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.comparison import summarize_runs
 from brats_seg.evaluation.run_rows import COLUMNS, DIGEST, Row, read_finished, variant_of, write_rows
 from brats_seg.evaluation.volumes import score_volume
-from brats_seg.inference.dense import label_map
+from brats_seg.inference.dense import label_maps as segment_once
 from brats_seg.reporting.experiment_page import write_experiment_page
 from brats_seg.reporting.experiment_table import table_markdown
 from brats_seg.scans.labels import REGIONS
 from brats_seg.scans.phantom import PHANTOM_VERSION, make_traits
 from brats_seg.strategies import TUNED, ExperimentConfig, Phantoms, Strategy, laid_over, make_strategies
+from brats_seg.training.checkpoint import load_checkpoint
 from brats_seg.training.log import precision_name
 from brats_seg.training.split import Split
 
@@ -331,14 +334,12 @@ def run_cell(job: Mapping[str, Any], *, banks: Mapping[str, Path], out: Path, de
     }
     mix = _ledger_means(folders[0], classes=opened.classes)
     scored_bank = opened.select(split.held_out if job["cases"] == "held_out" else split.inner)
-    rows = []
-    for strength in job["correct_priors"]:
-        to = label_maps(out, {**job, "correct_priors": strength})
-        found = _segment(run, bank, scored_bank, strength=strength, to=to, runtime=runtime)
-        for case, labels in found.items():
-            scored = score_volume(scored_bank, case, labels)
-            rows += [{**common, "correct_priors": strength, **row, **mix.get(row["region"], {})} for row in scored]
-    return rows
+    files = {strength: label_maps(out, {**job, "correct_priors": strength}) for strength in job["correct_priors"]}
+    rows: dict[str, list[dict[str, Any]]] = {strength: [] for strength in files}
+    for strength, case, labels in _segment(run, bank, scored_bank, files=files, runtime=runtime):
+        scored = score_volume(scored_bank, case, labels)
+        rows[strength] += [{**common, "correct_priors": strength, **row, **mix.get(row["region"], {})} for row in scored]
+    return [row for of_one in rows.values() for row in of_one]
 
 
 def _training(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -377,22 +378,32 @@ def _ledger_means(run: Path, *, classes: Sequence[str]) -> dict[str, dict[str, f
     return {str(name): {str(k): float(v) for k, v in row.items()} for name, row in sums.iterrows()}
 
 
-def _segment(run: Path, path: Path, bank: PatchBank, *, strength: str, to: Path, runtime: Runtime) -> dict[str, TissueMap]:
-    """Label maps of the bank's selected cases, segmented from its own volumes; kept in `to` for the pictures."""
-    tuned = pipeline.tune(run, path, device=str(runtime.device), cleanup=False) if strength == TUNED else None
-    correct = float(strength) if tuned is None else tuned.correct_priors
-    (segmenter,) = pipeline.load_segmenters((run,), runtime=runtime, correct_priors=correct)
-    found = {
-        bank.cases[number].id: label_map(
-            segmenter.network,
-            bank.volume(number)[0],
-            n_dims=segmenter.n_dims,
-            divisor=segmenter.divisor,
-            window=segmenter.window,
-            class_shift=segmenter.class_shift,
-        )
-        for number in bank.selected
-    }
-    with atomic(to) as part, part.open("wb") as file:
-        np.savez_compressed(file, **found)  # type: ignore[arg-type]
-    return found
+def _segment(
+    run: Path, path: Path, bank: PatchBank, *, files: Mapping[str, Path], runtime: Runtime
+) -> Iterator[tuple[str, str, TissueMap]]:
+    """Strength, case and label map of the bank's selected cases, segmented from its own volumes: one pass for all strengths.
+
+    `files` holds the `.npz` of each strength, where the label maps are kept for the pictures.
+    """
+    checkpoint = load_checkpoint(run / pipeline.BEST)
+    shifts = []
+    for strength in files:
+        tuned = pipeline.tune(run, path, device=str(runtime.device), cleanup=False) if strength == TUNED else None
+        correct = float(strength) if tuned is None else tuned.correct_priors
+        shifts.append(pipeline.class_shift(checkpoint, run / pipeline.BEST, strength=correct))
+    (segmenter,) = pipeline.load_segmenters((run,), runtime=runtime)
+    with ExitStack() as stack:
+        stores = [stack.enter_context(ZipFile(stack.enter_context(atomic(to)), "w", ZIP_DEFLATED)) for to in files.values()]
+        for number in bank.selected:
+            maps = segment_once(
+                segmenter.network,
+                bank.volume(number)[0],
+                n_dims=segmenter.n_dims,
+                divisor=segmenter.divisor,
+                window=segmenter.window,
+                class_shifts=shifts,
+            )
+            for strength, store, labels in zip(files, stores, maps, strict=True):
+                with store.open(f"{bank.cases[number].id}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, labels, allow_pickle=False)
+                yield strength, bank.cases[number].id, labels

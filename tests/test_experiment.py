@@ -13,11 +13,14 @@ from brats_seg import experiment, pipeline
 from brats_seg.bank.bank import PatchBank
 from brats_seg.cli import main
 from brats_seg.config import Hard, config_names, load_config, parse_settings
+from brats_seg.core.runtime import start_runtime
 from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.run_rows import COLUMNS
 from brats_seg.evaluation.volumes import score_volume
 from brats_seg.experiment import ExperimentReport, run_experiment
+from brats_seg.inference.dense import label_map
 from brats_seg.strategies import ExperimentConfig, load_experiment, make_strategies
+from brats_seg.training.checkpoint import load_checkpoint
 
 TINY: dict[str, Any] = {
     "base": "demo",
@@ -74,6 +77,23 @@ def test_every_strategy_and_variant_has_its_rows(bank: Path, done: tuple[Path, E
     assert "hard + priors 1 - random" in (out / "table.md").read_text()
     assert "data:image/png" in (out / "report.html").read_text()
     assert json.loads((out / "summary.json").read_text())["n_cases"] == len(opened.folds[0])
+
+
+def test_label_maps_of_every_strength_are_those_of_its_class_shift(bank: Path, done: tuple[Path, ExperimentReport]) -> None:
+    """All strengths come from one pass over each volume; each is what a pass of its own gives."""
+    run = done[0] / "runs" / "hard" / "fold0" / "seed0"
+    checkpoint, opened = load_checkpoint(run / "checkpoint_best.pt"), PatchBank(bank, patch_size=(32, 32))
+    (segmenter,) = pipeline.load_segmenters((run,), runtime=start_runtime(device="cpu", threads=1))
+    assert sorted(path.name for path in run.glob("labels_*")) == [f"labels_held_out_{s}.npz" for s in ("0", "1", "tuned")]
+    for strength in ("0", "1"):
+        shift = pipeline.class_shift(checkpoint, run / "checkpoint_best.pt", strength=float(strength))
+        with np.load(run / f"labels_held_out_{strength}.npz") as kept:
+            assert set(kept) == set(opened.folds[0])
+            for number in opened.select(opened.folds[0]).selected:
+                alone = label_map(
+                    segmenter.network, opened.volume(number)[0], divisor=segmenter.divisor, window=segmenter.window, class_shift=shift
+                )
+                assert np.array_equal(kept[opened.cases[number].id], alone)
 
 
 def test_rows_of_another_machine_are_taken_over(bank: Path, done: tuple[Path, ExperimentReport], tmp_path: Path) -> None:

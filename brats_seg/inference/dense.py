@@ -131,18 +131,36 @@ def label_map(
     Raises:
         InputError: the network's output is not a number.
     """
+    (labels,) = label_maps(
+        network, image, n_dims=n_dims, divisor=divisor, batch_size=batch_size, window=window, class_shifts=(class_shift,)
+    )
+    return labels
+
+
+def label_maps(
+    network: nn.Module,
+    image: Image,
+    *,
+    class_shifts: Sequence[Sequence[float] | None],
+    n_dims: Literal[2, 3] = 2,
+    divisor: int = 16,
+    batch_size: int = SLICES,
+    window: tuple[int, ...] | None = None,
+) -> list[TissueMap]:
+    """`label_map` for each of several class shifts; the network is led over the image once."""
     brain = brain_mask(image)
-    labels = np.zeros(image.shape[:3], np.uint8)
+    maps = [np.zeros(image.shape[:3], np.uint8) for _ in class_shifts]
     sound = True
     for zs, logits in _passes(network, image, n_dims=n_dims, divisor=divisor, batch_size=batch_size, window=window):
         values = logits.permute(0, 2, 3, 1).float().cpu().contiguous().numpy()
-        shift = np.zeros(values.shape[3], np.float32) if class_shift is None else np.asarray(class_shift, np.float32)
-        block = np.empty(values.shape[:3], np.uint8)
-        sound &= bool(largest_class(values, brain[zs], shift, block))
-        labels[zs] = block
+        for labels, class_shift in zip(maps, class_shifts, strict=True):
+            shift = np.zeros(values.shape[3], np.float32) if class_shift is None else np.asarray(class_shift, np.float32)
+            block = np.empty(values.shape[:3], np.uint8)
+            sound &= bool(largest_class(values, brain[zs], shift, block))
+            labels[zs] = block
     if not sound:
         raise InputError(_NOT_A_NUMBER)
-    return labels
+    return maps
 
 
 def class_probabilities(

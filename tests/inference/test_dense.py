@@ -9,7 +9,7 @@ from torch import nn
 from brats_seg.core.kernels import largest_class, largest_class_numpy
 from brats_seg.core.runtime import Runtime
 from brats_seg.errors import InputError
-from brats_seg.inference.dense import brain_mask, class_probabilities, label_map, most_likely, ready_for_inference, slice_logits
+from brats_seg.inference.dense import brain_mask, class_probabilities, label_map, label_maps, most_likely, ready_for_inference, slice_logits
 from brats_seg.models.cascade import crop_sides
 
 CPU = Runtime(torch.device("cpu"))
@@ -50,6 +50,19 @@ def test_identity_comes_back_whole(shape, n_channels, batch_size, divisor, margi
     assert np.array_equal(stitched, image.transpose(0, 3, 1, 2).astype(np.float32))
     assert np.array_equal(label_map(network, image, divisor=divisor), image.argmax(axis=-1))
     assert np.array_equal(label_map(network, image, n_dims=3, divisor=divisor), image.argmax(axis=-1))
+
+
+@pytest.mark.parametrize(("n_dims", "window"), [(2, None), (2, (16, 16)), (3, None)])
+def test_label_maps_of_several_shifts_are_those_of_each_from_one_pass(n_dims, window):
+    network, image, n_passes = small_unet(n_dims=n_dims), random_image((9, 20, 17), seed=2), []
+    network.register_forward_hook(lambda *_: n_passes.append(1))
+    shifts = [None, (0.0, 0.5, -0.5), (0.1, -0.2, 0.4)]
+    one_by_one = [label_map(network, image, n_dims=n_dims, window=window, class_shift=shift) for shift in shifts]
+    n_of_one = len(n_passes) // 3
+    together = label_maps(network, image, n_dims=n_dims, window=window, class_shifts=shifts)
+    assert len(n_passes) == 4 * n_of_one
+    assert all(np.array_equal(one, other) for one, other in zip(one_by_one, together, strict=True))
+    assert not np.array_equal(together[0], together[1])
 
 
 def test_a_margin_is_filled_with_air():
