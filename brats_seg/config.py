@@ -112,7 +112,7 @@ class Loss(Section):
     """What is minimized, and what a voxel outside the brain counts as.
 
     `weights_from` defers the class weights: they hold from this share of the epochs on (deferred re-weighting). `tau` is the strength of
-    the logit adjustment.
+    the logit adjustment. `dice` 'batch' sums the Dice term over all patches of a batch instead of each patch by itself.
     """
 
     kind: Literal["cross_entropy", "dice_cross_entropy", "focal", "region", "logit_adjusted"] = "cross_entropy"
@@ -120,11 +120,14 @@ class Loss(Section):
     class_weights: Literal["none", "balanced", "effective_number", "median_frequency"] = "none"
     weights_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
     tau: Annotated[float, Field(gt=0)] = 1.0
+    dice: Literal["example", "batch"] = "example"
 
     @model_validator(mode="after")
     def _knobs_only_where_used(self) -> "Loss":
         if self.tau != 1 and self.kind != "logit_adjusted":
             raise ValueError(f"tau {self.tau:g} is the strength of the logit adjustment; it goes with kind 'logit_adjusted'")
+        if self.dice != "example" and self.kind not in ("dice_cross_entropy", "region"):
+            raise ValueError(f"kind '{self.kind}' has no Dice term; dice 'batch' goes with kind 'dice_cross_entropy' or 'region'")
         if self.weights_from > 0 and self.class_weights == "none":
             raise ValueError(f"weights_from {self.weights_from:g} defers class weights, and class_weights is 'none'; give both or neither")
         return self

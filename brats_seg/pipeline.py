@@ -195,9 +195,6 @@ def predict(
     `tuned` takes the strength of prior correction and the thresholds from `RUN/tuned.yaml`; the command line tells the other arguments.
     """
     cleanup = Cleanup(min_component_mm3, min_enhancing_mm3)
-    if save_probabilities:
-        for one in (run, *also):
-            _require_class_probabilities(one)
     if tuned:
         if also or correct_priors or cleanup != Cleanup():
             raise UsageError("--tuned: settings are found for one network, all together; leave out --also and settings given by hand")
@@ -355,14 +352,6 @@ def view(folder: Path, *, output: Path, prediction: Path | None = None, referenc
 
 def _prediction_runtime(device: str, precision: Precision) -> Runtime:
     return start_runtime(device=device, precision=precision)
-
-
-def _require_class_probabilities(run: Path) -> None:
-    if load_checkpoint(run / BEST).parsed_config().loss.kind == "region":
-        raise UsageError(
-            f"--save-probabilities: {run} was trained with loss.kind=region, for sigmoids of regions, which are no class probabilities; "
-            "leave it out, or give a run of another loss"
-        )
 
 
 def _only(found: Found, ids: Sequence[str], scans: Path) -> Found:

@@ -14,6 +14,7 @@ from brats_seg.inference.dense import ready_for_inference
 from brats_seg.inference.segmenter import Segmenter
 from brats_seg.inference.windowed import Inference, choose_window
 from brats_seg.models.networks import network_divisor
+from brats_seg.models.readout import readout_of
 from brats_seg.training.checkpoint import Checkpoint, check_same_data, load_checkpoint, restore_network
 from brats_seg.training.loop import BEST
 
@@ -63,6 +64,7 @@ def load_segmenters(
                 divisor=network_divisor(config.network),
                 window=choose_window(network, patch_size=config.patch.size, inference=inference),
                 class_shift=class_shift(checkpoint, path, strength=correct_priors),
+                readout=readout_of(config.loss.kind),
                 checkpoint=sha256(path),
             )
         )

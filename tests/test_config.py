@@ -57,6 +57,7 @@ def test_scientific_notation_without_a_dot_is_a_number() -> None:
         ("loss.weights_from=0.5", "loss: weights_from 0.5 defers class weights, and class_weights is 'none'"),
         ("sampler.imbalance_ratio=10", "sampler: kind 'balanced' has no imbalance_ratio; it goes with kind 'oversample' or 'undersample'"),
         ("loss.tau=2", "loss: tau 2 is the strength of the logit adjustment; it goes with kind 'logit_adjusted'"),
+        ("loss.dice=batch", "loss: kind 'cross_entropy' has no Dice term; dice 'batch' goes with kind 'dice_cross_entropy' or 'region'"),
         ("optimizer.schedule=steps", "optimizer: schedule 'steps' never drops without optimizer.drops"),
     ],
 )

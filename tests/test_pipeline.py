@@ -384,11 +384,18 @@ def test_a_cascade_of_a_loss_without_a_prior_has_none(stages: Path, tmp_path: Pa
         pipeline.load_segmenters((tmp_path / "run",), runtime=start_runtime(device="cpu"), correct_priors=0.5)
 
 
-def test_sigmoids_of_regions_are_not_saved_as_class_probabilities(work: Path, tmp_path: Path) -> None:
-    run = with_knobs(work / "run", tmp_path / "region", loss={"kind": "region"})
-    with pytest.raises(UsageError, match=r"--save-probabilities: .*region was trained with loss\.kind=region"):
-        pipeline.predict(run, work / "scans", tmp_path / "out", save_probabilities=True)
-    assert not (tmp_path / "out").exists()
+def test_regions_are_saved_averaged_and_tuned_as_class_probabilities(work: Path, tmp_path: Path) -> None:
+    region = with_knobs(work / "run", tmp_path / "region", loss={"kind": "region"})
+    pipeline.predict(region, work / "scans", tmp_path / "alone", held_out=True, device="cpu")
+    pipeline.predict(region, work / "scans", tmp_path / "saved", held_out=True, device="cpu", save_probabilities=True)
+    pipeline.predict(region, work / "scans", tmp_path / "twice", held_out=True, device="cpu", also=[region])
+    assert np.array_equal(voxels(tmp_path / "saved"), voxels(tmp_path / "alone"))
+    assert np.array_equal(voxels(tmp_path / "twice"), voxels(tmp_path / "alone"))
+    for path in (tmp_path / "saved" / "probabilities").glob("*.nii.gz"):
+        assert np.allclose(nib.load(path).get_fdata().sum(axis=-1), 1, atol=1e-5)
+    mixed = pipeline.predict(region, work / "scans", tmp_path / "mixed", held_out=True, device="cpu", also=[work / "run"])
+    assert mixed.exit_code == 0
+    assert 0 <= pipeline.tune(region, work / "bank", device="cpu").score <= 1
 
 
 # One case from named files

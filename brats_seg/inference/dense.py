@@ -19,7 +19,9 @@ from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Ids, Image, Mask, TissueMap
 from brats_seg.errors import InputError
 from brats_seg.inference.windowed import window_logits
+from brats_seg.models import readout as reading
 from brats_seg.models.cascade import margin_of
+from brats_seg.models.readout import Readout
 
 SLICES = 8
 """Slices per forward pass: the fastest of 1, 2, 4, 8, 16 and 33 on two cores."""
@@ -173,8 +175,11 @@ def class_probabilities(
     window: tuple[int, ...] | None = None,
     mirroring: Mirroring = "none",
     class_shift: Sequence[float] | None = None,
+    readout: Readout = "softmax",
 ) -> Probabilities:
     """Class probabilities (K, Z, Y, X) of every voxel of a crop, the mean over mirrored passes. Other arguments as `label_map`.
+
+    `readout` says how probabilities follow from the logits (`models.readout`).
 
     One sum is kept, whatever the number of passes: 4 bytes a voxel and class.
 
@@ -188,7 +193,7 @@ def class_probabilities(
         for zs, logits in _passes(network, flipped, n_dims=n_dims, divisor=divisor, batch_size=batch_size, window=window):
             shift = torch.zeros(logits.shape[1]) if class_shift is None else torch.tensor(class_shift, dtype=torch.float32)
             shifted = logits.float() + shift.to(logits.device)[:, None, None]
-            part = shifted.softmax(dim=1).cpu().numpy()
+            part = reading.class_probabilities(shifted, readout=readout).cpu().numpy()
             if total is None:
                 total = np.zeros((part.shape[1], *image.shape[:3]), np.float32)
             total[:, zs] += np.flip(part, tuple(axis + 1 for axis in axes)).swapaxes(0, 1)
@@ -199,9 +204,9 @@ def class_probabilities(
     return total / np.float32(len(flips))
 
 
-def most_likely(probabilities: Probabilities, brain: Mask) -> TissueMap:
-    """The likeliest class of every voxel, 0 outside the brain."""
-    return np.where(brain, probabilities.argmax(axis=0), 0).astype(np.uint8)
+def most_likely(probabilities: Probabilities, brain: Mask, *, readout: Readout = "softmax") -> TissueMap:
+    """The class of every voxel (`models.readout.decide`), 0 outside the brain."""
+    return np.where(brain, reading.decide(probabilities, readout=readout), np.uint8(0))
 
 
 def _fold_batch_norms(network: nn.Module) -> None:

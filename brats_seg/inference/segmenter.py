@@ -10,6 +10,7 @@ from torch import nn
 from brats_seg.core.shapes import Image, TissueMap
 from brats_seg.errors import UsageError
 from brats_seg.inference.dense import Mirroring, Probabilities, brain_mask, class_probabilities, label_map, most_likely
+from brats_seg.models.readout import Readout
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Segmenter:
         divisor: what its input sides must be a multiple of.
         window: to lead it over the image with; None shows it whole slices (or volumes).
         class_shift: added to the logits of each class: the logarithm of a prior correction; None for none.
+        readout: how class probabilities follow from its logits.
         checkpoint: SHA-256 of the file its weights are from; "" for none.
     """
 
@@ -40,6 +42,7 @@ class Segmenter:
     divisor: int = 16
     window: tuple[int, ...] | None = None
     class_shift: tuple[float, ...] | None = None
+    readout: Readout = "softmax"
     checkpoint: str = ""
 
 
@@ -68,6 +71,8 @@ def segment_crop(
 ) -> tuple[TissueMap, Probabilities | None]:
     """The likeliest class of every voxel of a crop, 0 outside the brain; and the mean of all class probabilities where they are wanted.
 
+    The mean of networks for regions is cut region by region; with one network of another kind among them the likeliest class counts.
+
     Raises:
         InputError: a network's output is not a number.
     """
@@ -78,7 +83,8 @@ def segment_crop(
         )
         return labels, None
     probabilities = _mean_probabilities(segmenters, image, mirroring=mirroring)
-    return most_likely(probabilities, brain_mask(image)), probabilities if with_probabilities else None
+    readout: Readout = "regions" if all(s.readout == "regions" for s in segmenters) else "softmax"
+    return most_likely(probabilities, brain_mask(image), readout=readout), probabilities if with_probabilities else None
 
 
 def _mean_probabilities(segmenters: Sequence[Segmenter], image: Image, *, mirroring: Mirroring) -> Probabilities:
@@ -92,5 +98,6 @@ def _mean_probabilities(segmenters: Sequence[Segmenter], image: Image, *, mirror
             window=s.window,
             mirroring=mirroring,
             class_shift=s.class_shift,
+            readout=s.readout,
         )
     return np.asarray(total / len(segmenters), np.float32)

@@ -123,12 +123,17 @@ def _case_dice(segmenter: Segmenter, bank: PatchBank, case: int, shifts: Mapping
     reference = np.where(tissue == OUTSIDE, np.uint8(0), tissue)
     brain, voxel_mm3 = brain_mask(image), float(np.prod(bank.cases[case].spacing_mm))
     probabilities = class_probabilities(
-        segmenter.network, image, n_dims=segmenter.n_dims, divisor=segmenter.divisor, window=segmenter.window
+        segmenter.network,
+        image,
+        n_dims=segmenter.n_dims,
+        divisor=segmenter.divisor,
+        window=segmenter.window,
+        readout=segmenter.readout,
     )
     dice = np.empty((len(shifts), len(COMPONENTS_MM3), len(ENHANCING_MM3)))
     for i, shift in enumerate(shifts.values()):
         factor = np.exp(np.zeros(len(bank.classes)) if shift is None else shift).astype(np.float32)
-        labels = most_likely(probabilities * factor[:, None, None, None], brain)
+        labels = most_likely(probabilities * factor[:, None, None, None], brain, readout=segmenter.readout)
         components = tumor_components(labels, classes=bank.classes)
         either = (labels != 0) | (reference != 0)  # Dice does not ask for the voxels that both call healthy, 98 in 100
         truth, found, parts = (volume[either][None, None] for volume in (reference, labels, components))

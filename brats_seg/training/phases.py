@@ -66,8 +66,8 @@ class Method:
         """Refuse, before the run starts, what would fail in one of its phases. Raises `UsageError`."""
         if self.loss.kind == "region" and self.sampler.kind == "hard":
             raise UsageError(
-                "loss.kind 'region' with sampler.kind 'hard': a sigmoid for each region gives no probability of the center's class to be "
-                "hard by; use another loss or sampler"
+                "loss.kind 'region' with sampler.kind 'hard': hard replay reads the softmax of the class logits, which this loss does not "
+                "train; use another loss or sampler"
             )
         last = Phase(2, self.training.epochs + 1, self.n_epochs)
         for phase in (self.first(), last) if self.phases.two_phase else (self.first(),):
@@ -159,6 +159,7 @@ class Method:
             classes=self.index.class_names,
             prior=self.natural_prior.tolist(),
             tau=self.loss.tau,
+            dice=self.loss.dice,
         )
 
     # The priors

@@ -55,6 +55,31 @@ def test_dice_is_of_every_class_where_none_is_healthy() -> None:
     torch.testing.assert_close(torch.cat(found), torch.tensor(expected), atol=1e-4, rtol=0)
 
 
+def test_dice_over_the_batch_is_one_fraction_of_all_its_voxels() -> None:
+    """Two patches of four voxels. In the first the tumor of two voxels is found; in the second a voxel is called tumor that is none."""
+    truth = torch.tensor([[[1, 1, 0, 0]], [[0, 0, 0, 0]]], dtype=torch.uint8)
+    said = torch.tensor([[[1, 1, 0, 0]], [[0, 1, 0, 0]]])
+    logits = 40 * one_hot(said, 2).movedim(-1, 1).double()
+    entropy = make_loss("cross_entropy")(logits, truth)
+    of_each = make_loss("dice_cross_entropy")(logits, truth) - entropy
+    of_batch = make_loss("dice_cross_entropy", dice="batch")(logits, truth) - entropy
+    # Each patch: 2 x 2 / (2 + 2) = 1 and 0. Both together: 2 x 2 / (3 + 2) = 0.8.
+    torch.testing.assert_close(of_each, torch.tensor([0.0, 1.0]).double(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(of_batch, torch.tensor([0.2, 0.2]).double(), atol=1e-4, rtol=0)
+
+
+def test_dice_over_the_batch_is_monais() -> None:
+    dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)(LOGITS, TARGETS[:, None])
+    found = make_loss("dice_cross_entropy", dice="batch")(LOGITS, TARGETS) - make_loss("cross_entropy")(LOGITS, TARGETS)
+    torch.testing.assert_close(found.mean(), dice)
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "focal", "logit_adjusted"])
+def test_dice_over_the_batch_needs_a_dice_term(kind: str) -> None:
+    with pytest.raises(UsageError, match=f"loss.dice 'batch': '{kind}' has no Dice term; use dice_cross_entropy or region"):
+        make_loss(kind, dice="batch", classes=CLASSES, prior=PRIOR)
+
+
 def test_weights_are_factors_on_the_voxels_of_a_class() -> None:
     weights = (0.0, 1.0, 2.0, 3.0, 4.0)
     expected = cross_entropy(LOGITS, TARGETS.long(), reduction="none") * torch.tensor(weights)[TARGETS.long()]
