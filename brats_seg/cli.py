@@ -26,7 +26,7 @@ from brats_seg.cli_options import (
     parse_part,
 )
 from brats_seg.cli_study import study_app
-from brats_seg.errors import InputError, UsageError, is_out_of_memory
+from brats_seg.errors import InputError, UsageError, is_disk_full, is_out_of_memory, printable
 
 app = typer.Typer(
     name="brats-seg",
@@ -424,8 +424,9 @@ def main(argv: list[str] | None = None) -> None:
         typer.echo(f"brats-seg: {error}", err=True)
         sys.exit(1 if isinstance(error, InputError) else 2)
     except OSError as error:  # a full disk, a folder that may not be written, a file that went away
-        where = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"brats-seg: {where}{error.strerror or error}; mend that and give the same command again", err=True)
+        where = f"{printable(str(error.filename))}: " if error.filename else ""
+        why = "the disk is full" if is_disk_full(error) else error.strerror
+        typer.echo(f"brats-seg: {where}{why}; mend that and give the same command again", err=True)
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from brats_seg.errors import UsageError
+from brats_seg.core.files import MOST_YAML_BYTES, parse_yaml, read_text, shown
+from brats_seg.errors import InputError, UsageError, printable
 
 
 def _rising(pair: tuple[float, float]) -> tuple[float, float]:
@@ -289,7 +290,9 @@ def parse_settings(model: type[S], tree: dict[str, Any]) -> S:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise UsageError("; ".join(_describe(e, model) for e in error.errors())) from None
+        errors = error.errors(include_url=False)
+        more = f"; and {len(errors) - _FEW} more" if len(errors) > _FEW else ""
+        raise UsageError("; ".join(_describe(e, model) for e in errors[:_FEW]) + more) from None
 
 
 def dump_config(config: Section) -> str:
@@ -300,6 +303,9 @@ def dump_config(config: Section) -> str:
 def config_names(shelf: str = "") -> tuple[str, ...]:
     """Names of the configs that travel with the package, of one shelf."""
     return tuple(sorted(p.stem for p in (_configs() / shelf).glob("*.yaml")))
+
+
+_FEW = 5  # wrong knobs that are named
 
 
 def _configs() -> Path:
@@ -317,28 +323,13 @@ def _locate(source: str | Path, shelf: str) -> Path:
     raise UsageError(f"--config {source}: no such file, and no config of that name{hint}; the names are {', '.join(names)}")
 
 
-_NOT_YAML = (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
-"""What loading may raise: PyYAML lets through what Python says of `2021-13-45`, `0b_` or `!!bool x`."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain types only, and no key twice in one mapping: YAML would take the last and say nothing."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Check the keys, then do as YAML does."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is given twice", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep=deep)
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except _NOT_YAML as error:
-        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        tree = parse_yaml(read_text(path, limit=MOST_YAML_BYTES))
+    except InputError as error:
+        raise UsageError(str(error)) from None
+    except ValueError as error:
+        raise UsageError(f"{path}: not YAML: {error}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -351,25 +342,25 @@ def lay_over(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):
-        raise UsageError(f"--set {override}: write section.key=value, for example sampler.kind=balanced")
+        raise UsageError(f"--set {printable(override, limit=120)}: write section.key=value, for example sampler.kind=balanced")
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except _NOT_YAML as error:
-        raise UsageError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from None
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise UsageError(f"--set {printable(override, limit=120)}: the value is not YAML: {error}") from None
     for key in keys[:-1]:
         tree = tree.setdefault(key, {})
         if not isinstance(tree, dict):
-            raise UsageError(f"--set {override}: '{key}' is a value, not a section")
+            raise UsageError(f"--set {printable(override, limit=120)}: '{key}' is a value, not a section")
     tree[keys[-1]] = value
 
 
 def _describe(error: Any, model: type[BaseModel]) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+    where = printable(".".join(str(part) for part in error["loc"]), limit=100)
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(where, _knobs(model), n=1, cutoff=0.5)
         return f"config: no knob '{where}'" + (f"; did you mean '{close[0]}'?" if close else "")
-    shown = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
-    return f"config: {where}: {error['msg'].removeprefix('Value error, ')}{shown}"
+    got = "" if isinstance(error["input"], dict) else f" (got {shown(error['input'])})"
+    return f"config: {where}: {error['msg'].removeprefix('Value error, ')}{got}"
 
 
 def _knobs(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -1,11 +1,32 @@
 """Errors a person can act on: one line that names the case, the file, what is wrong and what would be right."""
 
+import errno
 
-class InputError(Exception):
+LONGEST_LINE = 400
+"""Characters of an error line; a longer one loses its middle."""
+
+
+def printable(text: str, *, limit: int = LONGEST_LINE) -> str:
+    """One line of at most `limit` characters: what a terminal cannot show is escaped, what is too long is cut in the middle."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    if len(text) <= limit:
+        return text
+    n_first = limit * 2 // 3
+    return f"{text[:n_first]} ... {text[n_first + 5 - limit :]}"
+
+
+class _ToldError(Exception):
+    """An error whose lines can be printed, whatever the names and values in them."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__("\n".join(printable(line) for line in said.split("\n")))
+
+
+class InputError(_ToldError):
     """The input has a problem; the command line prints it in one line and exits with 1."""
 
 
-class UsageError(Exception):
+class UsageError(_ToldError):
     """The command or a setting is wrong; the command line prints it in one line and exits with 2."""
 
 
@@ -13,3 +34,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory did not suffice: of a GPU or of the machine, in torch's words or Python's."""
     said = str(error)
     return isinstance(error, MemoryError) or any(words in said for words in ("out of memory", "can't allocate memory", "not enough memory"))
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether a write failed because the disk or the quota is full. NumPy tells a write that was cut short without a number."""
+    return error.errno in (None, errno.ENOSPC, errno.EDQUOT)

@@ -83,6 +83,30 @@ def test_shares_that_cannot_be_meant_are_refused(sampler: dict) -> None:
         parse_config({"sampler": sampler})
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "patch.size=[" + "[" * 50 + "1, " * 5000 + "1" + "]" * 50 + "]",
+        "training.epochs=0x" + "f" * 9000,
+        "loss.kind=" + "x" * 9000,
+        "patch={" + ", ".join(f"knob{i}: 1" for i in range(3000)) + "}",
+        "x" * 9000 + "=1",
+        "x." * 9000 + "x=1",
+    ],
+)
+def test_an_error_is_one_short_line_whatever_the_value(override: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config(overrides=(override,))
+    assert len(str(caught.value)) <= 400
+    assert "\n" not in str(caught.value)
+
+
+def test_anchors_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("augment: &a {flip: 0.5}\nloss: *a\n")
+    with pytest.raises(UsageError, match=r"c\.yaml: not YAML: anchors .* are not read; write the value out"):
+        load_config(tmp_path / "c.yaml")
+
+
 def test_an_unknown_name_lists_the_names() -> None:
     with pytest.raises(UsageError, match="unet2d_cpu"):
         load_config("unet2d_cup")

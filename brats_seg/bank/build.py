@@ -1,6 +1,5 @@
 """Cases -> bank, resumable."""
 
-import errno
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from brats_seg.bank.folds import make_folds
 from brats_seg.bank.format import LISTED, SCHEMA_VERSION, is_bank
 from brats_seg.core.cluster import Outcome, run_tasks
 from brats_seg.core.files import lock, sha256, write_json, write_text
-from brats_seg.errors import InputError, UsageError
+from brats_seg.errors import InputError, UsageError, is_disk_full
 from brats_seg.scans.case import MODALITIES, Case
 from brats_seg.scans.labels import MERGED, SCHEMAS, common_classes
 from brats_seg.scans.layouts import find_cases
@@ -207,9 +206,8 @@ def _result(outcome: Outcome[EntryTask, EntryResult]) -> EntryResult:
         return outcome.value
     error, case, bank = outcome.error, outcome.task.case, outcome.task.bank
     if isinstance(error, OSError) and not outcome.died and (error.filename is None or Path(error.filename).is_relative_to(bank)):
-        # every further case would fail as this one did; NumPy tells a write that was cut short without a number
-        is_full = error.errno in (None, errno.ENOSPC, errno.EDQUOT)
-        why = "the disk is full" if is_full else f"cannot be written ({error.strerror})"
+        # every further case would fail as this one did
+        why = "the disk is full" if is_disk_full(error) else f"cannot be written ({error.strerror})"
         raise InputError(f"{bank}: {why} at {case.id}; mend that and start again, finished cases are kept")
     what = f"could not be prepared: {type(error).__name__}: {' '.join(str(error).split())}"
     problem = Problem("error", case.id, str(case.folder), what, "a worker that lives to its end; a new build tries this case again")

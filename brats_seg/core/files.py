@@ -1,36 +1,65 @@
-"""Atomic writes, checksums and locks: what is on disk is whole, and nobody else is writing it."""
+"""Reading that fails in one line, atomic writes, checksums and locks: what is on disk is whole, and nobody else is writing it."""
 
-import fcntl
+import csv
 import hashlib
+import io
 import json
 import os
+import re
+import reprlib
+import socket
+import stat
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from brats_seg.errors import InputError
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from brats_seg.errors import InputError, printable
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+    from filelock import lock_descriptor
+
+MOST_TEXT_BYTES = 1 << 28
+"""Of a text file that is read whole; the list of a bank of 1,251 cases has a million."""
+MOST_YAML_BYTES = 1 << 18
+_LONGEST_SCALAR = 10_000  # characters; YAML 1.1 reads 1:1:1... as a number in base 60, in quadratic time
+_DEEPEST = 40  # brackets within each other; PyYAML takes seconds for a thousand
+
+M = TypeVar("M", bound=BaseModel)
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what is written there takes the place of `path` when the block ends well.
 
-    The temporary file is named `.{name}.{pid}.{thread}.part`; a block that raises leaves nothing, a killed process leaves that file.
+    The temporary file is named `.{name}.{machine}-{pid}.{thread}.part`. A block that raises leaves nothing. A killed process leaves that
+    file, and the next writer of `path` on the same machine removes it.
 
     Raises:
         InputError: the folder of `path` does not exist.
+        OSError: it cannot be written; the error names `path`.
     """
     if not path.parent.is_dir():
         raise InputError(f"{path}: cannot be written, its folder does not exist; make {path.parent} first")
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.part")
+    _remove_rests(path)
+    part = path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}.{threading.get_native_id()}.part")
     try:
         yield part
         _flush(part)
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(part)):
+            error.filename = str(path)  # a full disk is told without a name
         raise
 
 
@@ -45,19 +74,138 @@ def write_json(path: Path, tree: Any) -> None:
     write_text(path, json.dumps(tree, indent=1, allow_nan=False) + "\n")
 
 
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a file to read bytes. Raises `OSError` where it is absent, or no regular file: a pipe or a device could be read for ever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(None, "not a regular file", str(path))
+    return path.open("rb")
+
+
+def read_bytes(path: Path, *, limit: int = MOST_TEXT_BYTES) -> bytes:
+    """All bytes of a regular file. Raises `InputError` where it cannot be read or has more than `limit` bytes."""
+    try:
+        with open_regular(path) as file:
+            if (n_bytes := os.fstat(file.fileno()).st_size) > limit:
+                raise InputError(f"{path}: has {n_bytes:,} bytes; such a file has {limit:,} at most")
+            return file.read()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def read_text(path: Path, *, limit: int = MOST_TEXT_BYTES, encoding: str = "utf-8") -> str:
+    """A text file in UTF-8. Raises `InputError` as `read_bytes`, or where it is in another encoding."""
+    return decode(read_bytes(path, limit=limit), name=str(path), encoding=encoding)
+
+
+def decode(raw: bytes, *, name: str, encoding: str = "utf-8") -> str:
+    """`read_text` of bytes already read, which an error calls `name`."""
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: not text in UTF-8 ({error.reason} at byte {error.start:,}); write it again") from None
+
+
+def read_table(
+    path: Path, *, delimiter: str = ",", short_rows: Literal["refuse", "fill"] = "refuse"
+) -> tuple[tuple[str, ...], list[dict[str, str]]]:
+    """Column names and rows of a CSV file.
+
+    Args:
+        path: the file.
+        delimiter: between cells.
+        short_rows: what is done with a row that has fewer cells than there are columns: "fill" takes the absent ones for "".
+
+    Raises:
+        InputError: as `read_text`; not CSV; a row with more cells than there are columns, or a short one.
+    """
+    return parse_table(read_text(path, encoding="utf-8-sig"), name=str(path), delimiter=delimiter, short_rows=short_rows)
+
+
+def parse_table(
+    text: str, *, name: str, delimiter: str = ",", short_rows: Literal["refuse", "fill"] = "refuse"
+) -> tuple[tuple[str, ...], list[dict[str, str]]]:
+    """`read_table` of text already read, which an error calls `name`."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        lines = [(reader.line_num, cells) for cells in reader if cells]
+    except csv.Error as error:
+        raise InputError(f"{name}: not a table: {error} in line {reader.line_num}") from None
+    columns = tuple(lines[0][1]) if lines else ()
+    for number, cells in lines[1:]:
+        if any(cells[len(columns) :]) or (len(cells) < len(columns) and short_rows == "refuse"):
+            raise InputError(f"{name}: not a table: line {number} has {len(cells)} cells for {len(columns)} columns")
+    return columns, [dict.fromkeys(columns, "") | dict(zip(columns, cells, strict=False)) for _, cells in lines[1:]]
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON as plain types. Raises `ValueError` in one line, also for what is nested too deep or has a number of thousands of digits."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises `InputError` where it is absent, unreadable or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+        return parse_json(read_text(path))
     except ValueError as error:
         raise InputError(f"{path}: not a JSON file: {error}") from None
 
 
+def read_model(model: type[M], path: Path, *, mend: str) -> M:
+    """Read a JSON file of this program by the model that describes it, without any change of type.
+
+    Args:
+        model: what the file holds.
+        path: the file.
+        mend: what to do about a damaged one.
+
+    Raises:
+        InputError: absent, unreadable, not JSON, or with a field that is missing or of another type; the first is named.
+    """
+    return parse_model(model, read_bytes(path), name=str(path), mend=mend)
+
+
+def parse_model(model: type[M], raw: str | bytes, *, name: str, mend: str) -> M:
+    """`read_model` of text already read, which an error calls `name`."""
+    try:
+        return model.model_validate_json(raw, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        said = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{name}: {f'{where}: ' if where else ''}{said}; {mend}") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML as plain types. No key twice in a mapping, no anchors: a few hundred bytes of them stand for gigabytes.
+
+    Raises:
+        ValueError: in one line, whatever the text.
+    """
+    if len(text) > MOST_YAML_BYTES:
+        raise ValueError(f"{len(text):,} characters; {MOST_YAML_BYTES:,} at most")
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
+        # PyYAML lets through what Python says of `2021-13-45`, `0b_` or `!!bool x`
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def shown(value: Any) -> str:
+    """A value for an error line: short, whatever it is."""
+    try:
+        return printable(_SHORT.repr(value), limit=120)
+    except ValueError:
+        return "a number of thousands of digits"
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -67,14 +215,14 @@ def lock(path: Path, *, holders: Literal["alone", "shared"] = "alone") -> Iterat
 
     Args:
         path: the file, made where it is not there.
-        holders: "shared" lets others in that share it too.
+        holders: "shared" lets others in that share it too. Windows has no such lock: there it is held alone.
 
     Raises:
         InputError: another process holds it, or its file system has no locks.
     """
     with path.open("a") as file:
         try:
-            fcntl.flock(file, (fcntl.LOCK_EX if holders == "alone" else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            _lock_file(file.fileno(), holders)
         except BlockingIOError:
             raise InputError(f"{path}: held by another process; wait for it to end, or choose another folder") from None
         except OSError as error:
@@ -82,6 +230,76 @@ def lock(path: Path, *, holders: Literal["alone", "shared"] = "alone") -> Iterat
         yield
 
 
+def _lock_file(descriptor: int, holders: Literal["alone", "shared"]) -> None:
+    if fcntl is not None:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if holders == "alone" else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    elif not lock_descriptor(descriptor, blocking=False):
+        raise BlockingIOError
+
+
 def _flush(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _remove_rests(path: Path) -> None:
+    """Remove what processes of this machine that are no more left of `path`."""
+    if os.name != "posix":
+        return  # elsewhere a signal of 0 ends the process
+    for rest in path.parent.glob(f".{escape(path.name)}.{_MACHINE}-*.part*"):
+        match = re.search(r"-(\d{1,9})\.\d+\.part", rest.name)
+        if match is None:
+            continue
+        try:
+            os.kill(int(match[1]), 0)
+        except ProcessLookupError:
+            rest.unlink(missing_ok=True)
+        except OSError:  # another user's, and alive
+            continue
+
+
+_MACHINE = f"{zlib.crc32(socket.gethostname().encode()) & 0xFFFF:04x}"
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain types only, no anchors, and no key twice in one mapping: YAML would take the last and say nothing."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Refuse what stands for something elsewhere in the text."""
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise yaml.composer.ComposerError(None, None, "anchors (&, *) are not read; write the value out", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def fetch_flow_collection_start(self, kind: type[yaml.Token]) -> None:
+        """Refuse brackets that nobody could read."""
+        if self.flow_level >= _DEEPEST:
+            raise yaml.scanner.ScannerError(None, None, "nested too deep", self.get_mark())
+        super().fetch_flow_collection_start(kind)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Refuse a number that no field holds."""
+        number = super().construct_yaml_int(node)
+        if not -(2**63) <= number < 2**63:
+            raise yaml.constructor.ConstructorError(None, None, "a whole number beyond 64 bits", node.start_mark)
+        return number
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """Refuse a value that would take long to convert."""
+        if isinstance(node, yaml.ScalarNode) and len(node.value) > _LONGEST_SCALAR:
+            raise yaml.constructor.ConstructorError(None, None, f"a value of {len(node.value):,} characters", node.start_mark)
+        return super().construct_scalar(node)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Check the keys, then do as YAML does."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is given twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
+from brats_seg.core.files import read_text
 from brats_seg.core.shapes import Counts, Mask, TissueMap
 from brats_seg.scans.case import ScanFile
 from brats_seg.scans.geometry import Geometry, ScanError, same_grid
@@ -113,7 +114,7 @@ def read_probabilities(out: Path, case_id: str, *, grid: Geometry) -> tuple[Volu
     if not path.is_file():
         return None
     listed = path.with_name(CLASSES)
-    names = tuple(listed.read_text(encoding="utf-8").split()) if listed.is_file() else ()
+    names = tuple(read_text(listed).split()) if listed.is_file() else ()
     if not names:
         raise ScanError(path, f"has no {CLASSES} beside it", expected="the names of its classes, as `predict` writes them")
     volumes = read_volumes([ScanFile(path, channel) for channel in range(len(names))])

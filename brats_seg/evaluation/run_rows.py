@@ -9,7 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from brats_seg.core.files import write_text
+from brats_seg.core.files import read_table, write_text
 from brats_seg.errors import InputError
 
 Row = dict[str, Any]
@@ -81,16 +81,15 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 def read_finished(path: Path) -> dict[str, list[Row]]:
     """Rows of a runs.csv by the digest of their cell. Raises `InputError` where it is not such a table."""
     finished: dict[str, list[Row]] = defaultdict(list)
+    columns, rows = read_table(path)
+    if columns != tuple(COLUMNS):
+        raise InputError(f"{path}: has other columns than a runs.csv of this version: {', '.join(COLUMNS)}")
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != tuple(COLUMNS):
-                raise InputError(f"{path}: has other columns than a runs.csv of this version: {', '.join(COLUMNS)}")
-            for row in reader:
-                finished[row["cell"]].append({name: _read(row[name], kind) for name, kind in COLUMNS.items()})
-                if not row["seconds"]:
-                    raise ValueError(f"line {reader.line_num} lacks seconds")
-    except (OSError, ValueError, TypeError) as error:  # TypeError: a line cut short
+        for number, row in enumerate(rows, start=2):
+            finished[row["cell"]].append({name: _read(row[name], kind) for name, kind in COLUMNS.items()})
+            if not row["seconds"]:
+                raise ValueError(f"line {number} lacks seconds")
+    except (ValueError, OverflowError) as error:
         raise InputError(f"{path}: not a runs.csv: {error}") from None
     return finished
 

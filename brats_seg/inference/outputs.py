@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from brats_seg.core.files import atomic, lock, write_text
+from brats_seg.core.files import atomic, decode, lock, parse_table, read_bytes, read_text, shown, write_text
 from brats_seg.errors import InputError
 from brats_seg.scans.labels import MERGED, SCHEMAS, TISSUE_COLORS, TISSUES, LabelSchema
 
@@ -71,11 +71,13 @@ def read_rows(out: Path) -> list[dict[str, str]]:
     path = out / TABLE
     if not path.is_file():
         return []
-    whole, newline, _ = path.read_bytes().rpartition(b"\n")
-    reader = csv.DictReader(io.StringIO((whole + newline).decode(errors="replace"), newline=""))
-    rows = list(reader)
-    if newline and (not set(_KEYS) <= set(reader.fieldnames or ()) or any(row.get(name) is None for row in rows for name in _KEYS)):
+    whole, newline, _ = read_bytes(path).rpartition(b"\n")
+    columns, rows = parse_table(decode(whole + newline, name=str(path)), name=str(path))
+    if newline and not set(_KEYS) <= set(columns):
         raise InputError(f"{path}: not a table that `brats-seg predict` wrote; give another output folder")
+    unknown = next((row["schema"] for row in rows if row["schema"] not in SCHEMAS), None)
+    if unknown is not None:
+        raise InputError(f"{path}: has the label schema {shown(unknown)}; the schemas are {', '.join(SCHEMAS)}; give another output folder")
     return list({row["case"]: row for row in rows}.values())
 
 
@@ -133,7 +135,7 @@ def _columns(path: Path) -> list[str]:
 def _told_schemas(out: Path) -> list[str]:
     """Names of the schemas that `OUT/labels.txt` is of; none where an older version wrote the file."""
     path = out / LABELS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = read_text(path).splitlines() if path.is_file() else []
     return [name for line in lines if line.startswith(_SCHEMAS) for name in line.removeprefix(_SCHEMAS).split(", ")]
 
 

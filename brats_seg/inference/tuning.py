@@ -7,11 +7,11 @@ from typing import Annotated
 import numpy as np
 import yaml
 from jaxtyping import Float
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.config import Section, Share
-from brats_seg.core.files import write_text
+from brats_seg.core.files import parse_yaml, read_text, write_text
 from brats_seg.core.progress import track
 from brats_seg.errors import InputError
 from brats_seg.evaluation.overlap import JointHistogram, joint_histogram, overlap_scores
@@ -48,7 +48,7 @@ class Tuning(Section):
     correct_priors: Share
     min_component_mm3: Annotated[float, Field(ge=0)]
     min_enhancing_mm3: Annotated[float, Field(ge=0)]
-    epoch: int
+    epoch: Annotated[int, Field(ge=0)]
     checkpoint: str
     n_cases: Annotated[int, Field(gt=0)]
     score: Share
@@ -110,8 +110,8 @@ def read_tuning(run: Path, *, checkpoint: str) -> Tuning:
     if not path.is_file():
         raise InputError(f"{path}: not there; `brats-seg tune {run} BANK` writes it")
     try:
-        tuning = Tuning.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError, ValidationError):
+        tuning = Tuning.model_validate(parse_yaml(read_text(path)))
+    except ValueError:  # of pydantic too
         raise InputError(f"{path}: not settings as `brats-seg tune` writes them; run it again") from None
     if tuning.checkpoint != checkpoint:
         raise InputError(f"{path}: found for a checkpoint of epoch {tuning.epoch} that is not the run's best any more; tune it again")

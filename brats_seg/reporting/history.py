@@ -1,6 +1,5 @@
 """A run folder -> what a report says of the training: curves, and the class mix asked for and drawn."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from brats_seg.core.files import read_table, read_text, shown
 from brats_seg.errors import InputError
 from brats_seg.imbalance.ledger import LEDGER_COLUMNS, OUTSIDE
 from brats_seg.reporting.figures import Plot, line_chart, mix_chart, plot, words
@@ -39,7 +39,7 @@ def training_section(run: Path) -> dict[str, Any]:
         "has_hard": any(r["n_hard"] for r in mix),
         "outside_percent": _mean_percent([r for r in ledger if r["class"] == OUTSIDE], "voxel_share"),
         "mix": _mix_plot(mix) if mix else None,
-        "config": config.read_text(encoding="utf-8") if config.is_file() else None,
+        "config": read_text(config) if config.is_file() else None,
     }
 
 
@@ -108,20 +108,17 @@ def _rows(path: Path, *, numbers: Sequence[str], or_empty: Sequence[str] = ()) -
     if not path.is_file():
         return []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, strict=True)
-            rows, columns = list(reader), reader.fieldnames
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: damaged, not a table: {error}; {_MEND}") from None
-    absent = [column for column in (*numbers, *or_empty) if columns is not None and column not in columns]
+        columns, rows = read_table(path)
+    except InputError as error:
+        raise InputError(f"{error}; {_MEND}") from None
+    absent = [column for column in (*numbers, *or_empty) if columns and column not in columns]
     if absent:
         raise InputError(f"{path}: damaged, it has no column '{absent[0]}'; {_MEND}")
     for line, row in enumerate(rows, start=2):
         for column in (*numbers, *or_empty):
             value = row.get(column)
             if not (_is_number(value) or (column in or_empty and value == "")):
-                found = "is missing" if value is None else f"is '{value}', not a number"
-                raise InputError(f"{path}: damaged, '{column}' {found} in line {line}; {_MEND}")
+                raise InputError(f"{path}: damaged, '{column}' is {shown(value)}, not a number, in line {line}; {_MEND}")
     return rows
 
 

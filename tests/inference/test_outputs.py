@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from brats_seg.errors import InputError
 from brats_seg.inference.outputs import add_row, label_file, read_rows, rebuild_table
 from brats_seg.scans.labels import SCHEMAS
 
@@ -82,3 +83,18 @@ def test_a_line_that_a_killed_process_left_half_written_is_dropped(tmp_path, kep
     assert [r["case"] for r in read_rows(tmp_path)] == ["a", "c"]
     assert [r["case"] for r in rebuild_table(tmp_path)] == ["a", "c"]
     assert read_rows(tmp_path)[1]["warnings"] == "é odd"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"case,file,schema\nA,A.nii.gz,brats2099\n", "has the label schema 'brats2099'; the schemas are "),
+        (b"case,file,schema\nA,\xff.nii.gz,brats2017\n", "not text in UTF-8"),
+        (b"case,dice\nA,0.5\n", "not a table that `brats-seg predict` wrote"),
+        (b"case,file,schema\nA,A.nii.gz\n", "not a table: line 2 has 2 cells for 3 columns"),
+    ],
+)
+def test_a_table_of_something_else_is_one_line(tmp_path, content, said):
+    (tmp_path / "predictions.csv").write_bytes(content)
+    with pytest.raises(InputError, match=rf"predictions\.csv: .*{said}|predictions\.csv: {said}"):
+        read_rows(tmp_path)

@@ -31,11 +31,15 @@ def test_curves_have_the_epochs_that_have_a_number(study: Study) -> None:
         (
             "epochs.csv",
             "epoch,loss,dice_whole,dice_core,dice_active\n1,abc,,,\n",
-            r"epochs\.csv: damaged, 'loss' is 'abc', not a number in line 2",
+            r"epochs\.csv: damaged, 'loss' is 'abc', not a number, in line 2",
         ),
-        ("epochs.csv", "epoch,loss,dice_whole,dice_core,dice_active\n1,0.5,,,\n2,0.\n", r"'dice_whole' is missing in line 3"),
-        ("epochs.csv", 'epoch\n"1', r"epochs\.csv: damaged, not a table"),
-        ("epochs.csv", b"\xff\xfe\x00", r"epochs\.csv: damaged, not a table"),
+        (
+            "epochs.csv",
+            "epoch,loss,dice_whole,dice_core,dice_active\n1,0.5,,,\n2,0.\n",
+            r"epochs\.csv: not a table: line 3 has 2 cells for 5 columns",
+        ),
+        ("epochs.csv", 'epoch\n"1', r"epochs\.csv: not "),
+        ("epochs.csv", b"\xff\xfe\x00", r"epochs\.csv: not "),
         ("ledger.csv", "epoch,class\n1,healthy\n", r"ledger\.csv: damaged, it has no column 'requested_share'"),
     ],
 )
