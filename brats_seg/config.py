@@ -34,13 +34,14 @@ S = TypeVar("S", bound=Section)
 
 
 class Network(Section):
-    """Which network, and its size."""
+    """Which network, and its size. `deep_supervision` is the number of further outputs, each at half the resolution of the one before."""
 
     name: str = "unet2d"
     channels: tuple[int, ...] = (32, 64, 128, 256)
     num_res_units: Annotated[int, Field(ge=0)] = 2
     norm: Literal["batch", "instance", "group", "none"] = "batch"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    deep_supervision: Annotated[int, Field(ge=0)] = 0
     stages: tuple["Network", "Network"] | None = None
     """The two networks of a composed 'cascade': healthy or tumor, then which tumor."""
 

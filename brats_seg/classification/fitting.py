@@ -142,12 +142,12 @@ def fit_second_phase(
 ) -> Fitted:
     """Go on from a finished network: its output layers alone, at the natural frequencies (Havaei et al. 2017; Buda et al. 2018).
 
-    A whole second schedule at a tenth of the rate (`training.phase2_lr_factor`), the plain cross-entropy; batch-norm statistics stay,
-    dropout goes on. It is not stopped early and keeps its last weights: by validation images of other frequencies than the training's
-    the first would be best.
+    A whole second schedule at a tenth of the rate (`training.phase2_lr_factor`), the plain cross-entropy. As for scans, the network
+    stays in evaluation mode: its batch-norm statistics are fixed, and nothing is dropped out. The phase is not stopped early and keeps
+    its last weights: by validation images of other frequencies than the training's the first would be best.
 
-    Where nothing before the output layer is random, what it gets is computed once for each image: 50 times faster for LeNet-5, and the
-    same numbers but for the order of additions.
+    Where the images are not cut anew each time, what the output layer gets is computed once for each image: 50 times faster for
+    LeNet-5, and the same numbers but for the order of additions.
     """
     to_the_end = settings.validation.model_copy(update={"checkpoint": "last", "patience": None})
     settings = settings.model_copy(update={"validation": to_the_end})
@@ -158,7 +158,7 @@ def fit_second_phase(
         layer.requires_grad_(True)
     optimizer = optimizer.model_copy(update={"lr": optimizer.lr * settings.training.phase2_lr_factor})
     natural = Draws(pool, None, settings, seed=seed, runtime=runtime)
-    features = _Features(network, layers[0], pool, runtime=runtime) if _is_fixed(network, layers, pool) else None
+    features = _Features(network, layers[0], pool, runtime=runtime) if _is_fixed(layers, pool) else None
     moving = network if features is None else layers[0]
     learner = make_learner(moving, plain_loss(), optimizer, settings, seed=seed, runtime=runtime)
 
@@ -170,7 +170,7 @@ def fit_second_phase(
         return learner.learn(batch.inputs, batch.targets, number=number)[0], draw
 
     n_classes = pool.index.n_classes
-    fitted = _iterate(network, step, settings, n_classes=n_classes, watch=watch, curve=curve, on_step=on_step, set_mode=_train_but_norms)
+    fitted = _iterate(network, step, settings, n_classes=n_classes, watch=watch, curve=curve, on_step=on_step, set_mode=nn.Module.eval)
     fitted.prior = effective_prior(fitted.seen) if fitted.seen.any() else None
     return fitted
 
@@ -371,14 +371,6 @@ def _prior(remedy: Remedy, seen: Counts, weights: Shares | None, *, counts: Coun
     return effective_prior(seen, class_weights=factor)
 
 
-def _is_fixed(network: nn.Module, layers: Sequence[nn.Module], pool: Pool) -> bool:
+def _is_fixed(layers: Sequence[nn.Module], pool: Pool) -> bool:
     """Whether what the one output layer is given never changes in the second phase, and it is the last."""
-    drops = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in network.modules())
-    return pool.source is pool.plain and len(layers) == 1 and isinstance(layers[0], nn.Linear) and not drops
-
-
-def _train_but_norms(network: nn.Module) -> None:
-    network.train()
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
+    return pool.source is pool.plain and len(layers) == 1 and isinstance(layers[0], nn.Linear)

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from math import gcd, lcm, prod
 from typing import Any
 
-from monai.networks.blocks.dynunet_block import UnetOutBlock
-from monai.networks.nets import BasicUNet, DynUNet, SegResNet, SwinUNETR, UNet
+from monai.networks.nets import BasicUNet, SegResNet, SegResNetDS, SwinUNETR, UNet
 from monai.networks.nets.attentionunet import AttentionLayer, AttentionUnet
 from monai.networks.nets.basic_unet import UpCat
 from torch import nn
@@ -15,6 +14,7 @@ from brats_seg.config import Network
 from brats_seg.errors import UsageError
 from brats_seg.models.cascade import Cascade
 from brats_seg.models.cascade import margin_of as margin_of
+from brats_seg.models.deep_supervision import SupervisedDynUNet, SupervisedMedNeXt
 from brats_seg.models.two_path import PUBLISHED_WIDTHS, InputCascade, TwoPath
 
 Builder = Callable[[Network, int, int, int], nn.Module]
@@ -26,6 +26,8 @@ BASIC_LEVELS = 6
 """MONAI's BasicUNet takes five levels of features and the width of the last layer."""
 SWIN_WIDTHS = 12
 """What the width of a Swin UNETR is a multiple of."""
+MEDNEXT_EXPANSION, MEDNEXT_KERNEL = 2, 3
+"""Of every block: those of MedNeXt-S (Roy et al. 2023, table 1)."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,12 @@ class Recipe:
         build: makes it.
         dims: numbers of patch axes.
         norms: values of `network.norm`.
-        output: dotted path of its output layer, which two-phase training goes on with; "" for none.
+        output: dotted path of its output layer, which two-phase training goes on with; "" for none. `{last}` stands for the number of its
+            last stage of upsampling.
         divisor: what every side of an input must be a multiple of.
         margin: voxels that its output is smaller than its input on each side.
+        drops_out: whether it has layers for `network.dropout`.
+        supervised: whether it has outputs below full resolution for `network.deep_supervision`.
     """
 
     build: Builder
@@ -47,6 +52,8 @@ class Recipe:
     norms: tuple[str, ...] = ("batch", "instance", "group")
     divisor: Callable[[Network], int] = lambda network: 2 ** (len(network.channels) - 1)
     margin: int = 0
+    drops_out: bool = True
+    supervised: bool = False
 
 
 def make_network(network: Network, *, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
@@ -54,10 +61,12 @@ def make_network(network: Network, *, n_channels: int, n_classes: int, n_dims: i
 
     Returns:
         A module from float inputs (B, n_channels, *patch) to logits (B, n_classes, *patch), `n_dims` patch axes; with valid convolutions
-        the logits are `margin_of` it smaller on each side.
+        the logits are `margin_of` it smaller on each side. With deep supervision the module gives several logits in training mode: those
+        at full resolution first, each next one at half the resolution. In evaluation mode it gives the first alone.
 
     Raises:
-        UsageError: an unknown name, a patch of another dimension, or channels, residual units or a norm that the network cannot take.
+        UsageError: an unknown name, a patch of another dimension, or channels, residual units, a norm, dropout or deep supervision that
+            the network cannot take.
     """
     recipe = _recipe(network)
     if n_dims not in recipe.dims:
@@ -67,6 +76,9 @@ def make_network(network: Network, *, n_channels: int, n_classes: int, n_dims: i
         raise UsageError(f"network.norm '{network.norm}': '{network.name}' takes {', '.join(recipe.norms)}")
     if min(network.channels, default=1) < 1:
         raise UsageError(f"network.channels {list(network.channels)}: a layer has at least 1")
+    if network.dropout > 0 and not recipe.drops_out:
+        raise UsageError(f"network.dropout {network.dropout:g}: '{network.name}' has no dropout; take 0")
+    _check_supervision(network, recipe)
     return recipe.build(network, n_channels, n_classes, n_dims)
 
 
@@ -75,7 +87,7 @@ def output_layer(network: Network, module: nn.Module) -> nn.Module:
     recipe = _recipe(network)
     if not recipe.output:
         raise UsageError(f"network.name '{network.name}' has no output layer of its own; give the stages their second phase")
-    return module.get_submodule(recipe.output)
+    return module.get_submodule(recipe.output.format(last=len(network.channels) - 2))
 
 
 def network_divisor(network: Network) -> int:
@@ -98,6 +110,19 @@ def check_patch_size(network: Network, *, patch_size: tuple[int, ...], n_togethe
     needs_more = network.norm == "instance" or (network.norm == "batch" and n_together == 1)
     if needs_more and prod(side // divisor for side in patch_size) == 1:
         raise UsageError(f"patch.size {shown}: one voxel is left at the bottom for the {network.norm} norm; take a side of {2 * divisor}")
+
+
+def _check_supervision(network: Network, recipe: Recipe) -> None:
+    """The lowest level has no output: the decoder begins above it."""
+    asked, most = network.deep_supervision, len(network.channels) - 2
+    if asked and not recipe.supervised:
+        names = ", ".join(name for name, other in NETWORKS.items() if other.supervised)
+        raise UsageError(f"network.deep_supervision {asked}: '{network.name}' has none; take 0, or one of {names}")
+    if asked > max(most, 0):
+        raise UsageError(
+            f"network.deep_supervision {asked}: '{network.name}' with {len(network.channels)} channels has {max(most, 0)} outputs below "
+            "full resolution; take fewer"
+        )
 
 
 def _recipe(network: Network) -> Recipe:
@@ -164,10 +189,11 @@ def _attention_unet(network: Network, n_channels: int, n_classes: int, n_dims: i
 
 
 def _dynunet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """nnU-Net's network (Isensee et al. 2021), without deep supervision; residual blocks where `num_res_units` is not 0."""
+    """nnU-Net's network (Isensee et al. 2021), the first stage at full resolution; residual blocks where `num_res_units` is not 0."""
     _need_channels(network, at_least=3)
     n = len(network.channels)
-    built = DynUNet(
+    return SupervisedDynUNet(
+        n_further=network.deep_supervision,
         spatial_dims=n_dims,
         in_channels=n_channels,
         out_channels=n_classes,
@@ -179,18 +205,11 @@ def _dynunet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> 
         dropout=network.dropout,
         res_block=network.num_res_units > 0,
     )
-    built.output_block = UnetOutBlock(n_dims, network.channels[0], n_classes)  # MONAI's drops logits out
-    return built
 
 
 def _segresnet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
     """Myronenko 2018, without the autoencoder; four levels of 2 residual units are the published 1, 2, 2, 4 blocks."""
-    _need_channels(network, at_least=2)
-    n, width = len(network.channels), network.channels[0]
-    if network.channels != tuple(width * 2**i for i in range(n)):
-        raise _wrong_channels(network, "each number twice the one before, such as 16, 32, 64, 128")
-    if network.num_res_units < 1:
-        raise UsageError(f"network.num_res_units {network.num_res_units}: 'segresnet' is made of them; give 1 or more, published are 2")
+    width, n_units = _doubling(network), _need_units(network)
     return SegResNet(
         spatial_dims=n_dims,
         init_filters=width,
@@ -198,8 +217,46 @@ def _segresnet(network: Network, n_channels: int, n_classes: int, n_dims: int) -
         out_channels=n_classes,
         dropout_prob=network.dropout or None,
         norm=_norm(network, network.channels),
-        blocks_down=(1, *(network.num_res_units,) * (n - 2), 2 * network.num_res_units),
-        blocks_up=(1,) * (n - 1),
+        blocks_down=(1, *(n_units,) * (len(network.channels) - 2), 2 * n_units),
+        blocks_up=(1,) * (len(network.channels) - 1),
+    )
+
+
+def _segresnet_ds(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
+    """MONAI's newer form of SegResNet: transposed convolutions, no dropout, further outputs. The same blocks as `segresnet`."""
+    width, n_units = _doubling(network), _need_units(network)
+    return SegResNetDS(
+        spatial_dims=n_dims,
+        init_filters=width,
+        in_channels=n_channels,
+        out_channels=n_classes,
+        norm=_norm(network, network.channels),
+        blocks_down=(1, *(n_units,) * (len(network.channels) - 2), 2 * n_units),
+        dsdepth=1 + network.deep_supervision,
+    )
+
+
+def _mednext(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
+    """Roy et al. 2023; five levels from 32 channels with `num_res_units` 2 are MedNeXt-S with kernel 3.
+
+    Its group norm has a group for each channel: an instance norm.
+    """
+    width, n_units = _doubling(network), _need_units(network)
+    n_stages = len(network.channels) - 1
+    return SupervisedMedNeXt(
+        n_further=network.deep_supervision,
+        spatial_dims=n_dims,
+        init_filters=width,
+        in_channels=n_channels,
+        out_channels=n_classes,
+        encoder_expansion_ratio=(MEDNEXT_EXPANSION,) * n_stages,
+        decoder_expansion_ratio=(MEDNEXT_EXPANSION,) * n_stages,
+        bottleneck_expansion_ratio=MEDNEXT_EXPANSION,
+        kernel_size=MEDNEXT_KERNEL,
+        use_residual_connection=True,
+        blocks_down=(n_units,) * n_stages,
+        blocks_bottleneck=n_units,
+        blocks_up=(n_units,) * n_stages,
     )
 
 
@@ -250,6 +307,22 @@ def _need_channels(network: Network, *, at_least: int) -> None:
         raise _wrong_channels(network, f"at least {at_least} numbers")
 
 
+def _doubling(network: Network) -> int:
+    """The width of the first level, where each level is twice as wide as the one before."""
+    _need_channels(network, at_least=2)
+    width = network.channels[0]
+    if network.channels != tuple(width * 2**i for i in range(len(network.channels))):
+        raise _wrong_channels(network, "each number twice the one before, such as 16, 32, 64, 128")
+    return width
+
+
+def _need_units(network: Network) -> int:
+    if network.num_res_units < 1:
+        n = network.num_res_units
+        raise UsageError(f"network.num_res_units {n}: '{network.name}' is made of them; give 1 or more, published are 2")
+    return network.num_res_units
+
+
 def _wrong_channels(network: Network, wanted: str) -> UsageError:
     return UsageError(f"network.channels {list(network.channels)}: '{network.name}' needs {wanted}")
 
@@ -270,8 +343,10 @@ NETWORKS: dict[str, Recipe] = {
     "basic_unet2d": Recipe(_basic_unet, dims=(2,), output="final_conv", divisor=lambda _: 2 ** (BASIC_LEVELS - 2)),
     "attention_unet2d": Recipe(_attention_unet, dims=(2,), output="model.2", norms=("batch",)),
     "unet3d": Recipe(_unet, dims=(3,), output="model.2"),
-    "dynunet": Recipe(_dynunet, dims=(2, 3), output="output_block"),
+    "dynunet": Recipe(_dynunet, dims=(2, 3), output="output_block", supervised=True),
     "segresnet": Recipe(_segresnet, dims=(2, 3), output="conv_final.2"),
+    "segresnet_ds": Recipe(_segresnet_ds, dims=(2, 3), output="up_layers.{last}.head", drops_out=False, supervised=True),
+    "mednext": Recipe(_mednext, dims=(2, 3), output="out_0", norms=("instance",), drops_out=False, supervised=True),
     "swin_unetr": Recipe(_swin_unetr, dims=(2, 3), output="out", divisor=lambda _: 2**5),
     "two_path": Recipe(_two_path, dims=(2,), output="classifier", norms=_VALID_NORMS, divisor=lambda _: 1, margin=TwoPath.margin),
     "input_cascade": Recipe(

@@ -68,8 +68,8 @@ class RunningMean:
         floats, counters = _tensors(network)
         decay = min(self._decay, (1 + n_steps) / (10 + n_steps))
         torch._foreach_lerp_(self._floats, floats, 1 - decay)
-        for mine, theirs in zip(self._counters, counters, strict=True):
-            mine.copy_(theirs)
+        if counters:
+            torch._foreach_copy_(self._counters, counters)
 
 
 def _tensors(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

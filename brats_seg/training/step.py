@@ -12,6 +12,7 @@ from brats_seg.config import Optimizer
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Counts
 from brats_seg.errors import UsageError
+from brats_seg.models.deep_supervision import supervised_loss
 from brats_seg.models.losses import Loss
 from brats_seg.training.optimizer import RunningMean, learning_rate, make_optimizer
 
@@ -102,9 +103,11 @@ class Learner:
         losses = []
         for part, truth in zip(inputs.tensor_split(self._accumulate), targets.tensor_split(self._accumulate), strict=True):
             with self._runtime.autocast():
-                logits = self.network(part)
+                outputs = self.network(part)
+            logits = outputs if isinstance(outputs, Tensor) else outputs[0]
+            truth = center_crop(truth, tuple(logits.shape[2:]))
             # This part's share of the mean over the whole batch: parts and ranks add up to it, whatever their sizes.
-            loss = self.loss(logits, center_crop(truth, tuple(logits.shape[2:]))).sum() / self._batch_size
+            loss = supervised_loss(self.loss, outputs, truth).sum() / self._batch_size
             self._scaler.scale(loss).backward()
             losses.append(loss.detach())
         total, wishes = self._add_up(sum(losses[1:], start=losses[0]), wishes)

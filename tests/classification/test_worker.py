@@ -12,7 +12,7 @@ from torch import nn
 
 from brats_seg.classification.bench import Bench, open_bench, open_images
 from brats_seg.classification.decisions import divide_by_prior
-from brats_seg.classification.fitting import Draws, build_network, fit, fit_second_phase, make_learner
+from brats_seg.classification.fitting import Draws, Fitted, build_network, fit, fit_second_phase, make_learner
 from brats_seg.classification.methods import METHODS, remedy
 from brats_seg.classification.settings import Method, StudySettings
 from brats_seg.classification.study import cells
@@ -119,6 +119,24 @@ def test_the_second_phase_moves_the_last_layers_only(
     moved = {name.split(".")[0] for name, weights in second.network.state_dict().items() if not torch.equal(weights, before[name])}
     assert moved == moves
     assert all(torch.equal(weights, before[name]) for name, weights in first.network.state_dict().items())
+
+
+def test_in_the_second_phase_nothing_is_dropped_and_no_statistics_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    modes: list[bool] = []
+
+    def spy(network: nn.Module, *rest: Any, **others: Any) -> Learner:
+        network.register_forward_pre_hook(lambda module, _: modes.extend(part.training for part in module.modules()))
+        return make_learner(network, *rest, **others)
+
+    settings = tiny_settings(network={"name": "all_cnn"}, training={"iterations": 3, "batch_size": 8})  # drops out in three places
+    bench = bench_of(settings, write_images(tmp_path / "stripes.npz", side=32))
+    built = build_network(settings, bench.available.source.set, seed=0, runtime=CPU)
+    monkeypatch.setattr("brats_seg.classification.fitting.make_learner", spy)
+    fit_second_phase(
+        Fitted(built, np.zeros(4, np.int64)), bench.available, settings=settings, optimizer=settings.optimizer, seed=0, runtime=CPU
+    )
+    assert modes
+    assert not any(modes)
 
 
 def test_the_second_phase_is_a_whole_schedule_at_a_tenth_of_the_rate(images: Path, monkeypatch: pytest.MonkeyPatch):

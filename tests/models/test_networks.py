@@ -18,15 +18,15 @@ from brats_seg.models.networks import NETWORKS, check_patch_size, make_network, 
 CLASSES = ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
 CHANNELS = {
     "unet2d": (4, 8), "unet3d": (4, 8), "basic_unet2d": (4,) * 6, "attention_unet2d": (4, 8), "dynunet": (4, 8, 8), "segresnet": (4, 8),
-    "swin_unetr": (12,), "two_path": (4, 4), "input_cascade": (4, 4),
+    "segresnet_ds": (4, 8), "mednext": (4, 8), "swin_unetr": (12,), "two_path": (4, 4), "input_cascade": (4, 4),
 }  # fmt: skip
 SLOWEST = ("swin_unetr", 3)
 TRAINABLE = [(name, n_dims) for name, recipe in NETWORKS.items() if name != "cascade" for n_dims in recipe.dims]
 
 
 def knobs(name: str, **others: object) -> Network:
-    """The smallest of its kind."""
-    return Network.model_validate({"name": name, "channels": CHANNELS[name], "num_res_units": 1, **others})
+    """The smallest of its kind, with the first norm that it takes."""
+    return Network.model_validate({"name": name, "channels": CHANNELS[name], "num_res_units": 1, "norm": NETWORKS[name].norms[0], **others})
 
 
 def smallest_side(network: Network, n_dims: int) -> int:
@@ -59,7 +59,7 @@ def cascade_knobs(detector: Network, classifier: Network) -> Network:
 
 @pytest.mark.parametrize(("name", "n_dims"), TRAINABLE)
 def test_every_network_learns_saves_loads_and_predicts(name: str, n_dims: int) -> None:
-    network = knobs(name, norm="group" if (name, n_dims) == SLOWEST else "batch")  # one voxel of one patch has no batch statistics
+    network = knobs(name, **{"norm": "group"} if (name, n_dims) == SLOWEST else {})  # one voxel of one patch has no batch statistics
     trained, (inputs, targets) = build(network, n_dims), batch(network, n_dims)
     optimizer = torch.optim.SGD(trained.parameters(), lr=1e-3)
     for _ in range(2):
@@ -99,18 +99,25 @@ def test_every_network_takes_two_steps_with_every_loss(name: str, n_dims: int, k
 def test_a_network_takes_a_norm_or_says_which(name: str, n_dims: int, norm: str) -> None:
     network = knobs(name, norm=norm)
     if norm not in NETWORKS[name].norms:
-        with pytest.raises(UsageError, match=rf"network.norm '{norm}': '{name}' takes batch"):
+        with pytest.raises(UsageError, match=rf"network.norm '{norm}': '{name}' takes {NETWORKS[name].norms[0]}"):
             build(network, n_dims)
         return
     built = build(network, n_dims)
     kinds = {"batch": nn.modules.batchnorm._BatchNorm, "instance": nn.modules.instancenorm._InstanceNorm, "group": nn.GroupNorm}
     found = {key for key, kind in kinds.items() if any(isinstance(m, kind) for m in built.modules())}
+    if name == "mednext":  # an instance norm by another name
+        assert all(m.num_groups == m.num_channels for m in built.modules() if isinstance(m, nn.GroupNorm))
+        found = {"instance"} if found == {"group"} else found
     assert found == ({norm} if norm != "none" else set())
     assert needs_windows(built) == (norm in ("instance", "group") or name == "swin_unetr")
 
 
 @pytest.mark.parametrize(("name", "n_dims"), TRAINABLE)
-def test_every_network_has_the_dropout_asked_for(name: str, n_dims: int) -> None:
+def test_every_network_has_the_dropout_asked_for_or_says_that_it_has_none(name: str, n_dims: int) -> None:
+    if not NETWORKS[name].drops_out:
+        with pytest.raises(UsageError, match=f"network.dropout 0.25: '{name}' has no dropout; take 0"):
+            build(knobs(name, dropout=0.25), n_dims)
+        return
     built = build(knobs(name, dropout=0.25), n_dims)
     assert {m.p for m in built.modules() if isinstance(m, nn.modules.dropout._DropoutNd)} - {0.0} == {0.25}
 
@@ -233,7 +240,7 @@ def test_folded_batch_norms_change_nothing(name: str, n_dims: int) -> None:
         built(inputs)  # gives the batch norms something to fold
     ready = ready_for_inference(built, runtime=Runtime(torch.device("cpu")))
     left = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in ready.modules())
-    assert left == (name == "segresnet")  # its norms go before the convolutions, with an activation between
+    assert left == name.startswith("segresnet")  # their norms go before the convolutions, with an activation between
     with torch.no_grad():
         torch.testing.assert_close(ready(inputs), built.eval()(inputs), atol=1e-5, rtol=1e-5)
 

@@ -80,6 +80,40 @@ def test_a_network_without_padding_learns_from_the_middle_of_the_targets() -> No
     assert losses_of(learning, 1) == pytest.approx([expected])
 
 
+# Several outputs
+
+
+def deep_network() -> nn.Module:
+    torch.manual_seed(0)
+    network = {"name": "dynunet", "channels": (4, 8, 8, 8), "norm": "instance", "deep_supervision": 2}
+    return make_network(knobs(network=network).network, n_channels=4, n_classes=5, n_dims=2)
+
+
+def test_all_outputs_are_learned_from_and_the_first_alone_is_evaluated() -> None:
+    learning, loss = learner(deep_network()), make_loss("cross_entropy")
+    with torch.no_grad():
+        outputs = learning.network.train()(INPUTS)
+    levels = [loss(logits, TARGETS[:, :: 2**level, :: 2**level]).mean().item() for level, logits in enumerate(outputs)]
+    expected = (4 * levels[0] + 2 * levels[1] + levels[2]) / 7
+    losses = losses_of(learning, 20)
+    assert losses[0] == pytest.approx(expected, rel=1e-5)
+    assert losses[-1] < losses[0]
+    assert learning.evaluated()(INPUTS).shape == (6, 5, 16, 16)
+
+
+@pytest.mark.parametrize("accumulate", [2, 6])
+def test_a_batch_of_several_outputs_may_come_in_parts(accumulate: int) -> None:
+    whole, parts = (losses_of(learner(deep_network(), accumulate=n), 3) for n in (1, accumulate))
+    assert parts == pytest.approx(whole, rel=1e-4)
+
+
+def test_the_output_layer_alone_learns_from_the_first_output() -> None:
+    network = deep_network()
+    learning = learner(network, only=network.get_submodule("output_block"))
+    expected = make_loss("cross_entropy")(network.eval()(INPUTS), TARGETS).mean().item()
+    assert losses_of(learning, 1) == pytest.approx([expected])
+
+
 # One part that learns
 
 
