@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from brats_seg.config import Config, config_names, dump_config, load_config, parse_config
+from brats_seg.config import Augment, Config, config_names, dump_config, load_config, parse_config
 from brats_seg.errors import UsageError
 
 
@@ -57,6 +57,9 @@ def test_scientific_notation_without_a_dot_is_a_number() -> None:
         ("loss.weights_from=0.5", "loss: weights_from 0.5 defers class weights, and class_weights is 'none'"),
         ("sampler.imbalance_ratio=10", "sampler: kind 'balanced' has no imbalance_ratio; it goes with kind 'oversample' or 'undersample'"),
         ("loss.tau=2", "loss: tau 2 is the strength of the logit adjustment; it goes with kind 'logit_adjusted'"),
+        ("augment=stong", "config: augment: no preset 'stong'; the presets are none, light, strong"),
+        ("augment={preset: heavy}", "config: augment: no preset 'heavy'; the presets are none, light, strong"),
+        ("augment=3", "config: augment: no preset '3'; the presets are none, light, strong (got 3)"),
         ("loss.dice=batch", "loss: kind 'cross_entropy' has no Dice term; dice 'batch' goes with kind 'dice_cross_entropy' or 'region'"),
         ("optimizer.schedule=steps", "optimizer: schedule 'steps' never drops without optimizer.drops"),
     ],
@@ -105,6 +108,38 @@ def test_anchors_are_refused(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("augment: &a {flip: 0.5}\nloss: *a\n")
     with pytest.raises(UsageError, match=r"c\.yaml: not YAML: anchors .* are not read; write the value out"):
         load_config(tmp_path / "c.yaml")
+
+
+# Presets of augmentation
+
+
+@pytest.mark.parametrize("name", ["none", "light", "strong"])
+def test_a_preset_is_one_word_and_its_resolved_copy_has_the_numbers(name: str, tmp_path: Path) -> None:
+    config = load_config(overrides=(f"augment={name}",))
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    assert "preset" not in dump_config(config)
+    assert load_config(tmp_path / "c.yaml") == config == parse_config({"augment": {"preset": name}})
+
+
+def test_presets_are_what_they_are_called() -> None:
+    none, light, strong = (parse_config({"augment": name}).augment for name in ("none", "light", "strong"))
+    assert none.model_dump() == Augment(flip=0).model_dump()
+    assert light == load_config("unet2d_cpu").augment
+    default = Augment()
+    on = {name for name in Augment.model_fields if getattr(strong, name) != getattr(default, name)}
+    assert on == set(Augment.model_fields) - {"flip", "intensity_probability", "modality_dropout"}
+
+
+def test_knobs_are_laid_over_a_preset(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("augment: {preset: strong, noise_sd: [0, 0.1]}\n")
+    strong = parse_config({"augment": "strong"}).augment
+    changed = strong.model_copy(update={"noise_sd": (0.0, 0.1)})
+    assert load_config(tmp_path / "c.yaml").augment == changed
+    assert load_config(overrides=("augment=strong", "augment.noise_sd=[0, 0.1]")).augment == changed
+
+
+def test_a_preset_in_place_of_the_knobs_of_a_file() -> None:
+    assert load_config("demo", overrides=("augment=none",)).augment == Augment(flip=0)
 
 
 def test_an_unknown_name_lists_the_names() -> None:

@@ -26,6 +26,12 @@ _STREAM = 0xA06
 """Keeps these random numbers apart from those of the samplers, which share the seed."""
 _DROPOUT_STREAM = 0xA07
 """Modality dropout has its own numbers: with it on, the other transforms stay what they were."""
+_COLOR_STREAM = 0xA08
+"""Numbers of contrast, bias field, low resolution and inverted gamma."""
+_BIAS_DEGREE = 3
+"""The degrees of a product of polynomials in a bias field sum up to 1, 2 or 3, as in MONAI's RandBiasField (its default)."""
+_INTENSITIES = ("gain", "shift", "contrast", "gamma", "bias_field", "low_resolution", "sharpness", "noise_sd")
+"""Knobs of the transforms of intensity."""
 _RANGE_FLOOR = 1e-7
 _TAPS = (0.402620, 0.244201, 0.054489)
 """A Gaussian of standard deviation 1 at 0, 1 and 2, both sides summing to 1."""
@@ -43,8 +49,15 @@ class Parameters:
     """One angle in the plane of a 2-D patch; for 3-D one in each plane: (Y, X), (Z, X), (Z, Y)."""
     scale: Float[np.ndarray, " b"]
     """Magnification; above 1 things grow."""
+    resolution: Float[np.ndarray, "b m"]
+    """Voxels a side of the coarser image, as a share of the patch's."""
     sharpness: Float[np.ndarray, "b m"]
+    bias: Float[np.ndarray, "b m *degrees"]
+    """Coefficients of the products of Legendre polynomials of degree 0 to 3 along each axis; see `bias_field`."""
+    contrast: Float[np.ndarray, "b m"]
     gamma: Float[np.ndarray, "b m"]
+    inverted: Bool[np.ndarray, " b"]
+    """Whether gamma bends the inverted image."""
     gain: Float[np.ndarray, "b m"]
     shift: Float[np.ndarray, "b m"]
     noise_sd: Float[np.ndarray, "b m"]
@@ -57,10 +70,10 @@ class Parameters:
 def draw_parameters(augment: Augment, *, seed: int, epoch: int, positions: Ids, n_modalities: int, n_dims: int) -> Parameters:
     """Parameters of the draws at the given positions of an epoch.
 
-    Flips: each axis with probability `augment.flip`. Rotation and scaling: together, with `affine_probability`. Sharpness, gamma, gain with
-    shift, and noise: each by its own coin of `intensity_probability`, then for each modality its own value. Scales, gains and gammas are
-    uniform in their logarithm, so that twice and half are equally likely. Modalities are dropped each by its own coin; where all would
-    be, a random one is kept.
+    Flips: each axis with probability `augment.flip`. Rotation and scaling: together, with `affine_probability`. Low resolution, sharpness,
+    bias field, contrast, gamma, gain with shift, and noise: each by its own coin of `intensity_probability`, then for each modality its own
+    value. Scales, gains, contrasts and gammas are uniform in their logarithm, so that twice and half are equally likely. Modalities are
+    dropped each by its own coin; where all would be, a random one is kept.
     """
     n_turns = 1 if n_dims == 2 else 3
     coins, angles, values = np.split(_uniform(seed, epoch, positions, 8 + n_turns + 1 + 6 * n_modalities), [8, 8 + n_turns + 1], axis=1)
@@ -72,6 +85,7 @@ def draw_parameters(augment: Augment, *, seed: int, epoch: int, positions: Ids, 
         affine=affine,
         angle_radians=np.where(affine[:, None], np.deg2rad(augment.rotate_degrees) * (2 * angles[:, :-1] - 1), 0.0),
         scale=np.where(affine, _log_between(angles[:, -1], augment.scale), 1.0),
+        **_more_intensities(augment, seed=seed, epoch=epoch, positions=positions, n_modalities=n_modalities, n_dims=n_dims),
         sharpness=np.where(chosen[:, 0], _between(sharpness, augment.sharpness), 0.0),
         gamma=np.where(chosen[:, 1], _log_between(gamma, augment.gamma), 1.0),
         gain=np.where(chosen[:, 2], _log_between(gain, augment.gain), 1.0),
@@ -90,8 +104,10 @@ def apply(inputs: Inputs, targets: Targets, *, parameters: Parameters) -> tuple[
     planar = inputs.contiguous()
     _flip(planar, targets, parameters)
     _affine(planar, targets, parameters)
-    _intensity(planar, parameters)
-    _drop(planar, parameters)
+    sent = _sent(_plan(parameters, planar.shape[2:]), planar.device)
+    _intensity(planar, sent)
+    if "dropped" in sent:
+        planar.masked_fill_(sent["dropped"].reshape(_per_channel(planar)), 0)
     return inputs.copy_(planar), targets
 
 
@@ -103,9 +119,8 @@ class Augmenter:
         self.augment = augment
         self.seed = seed
         moves = augment.affine_probability > 0 and (augment.rotate_degrees > 0 or augment.scale != (1.0, 1.0))
-        ones = (augment.gain, augment.gamma) != ((1.0, 1.0),) * 2
-        zeros = (augment.shift, augment.sharpness, augment.noise_sd) != ((0.0, 0.0),) * 3
-        colors = (ones or zeros) and augment.intensity_probability > 0
+        defaults = Augment()
+        colors = augment.intensity_probability > 0 and any(getattr(augment, name) != getattr(defaults, name) for name in _INTENSITIES)
         self.is_on = augment.flip > 0 or moves or colors or augment.modality_dropout > 0
 
     def __call__(self, inputs: Inputs, targets: Targets, *, epoch: int, positions: Ids) -> tuple[Inputs, Targets]:
@@ -116,6 +131,30 @@ class Augmenter:
             self.augment, seed=self.seed, epoch=epoch, positions=positions, n_modalities=inputs.shape[1], n_dims=inputs.dim() - 2
         )
         return apply(inputs, targets, parameters=parameters)
+
+
+def _more_intensities(
+    augment: Augment, *, seed: int, epoch: int, positions: np.ndarray, n_modalities: int, n_dims: int
+) -> dict[str, np.ndarray]:
+    """Low resolution, bias field, contrast and inverted gamma, from their own stream: with them on, the other transforms stay what
+    they were.
+    """
+    degrees = np.indices([_BIAS_DEGREE + 1] * n_dims).sum(axis=0)
+    used = (degrees >= 1) & (degrees <= _BIAS_DEGREE)
+    n_terms, shape = int(used.sum()), (len(positions), n_modalities)
+    numbers = _uniform(seed, epoch, positions, 4 + n_modalities * (3 + n_terms), stream=_COLOR_STREAM)
+    coins, values, terms = np.split(numbers, [4, 4 + 3 * n_modalities], axis=1)
+    resolution, contrast, size = np.split(values, 3, axis=1)
+    chosen = coins[:, :3, None] < augment.intensity_probability
+    size = np.where(chosen[:, 2], _between(size, augment.bias_field), 0.0)
+    bias = np.zeros((*shape, *used.shape))
+    bias[:, :, used] = size[:, :, None] * (2 * terms.reshape(*shape, n_terms) - 1)
+    return {
+        "resolution": np.where(chosen[:, 0], _between(resolution, augment.low_resolution), 1.0),
+        "contrast": np.where(chosen[:, 1], _log_between(contrast, augment.contrast), 1.0),
+        "bias": bias,
+        "inverted": coins[:, 3] < augment.gamma_inverted,
+    }
 
 
 def _kept(dropout: float, *, seed: int, epoch: int, positions: np.ndarray, n_modalities: int) -> np.ndarray:
@@ -184,35 +223,137 @@ def _affine_matrices(parameters: Parameters, shape: torch.Size) -> np.ndarray:
     return np.concatenate([linear, np.zeros((n, n_dims, 1))], axis=2)
 
 
-def _intensity(planar: Tensor, parameters: Parameters) -> None:
-    """Sharpness, then gamma, then gain and shift, then noise, on the brain's voxels."""
-    focus = (parameters.sharpness != 0).any(1)
-    contrast = (parameters.gamma != 1).any(1)
-    level = (parameters.gain != 1).any(1) | (parameters.shift != 0).any(1)
-    noise = (parameters.noise_sd != 0).any(1)
-    changed = focus | contrast | level | noise
-    if not changed.any():
+def _plan(parameters: Parameters, shape: torch.Size) -> dict[str, np.ndarray]:
+    """What `_intensity` has to know, by name; a transform that no draw has is left out.
+
+    `changed` are the rows of the batch that it works on. For each transform `name.rows` are its rows among those, and the other arrays
+    have one entry for each of its rows.
+    """
+    p = parameters
+    transforms: dict[str, tuple[np.ndarray, dict[str, np.ndarray]]] = {
+        "resolution": ((p.resolution != 1).any(1), {}),
+        "sharpness": ((p.sharpness != 0).any(1), {"by": p.sharpness}),
+        "bias": (p.bias.any(tuple(range(1, p.bias.ndim))), {"by": p.bias}),
+        "contrast": ((p.contrast != 1).any(1), {"by": p.contrast}),
+        "gamma": ((p.gamma != 1).any(1), {"by": p.gamma, "inverted": p.inverted}),
+        "level": ((p.gain != 1).any(1) | (p.shift != 0).any(1), {}),
+        "noise": ((p.noise_sd != 0).any(1), {"by": p.noise_sd, "start": p.noise_start}),
+    }
+    changed = np.logical_or.reduce([rows for rows, _ in transforms.values()])
+    plan: dict[str, np.ndarray] = {}
+    for name, (rows, arrays) in transforms.items():
+        if rows.any():
+            plan[f"{name}.rows"] = np.flatnonzero(rows[changed])
+            plan |= {f"{name}.{key}": array[rows] for key, array in arrays.items()}
+    if changed.any():
+        plan["changed"] = np.flatnonzero(changed)
+    if "level.rows" in plan:
+        plan |= {"level.gain": p.gain[changed], "level.shift": p.shift[changed]}
+    if "resolution.rows" in plan:
+        plan |= _coarse_places(p.resolution[transforms["resolution"][0]], shape)
+    if not p.kept.all():
+        plan["dropped"] = ~p.kept
+    return plan
+
+
+def _sent(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
+    """The arrays on the device, in one copy that the CPU does not wait for; float64 becomes float32."""
+    arrays = {name: array.astype(np.float32) if array.dtype == np.float64 else array for name, array in arrays.items()}
+    if device.type == "cpu":
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    starts = np.cumsum([0, *(-(-array.nbytes // 8) * 8 for array in arrays.values())])  # a view of 8-byte numbers begins at a multiple of 8
+    packed = torch.empty(int(starts[-1]), dtype=torch.uint8, pin_memory=True)
+    for start, array in zip(starts, arrays.values(), strict=False):
+        packed.numpy()[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    there = packed.to(device, non_blocking=True)
+    return {
+        name: there[start : start + array.nbytes].view(torch.from_numpy(array[:0]).dtype).reshape(array.shape)
+        for start, (name, array) in zip(starts, arrays.items(), strict=False)
+    }
+
+
+def _per_channel(values: Tensor) -> tuple[int, ...]:
+    return (-1, values.shape[1], *[1] * (values.dim() - 2))
+
+
+def _intensity(planar: Tensor, sent: dict[str, Tensor]) -> None:
+    """Low resolution, sharpness, bias field, contrast, gamma, gain and shift, then noise, on the brain's voxels."""
+    if "changed" not in sent:
         return
-    rows = _rows(changed, planar)
+    rows = sent["changed"]
     values = planar[rows]
     air = (values == 0).all(1, keepdim=True)
-    per_channel = (-1, planar.shape[1], *[1] * (planar.dim() - 2))
 
-    def column(array: np.ndarray, of: np.ndarray) -> Tensor:
-        return torch.from_numpy(array[of]).to(planar).reshape(per_channel)
+    def column(name: str) -> Tensor:
+        return sent[name].reshape(_per_channel(planar))
 
-    if focus.any():
-        among = _rows(focus[changed], planar)
-        values[among] = _change_sharpness(values[among], sharpness=column(parameters.sharpness, focus), air=air[among])
-    if contrast.any():
-        among = _rows(contrast[changed], planar)
-        values[among] = _change_contrast(values[among], gamma=column(parameters.gamma, contrast), air=air[among])
-    if level.any():
-        values.mul_(column(parameters.gain, changed)).add_(column(parameters.shift, changed))
-    if noise.any():
-        among = _rows(noise[changed], planar)
-        values[among] += column(parameters.noise_sd, noise) * _noise(parameters.noise_start[noise], planar.shape[2:], planar.device)
+    if (among := sent.get("resolution.rows")) is not None:
+        values[among] = _coarsen(values[among], sent)
+    if (among := sent.get("sharpness.rows")) is not None:
+        values[among] = _change_sharpness(values[among], sharpness=column("sharpness.by"), air=air[among])
+    if (among := sent.get("bias.rows")) is not None:
+        values[among] *= bias_field(sent["bias.by"], planar.shape[2:])
+    if (among := sent.get("contrast.rows")) is not None:
+        values[among] = _change_contrast(values[among], factor=column("contrast.by"), air=air[among])
+    if (among := sent.get("gamma.rows")) is not None:
+        inverted = sent["gamma.inverted"].reshape(-1, *[1] * (planar.dim() - 1))
+        values[among] = _change_gamma(values[among], gamma=column("gamma.by"), inverted=inverted, air=air[among])
+    if "level.rows" in sent:
+        values.mul_(column("level.gain")).add_(column("level.shift"))
+    if (among := sent.get("noise.rows")) is not None:
+        values[among] += column("noise.by") * _noise(sent["noise.start"], planar.shape[2:])
     planar[rows] = values.masked_fill_(air, 0)
+
+
+def _coarse_places(resolution: np.ndarray, shape: torch.Size) -> dict[str, np.ndarray]:
+    """Where each voxel of an axis is read in the image of low resolution: between which two voxels, and how far from the first.
+
+    An axis of n voxels is sampled at round(n x resolution) places by nearest neighbor, and interpolated back linearly.
+    """
+    places = {}
+    for axis, n in enumerate(shape):
+        n_coarse = np.maximum(np.rint(n * resolution), 1)[..., None]
+        at = np.clip((np.arange(n) + 0.5) * n_coarse / n - 0.5, 0, n_coarse - 1)
+        first = np.floor(at)
+        for name, coarse in (("near", first), ("far", np.minimum(first + 1, n_coarse - 1))):
+            places[f"resolution.{name}{axis}"] = ((coarse + 0.5) * n / n_coarse).astype(np.int64)
+        places[f"resolution.share{axis}"] = at - first
+    return places
+
+
+def _coarsen(values: Tensor, sent: dict[str, Tensor]) -> Tensor:
+    """Each modality as if it had been scanned more coarsely (nnU-Net's simulated low resolution), an axis after the other.
+
+    At the rim of the brain air, which is 0, has a part, as in nnU-Net.
+    """
+    for axis in range(values.dim() - 2):
+        shape = [*values.shape[:2], *[1] * axis, values.shape[axis + 2], *[1] * (values.dim() - 3 - axis)]
+        near, far = (
+            values.gather(axis + 2, sent[f"resolution.{name}{axis}"].reshape(shape).expand(values.shape)) for name in ("near", "far")
+        )
+        values = near + sent[f"resolution.share{axis}"].reshape(shape) * (far - near)
+    return values
+
+
+def bias_field(coefficients: Float[Tensor, "b m *degrees"], shape: tuple[int, ...]) -> Float[Tensor, "b m *patch"]:
+    """The exponential of a sum of products of Legendre polynomials over the patch, which reaches from -1 to 1 along each axis.
+
+    The field of MONAI's RandBiasField (after Van Leemput et al. 1999). Summed in a fixed order: the last bits of a matrix product depend
+    on the number of patches.
+    """
+    field = coefficients
+    for axis in reversed(range(len(shape))):
+        along = _legendre(shape[axis], coefficients.device).reshape(-1, shape[axis], *[1] * (len(shape) - 1 - axis))
+        terms = [field.select(axis + 2, degree).unsqueeze(axis + 2) * along[degree] for degree in range(_BIAS_DEGREE + 1)]
+        field = terms[0] + terms[1] + terms[2] + terms[3]
+    return field.exp()
+
+
+@cache
+def _legendre(n: int, device: torch.device) -> Tensor:
+    """Legendre polynomials of degree 0 to 3 at n places from -1 to 1, float32 (4, n)."""
+    values = np.polynomial.legendre.legvander(np.linspace(-1.0, 1.0, n), _BIAS_DEGREE).T
+    return torch.from_numpy(values.astype(np.float32)).to(device)
 
 
 def _change_sharpness(values: Tensor, *, sharpness: Tensor, air: Tensor) -> Tensor:
@@ -241,17 +382,34 @@ def _blur(values: Tensor) -> Tensor:
     return values
 
 
-def _change_contrast(values: Tensor, *, gamma: Tensor, air: Tensor) -> Tensor:
+def _change_contrast(values: Tensor, *, factor: Tensor, air: Tensor) -> Tensor:
+    """Multiply the distance of each modality from its mean, and cut it at its lowest and highest value (nnU-Net's contrast).
+
+    Mean, lowest and highest are of the patch's brain voxels.
+    """
+    axes = tuple(range(2, values.dim()))
+    mean = values.masked_fill(air, 0).sum(axes, keepdim=True) / (~air).sum(axes, keepdim=True).clamp(min=1)
+    lowest, highest = _brain_range(values, air)
+    return ((values - mean) * factor + mean).clamp_(min=lowest, max=highest)
+
+
+def _brain_range(values: Tensor, air: Tensor) -> tuple[Tensor, Tensor]:
+    axes = tuple(range(2, values.dim()))
+    return values.masked_fill(air, torch.inf).amin(axes, keepdim=True), values.masked_fill(air, -torch.inf).amax(axes, keepdim=True)
+
+
+def _change_gamma(values: Tensor, *, gamma: Tensor, inverted: Tensor, air: Tensor) -> Tensor:
     """Raise each modality, stretched to 0..1 over the patch's brain voxels, to the power gamma; mean and spread are restored.
 
-    As MONAI's AdjustContrast with `retain_stats`, over the voxels that are not air: gamma bends the histogram, gain and shift move it.
+    As MONAI's AdjustContrast with `retain_stats` (and `invert_image`), over the voxels that are not air: gamma bends the histogram, gain
+    and shift move it. Where inverted, 1 minus the stretched image is raised, and turned back.
     """
     axes = tuple(range(2, values.dim()))
     n_brain = (~air).sum(axes, keepdim=True).clamp(min=1)
-    lowest = values.masked_fill(air, torch.inf).amin(axes, keepdim=True)
-    highest = values.masked_fill(air, -torch.inf).amax(axes, keepdim=True)
+    lowest, highest = _brain_range(values, air)
     unit = ((values - lowest) / (highest - lowest + _RANGE_FLOOR)).clamp_(0, 1)
-    bent = unit.pow_(gamma).masked_fill_(air, 0)
+    bent = torch.where(inverted, 1 - unit, unit).pow_(gamma)
+    bent = torch.where(inverted, 1 - bent, bent).masked_fill_(air, 0)
     mean, mean_bent = (v.masked_fill(air, 0).sum(axes, keepdim=True) / n_brain for v in (values, bent))
     spread, spread_bent = (
         ((v - m).masked_fill_(air, 0).square_().sum(axes, keepdim=True) / n_brain).sqrt_() for v, m in ((values, mean), (bent, mean_bent))
@@ -265,16 +423,11 @@ def _noise_table(device: torch.device, n: int) -> Tensor:
     return torch.randn(n, generator=generator).to(device)
 
 
-def _noise(starts: np.ndarray, shape: torch.Size, device: torch.device) -> Tensor:
+def _noise(starts: Tensor, shape: torch.Size) -> Tensor:
     """Normal numbers (B, M, *shape): for each start a stretch of the table."""
     n = shape.numel()
-    table = _noise_table(device, NOISE_TABLE + n)
-    return table.unfold(0, n, 1)[torch.from_numpy(starts.ravel()).to(device)].reshape(*starts.shape, *shape)
-
-
-def _drop(planar: Tensor, parameters: Parameters) -> None:
-    if not parameters.kept.all():
-        planar[torch.from_numpy(~parameters.kept).to(planar.device)] = 0
+    table = _noise_table(starts.device, NOISE_TABLE + n)
+    return table.unfold(0, n, 1)[starts.ravel()].reshape(*starts.shape, *shape)
 
 
 def _rows(chosen: np.ndarray, like: Tensor) -> Tensor:

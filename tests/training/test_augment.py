@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.transforms import AdjustContrast, Affine, Flip
+from numpy.polynomial.legendre import leggrid2d, leggrid3d
 from scipy.ndimage import gaussian_filter
 
 from brats_seg.config import Augment, parse_config
@@ -21,9 +22,13 @@ EVERYTHING = Augment(
     gamma=(0.7, 1.5),
     noise_sd=(0.0, 0.2),
     sharpness=(-1.0, 1.0),
+    contrast=(0.75, 1.25),
+    gamma_inverted=0.5,
+    bias_field=(0.0, 0.3),
+    low_resolution=(0.5, 1.0),
     modality_dropout=0.3,
 )
-NUMBERS = ("flip", "affine", "angle_radians", "scale", "sharpness", "gamma", "gain", "shift", "noise_sd", "noise_start", "kept")
+NUMBERS = tuple(field.name for field in fields(Parameters))
 
 
 def batch(n: int = 6, *, side: int = 16, n_dims: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,6 +73,13 @@ def test_draws_lie_in_their_ranges_and_come_as_often_as_asked() -> None:
     assert np.median(p.scale[p.affine]) == pytest.approx((0.7 * 1.4) ** 0.5, rel=0.01)
     assert (p.gamma != 1).any(1).mean() == pytest.approx(0.5, abs=0.015)
     assert (p.noise_sd > 0).any(1).mean() == pytest.approx(0.5, abs=0.015)
+    assert p.inverted.mean() == pytest.approx(0.5, abs=0.01)
+    for name, low, high in (("resolution", 0.5, 1.0), ("contrast", 0.75, 1.25)):
+        values = getattr(p, name)
+        assert (values != 1).any(1).mean() == pytest.approx(0.5, abs=0.015)
+        assert (values.min(), values.max()) == (pytest.approx(low, rel=0.01), pytest.approx(high, rel=0.01))
+    assert p.bias.any((1, 2, 3)).mean() == pytest.approx(0.5, abs=0.015)
+    assert (p.bias.min(), p.bias.max()) == (pytest.approx(-0.3, rel=0.02), pytest.approx(0.3, rel=0.02))
     assert np.corrcoef(p.gain[:, 0], p.gain[:, 1])[0, 1] > 0  # one coin for the four modalities ...
     touched = (p.gain != 1).all(1)
     assert abs(np.corrcoef(p.gain[touched, 0], p.gain[touched, 1])[0, 1]) < 0.03  # ... then a value for each
@@ -161,6 +173,87 @@ def test_gamma_equals_monai_and_keeps_mean_and_spread() -> None:
     torch.testing.assert_close(bent.std((2, 3)), inputs.std((2, 3)), atol=1e-4, rtol=1e-4)
 
 
+def test_gamma_of_the_inverted_image_equals_monai() -> None:
+    inputs, targets = batch(2)
+    p = replace(identity(2), gamma=np.full((2, 4), 1.6), inverted=np.array([False, True]))
+    bent, _ = apply(inputs.clone(), targets, parameters=p)
+    for draw in (0, 1):
+        reference = AdjustContrast(1.6, retain_stats=True, invert_image=bool(draw))(inputs[draw, 0])
+        torch.testing.assert_close(bent[draw, 0], torch.as_tensor(reference), atol=1e-4, rtol=1e-4)
+
+
+def test_contrast_spreads_the_values_about_their_mean_and_cuts_them_at_their_range() -> None:
+    """Four brain voxels of 0.5, 1, 2 and 4.5, mean 2; the rest is air, of which no mean is taken."""
+    inputs = torch.zeros(1, 1, 2, 4)
+    inputs[0, 0, 0] = torch.tensor([0.5, 1.0, 2.0, 4.5])
+    targets = torch.zeros(1, 2, 4, dtype=torch.uint8)
+    for factor, expected in ((0.5, [1.25, 1.5, 2.0, 3.25]), (2.0, [0.5, 0.5, 2.0, 4.5])):
+        changed, _ = apply(inputs.clone(), targets, parameters=replace(identity(1, n_modalities=1), contrast=np.array([[factor]])))
+        assert changed[0, 0, 0].tolist() == expected
+        assert changed[0, 0, 1].tolist() == [0, 0, 0, 0]
+
+
+def test_low_resolution_reads_every_other_voxel_and_draws_lines_between_them() -> None:
+    """Six voxels of 1, 2, 4, 8, 16, 32 at half the resolution: the second, fourth and last stand for the pairs."""
+    inputs = torch.zeros(1, 2, 6, 6) + 2.0 ** torch.arange(6)
+    targets = torch.zeros(1, 6, 6, dtype=torch.uint8)
+    changed, _ = apply(inputs.clone(), targets, parameters=replace(identity(1, n_modalities=2), resolution=np.array([[0.5, 1.0]])))
+    # the three coarse voxels 2, 8, 32 lie between the pairs of voxels: at 0.5, 2.5 and 4.5
+    assert changed[0, 0, 3].tolist() == [2.0, 2 + 0.25 * 6, 2 + 0.75 * 6, 8 + 0.25 * 24, 8 + 0.75 * 24, 32.0]
+    assert torch.equal(changed[0, 1], inputs[0, 1])
+
+
+def test_low_resolution_in_3d_is_that_of_every_axis() -> None:
+    ramps = torch.stack(torch.meshgrid(*[2.0 ** torch.arange(6)] * 3, indexing="ij"))[None]
+    p = replace(identity(1, n_dims=3, n_modalities=3), resolution=np.full((1, 3), 0.5))
+    changed, _ = apply(ramps.clone(), torch.zeros(1, 6, 6, 6, dtype=torch.uint8), parameters=p)
+    for axis in range(3):
+        assert changed[0, axis].movedim(axis, -1)[1, 2].tolist() == [2.0, 3.5, 6.5, 14.0, 26.0, 32.0]
+
+
+@pytest.mark.parametrize(("shape", "legendre"), [((8, 10), leggrid2d), ((5, 6, 7), leggrid3d)])
+def test_a_bias_field_is_that_of_legendre_polynomials(shape: tuple[int, ...], legendre) -> None:
+    coefficients = np.random.default_rng(0).uniform(-0.3, 0.3, (2, 3, *[4] * len(shape)))
+    inputs = torch.ones(2, 3, *shape)
+    p = replace(identity(2, n_dims=len(shape), n_modalities=3), bias=coefficients)
+    changed, _ = apply(inputs, torch.zeros(2, *shape, dtype=torch.uint8), parameters=p)
+    expected = np.exp(legendre(*[np.linspace(-1, 1, n) for n in shape], coefficients[1, 2]))
+    np.testing.assert_allclose(changed[1, 2].numpy(), expected, rtol=1e-5)
+
+
+def test_a_bias_field_has_no_constant_and_no_degree_above_three() -> None:
+    bias = drawn(list(range(50))).bias
+    degrees = np.indices((4, 4)).sum(axis=0)
+    assert np.array_equal(bias.any((0, 1)), (degrees >= 1) & (degrees <= 3))
+
+
+def test_new_transforms_leave_the_numbers_of_the_others_alone() -> None:
+    without = EVERYTHING.model_copy(
+        update={"contrast": (1.0, 1.0), "gamma_inverted": 0.0, "bias_field": (0.0, 0.0), "low_resolution": (1.0, 1.0)}
+    )
+    p = draw_parameters(without, seed=3, epoch=2, positions=np.arange(40), n_modalities=4, n_dims=2)
+    for name in set(NUMBERS) - {"resolution", "bias", "contrast", "inverted"}:
+        assert np.array_equal(getattr(p, name), getattr(drawn(list(range(40))), name))
+    assert ((p.resolution == 1).all(), (p.contrast == 1).all(), p.bias.any(), p.inverted.any()) == (True, True, False, False)
+
+
+@pytest.mark.parametrize("knob", ["contrast", "gamma", "bias_field", "low_resolution", "noise_sd"])
+def test_one_knob_of_intensity_turns_the_augmenter_on(knob: str) -> None:
+    assert Augmenter(parse_config({"augment": {"flip": 0, knob: (0.5, 0.9)}}).augment, seed=0).is_on
+
+
+def test_3d_patches_are_mirrored_along_each_axis_by_itself() -> None:
+    inputs, targets = batch(8, side=4, n_dims=3)
+    flips = np.array([[bool(i & 4), bool(i & 2), bool(i & 1)] for i in range(8)])
+    flipped, labels = apply(inputs.clone(), targets.clone(), parameters=replace(identity(8, n_dims=3), flip=flips))
+    for i in range(8):
+        axes = np.flatnonzero(flips[i]).tolist()
+        assert torch.equal(flipped[i], inputs[i].flip([axis + 1 for axis in axes]))
+        assert torch.equal(labels[i], targets[i].flip(axes))
+    p = draw_parameters(Augment(), seed=0, epoch=1, positions=np.arange(4000), n_modalities=4, n_dims=3)
+    assert np.unique(p.flip, axis=0).shape == (8, 3)
+
+
 def test_blurring_equals_scipy_and_sharpening_is_its_mirror_image() -> None:
     inputs, targets = batch(1)
     p = replace(identity(1), sharpness=np.array([[-1.0, 0.0, 1.0, -0.5]]))
@@ -199,7 +292,9 @@ def test_air_stays_air() -> None:
     changed, _ = Augmenter(colors, seed=1)(inputs.clone(), targets, epoch=1, positions=np.arange(6))
     assert (changed[:, :, :5] == 0).all()
     assert (changed[:, :, 5:] != inputs[:, :, 5:]).any()
-    no_noise = colors.model_copy(update={"noise_sd": (0.0, 0.0)})
+    # Noise is drawn for the patch as it is; a bias field and coarser voxels are laid over the patch as it is.
+    of_values = {"noise_sd": (0.0, 0.0), "bias_field": (0.0, 0.0), "low_resolution": (1.0, 1.0)}
+    no_noise = colors.model_copy(update=of_values)
     with_air, _ = Augmenter(no_noise, seed=1)(inputs.clone(), targets, epoch=1, positions=np.arange(6))
     alone, _ = Augmenter(no_noise, seed=1)(inputs[:, :, 5:].clone(), targets[:, 5:], epoch=1, positions=np.arange(6))
     torch.testing.assert_close(with_air[:, :, 5:], alone, atol=1e-5, rtol=1e-5)  # air has no part in the statistics
@@ -234,7 +329,9 @@ def test_a_patch_without_contrast_stays_finite() -> None:
     torch.testing.assert_close(bent, inputs)
 
 
-@pytest.mark.parametrize("knob", [{"gamma": (0.0, 1.0)}, {"gain": (1.2, 0.8)}, {"scale": (-1.0, 1.0)}, {"noise_sd": (-0.1, 0.1)}])
+@pytest.mark.parametrize(
+    "knob", [{"gamma": (0.0, 1.0)}, {"gain": (1.2, 0.8)}, {"scale": (-1.0, 1.0)}, {"noise_sd": (-0.1, 0.1)}, {"low_resolution": (0.5, 1.5)}]
+)
 def test_ranges_that_make_no_sense_are_refused(knob: dict[str, tuple[float, float]]) -> None:
     with pytest.raises(UsageError, match=f"augment.{next(iter(knob))}"):
         parse_config({"augment": knob})
