@@ -1,19 +1,31 @@
 """The class mix asked for and the mix drawn."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
 
 from brats_seg.core.shapes import Counts, Shares
 from brats_seg.errors import UsageError
+from brats_seg.imbalance.groups import SIZE_STEPS, Lesions
+from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.priors import effective_prior
 from brats_seg.imbalance.samplers import Draw
 
 LEDGER_COLUMNS = ("epoch", "class", "requested_share", "center_share", "voxel_share", "n_draws", "n_distinct", "n_hard")
+CASE_COLUMNS = ("epoch", "case", "class", "n_draws", "n_distinct")
+LESION_COLUMNS = ("epoch", "class", "lesion_voxels_from", "n_draws", "n_distinct")
 OUTSIDE = "outside"
 """The ledger's name for air: patch voxels outside the brain, or off the volume."""
+
+
+@runtime_checkable
+class Countable(Protocol):
+    """Whole numbers (n,) that add up: a NumPy array, or a torch tensor on any device. This package does not know torch."""
+
+    def tolist(self) -> Any:
+        """The numbers as a list. On a GPU this waits until they are computed."""
 
 
 class Ledger:
@@ -24,15 +36,18 @@ class Ledger:
         self._history: list[tuple[int, np.ndarray]] = []
         self._open()
 
-    def add(self, draw: Draw, counts: Counts) -> None:
-        """One batch: its draw, and its voxels per class as the gather counted them (K + 1 numbers, the last one air)."""
+    def add(self, draw: Draw, counts: Countable) -> None:
+        """One batch: its draw, and its voxels per class as the gather counted them (K + 1 numbers, the last one air).
+
+        Counts on a GPU are added there, without waiting for them; they are fetched when the epoch is closed or the state is saved.
+        """
         self._draws.append((draw.ids, draw.classes, draw.hard))
-        self._voxels += counts
+        self._uncounted = self._uncounted + counts  # not +=: the next batch writes into the same array
 
     def absorb(self, state: Mapping[str, Any]) -> None:
         """Add the open epoch of another rank's ledger, given as its `state_dict()`."""
         self._draws.append((state["ids"], state["classes"].astype(np.int64), state["hard"]))
-        self._voxels += state["voxels"]
+        self._voxels = self._counted() + state["voxels"]
 
     def close_epoch(self, epoch: int, requested: Shares) -> list[dict[str, Any]]:
         """The rows of this epoch, and a fresh page for the next.
@@ -45,16 +60,55 @@ class Ledger:
         n_classes = len(self.class_names)
         n_draws = np.bincount(classes, minlength=n_classes)
         n_hard = np.bincount(classes[hard], minlength=n_classes)
-        inside = self._voxels[:-1] / max(1, int(self._voxels[:-1].sum()))
+        voxels = self._counted()
+        inside = voxels[:-1] / max(1, int(voxels[:-1].sum()))
         rows = []
         for k, name in enumerate(self.class_names):
             shares = (float(requested[k]), float(n_draws[k] / max(1, len(ids))), float(inside[k]))
             numbers = (int(n_draws[k]), len(np.unique(ids[classes == k])), int(n_hard[k]))
             rows.append(dict(zip(LEDGER_COLUMNS, (epoch, name, *shares, *numbers), strict=True)))
-        air = float(self._voxels[-1] / max(1, int(self._voxels.sum())))
+        air = float(voxels[-1] / max(1, int(voxels.sum())))
         rows.append(dict(zip(LEDGER_COLUMNS, (epoch, OUTSIDE, 0.0, 0.0, air, 0, 0, 0), strict=True)))
-        self._history.append((epoch, self._voxels))
+        self._history.append((epoch, voxels))
         self._open()
+        return rows
+
+    def case_rows(self, epoch: int, *, case_names: Sequence[str]) -> list[dict[str, Any]]:
+        """How often each case was drawn in the open epoch; a row, its keys `CASE_COLUMNS`, for each case and class with a draw.
+
+        Args:
+            epoch: its number.
+            case_names: of all cases; the number of the case is in the upper 32 bits of an id.
+        """
+        ids, classes, _ = self._drawn()
+        n_classes = len(self.class_names)
+        _, first, n_each = np.unique(ids, return_index=True, return_counts=True)
+        places = (ids[first] >> 32) * n_classes + classes[first]
+        n_draws, n_distinct = np.bincount(places, n_each), np.bincount(places)
+        return [
+            dict(zip(CASE_COLUMNS, (epoch, case_names[at // n_classes], name, int(n_draws[at]), int(n_distinct[at])), strict=True))
+            for at in np.flatnonzero(n_distinct).tolist()
+            for name in [self.class_names[at % n_classes]]
+        ]
+
+    def lesion_rows(self, epoch: int, *, index: ClassIndex, lesions: Lesions) -> list[dict[str, Any]]:
+        """How often lesions of each size were drawn in the open epoch; a row, its keys `LESION_COLUMNS`, for each tumor class and size.
+
+        Args:
+            epoch: its number.
+            index: that the draws came from.
+            lesions: its lesions; `lesion_voxels_from` is the smallest number of voxels of a lesion of the row (`SIZE_STEPS`).
+        """
+        ids, classes, _ = self._drawn()
+        rows = []
+        for k, bins in enumerate(lesions.size_bins):
+            if bins is None:
+                continue
+            different, n_each = np.unique(ids[classes == k], return_counts=True)
+            found = bins[index.ranks_of(k, different)]
+            n_draws, n_distinct = np.bincount(found, n_each, len(SIZE_STEPS)), np.bincount(found, minlength=len(SIZE_STEPS))
+            for smallest, n, n_different in zip(SIZE_STEPS, n_draws.astype(np.int64).tolist(), n_distinct.tolist(), strict=True):
+                rows.append(dict(zip(LESION_COLUMNS, (epoch, self.class_names[k], smallest, n, n_different), strict=True)))
         return rows
 
     def voxel_counts(self, *, first_epoch: int = 1, last_epoch: int | None = None) -> Counts:
@@ -77,9 +131,9 @@ class Ledger:
     def state_dict(self) -> dict[str, Any]:
         """The whole ledger, the open epoch included, in arrays."""
         ids, classes, hard = self._drawn()
-        history = np.array([voxels for _, voxels in self._history], dtype=np.int64).reshape(len(self._history), self._voxels.size)
+        history = np.array([voxels for _, voxels in self._history], dtype=np.int64).reshape(len(self._history), len(self.class_names) + 1)
         closed = np.array([epoch for epoch, _ in self._history], dtype=np.int64)
-        opened = {"ids": ids, "classes": classes.astype(np.int16), "hard": hard, "voxels": self._voxels.copy()}
+        opened = {"ids": ids, "classes": classes.astype(np.int16), "hard": hard, "voxels": self._counted().copy()}
         return {**opened, "closed_epochs": closed, "closed_voxels": history}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -96,6 +150,14 @@ class Ledger:
     def _open(self) -> None:
         self._draws: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._voxels: Int64[np.ndarray, " k_and_air"] = np.zeros(len(self.class_names) + 1, dtype=np.int64)
+        self._uncounted: Any = 0
+
+    def _counted(self) -> Int64[np.ndarray, " k_and_air"]:
+        """Voxels of the open epoch, (K + 1,)."""
+        if not isinstance(self._uncounted, int):
+            self._voxels = self._voxels + np.array(self._uncounted.tolist(), dtype=np.int64)
+            self._uncounted = 0
+        return self._voxels
 
     def _drawn(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if not self._draws:

@@ -60,7 +60,7 @@ class Stopwatch:
 class RunLog:
     """The tables of a run: rows by epoch, kept whole in memory and in the checkpoint, written anew after each epoch.
 
-    `epochs.csv` and `ledger.csv` hold no clock time, so that a resumed run writes the same bytes as one that was never stopped.
+    `epochs.csv` and the ledgers hold no clock time, so that a resumed run writes the same bytes as one that was never stopped.
     """
 
     def __init__(self, run_dir: Path, *, classes: Sequence[str], tensorboard: bool = False) -> None:
@@ -70,6 +70,7 @@ class RunLog:
         self.timing: list[dict[str, Any]] = []
         self._run_dir = run_dir
         self._classes = tuple(classes)
+        self._begun: set[Path] = set()
         self._drawn_at = -float("inf")
         self._drawing_s = 0.0
         self._board = _open_board(run_dir / "tensorboard") if tensorboard else None
@@ -81,6 +82,21 @@ class RunLog:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the rows of a run to go on with."""
         self.epochs, self.ledger, self.timing = (list(state[name]) for name in ("epochs", "ledger", "timing"))
+
+    def append(self, name: str, rows: Sequence[Row]) -> None:
+        """Add the rows of an epoch (their first column) to a table that is too long to be kept in memory and in checkpoints.
+
+        The first time, lines of this epoch and of later ones are cut off: a run that goes on from an older checkpoint draws them again.
+        """
+        path = self._run_dir / f"{name}.csv"
+        header, _, lines = table_text(rows).partition("\n")
+        if path not in self._begun:
+            before = path.read_text(encoding="utf-8").splitlines(keepends=True)[1:] if path.exists() else []
+            kept = [line for line in before if line.endswith("\n") and int(line.partition(",")[0]) < rows[0]["epoch"]]
+            write_text(path, "".join([header, "\n", *kept]))
+            self._begun.add(path)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(lines)
 
     def write(self, *, is_last: bool) -> None:
         """Write the three tables, and `progress.png` where enough time has passed since it was last drawn."""

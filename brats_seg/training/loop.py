@@ -266,6 +266,7 @@ class _Loop:
         is_last = epoch == self.phase.last_epoch
         for state in self._other_ledgers():
             self.ledger.absorb(state)
+        self._write_draws(epoch)
         self.log.ledger += self.ledger.close_epoch(epoch, self.sampler.requested_in(epoch))
         with self.watch("mining_s"):
             if isinstance(self.sampler, HardSampler) and not is_last:
@@ -287,6 +288,15 @@ class _Loop:
         self.log.timing.append(self.watch.row(epoch, n_patches=n_patches))
         if self.validation.metric == "last" or self.best_epoch in (epoch, None):
             self._save(BEST, resume=None)
+
+    def _write_draws(self, epoch: int) -> None:
+        """Write how often each case, and lesions of each size, were drawn."""
+        if not self.runtime.is_writer:
+            return
+        self.log.append("ledger_cases", self.ledger.case_rows(epoch, case_names=[case.id for case in self.bank.cases]))
+        if self.method.lesions is not None:
+            rows = self.ledger.lesion_rows(epoch, index=self.bank.index, lesions=self.method.lesions)
+            self.log.append("ledger_lesions", rows)
 
     def _note_epoch(self, epoch: int, scores: InnerScores | None) -> None:
         score = scores.value if scores is not None else None

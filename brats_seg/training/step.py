@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int64, Integer
 from torch import Tensor, nn
 
 from brats_seg.config import Optimizer
 from brats_seg.core.runtime import Runtime
-from brats_seg.core.shapes import Counts
 from brats_seg.errors import UsageError
 from brats_seg.models.deep_supervision import supervised_loss
 from brats_seg.models.losses import Loss
@@ -171,10 +170,10 @@ def center_crop(targets: AnyTargets, shape: tuple[int, ...]) -> Middle:
     return targets[(slice(None), *where)]
 
 
-def count_middle(targets: AnyTargets, *, margin: int, n_classes: int) -> Counts:
-    """Voxels of each class, and in the last place all others, of targets (B, *patch) without a rim of `margin` voxels."""
+def count_middle(targets: AnyTargets, *, margin: int, n_classes: int) -> Int64[Tensor, " k"]:
+    """Voxels of each class, and in the last place all others, of targets (B, *patch) without a rim of `margin` voxels; on their device."""
     middle = center_crop(targets, tuple(side - 2 * margin for side in targets.shape[1:]))
-    return torch.bincount(middle.flatten().clamp(max=n_classes), minlength=n_classes + 1).cpu().numpy()
+    return torch.bincount(middle.flatten().clamp(max=n_classes), minlength=n_classes + 1)
 
 
 def _freeze(network: nn.Module, *, but: nn.Module) -> None:

@@ -127,6 +127,16 @@ def test_a_class_there_is_not_is_refused(cls):
         small_index().pick(np.array([0, cls]), np.array([0, 0]))
 
 
+def test_the_ranks_of_rising_ids_are_the_way_back_from_pick():
+    parts = {0: np.array([7, 3, 5], np.uint32), 1: np.array([0, 1, 4, 9], np.uint32)}
+    index = ClassIndex(("healthy", "tumor"), np.array([[1, 2], [2, 2]]), part=parts.__getitem__, case_ids=np.array([0, 1 << 32]))
+    for view in (index, index.restrict([1, 0]), index.restrict([1])):
+        for k in (0, 1):
+            ids = np.sort(np.array(every_id(view, k)))
+            ranks = view.ranks_of(k, ids)
+            assert view.pick(np.full(len(ids), k), ranks).tolist() == ids.tolist()
+
+
 def test_random_ids_are_different_and_all_where_there_are_no_more():
     index = ClassIndex.from_labels(np.zeros(50, np.int64), ("only",))
     generator = np.random.default_rng(0)

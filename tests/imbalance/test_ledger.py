@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brats_seg.errors import UsageError
-from brats_seg.imbalance.ledger import LEDGER_COLUMNS, Ledger
+from brats_seg.imbalance.groups import group_by_lesion
+from brats_seg.imbalance.index import ClassIndex
+from brats_seg.imbalance.ledger import CASE_COLUMNS, LEDGER_COLUMNS, LESION_COLUMNS, Ledger
 from brats_seg.imbalance.samplers import Draw
 
 HALF = np.array([0.5, 0.5])
@@ -40,6 +43,81 @@ def test_each_epoch_is_a_fresh_page_and_the_prior_runs_over_all():
     with pytest.raises(UsageError, match="no closed epoch from 3"):
         ledger.effective_prior(first_epoch=3)
     assert ledger.effective_prior(class_weights=np.array([1.0, 7.0])).tolist() == pytest.approx([0.25, 0.75])
+
+
+class OnDevice:
+    """Counts that may be added, and must not be read before the epoch is closed or saved."""
+
+    n_reads = 0
+
+    def __init__(self, values):
+        self.values = values
+
+    def __radd__(self, other):
+        assert other == 0
+        return OnDevice(self.values)
+
+    def __add__(self, other):
+        return OnDevice([a + b for a, b in zip(self.values, other.values, strict=True)])
+
+    def tolist(self):
+        OnDevice.n_reads += 1
+        return self.values
+
+
+def test_counts_on_a_device_are_added_there_and_read_once_an_epoch():
+    ledger = Ledger(("healthy", "tumor"))
+    for _ in range(3):
+        ledger.add(draw([1], [0]), OnDevice([90, 10, 5]))
+    assert OnDevice.n_reads == 0
+    assert ledger.state_dict()["voxels"].tolist() == [270, 30, 15]
+    ledger.add(draw([1], [0]), OnDevice([0, 100, 0]))
+    assert ledger.close_epoch(1, HALF)[1]["voxel_share"] == 130 / 400
+    assert OnDevice.n_reads == 2
+
+
+def test_tensors_are_counts():
+    ledger = Ledger(("healthy", "tumor"))
+    for _ in range(2):
+        ledger.add(draw([1], [0]), torch.tensor([90, 10, 5]))
+    assert ledger.state_dict()["voxels"].tolist() == [180, 20, 10]
+
+
+def test_an_array_that_is_written_again_by_the_next_batch_is_counted_as_it_was():
+    ledger, counts = Ledger(("healthy", "tumor")), np.array([90, 10, 5])
+    ledger.add(draw([1], [0]), counts)
+    counts[:] = 0
+    ledger.add(draw([1], [0]), counts)
+    assert ledger.state_dict()["voxels"].tolist() == [90, 10, 5]
+
+
+CASE = 1 << 32
+
+
+def test_the_draws_of_each_case_and_class():
+    ledger = Ledger(("healthy", "tumor"))
+    ledger.add(draw([7, 7, CASE + 7, 9], [0, 0, 1, 1]), np.zeros(3, np.int64))
+    ledger.add(draw([7, 2 * CASE], [0, 1]), np.zeros(3, np.int64))
+    rows = ledger.case_rows(4, case_names=("A", "B", "C", "D"))
+    assert tuple(rows[0]) == CASE_COLUMNS
+    assert [tuple(row.values()) for row in rows] == [
+        (4, "A", "healthy", 3, 1), (4, "A", "tumor", 1, 1), (4, "B", "tumor", 1, 1), (4, "C", "tumor", 1, 1),
+    ]  # fmt: skip
+
+
+def test_the_draws_of_lesions_of_each_size():
+    # Case A: healthy 0-9, tumor 10-12 and 50-149. Case B: tumor 0-9.
+    parts = (np.r_[0:10, 10:13, 50:150].astype(np.uint32), np.r_[0:10].astype(np.uint32))
+    counts = np.array([[10, 103], [0, 10]])
+    index = ClassIndex(("healthy", "tumor"), counts, part=parts.__getitem__, case_ids=np.arange(2) << 32).restrict([1, 0])
+    lesions = group_by_lesion(index, lambda case, positions: (positions >= 50).astype(np.int32))
+    ledger = Ledger(index.class_names)
+    ledger.add(draw([3, 10, 12, 149, 50, 50, CASE + 9], [0, 1, 1, 1, 1, 1, 1]), np.zeros(3, np.int64))
+    rows = ledger.lesion_rows(2, index=index, lesions=lesions)
+    assert tuple(rows[0]) == LESION_COLUMNS
+    assert [tuple(row.values()) for row in rows] == [
+        (2, "tumor", 1, 3, 3), (2, "tumor", 100, 3, 2), (2, "tumor", 1000, 0, 0), (2, "tumor", 10000, 0, 0),
+    ]  # fmt: skip
 
 
 def test_no_closed_epoch_has_no_prior():

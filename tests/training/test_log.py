@@ -33,6 +33,23 @@ def test_tables_are_plain_csv_with_nothing_for_what_is_not_known() -> None:
     assert table_text([]) == ""
 
 
+def test_a_long_table_grows_by_epoch_and_a_run_that_goes_on_cuts_off_what_it_draws_again(tmp_path: Path) -> None:
+    def rows(epoch: int) -> list[dict[str, int | str]]:
+        return [{"epoch": epoch, "case": "A", "n": 3}, {"epoch": epoch, "case": "B", "n": epoch}]
+
+    path = tmp_path / "ledger_cases.csv"
+    log = RunLog(tmp_path, classes=())
+    for epoch in (1, 2, 10):
+        log.append("ledger_cases", rows(epoch))
+    whole = path.read_text()
+    assert whole == "epoch,case,n\n1,A,3\n1,B,1\n2,A,3\n2,B,2\n10,A,3\n10,B,10\n"
+    path.write_text(whole + "11,A,3\n1")  # killed while it wrote
+    again = RunLog(tmp_path, classes=())
+    for epoch in (2, 10):
+        again.append("ledger_cases", rows(epoch))
+    assert path.read_text() == whole
+
+
 def test_curves_are_drawn_from_the_first_epoch_on(tmp_path: Path) -> None:
     for n in (1, 2):
         draw_progress(tmp_path / "progress.png", epochs=EPOCHS[:n], ledger=LEDGER[: 2 * n], classes=("healthy", "edema"))

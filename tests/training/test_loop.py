@@ -24,7 +24,7 @@ from brats_seg.training import loop, mining
 from brats_seg.training.checkpoint import load_checkpoint
 
 CPU = Runtime(torch.device("cpu"), None, n_threads=1)
-FILES = ("epochs.csv", "ledger.csv", "config.yaml")
+FILES = ("epochs.csv", "ledger.csv", "ledger_cases.csv", "config.yaml")
 
 
 @pytest.fixture(scope="module")

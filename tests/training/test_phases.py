@@ -22,7 +22,7 @@ from brats_seg.training.phases import Method, Phase
 
 CPU = Runtime(torch.device("cpu"), None, n_threads=1)
 TWO: dict[str, Any] = {"network": {"dropout": 0.1}, "phases": {"two_phase": True, "epochs": 2}, "training": {"epochs": 2}}
-FILES = ("epochs.csv", "ledger.csv", "config.yaml")
+FILES = ("epochs.csv", "ledger.csv", "ledger_cases.csv", "config.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +234,7 @@ def test_lesions_drawn_first_survive_a_stop_and_phase_2_draws_every_voxel_alike(
     monkeypatch.setattr(Ledger, "add", add_and_signal)
     assert run(tmp_path / "run", bank, knobs(**changes)).ended == "stopped"
     assert run(tmp_path / "run", bank, knobs(**changes), resume=True).ended == "done"
-    for name in FILES:
+    for name in (*FILES, "ledger_lesions.csv"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
     method = replace(method_of(bank, knobs(**changes)), number_lesions=LesionNumberer(PatchBank(bank, patch_size=(16, 16)).cases))
     assert method.make_sampler(method.first()).groups is not None
