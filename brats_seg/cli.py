@@ -128,6 +128,9 @@ def preprocess(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the folds.")] = 0,
     percentiles: Annotated[tuple[float, float], typer.Option(help="Of the brain, where each modality is clipped.")] = (0.5, 99.5),
     resample: Resample = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Give a finished bank other settings or folds; make cases with damaged files again.")
+    ] = False,
     synthetic: Synthetic = False,
 ) -> None:
     """Normalize scans into a patch bank indexed per tissue class. Goes on where it was stopped."""
@@ -145,6 +148,7 @@ def preprocess(
         seed=seed,
         percentiles=percentiles,
         resample=resample,
+        rebuild=rebuild,
         synthetic=synthetic,
         say=console.print,
     )

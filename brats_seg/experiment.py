@@ -15,7 +15,7 @@ import pandas as pd
 
 from brats_seg import pipeline
 from brats_seg.bank.bank import PatchBank
-from brats_seg.bank.listing import verify_bank
+from brats_seg.bank.listing import hold_bank, verify_bank
 from brats_seg.config import Config, parse_config
 from brats_seg.core.cluster import worker_number
 from brats_seg.core.files import atomic, read_json, write_json, write_text
@@ -97,44 +97,47 @@ def run_experiment(
     if config.phantoms and (bank / "bank.json").exists():
         raise UsageError(f"{bank}: is a bank, and the config has phantoms of its own; give another folder, to make their banks in")
     banks = {name: _phantom_bank(bank / name, cohort) for name, cohort in config.phantoms.items()} or {"": bank}
-    cells: list[Cell] = []
-    opened = {data: PatchBank(path, patch_size=(1, 1)) for data, path in banks.items()}
-    for data, one in opened.items():
-        for strategy in strategies:
-            _check_fit(one, strategy)
-        folds = _folds(one, config)
-        _check_classes(one, strategies, folds=folds, seeds=config.seeds)
-        cells += [
-            _cell(data, one.digest, strategy, fold=fold, seed=seed, cases=config.predict.cases)
-            for strategy, seed, fold in product(strategies, config.seeds, folds)
-        ]
-    identity = {"study": "experiment", **{f"bank {data}".strip(): one.digest[:DIGEST] for data, one in opened.items()}}
-    check_identity(out, identity)
-    taken: dict[str, list[Row]] = {}
-    if known is not None:
-        taken = _known(known, cells, opened)
-        say(f"{len(taken)} of {len(cells)} runs taken over from {known}")
-    todo = [cell for cell in cells if cell.job["strategy"] in asked]
-    # Seed by seed and fold by fold, so that an experiment that is stopped has its strategies on the same runs.
-    todo.sort(key=lambda cell: (config.seeds.index(cell.job["seed"]), cell.job["fold"]))
-    finished = {*taken, *read_cells(out)}
-    _check_before(out, [cell for cell in todo if cell.digest not in finished], opened)
-    write = partial(_write_results, out, cells, config, banks=banks, title=title)
-    try:
-        grid = run_grid(
-            partial(run_cell, banks=banks, out=out, device=device),
-            todo,
-            store=out,
-            identity=identity,
-            workers=n_workers(workers, device=device),
-            label="experiment",
-            note=_note,
-            known=taken,
-        )
-    except KeyboardInterrupt:
-        write(failed=())
-        raise
-    return ExperimentReport(grid, *write(failed=grid.failed))
+    with ExitStack() as held:
+        for path in banks.values():
+            held.enter_context(hold_bank(path))
+        cells: list[Cell] = []
+        opened = {data: PatchBank(path, patch_size=(1, 1)) for data, path in banks.items()}
+        for data, one in opened.items():
+            for strategy in strategies:
+                _check_fit(one, strategy)
+            folds = _folds(one, config)
+            _check_classes(one, strategies, folds=folds, seeds=config.seeds)
+            cells += [
+                _cell(data, one.digest, strategy, fold=fold, seed=seed, cases=config.predict.cases)
+                for strategy, seed, fold in product(strategies, config.seeds, folds)
+            ]
+        identity = {"study": "experiment", **{f"bank {data}".strip(): one.digest[:DIGEST] for data, one in opened.items()}}
+        check_identity(out, identity)
+        taken: dict[str, list[Row]] = {}
+        if known is not None:
+            taken = _known(known, cells, opened)
+            say(f"{len(taken)} of {len(cells)} runs taken over from {known}")
+        todo = [cell for cell in cells if cell.job["strategy"] in asked]
+        # Seed by seed and fold by fold, so that an experiment that is stopped has its strategies on the same runs.
+        todo.sort(key=lambda cell: (config.seeds.index(cell.job["seed"]), cell.job["fold"]))
+        finished = {*taken, *read_cells(out)}
+        _check_before(out, [cell for cell in todo if cell.digest not in finished], opened)
+        write = partial(_write_results, out, cells, config, banks=banks, title=title)
+        try:
+            grid = run_grid(
+                partial(run_cell, banks=banks, out=out, device=device),
+                todo,
+                store=out,
+                identity=identity,
+                workers=n_workers(workers, device=device),
+                label="experiment",
+                note=_note,
+                known=taken,
+            )
+        except KeyboardInterrupt:
+            write(failed=())
+            raise
+        return ExperimentReport(grid, *write(failed=grid.failed))
 
 
 def _write_results(
@@ -234,7 +237,7 @@ def _check_classes(bank: PatchBank, strategies: Sequence[Strategy], *, folds: Se
             if lacking:
                 raise InputError(
                     f"{bank.path}: the {len(trained)} training cases of fold {fold}, seed {seed} have no voxel of {', '.join(lacking)}, "
-                    "which other folds have; build the bank with fewer folds or another --seed"
+                    "which other folds have; build the bank with fewer folds or another --seed (`preprocess --rebuild`)"
                 )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.build import BuildReport, build_bank
 from brats_seg.bank.folds import inner_split
-from brats_seg.bank.listing import verify_bank
+from brats_seg.bank.listing import hold_bank, verify_bank
 from brats_seg.config import Config, dump_config
 from brats_seg.core.files import lock, sha256, write_text
 from brats_seg.core.runtime import Precision, Runtime, n_workers, start_runtime
@@ -63,6 +63,7 @@ def preprocess(
     seed: int = 0,
     percentiles: tuple[float, float] = (0.5, 99.5),
     resample: bool = False,
+    rebuild: bool = False,
     synthetic: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> BuildReport:
@@ -77,6 +78,7 @@ def preprocess(
         seed=seed,
         percentiles=percentiles,
         resample=resample,
+        rebuild=rebuild,
         synthetic=synthetic,
         say=say,
     )
@@ -90,25 +92,26 @@ def train(bank: Path, run: Path, config: Config, *, fold: int | None, resume: bo
         InputError: a bank or run folder that is not as it should be.
     """
     runtime = start_runtime(device=device, precision=config.training.precision, threads=config.training.threads)
-    opened = PatchBank(bank, patch_size=config.patch.size)
-    return train_network(
-        run,
-        bank=opened.to(runtime.device),
-        split=make_split(opened, fold=fold, fraction=config.validation.fraction, seed=config.training.seed),
-        config=dump_config(config),
-        network=config.network,
-        task=config.task,
-        sampler=config.sampler,
-        hard=config.hard,
-        loss=config.loss,
-        augment=config.augment,
-        optimizer=config.optimizer,
-        training=config.training,
-        phases=config.phases,
-        validation=config.validation,
-        runtime=runtime,
-        resume=resume,
-    )
+    with hold_bank(bank):
+        opened = PatchBank(bank, patch_size=config.patch.size)
+        return train_network(
+            run,
+            bank=opened.to(runtime.device),
+            split=make_split(opened, fold=fold, fraction=config.validation.fraction, seed=config.training.seed),
+            config=dump_config(config),
+            network=config.network,
+            task=config.task,
+            sampler=config.sampler,
+            hard=config.hard,
+            loss=config.loss,
+            augment=config.augment,
+            optimizer=config.optimizer,
+            training=config.training,
+            phases=config.phases,
+            validation=config.validation,
+            runtime=runtime,
+            resume=resume,
+        )
 
 
 def check_fit(bank: PatchBank, config: Config) -> None:
@@ -240,18 +243,19 @@ def tune(run: Path, bank: Path, *, device: str = "auto", precision: Precision = 
     if not checkpoint.inner_cases:
         raise InputError(f"{run}: was trained on every case (--fold all); without inner cases there is nothing to tune on")
     config = checkpoint.parsed_config()
-    opened = PatchBank(bank, patch_size=config.patch.size)
-    if opened.digest != checkpoint.bank:
-        raise InputError(f"{bank}: has the digest {opened.digest[:12]}; {run} was trained on the bank with {checkpoint.bank[:12]}")
-    has_prior = config.loss.kind in LOSSES_WITH_A_PRIOR and config.loss.outside == "healthy" and checkpoint.natural_prior is not None
-    (segmenter,) = load_segmenters((run,), runtime=_prediction_runtime(device, precision))
-    tuning = tune_settings(
-        segmenter,
-        opened.select(checkpoint.inner_cases),
-        shifts={s: class_shift(checkpoint, path, strength=s) for s in (STRENGTHS if has_prior else (0.0,))},
-        epoch=checkpoint.epoch,
-        cleanup=cleanup,
-    )
+    with hold_bank(bank):
+        opened = PatchBank(bank, patch_size=config.patch.size)
+        if opened.digest != checkpoint.bank:
+            raise InputError(f"{bank}: has the digest {opened.digest[:12]}; {run} was trained on the bank with {checkpoint.bank[:12]}")
+        has_prior = config.loss.kind in LOSSES_WITH_A_PRIOR and config.loss.outside == "healthy" and checkpoint.natural_prior is not None
+        (segmenter,) = load_segmenters((run,), runtime=_prediction_runtime(device, precision))
+        tuning = tune_settings(
+            segmenter,
+            opened.select(checkpoint.inner_cases),
+            shifts={s: class_shift(checkpoint, path, strength=s) for s in (STRENGTHS if has_prior else (0.0,))},
+            epoch=checkpoint.epoch,
+            cleanup=cleanup,
+        )
     write_tuning(run, tuning)
     return tuning
 

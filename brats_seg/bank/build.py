@@ -1,5 +1,6 @@
 """Cases -> bank, resumable."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -9,11 +10,22 @@ from typing import Any, Literal
 
 import numpy as np
 
-from brats_seg.bank.entry import EntryResult, EntryTask, Settings, find_entry, find_refusal, refuse, write_entry
+from brats_seg.bank.entry import (
+    EntryResult,
+    EntryTask,
+    Settings,
+    find_entry,
+    find_refusal,
+    is_damaged,
+    read_settings,
+    refuse,
+    write_entry,
+)
 from brats_seg.bank.folds import make_folds
-from brats_seg.bank.format import LISTED, SCHEMA_VERSION, is_bank
+from brats_seg.bank.format import LISTED, READERS_LOCK, SCHEMA_VERSION, is_bank
+from brats_seg.bank.listing import read_listing
 from brats_seg.core.cluster import Outcome, run_tasks
-from brats_seg.core.files import lock, sha256, write_json, write_text
+from brats_seg.core.files import lock, read_json, write_text
 from brats_seg.errors import InputError, UsageError, is_disk_full
 from brats_seg.scans.case import MODALITIES, Case
 from brats_seg.scans.labels import MERGED, SCHEMAS, common_classes
@@ -71,6 +83,7 @@ def build_bank(
     n_folds: int = 4,
     seed: int = 0,
     resample: bool = False,
+    rebuild: bool = False,
     synthetic: bool = False,
     layout: str | None = None,
     modalities: Sequence[str] = MODALITIES,
@@ -79,7 +92,8 @@ def build_bank(
     """Make a bank of every good case under a folder, or go on with one; a case that is finished is not made again.
 
     Each case appears in one piece. When all are there (or refused) `folds.json` and `bank.json` are written; of parts that run at the
-    same time, whichever ends last does that.
+    same time, whichever ends last does that. A finished bank gets new and changed cases, but keeps its settings and the
+    number and seed of its folds.
 
     Args:
         data: folder of scans, or a manifest.
@@ -90,13 +104,15 @@ def build_bank(
         percentiles: of the brain, where each modality is clipped.
         n_folds, seed: of the folds.
         resample: resample cases over 5 % off 1 mm instead of refusing them.
+        rebuild: give a finished bank other settings or folds, and make the cases again whose files are damaged.
         synthetic, layout: as in `find_cases`.
         modalities: channels, in order.
         say: is given a line on what is about to happen.
 
     Raises:
-        InputError: no case at all, a folder that is something else, not enough disk, or another build at work.
-        UsageError: a part outside 1..n, or percentiles that do not rise.
+        InputError: no case at all, a folder that is something else, not enough disk, another build at work, or a finished bank that
+            would change while another process reads it.
+        UsageError: a part outside 1..n, percentiles that do not rise, or other settings or folds than those of a finished bank.
     """
     if not 0 <= percentiles[0] < percentiles[1] <= 100:
         raise UsageError(f"--percentiles {percentiles[0]:g} {percentiles[1]:g}: give two numbers from 0 to 100, the lower one first")
@@ -114,11 +130,13 @@ def build_bank(
     tasks = [EntryTask(case, bank, settings, threads=2 if workers == 1 else 1) for case in cases]
     together: Literal["alone", "shared"] = "alone" if step == 1 else "shared"
     with lock(bank / ".build.lock", holders=together), lock(bank / f".part-{first}-of-{step}.lock"):
+        if not rebuild:
+            _check_unchanged(bank, settings, n_folds=n_folds, seed=seed)
         mine = tasks[first - 1 :: step]
-        todo = [task for task in mine if find_entry(task) is None]
+        todo = [task for task in mine if (entry := find_entry(task)) is None or (rebuild and is_damaged(task, entry))]
         _check_disk(todo, say)
         if todo:
-            (bank / "bank.json").unlink(missing_ok=True)
+            _unlist(bank)
         results = [_result(outcome) for outcome in run_tasks(write_entry, todo, workers=workers, label="preprocess")]
         problems += [problem for result in results for problem in result.problems]
         missing = _assemble(tasks, settings, problems, n_folds=n_folds, seed=seed)
@@ -187,6 +205,50 @@ def _make_folder(bank: Path) -> None:
     (bank / "cases").mkdir(parents=True, exist_ok=True)
 
 
+def _check_unchanged(bank: Path, settings: Settings, *, n_folds: int, seed: int) -> None:
+    """Raise `UsageError` where a finished bank has other settings or folds than a build asks for."""
+    try:
+        listing, folds = read_listing(bank), read_json(bank / "folds.json")
+        have = read_settings(bank, listing.cases[0].id)
+        n_have, seed_have = len(folds["folds"]), folds["seed"]
+    except (InputError, LookupError, TypeError):
+        return  # not finished, or damaged: this build writes the files anew
+    pairs = []
+    if have is not None:
+        ours = settings.to_dict()
+        pairs = [(_setting_words(name, have.get(name)), _setting_words(name, ours[name])) for name in ours if have.get(name) != ours[name]]
+    n_asked = min(n_folds, len({case.patient for case in listing.cases}))
+    if (n_have, seed_have) != (n_asked, seed):
+        pairs.append((f"--folds {n_have} --seed {seed_have}", f"--folds {n_folds} --seed {seed}"))
+    if pairs:
+        was, asked = (" ".join(words) for words in zip(*pairs, strict=True))
+        raise UsageError(
+            f"{bank}: this bank is finished, with {was}; this command asks for {asked}; "
+            "give the bank's own settings, or another folder, or --rebuild to change this bank"
+        )
+
+
+def _setting_words(name: str, value: Any) -> str:
+    """A setting as the command line has it, or by its name."""
+    if name in ("n4", "resample"):
+        return f"--{name}" if value else f"no --{name}"
+    words = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return f"--{name} {words}" if name == "percentiles" else f"{name.replace('_', ' ')} {words}"
+
+
+def _unlist(bank: Path) -> None:
+    """Take `bank.json` away, before a file of the bank changes: nobody can open the bank until all is written.
+
+    Raises:
+        InputError: a training or another reader uses the bank.
+    """
+    if not (bank / "bank.json").exists():
+        return
+    busy = "a training or another reader uses this bank, which would change; wait for it to end, or make a new bank in another folder"
+    with lock(bank / READERS_LOCK, busy=busy):
+        (bank / "bank.json").unlink(missing_ok=True)
+
+
 def _check_disk(todo: Sequence[EntryTask], say: Callable[[str], None]) -> None:
     if not todo:
         return
@@ -236,19 +298,27 @@ def _assemble(tasks: Sequence[EntryTask], settings: Settings, problems: list[Pro
     folds = make_folds(patient_of, {e["id"]: e["counts"][enhancing] > 0 for e in entries}, n_folds=n_folds, seed=seed)
     if len(folds) < n_folds:
         problems.append(Problem("warning", "", str(bank), f"{len(folds)} folds instead of {n_folds}: there are no more patients"))
-    write_json(bank / "folds.json", {"schema_version": SCHEMA_VERSION, "seed": seed, "folds": folds})
+    dealt = json.dumps({"schema_version": SCHEMA_VERSION, "seed": seed, "folds": folds}, indent=1) + "\n"
     head = {
         "schema_version": SCHEMA_VERSION,
         "modalities": settings.modalities,
         "classes": settings.classes,
         "spacing_mm": settings.spacing_mm,
         "normalization": {"percentiles": settings.percentiles, "n4": settings.n4},
-        "folds": sha256(bank / "folds.json"),
+        "folds": hashlib.sha256(dealt.encode()).hexdigest(),
     }
     rows = [{key: entry[key] for key in LISTED} | {"patient": patient_of[entry["id"]]} for entry in entries]
     lines = ",\n".join(json.dumps(row) for row in rows)  # a line for each case, so that two banks can be compared by eye
-    write_text(bank / "bank.json", json.dumps(head)[:-1] + ',\n"cases": [\n' + lines + "\n]}\n")
+    listed = json.dumps(head)[:-1] + ',\n"cases": [\n' + lines + "\n]}\n"
+    if not (_holds(bank / "folds.json", dealt) and _holds(bank / "bank.json", listed)):
+        _unlist(bank)
+        write_text(bank / "folds.json", dealt)
+        write_text(bank / "bank.json", listed)
     return ()
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_bytes() == text.encode()
 
 
 def _patients(entries: Sequence[Mapping[str, Any]], tasks: Sequence[EntryTask], problems: list[Problem]) -> dict[str, str]:

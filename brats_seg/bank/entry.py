@@ -117,6 +117,18 @@ def find_entry(task: EntryTask) -> dict[str, Any] | None:
     return entry
 
 
+def is_damaged(task: EntryTask, entry: Mapping[str, Any]) -> bool:
+    """Whether a file of a finished case has another checksum than the one that was recorded."""
+    return [sha256(entry_folder(task) / name) for name in FILES] != entry["sha256"]
+
+
+def read_settings(bank: Path, case_id: str) -> dict[str, Any] | None:
+    """The settings that a case of a bank was made with, as `Settings.to_dict` has them; None where they cannot be read."""
+    entry = _read_if_sound(bank / "cases" / case_id / "case.json")
+    settings = None if entry is None else entry.get("settings")
+    return settings if isinstance(settings, dict) else None
+
+
 def find_refusal(task: EntryTask) -> tuple[Problem, ...] | None:
     """Why a case was refused with these settings and these scans, or None."""
     tree = _read_if_sound(_refusal_path(task))

@@ -10,6 +10,8 @@ FILES = ("image.npy", "label.npy", "voxels.npy")
 """What a case is stored as, beside `case.json`."""
 LISTED = ("id", "patient", "schema", "shape", "origin", "grid_shape", "spacing_mm", "counts", "offsets", "bytes", "sha256")
 """What `bank.json` says of a case; `case.json` has more."""
+READERS_LOCK = ".readers.lock"
+"""Shared by all that read a bank; a build that changes a finished bank takes it alone."""
 
 
 def is_bank(path: Path) -> bool:

@@ -2,13 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from brats_seg.bank.format import FILES, HEAD, LISTED, SCHEMA_VERSION
-from brats_seg.core.files import sha256
+from brats_seg.bank.format import FILES, HEAD, LISTED, READERS_LOCK, SCHEMA_VERSION
+from brats_seg.core.bus_error import say_bus_error
+from brats_seg.core.files import lock, sha256
 from brats_seg.errors import InputError
 from brats_seg.scans.problem import Problem
 
@@ -85,6 +87,28 @@ def read_listing(root: Path) -> Listing:
         folds_checksum=tree["folds"],
         cases=tuple(_bank_case(root, case, n_classes=len(tree["classes"])) for case in tree["cases"]),
     )
+
+
+@contextmanager
+def hold_bank(root: Path) -> Iterator[None]:
+    """Keep a bank as it is for the time of a block: `preprocess` refuses to change the bank while anybody holds it.
+
+    Any number of processes may hold a bank. A bank in a folder that cannot be written to, or on a file system without
+    locks, is used without a lock. A file of the bank that is cut short in the block ends the process with one line, not
+    with a bus error.
+
+    Raises:
+        InputError: no such folder, or `preprocess` is about to change the bank.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; a bank is made by `brats-seg preprocess DATA BANK`")
+    busy = "`brats-seg preprocess` is changing this bank; wait for it to end"
+    cut_short = (
+        f"brats-seg: {root}: a file was cut short while it was read, or its disk failed; `brats-seg verify {root}` names the file, "
+        f"`brats-seg preprocess DATA {root}` makes its case again; then give the same command again"
+    )
+    with lock(root / READERS_LOCK, holders="shared", without="go_on", busy=busy), say_bus_error(cut_short):
+        yield
 
 
 def verify_bank(path: Path | str, *, cases: Collection[str] | None = None) -> tuple[Problem, ...]:

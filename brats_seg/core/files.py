@@ -12,7 +12,7 @@ import stat
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from glob import escape
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -210,23 +210,41 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def lock(path: Path, *, holders: Literal["alone", "shared"] = "alone") -> Iterator[None]:
+def lock(
+    path: Path,
+    *,
+    holders: Literal["alone", "shared"] = "alone",
+    without: Literal["refuse", "go_on"] = "refuse",
+    busy: str = "held by another process; wait for it to end, or choose another folder",
+) -> Iterator[None]:
     """Hold a lock file for the time of the block; the system lets go of it if the process dies.
 
     Args:
         path: the file, made where it is not there.
         holders: "shared" lets others in that share it too. Windows has no such lock: there it is held alone.
+        without: what happens where the folder cannot be written to, its file system has no locks, or Windows has no shared
+            lock; "go_on" runs the block without a lock.
+        busy: what the error says where another process holds the lock.
 
     Raises:
         InputError: another process holds it, or its file system has no locks.
+        OSError: the file cannot be made.
     """
-    with path.open("a") as file:
+    if fcntl is None and (holders, without) == ("shared", "go_on"):
+        yield
+        return
+    with ExitStack() as stack:
         try:
+            file = stack.enter_context(path.open("a"))
             _lock_file(file.fileno(), holders)
         except BlockingIOError:
-            raise InputError(f"{path}: held by another process; wait for it to end, or choose another folder") from None
+            raise InputError(f"{path}: {busy}") from None
         except OSError as error:
-            raise InputError(f"{path}: its file system has no locks ({error.strerror}); choose a folder on another") from None
+            if without == "refuse":
+                if error.filename is not None:  # the file could not be opened
+                    raise
+                what = f"its file system has no locks ({error.strerror}); choose a folder on another"
+                raise InputError(f"{path}: {what}") from None
         yield
 
 

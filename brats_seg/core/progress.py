@@ -1,5 +1,6 @@
 """A progress bar with time left for long work; silent where nobody watches."""
 
+import os
 from collections.abc import Iterable, Iterator
 from multiprocessing import parent_process
 from typing import TypeVar
@@ -27,8 +28,16 @@ class _OutermostBar(Progress):
         super().stop()
 
 
+def is_first_rank() -> bool:
+    """Whether this process is the first of those that `torchrun` started, or the only one: it alone speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def progress_bar() -> Progress:
-    """A bar on standard error with count, time spent and time left; it draws nothing when that is not a terminal, or inside another bar."""
+    """A bar on standard error with count, time spent and time left.
+
+    It draws nothing when that is not a terminal, inside another bar, or in a rank that is not the first.
+    """
     console = Console(stderr=True)
     return _OutermostBar(
         TextColumn("{task.description}"),
@@ -38,7 +47,7 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=console,
-        disable=not console.is_terminal,
+        disable=not (console.is_terminal and is_first_rank()),
     )
 
 

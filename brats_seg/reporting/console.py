@@ -11,6 +11,7 @@ from rich.table import Table
 
 from brats_seg.bank.build import BuildReport
 from brats_seg.core.grid import GridReport
+from brats_seg.core.progress import is_first_rank
 from brats_seg.evaluation.comparison import MEAN, differences_to
 from brats_seg.evaluation.table import few_patients
 from brats_seg.inference.predict import PredictReport
@@ -21,9 +22,12 @@ from brats_seg.training.loop import RunResult
 
 
 def make_console() -> Console:
-    """Standard output; wide where it is a file or a pipe, so that no line of a table is broken there."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
+    """Standard output; wide where it is a file or a pipe, so that no line of a table is broken there.
+
+    Of several ranks that `torchrun` started the first alone prints.
+    """
+    console = Console(highlight=False, quiet=not is_first_rank())
+    return console if console.is_terminal else Console(highlight=False, width=160, quiet=console.quiet)
 
 
 def show_problems(problems: Iterable[Problem], *, console: Console) -> None:

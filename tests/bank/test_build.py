@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from brats_seg.bank import build, entry
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.build import build_bank, disk_needed
 from brats_seg.bank.entry import EntryResult, EntryTask
+from brats_seg.bank.format import READERS_LOCK
+from brats_seg.bank.listing import hold_bank
 from brats_seg.core.cluster import Outcome, WorkerDiedError
 from brats_seg.core.files import lock, sha256
 from brats_seg.errors import InputError, UsageError
@@ -166,9 +169,106 @@ def test_percentiles_that_do_not_rise_are_refused(data: Path, tmp_path: Path, pe
         build_bank(data, tmp_path / "bank", percentiles=percentiles)
 
 
-def test_other_settings_make_every_case_again(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("other", "was", "asked"),
+    [
+        ({"percentiles": (1.0, 99.0)}, "--percentiles 0.5 99.5", "--percentiles 1.0 99.0"),
+        ({"n4": True}, "no --n4", "--n4"),
+        ({"resample": True}, "no --resample", "--resample"),
+        ({"modalities": ("t1c", "t2f")}, "modalities t1n t1c t2w t2f", "modalities t1c t2f"),
+        ({"n_folds": 2}, "--folds 3 --seed 0", "--folds 2 --seed 0"),
+        ({"seed": 1}, "--folds 3 --seed 0", "--folds 4 --seed 1"),
+    ],
+)
+def test_a_finished_bank_keeps_its_settings_and_folds(data: Path, tmp_path: Path, other: dict[str, Any], was: str, asked: str) -> None:
+    bank = tmp_path / "bank"
+    build_bank(data, bank)
+    before = files_of(bank)
+    with pytest.raises(UsageError, match=f"bank: this bank is finished, with {was}; this command asks for {asked}; .*--rebuild"):
+        build_bank(data, bank, **other)
+    assert files_of(bank) == before
+
+
+def test_a_rebuild_gives_other_settings_to_every_case_and_other_folds_to_none(data: Path, tmp_path: Path) -> None:
+    bank = tmp_path / "bank"
+    build_bank(data, bank)
+    assert build_bank(data, bank, n_folds=2, rebuild=True).done == ()
+    assert len(PatchBank(bank, patch_size=(4, 4)).folds) == 2
+    assert len(build_bank(data, bank, n_folds=2, percentiles=(1.0, 99.0), rebuild=True).done) == 3
+    build_bank(data, tmp_path / "new", n_folds=2, percentiles=(1.0, 99.0))
+    assert files_of(bank) == files_of(tmp_path / "new")
+
+
+def test_a_rebuild_makes_a_damaged_case_again(data: Path, tmp_path: Path) -> None:
+    bank = tmp_path / "bank"
+    build_bank(data, bank)
+    before = files_of(bank)
+    image = bank / "cases" / "BraTS2021_00001" / "image.npy"
+    image.write_bytes(image.read_bytes()[:-2] + b"ab")
+    assert build_bank(data, bank).done == ()
+    assert build_bank(data, bank, rebuild=True).done == ("BraTS2021_00001",)
+    assert files_of(bank) == before
+
+
+def test_a_bank_that_is_held_is_not_changed(data: Path, tmp_path: Path) -> None:
+    """A build that has nothing to do goes through; one with a case to make, another fold or a case less is refused."""
+    bank = tmp_path / "bank"
+    build_bank(data, bank)
+    before = files_of(bank)
+    with hold_bank(bank):
+        assert build_bank(data, bank).done == ()
+        for more in ({"percentiles": (1.0, 99.0)}, {"n_folds": 2}):
+            with pytest.raises(InputError, match="a training or another reader uses this bank"):
+                build_bank(data, bank, rebuild=True, **more)
+        (data / "BraTS2021_00002").rename(tmp_path / "aside")
+        with pytest.raises(InputError, match="a training or another reader uses this bank"):
+            build_bank(data, bank)
+        assert files_of(bank) == before
+    assert build_bank(data, bank).skipped == ("BraTS2021_00000", "BraTS2021_00001")
+
+
+def test_a_bank_that_is_about_to_change_is_not_held(data: Path, tmp_path: Path) -> None:
     build_bank(data, tmp_path / "bank")
-    assert len(build_bank(data, tmp_path / "bank", percentiles=(1.0, 99.0)).done) == 3
+    with (
+        lock(tmp_path / "bank" / READERS_LOCK),
+        pytest.raises(InputError, match="`brats-seg preprocess` is changing this bank"),
+        hold_bank(tmp_path / "bank"),
+    ):
+        pass
+
+
+def test_a_bank_is_held_without_a_lock_where_nothing_can_be_written(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_bank(data, tmp_path / "bank")
+    opened = Path.open
+
+    def read_only(path: Path, mode: str = "r", **more: Any) -> Any:
+        if "a" in mode:
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return opened(path, mode, **more)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    with hold_bank(tmp_path / "bank"):
+        assert len(PatchBank(tmp_path / "bank", patch_size=(4, 4)).cases) == 3
+
+
+def test_a_file_cut_short_under_a_reader_ends_it_with_one_line(data: Path, tmp_path: Path) -> None:
+    bank, reader, writer = tmp_path / "bank", *os.pipe()
+    build_bank(data, bank)
+    image = bank / "cases" / "BraTS2021_00001" / "image.npy"
+    child = os.fork()
+    if child == 0:
+        os.dup2(writer, 2)
+        with hold_bank(bank):
+            volume, _ = PatchBank(bank, patch_size=(4, 4)).volume(1)
+            os.truncate(image, 100)
+            float(volume[-1, -1, -1, -1])
+        os._exit(0)
+    os.close(writer)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    said = os.read(reader, 10_000).decode()
+    os.close(reader)
+    assert said.startswith(f"brats-seg: {bank}: a file was cut short while it was read")
+    assert said.count("\n") == 1
 
 
 def test_parts_in_any_order_give_the_whole(data: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from tiny_study import Study
 
 from brats_seg.evaluation.scores import evaluate_folders
-from brats_seg.reporting.console import show_run, show_scores
+from brats_seg.reporting.console import make_console, show_run, show_scores
 from brats_seg.training.split import RunResult
 
 NAN = float("nan")
@@ -43,3 +43,10 @@ def test_scores_of_regions_that_take_the_cavity_say_so(study: Study) -> None:
     summary = evaluate_folders(study.predictions, study.reference).summary | {"cavity_in": ["whole", "core"]}
     show_scores(summary, console=Console(file=written, width=200))
     assert "the resection cavity belongs to whole, core" in written.getvalue().splitlines()
+
+
+def test_the_first_of_several_ranks_alone_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        make_console().print(f"rank {rank}")
+    assert capsys.readouterr().out == "rank 0\n"
