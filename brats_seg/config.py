@@ -60,9 +60,19 @@ class Task(Section):
 
 
 class Patch(Section):
-    """Size of a patch in voxels: two numbers (Y, X) or three (Z, Y, X)."""
+    """Size of a patch in voxels: two numbers (Y, X) or three (Z, Y, X).
+
+    `slices_around` n shows a 2-D network the n slices on either side of the patch as further channels (2.5-D).
+    """
 
     size: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=2, max_length=3)] = (64, 64)
+    slices_around: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _slices_around_a_slice(self) -> "Patch":
+        if self.slices_around and len(self.size) == 3:
+            raise ValueError(f"slices_around {self.slices_around} goes with a patch of two axes; a patch of three axes has its slices")
+        return self
 
 
 class Sampler(Section):
@@ -74,6 +84,9 @@ class Sampler(Section):
     `first` says what is drawn first within a class. "voxel": every voxel of the class alike. "case": a case that has the class, then a
     voxel of it. "lesion": a connected tumor lesion that has the class, then a voxel of the class in it, so that a lesion of 20 voxels is
     seen as often as one of 20,000; of healthy tissue, which has no lesions, a case first.
+
+    `jitter` is the middle share of the patch in which the drawn voxel lies, at a random place: 0 puts the voxel at the center of every
+    patch, 1 puts the voxel anywhere in the patch.
     """
 
     kind: Literal["random", "balanced", "ratio", "hard", "oversample", "undersample"] = "balanced"
@@ -83,6 +96,7 @@ class Sampler(Section):
     imbalance_ratio: Annotated[float, Field(ge=1)] = 1.0
     allow_absent_class: bool = False
     drift: Literal["none", "to_natural"] = "none"
+    jitter: Share = 0.0
 
     @model_validator(mode="after")
     def _shares_only_where_used(self) -> "Sampler":

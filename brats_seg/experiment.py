@@ -173,7 +173,7 @@ def _check_fit(bank: PatchBank, strategy: Strategy) -> None:
     """Refuse a strategy whose knobs do not fit each other or the bank: it would fail after the others have trained for hours."""
     for config in strategy.configs:
         try:
-            pipeline.check_fit(PatchBank(bank.path, patch_size=config.patch.size), config)
+            pipeline.check_fit(pipeline.open_bank(bank.path, config), config)
         except UsageError as error:
             raise UsageError(f"strategy '{strategy.name}': {error}") from None
 
@@ -311,7 +311,7 @@ def run_cell(job: Mapping[str, Any], *, banks: Mapping[str, Path], out: Path, de
     bank, fold, device = banks[job["data"]], job["fold"], worker_device(device, worker=worker_number())
     run = run_folder(out, job)
     configs = [parse_config(tree) for tree in job["configs"]]
-    opened = PatchBank(bank, patch_size=configs[0].patch.size)
+    opened = pipeline.open_bank(bank, configs[0])
     if opened.digest != job["bank"]:
         raise InputError(f"{bank}: has changed since the experiment was begun; start again in a new folder")
     run.mkdir(parents=True, exist_ok=True)

@@ -93,7 +93,7 @@ def train(bank: Path, run: Path, config: Config, *, fold: int | None, resume: bo
     """
     runtime = start_runtime(device=device, precision=config.training.precision, threads=config.training.threads)
     with hold_bank(bank):
-        opened = PatchBank(bank, patch_size=config.patch.size)
+        opened = open_bank(bank, config)
         return train_network(
             run,
             bank=opened.to(runtime.device),
@@ -112,6 +112,11 @@ def train(bank: Path, run: Path, config: Config, *, fold: int | None, resume: bo
             runtime=runtime,
             resume=resume,
         )
+
+
+def open_bank(bank: Path, config: Config) -> PatchBank:
+    """The bank with the patches of a config. Raises as `PatchBank` does."""
+    return PatchBank(bank, patch_size=config.patch.size, slices_around=config.patch.slices_around)
 
 
 def check_fit(bank: PatchBank, config: Config) -> None:
@@ -244,7 +249,7 @@ def tune(run: Path, bank: Path, *, device: str = "auto", precision: Precision = 
         raise InputError(f"{run}: was trained on every case (--fold all); without inner cases there is nothing to tune on")
     config = checkpoint.parsed_config()
     with hold_bank(bank):
-        opened = PatchBank(bank, patch_size=config.patch.size)
+        opened = open_bank(bank, config)
         if opened.digest != checkpoint.bank:
             raise InputError(f"{bank}: has the digest {opened.digest[:12]}; {run} was trained on the bank with {checkpoint.bank[:12]}")
         has_prior = config.loss.kind in LOSSES_WITH_A_PRIOR and config.loss.outside == "healthy" and checkpoint.natural_prior is not None

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float32, Float64
 from torch import Tensor, nn
+from torch.nn import functional
 
 from brats_seg.classification.images import ImageSet
 from brats_seg.classification.methods import Remedy
@@ -110,7 +111,7 @@ def fit(
         network, loss if switch == 0 else _loss(remedy, None, counts=counts), optimizer, settings, seed=seed, runtime=runtime
     )
     draws = Draws(pool, remedy, settings, seed=seed, runtime=runtime)
-    perturb = _Perturber(remedy, counts=counts, seed=seed) if remedy.recipe.perturbs else None
+    perturb = _Perturber(remedy, counts=counts, seed=seed, image_size=pool.source.shape[1:3]) if remedy.recipe.perturbs else None
     batch: ImageBatch | None = None
 
     def step(number: int) -> tuple[Tensor, Draw]:
@@ -271,8 +272,8 @@ class _Features:
 class _Perturber:
     """Changes the images of the rare classes of a batch, each time in another way."""
 
-    def __init__(self, remedy: Remedy, *, counts: Counts, seed: int) -> None:
-        self._augment = Augmenter(remedy.knobs.augment, seed=seed)
+    def __init__(self, remedy: Remedy, *, counts: Counts, seed: int, image_size: tuple[int, ...]) -> None:
+        self._augment = Augmenter(remedy.knobs.augment, seed=seed, patch_size=image_size)
         self._is_rare = counts < counts.max()
 
     def __call__(self, inputs: Tensor, draw: Draw, *, number: int) -> None:
@@ -281,7 +282,23 @@ class _Perturber:
             rows = torch.from_numpy(rare).to(inputs.device)
             chosen = inputs.index_select(0, rows)
             nowhere = torch.zeros((len(rare), *inputs.shape[2:]), dtype=torch.uint8, device=inputs.device)
-            inputs[rows] = self._augment(chosen, nowhere, epoch=number, positions=rare)[0]
+            parameters = self._augment.draw(epoch=number, positions=rare, n_modalities=inputs.shape[1])
+            maps = self._augment.maps(parameters)
+            moved = chosen if maps is None else _moved(chosen, maps.matrices[:, 1:, 1:])
+            inputs[rows] = self._augment(moved, nowhere, parameters=parameters)[0]
+
+
+def _moved(images: Tensor, matrices: Float32[np.ndarray, "b 2 2"]) -> Tensor:
+    """Images (B, C, Y, X) rotated and scaled about their middle, linearly, with 0 beyond the image.
+
+    A bank reads a rotated patch from the volume around the patch; an image has nothing around it.
+    """
+    height, width = images.shape[2:]
+    # `affine_grid` takes x before y, and each axis from -1 to 1 whatever its length.
+    stretch = np.array([[1, height / width], [width / height, 1]], np.float32)
+    maps = torch.from_numpy(np.pad(matrices[:, ::-1, ::-1] * stretch, ((0, 0), (0, 0), (0, 1)))).to(images)
+    grid = functional.affine_grid(maps, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def _iterate(

@@ -1,24 +1,24 @@
 """Random transforms of a batch, from a counter-based generator.
 
-Randomness draws parameters (`draw_parameters`), application is deterministic (`apply`). The parameters of a draw depend on the seed, the
+Randomness draws parameters (`draw_parameters`), application is deterministic: the bank gathers each patch rotated, scaled and moved
+(`patch_maps`), then `apply` flips it and changes its intensities. The parameters of a draw depend on the seed, the
 epoch and the draw's number within the epoch alone: not on which other draws share its batch, nor on the rank.
 
 Air (every modality exactly 0) stays exactly 0 through the intensity transforms: a bank stores it so, and so does prediction.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from brats_seg.bank.gather import PatchMaps
 from brats_seg.config import Augment
 from brats_seg.core.shapes import Ids
 from brats_seg.core.tensors import Inputs, Targets
-from brats_seg.scans.labels import OUTSIDE
 
 NOISE_TABLE = 1 << 22
 """Normal numbers drawn once; a noise field is a stretch of them. Drawing a field anew costs 8 times as much."""
@@ -32,7 +32,11 @@ _BIAS_DEGREE = 3
 """The degrees of a product of polynomials in a bias field sum up to 1, 2 or 3, as in MONAI's RandBiasField (its default)."""
 _INTENSITIES = ("gain", "shift", "contrast", "gamma", "bias_field", "low_resolution", "sharpness", "noise_sd")
 """Knobs of the transforms of intensity."""
+_JITTER_STREAM = 0xA09
+"""Jitter has its own numbers for the same reason."""
 _RANGE_FLOOR = 1e-7
+_PLANES = ((1, 2), (0, 2), (0, 1))
+"""Planes that a patch is turned in, as axes of (Z, Y, X); a 2-D patch in the first alone."""
 _TAPS = (0.402620, 0.244201, 0.054489)
 """A Gaussian of standard deviation 1 at 0, 1 and 2, both sides summing to 1."""
 
@@ -46,11 +50,13 @@ class Parameters:
     affine: Bool[np.ndarray, " b"]
     """Whether to rotate and scale."""
     angle_radians: Float[np.ndarray, "b turns"]
-    """One angle in the plane of a 2-D patch; for 3-D one in each plane: (Y, X), (Z, X), (Z, Y)."""
+    """One angle in the plane of a 2-D patch; for 3-D one in each of `_PLANES`: (Y, X), (Z, X), (Z, Y)."""
     scale: Float[np.ndarray, " b"]
     """Magnification; above 1 things grow."""
     resolution: Float[np.ndarray, "b m"]
     """Voxels a side of the coarser image, as a share of the patch's."""
+    place: Float[np.ndarray, "b d"]
+    """Where the drawn voxel lies on each axis of the patch, in shares of the side from the middle: -0.5 to 0.5; 0 is the center."""
     sharpness: Float[np.ndarray, "b m"]
     bias: Float[np.ndarray, "b m *degrees"]
     """Coefficients of the products of Legendre polynomials of degree 0 to 3 along each axis; see `bias_field`."""
@@ -67,13 +73,16 @@ class Parameters:
     """Modalities that are not set to 0."""
 
 
-def draw_parameters(augment: Augment, *, seed: int, epoch: int, positions: Ids, n_modalities: int, n_dims: int) -> Parameters:
+def draw_parameters(
+    augment: Augment, *, seed: int, epoch: int, positions: Ids, n_modalities: int, n_dims: int, jitter: float = 0.0
+) -> Parameters:
     """Parameters of the draws at the given positions of an epoch.
 
     Flips: each axis with probability `augment.flip`. Rotation and scaling: together, with `affine_probability`. Low resolution, sharpness,
     bias field, contrast, gamma, gain with shift, and noise: each by its own coin of `intensity_probability`, then for each modality its own
     value. Scales, gains, contrasts and gammas are uniform in their logarithm, so that twice and half are equally likely. Modalities are
-    dropped each by its own coin; where all would be, a random one is kept.
+    dropped each by its own coin; where all would be, a random one is kept. `jitter` is the middle share of the patch that the drawn voxel
+    lies in, uniformly.
     """
     n_turns = 1 if n_dims == 2 else 3
     coins, angles, values = np.split(_uniform(seed, epoch, positions, 8 + n_turns + 1 + 6 * n_modalities), [8, 8 + n_turns + 1], axis=1)
@@ -86,6 +95,7 @@ def draw_parameters(augment: Augment, *, seed: int, epoch: int, positions: Ids, 
         angle_radians=np.where(affine[:, None], np.deg2rad(augment.rotate_degrees) * (2 * angles[:, :-1] - 1), 0.0),
         scale=np.where(affine, _log_between(angles[:, -1], augment.scale), 1.0),
         **_more_intensities(augment, seed=seed, epoch=epoch, positions=positions, n_modalities=n_modalities, n_dims=n_dims),
+        place=jitter * (_uniform(seed, epoch, positions, n_dims, stream=_JITTER_STREAM) - 0.5),
         sharpness=np.where(chosen[:, 0], _between(sharpness, augment.sharpness), 0.0),
         gamma=np.where(chosen[:, 1], _log_between(gamma, augment.gamma), 1.0),
         gain=np.where(chosen[:, 2], _log_between(gain, augment.gain), 1.0),
@@ -96,41 +106,100 @@ def draw_parameters(augment: Augment, *, seed: int, epoch: int, positions: Ids, 
     )
 
 
-def apply(inputs: Inputs, targets: Targets, *, parameters: Parameters) -> tuple[Inputs, Targets]:
-    """The transformed batch: flips, rotation and scaling, intensities, dropped modalities. Changes the tensors in place and returns them.
+def patch_maps(parameters: Parameters, *, patch_size: tuple[int, ...]) -> PatchMaps | None:
+    """How the bank is to gather each patch: rotated and scaled about the middle of the patch, and moved by the jitter.
+
+    The drawn voxel lies at its place in the rotated and scaled patch, to the nearest voxel.
+
+    Args:
+        parameters: of the batch.
+        patch_size: (Y, X) or (Z, Y, X) in voxels.
+
+    Returns:
+        None where no patch of the batch is rotated, scaled or moved.
+    """
+    if not parameters.affine.any() and not parameters.place.any():
+        return None
+    n, n_dims = parameters.place.shape
+    matrices = np.tile(np.eye(3), (n, 1, 1))
+    for turn, (one, other) in enumerate(_PLANES[: parameters.angle_radians.shape[1]]):
+        cos, sin = np.cos(parameters.angle_radians[:, turn]), np.sin(parameters.angle_radians[:, turn])
+        rotation = np.tile(np.eye(3), (n, 1, 1))
+        rotation[:, one, one] = rotation[:, other, other] = cos
+        rotation[:, one, other], rotation[:, other, one] = -sin, sin
+        matrices = matrices @ rotation
+    matrices[:, 3 - n_dims :, 3 - n_dims :] /= parameters.scale[:, None, None]
+    matrices[~parameters.affine] = np.eye(3)
+    sides, from_middle = np.array(patch_size), np.zeros((n, 3))
+    from_middle[:, 3 - n_dims :] = parameters.place * (sides - 1)
+    offsets = -np.einsum("bij,bj->bi", matrices, from_middle)
+    offsets[:, 3 - n_dims :] += sides // 2 - (sides - 1) / 2  # the center of an even side lies above its middle
+    return PatchMaps(np.rint(offsets).astype(np.int64), matrices.astype(np.float32))
+
+
+def apply(inputs: Inputs, targets: Targets, *, parameters: Parameters, n_slices: int = 1) -> tuple[Inputs, Targets]:
+    """The transformed batch: flips, intensities, dropped modalities. Changes the tensors in place and returns them.
 
     Works on a planar copy: a modality of a patch then lies in one piece, 2 to 30 times faster for these transforms than channels last.
+    A 2-D patch of `n_slices` slices (slice by slice in the channels) is transformed as the thin volume that it is.
     """
-    planar = inputs.contiguous()
+    if n_slices == 1:
+        planar = inputs.contiguous()
+    else:
+        planar = inputs.unflatten(1, (n_slices, -1)).transpose(1, 2).contiguous()
+        # A bias field of degree 0 from slice to slice: the same in all of them.
+        flat = np.zeros((*parameters.bias.shape[:2], *(_BIAS_DEGREE + 1,) * 3))
+        flat[:, :, 0] = parameters.bias
+        parameters = replace(parameters, bias=flat)
     _flip(planar, targets, parameters)
-    _affine(planar, targets, parameters)
     sent = _sent(_plan(parameters, planar.shape[2:]), planar.device)
     _intensity(planar, sent)
     if "dropped" in sent:
         planar.masked_fill_(sent["dropped"].reshape(_per_channel(planar)), 0)
-    return inputs.copy_(planar), targets
+    return inputs.copy_(planar if n_slices == 1 else planar.transpose(1, 2).flatten(1, 2)), targets
 
 
 class Augmenter:
     """Augmentation with its knobs and seed; does nothing where no knob is on."""
 
-    def __init__(self, augment: Augment, *, seed: int) -> None:
-        """Take the knobs; the random numbers follow from the seed."""
+    def __init__(self, augment: Augment, *, seed: int, patch_size: tuple[int, ...], n_slices: int = 1, jitter: float = 0.0) -> None:
+        """Take the knobs; the random numbers follow from the seed.
+
+        Args:
+            augment: what is drawn.
+            seed: of the run.
+            patch_size: (Y, X) or (Z, Y, X) in voxels.
+            n_slices: slices that a 2-D patch has in its channels.
+            jitter: middle share of the patch that the drawn voxel lies in; 0 for the center.
+        """
         self.augment = augment
         self.seed = seed
+        self.patch_size = patch_size
+        self.n_slices = n_slices
+        self.jitter = jitter
         moves = augment.affine_probability > 0 and (augment.rotate_degrees > 0 or augment.scale != (1.0, 1.0))
         defaults = Augment()
         colors = augment.intensity_probability > 0 and any(getattr(augment, name) != getattr(defaults, name) for name in _INTENSITIES)
-        self.is_on = augment.flip > 0 or moves or colors or augment.modality_dropout > 0
+        self.is_on = augment.flip > 0 or moves or colors or augment.modality_dropout > 0 or jitter > 0
 
-    def __call__(self, inputs: Inputs, targets: Targets, *, epoch: int, positions: Ids) -> tuple[Inputs, Targets]:
-        """Transform a batch whose draws stand at these positions of the epoch, in place."""
+    def draw(self, *, epoch: int, positions: Ids, n_modalities: int) -> Parameters | None:
+        """Parameters of the draws at these positions of the epoch; None where no knob is on."""
         if not self.is_on:
+            return None
+        return draw_parameters(
+            self.augment, seed=self.seed, epoch=epoch, positions=positions, n_modalities=n_modalities,
+            n_dims=len(self.patch_size), jitter=self.jitter,
+        )  # fmt: skip
+
+    def maps(self, parameters: Parameters | None) -> PatchMaps | None:
+        """What the bank gathers the batch with; see `patch_maps`."""
+        return None if parameters is None else patch_maps(parameters, patch_size=self.patch_size)
+
+    def __call__(self, inputs: Inputs, targets: Targets, *, parameters: Parameters | None) -> tuple[Inputs, Targets]:
+        """Flip a gathered batch and change its intensities, in place."""
+        if parameters is None:
             return inputs, targets
-        parameters = draw_parameters(
-            self.augment, seed=self.seed, epoch=epoch, positions=positions, n_modalities=inputs.shape[1], n_dims=inputs.dim() - 2
-        )
-        return apply(inputs, targets, parameters=parameters)
+        return apply(inputs, targets, parameters=parameters, n_slices=self.n_slices)
 
 
 def _more_intensities(
@@ -187,40 +256,11 @@ def _log_between(unit: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
 
 
 def _flip(planar: Tensor, targets: Tensor, parameters: Parameters) -> None:
-    for axis in range(parameters.flip.shape[1]):
+    n_dims = parameters.flip.shape[1]
+    for axis in range(n_dims):
         rows = _rows(parameters.flip[:, axis], planar)
-        planar[rows] = planar[rows].flip(axis + 2)
-        targets[rows] = targets[rows].flip(axis + 1)
-
-
-def _affine(planar: Tensor, targets: Tensor, parameters: Parameters) -> None:
-    """Rotate and scale about the middle of the patch: the image linearly with 0 beyond the patch, labels by nearest neighbor."""
-    if not parameters.affine.any():
-        return
-    rows = _rows(parameters.affine, planar)
-    matrices = _affine_matrices(parameters, planar.shape[2:])[parameters.affine]
-    moved = planar[rows]
-    grid = F.affine_grid(torch.from_numpy(matrices).to(planar), list(moved.shape), align_corners=False)
-    planar[rows] = F.grid_sample(moved, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    # Labels are sampled as 255 - label, so that the zeros beyond the patch come back as 255, outside.
-    inverted = (OUTSIDE - targets[rows])[:, None].to(planar.dtype)
-    inverted = F.grid_sample(inverted, grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    targets[rows] = OUTSIDE - inverted[:, 0].to(torch.uint8)
-
-
-def _affine_matrices(parameters: Parameters, shape: torch.Size) -> np.ndarray:
-    """Matrices (B, D, D + 1) from output to input, in the coordinates of `grid_sample`: x first, each axis from -1 to 1."""
-    n, n_dims = len(parameters.affine), len(shape)
-    linear = np.broadcast_to(np.eye(n_dims), (n, n_dims, n_dims))
-    for turn, (one, other) in enumerate(((0, 1), (0, 2), (1, 2))[: parameters.angle_radians.shape[1]]):
-        cos, sin = np.cos(parameters.angle_radians[:, turn]), np.sin(parameters.angle_radians[:, turn])
-        rotation = np.tile(np.eye(n_dims), (n, 1, 1))
-        rotation[:, one, one] = rotation[:, other, other] = cos
-        rotation[:, one, other], rotation[:, other, one] = -sin, sin
-        linear = linear @ rotation
-    sides = np.array(shape[::-1], float)
-    linear = linear / parameters.scale[:, None, None] * (sides[None, None, :] / sides[None, :, None])
-    return np.concatenate([linear, np.zeros((n, n_dims, 1))], axis=2)
+        planar[rows] = planar[rows].flip(axis - n_dims)
+        targets[rows] = targets[rows].flip(axis - n_dims)
 
 
 def _plan(parameters: Parameters, shape: torch.Size) -> dict[str, np.ndarray]:

@@ -189,7 +189,10 @@ def restore_network(checkpoint: Checkpoint, path: Path, *, runtime: Runtime) -> 
     """
     config = checkpoint.parsed_config()
     network = make_network(
-        config.network, n_channels=len(checkpoint.modalities), n_classes=len(checkpoint.classes), n_dims=len(config.patch.size)
+        config.network,
+        n_channels=len(checkpoint.modalities) * (2 * config.patch.slices_around + 1),
+        n_classes=len(checkpoint.classes),
+        n_dims=len(config.patch.size),
     )
     try:
         network.load_state_dict(checkpoint.weights)

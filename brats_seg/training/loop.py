@@ -90,7 +90,7 @@ def train(
     method.check()
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
-        built = make_network(network, n_channels=len(bank.modalities), n_classes=len(bank.classes), n_dims=len(bank.patch_size))
+        built = make_network(network, n_channels=bank.n_channels, n_classes=len(bank.classes), n_dims=len(bank.patch_size))
     loop = _Loop(
         run_dir=run_dir,
         config=config,
@@ -101,7 +101,9 @@ def train(
         method=method,
         phase=method.first(),
         learner=method.make_learner(method.first(), built),
-        augment=Augmenter(augment, seed=training.seed),
+        augment=Augmenter(
+            augment, seed=training.seed, patch_size=bank.patch_size, n_slices=2 * bank.slices_around + 1, jitter=sampler.jitter
+        ),
         sampler=method.make_sampler(method.first()),
         ledger=Ledger(bank.classes),
         log=RunLog(run_dir, classes=bank.classes, tensorboard=training.tensorboard and runtime.is_writer),
@@ -225,13 +227,14 @@ class _Loop:
         epoch, number = self.sampler.epoch, self._number()
         with self.watch("sampling_s"):
             draw = self.sampler.next()
-            self.batch = self.bank.batch(draw.ids, out=self.batch)
+            parameters = self.augment.draw(epoch=epoch, positions=draw.positions, n_modalities=len(self.bank.modalities))
+            self.batch = self.bank.batch(draw.ids, out=self.batch, maps=self.augment.maps(parameters))
             counts = self.batch.counts
             if self.margin:  # the network's output is smaller than the patch, and the loss is over the middle alone
                 counts = count_middle(self.batch.targets, margin=self.margin, n_classes=len(self.bank.classes))
             self.ledger.add(draw, counts)
         with self.watch("augmentation_s"):
-            inputs, targets = self.augment(self.batch.inputs, self.batch.targets, epoch=epoch, positions=draw.positions)
+            inputs, targets = self.augment(self.batch.inputs, self.batch.targets, parameters=parameters)
         wishes = (stop.asked, self._save_is_due())
         loss, (to_stop, to_save) = self.learner.learn(inputs, targets, number=number, wishes=wishes)
         self.unchecked.append((number, draw, loss))

@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from dataclasses import fields, replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from brats_seg.config import Augment, parse_config
 from brats_seg.errors import UsageError
-from brats_seg.training.augment import Augmenter, Parameters, apply, draw_parameters
+from brats_seg.training.augment import Augmenter, Parameters, apply, draw_parameters, patch_maps
 
 EVERYTHING = Augment(
     flip=0.5,
@@ -35,6 +36,16 @@ def batch(n: int = 6, *, side: int = 16, n_dims: int = 2) -> tuple[torch.Tensor,
     generator = torch.Generator().manual_seed(n)
     inputs = torch.randn(n, *[side] * n_dims, 4, generator=generator).movedim(-1, 1)
     return inputs, torch.randint(0, 5, (n, *[side] * n_dims), generator=generator).to(torch.uint8)
+
+
+def augmented(
+    augment: Augment, inputs: torch.Tensor, targets: torch.Tensor, *, positions: Iterable[int], n_slices: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A copy of a batch after the transforms that follow the gather."""
+    size = tuple(inputs.shape[2:])
+    augmenter = Augmenter(augment, seed=1, patch_size=size, n_slices=n_slices)
+    parameters = augmenter.draw(epoch=1, positions=np.array(list(positions)), n_modalities=inputs.shape[1] // n_slices)
+    return augmenter(inputs.clone(), targets.clone(), parameters=parameters)
 
 
 def identity(n: int, *, n_dims: int = 2, n_modalities: int = 4) -> Parameters:
@@ -90,25 +101,23 @@ def test_draws_lie_in_their_ranges_and_come_as_often_as_asked() -> None:
 
 def test_a_batch_does_not_depend_on_its_company() -> None:
     inputs, targets = batch(6)
-    augment = Augmenter(EVERYTHING, seed=1)
-    together = augment(inputs.clone(), targets.clone(), epoch=1, positions=np.arange(10, 16))
-    odd = augment(inputs[1::2].clone(), targets[1::2].clone(), epoch=1, positions=np.arange(11, 16, 2))
+    together = augmented(EVERYTHING, inputs, targets, positions=range(10, 16))
+    odd = augmented(EVERYTHING, inputs[1::2], targets[1::2], positions=range(11, 16, 2))
     assert torch.equal(together[0][1::2], odd[0])
     assert torch.equal(together[1][1::2], odd[1])
 
 
 def test_memory_format_changes_nothing() -> None:
     inputs, targets = batch(6)
-    augment = Augmenter(EVERYTHING, seed=1)
-    last = augment(inputs.clone(), targets.clone(), epoch=1, positions=np.arange(6))
-    first = augment(inputs.contiguous(), targets.clone(), epoch=1, positions=np.arange(6))
+    last = augmented(EVERYTHING, inputs, targets, positions=range(6))
+    first = augmented(EVERYTHING, inputs.contiguous(), targets, positions=range(6))
     assert torch.equal(last[0], first[0])
     assert last[0].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_no_knob_no_change() -> None:
     inputs, targets = batch()
-    assert not Augmenter(Augment(flip=0), seed=0).is_on
+    assert not Augmenter(Augment(flip=0), seed=0, patch_size=(16, 16)).is_on
     same = apply(inputs.clone(), targets.clone(), parameters=identity(6))
     assert torch.equal(same[0], inputs)
     assert torch.equal(same[1], targets)
@@ -123,43 +132,69 @@ def test_flips_equal_monai() -> None:
         assert torch.equal(labels[i], targets[i].flip(axes))
 
 
-@pytest.mark.parametrize("shape", [(12, 12), (10, 16), (12, 12, 12), (6, 10, 16)])
-def test_rotation_and_scaling_equal_monai(shape: tuple[int, ...]) -> None:
-    n_dims = len(shape)
-    inputs, targets = batch(2, side=16, n_dims=n_dims)
-    part = (slice(None), *(slice(n) for n in shape))
-    inputs, targets = inputs[:, *part], targets[part]
-    angle, scale = 0.4, 1.25
-    angles = np.zeros((2, 1 if n_dims == 2 else 3))
-    angles[1, 0] = angle
-    moved, labels = apply(
-        inputs.clone(),
-        targets.clone(),
-        parameters=replace(identity(2, n_dims=n_dims), affine=np.array([False, True]), angle_radians=angles, scale=np.array([1.0, scale])),
-    )
-    # MONAI rotates in the plane of its last two axes with the other sign, and its scale is of the grid.
-    rotate = -angle if n_dims == 2 else (-angle, 0.0, 0.0)
-    reference = Affine(rotate_params=rotate, scale_params=(1 / scale,) * n_dims, padding_mode="zeros", image_only=True)
-    torch.testing.assert_close(moved[1], torch.as_tensor(reference(inputs[1])), atol=1e-4, rtol=1e-4)
-    assert torch.equal(moved[0], inputs[0])
-    assert set(labels[1].unique().tolist()) <= {0, 1, 2, 3, 4, 255}
+def test_a_patch_that_is_left_alone_is_gathered_as_it_lies() -> None:
+    assert patch_maps(identity(3), patch_size=(16, 16)) is None
+    maps = patch_maps(replace(identity(2), affine=np.array([False, True]), scale=np.array([1.0, 2.0])), patch_size=(16, 16))
+    assert maps is not None
+    assert np.array_equal(maps.matrices[0], np.eye(3))
+    assert np.array_equal(maps.offsets, np.zeros((2, 3)))
 
 
-def test_a_quarter_turn_moves_labels_with_the_image_and_scaling_down_brings_in_outside() -> None:
-    inputs, targets = batch(2, side=8)
-    inputs[:, 0] = targets.float()
-    turned, labels = apply(
-        inputs.clone(),
-        targets.clone(),
-        parameters=replace(
-            identity(2), affine=np.array([True, True]), angle_radians=np.array([[np.pi / 2], [0.0]]), scale=np.array([1.0, 0.5])
-        ),
-    )
-    torch.testing.assert_close(turned[0, 0], labels[0].float(), atol=1e-5, rtol=0)
-    assert torch.equal(labels[0], torch.rot90(targets[0], 1)) or torch.equal(labels[0], torch.rot90(targets[0], -1))
-    assert (labels[1, :2] == 255).all()
-    assert (labels[1, 2:6, 2:6] != 255).all()
-    assert (turned[1, :, 0] == 0).all()
+def test_a_map_turns_in_the_plane_and_magnifies() -> None:
+    turned = replace(identity(1), affine=np.array([True]), angle_radians=np.array([[np.pi / 2]]), scale=np.array([2.0]))
+    maps = patch_maps(turned, patch_size=(16, 16))
+    assert maps is not None
+    # A step along y of the patch is half a step along x of the volume, and the slice stays the same.
+    np.testing.assert_allclose(maps.matrices[0], [[1, 0, 0], [0, 0, -0.5], [0, 0.5, 0]], atol=1e-7)
+
+
+def test_a_map_in_three_axes_is_a_rotation_over_the_magnification() -> None:
+    p = draw_parameters(EVERYTHING, seed=3, epoch=1, positions=np.arange(50), n_modalities=4, n_dims=3)
+    maps = patch_maps(p, patch_size=(8, 16, 16))
+    assert maps is not None
+    square = maps.matrices @ maps.matrices.transpose(0, 2, 1) * p.scale[:, None, None] ** 2
+    np.testing.assert_allclose(square, np.tile(np.eye(3), (50, 1, 1)), atol=1e-5)
+    assert (np.linalg.det(maps.matrices) > 0).all()
+
+
+@pytest.mark.parametrize("patch_size", [(16, 17), (8, 9, 16)])
+@pytest.mark.parametrize("affine", [0.0, 1.0])
+def test_jitter_puts_the_drawn_voxel_anywhere_in_its_share_of_the_patch(patch_size: tuple[int, ...], affine: float) -> None:
+    augment = Augment(flip=0, rotate_degrees=30, scale=(0.7, 1.4), affine_probability=affine)
+    n_dims, n = len(patch_size), 4000
+    p = draw_parameters(augment, seed=0, epoch=1, positions=np.arange(n), n_modalities=4, n_dims=n_dims, jitter=0.5)
+    maps = patch_maps(p, patch_size=patch_size)
+    assert maps is not None
+    sides = np.array((1, 1, *patch_size)[-3:])
+    # The gather reads place i of the patch at offset + (middle - center) + matrix (i - middle): solved for the drawn voxel, 0.
+    beside = -maps.offsets - ((sides - 1) / 2 - sides // 2)
+    places = (sides - 1) / 2 + np.einsum("bij,bj->bi", np.linalg.inv(maps.matrices), beside)
+    for axis, side in enumerate(sides):
+        middle, reach = (side - 1) / 2, 0.25 * (side - 1)
+        slack = 1.3 if affine else 0.5  # offsets are whole voxels
+        assert np.abs(places[:, axis] - middle).max() <= reach + slack
+        if side > 1:
+            assert places[:, axis].std() == pytest.approx(2 * reach / 12**0.5, rel=0.12)
+
+
+def test_without_jitter_the_drawn_voxel_is_the_center() -> None:
+    assert (drawn([1, 2, 3]).place == 0).all()
+    with_jitter = draw_parameters(EVERYTHING, seed=3, epoch=2, positions=np.arange(5), n_modalities=4, n_dims=2, jitter=1.0)
+    for name in NUMBERS:
+        assert np.array_equal(getattr(with_jitter, name), getattr(drawn(list(range(5))), name))
+
+
+def test_slices_of_a_patch_are_transformed_as_the_thin_volume_that_they_are() -> None:
+    inputs, targets = batch(5, side=16)
+    three = torch.cat([inputs, inputs, inputs], 1).contiguous(memory_format=torch.channels_last)
+    silent = EVERYTHING.model_copy(update={"noise_sd": (0.0, 0.0)})
+    one = augmented(silent, inputs, targets, positions=range(5))
+    slab = augmented(silent, three, targets, positions=range(5), n_slices=3)
+    for first in (0, 4, 8):  # the same slice three times: every slice is changed alike
+        torch.testing.assert_close(slab[0][:, first : first + 4], one[0], atol=1e-5, rtol=1e-5)
+    assert torch.equal(slab[1], one[1])
+    noisy = augmented(EVERYTHING, three, targets, positions=range(5), n_slices=3)[0]
+    assert not torch.equal(noisy[:, :4], noisy[:, 4:8])  # the noise of each slice is its own
 
 
 def test_gamma_equals_monai_and_keeps_mean_and_spread() -> None:
@@ -289,14 +324,14 @@ def test_air_stays_air() -> None:
     inputs, targets = batch(6)
     inputs[:, :, :5] = 0
     colors = EVERYTHING.model_copy(update={"flip": 0, "affine_probability": 0.0, "intensity_probability": 1.0, "modality_dropout": 0.0})
-    changed, _ = Augmenter(colors, seed=1)(inputs.clone(), targets, epoch=1, positions=np.arange(6))
+    changed, _ = augmented(colors, inputs, targets, positions=range(6))
     assert (changed[:, :, :5] == 0).all()
     assert (changed[:, :, 5:] != inputs[:, :, 5:]).any()
     # Noise is drawn for the patch as it is; a bias field and coarser voxels are laid over the patch as it is.
     of_values = {"noise_sd": (0.0, 0.0), "bias_field": (0.0, 0.0), "low_resolution": (1.0, 1.0)}
     no_noise = colors.model_copy(update=of_values)
-    with_air, _ = Augmenter(no_noise, seed=1)(inputs.clone(), targets, epoch=1, positions=np.arange(6))
-    alone, _ = Augmenter(no_noise, seed=1)(inputs[:, :, 5:].clone(), targets[:, 5:], epoch=1, positions=np.arange(6))
+    with_air, _ = augmented(no_noise, inputs, targets, positions=range(6))
+    alone, _ = augmented(no_noise, inputs[:, :, 5:], targets[:, 5:], positions=range(6))
     torch.testing.assert_close(with_air[:, :, 5:], alone, atol=1e-5, rtol=1e-5)  # air has no part in the statistics
 
 
@@ -312,14 +347,14 @@ def test_modalities_are_dropped_as_often_as_asked_and_one_is_always_kept() -> No
 
 def test_a_dropped_modality_is_0_all_over_and_the_others_are_what_they_were() -> None:
     inputs, targets = batch(8)
-    with_dropout, labels = Augmenter(EVERYTHING, seed=1)(inputs.clone(), targets.clone(), epoch=1, positions=np.arange(8))
+    with_dropout, labels = augmented(EVERYTHING, inputs, targets, positions=range(8))
     without = EVERYTHING.model_copy(update={"modality_dropout": 0.0})
-    whole, same_labels = Augmenter(without, seed=1)(inputs.clone(), targets.clone(), epoch=1, positions=np.arange(8))
+    whole, same_labels = augmented(without, inputs, targets, positions=range(8))
     kept = torch.from_numpy(draw_parameters(EVERYTHING, seed=1, epoch=1, positions=np.arange(8), n_modalities=4, n_dims=2).kept)
     assert 0 < int(kept.sum()) < 32
     assert torch.equal(with_dropout, whole * kept[:, :, None, None])
     assert torch.equal(labels, same_labels)
-    assert Augmenter(Augment(flip=0, modality_dropout=0.1), seed=0).is_on
+    assert Augmenter(Augment(flip=0, modality_dropout=0.1), seed=0, patch_size=(16, 16)).is_on
 
 
 def test_a_patch_without_contrast_stays_finite() -> None:

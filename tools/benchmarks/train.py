@@ -58,7 +58,7 @@ def run(*, work: Path, quick: bool, device: str) -> Result:
 def our_step(bank: PatchBank, config: Config, runtime: Runtime, *, augment: Augment) -> Step:
     """What the loop of `training.loop` does for a batch: draw, gather, enter in the ledger, augment, learn, look at the losses."""
     seen, sampler, learner = bank.to(runtime.device), _sampler(bank, config), _learner(bank, config, runtime)
-    augmenter, ledger = Augmenter(augment, seed=0), Ledger(bank.classes)
+    augmenter, ledger = Augmenter(augment, seed=0, patch_size=bank.patch_size), Ledger(bank.classes)
     batches: list[Batch | None] = [None]
     losses: list[Tensor] = []
     learner.network.train()
@@ -66,10 +66,11 @@ def our_step(bank: PatchBank, config: Config, runtime: Runtime, *, augment: Augm
     def step() -> None:
         epoch, number = sampler.epoch, (sampler.epoch - 1) * config.training.steps + sampler.step
         draw = sampler.next()
-        batch = seen.batch(draw.ids, out=batches[0])
+        parameters = augmenter.draw(epoch=epoch, positions=draw.positions, n_modalities=len(bank.modalities))
+        batch = seen.batch(draw.ids, out=batches[0], maps=augmenter.maps(parameters))
         batches[0] = batch
         ledger.add(draw, batch.counts)
-        inputs, targets = augmenter(batch.inputs, batch.targets, epoch=epoch, positions=draw.positions)
+        inputs, targets = augmenter(batch.inputs, batch.targets, parameters=parameters)
         losses.append(learner.learn(inputs, targets, number=number)[0])
         if len(losses) >= LOSSES_AT_ONCE[runtime.device.type]:
             torch.stack(losses).tolist()
@@ -103,15 +104,17 @@ def plain_step(bank: PatchBank, config: Config, runtime: Runtime) -> Step:
 
 
 def augmenting(bank: PatchBank, config: Config, runtime: Runtime) -> Step:
-    """The published augmentation of one batch, other parameters each time; with the copy that gives it a fresh batch."""
-    batch, sampler, augmenter = _one_batch(bank, config, runtime), _sampler(bank, config), Augmenter(config.augment, seed=0)
-    inputs, targets = batch.inputs.clone(), batch.targets.clone()
+    """A batch drawn, gathered through its maps and augmented as published, other parameters each time."""
+    sampler, augmenter = _sampler(bank, config), Augmenter(config.augment, seed=0, patch_size=bank.patch_size)
+    seen, n_modalities = bank.to(runtime.device), len(bank.modalities)
+    batches: list[Batch | None] = [None]
 
     def step() -> None:
         draw = sampler.next()
-        inputs.copy_(batch.inputs)
-        targets.copy_(batch.targets)
-        augmenter(inputs, targets, epoch=sampler.epoch, positions=draw.positions)
+        parameters = augmenter.draw(epoch=sampler.epoch, positions=draw.positions, n_modalities=n_modalities)
+        batch = seen.batch(draw.ids, out=batches[0], maps=augmenter.maps(parameters))
+        batches[0] = batch
+        augmenter(batch.inputs, batch.targets, parameters=parameters)
 
     return step
 
