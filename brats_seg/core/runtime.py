@@ -50,6 +50,12 @@ class Runtime:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype_autocast)
 
+    def one_shape(self) -> AbstractContextManager[Any]:
+        """A context in which every pass has the same shape: cuDNN tries its algorithms at the first pass and keeps the fastest."""
+        if self.device.type != "cuda":
+            return nullcontext()
+        return torch.backends.cudnn.flags(enabled=True, benchmark=True)
+
     def place(self, network: nn.Module) -> nn.Module:
         """The network on this device, channels last (what convolutions run fastest on, and how a bank's batches lie in memory).
 

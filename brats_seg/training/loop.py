@@ -205,7 +205,7 @@ class _Loop:
         epoch, n_patches = self.sampler.epoch, 0
         self.learner.begin_epoch()
         self.learner.loss = self.method.loss_of(self.phase, epoch=epoch)
-        with self.watch("training_s"):
+        with self.watch("training_s"), self.runtime.one_shape():
             while self.sampler.epoch == epoch:
                 to_stop, to_save = self._step(stop)
                 n_patches += self.training.batch_size

@@ -15,6 +15,7 @@ import torch
 from tiny_bank import CLASSES, SPLIT, Split, knobs, run, write_bank
 
 from brats_seg.bank.bank import Batch, PatchBank
+from brats_seg.bank.gather import PatchMaps
 from brats_seg.core.files import lock
 from brats_seg.core.runtime import Runtime
 from brats_seg.errors import InputError, UsageError
@@ -100,9 +101,9 @@ def test_no_held_out_case_is_ever_opened(bank: Path, tmp_path: Path, monkeypatch
     seen: dict[str, set[int]] = {"batch": set(), "volume": set(), "ledger": set(), "candidates": set()}
     batch, volume, add, find = PatchBank.batch, PatchBank.volume, Ledger.add, mining.find_hard
 
-    def spy_batch(self: PatchBank, ids: np.ndarray, *, out: Batch | None = None) -> Batch:
+    def spy_batch(self: PatchBank, ids: np.ndarray, *, out: Batch | None = None, maps: PatchMaps | None = None) -> Batch:
         seen["batch"] |= set((ids >> 32).tolist())
-        return batch(self, ids, out=out)
+        return batch(self, ids, out=out, maps=maps)
 
     def spy_volume(self: PatchBank, case: int) -> tuple[np.ndarray, np.ndarray]:
         seen["volume"].add(case)
