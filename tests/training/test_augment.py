@@ -275,7 +275,7 @@ def test_new_transforms_leave_the_numbers_of_the_others_alone() -> None:
 
 @pytest.mark.parametrize("knob", ["contrast", "gamma", "bias_field", "low_resolution", "noise_sd"])
 def test_one_knob_of_intensity_turns_the_augmenter_on(knob: str) -> None:
-    assert Augmenter(parse_config({"augment": {"flip": 0, knob: (0.5, 0.9)}}).augment, seed=0).is_on
+    assert Augmenter(parse_config({"augment": {"flip": 0, knob: (0.5, 0.9)}}).augment, seed=0, patch_size=(16, 16)).is_on
 
 
 def test_3d_patches_are_mirrored_along_each_axis_by_itself() -> None:
