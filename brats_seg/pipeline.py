@@ -330,7 +330,6 @@ def evaluate(
         output=output or out,
         cavity_in=cavity_in,
         only=only,
-        workers=n_workers(0),
     )
 
 

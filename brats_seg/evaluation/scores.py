@@ -1,6 +1,7 @@
 """Two folders -> one table; the empty-region conventions live here alone."""
 
 import math
+import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -122,7 +123,7 @@ def evaluate_folders(
     classes: Sequence[str] | None = None,
     cavity_in: Sequence[str] = (),
     only: Collection[str] | None = None,
-    workers: int = 2,
+    workers: int = 0,
 ) -> EvaluationReport:
     """Score a folder of predictions against the labels of a folder of cases in any layout.
 
@@ -138,7 +139,7 @@ def evaluate_folders(
         classes: tissue classes to score; None for the finest that the schemas of all scored cases tell apart.
         cavity_in: regions that the resection cavity belongs to.
         only: ids of the cases meant; None for all. One with neither a prediction nor a labeled reference is a problem.
-        workers: threads.
+        workers: threads; 0 for one for each core that this process may use.
 
     Raises:
         UsageError: an unknown convention, or a region in `cavity_in` that is unknown or whose cavity the labels do not tell apart.
@@ -285,7 +286,7 @@ def _score_folder(out: Path, cases: Mapping[str, Case], settings: _Settings, pro
         )
     tasks = [(case, path, classes, settings) for case, path in pairs]
     scored: list[_CaseScores] = []
-    with ThreadPoolExecutor(max(1, settings.workers)) as threads:
+    with ThreadPoolExecutor(settings.workers or len(os.sched_getaffinity(0))) as threads:
         for result in track(threads.map(_score_files, tasks), total=len(tasks), label="scoring"):
             if isinstance(result, Problem):
                 problems.append(result)

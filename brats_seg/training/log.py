@@ -34,7 +34,7 @@ _BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), 
 
 
 class Stopwatch:
-    """Seconds of an epoch by what they were spent on."""
+    """Seconds of an epoch by what they were spent on; those of sampling and augmentation are part of those of training."""
 
     PARTS = ("training_s", "sampling_s", "augmentation_s", "mining_s", "validation_s", "checkpoint_s")
 

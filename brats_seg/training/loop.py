@@ -205,11 +205,12 @@ class _Loop:
         epoch, n_patches = self.sampler.epoch, 0
         self.learner.begin_epoch()
         self.learner.loss = self.method.loss_of(self.phase, epoch=epoch)
-        with self.watch("training_s"), self.runtime.one_shape():
+        with self.runtime.one_shape():
             while self.sampler.epoch == epoch:
-                to_stop, to_save = self._step(stop)
-                n_patches += self.training.batch_size
-                bar.update(task, advance=1, note=self._note() if not bar.disable else "")
+                with self.watch("training_s"):
+                    to_stop, to_save = self._step(stop)
+                    n_patches += self.training.batch_size
+                    bar.update(task, advance=1, note=self._note() if not bar.disable else "")
                 if self.sampler.epoch == epoch and (to_stop or to_save):
                     self._save_last()
                     if to_stop:

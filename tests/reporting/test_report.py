@@ -1,13 +1,16 @@
 import html
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_study import Study, tumor, write_nifti
 
+from brats_seg import pipeline
 from brats_seg.errors import InputError, UsageError
+from brats_seg.evaluation import scores
 from brats_seg.evaluation.scores import CONVENTIONS
 from brats_seg.reporting.report import convention_words, write_report
 
@@ -149,3 +152,18 @@ def test_conventions_in_words() -> None:
     assert "counts as Dice 0, HD95 373.13 mm" in convention_words(CONVENTIONS["brats2020"])
     assert "Lesion-wise" in convention_words(CONVENTIONS["brats2023"])
     assert all("HD95 is the" in convention_words(rule) for rule in CONVENTIONS.values())
+
+
+def test_report_and_evaluate_score_with_as_many_threads(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_threads = []
+
+    class Counted(ThreadPoolExecutor):
+        def __init__(self, n: int) -> None:
+            n_threads.append(n)
+            super().__init__(n)
+
+    monkeypatch.setattr(scores, "ThreadPoolExecutor", Counted)
+    monkeypatch.setattr(scores.os, "sched_getaffinity", lambda _: {0, 1, 2})
+    pipeline.report(study.predictions, study.reference, output=tmp_path / "report.html")
+    pipeline.evaluate(study.predictions, study.reference, output=tmp_path)
+    assert n_threads == [3, 3]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny_bank import CLASSES, SPLIT, Split, knobs, run, write_bank
@@ -21,6 +22,7 @@ from brats_seg.core.runtime import Runtime
 from brats_seg.errors import InputError, UsageError
 from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.samplers import Draw
+from brats_seg.training import log as training_log
 from brats_seg.training import loop, mining
 from brats_seg.training.checkpoint import load_checkpoint
 
@@ -240,6 +242,29 @@ def test_dropout_and_the_patch_path_of_a_3d_network_resume_too(bank: Path, tmp_p
     torch.rand(3)  # the global generator stands elsewhere
     run(tmp_path / "run", bank, config, resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_time_spent_on_checkpoints_is_no_training_time(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that stands still but for a checkpoint, which takes 1,000 s, and a drawing of a batch, which takes 1 s."""
+    now, save, draw = 0.0, loop._Loop._save, Ledger.add
+
+    def slow_save(self: loop._Loop, name: str, *, resume: dict[str, Any] | None) -> None:
+        nonlocal now
+        now += 1000 if name == loop.LAST else 0
+        save(self, name, resume=resume)
+
+    def slow_draw(self: Ledger, *arguments: Any) -> None:
+        nonlocal now
+        now += 1
+        draw(self, *arguments)
+
+    monkeypatch.setattr(loop._Loop, "_save", slow_save)
+    monkeypatch.setattr(Ledger, "add", slow_draw)
+    monkeypatch.setattr(training_log.time, "perf_counter", lambda: now)
+    config = knobs(training={"epochs": 1, "steps": 3, "checkpoint_minutes": 1e-9})
+    run(tmp_path / "run", bank, config)
+    timing = pd.read_csv(tmp_path / "run" / "timing.csv")
+    assert (timing["training_s"].item(), timing["checkpoint_s"].item()) == (3, 2000)  # saved after the first two steps
 
 
 def test_a_checkpoint_every_few_epochs_and_a_crash_between(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
