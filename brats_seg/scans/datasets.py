@@ -1,14 +1,13 @@
 """Data sets that describe themselves: dataset.json (MSD, nnU-Net), BIDS, and a manifest CSV."""
 
-import csv
-import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from brats_seg.errors import InputError
+from brats_seg.core.files import read_json, read_table
+from brats_seg.errors import InputError, printable
 from brats_seg.scans.case import MODALITIES, ScanFile, modality_named, patient_of
 from brats_seg.scans.labels import MERGED, SCHEMAS
 from brats_seg.scans.problem import Problem
@@ -29,6 +28,7 @@ _WORDS = (  # the first that fits, in a name of lower-case letters and spaces
     (r"whole|\bwt\b", "whole"),
     (r"core|\btc\b", "core"),
 )
+_LONGEST_NAME = 200  # characters of a label's name that are looked at
 _BIDS = re.compile(r"(?P<subject>sub-[^_]+)_(?:(?P<session>ses-[^_]+)_)?(?P<entities>(?:.*_)?)(?P<suffix>T1w|T2w|FLAIR|dseg)\.nii(?:\.gz)?")
 
 
@@ -96,21 +96,19 @@ def read_manifest(
     """
     pieces: list[Piece] = []
     try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        problems.append(Problem(unfit, "", str(file), f"cannot be read: {error}", "a CSV file in UTF-8"))
+        _, rows = read_table(file, short_rows="fill")
+    except InputError as error:
+        problems.append(Problem(unfit, "", str(file), _said(error, file), "a CSV file in UTF-8"))
         return pieces
     if not rows or "case" not in rows[0]:
         problems.append(Problem(unfit, "", str(file), "has no column 'case' or no row", f"the columns case, {', '.join(MODALITIES)}"))
         return pieces
     for row in rows:
         try:
-            pieces += _row(file, {key: (value or "").strip() for key, value in row.items() if isinstance(key, str)}, schema_of=schema_of)
+            pieces += _row(file, {key: value.strip() for key, value in row.items()}, schema_of=schema_of)
         except InputError as error:
-            problems.append(
-                Problem("error", row["case"] or "", str(file), str(error), "a row that names a case, files that exist, and a known schema")
-            )
+            expected = "a row that names a case, files that exist, and a known schema"
+            problems.append(Problem("error", printable(row["case"], limit=60), str(file), str(error), expected))
     return pieces
 
 
@@ -138,11 +136,11 @@ def schema_of_names(names: Mapping[str, Sequence[int]]) -> str:
 
 
 def _tissue(name: str) -> str:
-    plain = " ".join(re.findall(r"[a-z]+", name.lower()))
+    plain = " ".join(re.findall(r"[a-z]+", name[:_LONGEST_NAME].lower()))
     for pattern, tissue in _WORDS:
         if re.search(pattern, plain):
             return tissue
-    raise InputError(f"label name '{name}' is no tissue class")
+    raise InputError(f"label name '{printable(name, limit=100)}' is no tissue class")
 
 
 def _without_regions(values: dict[str, set[int]]) -> dict[str, set[int]]:
@@ -193,11 +191,16 @@ def _scans_in(files: Sequence[Path], folder: Path) -> dict[Path, str]:
     return found
 
 
+def _said(error: InputError, file: Path) -> str:
+    """What an error says of a file that is named beside it."""
+    return str(error).removeprefix(f"{file}: ")
+
+
 def _json(file: Path) -> dict[str, Any]:
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"is not a JSON file: {error}") from None
+        tree = read_json(file)
+    except InputError as error:
+        raise InputError(_said(error, file)) from None
     if not isinstance(tree, dict):
         raise InputError("is not a JSON object")
     return tree
@@ -207,8 +210,8 @@ def _channels(names: Any) -> dict[str, str | None]:
     """Channel number -> modality, or None for a channel that is none of ours."""
     if not isinstance(names, dict):
         raise InputError("names no channels")
-    if not all(re.fullmatch(r"\d+", number) for number in names):
-        raise InputError(f"numbers its channels {', '.join(names)}")
+    if not all(re.fullmatch(r"[0-9]{1,3}", number) for number in names):
+        raise InputError(f"numbers its channels {', '.join(names)}; 0 to 999 can be")
     channels = {number: modality_named(str(name)) for number, name in names.items()}
     if not any(channels.values()):
         raise InputError(f"channel names {', '.join(str(name) for name in names.values())} are no modalities")
@@ -230,6 +233,8 @@ def _dataset_schema(labels: Any, *, needed: bool, default: str) -> str:
                 names[key] = [int(v) for v in value] if isinstance(value, list) else [int(value)]
     except (TypeError, ValueError, OverflowError):
         raise InputError("has labels that are no whole numbers") from None
+    if not all(0 <= value < 256 for values in names.values() for value in values):
+        raise InputError("has labels outside 0 to 255")
     return schema_of_names(names)
 
 
@@ -259,12 +264,13 @@ def _bids_schema(file: Path, tables: Sequence[Path]) -> str:
         return ""
     nearest = max(near, key=lambda table: (len(table.parts), table.stem == stem))
     try:
-        with nearest.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t"))
+        _, rows = read_table(nearest, delimiter="\t", short_rows="fill")
         names: dict[str, list[int]] = {}
         for row in rows:
             names.setdefault(row["name"], []).append(int(row["index"]))
-    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+    except InputError as error:
+        raise InputError(f"{nearest.name}: {_said(error, nearest)}") from None
+    except (KeyError, ValueError) as error:
         raise InputError(f"{nearest.name} cannot be read: {error}") from None
     return schema_of_names(names)
 

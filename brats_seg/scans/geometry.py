@@ -1,7 +1,9 @@
 """Where a volume's voxels lie: shape, spacing, orientation, and the header fields to write back."""
 
+import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,12 @@ import numpy as np
 from jaxtyping import Float64, Num
 from nibabel.orientations import aff2axcodes, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
+from brats_seg.core.files import open_regular
+from brats_seg.core.packed import UNPACK_ERRORS
 from brats_seg.errors import InputError
 
 Affine = Float64[np.ndarray, "4 4"]
 Rows = tuple[tuple[float, ...], ...]
-
-MAX_INFLATION = 1040
-"""Deflate packs at most 258 bytes into 2 bits, 1032 to 1: a packed file of n bytes cannot hold more than this times n."""
 
 _MAX_VOXELS = 2**29  # 640 x 880 x 880, a whole head at 0.25 mm, is 496 million; a bank keeps a flat position in 32 bits
 _LPS = ("L", "P", "S")
@@ -36,6 +37,23 @@ class ScanError(InputError):
 
 def _scan_error(path: Path, what: str, expected: str) -> ScanError:
     return ScanError(path, what, expected=expected)
+
+
+@contextmanager
+def opened_scan(path: Path, *, kind: str) -> Iterator[io.BufferedReader]:
+    """An open scan file. Whatever opening, reading and unpacking raise becomes one line.
+
+    A damaged field may be a signaling NaN or overflow: it is told by its value, not by a warning of NumPy.
+    """
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        raise ScanError(path, f"cannot be read: {error.strerror or error}", expected="a file") from None
+    try:
+        with file, np.errstate(invalid="ignore", over="ignore"):
+            yield file
+    except UNPACK_ERRORS as error:
+        raise ScanError(path, f"is truncated or damaged: {error}", expected=f"a whole {kind} file") from None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A new release is an entry in `LAYOUTS` (and one in `labels.SCHEMAS` if its value
 
 import os
 import re
+import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -188,22 +189,42 @@ def _pieces(folder: Path, *, layout: str | None) -> tuple[list[Piece], list[Prob
 
 
 def _walk(folder: Path, problems: list[Problem]) -> list[Path]:
-    """Every visible file, in order, but what macOS adds to archives; links to folders are followed, none twice."""
+    """Every visible file, in order, but what macOS adds to archives.
+
+    Links to folders are followed within `folder`, none twice; a link that leads out of it is a problem, and so is a pipe or a device.
+    """
 
     def unreadable(error: OSError) -> None:
         problems.append(Problem("error", "", str(error.filename), f"cannot be read: {error.strerror}", "a readable folder"))
 
     files: list[Path] = []
     seen: set[str] = set()
+    root = Path(os.path.realpath(folder))
     for top, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         real = os.path.realpath(top)
+        if not Path(real).is_relative_to(root):
+            what = "is a link that leads out of the folder and is not followed"
+            problems.append(Problem("warning", "", top, what, "the folder itself, or a manifest CSV that names the files"))
+            folders.clear()
+            continue
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        files += [Path(top, name) for name in sorted(names) if not name.startswith(".")]
+        files += [Path(top, name) for name in sorted(names) if not name.startswith(".") and _is_file(Path(top, name), problems)]
     return files
+
+
+def _is_file(path: Path, problems: list[Problem]) -> bool:
+    """Whether a name in a folder is that of a file; a broken link counts as one, which cannot be read."""
+    try:
+        is_file = stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
+    if not is_file:
+        problems.append(Problem("warning", "", str(path), "is no regular file and is left out", "a file (a pipe or a device is none)"))
+    return is_file
 
 
 def _manifests(files: Sequence[Path], problems: list[Problem]) -> list[Piece]:
@@ -269,15 +290,21 @@ def _assemble(pieces: Sequence[Piece], *, required: Sequence[str]) -> tuple[tupl
     problems: list[Problem] = []
     for (folder, case_id), members in sorted(groups.items(), key=lambda item: (item[0][1], str(item[0][0]))):
         wrong = _double(members) + _missing(members, required=required)
-        if wrong and case_id not in cases:
+        if wrong and case_id.casefold() not in cases:
             incomplete.append(_case(members))
         if len(os.fsencode(case_id)) > _LONGEST_ID:
             wrong.append(Problem("error", case_id, str(folder), "its id is too long to name files", f"{_LONGEST_ID} bytes at most"))
-        if case_id in cases:
-            wrong.append(Problem("error", case_id, str(folder), f"its id is that of {cases[case_id].folder} too", "one folder per case"))
+        if not case_id.isprintable():
+            wrong.append(Problem("error", case_id, str(folder), "its id has a line break or a control character", "an id of plain text"))
+        other = cases.get(case_id.casefold())
+        if other is not None and other.id == case_id:
+            wrong.append(Problem("error", case_id, str(folder), f"its id is that of {other.folder} too", "one folder per case"))
+        elif other is not None:
+            what = f"its id differs from {other.id} in upper and lower case alone: some disks take both for one file"
+            wrong.append(Problem("error", case_id, str(folder), what, "another id"))
         problems += wrong
         if not wrong:
-            cases[case_id] = _case(members)
+            cases[case_id.casefold()] = _case(members)
     return tuple(cases.values()), tuple(incomplete), problems
 
 

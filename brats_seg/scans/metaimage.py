@@ -1,40 +1,68 @@
-"""MetaImage (.mha) <-> native array + geometry, by SimpleITK; compressed voxels are unpacked here, as ITK takes damaged ones for whole."""
+"""MetaImage (.mha) <-> native array + geometry. Files are read here, line by line, and written by SimpleITK.
 
-import math
+ITK obeys more than its own files hold: a header that names another file as the voxels, a number of axes that crashes it, "key: value".
+"""
+
 import os
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import numpy as np
 import SimpleITK
-from isal import isal_zlib
 
+from brats_seg.core.files import shown
+from brats_seg.core.packed import MAX_INFLATION, fill, inflate
 from brats_seg.errors import InputError
-from brats_seg.scans.geometry import MAX_INFLATION, Geometry, ScanError, Stored, check_size, place
+from brats_seg.scans.geometry import Geometry, ScanError, Stored, check_size, opened_scan, place
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_UNPACK_ERROR = cast(type[Exception], isal_zlib.error)
-_NEEDED = (b"NDims", b"DimSize", b"ElementType")
-_DATA_FOLLOWS = re.compile(rb"ElementDataFile *= *LOCAL *\r?\n")
+_MOST_HEADER_BYTES = 1 << 16
+_NEEDED = ("NDims", "DimSize", "ElementType")
+_LINE = re.compile(r"([A-Za-z0-9_|]+) *=([^\r\n]*)")
+_TYPES = {
+    "MET_CHAR": "i1",
+    "MET_UCHAR": "u1",
+    "MET_SHORT": "i2",
+    "MET_USHORT": "u2",
+    "MET_INT": "i4",
+    "MET_UINT": "u4",
+    "MET_LONG": "i4",
+    "MET_ULONG": "u4",
+    "MET_LONG_LONG": "i8",
+    "MET_ULONG_LONG": "u8",
+    "MET_FLOAT": "f4",
+    "MET_DOUBLE": "f8",
+}
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a header says of the voxels behind it.
+
+    Attributes:
+        stored: place and number type.
+        dtype: of the file, with its byte order.
+        offset: first byte of the voxels.
+        n_packed: bytes of packed voxels; None where they are not packed.
+    """
+
+    stored: Stored
+    dtype: np.dtype[Any]
+    offset: int
+    n_packed: int | None
 
 
 def read_metaimage_header(path: Path) -> Stored:
     """Read and check the header alone. Raises `ScanError`."""
-    reader, _ = _reader(path)
-    return _stored(path, reader)
+    return _read(path, _header).stored
 
 
 def read_metaimage(path: Path) -> tuple[Stored, np.ndarray]:
     """The header, and the voxels as a native (i, j, k) array. Raises `ScanError`."""
-    reader, head = _reader(path)
-    stored = _stored(path, reader)
-    if _is_packed(head):
-        return stored, _unpacked(path, head, stored).reshape(stored.geometry.native_shape, order="F")
-    try:
-        return stored, SimpleITK.GetArrayFromImage(reader.Execute()).transpose(2, 1, 0)
-    except RuntimeError:
-        raise ScanError(path, "is truncated or damaged", expected="a whole MetaImage file") from None
+    return _read(path, _voxels)
 
 
 def write_metaimage(part: Path, native: np.ndarray, geometry: Geometry) -> None:
@@ -55,69 +83,111 @@ def write_metaimage(part: Path, native: np.ndarray, geometry: Geometry) -> None:
         staged.unlink(missing_ok=True)
 
 
-def _reader(path: Path) -> tuple[SimpleITK.ImageFileReader, bytes]:
-    """A reader whose file has been checked to hold what its header claims, and that header."""
-    head, n_data = _head(path)
-    reader = SimpleITK.ImageFileReader()
-    reader.SetImageIO("MetaImageIO")
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        raise ScanError(path, "has a MetaImage header that makes no sense", expected="a sound one") from None
-    if reader.GetNumberOfComponents() != 1 or reader.GetDimension() != 3:
-        found = f"{reader.GetDimension()} axes and {reader.GetNumberOfComponents()} numbers per voxel"
+def _read(path: Path, part: Callable[[Path, Any], Any]) -> Any:
+    with opened_scan(path, kind="MetaImage") as file:
+        return part(path, file)
+
+
+def _voxels(path: Path, file: Any) -> tuple[Stored, np.ndarray]:
+    header = _header(path, file)
+    n_bytes = int(np.prod(header.stored.geometry.shape, dtype=np.int64)) * header.dtype.itemsize
+    file.seek(header.offset)
+    if header.n_packed is None:
+        raw = fill(file, n_bytes)
+        if raw.size < n_bytes:
+            raise EOFError(f"it ends {n_bytes - raw.size:,} bytes too early")
+    else:
+        raw = inflate(file, header.n_packed, n_bytes=n_bytes)
+    values = raw.view(header.dtype)
+    if not header.dtype.isnative:
+        values = values.byteswap(inplace=True).view(header.stored.dtype)
+    return header.stored, values.reshape(header.stored.geometry.native_shape, order="F")
+
+
+def _header(path: Path, file: Any) -> _Header:
+    """The checked header of a file that stands at its start."""
+    fields, offset = _fields(path, file)
+    if int(fields["NDims"][:9]) != 3 or _numbers(path, fields, "ElementNumberOfChannels", n=1, default=[1.0]) != [1.0]:
+        found = f"{fields['NDims']} axes and {fields.get('ElementNumberOfChannels', '1')} numbers per voxel"
         raise ScanError(path, f"has {found}", expected="3 axes and 1 number per voxel")
-    claimed = re.search(rb"CompressedDataSize *= *(\d+)", head)
-    if claimed and int(claimed[1]) > n_data:
-        raise ScanError(path, f"is truncated: {n_data:,} of {int(claimed[1]):,} bytes of data", expected="a whole MetaImage file")
-    n_bytes = math.prod(reader.GetSize()) * _dtype(reader).itemsize
-    check_size(path, reader.GetSize(), n_bytes=n_bytes, capacity=n_data * (MAX_INFLATION if _is_packed(head) else 1))
-    return reader, head
+    shape = [int(n) for n in _numbers(path, fields, "DimSize", n=3)]
+    if fields["ElementType"] not in _TYPES:
+        raise _senseless(path, "ElementType", fields)
+    if not _flag(path, fields, "BinaryData", default="True") or _numbers(path, fields, "HeaderSize", n=1, default=[0.0]) != [0.0]:
+        raise ScanError(path, "stores its voxels as text, or not behind its header", expected="BinaryData = True, and no HeaderSize")
+    orders = {_flag(path, fields, key, default="False") for key in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB") if key in fields}
+    if len(orders) > 1:
+        raise _senseless(path, "ElementByteOrderMSB", fields)
+    dtype = np.dtype((">" if orders == {True} else "<") + _TYPES[fields["ElementType"]])
+    n_data = os.fstat(file.fileno()).st_size - offset
+    n_bytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    is_packed = _flag(path, fields, "CompressedData", default="False")
+    n_packed = int(_numbers(path, fields, "CompressedDataSize", n=1, default=[float(n_data)])[0]) if is_packed else None
+    if n_packed is not None and not 0 <= n_packed <= n_data:
+        raise ScanError(path, f"is truncated: {n_data:,} of {n_packed:,} bytes of data", expected="a whole MetaImage file")
+    check_size(path, shape, n_bytes=n_bytes, capacity=n_data if n_packed is None else n_packed * MAX_INFLATION)
+    native = dtype.newbyteorder("=")
+    geometry = place(path, shape, affine=_affine(path, fields), dtype=native, grid=None)
+    return _Header(Stored(geometry, native, 0, 1, None), dtype, offset, n_packed)
 
 
-def _head(path: Path) -> tuple[bytes, int]:
-    """The text at the start, and how many bytes follow it; read first because ITK prints what it cannot parse on standard error."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(1 << 16)
-    except OSError as error:
-        raise ScanError(path, f"cannot be read: {error.strerror}", expected="a file") from None
-    end = _DATA_FOLLOWS.search(head)
-    if end is None or not all(re.search(rb"(?m)^%b *= *\w" % key, head) for key in _NEEDED):
-        needed = b", ".join(_NEEDED).decode()
+def _fields(path: Path, file: Any) -> tuple[dict[str, str], int]:
+    """Key -> value of every line up to `ElementDataFile`, and the first byte after it."""
+    start = file.read(_MOST_HEADER_BYTES)
+    fields: dict[str, str] = {}
+    offset = 0
+    while "ElementDataFile" not in fields:
+        line, newline, _ = start[offset:].partition(b"\n")
+        match = _LINE.fullmatch(line.decode("latin1").rstrip("\r"))
+        if match is None or not newline:
+            needed = ", ".join(_NEEDED)
+            raise ScanError(path, "is not a MetaImage file", expected=f"{needed} and ElementDataFile = LOCAL in its header")
+        if match[1] in fields:
+            raise ScanError(path, f"has {match[1]} twice in its header", expected="each key once")
+        fields[match[1]] = match[2].strip()
+        offset += len(line) + 1
+    if fields["ElementDataFile"] not in ("LOCAL", "Local", "local"):
+        raise ScanError(path, "has its voxels in another file", expected="ElementDataFile = LOCAL")
+    if not all(re.match(r"\w", fields.get(key, "")) for key in _NEEDED) or not fields["NDims"].isdecimal():
+        needed = ", ".join(_NEEDED)
         raise ScanError(path, "is not a MetaImage file", expected=f"{needed} and ElementDataFile = LOCAL in its header")
-    return head[: end.end()], path.stat().st_size - end.end()
+    return fields, offset
 
 
-def _is_packed(head: bytes) -> bool:
-    return re.search(rb"CompressedData *= *[Tt1]", head) is not None
-
-
-def _unpacked(path: Path, head: bytes, stored: Stored) -> np.ndarray:
-    n_bytes = math.prod(stored.geometry.shape) * stored.dtype.itemsize
-    unpacker = isal_zlib.decompressobj(wbits=47)  # 47: zlib or gzip, as ITK
-    with path.open("rb") as file:
-        file.seek(len(head))
-        try:
-            body = unpacker.decompress(file.read(), n_bytes + 1)
-        except _UNPACK_ERROR as error:
-            raise ScanError(path, f"is truncated or damaged: {error}", expected="a whole MetaImage file") from None
-    if len(body) != n_bytes or not unpacker.eof:
-        raise ScanError(path, f"is truncated or damaged: it unpacks to other than {n_bytes:,} bytes", expected="a whole MetaImage file")
-    is_big_endian = re.search(rb"ByteOrderMSB *= *[Tt1]", head) is not None
-    values = np.frombuffer(body, stored.dtype.newbyteorder(">" if is_big_endian else "<"))
-    return values.astype(stored.dtype)  # a copy, which can be written to
-
-
-def _stored(path: Path, reader: SimpleITK.ImageFileReader) -> Stored:
+def _affine(path: Path, fields: Mapping[str, str]) -> np.ndarray:
+    """Native voxel index -> RAS in millimeters. A row of the matrix in the file is the direction of an axis of the voxels."""
+    spacing = _numbers(path, fields, _first(fields, "ElementSpacing", "ElementSize"), n=3, default=[1.0] * 3)
+    turn = _numbers(path, fields, _first(fields, "TransformMatrix", "Rotation", "Orientation"), n=9, default=np.eye(3).ravel().tolist())
     affine = np.eye(4)
-    affine[:3, :3] = np.asarray(reader.GetDirection()).reshape(3, 3) * np.asarray(reader.GetSpacing())
-    affine[:3, 3] = reader.GetOrigin()
-    dtype = _dtype(reader)
-    return Stored(place(path, reader.GetSize(), affine=_LPS_TO_RAS @ affine, dtype=dtype, grid=None), dtype, 0, 1, None)
+    affine[:3, :3] = np.reshape(turn, (3, 3)).T * spacing
+    affine[:3, 3] = _numbers(path, fields, _first(fields, "Offset", "Position", "Origin"), n=3, default=[0.0] * 3)
+    return _LPS_TO_RAS @ affine
 
 
-def _dtype(reader: SimpleITK.ImageFileReader) -> np.dtype:
-    voxel = SimpleITK.Image([1, 1, 1], reader.GetPixelID())
-    return SimpleITK.GetArrayFromImage(voxel).dtype
+def _first(fields: Mapping[str, str], *names: str) -> str:
+    """The one of several names of a field that a header has."""
+    return next((name for name in names if name in fields), names[0])
+
+
+def _numbers(path: Path, fields: Mapping[str, str], key: str, *, n: int, default: list[float] | None = None) -> list[float]:
+    if key not in fields and default is not None:
+        return default
+    try:
+        numbers = [float(text) for text in fields[key].split()]
+    except ValueError:
+        numbers = []
+    whole = key not in ("DimSize", "NDims") or all(number.is_integer() for number in numbers)
+    if len(numbers) != n or not np.isfinite(numbers).all() or not whole:
+        raise _senseless(path, key, fields)
+    return numbers
+
+
+def _flag(path: Path, fields: Mapping[str, str], key: str, *, default: str) -> bool:
+    value = fields.get(key, default).lower()
+    if value not in ("true", "false", "1", "0"):
+        raise _senseless(path, key, fields)
+    return value in ("true", "1")
+
+
+def _senseless(path: Path, key: str, fields: Mapping[str, str]) -> ScanError:
+    return ScanError(path, f"has a MetaImage header that makes no sense: {key} = {shown(fields[key])}", expected="a sound one")

@@ -1,8 +1,7 @@
 """NIfTI <-> native array + geometry: the header first, checked; the voxels after. Unpacked by isal, parsed by nibabel."""
 
-import gzip
 import math
-import zlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +12,10 @@ import numpy as np
 from isal import igzip, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 
-from brats_seg.scans.geometry import MAX_INFLATION, Geometry, NiftiGrid, ScanError, Stored, check_channel, check_size, place
+from brats_seg.core.packed import MAX_INFLATION, fill
+from brats_seg.scans.geometry import Geometry, NiftiGrid, ScanError, Stored, check_channel, check_size, opened_scan, place
 
 _GZIP_MAGIC = b"\x1f\x8b"
-_UNPACK_ERRORS: tuple[type[Exception], ...] = (EOFError, OSError, gzip.BadGzipFile, zlib.error, cast(type[Exception], isal_zlib.error))
 
 
 def read_nifti_header(path: Path) -> Stored:
@@ -66,21 +65,15 @@ def write_nifti(part: Path, native: np.ndarray, geometry: Geometry, *, compress:
 def _opened(path: Path) -> Iterator[tuple[Any, Stored]]:
     """The open stream and its checked header; whatever unpacking raises becomes one line."""
     packed = path.name.lower().endswith(".gz")
-    try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            if size == 0:
-                raise ScanError(path, "is empty (0 bytes)", expected="a NIfTI file")
-            if packed != (file.peek(2)[:2] == _GZIP_MAGIC):
-                name = "gzip-compressed NIfTI file (.nii.gz)" if packed else "plain NIfTI file (.nii)"
-                raise ScanError(path, f"is not a {name} though its name says so", expected="the content that the suffix names")
-            # a damaged field may be a signaling NaN or a slope that overflows: told by its value, not by a warning of NumPy
-            with igzip.IGzipFile(fileobj=file, mode="rb") if packed else file as stream, np.errstate(invalid="ignore", over="ignore"):
-                yield stream, _header(path, stream, capacity=size * (MAX_INFLATION if packed else 1))
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise ScanError(path, f"cannot be read: {error.strerror}", expected="a file") from None
-    except _UNPACK_ERRORS as error:
-        raise ScanError(path, f"is truncated or damaged: {error}", expected="a whole NIfTI file") from None
+    with opened_scan(path, kind="NIfTI") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            raise ScanError(path, "is empty (0 bytes)", expected="a NIfTI file")
+        if packed != (file.peek(2)[:2] == _GZIP_MAGIC):
+            name = "gzip-compressed NIfTI file (.nii.gz)" if packed else "plain NIfTI file (.nii)"
+            raise ScanError(path, f"is not a {name} though its name says so", expected="the content that the suffix names")
+        with igzip.IGzipFile(fileobj=file, mode="rb") if packed else file as stream:
+            yield stream, _header(path, stream, capacity=size * (MAX_INFLATION if packed else 1))
 
 
 def _header(path: Path, stream: Any, *, capacity: int) -> Stored:
@@ -150,13 +143,9 @@ def _place_header(header: nibabel.Nifti1Header, geometry: Geometry) -> None:
 
 
 def _filled(path: Path, stream: Any, n_bytes: int) -> np.ndarray:
-    buffer = np.empty(n_bytes, np.uint8)
-    done = 0
-    while done < n_bytes:
-        n = stream.readinto(buffer[done:].data)
-        if not n:
-            raise ScanError(path, f"is truncated: it ends {n_bytes - done:,} bytes too early", expected="a whole NIfTI file")
-        done += n
+    buffer = fill(stream, n_bytes)
+    if buffer.size < n_bytes:
+        raise ScanError(path, f"is truncated: it ends {n_bytes - buffer.size:,} bytes too early", expected="a whole NIfTI file")
     return buffer
 
 

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from brats_seg.errors import printable
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -23,10 +25,10 @@ class Problem:
     expected: str = ""
 
     def __str__(self) -> str:
-        """One line: case, file, what is wrong; what would be right. A line break, or a byte that is no text, is escaped."""
+        """One line: case, file, what is wrong; what would be right. See `printable`."""
         where = ": ".join(part for part in (self.case, self.file) if part)
         line = f"{where}: {self.what}" + (f"; expected {self.expected}" if self.expected else "")
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        return printable(line)
 
     def to_dict(self) -> dict[str, str]:
         """Plain types, for JSON."""

@@ -206,3 +206,37 @@ def test_another_programs_manifest_in_a_folder_is_a_warning(tmp_path):
     found = find_cases(tmp_path)
     assert len(found.cases) == 1
     assert [(problem.severity, problem.what) for problem in found.problems] == [("warning", "has no column 'case' or no row")]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"[" * 100_000, "not a JSON file: nested too deep"),
+        (b'{"labels": ' + b"9" * 5000 + b"}", "not a JSON file: Exceeds the limit"),
+        (b'{"modality": {"0": "\xff"}}', "not text in UTF-8"),
+        (b'{"modality": {"' + b"9" * 5000 + b'": "FLAIR"}}', "numbers its channels 9999"),
+        (b'{"modality": {"0": "FLAIR"}, "labels": {"0": "' + b"necro" * 100_000 + b'", "1": "x"}}', "is no tissue class"),
+        (b'{"modality": {"0": "FLAIR"}, "labels": {"edema": 123456789123456789}}', "has labels outside 0 to 255"),
+    ],
+    ids=["deep", "digits", "encoding", "channel", "name", "value"],
+)
+def test_a_hostile_dataset_file_is_one_problem_and_the_other_cases_are_found(tmp_path, content, said):
+    touch(tmp_path / "bad/imagesTr/BRATS_001.nii.gz")
+    touch(tmp_path / "bad/labelsTr/BRATS_001.nii.gz")
+    (tmp_path / "bad/dataset.json").write_bytes(content)
+    named(tmp_path / "good", "BraTS2021_00001")
+    found = find_cases(tmp_path)
+    assert [case.id for case in found.cases] == ["BraTS2021_00001"]
+    problem = next(problem for problem in found.problems if problem.severity == "error")
+    assert problem.file == str(tmp_path / "bad/dataset.json")
+    assert said in problem.what
+    assert len(str(problem)) <= 400
+
+
+@pytest.mark.parametrize("content", [b"case,t1n\n\xff,x\n", b'case,t1n\nA,"x\n', b"case,t1n\nA,x,y\n"])
+def test_a_manifest_that_is_no_table_is_one_problem(tmp_path, content):
+    (tmp_path / "m.csv").write_bytes(content)
+    found = find_cases(tmp_path / "m.csv")
+    assert not found.cases
+    assert [problem.file for problem in found.problems] == [str(tmp_path / "m.csv")]
+    assert found.problems[0].what.startswith("not ")

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from empty_files import NEW, OLD, named, one, touch, vsd
@@ -211,13 +214,43 @@ def test_no_case_is_an_error_and_no_folder_is_refused(tmp_path):
         find_cases(tmp_path / ("a" * 300))
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path):
-    named(tmp_path / "store", "BraTS2021_00001")
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / "link").symlink_to(tmp_path / "store")
-    (data / "circle").symlink_to(data)
-    assert one(find_cases(data)).id == "BraTS2021_00001"
+def test_links_are_followed_within_the_folder_but_not_in_circles(tmp_path):
+    named(tmp_path / ".store", "BraTS2021_00001")
+    (tmp_path / "link").symlink_to(tmp_path / ".store")
+    (tmp_path / "circle").symlink_to(tmp_path)
+    assert one(find_cases(tmp_path)).id == "BraTS2021_00001"
+
+
+def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path):
+    named(tmp_path / "elsewhere", "BraTS2021_00001")
+    named(tmp_path / "data", "BraTS2021_00002")
+    (tmp_path / "data/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data/up").symlink_to(tmp_path)
+    found = find_cases(tmp_path / "data")
+    assert [case.id for case in found.cases] == ["BraTS2021_00002"]
+    assert [Path(problem.file).name for problem in found.problems] == ["link", "up"]
+    assert all("leads out of the folder and is not followed" in problem.what for problem in found.problems)
+    assert one(find_cases(tmp_path / "data/link")).id == "BraTS2021_00001"
+
+
+def test_pipes_among_the_scans_are_left_out(tmp_path):
+    named(tmp_path, "BraTS2021_00001")
+    os.mkfifo(tmp_path / "dataset.json")
+    os.mkfifo(tmp_path / "manifest.csv")
+    found = find_cases(tmp_path)
+    assert len(found.cases) == 1
+    assert [problem.what for problem in found.problems] == ["is no regular file and is left out"] * 2
+
+
+def test_ids_that_differ_in_case_alone_or_hold_a_line_break_are_refused(tmp_path):
+    for case_id in ("BraTS20_Training_001", "BraTS20_TRAINING_001", "BraTS20_Training\n_002"):
+        for role in ("t1", "t1ce", "t2", "flair"):
+            touch(tmp_path / case_id / f"{case_id}_{role}.nii.gz")
+    found = find_cases(tmp_path)
+    assert len(found.cases) == 1
+    said = sorted(problem.what for problem in found.problems)
+    assert said[0].startswith("its id differs from BraTS20_TRAINING_001 in upper and lower case alone")
+    assert said[1] == "its id has a line break or a control character"
 
 
 def test_a_folder_that_cannot_be_listed_is_a_problem(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ import gzip
 import itertools
 import json
 import math
+import os
 import pickle
 import re
 import struct
@@ -230,6 +231,80 @@ def test_a_metaimage_of_either_byte_order_packed_or_not(tmp_path, pack, order):
     assert np.array_equal(array, RAMP)
     assert array.dtype == np.int16
     assert array.flags.writeable
+
+
+PLAIN = {"ObjectType": "Image", "NDims": "3", "BinaryData": "True", "TransformMatrix": "0 1 0 1 0 0 0 0 -1", "Offset": "1 2 3"}
+PLAIN |= {"ElementSpacing": "1 2 3", "DimSize": "5 4 3", "ElementType": "MET_SHORT", "ElementDataFile": "LOCAL"}
+
+
+def metaimage(path, fields):
+    """A file with these lines in its header; those before `ElementDataFile` in the order given."""
+    path.write_bytes("".join(f"{key} = {value}\n" for key, value in fields).encode("latin1") + RAMP.tobytes())
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"ElementSize": "3 4 5"},
+        {"Comment": "ElementDataFile is not here", "Modality": "MET_MOD_MR"},
+        {"ElementByteOrderMSB": "False"},
+        {"HeaderSize": "0", "ElementNumberOfChannels": "1"},
+        {"TransformMatrix": "0.6 0.8 0 -0.8 0.6 0 0 0 1"},
+        {"ElementType": "MET_CHAR"},
+    ],
+)
+def test_a_metaimage_lies_where_simpleitk_puts_it(tmp_path, changes):
+    fields = PLAIN | changes
+    fields["ElementDataFile"] = fields.pop("ElementDataFile")
+    array, geometry = read_volume(metaimage(tmp_path / "x.mha", fields.items()))
+    image = SimpleITK.ReadImage(tmp_path / "x.mha")
+    assert np.array_equal(SimpleITK.GetArrayFromImage(SimpleITK.DICOMOrient(image, "LPS")), array)
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    assert np.allclose(geometry.affine, np.diag([-1, -1, 1, 1]) @ affine)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ([*list(PLAIN.items())[:-1], ("ElementDataFile", "/etc/passwd"), ("ElementDataFile", "LOCAL")], "has its voxels in another file"),
+        ([*list(PLAIN.items())[:-1], ("ElementDataFile", "other.raw")], "has its voxels in another file"),
+        ([("Comment", "ElementDataFile = LOCAL"), *list(PLAIN.items())[:-1]], "is not a MetaImage file"),
+        ([("NDims", "99999999"), *list(PLAIN.items())[2:]], "has 99999999 axes and 1 numbers per voxel"),
+        ([("NDims", "9" * 5000), *list(PLAIN.items())[2:]], "axes and 1 numbers per voxel"),
+        ([("CompressedData: True\nName", "x"), *PLAIN.items()], "is not a MetaImage file"),
+        ([("HeaderSize", "12"), *PLAIN.items()], "not behind its header"),
+        ([("HeaderSize", "-1"), *PLAIN.items()], "not behind its header"),
+        ([("DimSize", "1 1 1"), *PLAIN.items()], "has DimSize twice"),
+        ([("ElementNumberOfChannels", "3"), *PLAIN.items()], "3 axes and 3 numbers per voxel"),
+        ([("BinaryData", "False"), *[item for item in PLAIN.items() if item[0] != "BinaryData"]], "stores its voxels as text"),
+        ([("CompressedData", "perhaps"), *PLAIN.items()], "makes no sense: CompressedData = 'perhaps'"),
+        ([("ElementByteOrderMSB", "True"), ("BinaryDataByteOrderMSB", "False"), *PLAIN.items()], "makes no sense: ElementByteOrderMSB"),
+        ([item if item[0] != "DimSize" else ("DimSize", "5 4 3.5") for item in PLAIN.items()], "makes no sense: DimSize"),
+        ([item if item[0] != "DimSize" else ("DimSize", "1e300 1e300 1e300") for item in PLAIN.items()], "the header claims"),
+        ([item if item[0] != "DimSize" else ("DimSize", "5 4 nan") for item in PLAIN.items()], "makes no sense: DimSize"),
+        ([item if item[0] != "ElementSpacing" else ("ElementSpacing", "1 1e308 1") for item in PLAIN.items()], "affine is not finite"),
+        ([item if item[0] != "Offset" else ("Offset", "1 2") for item in PLAIN.items()], "makes no sense: Offset = '1 2'"),
+    ],
+)
+def test_a_metaimage_header_is_taken_by_its_word_or_refused(tmp_path, fields, said):
+    (tmp_path / "other.raw").write_bytes(RAMP.tobytes())
+    with pytest.raises(ScanError, match=re.escape(said)) as raised:
+        read_volume(metaimage(tmp_path / "x.mha", fields))
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) <= 400
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".mha"])
+def test_a_pipe_or_a_folder_is_not_read(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    (tmp_path / f"folder{suffix}").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(ScanError, match="cannot be read: not a regular file; expected a file"):
+            read_volume(tmp_path / f"{name}{suffix}")
 
 
 @pytest.mark.parametrize("name", ["x.nii.gz", "x.nii"])

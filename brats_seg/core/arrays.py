@@ -1,0 +1,97 @@
+"""npy and npz files -> arrays; a header is matched, not evaluated."""
+
+import math
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brats_seg.core.files import open_regular
+from brats_seg.core.packed import MAX_INFLATION, UNPACK_ERRORS, fill
+from brats_seg.errors import InputError, printable
+
+NPY_HEADER_BYTES = 12 + (1 << 16)
+"""Of the header of a `.npy` file, at most; that of an array of numbers has 128."""
+
+_START = re.compile(rb"\x93NUMPY([\x01-\x03])\x00")
+_HEADER = re.compile(
+    r"\{'descr': '(?P<kind>[<>|=]?[biufUS]\d{1,4})', 'fortran_order': (?P<order>True|False), "
+    r"'shape': \((?P<shape>(?:\d{1,18}, ?)*(?:\d{1,18})?)\),? ?\}\s*"
+)
+_MOST_AXES = 16
+
+
+@dataclass(frozen=True)
+class ArrayHeader:
+    """What the header of a `.npy` file says: number type, lengths of the axes, order in memory, and where the numbers begin."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    is_fortran: bool
+    offset: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the numbers."""
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+def parse_npy_header(start: bytes) -> ArrayHeader:
+    """The header of a `.npy` file from its first `NPY_HEADER_BYTES`. Raises `ValueError` where it is none that NumPy writes of numbers."""
+    match = _START.match(start)
+    if match is None:
+        raise ValueError("not a .npy file")
+    first = 10 if match[1] == b"\x01" else 12
+    offset = first + int.from_bytes(start[8:first], "little")
+    header = _HEADER.fullmatch(start[first:offset].decode("latin1"))
+    if header is None or len(start) < offset:
+        raise ValueError("has a damaged header")
+    shape = tuple(int(n) for n in header["shape"].split(",") if n.strip())
+    if len(shape) > _MOST_AXES:
+        raise ValueError("has a damaged header")
+    try:
+        dtype = np.dtype(header["kind"])
+    except TypeError:
+        raise ValueError("has a damaged header") from None
+    if not dtype.itemsize:
+        raise ValueError("has a damaged header")
+    return ArrayHeader(dtype, shape, header["order"] == "True", offset)
+
+
+def read_npz(path: Path, *, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` file, all or those of some names that are there. Nothing in the file is executed.
+
+    Raises:
+        InputError: not a zip file of arrays of numbers or texts, truncated, encrypted, or packed in another way than NumPy packs.
+        OSError: it cannot be opened.
+    """
+    with open_regular(path) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+                wanted = members if names is None else {name: members[name] for name in names if name in members}
+                return {name: _member(archive, member) for name, member in wanted.items()}
+        except (*UNPACK_ERRORS, ValueError, ArithmeticError, LookupError, RuntimeError, zipfile.BadZipFile) as error:
+            said = printable(" ".join(str(error).split()) or type(error).__name__, limit=150)
+            raise InputError(f"{path}: cannot be read as .npz: {said}") from None
+
+
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    name = printable(member.filename, limit=60)
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
+        raise ValueError(f"{name} is encrypted, or packed by another method than stored or deflated")
+    if member.file_size > MAX_INFLATION * member.compress_size:
+        raise ValueError(f"{name} claims {member.file_size:,} bytes, its {member.compress_size:,} cannot hold them")
+    with archive.open(member) as stream:
+        header = parse_npy_header(archive.open(member).read(NPY_HEADER_BYTES))
+        if header.offset + header.n_bytes != member.file_size:
+            raise ValueError(f"{name} has {member.file_size:,} bytes, its header claims {header.offset + header.n_bytes:,}")
+        stream.read(header.offset)
+        raw = fill(stream, header.n_bytes)
+        if raw.size < header.n_bytes or stream.read(1):  # the read at the end checks the checksum
+            raise ValueError(f"{name} is truncated")
+    return raw.view(header.dtype).reshape(header.shape, order="F" if header.is_fortran else "C")
