@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 from brats_seg.cli_options import (
+    AllowSameScan,
+    AllowSkull,
     Bank,
     CavityIn,
     Conventions,
@@ -21,6 +23,7 @@ from brats_seg.cli_options import (
     Resample,
     Run,
     Scans,
+    Schema,
     Synthetic,
     Workers,
     parse_part,
@@ -94,6 +97,7 @@ def verify(
     json: Annotated[Path | None, typer.Option(help="Write the findings here, for machines.")] = None,
     workers: Workers = 0,
     synthetic: Synthetic = False,
+    schema: Schema = None,
 ) -> None:
     """List everything that is wrong with a data set, at once. Exit 1 if a case must be refused."""
     from brats_seg import pipeline
@@ -109,7 +113,7 @@ def verify(
         console.print(f"{len(problems)} problems" if problems else "every file is as it was built")
         code = int(bool(problems))
     else:
-        report = pipeline.verify_scans(data, workers=workers, synthetic=synthetic)
+        report = pipeline.verify_scans(data, workers=workers, synthetic=synthetic, schema=schema)
         found, code = report.to_dict(), report.exit_code
         screen.show_verification(report.rows, report.problems, console=console)
     if json is not None:
@@ -132,6 +136,7 @@ def preprocess(
         bool, typer.Option("--rebuild", help="Give a finished bank other settings or folds; make cases with damaged files again.")
     ] = False,
     synthetic: Synthetic = False,
+    schema: Schema = None,
 ) -> None:
     """Normalize scans into a patch bank indexed per tissue class. Goes on where it was stopped."""
     from brats_seg import pipeline
@@ -150,6 +155,7 @@ def preprocess(
         resample=resample,
         rebuild=rebuild,
         synthetic=synthetic,
+        schema=schema,
         say=console.print,
     )
     screen.show_build(built, bank, console=console)
@@ -231,6 +237,8 @@ def predict(
     part: Part = None,
     resample: Resample = False,
     synthetic: Synthetic = False,
+    allow_skull: AllowSkull = False,
+    allow_same_scan: AllowSameScan = False,
 ) -> None:
     """Segment a folder of scans."""
     from brats_seg import pipeline
@@ -257,6 +265,8 @@ def predict(
         part=parse_part(part),
         resample=resample,
         synthetic=synthetic,
+        allow_skull=allow_skull,
+        allow_same_scan=allow_same_scan,
     )
     screen.show_predictions(predicted, out, console=screen.make_console())
     raise typer.Exit(predicted.exit_code)
@@ -279,6 +289,8 @@ def predict_case(
     ] = False,
     device: Device = "auto",
     resample: Resample = False,
+    allow_skull: AllowSkull = False,
+    allow_same_scan: AllowSameScan = False,
 ) -> None:
     """Segment one case from four named files (fewer with --allow-missing), in the label values of BraTS 2023 (1, 2, 3)."""
     from brats_seg import pipeline
@@ -286,7 +298,18 @@ def predict_case(
 
     given = {"t1n": t1n, "t1c": t1c, "t2w": t2w, "t2f": t2f}
     files = {name: file for name, file in given.items() if file is not None}
-    predicted = pipeline.predict_files(run, out, files, tta=tta, tuned=tuned, allow_missing=allow_missing, device=device, resample=resample)
+    predicted = pipeline.predict_files(
+        run,
+        out,
+        files,
+        tta=tta,
+        tuned=tuned,
+        allow_missing=allow_missing,
+        device=device,
+        resample=resample,
+        allow_skull=allow_skull,
+        allow_same_scan=allow_same_scan,
+    )
     screen.show_predictions(predicted, out, console=screen.make_console())
     raise typer.Exit(predicted.exit_code)
 
@@ -300,6 +323,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Folder for scores.csv and summary.json; the predictions' own by default.")] = None,
     held_out: HeldOut = None,
     cavity_in: CavityIn = None,
+    schema: Schema = None,
 ) -> None:
     """Score predictions: whole, core and active Dice, HD95 and more, by named conventions."""
     from brats_seg import pipeline
@@ -308,7 +332,14 @@ def evaluate(
     console = screen.make_console()
     only = pipeline.held_out_cases(held_out) if held_out is not None else None
     scored = pipeline.evaluate(
-        out, reference, conventions=tuple(convention or ()), against=against, output=output, cavity_in=tuple(cavity_in or ()), only=only
+        out,
+        reference,
+        conventions=tuple(convention or ()),
+        against=against,
+        output=output,
+        cavity_in=tuple(cavity_in or ()),
+        only=only,
+        schema=schema,
     )
     screen.show_problems(scored.problems, console=console)
     screen.show_scores(scored.summary, console=console)
@@ -328,13 +359,21 @@ def report(
     held_out: HeldOut = None,
     convention: Conventions = None,
     cavity_in: CavityIn = None,
+    schema: Schema = None,
 ) -> None:
     """Write one self-contained page: scores, worst and best cases, training, what was sampled. Exit 1 if it lists an error."""
     from brats_seg import pipeline
 
     only = pipeline.held_out_cases(held_out) if held_out is not None else None
     written = pipeline.report(
-        out, reference, run=run, output=output, conventions=tuple(convention or ()), cavity_in=tuple(cavity_in or ()), only=only
+        out,
+        reference,
+        run=run,
+        output=output,
+        conventions=tuple(convention or ()),
+        cavity_in=tuple(cavity_in or ()),
+        only=only,
+        schema=schema,
     )
     typer.echo(written.page)
     raise typer.Exit(written.exit_code)
@@ -348,11 +387,12 @@ def view(
     reference: Annotated[
         Path | None, typer.Option(help="Expert's label map; the case's own by default.", exists=True, dir_okay=False)
     ] = None,
+    schema: Schema = None,
 ) -> None:
     """Write one page to look at a case: three planes, four modalities, label maps over them."""
     from brats_seg import pipeline
 
-    typer.echo(pipeline.view(case, prediction=prediction, reference=reference, output=output))
+    typer.echo(pipeline.view(case, prediction=prediction, reference=reference, output=output, schema=schema))
 
 
 @app.command(epilog="Example: brats-seg experiment bank out --config sampling_quick --workers 2")

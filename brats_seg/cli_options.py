@@ -7,7 +7,13 @@ import typer
 
 from brats_seg.errors import UsageError
 
-Data = Annotated[Path, typer.Argument(help="Folder of scans (any BraTS release, MSD, nnU-Net raw, BIDS) or a manifest CSV.", exists=True)]
+Data = Annotated[
+    Path,
+    typer.Argument(
+        help="Folder of scans (any BraTS release, MSD, nnU-Net raw, BIDS, plain names such as case/t1.nii.gz) or a manifest CSV.",
+        exists=True,
+    ),
+]
 Bank = Annotated[Path, typer.Argument(help="Patch bank folder.", exists=True, file_okay=False)]
 Run = Annotated[Path, typer.Argument(help="Run folder of a training.", exists=True, file_okay=False)]
 Scans = Annotated[Path, typer.Argument(help="Folder of scans, with or without labels, or a manifest CSV.", exists=True)]
@@ -30,6 +36,12 @@ CavityIn = Annotated[
     list[str] | None,
     typer.Option("--cavity-in", metavar="REGION", help="Count the resection cavity in whole, core or active. Repeat for several."),
 ]
+Schema = Annotated[
+    str | None,
+    typer.Option("--schema", metavar="NAME", help="Label schema of the cases whose layout does not say it, such as brats2017."),
+]
+AllowSkull = Annotated[bool, typer.Option("--allow-skull", help="Take scans that look as if the skull is still in them.")]
+AllowSameScan = Annotated[bool, typer.Option("--allow-same-scan", help="Take cases with one scan in two modalities.")]
 HeldOut = Annotated[
     Path | None, typer.Option(metavar="RUN", help="Score only the cases that this run held out.", exists=True, file_okay=False)
 ]

@@ -14,7 +14,7 @@ from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.scores import EvaluationReport, evaluate_folders
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
 from brats_seg.inference.cleanup import Cleanup
-from brats_seg.inference.predict import PredictReport, predict_cases, predict_one
+from brats_seg.inference.predict import Flaw, PredictReport, predict_cases, predict_one
 from brats_seg.inference.tuning import STRENGTHS, Tuning, read_tuning, tune_settings, write_tuning
 from brats_seg.inference.windowed import Inference, needs_windows
 from brats_seg.models.networks import check_patch_size
@@ -37,24 +37,24 @@ from brats_seg.training.validation import check_metric
 DEFAULT_CONVENTION = ("brats2020",)
 
 
-def phantom(out: Path, *, n_cases: int, layout: str, size: int, seed: int, traits: Mapping[str, float] | None = None) -> list[Path]:
+def phantom(out: str | Path, *, n_cases: int, layout: str, size: int, seed: int, traits: Mapping[str, float] | None = None) -> list[Path]:
     """Write a synthetic cohort and give the folders of its cases; `traits` by name are those that are not as in `scans.phantom.Traits`."""
-    return write_cohort(out, n_cases=n_cases, layout=layout, size=size, seed=seed, traits=make_traits(traits or {}))
+    return write_cohort(Path(out), n_cases=n_cases, layout=layout, size=size, seed=seed, traits=make_traits(traits or {}))
 
 
-def verify_scans(data: Path, *, workers: int = 0, synthetic: bool = False) -> Report:
+def verify_scans(data: str | Path, *, workers: int = 0, synthetic: bool = False, schema: str | None = None) -> Report:
     """Everything that is wrong with a data set, at once."""
-    return verify_folder(data, workers=n_workers(workers), synthetic=synthetic)
+    return verify_folder(data, workers=n_workers(workers), synthetic=synthetic, schema=schema)
 
 
-def verify_built(bank: Path) -> tuple[Problem, ...]:
+def verify_built(bank: str | Path) -> tuple[Problem, ...]:
     """Every file of a bank that is missing or has changed since it was built."""
-    return verify_bank(bank)
+    return verify_bank(Path(bank))
 
 
 def preprocess(
-    data: Path,
-    bank: Path,
+    data: str | Path,
+    bank: str | Path,
     *,
     workers: int = 0,
     part: tuple[int, int] | None = None,
@@ -65,12 +65,13 @@ def preprocess(
     resample: bool = False,
     rebuild: bool = False,
     synthetic: bool = False,
+    schema: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> BuildReport:
     """Make a bank of every good case, or go on with one."""
     return build_bank(
-        data,
-        bank,
+        Path(data),
+        Path(bank),
         workers=n_workers(workers),
         part=part,
         n4=n4,
@@ -80,11 +81,12 @@ def preprocess(
         resample=resample,
         rebuild=rebuild,
         synthetic=synthetic,
+        schema=schema,
         say=say,
     )
 
 
-def train(bank: Path, run: Path, config: Config, *, fold: int | None, resume: bool = False, device: str = "auto") -> RunResult:
+def train(bank: str | Path, run: str | Path, config: Config, *, fold: int | None, resume: bool = False, device: str = "auto") -> RunResult:
     """Train on the cases outside a fold; the fold itself is never opened. Without a fold every case is trained on and none validated on.
 
     Raises:
@@ -92,6 +94,7 @@ def train(bank: Path, run: Path, config: Config, *, fold: int | None, resume: bo
         InputError: a bank or run folder that is not as it should be.
     """
     runtime = start_runtime(device=device, precision=config.training.precision, threads=config.training.threads)
+    bank, run = Path(bank), Path(run)
     with hold_bank(bank):
         opened = open_bank(bank, config)
         return train_network(
@@ -130,14 +133,14 @@ def check_fit(bank: PatchBank, config: Config) -> None:
     ).check()  # fmt: skip
 
 
-def compose(detector: Path, classifier: Path, run: Path) -> Path:
+def compose(detector: str | Path, classifier: str | Path, run: str | Path) -> Path:
     """Make one run of two trained stages: `RUN/checkpoint_best.pt` and `config.yaml`, used as those of any run. Gives the checkpoint.
 
     Raises:
         UsageError: stages that are none or do not fit each other, or a used folder.
         InputError: no checkpoint, a bad one, or stages of another bank or fold.
     """
-    paths = (detector / BEST, classifier / BEST)
+    run, paths = Path(run), (Path(detector) / BEST, Path(classifier) / BEST)
     stages = tuple(load_checkpoint(path) for path in paths)
     composed = compose_checkpoints(*stages, paths=paths)
     network = restore_network(composed, run / BEST, runtime=start_runtime(device="cpu", precision="float32"))
@@ -176,12 +179,12 @@ def make_split(bank: PatchBank, *, fold: int | None, fraction: float, seed: int)
 
 
 def predict(
-    run: Path,
-    scans: Path,
-    out: Path,
+    run: str | Path,
+    scans: str | Path,
+    out: str | Path,
     *,
     held_out: bool = False,
-    also: Sequence[Path] = (),
+    also: Sequence[str | Path] = (),
     tta: bool = False,
     inference: Inference = "auto",
     correct_priors: float = 0.0,
@@ -197,11 +200,15 @@ def predict(
     part: tuple[int, int] | None = None,
     resample: bool = False,
     synthetic: bool = False,
+    allow_skull: bool = False,
+    allow_same_scan: bool = False,
 ) -> PredictReport:
     """Segment a folder of scans with one run, or with the mean of several.
 
     `tuned` takes the strength of prior correction and the thresholds from `RUN/tuned.yaml`; the command line tells the other arguments.
     """
+    run, scans = Path(run), Path(scans)
+    runs = (run, *map(Path, also))
     cleanup = Cleanup(min_component_mm3, min_enhancing_mm3)
     if tuned:
         if also or correct_priors or cleanup != Cleanup():
@@ -209,20 +216,21 @@ def predict(
         settings = read_tuning(run, checkpoint=sha256(run / BEST))
         correct_priors, cleanup = settings.correct_priors, settings.cleanup
     segmenters = load_segmenters(
-        (run, *also),
+        runs,
         runtime=_prediction_runtime(device, precision),
         inference=inference,
         correct_priors=correct_priors,
         allow_missing=allow_missing,
     )
-    found = find_cases(scans, synthetic=synthetic, required=() if allow_missing else segmenters[0].modalities)
+    needed = () if allow_missing else segmenters[0].modalities
+    found = find_cases(scans, synthetic=synthetic, required=needed, labels="unused")
     if held_out:
-        found = _only(found, held_out_by_all((run, *also)), scans)
+        found = _only(found, held_out_by_all(runs), scans)
     first, step = part or (1, 1)
     return predict_cases(
         segmenters,
         found.cases[first - 1 :: step],
-        out=out,
+        out=Path(out),
         problems=found.problems if first == 1 else (),
         mirroring="in_plane" if tta else "none",
         cleanup=cleanup,
@@ -231,10 +239,11 @@ def predict(
         skip_finished=skip_finished,
         resample=resample,
         allow_missing=allow_missing,
+        allowed=_allowed(skull=allow_skull, same_scan=allow_same_scan),
     )
 
 
-def tune(run: Path, bank: Path, *, device: str = "auto", precision: Precision = "auto", cleanup: bool = True) -> Tuning:
+def tune(run: str | Path, bank: str | Path, *, device: str = "auto", precision: Precision = "auto", cleanup: bool = True) -> Tuning:
     """Find the strength of prior correction and the clean-up thresholds on a run's inner cases, and write them to `RUN/tuned.yaml`.
 
     No other case of the bank is opened. Without a prior to correct (`loss.kind`) the thresholds alone are tried; without `cleanup` the
@@ -243,6 +252,7 @@ def tune(run: Path, bank: Path, *, device: str = "auto", precision: Precision = 
     Raises:
         InputError: a run without inner cases, or another bank than the run's.
     """
+    run, bank = Path(run), Path(bank)
     path = run / BEST
     checkpoint = load_checkpoint(path)
     if not checkpoint.inner_cases:
@@ -266,15 +276,17 @@ def tune(run: Path, bank: Path, *, device: str = "auto", precision: Precision = 
 
 
 def predict_files(
-    run: Path,
-    out: Path,
-    files: Mapping[str, Path],
+    run: str | Path,
+    out: str | Path,
+    files: Mapping[str, str | Path],
     *,
     tta: bool = False,
     tuned: bool = False,
     allow_missing: bool = False,
     device: str = "auto",
     resample: bool = False,
+    allow_skull: bool = False,
+    allow_same_scan: bool = False,
 ) -> PredictReport:
     """Segment one case from named files, one or more by modality, into a label map of that name.
 
@@ -284,6 +296,7 @@ def predict_files(
     if not files or (len(files) < len(MODALITIES) and not allow_missing):
         missing = ", ".join(f"--{name}" for name in MODALITIES if name not in files)
         raise UsageError(f"predict-case: needs {missing}; --allow-missing takes a case with one modality or more")
+    run, out = Path(run), Path(out)
     settings = read_tuning(run, checkpoint=sha256(run / BEST)) if tuned else None
     segmenters = load_segmenters(
         (run,),
@@ -295,10 +308,10 @@ def predict_files(
         id=out.name.partition(".")[0],
         patient=out.name.partition(".")[0],
         layout="files",
-        schema="brats2024gli" if "resection_cavity" in segmenters[0].classes else "brats2023",
-        modalities={name: ScanFile(path) for name, path in files.items()},
+        schema="",
+        modalities={name: ScanFile(Path(path)) for name, path in files.items()},
         label=None,
-        folder=next(iter(files.values())).parent,
+        folder=Path(next(iter(files.values()))).parent,
     )
     return predict_one(
         segmenters,
@@ -308,18 +321,20 @@ def predict_files(
         cleanup=settings.cleanup if settings else None,
         resample=resample,
         allow_missing=allow_missing,
+        allowed=_allowed(skull=allow_skull, same_scan=allow_same_scan),
     )
 
 
 def evaluate(
-    out: Path,
-    reference: Path,
+    out: str | Path,
+    reference: str | Path,
     *,
     conventions: Sequence[str] = DEFAULT_CONVENTION,
-    against: Path | None = None,
-    output: Path | None = None,
+    against: str | Path | None = None,
+    output: str | Path | None = None,
     cavity_in: Sequence[str] = (),
     only: Sequence[str] | None = None,
+    schema: str | None = None,
 ) -> EvaluationReport:
     """Score predictions against expert labels, and write `scores.csv` and `summary.json`."""
     return evaluate_folders(
@@ -330,32 +345,54 @@ def evaluate(
         output=output or out,
         cavity_in=cavity_in,
         only=only,
+        schema=schema,
     )
 
 
 def report(
-    out: Path,
-    reference: Path,
+    out: str | Path,
+    reference: str | Path,
     *,
-    output: Path,
-    run: Path | None = None,
+    output: str | Path,
+    run: str | Path | None = None,
     conventions: Sequence[str] = DEFAULT_CONVENTION,
     cavity_in: Sequence[str] = (),
     only: Sequence[str] | None = None,
+    schema: str | None = None,
 ) -> WrittenReport:
     """Write the report page and its Markdown twin."""
     return write_report(
-        out, reference, output=output, run=run, conventions=conventions or DEFAULT_CONVENTION, cavity_in=cavity_in, only=only
+        out,
+        reference,
+        output=output,
+        run=run,
+        conventions=conventions or DEFAULT_CONVENTION,
+        cavity_in=cavity_in,
+        only=only,
+        schema=schema,
     )
 
 
-def view(folder: Path, *, output: Path, prediction: Path | None = None, reference: Path | None = None) -> Path:
+def view(
+    folder: str | Path,
+    *,
+    output: str | Path,
+    prediction: str | Path | None = None,
+    reference: str | Path | None = None,
+    schema: str | None = None,
+) -> Path:
     """Write one page to look at a case. Raises `InputError` where the folder does not hold exactly one case."""
-    found = find_cases(folder, required=())
+    prediction, reference = (None if path is None else Path(path) for path in (prediction, reference))
+    found = find_cases(folder, required=(), schema=schema)
     if len(found.cases) != 1:
         names = ", ".join([case.id for case in found.cases[:5]] + ["..."] * (len(found.cases) > 5)) or "none"
         raise InputError(f"{folder}: holds {len(found.cases)} cases ({names}); give the folder of one case")
-    return write_page(found.cases[0], prediction=prediction, reference=reference, output=output)
+    return write_page(found.cases[0], prediction=prediction, reference=reference, output=Path(output))
+
+
+def _allowed(*, skull: bool, same_scan: bool) -> list[Flaw]:
+    flaws: dict[Flaw, bool] = {"skull": skull, "same_scan": same_scan}
+    return [name for name, is_allowed in flaws.items() if is_allowed]
 
 
 def _prediction_runtime(device: str, precision: Precision) -> Runtime:

@@ -20,7 +20,7 @@ from brats_seg.training.loop import BEST
 
 
 def load_segmenters(
-    runs: Sequence[Path], *, runtime: Runtime, inference: Inference = "auto", correct_priors: float = 0.0, allow_missing: bool = False
+    runs: Sequence[str | Path], *, runtime: Runtime, inference: Inference = "auto", correct_priors: float = 0.0, allow_missing: bool = False
 ) -> tuple[Segmenter, ...]:
     """The best checkpoints of several runs, ready to predict; they must agree on modalities and tissue classes.
 
@@ -37,7 +37,7 @@ def load_segmenters(
             missing modalities.
     """
     segmenters: list[Segmenter] = []
-    for run in runs:
+    for run in map(Path, runs):
         path = run / BEST
         checkpoint = load_checkpoint(path)
         if segmenters:
@@ -71,15 +71,15 @@ def load_segmenters(
     return tuple(segmenters)
 
 
-def held_out_cases(run: Path) -> tuple[str, ...]:
+def held_out_cases(run: str | Path) -> tuple[str, ...]:
     """Ids of the cases that a run's fold held out. Raises `InputError` where it held out none."""
-    held_out = load_checkpoint(run / BEST).held_out_cases
+    held_out = load_checkpoint(Path(run) / BEST).held_out_cases
     if not held_out:
         raise InputError(f"{run}: was trained on every case (--fold all); there is no held-out case to predict")
     return held_out
 
 
-def held_out_by_all(runs: Sequence[Path]) -> tuple[str, ...]:
+def held_out_by_all(runs: Sequence[str | Path]) -> tuple[str, ...]:
     """Ids that every run held out: a case that one of several averaged networks was trained on is no held-out case."""
     common, *others = (held_out_cases(run) for run in runs)
     for run, theirs in zip(runs[1:], others, strict=True):

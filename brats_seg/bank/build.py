@@ -31,7 +31,7 @@ from brats_seg.scans.case import MODALITIES, Case
 from brats_seg.scans.labels import MERGED, SCHEMAS, common_classes
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.problem import Problem
-from brats_seg.scans.verify import CaseReport, one_patient
+from brats_seg.scans.verify import CaseReport, one_patient, untold_schema
 from brats_seg.scans.volume import read_header, read_volume
 
 _PROBED = 3  # cases whose brain is looked for, to tell the disk a bank needs
@@ -86,6 +86,7 @@ def build_bank(
     rebuild: bool = False,
     synthetic: bool = False,
     layout: str | None = None,
+    schema: str | None = None,
     modalities: Sequence[str] = MODALITIES,
     say: Callable[[str], None] = lambda line: None,
 ) -> BuildReport:
@@ -105,7 +106,7 @@ def build_bank(
         n_folds, seed: of the folds.
         resample: resample cases over 5 % off 1 mm instead of refusing them.
         rebuild: give a finished bank other settings or folds, and make the cases again whose files are damaged.
-        synthetic, layout: as in `find_cases`.
+        synthetic, layout, schema: as in `find_cases`.
         modalities: channels, in order.
         say: is given a line on what is about to happen.
 
@@ -119,7 +120,7 @@ def build_bank(
     first, step = part or (1, 1)
     if not 1 <= first <= step:
         raise UsageError(f"--part {first}/{step}: the first number must lie in 1..{step}")
-    found = find_cases(data, layout=layout, synthetic=synthetic, required=modalities)
+    found = find_cases(data, layout=layout, synthetic=synthetic, required=modalities, schema=schema)
     problems = list(found.problems)
     cases = [case for case in found.cases if _is_usable(case, problems)]
     if not cases:
@@ -183,6 +184,8 @@ def _is_usable(case: Case, problems: list[Problem]) -> bool:
         )
     elif Path(case.id).name != case.id or case.id.startswith("."):
         problems.append(Problem("error", case.id, str(case.folder), "its id cannot name a folder", "an id without '/' or a leading '.'"))
+    elif untold := untold_schema(case):
+        problems.append(untold)
     else:
         return True
     return False

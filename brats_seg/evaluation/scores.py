@@ -20,11 +20,13 @@ from brats_seg.evaluation.overlap import JointHistogram, Overlap, joint_histogra
 from brats_seg.evaluation.pair import Pair, make_pair
 from brats_seg.evaluation.surface import Spacing, hd95_of, surface_dice
 from brats_seg.evaluation.table import NAN, TOLERANCE_MM, Convention, Score, compare, summarize, write_scores
+from brats_seg.evaluation.written import written_schema
 from brats_seg.scans.case import Case
 from brats_seg.scans.geometry import Geometry, ScanError, same_grid
-from brats_seg.scans.labels import REGIONS, SCHEMAS, common_classes, region_classes, to_tissue
+from brats_seg.scans.labels import REGIONS, SCHEMAS, LabelSchema, common_classes, region_classes, to_tissue
 from brats_seg.scans.layouts import find_cases, problems_of
 from brats_seg.scans.problem import Problem
+from brats_seg.scans.verify import untold_schema
 from brats_seg.scans.volume import SUFFIXES, read_volume
 
 CONVENTIONS: dict[str, Convention] = {
@@ -114,15 +116,16 @@ def score_case(
 
 
 def evaluate_folders(
-    out: Path,
-    reference: Path,
+    out: str | Path,
+    reference: str | Path,
     *,
     conventions: Sequence[str] = ("brats2020",),
-    against: Path | None = None,
-    output: Path | None = None,
+    against: str | Path | None = None,
+    output: str | Path | None = None,
     classes: Sequence[str] | None = None,
     cavity_in: Sequence[str] = (),
     only: Collection[str] | None = None,
+    schema: str | None = None,
     workers: int = 0,
 ) -> EvaluationReport:
     """Score a folder of predictions against the labels of a folder of cases in any layout.
@@ -131,7 +134,7 @@ def evaluate_folders(
     too, and where class probabilities lie beside the predictions, how well they are calibrated.
 
     Args:
-        out: predictions, `<case>.nii.gz`, `.nii` or `.mha`, in the values of their case's label schema.
+        out: predictions, `<case>.nii.gz`, `.nii` or `.mha`, in the label schema that `predictions.csv` names, else in their case's.
         reference: a folder of cases with labels, or a manifest, as `scans.layouts.find_cases` takes them.
         conventions: keys of `CONVENTIONS`.
         against: a second folder of predictions, tested against the first, patient by patient.
@@ -139,10 +142,12 @@ def evaluate_folders(
         classes: tissue classes to score; None for the finest that the schemas of all scored cases tell apart.
         cavity_in: regions that the resection cavity belongs to.
         only: ids of the cases meant; None for all. One with neither a prediction nor a labeled reference is a problem.
+        schema: the label schema of the cases whose layout does not say it; without it, such a case is a problem.
         workers: threads; 0 for one for each core that this process may use.
 
     Raises:
-        UsageError: an unknown convention, or a region in `cavity_in` that is unknown or whose cavity the labels do not tell apart.
+        UsageError: an unknown convention or schema;
+            a region in `cavity_in` that is unknown or whose cavity the labels do not tell apart.
         InputError: a folder that does not exist.
     """
     for name in conventions:
@@ -150,10 +155,11 @@ def evaluate_folders(
     for region in cavity_in:
         if region not in REGIONS:
             raise UsageError(f"--cavity-in {region}: unknown; the regions are {', '.join(REGIONS)}")
+    out, against, output = Path(out), Path(against) if against else None, Path(output) if output else None
     for folder in (out, *([against] if against else [])):
         if not folder.is_dir():
             raise InputError(f"{folder}: is not a folder; give a folder of predictions")
-    found = find_cases(reference, required=())
+    found = find_cases(reference, required=(), schema=schema)
     cases = {c.id: c for c in found.cases if only is None or c.id in only}
     labeled = [case for case in cases.values() if case.label is not None]
     problems = list(found.problems) if only is None else problems_of(only, labeled, found.problems)
@@ -275,16 +281,17 @@ def _lesion_scores(lesions: Lesions, rule: Convention) -> dict[str, Any]:
 
 
 def _score_folder(out: Path, cases: Mapping[str, Case], settings: _Settings, problems: list[Problem]) -> list[_CaseScores]:
-    pairs = _pair_up(out, cases, settings.only, problems)
+    pairs = [pair for pair in _pair_up(out, cases, settings.only, problems) if _is_told(pair[0], problems)]
     if not pairs:
         return []
-    classes = settings.classes or common_classes(SCHEMAS[case.schema] for case, _ in pairs)
+    written = [written_schema(case, path) for case, path in pairs]
+    classes = settings.classes or common_classes(SCHEMAS[name] for name in (*(case.schema for case, _ in pairs), *written))
     if settings.cavity_in and "resection_cavity" not in classes:
         raise UsageError(
             f"--cavity-in {settings.cavity_in[0]}: the labels of all cases tell {', '.join(classes)} apart, and no resection cavity; "
             "score cases of brats2024gli alone"
         )
-    tasks = [(case, path, classes, settings) for case, path in pairs]
+    tasks = [(case, path, SCHEMAS[name], classes, settings) for (case, path), name in zip(pairs, written, strict=True)]
     scored: list[_CaseScores] = []
     with ThreadPoolExecutor(settings.workers or len(os.sched_getaffinity(0))) as threads:
         for result in track(threads.map(_score_files, tasks), total=len(tasks), label="scoring"):
@@ -294,6 +301,14 @@ def _score_folder(out: Path, cases: Mapping[str, Case], settings: _Settings, pro
                 scored.append(result)
                 problems.extend([result.problem] if result.problem else [])
     return scored
+
+
+def _is_told(case: Case, problems: list[Problem]) -> bool:
+    """Whether the label schema of a case is known; a problem names those that fit."""
+    untold = untold_schema(case)
+    if untold and untold not in problems:  # two folders of predictions share the references
+        problems.append(untold)
+    return untold is None
 
 
 def _pair_up(out: Path, cases: Mapping[str, Case], only: Collection[str] | None, problems: list[Problem]) -> list[tuple[Case, Path]]:
@@ -323,8 +338,8 @@ def _pair_up(out: Path, cases: Mapping[str, Case], only: Collection[str] | None,
     return pairs
 
 
-def _score_files(task: tuple[Case, Path, tuple[str, ...], _Settings]) -> _CaseScores | Problem:
-    case, path, classes, settings = task
+def _score_files(task: tuple[Case, Path, LabelSchema, tuple[str, ...], _Settings]) -> _CaseScores | Problem:
+    case, path, written, classes, settings = task
     label = case.label
     assert label is not None  # `_pair_up` lets no other case through
     at: Path = label.path
@@ -337,7 +352,7 @@ def _score_files(task: tuple[Case, Path, tuple[str, ...], _Settings]) -> _CaseSc
             return Problem("error", case.id, str(path), f"shape {answer.shape} (Z, Y, X)", f"{truth.shape}, as its reference {label}")
         if not same_grid(truth_grid, grid):
             return Problem("error", case.id, str(path), "its affine places voxels elsewhere", f"the grid of its reference {label}")
-        prediction = to_tissue(answer, SCHEMAS[case.schema], classes)
+        prediction = to_tissue(answer, written, classes)
         calibration, problem = _calibrate(case, path.parent, reference, classes=classes, cavity_in=settings.cavity_in, grid=truth_grid)
         scores = score_case(
             reference,

@@ -9,14 +9,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from brats_seg.core.files import atomic, decode, lock, parse_table, read_bytes, read_text, shown, write_text
+from brats_seg.core.files import atomic, lock, read_text, write_text
 from brats_seg.errors import InputError
+from brats_seg.evaluation.written import TABLE, read_rows
 from brats_seg.scans.labels import MERGED, SCHEMAS, TISSUE_COLORS, TISSUES, LabelSchema
 
-TABLE = "predictions.csv"
 LABELS = "labels.txt"
 
-_KEYS = ("case", "file", "schema")
 _PATIENCE_S = 60.0
 _SCHEMAS = "# label schemas: "
 
@@ -58,27 +57,6 @@ def rebuild_table(out: Path) -> list[dict[str, str]]:
         return []
     with _held(out):
         return _rebuild(out, read_rows(out))
-
-
-def read_rows(out: Path) -> list[dict[str, str]]:
-    """The rows of `OUT/predictions.csv`, the last one of each case; none where the table is not there.
-
-    The last line does not count where it lacks its end: a process was killed while it wrote the line.
-
-    Raises:
-        InputError: it is a table of something else.
-    """
-    path = out / TABLE
-    if not path.is_file():
-        return []
-    whole, newline, _ = read_bytes(path).rpartition(b"\n")
-    columns, rows = parse_table(decode(whole + newline, name=str(path)), name=str(path))
-    if newline and not set(_KEYS) <= set(columns):
-        raise InputError(f"{path}: not a table that `brats-seg predict` wrote; give another output folder")
-    unknown = next((row["schema"] for row in rows if row["schema"] not in SCHEMAS), None)
-    if unknown is not None:
-        raise InputError(f"{path}: has the label schema {shown(unknown)}; the schemas are {', '.join(SCHEMAS)}; give another output folder")
-    return list({row["case"]: row for row in rows}.values())
 
 
 def label_file(schemas: Iterable[LabelSchema]) -> str:

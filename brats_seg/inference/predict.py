@@ -3,12 +3,13 @@
 import hashlib
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,6 +31,12 @@ from brats_seg.scans.labels import REGIONS, from_tissue, region_classes, schema_
 from brats_seg.scans.problem import Problem
 from brats_seg.scans.verify import check_case, load_case
 from brats_seg.scans.volume import SUFFIXES, read_header, write_label_map, write_volume
+
+Flaw = Literal["skull", "same_scan"]
+"""What refuses a case unless it is allowed by name: networks see brains without a skull, and a scan of its own in each channel."""
+DEFAULT_SCHEMA, CAVITY_SCHEMA = "brats2023", "brats2024gli"
+"""The label values of cases that have none of their own; the second for networks that know a resection cavity."""
+_OPTIONS: dict[str, str] = {"skull": "--allow-skull", "same_scan": "--allow-same-scan"}
 
 _MOST_CASES = 6  # at a time: each takes 0.1 GB while it is read
 
@@ -87,9 +94,12 @@ def predict_cases(
     skip_finished: bool = False,
     resample: bool = False,
     allow_missing: bool = False,
+    allowed: Collection[Flaw] = (),
     suffix: str = ".nii.gz",
 ) -> PredictReport:
     """Segment cases into `OUT/<case>.nii.gz`, in the label values, grid and type of each; and `predictions.csv`, `labels.txt`.
+
+    A case of an unknown label schema gets the values of `DEFAULT_SCHEMA`; `predictions.csv` says so.
 
     The next cases are read while one is computed, and the last are written. A case that cannot be segmented is named among the
     problems; the others are segmented.
@@ -106,6 +116,7 @@ def predict_cases(
             of other networks or settings (column `settings`) are made again.
         resample: take cases whose spacing is over 5 % off the network's: there and back by SimpleITK.
         allow_missing: take cases that lack some modalities, whose channels are then 0: for networks trained with modality dropout.
+        allowed: flaws that refuse no case: a head with its skull, one scan given for two modalities.
         suffix: file type, one of `scans.volume.SUFFIXES`.
 
     Raises:
@@ -113,7 +124,11 @@ def predict_cases(
     """
     if suffix not in SUFFIXES:
         raise UsageError(f"suffix '{suffix}': must be one of {', '.join(SUFFIXES)}")
-    job = _Job(fitting(segmenters), out, suffix, mirroring, save_probabilities, resample, cleanup=cleanup, allow_missing=allow_missing)
+    job = _Job(
+        fitting(segmenters), out, suffix, mirroring, save_probabilities, resample,
+        cleanup=cleanup, allow_missing=allow_missing, allowed=frozenset(allowed),
+    )  # fmt: skip
+    cases = [case if case.schema else replace(case, schema=job.default_schema) for case in cases]
     out.mkdir(parents=True, exist_ok=True)
     alike = {row["case"] for row in rebuild_table(out) if row.get("settings") == job.settings}
     skipped = [c.id for c in cases if skip_finished and c.id in alike and _is_finished(job, c)]
@@ -140,6 +155,7 @@ def predict_one(
     cleanup: Cleanup | None = None,
     resample: bool = False,
     allow_missing: bool = False,
+    allowed: Collection[Flaw] = (),
 ) -> PredictReport:
     """Segment one case into the label map `out` itself, and write nothing else. Otherwise as `predict_cases`."""
     suffix = next((s for s in SUFFIXES if out.name.endswith(s)), None)
@@ -147,10 +163,10 @@ def predict_one(
         raise UsageError(f"{out}: its name must end in one of {', '.join(SUFFIXES)}")
     job = _Job(
         fitting(segmenters), out.parent, suffix, mirroring, save_probabilities=False, resample=resample, single=out,
-        cleanup=cleanup, allow_missing=allow_missing,
+        cleanup=cleanup, allow_missing=allow_missing, allowed=frozenset(allowed),
     )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
-    results = list(_pipelined(job, [case]))
+    results = list(_pipelined(job, [replace(case, schema=case.schema or job.default_schema)]))
     problems = tuple(r for r in results if isinstance(r, Problem))
     return PredictReport(tuple(r for r in results if isinstance(r, Prediction)), (), problems)
 
@@ -168,6 +184,12 @@ class _Job:
     single: Path | None = None
     cleanup: Cleanup | None = None
     allow_missing: bool = False
+    allowed: frozenset[Flaw] = frozenset()
+
+    @property
+    def default_schema(self) -> str:
+        """Of the label maps of cases whose own schema is unknown: the newest that has all classes of the networks."""
+        return DEFAULT_SCHEMA if "resection_cavity" not in self.segmenters[0].classes else CAVITY_SCHEMA
 
     @cached_property
     def settings(self) -> str:
@@ -277,6 +299,9 @@ def _read(job: _Job, case: Case) -> _Input | Problem:
         errors = [p for p in report.problems if p.severity == "error"]
         if errors:
             return replace(errors[0], what="; ".join(p.what for p in errors))
+        flaws = [p for p in report.problems if p.kind and p.kind not in job.allowed]
+        if flaws:
+            return _refused(flaws)
         geometry = loaded.volumes[there[0]][1]
         if off_spacing(geometry.spacing_mm, wanted_mm=first.spacing_mm) and not job.resample:
             have, want = (" x ".join(f"{mm:.3g}" for mm in spacing) for spacing in (geometry.spacing_mm, first.spacing_mm))
@@ -295,6 +320,14 @@ def _read(job: _Job, case: Case) -> _Input | Problem:
         return _problem(case, error)
     warnings = (*(p.what for p in report.problems), *normalized.warnings, *(f"lacks {name}" for name in missing))
     return _Input(case, _with_all_channels(normalized, there, first.modalities), warnings, time.perf_counter() - start)
+
+
+def _refused(flaws: Sequence[Problem]) -> Problem:
+    """An error of what `verify` only warns of: a label map of such a case looks like one, and is none."""
+    options = " ".join(dict.fromkeys(_OPTIONS[p.kind] for p in flaws))
+    expected = " and ".join(dict.fromkeys(p.expected for p in flaws))
+    what = "; ".join(p.what for p in flaws)
+    return replace(flaws[0], severity="error", what=what, expected=f"{expected}, as in the training; {options} takes it all the same")
 
 
 def _with_all_channels(normalized: NormalizedCase, there: Sequence[str], wanted: Sequence[str]) -> NormalizedCase:

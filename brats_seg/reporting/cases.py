@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from brats_seg.core.shapes import Mask, TissueMap, Volume
 from brats_seg.errors import InputError
 from brats_seg.evaluation.overlap import JointHistogram, joint_histogram
+from brats_seg.evaluation.written import written_schema
 from brats_seg.reporting.figures import HEALTHY, Picture, gray_levels, overlay
 from brats_seg.scans.case import Case
 from brats_seg.scans.labels import schema_named, to_tissue
@@ -65,7 +66,7 @@ class PictureRow:
 
 
 def see_case(case: Case, prediction: Path, classes: Sequence[str]) -> SeenCase:
-    """Read the reference, the prediction (in the label values of the case's schema) and the scans of a case.
+    """Read the reference, the prediction (in the label schema that `written_schema` tells) and the scans of a case.
 
     A scan that cannot be read, or has another shape, is left out and named in `problems`.
 
@@ -78,13 +79,12 @@ def see_case(case: Case, prediction: Path, classes: Sequence[str]) -> SeenCase:
     predicted, _ = read_volume(prediction)
     if predicted.shape != stored.shape:
         raise InputError(f"{case.id}: {prediction} has shape {predicted.shape}; its reference has {stored.shape}")
-    schema = schema_named(case.schema)
     scans, problems = _scans(case, shape=stored.shape)
     return SeenCase(
         case,
         tuple(classes),
-        reference=to_tissue(stored, schema, classes),
-        prediction=to_tissue(predicted, schema, classes),
+        reference=to_tissue(stored, schema_named(case.schema), classes),
+        prediction=to_tissue(predicted, schema_named(written_schema(case, prediction)), classes),
         scans=scans,
         spacing_mm=geometry.spacing_mm,
         problems=problems,

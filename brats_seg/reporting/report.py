@@ -16,7 +16,7 @@ from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.overlap import JointHistogram
 from brats_seg.evaluation.scores import CONVENTIONS, Convention, EvaluationReport, Score, evaluate_folders
 from brats_seg.evaluation.table import few_patients
-from brats_seg.inference.outputs import read_rows
+from brats_seg.evaluation.written import read_rows
 from brats_seg.reporting import figures
 from brats_seg.reporting.cases import SeenCase, best_slice, case_pictures, see_case
 from brats_seg.reporting.figures import Plot, plot
@@ -52,14 +52,15 @@ class WrittenReport:
 
 
 def write_report(
-    out: Path,
-    reference: Path,
+    out: str | Path,
+    reference: str | Path,
     *,
-    output: Path,
-    run: Path | None = None,
+    output: str | Path,
+    run: str | Path | None = None,
     conventions: Sequence[str] = ("brats2020",),
     cavity_in: Sequence[str] = (),
     only: Collection[str] | None = None,
+    schema: str | None = None,
 ) -> WrittenReport:
     """Score a folder of predictions and write one self-contained page, and a Markdown twin beside it. The same input gives the same bytes.
 
@@ -71,6 +72,7 @@ def write_report(
         conventions: keys of `CONVENTIONS`; the first one fills the table of cases.
         cavity_in: regions that the resection cavity belongs to.
         only: ids of the cases meant; None for all.
+        schema: the label schema of the cases whose layout does not say it.
 
     Returns:
         `output`, and 1 as the exit code where a case could not be scored.
@@ -79,13 +81,14 @@ def write_report(
         InputError: a folder that is not there, or no case that could be scored.
         UsageError: an unknown convention, a cavity as `evaluate_folders` refuses it, or an output that does not end in `.html`.
     """
+    out, reference, output, run = Path(out), Path(reference), Path(output), Path(run) if run is not None else None
     if output.suffix != ".html":
         raise UsageError(f"--output {output}: the report is a page; give a name that ends in .html")
-    evaluation = evaluate_folders(out, reference, conventions=conventions, cavity_in=cavity_in, only=only)
+    evaluation = evaluate_folders(out, reference, conventions=conventions, cavity_in=cavity_in, only=only, schema=schema)
     if not evaluation.scores:
         first = f"; the first problem: {evaluation.problems[0]}" if evaluation.problems else ""
         raise InputError(f"{out}: no case could be scored against {reference}{first}")
-    content = _content(evaluation, out, reference, run=run)
+    content = _content(evaluation, out, reference, run=run, schema=schema)
     output.parent.mkdir(parents=True, exist_ok=True)
     pages = _environment()
     for path, template in ((output.with_suffix(".md"), "report.md"), (output, "report.html")):
@@ -93,14 +96,16 @@ def write_report(
     return WrittenReport(output, evaluation.exit_code)
 
 
-def _content(evaluation: EvaluationReport, out: Path, reference: Path, *, run: Path | None) -> dict[str, Any]:
+def _content(evaluation: EvaluationReport, out: Path, reference: Path, *, run: Path | None, schema: str | None) -> dict[str, Any]:
     """Everything the templates print."""
     first = evaluation.scores[0].convention
     scores = [s for s in evaluation.scores if s.convention == first]
     classes = tuple(dict.fromkeys(s.region for s in scores if s.region not in REGIONS))
     ids = tuple(dict.fromkeys(s.case for s in scores))
     shown = _shown(_ranked(scores, ids))
-    cards, confusion, n_without_scans, unread = _look_at(out, reference, ids=ids, shown=shown, scores=scores, classes=classes)
+    cards, confusion, n_without_scans, unread = _look_at(
+        out, reference, ids=ids, shown=shown, scores=scores, classes=classes, schema=schema
+    )
     n_patients = evaluation.summary["n_patients"]
     n_words = f"{_counted(len(ids), 'case')} of {_counted(n_patients, 'patient')}"
     return {
@@ -222,13 +227,14 @@ def _look_at(
     shown: Mapping[str, str],
     scores: Sequence[Score],
     classes: tuple[str, ...],
+    schema: str | None,
 ) -> tuple[list[dict[str, Any]], JointHistogram, int, list[dict[str, str]]]:
     """Read every scored case once.
 
     Returns:
         Cards of the cases to show, in their order; the confusion of all cases; how many have no scans; what could not be used.
     """
-    cases = {c.id: c for c in find_cases(reference, required=()).cases}
+    cases = {c.id: c for c in find_cases(reference, required=(), schema=schema).cases}
     confusion = np.zeros((len(classes), len(classes)), np.int64)
     cards, n_without_scans, problems = {}, 0, []
     for case in track(ids, total=len(ids), label="report"):

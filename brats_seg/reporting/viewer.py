@@ -18,9 +18,10 @@ from jinja2 import Environment, StrictUndefined
 from brats_seg.core.files import write_text
 from brats_seg.core.shapes import Mask, TissueMap, Volume
 from brats_seg.errors import InputError, UsageError
+from brats_seg.evaluation.written import written_schema
 from brats_seg.reporting.figures import color_of, words
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
-from brats_seg.scans.labels import MERGED, REGIONS, common_classes, region_classes, schema_named, to_tissue
+from brats_seg.scans.labels import MERGED, REGIONS, SCHEMAS, common_classes, region_classes, schema_named, to_tissue
 from brats_seg.scans.volume import Geometry, read_volume, read_volumes, same_grid
 
 PACKAGE = "ipyniivue"
@@ -93,7 +94,7 @@ def write_page(case: Case, *, prediction: Path | None, reference: Path | None, o
 
     Args:
         case: what to show; modalities that it lacks are left out.
-        prediction: a label map in the values of the case's schema, on the grid of its scans; None leaves it out.
+        prediction: a label map in the label schema that `written_schema` tells, on the grid of its scans; None leaves it out.
         reference: likewise; None takes the label the case comes with, if any.
         output: the page, ending in `.html`; its folder has to exist.
 
@@ -108,10 +109,21 @@ def write_page(case: Case, *, prediction: Path | None, reference: Path | None, o
         raise UsageError(f"--output {output}: the page is HTML; give it a name that ends in .html")
     bundle = find_bundle()
     names, scans, geometry = _read_scans(case)
-    classes = common_classes([schema_named(case.schema)])
+    classes = common_classes(schema_named(name) for name in _schemas(case, prediction, reference).values())
     overlays = _read_overlays(case, prediction, reference, geometry=geometry, classes=classes)
     write_text(output, _render(case, names, scans, overlays, geometry=geometry, classes=classes, bundle=bundle))
     return output
+
+
+def _schemas(case: Case, prediction: Path | None, reference: Path | None) -> dict[str, str]:
+    """The label schema of each label map there is, or of the case where there is none."""
+    schemas = {} if prediction is None else {"prediction": written_schema(case, prediction)}
+    if case.label is not None or reference is not None or prediction is None:
+        schemas["reference"] = case.schema or ("" if case.label is not None or reference is not None else next(iter(SCHEMAS)))
+    for name, schema in schemas.items():
+        if not schema:
+            raise InputError(f"case {case.id}: nothing says which tissue each value of the {name} is; give --schema NAME")
+    return schemas
 
 
 def find_bundle() -> Bundle:
@@ -152,21 +164,22 @@ def _read_overlays(
     expert = case.label if reference is None else ScanFile(reference)
     sources = {"prediction": None if prediction is None else ScanFile(prediction), "reference": expert}
     found = {name: source for name, source in sources.items() if source is not None}
+    schemas = _schemas(case, prediction, reference)
     return [
         Overlay(
             id=name,
-            tissue=_read_labels(source, case, geometry, classes),
+            tissue=_read_labels(source, case, geometry, classes, schema=schemas[name]),
             style="Outline" if name == "reference" and len(found) > 1 else "Filled",
         )
         for name, source in found.items()
     ]
 
 
-def _read_labels(source: ScanFile, case: Case, geometry: Geometry, classes: Sequence[str]) -> TissueMap:
+def _read_labels(source: ScanFile, case: Case, geometry: Geometry, classes: Sequence[str], *, schema: str) -> TissueMap:
     values, found = read_volume(source)
     _check_grid(case, source, found, geometry)
     try:
-        return to_tissue(values, schema_named(case.schema), classes)
+        return to_tissue(values, schema_named(schema), classes)
     except InputError as error:
         raise InputError(f"case {case.id}: {source}: {error}") from None
 
@@ -229,7 +242,7 @@ def _legend(overlays: Sequence[Overlay], *, geometry: Geometry, classes: Sequenc
 def _facts(case: Case, geometry: Geometry) -> str:
     voxels = " × ".join(str(n) for n in geometry.shape[::-1])
     spacing = " × ".join(f"{mm:.3g}" for mm in geometry.spacing_mm[::-1])
-    return f"{voxels} voxels of {spacing} mm · label values of {case.schema}"
+    return f"{voxels} voxels of {spacing} mm" + (f" · label values of {case.schema}" if case.schema else "")
 
 
 def _ml_text(ml: float) -> str:

@@ -10,6 +10,7 @@ MODALITIES = ("t1n", "t1c", "t2w", "t2f")
 ALIASES: Mapping[str, str] = {
     **{name: name for name in MODALITIES},
     **{"t1": "t1n", "t1w": "t1n", "t1ce": "t1c", "t1gd": "t1c", "t1wce": "t1c", "t1wgd": "t1c", "t2": "t2w"},
+    **{"t1pre": "t1n", "t1native": "t1n", "t1precontrast": "t1n", "t1post": "t1c", "t1contrast": "t1c", "t1postcontrast": "t1c"},
     **{"flair": "t2f", "t2flair": "t2f", "fla": "t2f"},
 }
 """Every spelling of a modality that a release uses, in lower case without separators -> its name here."""
@@ -45,7 +46,7 @@ class Case:
         id: unique within a data set; names the case's files in a bank and among predictions.
         patient: equal for all cases of one person, across releases where the release names allow to know it.
         layout: the key in `layouts.LAYOUTS` that recognized it.
-        schema: the key in `labels.SCHEMAS` that its label follows (or would follow).
+        schema: the key in `labels.SCHEMAS` that its label follows (or would follow); "" where nothing tells it.
         modalities: modality name of `MODALITIES` -> where it lies; only those found.
         label: where the expert's label map lies, or None.
         folder: where the case lies.

@@ -7,7 +7,7 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import Num, UInt8
 
-from brats_seg.errors import InputError
+from brats_seg.errors import InputError, UsageError
 
 TISSUES = ("healthy", "necrotic_core", "edema", "non_enhancing_core", "enhancing_core", "resection_cavity")
 """Every tissue class a voxel of the brain can have, in the order class indices follow."""
@@ -103,6 +103,24 @@ def schema_named(name: str) -> LabelSchema:
     if name not in SCHEMAS:
         raise InputError(f"label schema '{name}' is unknown; the schemas are {', '.join(SCHEMAS)}")
     return SCHEMAS[name]
+
+
+def schema_option(name: str | None) -> str:
+    """The schema that `--schema` names, "" where it names none. Raises `UsageError` with the choices."""
+    if name is not None and name not in SCHEMAS:
+        raise UsageError(f"--schema {name}: no such label schema; the schemas are {', '.join(SCHEMAS)}")
+    return name or ""
+
+
+def schemas_that_fit(values: Iterable[int]) -> str:
+    """The schemas that have all these voxel values, in words, with what each value would mean; those that agree stand together."""
+    found = sorted({int(value) for value in values} - {0})
+    names: dict[str, list[str]] = {}
+    for schema in SCHEMAS.values():
+        if set(found) <= set(schema.values):
+            meaning = ", ".join(f"{value} {schema.values[value].replace('_', ' ')}" for value in found)
+            names.setdefault(meaning, []).append(schema.name)
+    return " or ".join(f"{' or '.join(fitting)} ({meaning or 'no tumor'})" for meaning, fitting in names.items()) or "no schema"
 
 
 def region_classes(region: str, classes: Sequence[str], *, cavity_in: Sequence[str] = ()) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Scan folder -> cases, for each BraTS release, MSD, nnU-Net, BIDS and a manifest; mixed, at any depth.
+"""Scan folder -> cases, for each BraTS release, MSD, nnU-Net, BIDS, a manifest and plain names; mixed, at any depth.
 
 A new release is an entry in `LAYOUTS` (and one in `labels.SCHEMAS` if its values are new).
 """
@@ -6,14 +6,19 @@ A new release is an entry in `LAYOUTS` (and one in `labels.SCHEMAS` if its value
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from brats_seg.errors import InputError, UsageError
 from brats_seg.scans.case import MODALITIES, Case, ScanFile, modality_named, patient_of
 from brats_seg.scans.datasets import LABEL, Piece, read_bids, read_dataset, read_manifest
+from brats_seg.scans.labels import schema_option
+from brats_seg.scans.plain import NAME as PLAIN
+from brats_seg.scans.plain import read_plain
 from brats_seg.scans.problem import Problem
 from brats_seg.scans.volume import SUFFIXES
 
@@ -21,7 +26,6 @@ _NIFTI = r"\.nii(?:\.gz)?$"
 _OLD_ROLES = r"(?P<role>t1ce|t1|t2|flair|seg)"
 _NEW_ROLES = r"(?P<role>t1n|t1c|t2w|t2f|seg)"
 _VSD = r"(?:[^/]+/)?VSD\.Brain[^/]*\.(?:MR_)?(?P<role>T1c|T1|T2|Flair|OT)(?:\.\d+)?\.mha$"
-_UNTOLD_SCHEMA = "brats2023"  # taken, with a warning, for labels that come without a word on their values
 _LABEL_ROLES = ("seg", "segm", "ot", "truth")
 _LONGEST_ID = 200  # bytes; a file name has 255, and a temporary file adds its process and suffixes to the id
 
@@ -81,6 +85,7 @@ LAYOUTS: dict[str, Layout] = {
         Layout("nnunet", ""),
         Layout("bids", ""),
         Layout("manifest", ""),
+        Layout(PLAIN, ""),
     )
 }
 
@@ -124,7 +129,15 @@ def problems_of(ids: Collection[str], cases: Sequence[Case], problems: Iterable[
     return [problem for problem in problems if concerns(problem)]
 
 
-def find_cases(folder: Path, *, layout: str | None = None, synthetic: bool = False, required: Sequence[str] = MODALITIES) -> Found:
+def find_cases(
+    folder: str | Path,
+    *,
+    layout: str | None = None,
+    synthetic: bool = False,
+    required: Sequence[str] = MODALITIES,
+    schema: str | None = None,
+    labels: Literal["needed", "unused"] = "needed",
+) -> Found:
     """All cases under a folder, of whatever layouts, or those a manifest CSV lists.
 
     A case with a required modality missing, or with two files for one modality, is a problem, not a case. No scan is opened.
@@ -134,13 +147,16 @@ def find_cases(folder: Path, *, layout: str | None = None, synthetic: bool = Fal
         layout: look for this one alone; it also decides between releases that share their file names.
         synthetic: take SimBRATS cases too.
         required: modalities without which a case is refused.
+        schema: the label schema of the cases whose layout does not say it; without it, theirs is "".
+        labels: "unused" takes a case with two references too, without any.
 
     Raises:
         InputError: the folder does not exist.
-        UsageError: no such layout.
+        UsageError: no such layout or schema.
     """
+    folder, schema = Path(folder), schema_option(schema)
     if layout is not None and layout not in LAYOUTS:
-        raise UsageError(f"--layout {layout}: no such layout; the layouts are {', '.join(LAYOUTS)}")
+        raise UsageError(f"layout '{layout}': no such layout; the layouts are {', '.join(LAYOUTS)}")
     try:
         folder.stat()
     except OSError as error:
@@ -150,10 +166,7 @@ def find_cases(folder: Path, *, layout: str | None = None, synthetic: bool = Fal
     if simulated and not synthetic and layout != "simbrats":
         problems.append(Problem("warning", "", str(folder), f"{len(simulated)} synthetic (SimBRATS) cases are left out"))
         pieces = [piece for piece in pieces if piece.layout != "simbrats"]
-    n_untold = sum(piece.role == LABEL and not piece.schema for piece in pieces)
-    if n_untold:
-        what = f"{n_untold} labels come without a word on their values and are taken for {_UNTOLD_SCHEMA}"
-        problems.append(Problem("warning", "", str(folder), what, "a column 'schema' in the manifest, or a dseg.tsv (BIDS)"))
+    pieces = [piece if piece.schema else replace(piece, schema=schema) for piece in _without_doubles(pieces, labels)]
     cases, incomplete, refused = _assemble(pieces, required=required)
     problems += refused
     n_undated = sum(case.layout == "brats2024ped" and not _years(case.folder) for case in cases)
@@ -185,7 +198,20 @@ def _pieces(folder: Path, *, layout: str | None) -> tuple[list[Piece], list[Prob
             pieces += [piece for piece in found if layout in (None, piece.layout)]
     taken = {piece.file.path for piece in pieces}
     rest = [file for file in files if file not in taken and file.name.lower().endswith(SUFFIXES)]
-    return pieces + _named(rest, problems, layout=layout), problems
+    pieces += _named(rest, layout=layout)
+    if layout in (None, PLAIN):
+        taken = {piece.file.path for piece in pieces}
+        listed = _manifest_folders(pieces, problems)
+        free = [file for file in rest if file not in taken and listed.isdisjoint(file.parents)]
+        pieces += read_plain(free, root=folder.absolute())
+    taken = {piece.file.path for piece in pieces}
+    return pieces, problems + _left_out([file for file in rest if file not in taken], layout=layout)
+
+
+def _manifest_folders(pieces: Iterable[Piece], problems: Iterable[Problem]) -> set[Path]:
+    """Where a manifest lists the cases, also by rows that are wrong: their files are not read as other cases."""
+    wrong = {Path(problem.file).parent for problem in problems if problem.severity == "error" and problem.file.endswith(".csv")}
+    return wrong | {piece.folder for piece in pieces if piece.layout == "manifest"}
 
 
 def _walk(folder: Path, problems: list[Problem]) -> list[Path]:
@@ -232,21 +258,21 @@ def _manifests(files: Sequence[Path], problems: list[Problem]) -> list[Piece]:
     return [piece for file in manifests for piece in read_manifest(file, problems, schema_of=schema_by_name, unfit="warning")]
 
 
-def _named(files: Sequence[Path], problems: list[Problem], *, layout: str | None) -> list[Piece]:
+def _named(files: Sequence[Path], *, layout: str | None) -> list[Piece]:
     """Files whose release is told by their names."""
     layouts = [LAYOUTS[layout]] if layout else list(LAYOUTS.values())
-    pieces = []
+    matches = [(file, _match(file, layouts)) for file in files]
+    return [_piece(file, *match) for file, match in matches if match]
+
+
+def _left_out(files: Sequence[Path], *, layout: str | None) -> list[Problem]:
+    """A warning for each folder with scan files that no layout claims."""
     strangers: dict[Path, list[Path]] = {}
     for file in files:
-        match = _match(file, layouts)
-        if match:
-            pieces.append(_piece(file, *match))
-        else:
-            strangers.setdefault(file.parent, []).append(file)
-    for folder, names in strangers.items():
-        what = f"{len(names)} scan files that no layout claims, such as {names[0].name}, are left out"
-        problems.append(Problem("warning", "", str(folder), what, f"names as in {layout or 'one of the layouts, or a manifest CSV'}"))
-    return pieces
+        strangers.setdefault(file.parent, []).append(file)
+    expected = f"names as in {layout or 'one of the layouts, or a manifest CSV'}"
+    what = "{} scan files that no layout claims, such as {}, are left out"
+    return [Problem("warning", "", str(folder), what.format(len(names), names[0].name), expected) for folder, names in strangers.items()]
 
 
 def _match(file: Path, layouts: Iterable[Layout]) -> tuple[Layout, re.Match[str]] | None:
@@ -312,18 +338,27 @@ def _case(members: Sequence[Piece]) -> Case:
     first = members[0]
     found = {piece.role: piece.file for piece in members}
     modalities = {name: found[name] for name in MODALITIES if name in found}
-    schema = next((piece.schema for piece in members if piece.role == LABEL), first.schema) or _UNTOLD_SCHEMA
+    schema = next((piece.schema for piece in members if piece.role == LABEL), first.schema)
     return Case(first.case_id, first.patient, first.layout, schema, modalities, found.get(LABEL), first.folder)
 
 
+def _without_doubles(pieces: Sequence[Piece], labels: Literal["needed", "unused"]) -> Sequence[Piece]:
+    """The pieces, and where no label is needed, without those of cases that have several."""
+    if labels == "needed":
+        return pieces
+    n_labels = Counter((piece.folder, piece.case_id) for piece in pieces if piece.role == LABEL)
+    return [piece for piece in pieces if piece.role != LABEL or n_labels[piece.folder, piece.case_id] == 1]
+
+
 def _double(members: Sequence[Piece]) -> list[Problem]:
-    problems = []
-    for role in (*MODALITIES, LABEL):
-        files = [str(piece.file) for piece in members if piece.role == role]
-        if len(files) > 1:
-            what = f"{role} is ambiguous: {' and '.join(Path(file).name for file in files)}"
-            problems.append(Problem("error", members[0].case_id, files[0], what, f"one file for {role}"))
-    return problems
+    """One problem for all roles that have several files."""
+    names = {role: [piece.file.path.name for piece in members if piece.role == role] for role in (*MODALITIES, LABEL)}
+    double = {role: files for role, files in names.items() if len(files) > 1}
+    if not double:
+        return []
+    first = next(piece for piece in members if piece.role in double)
+    what = "; ".join(f"{role} is ambiguous: {' and '.join(files)}" for role, files in double.items())
+    return [Problem("error", first.case_id, str(first.file), what, f"one file for {' and one for '.join(double)}")]
 
 
 def _missing(members: Sequence[Piece], *, required: Sequence[str]) -> list[Problem]:

@@ -16,6 +16,7 @@ class Problem:
         file: path of the file or folder, or "".
         what: what is wrong.
         expected: what would be right, or "" where nothing needs to be done.
+        kind: of a warning that `predict` refuses a case for: "skull" (no brain extraction) or "same_scan" (in two modalities); else "".
     """
 
     severity: Literal["error", "warning"]
@@ -23,6 +24,7 @@ class Problem:
     file: str
     what: str
     expected: str = ""
+    kind: Literal["", "skull", "same_scan"] = ""
 
     def __str__(self) -> str:
         """One line: case, file, what is wrong; what would be right. See `printable`."""

@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from itertools import combinations
 from pathlib import Path
@@ -17,10 +17,10 @@ from brats_seg.core.shapes import Mask, Volume
 from brats_seg.errors import InputError
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.datasets import LABEL
-from brats_seg.scans.labels import SCHEMAS, LabelSchema, schema_named, whole_values
+from brats_seg.scans.labels import SCHEMAS, LabelSchema, schema_named, schemas_that_fit, whole_values
 from brats_seg.scans.layouts import Found, find_cases
 from brats_seg.scans.problem import Problem
-from brats_seg.scans.volume import Geometry, ScanError, read_volumes, same_grid
+from brats_seg.scans.volume import Geometry, ScanError, read_volume, read_volumes, same_grid
 
 __all__ = (
     "CaseReport",
@@ -30,6 +30,7 @@ __all__ = (
     "check_case",
     "load_case",
     "one_patient",
+    "untold_schema",
     "verify_case",
     "verify_cases",
     "verify_folder",
@@ -132,14 +133,20 @@ class Report:
 
 
 def verify_folder(
-    folder: Path, *, layout: str | None = None, synthetic: bool = False, required: Sequence[str] = MODALITIES, workers: int = 1
+    folder: str | Path,
+    *,
+    layout: str | None = None,
+    synthetic: bool = False,
+    required: Sequence[str] = MODALITIES,
+    schema: str | None = None,
+    workers: int = 1,
 ) -> Report:
     """Look at every case under a folder (or of a manifest). `find_cases` tells the arguments and what is raised.
 
     Args:
         workers: cases read at the same time, a thread each; a case of BraTS takes about 100 MB while it is looked at.
     """
-    return verify_cases(find_cases(folder, layout=layout, synthetic=synthetic, required=required), workers=workers)
+    return verify_cases(find_cases(folder, layout=layout, synthetic=synthetic, required=required, schema=schema), workers=workers)
 
 
 def verify_cases(found: Found, *, workers: int = 1) -> Report:
@@ -194,7 +201,9 @@ def check_case(loaded: LoadedCase, *, digests: Literal["all", "none"] = "all") -
     counts: dict[str, int] = {}
     if brain is not None:
         spacing = next(iter(loaded.volumes.values()))[1].spacing_mm
-        problems += [problem("warning", *warning) for warning in _brain_warnings(sound, brain, limits=limits, spacing_mm=spacing)]
+        if unstripped := _unstripped(brain, spacing_mm=spacing):
+            problems.append(replace(problem("warning", "", *unstripped), kind="skull"))
+        problems += [problem("warning", *warning) for warning in _brain_warnings(sound, brain, limits=limits)]
     if loaded.label is not None:
         counts, wrong_label = _check_label(loaded, brain)
         problems += wrong_label
@@ -203,7 +212,8 @@ def check_case(loaded: LoadedCase, *, digests: Literal["all", "none"] = "all") -
     for name, content in contents.items():
         other = next(earlier for earlier in contents if contents[earlier] == content)
         if other != name:
-            problems.append(problem("warning", name, f"is the same scan as {other}", "a scan for each modality"))
+            twin = problem("warning", name, f"is the same scan as {other}", "a scan for each modality")
+            problems.append(replace(twin, kind="same_scan"))
     return CaseReport(
         case,
         tuple(problems),
@@ -297,19 +307,20 @@ def _content(array: Volume, low: np.generic, high: np.generic) -> tuple[str, str
     return None
 
 
+def _unstripped(brain: Mask, *, spacing_mm: tuple[float, float, float]) -> tuple[str, str] | None:
+    """What is wrong where more than a brain is not 0."""
+    n_brain = int(np.count_nonzero(brain))
+    brain_ml = n_brain * float(np.prod(spacing_mm)) / 1000
+    if brain_ml <= _UNSTRIPPED_ML and n_brain <= _UNSTRIPPED_SHARE * brain.size:
+        return None
+    return f"looks unstripped: {n_brain / brain.size:.0%} of the frame, {brain_ml:,.0f} ml are not 0", "a brain on a background of 0"
+
+
 def _brain_warnings(
-    volumes: Mapping[str, Volume],
-    brain: Mask,
-    *,
-    limits: Mapping[str, tuple[np.generic, np.generic]],
-    spacing_mm: tuple[float, float, float],
+    volumes: Mapping[str, Volume], brain: Mask, *, limits: Mapping[str, tuple[np.generic, np.generic]]
 ) -> list[tuple[str, str, str] | tuple[str, str]]:
     warnings: list[tuple[str, str, str] | tuple[str, str]] = []
     n_brain = int(np.count_nonzero(brain))
-    brain_ml = n_brain * float(np.prod(spacing_mm)) / 1000
-    if brain_ml > _UNSTRIPPED_ML or n_brain > _UNSTRIPPED_SHARE * brain.size:
-        share = f"{n_brain / brain.size:.0%} of the frame, {brain_ml:,.0f} ml"
-        warnings.append(("", f"looks unstripped: {share} are not 0", "a brain on a background of 0"))
     for name, array in volumes.items():
         if float(limits[name][1]) <= _LARGEST_LABEL and np.array_equal(array, np.rint(array)):
             warnings.append((name, f"looks like a label map: whole values from {limits[name][0]:g} to {limits[name][1]:g}", "intensities"))
@@ -331,6 +342,8 @@ def _brain_warnings(
 
 def _check_label(loaded: LoadedCase, brain: Mask | None) -> tuple[dict[str, int], list[Problem]]:
     assert loaded.label is not None
+    if not loaded.case.schema:
+        return {}, [_untold(loaded.case, loaded.label[0])]
     array, schema, problem = loaded.label[0], schema_named(loaded.case.schema), partial(_problem, loaded.case)
     try:
         values = whole_values(array, schema)
@@ -354,10 +367,32 @@ def _check_label(loaded: LoadedCase, brain: Mask | None) -> tuple[dict[str, int]
     return counts, problems
 
 
+def untold_schema(case: Case) -> Problem | None:
+    """The problem of a case whose label comes without a word on its values, which are read; None where the schema is known."""
+    if case.schema or case.label is None:
+        return None
+    try:
+        return _untold(case, read_volume(case.label)[0])
+    except ScanError as error:
+        return Problem("error", case.id, str(error.path), error.what, error.expected)
+
+
+def _untold(case: Case, label: Volume) -> Problem:
+    """No default decides what a value means: 2 is edema in most releases and tumor core in others."""
+    stored = np.unique(label[label != 0])
+    if not np.isfinite(stored).all() or np.any(np.abs(stored - np.rint(stored)) > 1e-3):  # as `labels.whole_values` takes them
+        return _problem(case, "error", LABEL, "has values that are not whole", "a label map")
+    values = [int(value) for value in np.unique(np.rint(stored))]
+    listed = ", ".join(map(str, values[:9])) + ", ..." * (len(values) > 9) or "0 alone"
+    by_manifest = ", or a column 'schema' in the manifest" if case.layout == "manifest" else ""
+    what = f"has the values {listed}, and nothing says which tissue each value is"
+    return _problem(case, "error", LABEL, what, f"--schema NAME{by_manifest}; the values fit {schemas_that_fit(values)}")
+
+
 def _strange_values(strange: Sequence[int], found: np.ndarray, schema: LabelSchema) -> tuple[str, str]:
     listed = ", ".join(f"{value} ({int(found[value]):,} voxels)" for value in strange)
     fitting = [name for name, other in SCHEMAS.items() if set(np.flatnonzero(found).tolist()) <= set(other.values)]
-    hint = f"; its values fit {' or '.join(fitting)} (name the schema in a manifest)" if fitting else ""
+    hint = f"; its values fit {' or '.join(fitting)} (say it by --schema or in a manifest)" if fitting else ""
     return f"has the values {listed}", f"{', '.join(str(v) for v in sorted(schema.values))} of schema {schema.name}{hint}"
 
 

@@ -231,13 +231,14 @@ def test_a_case_asked_for_with_neither_prediction_nor_reference_is_named_once(tm
 def test_problems_of_folders_are_named_where_they_concern_the_cases_asked_for(tmp_path):
     here, elsewhere = tmp_path / "scans" / "here", tmp_path / "scans" / "elsewhere"
     write_map(here / "label.nii.gz", tumor(core=2), values=(0, 1, 2, 3))
-    (here / "manifest.csv").write_text("case,label\nmine,label.nii.gz\n")
+    (here / "manifest.csv").write_text("case,label,schema\nmine,label.nii.gz,brats2023\n")
+    (here / "strange.nii.gz").touch()
     write_map(elsewhere / "imagesTr" / "BRATS_001.nii.gz", tumor())
     (elsewhere / "dataset.json").write_text("no JSON")
     write_map(tmp_path / "out" / "mine.nii.gz", tumor(core=2), values=(0, 1, 2, 3))
     found = evaluate_folders(tmp_path / "out", tmp_path / "scans", only=["mine"])
     assert found.exit_code == 0
-    assert ["taken for brats2023" in p.what for p in found.problems] == [True]
+    assert ["strange.nii.gz" in p.what for p in found.problems] == [True]
     lost = evaluate_folders(tmp_path / "out", tmp_path / "scans", only=["mine", "BRATS_001"])  # it may be in the broken data set
     assert lost.exit_code == 1
     assert [(p.severity, p.case) for p in lost.problems] == [("error", ""), ("warning", ""), ("warning", ""), ("error", "BRATS_001")]

@@ -1,0 +1,45 @@
+"""Folders whose files are named after what they show (t1.nii.gz, FLAIR (1).mha): cases without a word on their label values."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from brats_seg.scans.case import ScanFile, modality_named, patient_of
+from brats_seg.scans.datasets import LABEL, Piece
+from brats_seg.scans.volume import SUFFIXES
+
+NAME = "plain"
+"""Of the layout."""
+_REFERENCES = ("gt", "groundtruth", "label", "labels", "mask", "seg", "segm", "segmentation", "truth")
+
+
+def read_plain(files: Sequence[Path], *, root: Path) -> list[Piece]:
+    """Cases of files such as `case/{t1,t1ce,t2,flair,seg}.nii.gz`, whatever the case of their letters, also with a trailing " (1)".
+
+    A case is named after its folder; where two folders have one name, after their path below `root`. Files of a folder without any
+    modality are left alone. The schema of the labels stays "".
+
+    Args:
+        files: that no other layout claims.
+        root: the folder that was searched.
+    """
+    found: dict[Path, list[tuple[str, Path]]] = {}
+    for file in files:
+        role = _role(file)
+        if role:
+            found.setdefault(file.parent, []).append((role, file))
+    cases = {folder: roles for folder, roles in found.items() if any(role != LABEL for role, _ in roles)}
+    names = [folder.name.lower() for folder in cases]
+    pieces = []
+    for folder, roles in cases.items():
+        is_only = names.count(folder.name.lower()) == 1
+        case_id = folder.name if is_only or folder == root else "_".join(folder.relative_to(root).parts)
+        pieces += [Piece(NAME, "", case_id, patient_of(case_id), role, ScanFile(file), folder) for role, file in roles]
+    return pieces
+
+
+def _role(file: Path) -> str | None:
+    """The modality a file is named after, `LABEL` for a reference, None for any other name."""
+    suffix = next((s for s in SUFFIXES if file.name.lower().endswith(s)), "")
+    stem = re.sub(r"\s*\(\d+\)$", "", file.name[: len(file.name) - len(suffix)])
+    return LABEL if re.sub("[ _-]", "", stem.lower()) in _REFERENCES else modality_named(stem)
