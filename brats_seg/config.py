@@ -130,19 +130,32 @@ class Loss(Section):
 
     `weights_from` defers the class weights: they hold from this share of the epochs on (deferred re-weighting). `tau` is the strength of
     the logit adjustment. `dice` 'batch' sums the Dice term over all patches of a batch instead of each patch by itself.
+    `unified_weight` (of the Tversky part), `unified_delta` (of missed tumor) and `unified_gamma` (the focus) are those of
+    'unified_focal'. `by_lesion` adds `by_lesion_weight` times a loss of each lesion by itself to 'dice_cross_entropy'.
     """
 
-    kind: Literal["cross_entropy", "dice_cross_entropy", "focal", "region", "logit_adjusted"] = "cross_entropy"
+    kind: Literal["cross_entropy", "dice_cross_entropy", "focal", "unified_focal", "region", "logit_adjusted"] = "cross_entropy"
     outside: Literal["healthy", "ignore"] = "healthy"
     class_weights: Literal["none", "balanced", "effective_number", "median_frequency"] = "none"
     weights_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
     tau: Annotated[float, Field(gt=0)] = 1.0
     dice: Literal["example", "batch"] = "example"
+    unified_weight: Share = 0.5
+    unified_delta: Share = 0.6
+    unified_gamma: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    by_lesion: Literal["none", "blob", "components"] = "none"
+    by_lesion_weight: Annotated[float, Field(gt=0)] = 1.0
 
     @model_validator(mode="after")
     def _knobs_only_where_used(self) -> "Loss":
         if self.tau != 1 and self.kind != "logit_adjusted":
             raise ValueError(f"tau {self.tau:g} is the strength of the logit adjustment; it goes with kind 'logit_adjusted'")
+        if (self.unified_weight, self.unified_delta, self.unified_gamma) != (0.5, 0.6, 0.5) and self.kind != "unified_focal":
+            raise ValueError(f"kind '{self.kind}' has no unified_weight, unified_delta and unified_gamma; they go with 'unified_focal'")
+        if self.by_lesion != "none" and self.kind != "dice_cross_entropy":
+            raise ValueError(f"by_lesion '{self.by_lesion}' is added to kind 'dice_cross_entropy', not to '{self.kind}'")
+        if self.by_lesion_weight != 1 and self.by_lesion == "none":
+            raise ValueError("by_lesion_weight is of a loss of each lesion; it goes with by_lesion 'blob' or 'components'")
         if self.dice != "example" and self.kind not in ("dice_cross_entropy", "region"):
             raise ValueError(f"kind '{self.kind}' has no Dice term; dice 'batch' goes with kind 'dice_cross_entropy' or 'region'")
         if self.weights_from > 0 and self.class_weights == "none":

@@ -60,6 +60,12 @@ def test_scientific_notation_without_a_dot_is_a_number() -> None:
         ("augment=stong", "config: augment: no preset 'stong'; the presets are none, light, strong"),
         ("augment={preset: heavy}", "config: augment: no preset 'heavy'; the presets are none, light, strong"),
         ("augment=3", "config: augment: no preset '3'; the presets are none, light, strong (got 3)"),
+        (
+            "loss.unified_gamma=0.2",
+            "kind 'cross_entropy' has no unified_weight, unified_delta and unified_gamma; they go with 'unified_focal'",
+        ),
+        ("loss={kind: focal, by_lesion: blob}", "by_lesion 'blob' is added to kind 'dice_cross_entropy', not to 'focal'"),
+        ("loss.by_lesion_weight=2", "by_lesion_weight is of a loss of each lesion; it goes with by_lesion 'blob' or 'components'"),
         ("loss.dice=batch", "loss: kind 'cross_entropy' has no Dice term; dice 'batch' goes with kind 'dice_cross_entropy' or 'region'"),
         ("optimizer.schedule=steps", "optimizer: schedule 'steps' never drops without optimizer.drops"),
     ],

@@ -1,6 +1,7 @@
 """(logits, target) -> one loss per example."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import log
 from typing import Literal
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from brats_seg.core.tensors import Logits, PerExample, Targets
 from brats_seg.errors import UsageError
+from brats_seg.models.lesion_loss import DICE_SMOOTH, ByLesion, lesion_loss
 from brats_seg.models.readout import REGION_CLASSES, region_logits
 from brats_seg.scans.labels import OUTSIDE
 
@@ -20,12 +22,26 @@ ClassNumbers = Integer[Tensor, "b *patch"]
 """uint8, or int64 for images of more than 255 classes."""
 FOCAL_GAMMA = 2.0
 """Focusing exponent; Lin et al. 2017, table 1b, found 2 to work best."""
-DICE_SMOOTH = 1e-5
-"""Added to both sides of the Dice fraction, as MONAI and nnU-Net do, so that a class absent from patch and prediction has a value."""
-
+_PROBABILITY_FLOOR = 1e-7
+"""A power below 1 has an infinite slope at 0."""
 TAKE_WEIGHTS = ("cross_entropy", "dice_cross_entropy")
 WITH_DICE = ("dice_cross_entropy", "region")
 """Losses with a Dice term."""
+
+
+@dataclass(frozen=True)
+class UnifiedFocal:
+    """Parameters of the asymmetric unified focal loss; the defaults are those of its authors' code.
+
+    Attributes:
+        weight: share of the Tversky part, lambda; the rest is the cross-entropy part.
+        delta: weight of a missed tumor voxel; that of a voxel falsely called tumor is 1 - delta.
+        gamma: 0 is no focus; towards 1 sure healthy voxels and badly segmented tumor classes count less and more.
+    """
+
+    weight: float = 0.5
+    delta: float = 0.6
+    gamma: float = 0.5
 
 
 def make_loss(
@@ -37,6 +53,9 @@ def make_loss(
     prior: Sequence[float] | None = None,
     tau: float = 1.0,
     dice: Literal["example", "batch"] = "example",
+    unified: UnifiedFocal | None = None,
+    by_lesion: ByLesion | Literal["none"] = "none",
+    by_lesion_weight: float = 1.0,
 ) -> Loss:
     """Build a loss by its name.
 
@@ -51,6 +70,9 @@ def make_loss(
         dice: whether the Dice term is of each example, or of all voxels of the batch together (nnU-Net's batch Dice).
             With 'batch' every example gets the batch's value, so that the mean over the examples is that value. The
             batch is the examples of one call: one part of `training.accumulate`, on one rank.
+        unified: parameters of 'unified_focal'; None for the published ones.
+        by_lesion: a loss of each lesion by itself, on top of 'dice_cross_entropy'; see `lesion_loss`.
+        by_lesion_weight: a factor on it.
 
     Returns:
         A function from logits (B, K, *patch) and uint8 targets (B, *patch) to losses (B,), float32 or, of float64 logits, float64: the
@@ -59,7 +81,7 @@ def make_loss(
 
     Raises:
         UsageError: an unknown name, weights for a loss that takes none, classes that are not those of the regions, a prior without a
-            class, or `dice` 'batch' for a loss without a Dice term.
+            class, `dice` 'batch' for a loss without a Dice term, or `by_lesion` with another loss or without a healthy class.
     """
     if kind not in LOSSES:
         raise UsageError(f"loss.kind '{kind}' is unknown; the names are {', '.join(LOSSES)}")
@@ -67,6 +89,10 @@ def make_loss(
         raise UsageError(f"loss.class_weights: '{kind}' takes none; use {' or '.join(TAKE_WEIGHTS)}")
     if kind not in WITH_DICE and dice != "example":
         raise UsageError(f"loss.dice '{dice}': '{kind}' has no Dice term; use {' or '.join(WITH_DICE)}")
+    if by_lesion != "none" and (kind != "dice_cross_entropy" or (classes is not None and classes[0] != "healthy")):
+        raise UsageError(
+            f"loss.by_lesion '{by_lesion}' is added to loss.kind 'dice_cross_entropy' of networks that tell healthy from tumor"
+        )
     if kind == "region":
         _check_regions(classes)
     factors = _adjustments(prior, classes, tau) if kind == "logit_adjusted" else class_weights
@@ -74,14 +100,17 @@ def make_loss(
     voxelwise = LOSSES[kind]
     if kind in WITH_DICE:
         voxelwise = partial(voxelwise, dice=dice)
-    if kind == "dice_cross_entropy" and classes is not None and classes[0] != "healthy":
+    if kind == "unified_focal":
+        voxelwise = partial(voxelwise, unified=unified or UnifiedFocal())
+    if kind in ("dice_cross_entropy", "unified_focal") and classes is not None and classes[0] != "healthy":
         voxelwise = partial(voxelwise, first_class=0)
 
     def loss(logits: Logits, targets: ClassNumbers) -> PerExample:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         counted = targets != OUTSIDE if outside == "ignore" else None
         classes = targets.long() if outside == "none" else targets.long().masked_fill_(targets == OUTSIDE, 0)
-        return voxelwise(logits, classes, counted, on_device.like(logits))
+        base = voxelwise(logits, classes, counted, on_device.like(logits))
+        return base if by_lesion == "none" else base + by_lesion_weight * lesion_loss(logits, classes, counted, by=by_lesion)
 
     return loss
 
@@ -136,10 +165,40 @@ def _dice_cross_entropy(
     logits: Tensor, classes: Tensor, counted: Tensor | None, weights: Tensor | None, *, first_class: int = 1, dice: str = "example"
 ) -> Tensor:
     """Cross-entropy plus one minus the soft Dice, the mean over the classes except healthy, class 0 (Isensee et al. 2018, equation 2)."""
-    n_classes = logits.shape[1]
     probabilities = torch.softmax(logits, 1)[:, first_class:]
-    truth = torch.movedim(F.one_hot(classes, n_classes), -1, 1)[:, first_class:].to(probabilities.dtype)
+    truth = _is_class(classes, logits.shape[1])[:, first_class:]
     return _one_minus_dice(probabilities, truth, counted, over=dice) + _cross_entropy(logits, classes, counted, weights)
+
+
+def _unified_focal(
+    logits: Tensor,
+    classes: Tensor,
+    counted: Tensor | None,
+    weights: Tensor | None,
+    *,
+    unified: UnifiedFocal = UnifiedFocal(),
+    first_class: int = 1,
+) -> Tensor:
+    """Asymmetric unified focal loss (Yeung et al. 2022), here for any number of tumor classes, the rare ones.
+
+    Cross-entropy part: delta -log p of a tumor voxel, (1 - delta) (1 - p)^gamma -log p of a healthy one. Tversky part, the mean over the
+    classes with miss = 1 - TP / (TP + delta FN + (1 - delta) FP): miss of healthy, miss^(1 - gamma) of a tumor class. Under 1e-5 the power
+    goes on as a line to 0, since its slope at 0 is infinite.
+    """
+    u = unified
+    entropy = F.cross_entropy(logits, classes, reduction="none")
+    suppressed = (1 - torch.exp(-entropy)).clamp(min=_PROBABILITY_FLOOR) ** u.gamma
+    focal = torch.where(classes >= first_class, u.delta * entropy, (1 - u.delta) * suppressed * entropy)
+
+    probabilities = torch.softmax(logits, 1)
+    truth = _is_class(classes, logits.shape[1])
+    if counted is not None:
+        probabilities, truth = probabilities * counted[:, None], truth * counted[:, None]
+    both, said, true = (v.flatten(2).sum(2) for v in (probabilities * truth, probabilities, truth))
+    miss = 1 - (both + DICE_SMOOTH) / (both + u.delta * (true - both) + (1 - u.delta) * (said - both) + DICE_SMOOTH)
+    enhanced = torch.where(miss > DICE_SMOOTH, miss.clamp(min=DICE_SMOOTH) ** (1 - u.gamma), miss * DICE_SMOOTH**-u.gamma)
+    tversky = torch.cat([miss[:, :first_class], enhanced[:, first_class:]], 1).mean(1)
+    return u.weight * tversky + (1 - u.weight) * _mean_per_example(focal, counted)
 
 
 def _logit_adjusted(logits: Tensor, classes: Tensor, counted: Tensor | None, adjustments: Tensor | None) -> Tensor:
@@ -155,16 +214,23 @@ def _region(logits: Tensor, classes: Tensor, counted: Tensor | None, weights: Te
     the largest logit is the one that cutting every sigmoid at 0.5 gives.
     """
     regions = region_logits(logits)
-    truth = torch.stack([classes != 0, (classes == 1) | (classes == 3), classes == 3], 1).to(regions.dtype)
-    entropy = F.binary_cross_entropy_with_logits(regions, truth, reduction="none").mean(1)
+    truth = torch.stack([classes != 0, (classes == 1) | (classes == 3), classes == 3], 1)
+    entropy = F.binary_cross_entropy_with_logits(regions, truth.to(regions.dtype), reduction="none").mean(1)
     return _mean_per_example(entropy, counted) + _one_minus_dice(torch.sigmoid(regions), truth, counted, over=dice)
+
+
+def _is_class(classes: Tensor, n_classes: int) -> Tensor:
+    """Whether each voxel is of each class, bool (B, K, *patch)."""
+    numbers = torch.arange(n_classes, device=classes.device)
+    return classes[:, None] == numbers.view(-1, *[1] * (classes.dim() - 1))
 
 
 def _one_minus_dice(probabilities: Tensor, truth: Tensor, counted: Tensor | None, *, over: str) -> Tensor:
     """One minus the soft Dice (B,), the mean over the channels (B, C, *patch); over the 'batch' it is the same for all examples."""
     if counted is not None:
         probabilities, truth = probabilities * counted[:, None], truth * counted[:, None]
-    both, either = (v.flatten(2).sum(2) for v in (probabilities * truth, probabilities + truth))
+    both, said, true = (v.flatten(2).sum(2) for v in (probabilities * truth, probabilities, truth))
+    either = said + true
     if over == "batch":
         both, either = (v.sum(0, keepdim=True).expand(len(v), -1) for v in (both, either))
     return (1 - (2 * both + DICE_SMOOTH) / (either + DICE_SMOOTH)).mean(1)
@@ -183,6 +249,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": _cross_entropy,
     "focal": _focal,
     "dice_cross_entropy": _dice_cross_entropy,
+    "unified_focal": _unified_focal,
     "region": _region,
     "logit_adjusted": _logit_adjusted,
 }

@@ -17,7 +17,7 @@ from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR, class_weights
 from brats_seg.imbalance.samplers import Sampler, make_sampler
-from brats_seg.models.losses import Loss, make_loss
+from brats_seg.models.losses import Loss, UnifiedFocal, make_loss
 from brats_seg.models.networks import output_layer
 from brats_seg.training.step import Learner
 
@@ -160,6 +160,9 @@ class Method:
             prior=self.natural_prior.tolist(),
             tau=self.loss.tau,
             dice=self.loss.dice,
+            unified=UnifiedFocal(self.loss.unified_weight, self.loss.unified_delta, self.loss.unified_gamma),
+            by_lesion=self.loss.by_lesion,
+            by_lesion_weight=self.loss.by_lesion_weight,
         )
 
     # The priors

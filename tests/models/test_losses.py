@@ -7,7 +7,7 @@ from monai.losses import FocalLoss as MonaiFocalLoss
 from torch.nn.functional import cross_entropy, one_hot
 
 from brats_seg.errors import UsageError
-from brats_seg.models.losses import LOSSES, TAKE_WEIGHTS, Loss, make_loss
+from brats_seg.models.losses import LOSSES, TAKE_WEIGHTS, Loss, UnifiedFocal, make_loss
 
 CLASSES = ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
 GENERATOR = torch.Generator().manual_seed(0)
@@ -117,6 +117,47 @@ def test_float64_stays_and_less_becomes_float32(kind: str) -> None:
     of_double, of_single, of_half = (loss(FOUR_LOGITS.to(dtype), FOUR_TARGETS) for dtype in (torch.float64, torch.float32, torch.bfloat16))
     assert (of_double.dtype, of_single.dtype, of_half.dtype) == (torch.float64, torch.float32, torch.float32)
     torch.testing.assert_close(of_double.float(), of_single)
+
+
+# Asymmetric unified focal loss
+
+
+def test_unified_focal_by_hand() -> None:
+    """Four voxels, two of them tumor. p of the reference's class: 0.75 and 0.25 of the tumor voxels, 0.75 each of the healthy ones.
+
+    Cross-entropy part: tumor 0.6 (0.287682 + 1.386294), healthy 0.4 x 0.25^0.5 x 0.287682 twice: (1.004386 + 0.115073) / 4 = 0.279865.
+    Healthy: TP 1.5, FN 0.5, FP 0.25 + 0.75 = 1: 1 - 1.5 / (1.5 + 0.6 x 0.5 + 0.4 x 1) = 1 - 1.5 / 2.2 = 0.318182.
+    Tumor: TP 1, FN 1, FP 0.5: 1 - 1 / (1 + 0.6 + 0.2) = 0.444444, to the power 0.5 0.666667. Mean of both 0.492424.
+    Half of each part: 0.386145.
+    """
+    tumor = torch.tensor([[[0.75, 0.25, 0.25, 0.25]]], dtype=torch.float64)
+    logits = torch.stack([(1 - tumor).log(), tumor.log()], 1)
+    loss = make_loss("unified_focal")
+    assert loss(logits, torch.tensor([[[1, 1, 0, 0]]], dtype=torch.uint8)).item() == pytest.approx(0.386145, abs=1e-5)
+
+
+def test_unified_focal_without_focus_is_weighted_cross_entropy_and_tversky() -> None:
+    loss = make_loss("unified_focal", unified=UnifiedFocal(weight=0.0, delta=0.7, gamma=0.0))
+    weighted = make_loss("cross_entropy", class_weights=(0.3, 0.7, 0.7, 0.7, 0.7))
+    torch.testing.assert_close(loss(LOGITS, TARGETS), weighted(LOGITS, TARGETS))
+    dice = DiceLoss(include_background=True, to_onehot_y=True, softmax=True, reduction="none")(LOGITS, TARGETS[:, None]).flatten(1).mean(1)
+    loss = make_loss("unified_focal", unified=UnifiedFocal(weight=1.0, delta=0.5, gamma=0.0))
+    torch.testing.assert_close(loss(LOGITS, TARGETS), dice)
+
+
+@pytest.mark.parametrize(
+    ("kind", "by_lesion"), [*((kind, "none") for kind in sorted(LOSSES)), *(("dice_cross_entropy", by) for by in ("blob", "components"))]
+)
+def test_gradients_are_finite_where_all_is_right_wrong_or_healthy(kind: str, by_lesion: str) -> None:
+    loss = make_loss(kind, classes=CLASSES, prior=PRIOR, by_lesion=by_lesion)
+    for truth in (FOUR_TARGETS, torch.zeros_like(FOUR_TARGETS), torch.full_like(FOUR_TARGETS, 255)):
+        right = 200 * one_hot(truth.long() % 255, 4).movedim(-1, 1).float()
+        for logits in (right, -right, FOUR_LOGITS, torch.zeros_like(right)):
+            logits = logits.clone().requires_grad_()
+            value = loss(logits, truth)
+            (gradient,) = torch.autograd.grad(value.sum(), logits)
+            assert value.isfinite().all()
+            assert gradient.isfinite().all()
 
 
 # Regions
