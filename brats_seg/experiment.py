@@ -398,12 +398,14 @@ def _segment(
     with ExitStack() as stack:
         stores = [stack.enter_context(ZipFile(stack.enter_context(atomic(to)), "w", ZIP_DEFLATED)) for to in files.values()]
         for number in bank.selected:
+            image, _ = bank.volume(number)
             maps = segment_once(
                 segmenter.network,
-                bank.volume(number)[0],
+                image,
                 n_dims=segmenter.n_dims,
                 divisor=segmenter.divisor,
-                window=segmenter.window,
+                window=segmenter.window_for(image),
+                slices_around=segmenter.slices_around,
                 class_shifts=shifts,
             )
             for strength, store, labels in zip(files, stores, maps, strict=True):

@@ -63,6 +63,8 @@ def load_segmenters(
                 n_dims=3 if len(config.patch.size) == 3 else 2,
                 divisor=network_divisor(config.network),
                 window=choose_window(network, patch_size=config.patch.size, inference=inference),
+                inference="auto" if inference == "auto" else "windowed",
+                slices_around=config.patch.slices_around,
                 class_shift=class_shift(checkpoint, path, strength=correct_priors),
                 readout=readout_of(config.loss.kind),
                 checkpoint=sha256(path),

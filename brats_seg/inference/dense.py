@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float32, UInt8
 from monai.networks.blocks.convolutions import Convolution
 from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetResBlock
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from brats_seg.core.kernels import largest_class
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Ids, Image, Mask, TissueMap
 from brats_seg.errors import InputError
+from brats_seg.inference.slices import stack_slices
 from brats_seg.inference.windowed import window_logits
 from brats_seg.models import readout as reading
 from brats_seg.models.cascade import margin_of
@@ -25,15 +27,22 @@ from brats_seg.models.readout import Readout
 
 SLICES = 8
 """Slices per forward pass: the fastest of 1, 2, 4, 8, 16 and 33 on two cores."""
-Mirroring = Literal["none", "in_plane"]
-"""Test-time augmentation: one pass, or the mean over all flips of the in-plane axes (four passes)."""
+Mirroring = Literal["none", "in_plane", "all_axes"]
+"""Test-time augmentation: one pass, or the mean over all flips of the in-plane axes (four passes) or of all three axes (eight)."""
 Probabilities = Float32[np.ndarray, "k z y x"]
 """Class probabilities of every voxel of a crop, summing to 1."""
 SliceLogits = Float[Tensor, "n k y x"]
 """Logits of n slices."""
+SliceLabels = UInt8[np.ndarray, "n y x"]
+"""Classes of n slices: of those wanted, or of all."""
+SliceProbabilities = Float32[np.ndarray, "k n y x"]
+"""Class probabilities of n slices, summing to 1."""
+Shifts = Float32[np.ndarray, "s k"]
+"""What is added to the logits of each class, several times over."""
 
 _NOT_A_NUMBER = "the network's output is not a number: its weights or the image hold NaN; use another checkpoint or float32"
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_MIRRORED: dict[str, tuple[int, ...]] = {"none": (), "in_plane": (1, 2), "all_axes": (0, 1, 2)}
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -41,10 +50,14 @@ def ready_for_inference(network: nn.Module, *, runtime: Runtime) -> nn.Module:
     """A copy of the network in evaluation mode on the runtime's device, its weights in the runtime's precision, channels last.
 
     bfloat16 weights are faster than automatic casting, which rounds the same float32 weights again in every pass. Batch norms are
-    folded into the convolutions before them (in float32): 9 % of the time in bfloat16, 5 % in float32.
+    folded into the convolutions before them (in float32): 9 % of the time in bfloat16, 5 % in float32. Instance norms of volumes keep
+    the channels last (`_VolumeNorm`).
     """
     ready = copy.deepcopy(network).to(runtime.device).eval()
     _fold_batch_norms(ready)
+    for module in ready.modules():
+        if type(module) is nn.InstanceNorm3d and not module.track_running_stats:
+            module.__class__ = _VolumeNorm
     if runtime.dtype_autocast is not None:
         ready = ready.to(runtime.dtype_autocast)
     for parameter in ready.parameters():
@@ -65,7 +78,7 @@ def brain_mask(image: Image) -> Mask:
 
 
 def slice_logits(
-    network: nn.Module, image: Image, zs: Ids, *, batch_size: int = SLICES, divisor: int = 16
+    network: nn.Module, image: Image, zs: Ids, *, batch_size: int = SLICES, divisor: int = 16, slices_around: int = 0
 ) -> Iterator[tuple[Ids, SliceLogits]]:
     """Run whole slices through a 2-D network, in evaluation mode, without gradients.
 
@@ -73,16 +86,18 @@ def slice_logits(
     and the last batch is filled up. The network's mode is put back afterwards.
 
     Args:
-        network: (B, M, Y, X) -> logits (B, K, Y, X), a margin smaller on each side where it has one; on any device, float32 or bfloat16.
+        network: (B, C, Y, X) -> logits (B, K, Y, X), a margin smaller on each side where it has one; on any device, float32 or bfloat16.
+            C is M, or with slices around (2 n + 1) M.
         image: (Z, Y, X, M) float16; may be a read-only map.
         zs: the slices wanted, in any order.
         batch_size: slices per pass.
         divisor: what the network's input sides must be a multiple of.
+        slices_around: n, the slices on either side that the network sees too (`stack_slices`).
 
     Yields:
         The next slices' numbers, and their logits (n, K, Y, X), in the order of `zs`.
     """
-    n_y, n_x, n_channels = image.shape[1:]
+    n_y, n_x, n_channels = *image.shape[1:3], image.shape[3] * (2 * slices_around + 1)
     like = next(network.parameters(), torch.zeros(0))
     staged = np.zeros((batch_size, n_y, n_x, n_channels), np.float16)
     shape, inside = _fitting((n_y, n_x), margin=margin_of(network), divisor=divisor)
@@ -90,8 +105,7 @@ def slice_logits(
     with _evaluating(network):
         for first in range(0, len(zs), batch_size):
             part = zs[first : first + batch_size]
-            for i, z in enumerate(part):
-                staged[i] = image[z]
+            stack_slices(image, part, slices_around=slices_around, out=staged)
             with torch.inference_mode():
                 inputs[:, *inside].copy_(torch.from_numpy(staged))
                 logits = network(inputs.permute(0, 3, 1, 2))
@@ -117,8 +131,10 @@ def label_map(
     divisor: int = 16,
     batch_size: int = SLICES,
     window: tuple[int, ...] | None = None,
+    slices_around: int = 0,
+    slices: slice | None = None,
     class_shift: Sequence[float] | None = None,
-) -> TissueMap:
+) -> SliceLabels:
     """The likeliest class of every voxel of a crop; 0 (healthy) outside the brain.
 
     Args:
@@ -128,14 +144,17 @@ def label_map(
         divisor: what the network's input sides must be a multiple of.
         batch_size: slices per pass of a 2-D network.
         window: (Y, X) or (Z, Y, X) to lead the network over the image with (`windowed.choose_window`); None shows it whole.
+        slices_around: slices on either side that a 2-D network sees too (`stack_slices`).
+        slices: those wanted, for a 2-D network that is shown whole slices; None for all. The result holds no others.
         class_shift: added to the logits of each class: the logarithm of a prior correction.
 
     Raises:
         InputError: the network's output is not a number.
     """
     (labels,) = label_maps(
-        network, image, n_dims=n_dims, divisor=divisor, batch_size=batch_size, window=window, class_shifts=(class_shift,)
-    )
+        network, image, n_dims=n_dims, divisor=divisor, batch_size=batch_size, window=window, slices_around=slices_around,
+        slices=slices, class_shifts=(class_shift,),
+    )  # fmt: skip
     return labels
 
 
@@ -148,21 +167,43 @@ def label_maps(
     divisor: int = 16,
     batch_size: int = SLICES,
     window: tuple[int, ...] | None = None,
-) -> list[TissueMap]:
+    slices_around: int = 0,
+    slices: slice | None = None,
+) -> list[SliceLabels]:
     """`label_map` for each of several class shifts; the network is led over the image once."""
-    brain = brain_mask(image)
-    maps = [np.zeros(image.shape[:3], np.uint8) for _ in class_shifts]
+    brain = brain_mask(image if slices is None else image[slices])
+    maps = [np.zeros(brain.shape, np.uint8) for _ in class_shifts]
     sound = True
-    for zs, logits in _passes(network, image, n_dims=n_dims, divisor=divisor, batch_size=batch_size, window=window):
-        values = logits.permute(0, 2, 3, 1).float().cpu().contiguous().numpy()
-        for labels, class_shift in zip(maps, class_shifts, strict=True):
-            shift = np.zeros(values.shape[3], np.float32) if class_shift is None else np.asarray(class_shift, np.float32)
-            block = np.empty(values.shape[:3], np.uint8)
-            sound &= bool(largest_class(values, brain[zs], shift, block))
-            labels[zs] = block
+    for rows, logits in _passes(
+        network, image, n_dims=n_dims, divisor=divisor, batch_size=batch_size, window=window, slices_around=slices_around, slices=slices
+    ):
+        find = _largest_on_cpu if logits.device.type == "cpu" else _largest_on_device
+        shifts = [np.zeros(logits.shape[1]) if shift is None else shift for shift in class_shifts]
+        blocks, are_sound = find(logits, brain[rows], np.asarray(shifts, np.float32))
+        sound &= are_sound
+        for labels, block in zip(maps, blocks, strict=True):
+            labels[rows] = block
     if not sound:
         raise InputError(_NOT_A_NUMBER)
     return maps
+
+
+def _largest_on_cpu(logits: SliceLogits, brain: Bool[np.ndarray, "n y x"], shifts: Shifts) -> tuple[list[SliceLabels], bool]:
+    """The class of the largest shifted logit of every voxel of the brain, for each shift; whether no logit is NaN."""
+    values = logits.permute(0, 2, 3, 1).float().contiguous().numpy()
+    blocks = [np.empty(brain.shape, np.uint8) for _ in shifts]
+    sound = [bool(largest_class(values, brain, shift, block)) for shift, block in zip(shifts, blocks, strict=True)]
+    return blocks, all(sound)
+
+
+def _largest_on_device(logits: SliceLogits, brain: Bool[np.ndarray, "n y x"], shifts: Shifts) -> tuple[list[SliceLabels], bool]:
+    """`_largest_on_cpu` by torch on the device of the logits: only labels are copied from there, a byte a voxel. Of equal logits the first
+    wins, as torch promises."""
+    values, is_brain = logits.float(), torch.from_numpy(brain).to(logits.device)
+    factors = torch.from_numpy(shifts).to(logits.device)
+    blocks = [(values + shift[:, None, None]).argmax(1).to(torch.uint8) * is_brain for shift in factors]
+    is_sound = not (values.isnan().any() | factors.isnan().any()).item()
+    return [block.cpu().numpy() for block in blocks], is_sound
 
 
 def class_probabilities(
@@ -173,30 +214,36 @@ def class_probabilities(
     divisor: int = 16,
     batch_size: int = SLICES,
     window: tuple[int, ...] | None = None,
+    slices_around: int = 0,
+    slices: slice | None = None,
     mirroring: Mirroring = "none",
     class_shift: Sequence[float] | None = None,
     readout: Readout = "softmax",
-) -> Probabilities:
+) -> SliceProbabilities:
     """Class probabilities (K, Z, Y, X) of every voxel of a crop, the mean over mirrored passes. Other arguments as `label_map`.
 
-    `readout` says how probabilities follow from the logits (`models.readout`).
+    With `slices`, mirroring is in plane at most. `readout` says how probabilities follow from the logits (`models.readout`).
 
     One sum is kept, whatever the number of passes: 4 bytes a voxel and class.
 
     Raises:
         InputError: an image without slices, or the network's output is not a number.
     """
-    flips = [()] if mirroring == "none" else [axes for n in range(3) for axes in combinations((1, 2), n)]
+    mirrored = _MIRRORED[mirroring]
+    flips = [axes for n in range(len(mirrored) + 1) for axes in combinations(mirrored, n)]
+    n_slices = len(image) if slices is None else len(image[slices])
     total: np.ndarray | None = None
     for axes in flips:
-        flipped = np.flip(image, axes)
-        for zs, logits in _passes(network, flipped, n_dims=n_dims, divisor=divisor, batch_size=batch_size, window=window):
+        for rows, logits in _passes(
+            network, np.flip(image, axes), n_dims=n_dims, divisor=divisor, batch_size=batch_size, window=window,
+            slices_around=slices_around, slices=slices,
+        ):  # fmt: skip
             shift = torch.zeros(logits.shape[1]) if class_shift is None else torch.tensor(class_shift, dtype=torch.float32)
             shifted = logits.float() + shift.to(logits.device)[:, None, None]
             part = reading.class_probabilities(shifted, readout=readout).cpu().numpy()
             if total is None:
-                total = np.zeros((part.shape[1], *image.shape[:3]), np.float32)
-            total[:, zs] += np.flip(part, tuple(axis + 1 for axis in axes)).swapaxes(0, 1)
+                total = np.zeros((part.shape[1], n_slices, *image.shape[1:3]), np.float32)
+            np.flip(total, tuple(axis + 1 for axis in axes))[:, rows] += part.swapaxes(0, 1)
     if total is None:
         raise InputError("an image without slices has no class probabilities")
     if np.isnan(total[0]).any():  # a softmax with one NaN is NaN in every class, and the largest of NaNs would be healthy
@@ -207,6 +254,20 @@ def class_probabilities(
 def most_likely(probabilities: Probabilities, brain: Mask, *, readout: Readout = "softmax") -> TissueMap:
     """The class of every voxel (`models.readout.decide`), 0 outside the brain."""
     return np.where(brain, reading.decide(probabilities, readout=readout), np.uint8(0))
+
+
+class _VolumeNorm(nn.InstanceNorm3d):
+    """An instance norm that leaves the channels of a single volume last in memory.
+
+    torch's own lays its input out anew and gives channels first, which the next convolution has to lay out anew again. Of one volume
+    the instance norm is the batch norm with the statistics of the batch.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, Z, Y, X) -> the same shape."""
+        if len(input) > 1:
+            return super().forward(input)
+        return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
 
 
 def _fold_batch_norms(network: nn.Module) -> None:
@@ -239,16 +300,30 @@ def _norms_after_convolutions(block: nn.Module) -> Iterator[tuple[nn.Module, nn.
 
 
 def _passes(
-    network: nn.Module, image: Image, *, n_dims: int, divisor: int, batch_size: int, window: tuple[int, ...] | None
-) -> Iterator[tuple[Ids, SliceLogits]]:
-    zs = np.arange(image.shape[0])
-    if window is not None:
-        with _evaluating(network):
-            yield from window_logits(network, image, window=window)
-    elif n_dims == 2:
-        yield from slice_logits(network, image, zs, batch_size=batch_size, divisor=divisor)
-    else:
-        yield zs, volume_logits(network, image, divisor=divisor).transpose(0, 1)
+    network: nn.Module,
+    image: Image,
+    *,
+    n_dims: int,
+    divisor: int,
+    batch_size: int,
+    window: tuple[int, ...] | None,
+    slices_around: int,
+    slices: slice | None,
+) -> Iterator[tuple[slice, SliceLogits]]:
+    """Logits of the slices wanted, in order, and their places among them."""
+    if window is None and n_dims == 3:
+        yield slice(0, len(image)), volume_logits(network, image, divisor=divisor).transpose(0, 1)
+        return
+    with _evaluating(network):
+        if window is not None:
+            parts = window_logits(network, image, window=window, slices_around=slices_around)
+        else:
+            zs = np.arange(len(image))[slices or slice(None)]
+            parts = slice_logits(network, image, zs, batch_size=batch_size, divisor=divisor, slices_around=slices_around)
+        first = 0
+        for part, logits in parts:
+            yield slice(first, first + len(part)), logits
+            first += len(part)
 
 
 def _fitting(sides: tuple[int, ...], *, margin: int, divisor: int) -> tuple[tuple[int, ...], tuple[slice, ...]]:

@@ -109,7 +109,7 @@ def predict_cases(
         cases: ids must differ; labels are not read.
         out: made if it is not there.
         problems: known before (of finding the cases), to be reported with the others.
-        mirroring: "in_plane" averages over flips.
+        mirroring: averages over flips, of a 2-D network in plane at most.
         cleanup: thresholds below which tumor is taken out; None for none. Saved probabilities are those before it.
         save_probabilities: also `OUT/probabilities/<case>.nii.gz`, float32, a volume per class, and `classes.txt`, their names.
         skip_finished: leave cases alone that are there whole: label map, row of the table, and probabilities where they are wanted; those
@@ -194,7 +194,7 @@ class _Job:
     @cached_property
     def settings(self) -> str:
         """Digest of what label maps depend on beside the scans: the networks, their arithmetic and how they are used."""
-        networks = [(s.checkpoint, s.window, s.class_shift, _arithmetic(s)) for s in self.segmenters]
+        networks = [(s.checkpoint, s.window, s.inference, s.class_shift, _arithmetic(s)) for s in self.segmenters]
         used = repr((networks, self.mirroring, self.cleanup, self.resample, self.allow_missing))
         return hashlib.sha256(used.encode()).hexdigest()[:12]
 
@@ -274,7 +274,7 @@ def _pipelined(job: _Job, cases: Sequence[Case]) -> Generator[Prediction | Probl
 
 
 def _too_large(job: _Job, case: Case) -> Problem:
-    windows = "--inference windowed, " if any(s.window is None for s in job.segmenters) else ""
+    windows = "--inference windowed, " if any(s.window is None or (s.n_dims == 3 and s.inference == "auto") for s in job.segmenters) else ""
     what = "does not fit into memory with this network"
     return Problem("error", case.id, str(case.folder), what, f"{windows}another --device, or a smaller network")
 
@@ -341,9 +341,9 @@ def _with_all_channels(normalized: NormalizedCase, there: Sequence[str], wanted:
 
 def _compute(job: _Job, source: _Input, computers: Executor, *, n_parts: int) -> _Output | Problem:
     image, first = source.normalized.image, job.segmenters[0]
-    n_slices = SLICES if n_parts > 1 else len(image)
+    groups = [slice(z, z + SLICES) for z in range(0, len(image), SLICES)] if n_parts > 1 else [None]
     try:
-        parts = list(computers.map(partial(_segment, job), [image[z : z + n_slices] for z in range(0, len(image), n_slices)]))
+        parts = list(computers.map(partial(_segment, job, image), groups))
         labels = np.concatenate([part.labels for part in parts])
         if job.cleanup is not None:
             labels = clean_up(labels, classes=first.classes, spacing_mm=source.normalized.spacing_mm, cleanup=job.cleanup)
@@ -353,9 +353,12 @@ def _compute(job: _Job, source: _Input, computers: Executor, *, n_parts: int) ->
     return _Output(source, labels, probabilities, max(part.end for part in parts) - min(part.start for part in parts))
 
 
-def _segment(job: _Job, image: Image) -> _Part:
+def _segment(job: _Job, image: Image, slices: slice | None) -> _Part:
+    """The slices wanted of a crop, or all. The whole crop is there for all groups: a network may see the slices around its own."""
     start = time.perf_counter()
-    labels, probabilities = segment_crop(job.segmenters, image, mirroring=job.mirroring, with_probabilities=job.save_probabilities)
+    labels, probabilities = segment_crop(
+        job.segmenters, image, slices=slices, mirroring=job.mirroring, with_probabilities=job.save_probabilities
+    )
     return _Part(labels, probabilities, start, time.perf_counter())
 
 

@@ -7,9 +7,10 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
-from brats_seg.core.shapes import Image, TissueMap
+from brats_seg.core.shapes import Image
 from brats_seg.errors import UsageError
-from brats_seg.inference.dense import Mirroring, Probabilities, brain_mask, class_probabilities, label_map, most_likely
+from brats_seg.inference.dense import Mirroring, SliceLabels, SliceProbabilities, brain_mask, class_probabilities, label_map, most_likely
+from brats_seg.inference.windowed import choose_window
 from brats_seg.models.readout import Readout
 
 
@@ -27,6 +28,9 @@ class Segmenter:
         n_dims: 2 for slices, 3 for volumes.
         divisor: what its input sides must be a multiple of.
         window: to lead it over the image with; None shows it whole slices (or volumes).
+        inference: "windowed" takes the window for every image, "auto" where the network does not see the image whole
+            (`windowed.choose_window`).
+        slices_around: slices on either side that a 2-D network sees too.
         class_shift: added to the logits of each class: the logarithm of a prior correction; None for none.
         readout: how class probabilities follow from its logits.
         checkpoint: SHA-256 of the file its weights are from; "" for none.
@@ -41,9 +45,17 @@ class Segmenter:
     n_dims: Literal[2, 3] = 2
     divisor: int = 16
     window: tuple[int, ...] | None = None
+    inference: Literal["auto", "windowed"] = "windowed"
+    slices_around: int = 0
     class_shift: tuple[float, ...] | None = None
     readout: Readout = "softmax"
     checkpoint: str = ""
+
+    def window_for(self, image: Image) -> tuple[int, ...] | None:
+        """The window to lead the network over this crop (Z, Y, X, M) with; None shows the crop whole."""
+        if self.window is None or self.inference == "windowed":
+            return self.window
+        return choose_window(self.network, patch_size=self.window, image_shape=image.shape, divisor=self.divisor)
 
 
 def fitting(segmenters: Sequence[Segmenter]) -> tuple[Segmenter, ...]:
@@ -67,11 +79,17 @@ def goes_by_slices(segmenters: Sequence[Segmenter]) -> bool:
 
 
 def segment_crop(
-    segmenters: Sequence[Segmenter], image: Image, *, mirroring: Mirroring = "none", with_probabilities: bool = False
-) -> tuple[TissueMap, Probabilities | None]:
+    segmenters: Sequence[Segmenter],
+    image: Image,
+    *,
+    slices: slice | None = None,
+    mirroring: Mirroring = "none",
+    with_probabilities: bool = False,
+) -> tuple[SliceLabels, SliceProbabilities | None]:
     """The likeliest class of every voxel of a crop, 0 outside the brain; and the mean of all class probabilities where they are wanted.
 
-    The mean of networks for regions is cut region by region; with one network of another kind among them the likeliest class counts.
+    `slices` are those wanted, where the networks go by slices; None for all. A 2-D network is mirrored in plane at most. The mean of
+    networks for regions is cut region by region; with one network of another kind among them the likeliest class counts.
 
     Raises:
         InputError: a network's output is not a number.
@@ -79,15 +97,17 @@ def segment_crop(
     first = segmenters[0]
     if len(segmenters) == 1 and mirroring == "none" and not with_probabilities:
         labels = label_map(
-            first.network, image, n_dims=first.n_dims, divisor=first.divisor, window=first.window, class_shift=first.class_shift
-        )
+            first.network, image, n_dims=first.n_dims, divisor=first.divisor, window=first.window_for(image),
+            slices_around=first.slices_around, slices=slices, class_shift=first.class_shift,
+        )  # fmt: skip
         return labels, None
-    probabilities = _mean_probabilities(segmenters, image, mirroring=mirroring)
+    probabilities = _mean_probabilities(segmenters, image, slices=slices, mirroring=mirroring)
+    brain = brain_mask(image if slices is None else image[slices])
     readout: Readout = "regions" if all(s.readout == "regions" for s in segmenters) else "softmax"
-    return most_likely(probabilities, brain_mask(image), readout=readout), probabilities if with_probabilities else None
+    return most_likely(probabilities, brain, readout=readout), probabilities if with_probabilities else None
 
 
-def _mean_probabilities(segmenters: Sequence[Segmenter], image: Image, *, mirroring: Mirroring) -> Probabilities:
+def _mean_probabilities(segmenters: Sequence[Segmenter], image: Image, *, slices: slice | None, mirroring: Mirroring) -> SliceProbabilities:
     total: np.ndarray | float = 0.0
     for s in segmenters:
         total = total + class_probabilities(
@@ -95,8 +115,10 @@ def _mean_probabilities(segmenters: Sequence[Segmenter], image: Image, *, mirror
             image,
             n_dims=s.n_dims,
             divisor=s.divisor,
-            window=s.window,
-            mirroring=mirroring,
+            window=s.window_for(image),
+            slices_around=s.slices_around,
+            slices=slices,
+            mirroring="in_plane" if s.n_dims == 2 and mirroring == "all_axes" else mirroring,
             class_shift=s.class_shift,
             readout=s.readout,
         )

@@ -127,7 +127,8 @@ def _case_dice(segmenter: Segmenter, bank: PatchBank, case: int, shifts: Mapping
         image,
         n_dims=segmenter.n_dims,
         divisor=segmenter.divisor,
-        window=segmenter.window,
+        window=segmenter.window_for(image),
+        slices_around=segmenter.slices_around,
         readout=segmenter.readout,
     )
     dice = np.empty((len(shifts), len(COMPONENTS_MM3), len(ENHANCING_MM3)))

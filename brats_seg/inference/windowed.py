@@ -1,6 +1,8 @@
 """MONAI's sliding window, for networks whose output depends on how much of the image they are shown."""
 
+import os
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -14,15 +16,26 @@ from monai.networks.nets.swin_unetr import WindowAttention
 from torch import Tensor, nn
 
 from brats_seg.core.shapes import Image
+from brats_seg.inference.slices import stack_slices
 from brats_seg.models.cascade import crop_sides, margin_of
 
 Inference = Literal["auto", "whole", "windowed"]
-"""How a network is led over an image: as `needs_windows` says, in whole slices (or the whole volume), or in windows."""
+"""How a network is led over an image: as `choose_window` says, in whole slices (or the whole volume), or in windows."""
 
 OVERLAP = 0.5
 """Share of a window that the next one covers too; nnU-Net's default."""
-LARGE_3D = 10_000_000
-"""Weights from which a 3-D network counts as too large to be shown a whole brain; the residual U-Net of four levels has 4.8 million."""
+WHOLE_SHARE = 0.5
+"""Share of a crop that the training patch must cover for a 3-D network with instance or group norm to see the crop whole.
+
+Its norms average over what it sees. From one half on, the larger part of the crop is what a patch of training showed it at one time. No
+other value was tried.
+"""
+MEMORY_SHARE = 0.5
+"""Share of a device's memory that a whole volume may take. It is of all memory, not of what is free at the moment: the same command
+then gives the same label map every time."""
+LAYERS_ALIVE = 12
+"""Outputs of the widest layer that take as much memory as a whole pass: 10 (bfloat16) and 9 (float32) were measured for a residual
+dynunet of 16, 32, 64, 128, 128 channels."""
 _SLICES = 8
 _WINDOWS = {2: 32, 3: 2}  # in one pass, by axes of the window; never 1: MONAI then multiplies the input itself by the Gaussian
 _NORMS_BY_EXTENT = (nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
@@ -30,26 +43,89 @@ _ATTENTION = (nn.MultiheadAttention, SABlock, CrossAttentionBlock, WindowAttenti
 
 
 def needs_windows(network: nn.Module) -> bool:
-    """Whether a network must see windows of the size it was trained on.
+    """Whether a voxel's output depends on how much of the image the network is shown.
 
     Instance and group norm average over what is shown, attention weighs against all of it: there a voxel's output is another one in a
-    whole slice than in a patch. And a large 3-D network does not fit into memory with a whole brain (`LARGE_3D`).
+    whole slice than in a patch.
     """
-    modules = list(network.modules())
-    if any(isinstance(module, (*_NORMS_BY_EXTENT, *_ATTENTION)) for module in modules):
-        return True
-    is_3d = any(isinstance(module, nn.Conv3d) for module in modules)
-    return is_3d and sum(parameter.numel() for parameter in network.parameters()) >= LARGE_3D
+    return any(isinstance(module, (*_NORMS_BY_EXTENT, *_ATTENTION)) for module in network.modules())
 
 
-def choose_window(network: nn.Module, *, patch_size: Sequence[int], inference: Inference = "auto") -> tuple[int, ...] | None:
-    """The window to lead a network over an image with: the patch it was trained on, or None for whole slices (or the whole volume)."""
-    windowed = needs_windows(network) if inference == "auto" else inference == "windowed"
-    return tuple(patch_size) if windowed else None
+def choose_window(
+    network: nn.Module,
+    *,
+    patch_size: Sequence[int],
+    inference: Inference = "auto",
+    image_shape: Sequence[int] | None = None,
+    divisor: int = 16,
+) -> tuple[int, ...] | None:
+    """The window to lead a network over an image with: the patch it was trained on, or None for whole slices (or the whole volume).
+
+    "auto" shows a 2-D network whole slices unless it `needs_windows`. It shows a 3-D network the whole volume where that fits into
+    memory (`whole_volume_bytes`), unless the network has attention, or norms over what it sees and a patch that covers less than
+    `WHOLE_SHARE` of the crop.
+
+    Args:
+        network: ready for inference.
+        patch_size: (Y, X) or (Z, Y, X), voxels.
+        inference: "whole" and "windowed" leave no choice.
+        image_shape: (Z, Y, X, M) of the crop; None gives the window of a 3-D network for crops that it does not see whole.
+        divisor: what the sides of the network's input must be a multiple of.
+    """
+    window = tuple(patch_size)
+    if inference != "auto":
+        return window if inference == "windowed" else None
+    if len(window) == 2:
+        return window if needs_windows(network) else None
+    return None if image_shape is not None and _sees_whole(network, window, tuple(image_shape), divisor) else window
+
+
+def whole_volume_bytes(network: nn.Module, image_shape: Sequence[int], *, divisor: int = 16) -> int:
+    """Memory that a 3-D network takes for a whole crop (Z, Y, X, M), roughly.
+
+    Padded voxels x bytes of a number x values of the widest layer for each voxel of the input x `LAYERS_ALIVE`. The widest layer is found
+    by a pass over a cube of twice the divisor.
+    """
+    *sides, n_channels = image_shape
+    like = next(network.parameters(), torch.zeros(0))
+    widest = 0
+
+    def note(module: nn.Module, inputs: object, output: object) -> None:
+        nonlocal widest
+        if isinstance(output, Tensor):
+            widest = max(widest, output.numel())
+
+    hooks = [module.register_forward_hook(note) for module in network.modules()]
+    cube = torch.zeros((1, n_channels, *(2 * divisor,) * 3), dtype=like.dtype, device=like.device)
+    try:
+        with torch.inference_mode():
+            network(cube)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    n_voxels = prod(-(-side // divisor) * divisor for side in sides)
+    return n_voxels * like.element_size() * LAYERS_ALIVE * widest // (2 * divisor) ** 3
+
+
+def _sees_whole(network: nn.Module, patch_size: tuple[int, ...], image_shape: tuple[int, ...], divisor: int) -> bool:
+    if any(isinstance(module, _ATTENTION) for module in network.modules()):
+        return False
+    share = prod(min(side, of) / of for side, of in zip(patch_size, image_shape[:3], strict=True))
+    if needs_windows(network) and share < WHOLE_SHARE:
+        return False
+    device = next(network.parameters(), torch.zeros(0)).device
+    return whole_volume_bytes(network, image_shape, divisor=divisor) <= MEMORY_SHARE * _memory_bytes(device)
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """All memory of a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def window_logits(
-    network: nn.Module, image: Image, *, window: tuple[int, ...], overlap: float = OVERLAP
+    network: nn.Module, image: Image, *, window: tuple[int, ...], overlap: float = OVERLAP, slices_around: int = 0
 ) -> Iterator[tuple[np.ndarray, Float[Tensor, "n k y x"]]]:
     """Run a network over overlapping windows, which are averaged with Gaussian weights (a standard deviation of an eighth of the window).
 
@@ -61,6 +137,7 @@ def window_logits(
         image: (Z, Y, X, M) float16; may be a read-only map.
         window: (Y, X), then every slice is a picture of its own, or (Z, Y, X).
         overlap: 0 to below 1.
+        slices_around: see `stack_slices`; 0 for a window of three axes.
 
     Yields:
         Some slices' numbers, in order, and their logits (n, K, Y, X), float32.
@@ -95,5 +172,7 @@ def window_logits(
         return
     for first in range(0, n_slices, _SLICES):
         zs = np.arange(first, min(first + _SLICES, n_slices))
-        slices = torch.from_numpy(np.array(image[first : first + _SLICES])).to(like.device, torch.float32)
+        stack = np.empty((len(zs), *image.shape[1:3], image.shape[3] * (2 * slices_around + 1)), np.float16)
+        stack_slices(image, zs, slices_around=slices_around, out=stack)
+        slices = torch.from_numpy(stack).to(like.device, torch.float32)
         yield zs, stitch(slices.permute(0, 3, 1, 2))

@@ -137,7 +137,7 @@ def _from_slices(network: nn.Module, bank: PatchBank, ids: np.ndarray, divisor: 
     for case in np.unique(cases):
         image, _ = bank.volume(int(case))
         wanted = np.unique(zs[cases == case])
-        for part, logits in slice_logits(network, image, wanted, divisor=divisor):
+        for part, logits in slice_logits(network, image, wanted, divisor=divisor, slices_around=bank.slices_around):
             here = np.flatnonzero((cases == case) & np.isin(zs, part))
             slots = np.searchsorted(part, zs[here])
             places = (torch.from_numpy(i).to(logits.device) for i in (slots, ys[here], xs[here]))

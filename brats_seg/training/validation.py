@@ -117,8 +117,10 @@ def _judged_by(classes: Sequence[str]) -> tuple[str, ...]:
 
 def _histogram(network: nn.Module, bank: PatchBank, case: int, divisor: int) -> JointHistogram:
     image, reference = bank.volume(case)
-    window = choose_window(network, patch_size=bank.patch_size)
-    predicted = label_map(network, image, n_dims=3 if len(bank.patch_size) == 3 else 2, divisor=divisor, window=window)
+    window = choose_window(network, patch_size=bank.patch_size, image_shape=image.shape, divisor=divisor)
+    predicted = label_map(
+        network, image, n_dims=3 if len(bank.patch_size) == 3 else 2, divisor=divisor, window=window, slices_around=bank.slices_around
+    )
     outside = reference == OUTSIDE
     if HEALTHY in bank.classes:
         reference = np.where(outside, np.uint8(bank.classes.index(HEALTHY)), reference)

@@ -9,7 +9,18 @@ from torch import nn
 from brats_seg.core.kernels import largest_class, largest_class_numpy
 from brats_seg.core.runtime import Runtime
 from brats_seg.errors import InputError
-from brats_seg.inference.dense import brain_mask, class_probabilities, label_map, label_maps, most_likely, ready_for_inference, slice_logits
+from brats_seg.inference.dense import (
+    _largest_on_cpu,
+    _largest_on_device,
+    brain_mask,
+    class_probabilities,
+    label_map,
+    label_maps,
+    most_likely,
+    ready_for_inference,
+    slice_logits,
+)  # fmt: skip
+from brats_seg.inference.segmenter import Segmenter, segment_crop
 from brats_seg.models.cascade import crop_sides
 
 CPU = Runtime(torch.device("cpu"))
@@ -139,6 +150,81 @@ def test_probabilities_average_over_mirrors():
     assert np.allclose(mirrored, by_hand, atol=1e-6)
     pointwise = class_probabilities(nn.Identity(), image)
     assert np.allclose(class_probabilities(nn.Identity(), image, mirroring="in_plane"), pointwise, atol=1e-6)
+
+
+def test_a_volume_is_mirrored_along_all_three_axes_and_slices_in_plane_alone():
+    image, network = random_image((4, 8, 8)), small_unet(n_dims=3)
+    by_hand = np.mean(
+        [
+            np.flip(class_probabilities(network, np.flip(image, axes), n_dims=3), tuple(axis + 1 for axis in axes))
+            for axes in ((), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2))
+        ],
+        axis=0,
+    )
+    assert np.allclose(class_probabilities(network, image, n_dims=3, mirroring="all_axes"), by_hand, atol=1e-6)
+    flat = Segmenter(small_unet(), ("t1n", "t1c", "t2w", "t2f"), ("a", "b", "c"))
+    found = [segment_crop([flat], image, mirroring=way, with_probabilities=True)[1] for way in ("all_axes", "in_plane")]
+    assert np.array_equal(*found)
+
+
+def test_slices_around_are_further_channels_from_below_to_above():
+    image, network = random_image((5, 6, 7), n_channels=2), nn.Identity()
+    air = np.zeros((6, 7, 2), np.float16)
+    expected = [np.concatenate([image[z - 1] if z else air, image[z], image[z + 1] if z < 4 else air], axis=-1) for z in range(5)]
+    for zs, logits in slice_logits(network, image, np.arange(5), batch_size=2, slices_around=1):
+        assert np.array_equal(logits.permute(0, 2, 3, 1).numpy(), np.stack(expected)[zs].astype(np.float32))
+    in_windows = class_probabilities(network, image, slices_around=1, window=(4, 4))
+    np.testing.assert_allclose(in_windows, class_probabilities(network, image, slices_around=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("slices_around", [0, 1, 2])
+def test_groups_of_slices_are_the_crop_to_the_bit(slices_around):
+    image = random_image((19, 12, 10))
+    network = small_unet(n_channels=4 * (2 * slices_around + 1))
+    segmenter = Segmenter(network, ("t1n", "t1c", "t2w", "t2f"), ("a", "b", "c"), slices_around=slices_around)
+    for wish in ({}, {"mirroring": "in_plane", "with_probabilities": True}):
+        labels, probabilities = segment_crop([segmenter], image, **wish)
+        parts = [segment_crop([segmenter], image, slices=slice(z, z + 8), **wish) for z in (0, 8, 16)]
+        assert np.array_equal(np.concatenate([part for part, _ in parts]), labels)
+        if probabilities is not None:
+            assert np.array_equal(np.concatenate([part for _, part in parts], axis=1), probabilities)
+
+
+def test_an_instance_norm_of_a_volume_keeps_the_channels_last_and_its_numbers():
+    network = nn.InstanceNorm3d(3, affine=True)
+    nn.init.normal_(network.weight)
+    inputs = torch.randn(1, 3, 8, 9, 10).contiguous(memory_format=torch.channels_last_3d)
+    ready = ready_for_inference(network, runtime=CPU)
+    with torch.inference_mode():
+        found = ready(inputs)
+        torch.testing.assert_close(found, network(inputs), atol=1e-5, rtol=1e-5)
+        assert found.is_contiguous(memory_format=torch.channels_last_3d)
+        two = torch.cat([inputs, 2 * inputs])
+        torch.testing.assert_close(ready(two), network(two), atol=1e-5, rtol=1e-5)
+
+
+def test_an_instance_norm_in_bfloat16_is_as_exact_as_its_input():
+    """Means of 2 million numbers: added up in bfloat16 they would stop at 256."""
+    inputs = (torch.randn(1, 2, 128, 128, 128, generator=torch.Generator().manual_seed(0)) + 3).bfloat16()
+    ready = ready_for_inference(nn.InstanceNorm3d(2, affine=True), runtime=Runtime(torch.device("cpu"), torch.bfloat16))
+    exact = inputs.double()
+    exact = (exact - exact.mean((2, 3, 4), keepdim=True)) / exact.std((2, 3, 4), keepdim=True)
+    with torch.inference_mode():
+        off = (ready(inputs.contiguous(memory_format=torch.channels_last_3d)).double() - exact).abs()
+    assert off.max() < 2**-8 * exact.abs().max() + 0.01
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.integers(1, 6), st.integers(0, 99))
+def test_the_largest_class_on_a_device_is_that_on_the_cpu(n, n_y, n_x, n_classes, seed):
+    rng = np.random.default_rng(seed)
+    logits = torch.from_numpy(rng.integers(-2, 3, (n, n_classes, n_y, n_x)).astype(np.float32))  # many ties
+    brain, shifts = rng.random((n, n_y, n_x)) < 0.7, rng.integers(-1, 2, (2, n_classes)).astype(np.float32)
+    for values in (logits, logits.bfloat16(), torch.where(logits == 2, torch.nan, logits)):
+        (ours, is_sound), (theirs, was_sound) = (find(values, brain, shifts) for find in (_largest_on_device, _largest_on_cpu))
+        assert is_sound == was_sound
+        assert is_sound == (not values.isnan().any())
+        assert not is_sound or all(np.array_equal(*pair) for pair in zip(ours, theirs, strict=True))
 
 
 def test_a_three_dimensional_network_sees_the_volume_at_once():

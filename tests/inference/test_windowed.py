@@ -9,7 +9,7 @@ from torch import nn
 from brats_seg.config import Network
 from brats_seg.core.runtime import Runtime
 from brats_seg.inference.dense import class_probabilities, label_map, ready_for_inference
-from brats_seg.inference.windowed import choose_window, needs_windows, window_logits
+from brats_seg.inference.windowed import choose_window, needs_windows, whole_volume_bytes, window_logits
 from brats_seg.models.cascade import crop_sides
 from brats_seg.models.networks import make_network
 
@@ -92,13 +92,41 @@ def test_transformers_need_windows(network):
     assert needs_windows(network)
 
 
-def test_large_3d_networks_need_windows_and_large_2d_ones_do_not():
-    with torch.device("meta"):
-        large, small = nn.Conv3d(320, 320, 5), nn.Conv3d(32, 32, 3)
-        flat = nn.Conv2d(1000, 1000, 5)
-    assert needs_windows(large)
-    assert not needs_windows(small)
-    assert not needs_windows(flat)
+# Whole volumes
+
+
+def volume_network(norm: str) -> nn.Module:
+    network = make_network(Network(name="dynunet", channels=(4, 8, 8), norm=norm), n_channels=4, n_classes=4, n_dims=3)
+    return ready_for_inference(network, runtime=Runtime(torch.device("cpu")))
+
+
+@pytest.mark.parametrize("norm", ["instance", "group"])
+def test_a_volume_is_seen_whole_where_the_training_patch_covers_half_of_it(norm):
+    network = volume_network(norm)
+
+    def chosen(*sides: int) -> tuple[int, ...] | None:
+        return choose_window(network, patch_size=(16, 16, 16), image_shape=(*sides, 4), divisor=4)
+
+    assert chosen(16, 16, 32) is None
+    assert chosen(8, 8, 32) is None  # what is narrower than the patch is covered
+    assert chosen(16, 16, 33) == (16, 16, 16)
+    assert choose_window(network, patch_size=(16, 16, 16)) == (16, 16, 16)
+    assert choose_window(network, patch_size=(16, 16, 16), image_shape=(16, 16, 33, 4), inference="whole") is None
+    assert choose_window(network, patch_size=(16, 16, 16), image_shape=(16, 16, 16, 4), inference="windowed") == (16, 16, 16)
+
+
+def test_a_volume_that_does_not_fit_into_memory_is_seen_in_windows(monkeypatch):
+    network, shape = volume_network("batch"), (15, 16, 33, 4)
+    needed = whole_volume_bytes(network, shape, divisor=4)
+    assert needed == 16 * 16 * 36 * 4 * 12 * 4  # voxels, bytes of a number, layers alive, channels at full resolution
+    for memory, window in ((2 * needed, None), (2 * needed - 1, (16, 16, 16))):
+        monkeypatch.setattr("brats_seg.inference.windowed._memory_bytes", lambda device, memory=memory: memory)
+        assert choose_window(network, patch_size=(16, 16, 16), image_shape=shape, divisor=4) == window
+
+
+def test_attention_sees_windows_however_small_the_volume():
+    network = nn.Sequential(nn.Conv3d(4, 4, 1), nn.MultiheadAttention(8, 2))
+    assert choose_window(network, patch_size=(16, 16, 16), image_shape=(16, 16, 16, 4)) == (16, 16, 16)
 
 
 @pytest.mark.parametrize("window", [(4, 4), (4, 4, 4)])

@@ -71,8 +71,9 @@ def test_every_network_learns_saves_loads_and_predicts(name: str, n_dims: int) -
     fresh.load_state_dict(trained.state_dict())
     image = np.random.default_rng(0).standard_normal((3, 7, 9, 2)).astype(np.float16)
     ready = [ready_for_inference(one, runtime=Runtime(torch.device("cpu"))) for one in (trained, fresh)]
-    window = choose_window(ready[0], patch_size=inputs.shape[2:])
-    labels = [label_map(one, image, n_dims=n_dims, divisor=network_divisor(network), window=window) for one in ready]
+    divisor = network_divisor(network)
+    window = choose_window(ready[0], patch_size=inputs.shape[2:], image_shape=image.shape, divisor=divisor)
+    labels = [label_map(one, image, n_dims=n_dims, divisor=divisor, window=window) for one in ready]
     assert labels[0].shape == (3, 7, 9)
     assert np.array_equal(*labels)
 
