@@ -1,14 +1,17 @@
 """What SimpleITK does to a volume: another spacing, and N4 bias correction."""
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from jaxtyping import Float32, Num
 
+from brats_seg.core.arrays import read_npy
 from brats_seg.core.files import atomic
 from brats_seg.core.shapes import Mask, Volume
+from brats_seg.errors import InputError
 
 Spacing = tuple[float, float, float]
 Shape = tuple[int, int, int]
@@ -56,8 +59,8 @@ def correct_bias(volume: Volume, brain: Mask, *, cache: Path | None = None) -> F
         cache.mkdir(parents=True, exist_ok=True)
         told = repr((volume.shape, volume.dtype.name)).encode() + volume.tobytes() + brain.tobytes()
         path = cache / f"{hashlib.sha256(told).hexdigest()}.npy"
-        if path.is_file():
-            field = np.load(path)
+        with suppress(InputError):  # absent or damaged: made again
+            field = read_npy(path)
     if field is None:
         field = _fit_log_field(volume.astype(np.float32), brain)
         if cache is not None:

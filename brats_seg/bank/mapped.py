@@ -1,21 +1,20 @@
 """Volumes of a bank, mapped at first use and without holding a file descriptor."""
 
-import ast
 import ctypes
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64, Shaped
 
+from brats_seg.core.arrays import read_npy_header
 from brats_seg.core.shapes import Ids, Image, TissueMap
 from brats_seg.errors import InputError
 
-_MAGIC = b"\x93NUMPY"
 _MADV_RANDOM = 1
-_LIBC = ctypes.CDLL(None)
+_LIBC = ctypes.CDLL(None) if os.name == "posix" else None
 
 
 def map_array(path: Path, *, read_ahead: bool = True) -> Shaped[np.ndarray, "..."]:
@@ -33,25 +32,18 @@ def map_array(path: Path, *, read_ahead: bool = True) -> Shaped[np.ndarray, "...
         InputError: no such file, not a `.npy` file in C order, or shorter than its header says.
     """
     try:
-        n_bytes = path.stat().st_size
-        raw = torch.from_file(str(path), shared=False, size=n_bytes, dtype=torch.uint8).numpy() if n_bytes else np.zeros(0, np.uint8)
-    except (OSError, RuntimeError) as error:
+        header = read_npy_header(path)
+    except InputError as error:
+        raise InputError(f"{error}; build the bank again") from None
+    n_bytes = header.offset + header.n_bytes
+    try:
+        raw = torch.from_file(str(path), shared=False, size=n_bytes, dtype=torch.uint8).numpy()
+    except RuntimeError as error:
         raise InputError(f"{path}: cannot be mapped: {error}") from None
-    if n_bytes and not read_ahead and hasattr(_LIBC, "madvise"):
+    if not read_ahead and _LIBC is not None and hasattr(_LIBC, "madvise"):
         _LIBC.madvise(ctypes.c_void_p(raw.ctypes.data), ctypes.c_size_t(n_bytes), _MADV_RANDOM)
     raw.flags.writeable = False
-    if raw[:6].tobytes() != _MAGIC:
-        raise InputError(f"{path}: not a .npy file; build the bank again")
-    start = 10 if raw[6] == 1 else 12
-    offset = start + int.from_bytes(raw[8:start].tobytes(), "little")
-    try:
-        header: dict[str, Any] = ast.literal_eval(raw[start:offset].tobytes().decode("latin1"))
-        dtype, shape, is_fortran = np.dtype(header["descr"]), tuple(header["shape"]), header["fortran_order"]
-    except (ValueError, SyntaxError, KeyError, TypeError):
-        raise InputError(f"{path}: has a damaged header; build the bank again") from None
-    if is_fortran or n_bytes != offset + dtype.itemsize * int(np.prod(shape)):
-        raise InputError(f"{path}: {n_bytes} bytes do not hold {shape} of {dtype} in C order; build the bank again")
-    return raw[offset:].view(dtype).reshape(shape)
+    return raw[header.offset :].view(header.dtype).reshape(header.shape)
 
 
 class Volumes:

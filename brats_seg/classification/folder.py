@@ -1,6 +1,8 @@
 """An image folder in ImageNet's layout: a folder a class, files decoded when drawn."""
 
 import os
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -12,13 +14,31 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
+from brats_seg.core.files import open_regular
 from brats_seg.core.progress import track
 from brats_seg.errors import InputError
 
 SHORTER_SIDE = 256
 """Pixels; Buda et al. 2018, section 3.3.3."""
 CROP = 224
+MOST_PIXELS = 1 << 26
+"""Of an image; decoded it takes 200 MB."""
+MOST_ELONGATED = 100
+"""Times the short side that the long side may have: the short one is brought to 256 pixels."""
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    ArithmeticError,
+    LookupError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+"""What Pillow raises over bytes that are no whole image."""
 _CHUNK = 256
 """Files that a thread checks at a time."""
 
@@ -135,10 +155,13 @@ def read_image(path: Path) -> Image.Image:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The image of a file; what is wrong with it, also when it is decoded, is told by its path."""
     try:
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
+        with open_regular(path) as file, Image.open(file, formats=("JPEG", "PNG")) as image:
+            if image.width * image.height > MOST_PIXELS or max(image.size) > MOST_ELONGATED * min(image.size):
+                most = f"{MOST_PIXELS:,} pixels and a long side of {MOST_ELONGATED} short ones are the most"
+                raise ValueError(f"{image.width} x {image.height} pixels; {most}")
             yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        said = str(error).partition("'/")[0].strip() or type(error).__name__
+    except _DAMAGE as error:
+        said = getattr(error, "strerror", None) or str(error).partition("<_io")[0].strip() or type(error).__name__
         raise InputError(f"{path}: not a whole JPEG or PNG: {said}; replace it or remove it") from None
 
 

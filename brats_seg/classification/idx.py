@@ -1,19 +1,19 @@
 """IDX files (MNIST's form), packed or not -> arrays."""
 
-import gzip
-import zlib
+import math
+import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import igzip
 from jaxtyping import UInt8
 
+from brats_seg.core.files import open_regular
+from brats_seg.core.packed import MAX_INFLATION, UNPACK_ERRORS, fill
 from brats_seg.errors import InputError
 
 _UNSIGNED_BYTE = 8  # the type code of every IDX file that MNIST and its kin come in
 _MOST_BYTES = 1 << 32
-_UNPACK_ERRORS: tuple[Any, ...] = (EOFError, OSError, gzip.BadGzipFile, zlib.error, isal_zlib.error)
 
 
 def read_idx(path: Path, *, n_axes: int) -> UInt8[np.ndarray, "..."]:
@@ -28,18 +28,21 @@ def read_idx(path: Path, *, n_axes: int) -> UInt8[np.ndarray, "..."]:
     """
     packed = path.suffix == ".gz"
     try:
-        with path.open("rb") as file, igzip.IGzipFile(fileobj=file, mode="rb") if packed else file as stream:
+        with open_regular(path) as file, igzip.IGzipFile(fileobj=file, mode="rb") if packed else file as stream:
+            most = os.fstat(file.fileno()).st_size * (MAX_INFLATION if packed else 1)
             shape = _shape(stream.read(4 + 4 * n_axes), path=path, n_axes=n_axes)
-            expected = int(np.prod(shape, dtype=object))
+            expected = math.prod(shape)
             if expected > _MOST_BYTES:
                 raise InputError(f"{path}: its header asks for {expected} bytes; {_MOST_BYTES} at most")
-            content = stream.read(expected + 1)
-    except _UNPACK_ERRORS as error:
-        raise InputError(f"{path}: cannot be read: {error or 'the packed file is cut short'}; get it again") from None
-    if len(content) != expected:
-        found = "more" if len(content) > expected else f"{len(content)}"
+            content = fill(stream, min(expected, most))
+            has_more = bool(stream.read(1))
+    except UNPACK_ERRORS as error:
+        said = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read: {said or 'the packed file is cut short'}; get it again") from None
+    if content.size != expected or has_more:
+        found = "more" if has_more else f"{content.size}"
         raise InputError(f"{path}: its header says {' x '.join(map(str, shape))} = {expected} bytes, and {found} follow; get it again")
-    return np.frombuffer(content, np.uint8).reshape(shape).copy()
+    return content.reshape(shape)
 
 
 def _shape(header: bytes, *, path: Path, n_axes: int) -> tuple[int, ...]:

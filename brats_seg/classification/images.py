@@ -2,8 +2,6 @@
 
 import hashlib
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +15,8 @@ from brats_seg.classification.cifar import CIFAR10_CLASSES, Rows, read_binary_ba
 from brats_seg.classification.folder import FolderImages, list_folder
 from brats_seg.classification.idx import read_idx
 from brats_seg.classification.whitening import whitened
+from brats_seg.core.arrays import read_npz
+from brats_seg.core.files import read_text
 from brats_seg.errors import InputError, UsageError
 
 Pixels = UInt8[np.ndarray, "n y x c"] | Float32[np.ndarray, "n y x c"]
@@ -236,7 +236,7 @@ def _joined(read: Callable[[Path], Rows], paths: Sequence[Path]) -> Rows:
 
 
 def _cifar_names(path: Path) -> tuple[str, ...]:
-    names = tuple(path.read_text(encoding="utf-8", errors="replace").split()) if path.is_file() else CIFAR10_CLASSES
+    names = tuple(read_text(path).split()) if path.is_file() else CIFAR10_CLASSES
     if len(names) != len(CIFAR10_CLASSES):
         raise InputError(f"{path}: {len(names)} class names; CIFAR-10 has {len(CIFAR10_CLASSES)}")
     return names
@@ -269,12 +269,11 @@ def _like(train: ImageSet, folder: Path) -> ImageSet:
 
 def _npz(path: Path) -> Splits:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # NumPy leaves a damaged file open
-            arrays = {key: archive[key] for key in archive.files}
+        arrays = read_npz(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give an .npz with train_images, train_labels, test_images, test_labels") from None
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, AttributeError, MemoryError) as error:
-        raise InputError(f"{path}: cannot be read as .npz: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as .npz: {error.strerror or error}") from None
     if "images" in arrays and "labels" in arrays:
         return _hold_out(_npz_part(path, arrays, "", names=None))
     for key in ("train_images", "train_labels", "test_images", "test_labels"):
@@ -300,8 +299,17 @@ def _npz_part(path: Path, arrays: dict[str, np.ndarray], prefix: str, *, names: 
     if int(labels.max(initial=0)) >= _MOST_CLASSES:
         raise InputError(f"{path}: {prefix}labels go up to {labels.max()}; labels are numbers of classes, {_MOST_CLASSES - 1} at most")
     given = arrays.get("class_names")
-    names = names or (tuple(map(str, given.ravel())) if given is not None else tuple(map(str, range(int(labels.max(initial=0)) + 1))))
+    names = names or (tuple(map(str, range(int(labels.max(initial=0)) + 1))) if given is None else _texts(path, given))
     return ImageSet(f"{path} {prefix}images", images if images.ndim == 4 else images[..., None], _int64(labels), names, BYTE_SCALE)
+
+
+def _texts(path: Path, names: np.ndarray) -> tuple[str, ...]:
+    if len(names.ravel()) > _MOST_CLASSES or names.dtype.kind not in "US":
+        raise InputError(f"{path}: class_names is {names.dtype} of {names.size}; a text for each class")
+    try:
+        return tuple(map(str, names.ravel()))
+    except ValueError:  # bytes that are no characters
+        raise InputError(f"{path}: class_names is no text") from None
 
 
 def _int64(labels: Integer[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:

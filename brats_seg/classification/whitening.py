@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from brats_seg.core.arrays import read_npy_header
 from brats_seg.core.files import atomic
 from brats_seg.errors import InputError
 
@@ -83,9 +84,12 @@ def whitened(
 
 def _mapped(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="c")  # copy on write: torch takes no read-only array without a warning
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: a damaged cache of whitened images: {error}; remove it") from None
+        header = read_npy_header(path)
+    except InputError as error:
+        said = str(error).removeprefix(f"{path}: ")
+        raise InputError(f"{path}: a damaged cache of whitened images: {said}; remove it") from None
+    # copy on write: torch takes no read-only array without a warning
+    return np.memmap(path, header.dtype, mode="c", offset=header.offset, shape=header.shape)
 
 
 def _digest(sets: tuple[np.ndarray, ...]) -> str:

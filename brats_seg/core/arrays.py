@@ -1,6 +1,7 @@
 """npy and npz files -> arrays; a header is matched, not evaluated."""
 
 import math
+import os
 import re
 import zipfile
 from collections.abc import Sequence
@@ -23,6 +24,15 @@ _HEADER = re.compile(
     r"'shape': \((?P<shape>(?:\d{1,18}, ?)*(?:\d{1,18})?)\),? ?\}\s*"
 )
 _MOST_AXES = 16
+_DAMAGE: tuple[type[Exception], ...] = (
+    *UNPACK_ERRORS,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    RuntimeError,
+    zipfile.BadZipFile,
+)
+"""What `zipfile` raises over bytes that are no whole archive."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,32 @@ def parse_npy_header(start: bytes) -> ArrayHeader:
     return ArrayHeader(dtype, shape, header["order"] == "True", offset)
 
 
+def read_npy_header(path: Path) -> ArrayHeader:
+    """The header of a `.npy` file in C order whose size it fits.
+
+    Raises:
+        InputError: no such file, no array of numbers in C order, or shorter or longer than the header says.
+    """
+    try:
+        with open_regular(path) as file:
+            n_bytes, start = os.fstat(file.fileno()).st_size, file.read(NPY_HEADER_BYTES)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    try:
+        header = parse_npy_header(start)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    if header.is_fortran or n_bytes != header.offset + header.n_bytes:
+        raise InputError(f"{path}: {n_bytes:,} bytes do not hold {header.shape} of {header.dtype} in C order")
+    return header
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """The array of a `.npy` file. Raises `InputError` as `read_npy_header`."""
+    header = read_npy_header(path)
+    return np.fromfile(path, header.dtype, offset=header.offset).reshape(header.shape)
+
+
 def read_npz(path: Path, *, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """The arrays of an `.npz` file, all or those of some names that are there. Nothing in the file is executed.
 
@@ -75,7 +111,7 @@ def read_npz(path: Path, *, names: Sequence[str] | None = None) -> dict[str, np.
                 members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
                 wanted = members if names is None else {name: members[name] for name in names if name in members}
                 return {name: _member(archive, member) for name, member in wanted.items()}
-        except (*UNPACK_ERRORS, ValueError, ArithmeticError, LookupError, RuntimeError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             said = printable(" ".join(str(error).split()) or type(error).__name__, limit=150)
             raise InputError(f"{path}: cannot be read as .npz: {said}") from None
 

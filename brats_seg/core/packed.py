@@ -2,7 +2,7 @@
 
 import gzip
 import zlib
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 from isal import isal_zlib
@@ -23,16 +23,8 @@ UNPACK_ERRORS: tuple[type[Exception], ...] = (
 _CHUNK = 1 << 20
 
 
-class Source(Protocol):
-    """A stream that fills a buffer, such as a file or a gzip stream."""
-
-    def readinto(self, buffer: Any, /) -> int | None:
-        """Fill as much of a buffer as there is; 0 at the end."""
-        ...
-
-
-def fill(stream: Source, n_bytes: int) -> UInt8[np.ndarray, " n"]:
-    """The next bytes of a stream, up to `n_bytes`: fewer where the stream ends. Memory is used as it is filled."""
+def fill(stream: Any, n_bytes: int) -> UInt8[np.ndarray, " n"]:
+    """The next bytes of a stream that has `readinto`, up to `n_bytes`: fewer where the stream ends. Memory is used as it is filled."""
     buffer = np.empty(n_bytes, np.uint8)
     done = 0
     while done < n_bytes:

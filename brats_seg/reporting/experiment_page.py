@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from jinja2 import Environment
 
 from brats_seg.bank.bank import PatchBank
+from brats_seg.core.arrays import read_npz
 from brats_seg.core.files import write_text
 from brats_seg.core.shapes import Image, TissueMap
+from brats_seg.errors import InputError
 from brats_seg.evaluation.comparison import FEWEST, MEAN, differences_to, trained_once
 from brats_seg.evaluation.run_rows import Row, variant_of
 from brats_seg.reporting.cases import MODALITY_WORDS
@@ -144,9 +145,8 @@ def _look(rows: Sequence[Row], banks: Mapping[str, Path], pictures: Sequence[str
 def _read_maps(path: Path) -> dict[str, TissueMap]:
     """Label maps by case; none where the file is absent or damaged, for they are pictures here, and the scores stand without them."""
     try:
-        with np.load(path) as maps:
-            return dict(maps)
-    except (OSError, ValueError, EOFError, BadZipFile):
+        return read_npz(path)
+    except (OSError, InputError):
         return {}
 
 

@@ -10,6 +10,10 @@ from brats_seg.bank.mapped import Volumes, map_array
 from brats_seg.errors import InputError
 
 
+def _npy(header: str) -> bytes:
+    return b"\x93NUMPY\x01\x00\x76\x00" + header.ljust(0x76).encode()[:0x76]
+
+
 @pytest.mark.parametrize(
     "array", [np.arange(24, dtype=np.float16).reshape(2, 3, 4), np.arange(5, dtype=np.uint32), np.zeros((0, 3), np.uint8)]
 )
@@ -30,7 +34,24 @@ def test_a_map_holds_no_descriptor(tmp_path: Path) -> None:
     assert all(m[-1] == 1 for m in mapped)
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "cannot be mapped"), (b"", "not a .npy"), (b"text", "not a .npy")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: No such file"),
+        (b"", "not a .npy"),
+        (b"text", "not a .npy"),
+        (b"\x93NUMPY", "not a .npy"),
+        (b"\x93NUMPY\x01\x00", "has a damaged header"),
+        (b"\x93NUMPY\x01\x00\xff\xff" + b"[" * 70_000, "has a damaged header"),
+        (b"\x93NUMPY\x03\x00\xff\xff\xff\x7f", "has a damaged header"),
+        (_npy("{'descr': '<f2', 'fortran_order': False, 'shape': ('3',), }"), "has a damaged header"),
+        (_npy("{'descr': '<f2', 'fortran_order': False, 'shape': (-3,), }"), "has a damaged header"),
+        (_npy("{'descr': '|O', 'fortran_order': False, 'shape': (3,), }"), "has a damaged header"),
+        (_npy("{'descr': '<f3', 'fortran_order': False, 'shape': (3,), }"), "has a damaged header"),
+        (_npy("{'descr': '<f2', 'fortran_order': False, 'shape': (999999999999, 999999999999), }"), "128 bytes do not hold"),
+        (_npy("{'descr': [('a', '<f2')], 'fortran_order': False, 'shape': (3,), }"), "has a damaged header"),
+    ],
+)
 def test_what_is_no_array_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / "a.npy").write_bytes(content)

@@ -127,3 +127,34 @@ def test_binary_files_cut_short_or_of_another_set(tmp_path):
     path.write_bytes(bytes(3073) + bytes([77]) + bytes(3072))
     with pytest.raises(InputError, match=r"b\.bin: row 1 has label 77; the labels are 0\.\.9"):
         read_binary_batch(path)
+
+
+def nested(n):
+    """A pickle of a mapping whose key is n tuples within each other."""
+    return b"\x80\x02}(" + b")" + b"\x85" * n + b"K\x01u."
+
+
+@pytest.mark.parametrize(
+    ("stream", "said"),
+    [
+        (b"\x80\x02Nr\xff\xff\xff\x2f.", "the instruction LONG_BINPUT that no CIFAR-10 batch has"),
+        (b"\x80\x02Nq\xff.", "the instruction BINPUT"),
+        (b"Np999999999\n.", "the instruction PUT"),
+        (nested(100_000), "the instruction TUPLE1"),
+        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.", "expected 9223372036854775807 bytes"),
+        (b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7fN.", ""),
+        (b"(iposix\nsystem\n.", "the instruction INST"),
+    ],
+)
+def test_a_pickle_that_asks_for_too_much_is_refused_before_it_is_built(tmp_path, stream, said):
+    (tmp_path / "batch").write_bytes(stream)
+    with pytest.raises(InputError, match=f"batch: not a pickled CIFAR-10 batch: .*{said}|batch: holds no 'data'"):
+        read_python_batch(tmp_path / "batch")
+
+
+def test_an_array_of_a_shape_that_its_bytes_do_not_fill(tmp_path):
+    head = b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    tail = b"\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R\x89U\x03abctbU\x06labels]K\x07au."
+    (tmp_path / "batch").write_bytes(head + b"(K\x01\x8a\x05\x00\x00\x00\x00\x7fM\x00\x0c" + tail)
+    with pytest.raises(InputError, match="batch: not a pickled CIFAR-10 batch: cannot reshape array of size 3"):
+        read_python_batch(tmp_path / "batch")

@@ -86,6 +86,18 @@ def test_an_image_larger_than_any_is_refused(root, monkeypatch):
         read_image(root / "cat" / "0.png")
 
 
+@pytest.mark.parametrize("size", [(1, 50_000), (50_000, 1), (9000, 9000)])
+def test_an_image_that_would_become_too_large_is_refused_when_drawn_and_by_the_check(tmp_path, size):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("L", size if name == "a" else (8, 8)).save(tmp_path / name / "x.png")
+    images, *_ = list_folder(tmp_path)
+    with pytest.raises(InputError, match=rf"a/x\.png: not a whole JPEG or PNG: {size[0]} x {size[1]} pixels; 67,108,864 pixels and"):
+        read_image(tmp_path / "a" / "x.png")
+    (line,) = broken_images(images)
+    assert f"{size[0]} x {size[1]} pixels" in line
+
+
 def test_a_text_file_among_the_images(root):
     (root / "cat" / "labels.txt").write_text("cat")
     with pytest.raises(InputError) as refused:

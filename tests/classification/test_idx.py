@@ -1,6 +1,7 @@
 """IDX files."""
 
 import gzip
+import os
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ def test_packed_or_not(tmp_path, name):
         (b"", "0 bytes are no IDX header of 16; get it again"),
         (CONTENT[:3] + b"\1" + CONTENT[4:], "begins with 00000801; an IDX file of bytes with 3 axes begins with 00000803"),
         (b"<html>" + CONTENT, "begins with 3c68746d; an IDX file of bytes with 3 axes begins with 00000803"),
+        (CONTENT[:4] + bytes([0, 0, 4, 0]) * 3, "its header says 1024 x 1024 x 1024 = 1073741824 bytes, and 0 follow; get it again"),
         (CONTENT[:4] + b"\xff" * 12, f"its header asks for {(2**32 - 1) ** 3} bytes; 4294967296 at most"),
     ],
 )
@@ -56,3 +58,19 @@ def test_a_file_that_is_not_packed_and_one_that_is_not_there(tmp_path):
     for name in ("images.gz", "none"):
         with pytest.raises(InputError, match=f"{name}: cannot be read: "):
             read_idx(tmp_path / name, n_axes=3)
+
+
+def test_memory_is_not_asked_for_beyond_what_a_file_can_hold(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("brats_seg.core.packed.np.empty", lambda n, kind: asked.append(n) or np.zeros(n, kind))
+    for name, pack in (("images", bytes), ("images.gz", gzip.compress)):
+        (tmp_path / name).write_bytes(pack(CONTENT[:4] + bytes([0, 0, 4, 0]) * 3))
+        with pytest.raises(InputError, match="and 0 follow"):
+            read_idx(tmp_path / name, n_axes=3)
+    assert asked == [16, 1040 * (tmp_path / "images.gz").stat().st_size]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "images")
+    with pytest.raises(InputError, match="images: cannot be read: not a regular file"):
+        read_idx(tmp_path / "images", n_axes=3)

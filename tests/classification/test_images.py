@@ -1,6 +1,7 @@
 """Image sets as they lie on disk."""
 
 import gzip
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -211,7 +212,35 @@ def test_npz_that_is_damaged_or_holds_pickles(tmp_path):
         path.write_bytes(content)
         assert refusal("npz", path).startswith(f"{path}: cannot be read as .npz: ")
     np.savez(path, images=np.array([{}, {}], object), labels=np.zeros(2, np.int64))
-    assert "Object arrays cannot be loaded" in refusal("npz", path)
+    assert refusal("npz", path) == f"{path}: cannot be read as .npz: has a damaged header"
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_npz_packed_by_another_method_or_encrypted(tmp_path, method):
+    path = tmp_path / "a.npz"
+    write_npz(path)
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "b.npz", "w", method) as new:
+        for member in old.infolist():
+            new.writestr(member.filename, old.read(member))
+    said = "train_images.npy is encrypted, or packed by another method than stored or deflated"
+    assert refusal("npz", tmp_path / "b.npz") == f"{tmp_path}/b.npz: cannot be read as .npz: {said}"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # the flag that says encrypted
+    path.write_bytes(content)
+    assert refusal("npz", path) == f"{path}: cannot be read as .npz: {said}"
+
+
+def test_npz_whose_header_claims_more_than_there_is(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, images=np.zeros((25, 4, 4), np.uint8), labels=np.zeros(25, np.int64))
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name).replace(b"(25, 4, 4)", b"(25, 4, 9)") for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    assert "its header claims" in refusal("npz", path)
+    np.savez(path, images=np.zeros((25, 4, 4), np.uint8), labels=np.zeros(25, np.int64), class_names=np.full(2, -1, np.int32))
+    assert refusal("npz", path) == f"{path}: class_names is int32 of 2; a text for each class"
 
 
 def test_a_class_of_one_image_cannot_be_parted(tmp_path):
