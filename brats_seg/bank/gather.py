@@ -34,7 +34,7 @@ Table = UInt8[np.ndarray, "256"]
 _AS_THEY_ARE = np.zeros(0, np.uint8)
 _HALF_STEPS = float(1 << FRACTION_BITS - 1)
 _LARGEST_ENTRY, _LARGEST_OFFSET = 1024, 1 << 31
-_NO_MAPS = (np.zeros((0, 3), np.int64), np.zeros((0, 3, 3), np.int64), np.zeros(0, np.uint8))
+_NO_MAPS = (np.zeros((0, 3), np.int64), np.zeros((0, 3, 3), np.int64))
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def gather_patches(
     n_at_once = max(1, n_planes // (1 if threads == 1 else 4 * threads))
     where = (volumes.image_addresses, volumes.label_addresses, volumes.shapes, ids, patch, volumes.n_channels, OUTSIDE)
     classes = _AS_THEY_ARE if table is None else table
-    offsets, matrices, is_mapped = _NO_MAPS if maps is None else (maps.offsets, _in_half_steps(maps), _is_mapped(maps))
-    how = (classes, (offsets, matrices, is_mapped, len(patch_size) == 2), slices_around)
+    offsets, matrices = _NO_MAPS if maps is None else (maps.offsets, _in_half_steps(maps))
+    how = (classes, (offsets, matrices, len(patch_size) == 2), slices_around)
 
     def work(thread: int) -> None:
         gather_planes(*where, *how, progress.ctypes.data, n_at_once, values, targets, counts[thread])
@@ -166,12 +166,12 @@ def gather_patches_torch(
     for rounding. The processor never waits for the device here: all that it sends goes in one copy that runs beside the computation.
     """
     _check(maps, n_patches=len(ids), patch_size=patch_size, slices_around=slices_around)
-    is_mapped = np.zeros(len(ids), bool) if maps is None else _is_mapped(maps).astype(bool)
-    order = np.argsort(is_mapped, kind="stable")
-    n_plain = len(ids) - int(is_mapped.sum())
-    columns = [order[:, None], ids[order, None]]
+    columns, n_plain = [np.arange(len(ids))[:, None], ids[:, None]], len(ids)
     if maps is not None:
-        columns += [maps.offsets[order], _in_half_steps(maps)[order].reshape(-1, 9)]
+        matrices = _in_half_steps(maps).reshape(-1, 9)
+        is_mapped = (matrices != np.eye(3).ravel() * _HALF_STEPS).any(axis=1)
+        order, n_plain = np.argsort(is_mapped, kind="stable"), len(ids) - int(is_mapped.sum())
+        columns = [column[order] for column in (*columns, maps.offsets, matrices)]
     sent = send(np.concatenate(columns, axis=1), volumes.labels.device)
     shape = (len(ids), *_three(patch_size))
     n_channels, n_slices = volumes.images.shape[1], 2 * slices_around + 1
@@ -267,13 +267,11 @@ def _check(maps: PatchMaps | None, *, n_patches: int, patch_size: tuple[int, ...
         return
     if len(maps.offsets) != n_patches or len(maps.matrices) != n_patches:
         raise UsageError(f"{len(maps.offsets)} offsets and {len(maps.matrices)} matrices for {n_patches} patches: give one for each")
-    if not (np.abs(maps.matrices) <= _LARGEST_ENTRY).all() or not (np.abs(maps.offsets) <= _LARGEST_OFFSET).all():
+    is_small = n_patches == 0 or (
+        np.abs(maps.matrices).max() <= _LARGEST_ENTRY and maps.offsets.max() <= _LARGEST_OFFSET and maps.offsets.min() >= -_LARGEST_OFFSET
+    )
+    if not is_small:
         raise UsageError(f"a matrix with an entry that is not within {_LARGEST_ENTRY} of 0, or an offset not within {_LARGEST_OFFSET}")
-
-
-def _is_mapped(maps: PatchMaps) -> UInt8[np.ndarray, " b"]:
-    """1 for each patch whose matrix is not the identity."""
-    return (maps.matrices != np.eye(3, dtype=np.float32)).any(axis=(1, 2)).astype(np.uint8)
 
 
 def _in_half_steps(maps: PatchMaps) -> Int64[np.ndarray, "b 3 3"]:

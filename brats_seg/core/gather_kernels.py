@@ -98,8 +98,8 @@ def _between(builder: Any, low: Any, high: Any, fraction: Any) -> Any:
     n = low.type.count
     first = builder.insert_element(ir.Constant(low.type, ir.Undefined), fraction, ir.Constant(ir.IntType(32), 0))
     everywhere = builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(ir.IntType(32), n), [0] * n))
-    flags = ("contract",)
-    return builder.fadd(low, builder.fmul(everywhere, builder.fsub(high, low, flags), flags), flags)
+    step = builder.fmul(everywhere, builder.fsub(high, low), flags=("contract",))
+    return builder.fadd(low, step, flags=("contract",))
 
 
 def _write_between_columns(builder: Any, both: Any, fraction: Any, to: Any) -> None:
@@ -165,24 +165,51 @@ def widen_numpy(bits: AnyArray, values: AnyArray) -> None:
     wide |= np.where(np.isnan(values), _QUIET_NAN, np.uint32(0))
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
-def _center(example: Any, shapes: AnyArray) -> Any:
-    """Case, z, y and x of a voxel id."""
-    case, position = example >> 32, example & 0xFFFFFFFF
-    n_y, n_x = shapes[case, 1], shapes[case, 2]
-    z = position // (n_y * n_x)
-    y = position // n_x - z * n_y
-    return case, z, y, position - (z * n_y + y) * n_x
+@numba.njit(cache=True, nogil=True)
+def _locate(images: AnyArray, labels: AnyArray, shapes: AnyArray, ids: AnyArray, patch: Any, maps: Any, plane: Any, slices_up: Any) -> Any:
+    """Where a plane of the batch is read: plane p lies in patch p // depth.
 
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def _plane(plane: Any, patch: Any, shapes: AnyArray, ids: AnyArray, offsets: AnyArray) -> Any:
-    """Case, and first z, y and x, of a plane of the batch: plane p lies in patch p // depth."""
-    number = plane // patch[0]
-    case, z, y, x = _center(ids[number], shapes)
+    Addresses of the image and the label, their shape, the first position, the steps to the next row and column, in 2**-24 voxels, and
+    whether these lead between voxels. Twice the way to the middle of a patch is a whole number, and matrices are in 2**-23: no
+    number is rounded.
+    """
+    offsets, matrices, is_flat = maps
+    number, depth = plane // patch[0], plane % patch[0]
+    case, position = ids[number] >> 32, ids[number] & 0xFFFFFFFF
+    shape = shapes[case, 0], shapes[case, 1], shapes[case, 2]
+    z = position // (shape[1] * shape[2])
+    y = position // shape[2] - z * shape[1]
+    x = position - (z * shape[1] + y) * shape[2]
+    volume = images[case], labels[case]
     if offsets.size:
         z, y, x = z + offsets[number, 0], y + offsets[number, 1], x + offsets[number, 2]
-    return case, z - patch[0] // 2 + plane % patch[0], y - patch[1] // 2, x - patch[2] // 2
+    z += slices_up
+    if not matrices.size or _is_identity(matrices, number):
+        first = (
+            (z - patch[0] // 2 + depth) << FRACTION_BITS, (y - patch[1] // 2) << FRACTION_BITS, (x - patch[2] // 2) << FRACTION_BITS
+        )  # fmt: skip
+        return volume, shape, first, (0, _ONE, 0), (0, 0, _ONE), False
+    z_at = (z << FRACTION_BITS) - (1 - patch[0] % 2) * _HALF
+    y_at = (y << FRACTION_BITS) - (1 - patch[1] % 2) * _HALF
+    x_at = (x << FRACTION_BITS) - (1 - patch[2] % 2) * _HALF
+    to_z, to_y, to_x = 2 * depth + 1 - patch[0], 1 - patch[1], 1 - patch[2]
+    of_z, of_y, of_x = matrices[number, 0], matrices[number, 1], matrices[number, 2]
+    y_at += of_y[1] * to_y + of_y[2] * to_x
+    x_at += of_x[1] * to_y + of_x[2] * to_x
+    if is_flat:
+        return volume, shape, (z_at, y_at, x_at), (0, 2 * of_y[1], 2 * of_x[1]), (0, 2 * of_y[2], 2 * of_x[2]), True
+    z_at += of_z[0] * to_z + of_z[1] * to_y + of_z[2] * to_x
+    first = z_at, y_at + of_y[0] * to_z, x_at + of_x[0] * to_z
+    return volume, shape, first, (2 * of_z[1], 2 * of_y[1], 2 * of_x[1]), (2 * of_z[2], 2 * of_y[2], 2 * of_x[2]), True
+
+
+@numba.njit(cache=True, nogil=True)
+def _is_identity(matrices: AnyArray, number: Any) -> Any:
+    for i in range(3):
+        for j in range(3):
+            if matrices[number, i, j] != (_HALF if i == j else 0):
+                return False
+    return True
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
@@ -218,7 +245,27 @@ def _count(targets: AnyArray, first: Any, n: Any, counts: AnyArray) -> None:
         counts[-1] += np.int64(stop - start) - n_inside
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, inline="always")
+def _ask_for(ahead: Any, y: Any, width: Any, n_m: Any) -> None:
+    """Prefetch row `y` of a plane; where it is mapped, around every fourth position, as the rows beside it ask for more."""
+    (image, label), shape, first, by_row, step, is_mapped = ahead
+    z_at, y_at, x_at = first[0] + y * by_row[0], first[1] + y * by_row[1], first[2] + y * by_row[2]
+    place = _U(max(((z_at >> FRACTION_BITS) * shape[1] + (y_at >> FRACTION_BITS)) * shape[2] + (x_at >> FRACTION_BITS), 0))
+    if is_mapped:
+        for x in range(0, width, 4):
+            row = ((z_at + x * step[0]) >> FRACTION_BITS) * shape[1] + ((y_at + x * step[1]) >> FRACTION_BITS)
+            place = _U(row * shape[2] + ((x_at + x * step[2]) >> FRACTION_BITS))
+            _prefetch(image + place * n_m * _U(2))
+            if x % 8 == 0:
+                _prefetch(label + place)
+    else:
+        for offset in range(_U(0), _U(width) * n_m * _U(2) + _U(63), _U(64)):
+            _prefetch(image + place * n_m * _U(2) + offset)
+        for offset in range(_U(0), _U(width) + _U(63), _U(64)):
+            _prefetch(label + place + offset)
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
 def _copy_slice(
     image: AnyArray,
     label: AnyArray,
@@ -230,6 +277,7 @@ def _copy_slice(
     outside: int,
     base: Any,
     channel: Any,
+    ahead: Any,
     values: AnyArray,
     targets: AnyArray,
 ) -> None:
@@ -244,6 +292,7 @@ def _copy_slice(
     _blank(values, targets, base, base + top * width, n_m, n_all, channel, outside)
     _blank(values, targets, base + bottom * width, base + height * width, n_m, n_all, channel, outside)
     for y in range(top, bottom):
+        _ask_for(ahead, np.int64(y), size[1], n_m)
         row = base + y * width
         if right - left < width:
             _blank(values, targets, row, row + left, n_m, n_all, channel, outside)
@@ -273,10 +322,12 @@ def _clip(first: Any, stop: Any, start: Any, step: Any, end: Any) -> Any:
 
 
 @numba.njit(cache=True, nogil=True)
-def _blend(image: AnyArray, shape: Any, place: Any, is_flat: bool, n_m: Any, values: AnyArray, to: Any) -> None:
+def _blend(image_address: Any, shape: Any, place: Any, is_flat: bool, n_m: Any, to_address: Any) -> None:
     """Write the modalities at a position between voxels; a voxel beyond the volume counts as 0."""
+    image = carray(_as_pointer(image_address), (shape[0] * shape[1] * shape[2] * np.int64(n_m),), np.uint16)
+    values = carray(_as_pointer(to_address), (np.int64(n_m),), np.float32)
     for m in range(n_m):
-        values[to + m] = np.float32(0)
+        values[m] = np.float32(0)
     z, y, x = place
     for d_z in range(1 if is_flat else 2):
         for d_y in range(2):
@@ -286,7 +337,7 @@ def _blend(image: AnyArray, shape: Any, place: Any, is_flat: bool, n_m: Any, val
                     weight = _weight(z, d_z) * _weight(y, d_y) * _weight(x, d_x)
                     source = _U((i * shape[1] + j) * shape[2] + k) * n_m
                     for m in range(n_m):
-                        values[to + m] += weight * _widen(image[source + m])
+                        values[m] += weight * _widen(image[source + m])
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
@@ -297,116 +348,148 @@ def _weight(place: Any, which: Any) -> Any:
 
 
 @numba.njit(cache=True, nogil=True)
+def _blend_row(volume: Any, shape: Any, at: Any, step: Any, is_flat: bool, part: Any, channels: Any, outside: Any, to: Any) -> None:
+    """Write the voxels of a `part` of a row, whose nearest voxels lie in the volume; `at` is the position of the row's first voxel.
+
+    Volumes and results are addresses: handing over an array counts its owners, which costs more than a short row.
+    `volume`: image and label. `channels`: values to write, and values of a voxel. `to`: values and nearest labels of the whole row.
+    """
+    n_m, n_all = channels
+    label = carray(_as_pointer(volume[1]), (shape[0] * shape[1] * shape[2],), np.uint8)
+    nearest = carray(_as_pointer(to[1]), (part[1],), np.uint8)
+    for x in range(part[0], part[1]):
+        z_at, y_at, x_at = at[0] + x * step[0], at[1] + x * step[1], at[2] + x * step[2]
+        z_near, y_near, x_near = (z_at + _HALF) >> FRACTION_BITS, (y_at + _HALF) >> FRACTION_BITS, (x_at + _HALF) >> FRACTION_BITS
+        found = label[_U((z_near * shape[1] + y_near) * shape[2] + x_near)]
+        nearest[_U(x)] = found
+        if found != outside:
+            _blend(volume[0], shape, (z_at, y_at, x_at), is_flat, n_m, to[0] + _U(x) * n_all * _U(4))
+
+
+@numba.njit(cache=True, nogil=True)
+def _blend_row_of_4(volume: Any, shape: Any, at: Any, step: Any, is_flat: bool, part: Any, n_all: Any, to: Any, scratch: Any) -> None:
+    """`_blend_row` for 4 modalities where all voxels beside the positions lie in the volume; it does not look at the labels.
+
+    In passes over the row: processors do the arithmetic of several positions at once, but not the reading.
+    """
+    n_y, n_x = shape[1], shape[2]
+    z, y, x = at[0] + part[0] * step[0], at[1] + part[0] * step[1], at[2] + part[0] * step[2]
+    length = part[1] - part[0]
+    n = _U(length)
+    label = carray(_as_pointer(volume[1]), (shape[0] * n_y * n_x,), np.uint8)
+    nearest = carray(_as_pointer(to[1] + _U(part[0])), (length,), np.uint8)
+    low = carray(_as_pointer(scratch), (length,), np.uint32)
+    near = carray(_as_pointer(scratch + n * _U(4)), (length,), np.uint32)
+    f_z = carray(_as_pointer(scratch + n * _U(8)), (length,), np.float32)
+    f_y = carray(_as_pointer(scratch + n * _U(12)), (length,), np.float32)
+    f_x = carray(_as_pointer(scratch + n * _U(16)), (length,), np.float32)
+    row_bytes = _U(n_x) * _U(8)
+    plane_bytes, voxel_bytes = _U(n_y) * row_bytes, n_all * _U(4)
+    to_address = to[0] + _U(part[0]) * voxel_bytes
+    for i in range(n):
+        rest_y, rest_x = np.int32(y & (_ONE - 1)), np.int32(x & (_ONE - 1))
+        place = np.uint32(np.uint32(np.uint32(y >> FRACTION_BITS) * np.uint32(n_x)) + np.uint32(x >> FRACTION_BITS))
+        low[i] = place
+        near[i] = np.uint32(place + np.uint32(rest_y >= _HALF) * np.uint32(n_x) + np.uint32(rest_x >= _HALF))
+        f_y[i], f_x[i] = np.float32(rest_y) * _STEP, np.float32(rest_x) * _STEP
+        y += step[1]
+        x += step[2]
+    if is_flat:
+        plane = _U((z >> FRACTION_BITS) * n_y * n_x)
+        source = volume[0] + plane * _U(8)
+        for i in range(n):
+            nearest[i] = label[plane + _U(near[i])]
+        for i in range(n):
+            _blend_4(source + _U(low[i]) * _U(8), row_bytes, f_y[i], f_x[i], to_address + i * voxel_bytes)
+    else:
+        n_plane = np.uint32(n_y * n_x)
+        for i in range(n):
+            rest_z = np.int32(z & (_ONE - 1))
+            place = np.uint32(np.uint32(z >> FRACTION_BITS) * n_plane)
+            low[i] = np.uint32(low[i] + place)
+            near[i] = np.uint32(near[i] + place + np.uint32(rest_z >= _HALF) * n_plane)
+            f_z[i] = np.float32(rest_z) * _STEP
+            z += step[0]
+        for i in range(n):
+            nearest[i] = label[_U(near[i])]
+        for i in range(n):
+            source = volume[0] + _U(low[i]) * _U(8)
+            _blend_8(source, plane_bytes, row_bytes, f_z[i], f_y[i], f_x[i], to_address + i * voxel_bytes)
+
+
+@numba.njit(cache=True, nogil=True)
 def _map_slice(
-    image: AnyArray,
-    label: AnyArray,
-    image_address: Any,
+    volume: Any,
     shape: Any,
     first: Any,
     by_row: Any,
-    by_column: Any,
+    step: Any,
     is_flat: bool,
     size: Any,
-    n_channels: int,
-    n_values: int,
+    channels: Any,
     outside: int,
     base: Any,
     channel: Any,
+    ahead: Any,
     values: AnyArray,
     targets: AnyArray,
+    scratch: AnyArray,
 ) -> None:
-    """Write a plane of positions between voxels: `first` is the first, and `by_row` and `by_column` the steps, in 2**-24 voxels."""
-    n_z, n_y, n_x = shape
-    n_m, n_all, width = _U(n_channels), _U(n_values), size[1]
-    row_bytes = _U(n_x) * _U(8)
-    plane_bytes = _U(n_y) * row_bytes
-    to_address = _U(values.ctypes.data)
-    d_z, d_y, d_x = by_column
-    end_z, end_y, end_x = n_z << FRACTION_BITS, n_y << FRACTION_BITS, n_x << FRACTION_BITS
-    last_z = end_z if is_flat else end_z - _ONE
-    n = width - 1
+    """Write a plane of positions between voxels: `first` is the first, `by_row` and `step` lead to the next row and column."""
+    width, (n_m, n_all) = size[1], channels
+    nearest, places = scratch[:width], _U(scratch.ctypes.data) + _U(-(-width // 8) * 8)
+    to_nearest, to_values = _U(scratch.ctypes.data), _U(values.ctypes.data)
+    is_of_4 = n_m == _U(4) and _CPU_WIDENS
+    ends = shape[0] << FRACTION_BITS, shape[1] << FRACTION_BITS, shape[2] << FRACTION_BITS
+    last = ends[0] if is_flat else ends[0] - _ONE, ends[1] - _ONE, ends[2] - _ONE
     for y in range(size[0]):
-        p_z, p_y, p_x = first[0] + y * by_row[0], first[1] + y * by_row[1], first[2] + y * by_row[2]
+        _ask_for(ahead, y, width, n_m)
+        at = first[0] + y * by_row[0], first[1] + y * by_row[1], first[2] + y * by_row[2]
         row = base + _U(y * width)
         start, stop, inner_start, inner_stop = 0, width, 0, width
-        lowest_z, highest_z = min(p_z, p_z + n * d_z), max(p_z, p_z + n * d_z)
-        lowest_y, highest_y = min(p_y, p_y + n * d_y), max(p_y, p_y + n * d_y)
-        lowest_x, highest_x = min(p_x, p_x + n * d_x), max(p_x, p_x + n * d_x)
-        is_inside = lowest_z >= 0 and lowest_y >= 0 and lowest_x >= 0
-        if not (is_inside and highest_z < last_z and highest_y < end_y - _ONE and highest_x < end_x - _ONE):
+        end = at[0] + (width - 1) * step[0], at[1] + (width - 1) * step[1], at[2] + (width - 1) * step[2]
+        if not (_is_within(at, last) and _is_within(end, last)):
             # where the nearest voxel lies in the volume, and within it where all voxels beside the position do
-            start, stop = _clip(start, stop, p_z + _HALF, d_z, end_z)
-            start, stop = _clip(start, stop, p_y + _HALF, d_y, end_y)
-            start, stop = _clip(start, stop, p_x + _HALF, d_x, end_x)
-            stop = max(start, stop) if start < width else width
-            start = min(start, stop)
-            inner_start, inner_stop = _clip(start, stop, p_z, d_z, last_z)
-            inner_start, inner_stop = _clip(inner_start, inner_stop, p_y, d_y, end_y - _ONE)
-            inner_start, inner_stop = _clip(inner_start, inner_stop, p_x, d_x, end_x - _ONE)
-            if inner_start >= inner_stop:
-                inner_start = inner_stop = stop
-            _blank(values, targets, row, row + _U(start), n_m, n_all, channel, outside)
-            _blank(values, targets, row + _U(stop), row + _U(width), n_m, n_all, channel, outside)
-        for x in range(start, stop):
-            z_at, y_at, x_at = p_z + x * d_z, p_y + x * d_y, p_x + x * d_x
-            z_near, y_near, x_near = (z_at + _HALF) >> FRACTION_BITS, (y_at + _HALF) >> FRACTION_BITS, (x_at + _HALF) >> FRACTION_BITS
-            nearest = label[_U((z_near * n_y + y_near) * n_x + x_near)]
-            to = (row + _U(x)) * n_all + channel
-            if targets.size:
-                targets[row + _U(x)] = nearest
-            if nearest == outside:  # air stays exactly 0
-                for m in range(n_m):
-                    values[to + m] = np.float32(0)
-            elif n_m == _U(4) and _CPU_WIDENS and inner_start <= x < inner_stop:
-                z_low, y_low, x_low = z_at >> FRACTION_BITS, y_at >> FRACTION_BITS, x_at >> FRACTION_BITS
-                source = image_address + _U((z_low * n_y + y_low) * n_x + x_low) * _U(8)
-                f_y, f_x = np.float32(y_at & (_ONE - 1)) * _STEP, np.float32(x_at & (_ONE - 1)) * _STEP
-                if is_flat:
-                    _blend_4(source, row_bytes, f_y, f_x, to_address + to * _U(4))
-                else:
-                    f_z = np.float32(z_at & (_ONE - 1)) * _STEP
-                    _blend_8(source, plane_bytes, row_bytes, f_z, f_y, f_x, to_address + to * _U(4))
-            else:
-                _blend(image, shape, (z_at, y_at, x_at), is_flat, n_m, values, to)
+            start, stop = _clip_to(0, width, (at[0] + _HALF, at[1] + _HALF, at[2] + _HALF), step, ends)
+            inner_start, inner_stop = _clip_to(start, stop, at, step, last)
+        if not is_of_4:
+            inner_start = inner_stop = start
+        to = to_values + (row * n_all + channel) * _U(4), to_nearest
+        for x in range(start):
+            nearest[_U(x)] = outside
+        if start < inner_start:
+            _blend_row(volume, shape, at, step, is_flat, (start, inner_start), channels, outside, to)
+        if inner_start < inner_stop:
+            _blend_row_of_4(volume, shape, at, step, is_flat, (inner_start, inner_stop), n_all, to, places)
+        if inner_stop < stop:
+            _blend_row(volume, shape, at, step, is_flat, (inner_stop, stop), channels, outside, to)
+        for x in range(stop, width):
+            nearest[_U(x)] = outside
+        is_air = False
+        for x in range(width):
+            is_air |= nearest[_U(x)] == outside
+        if is_air:  # which stays exactly 0
+            for x in range(width):
+                if nearest[_U(x)] == outside:
+                    for m in range(n_m):
+                        values[(row + _U(x)) * n_all + channel + m] = np.float32(0)
+        if targets.size:
+            for x in range(width):
+                targets[row + _U(x)] = nearest[_U(x)]
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _is_within(at: Any, ends: Any) -> Any:
+    return 0 <= at[0] < ends[0] and 0 <= at[1] < ends[1] and 0 <= at[2] < ends[2]
 
 
 @numba.njit(cache=True, nogil=True)
-def _positions(matrix: AnyArray, patch: Any, z: Any, first: Any, is_flat: bool) -> Any:
-    """First position of plane z of a patch, and the steps to the next row and column, in 2**-24 voxels.
-
-    `first` is where the plane would start with the identity. Twice the way to the middle of the patch is a whole number, and the matrix
-    is in 2**-23: no number is rounded.
-    """
-    n_z, n_y, n_x = patch
-    to_middle = 2 * z + 1 - n_z, 1 - n_y, 1 - n_x
-    starts = first[0] - z + n_z // 2, first[1] + n_y // 2, first[2] + n_x // 2
-    z_at = (starts[0] << FRACTION_BITS) - (1 - n_z % 2) * _HALF
-    y_at = (starts[1] << FRACTION_BITS) - (1 - n_y % 2) * _HALF
-    x_at = (starts[2] << FRACTION_BITS) - (1 - n_x % 2) * _HALF
-    y_at += matrix[1, 1] * to_middle[1] + matrix[1, 2] * to_middle[2]
-    x_at += matrix[2, 1] * to_middle[1] + matrix[2, 2] * to_middle[2]
-    if is_flat:
-        zero = matrix[0, 0] * 0
-        return (z_at, y_at, x_at), (zero, 2 * matrix[1, 1], 2 * matrix[2, 1]), (zero, 2 * matrix[1, 2], 2 * matrix[2, 2])
-    z_at += matrix[0, 0] * to_middle[0] + matrix[0, 1] * to_middle[1] + matrix[0, 2] * to_middle[2]
-    y_at += matrix[1, 0] * to_middle[0]
-    x_at += matrix[2, 0] * to_middle[0]
-    by_row = 2 * matrix[0, 1], 2 * matrix[1, 1], 2 * matrix[2, 1]
-    return (z_at, y_at, x_at), by_row, (2 * matrix[0, 2], 2 * matrix[1, 2], 2 * matrix[2, 2])
-
-
-@numba.njit(cache=True, nogil=True)
-def _ask_for(images: AnyArray, labels: AnyArray, shapes: AnyArray, first: Any, size: Any, n_channels: int) -> None:
-    """Prefetch a plane that starts at the voxel `first` (case, z, y, x)."""
-    case, z, y, x = first
-    n_m, width, row = _U(n_channels), _U(size[1]), _U(shapes[case, 2])
-    place = _U(max((z * shapes[case, 1] + y) * shapes[case, 2] + x, 0))
-    for _ in range(size[0]):
-        for offset in range(_U(0), width * n_m * _U(2) + _U(63), _U(64)):
-            _prefetch(images[case] + place * n_m * _U(2) + offset)
-        for offset in range(_U(0), width + _U(63), _U(64)):
-            _prefetch(labels[case] + place + offset)
-        place += row
+def _clip_to(start: Any, stop: Any, at: Any, step: Any, ends: Any) -> Any:
+    """The part of the range `start` to `stop` of a row that lies in a box; an empty part is (start, start)."""
+    first, last = start, stop
+    for axis in range(3):
+        first, last = _clip(first, last, at[axis], step[axis], ends[axis])
+    return (first, last) if first < last else (start, start)
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
@@ -426,30 +509,27 @@ def _gather_plane(
     values: AnyArray,
     targets: AnyArray,
     counts: AnyArray,
+    scratch: Any,
 ) -> None:
     """One plane of `gather_planes`; the plane `ahead` is asked for meanwhile."""
-    offsets, matrices, is_mapped, is_flat = maps
-    number, size = plane // patch[0], (patch[1], patch[2])
-    case, z, y, x = _plane(plane, patch, shapes, ids, offsets)
-    shape = shapes[case, 0], shapes[case, 1], shapes[case, 2]
-    image = carray(_as_pointer(images[case]), (shape[0] * shape[1] * shape[2] * n_channels,), np.uint16)
-    label = carray(_as_pointer(labels[case]), (shape[0] * shape[1] * shape[2],), np.uint8)
-    next_case, z_ahead, y_ahead, x_ahead = _plane(ahead, patch, shapes, ids, offsets)
-    base, n_values = _U(plane) * _U(size[0]) * _U(size[1]), n_channels * (2 * slices_around + 1)
+    size, base, n_values = (patch[1], patch[2]), _U(plane) * _U(patch[1]) * _U(patch[2]), n_channels * (2 * slices_around + 1)
     no_targets = targets[:0]
     for s in range(-slices_around, slices_around + 1):
         to_targets = targets if s == 0 else no_targets
         channel = _U((s + slices_around) * n_channels)
-        _ask_for(images, labels, shapes, (next_case, z_ahead + s, y_ahead, x_ahead), size, n_channels)
-        if is_mapped.size and is_mapped[number]:
-            first, by_row, by_column = _positions(matrices[number], patch, plane % patch[0], (z + s, y, x), is_flat)
+        volume, shape, first, by_row, step, is_mapped = _locate(images, labels, shapes, ids, patch, maps, plane, s)
+        next_plane = _locate(images, labels, shapes, ids, patch, maps, ahead, s)
+        if is_mapped:
             _map_slice(
-                image, label, images[case], shape, first, by_row, by_column, is_flat, size, n_channels, n_values, outside,
-                base, channel, values, to_targets,
+                volume, shape, first, by_row, step, maps[2], size, (_U(n_channels), _U(n_values)), outside,
+                base, channel, next_plane, values, to_targets, scratch,
             )  # fmt: skip
         else:
+            image = carray(_as_pointer(volume[0]), (shape[0] * shape[1] * shape[2] * n_channels,), np.uint16)
+            label = carray(_as_pointer(volume[1]), (shape[0] * shape[1] * shape[2],), np.uint8)
+            voxel = first[0] >> FRACTION_BITS, first[1] >> FRACTION_BITS, first[2] >> FRACTION_BITS
             _copy_slice(
-                image, label, shape, (z + s, y, x), size, n_channels, n_values, outside, base, channel, values, to_targets
+                image, label, shape, voxel, size, n_channels, n_values, outside, base, channel, next_plane, values, to_targets
             )  # fmt: skip
     n_voxels = _U(size[0]) * _U(size[1])
     if table.size:
@@ -468,7 +548,7 @@ def gather_planes(
     n_channels: int,
     outside: int,
     table: AnyArray,
-    maps: tuple[AnyArray, AnyArray, AnyArray, bool],
+    maps: tuple[AnyArray, AnyArray, bool],
     slices_around: int,
     progress: int,
     n_at_once: int,
@@ -488,15 +568,16 @@ def gather_planes(
         patch: (depth, height, width); a 2-D patch has the depth 1.
         n_channels, outside: M; the target where a patch hangs over its volume, whose image is 0 there.
         table: uint8, what each of the 256 targets becomes, `outside` too; empty to leave them as they are.
-        maps: offsets (B, 3) int64 added to the centers; matrices (B, 3, 3) int64 in 2**-23; (B,) uint8, 0 for patches that are copied
-            without their matrix; whether the patches are 2-D. The arrays are empty where no patch has a map.
+        maps: offsets (B, 3) int64 added to the centers; matrices (B, 3, 3) int64 in 2**-23; whether the patches are 2-D. The arrays
+            are empty where no patch has a map.
         slices_around: n, the slices on either side of a 2-D patch that are gathered too.
         progress: address of two int64, 0 before the batch: planes taken and planes done, of B * depth.
         n_at_once: planes taken at a time.
         values, targets: flat float32 (B * depth * height * width * (2 n + 1) * M,) and uint8 (B * depth * height * width,), written.
         counts: (K + 1,) int64 of this thread, added to: targets of each class, and in the last place all others.
     """
-    n_planes = ids.size * patch[0]
+    n_planes, width = ids.size * patch[0], patch[2]
+    scratch = np.empty(8 + width * 21, np.uint8)  # of a row: the nearest labels, and places and shares beside each position
     while True:
         first = _add_shared(_U(progress), np.int64(n_at_once))
         if first >= n_planes:
@@ -505,7 +586,8 @@ def gather_planes(
         for plane in range(first, stop):
             ahead = min(plane + 1, stop - 1)
             _gather_plane(
-                images, labels, shapes, ids, patch, n_channels, outside, table, maps, slices_around, plane, ahead, values, targets, counts
+                images, labels, shapes, ids, patch, n_channels, outside, table, maps, slices_around, plane, ahead, values, targets, counts,
+                scratch,
             )  # fmt: skip
         _add_shared(_U(progress) + _U(8), np.int64(stop - first))
 
