@@ -1,26 +1,31 @@
 """Network + optimizer + sampler + config <-> one safe file."""
 
+import math
 import pickle
+import struct
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_type_hints
-from zipfile import BadZipFile
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
 import torch
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from brats_seg.config import Config, parse_config
-from brats_seg.core.files import atomic
+from brats_seg.config import Config, Network, parse_config
+from brats_seg.core.files import atomic, open_regular, parse_yaml, shown
 from brats_seg.core.runtime import Runtime
-from brats_seg.errors import InputError, UsageError
+from brats_seg.errors import InputError, UsageError, printable
 from brats_seg.models.networks import make_network
 
+MOST_CLASSES = 254
+"""Tissue classes are bytes, of which 255 is a voxel outside the brain."""
 FORMAT = 1
 """Version of the file; a checkpoint of another one is refused."""
 MAY_CHANGE = ("training.threads", "training.checkpoint_minutes", "training.checkpoint_epochs", "training.tensorboard")
@@ -28,7 +33,20 @@ MAY_CHANGE = ("training.threads", "training.checkpoint_minutes", "training.check
 _PREDICTION = ("network", "task", "patch", "loss", "augment")
 """Sections of the config that prediction depends on."""
 _MAGIC = "brats_seg checkpoint"
-_DAMAGE = (RuntimeError, EOFError, OSError, BadZipFile, ValueError, TypeError, AttributeError, LookupError, AssertionError)
+_DAMAGE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    BadZipFile,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+)
 """What torch raises over bytes that are not what it wrote, as 1,500 damaged files showed."""
 
 
@@ -85,14 +103,21 @@ class Checkpoint:
             UsageError: a knob of the network, task, patch, loss or augmentation that this version has not.
             InputError: not YAML.
         """
-        try:
-            tree = yaml.safe_load(self.config)
-        except yaml.YAMLError:
-            raise InputError("the config in the checkpoint is damaged, not YAML; use another checkpoint") from None
+        tree = self.config_tree()
         try:
             return parse_config(tree)
         except UsageError:
-            return parse_config({name: tree[name] for name in _PREDICTION if isinstance(tree, dict) and name in tree})
+            return parse_config({name: tree[name] for name in _PREDICTION if name in tree})
+
+    def config_tree(self) -> dict[str, Any]:
+        """The config as plain types. Raises `InputError` where it is no YAML mapping."""
+        try:
+            tree = parse_yaml(self.config)
+        except ValueError as error:
+            raise InputError(f"the config in the checkpoint is damaged: {error}; use another checkpoint") from None
+        if not isinstance(tree, dict):
+            raise InputError(f"the config in the checkpoint is damaged: {shown(tree)} is no mapping; use another checkpoint")
+        return tree
 
 
 _STRICT = ConfigDict(arbitrary_types_allowed=True, strict=True)
@@ -110,7 +135,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         with atomic(path) as part:
             torch.save({"kind": _MAGIC, "format": FORMAT, **_to_plain(shallow)}, part)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{path}: the checkpoint cannot be written: {_first_line(error)}; the one before it is kept") from None
+        why = (isinstance(error, OSError) and error.strerror) or _first_line(error)
+        raise InputError(f"{path}: the checkpoint cannot be written: {why}; the one before it is kept") from None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -122,6 +148,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; train writes checkpoint_last.pt and checkpoint_best.pt")
     try:
+        _check_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch warns of a foreign pickle before it refuses it
             tree = torch.load(path, map_location="cpu", weights_only=True)
@@ -139,7 +166,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"{path}: damaged, the fields {sorted(names ^ (set(tree) - {'kind', 'format'}))} are missing or unknown")
     if wrong := [name for name in _KINDS if not _is_of_kind(tree[name], name)]:
         raise InputError(f"{path}: damaged, of another type than it should be: {', '.join(wrong)}")
-    return Checkpoint(**{name: _from_plain(tree[name]) for name in names})
+    checkpoint = Checkpoint(**{name: _from_plain(tree[name]) for name in names})
+    if senseless := _senseless_fields(checkpoint):
+        raise InputError(f"{path}: damaged, {senseless[0]} is {shown(getattr(checkpoint, senseless[0]))}; use another checkpoint")
+    try:
+        checkpoint.config_tree()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return checkpoint
 
 
 def check_same_data(checkpoint: Checkpoint, path: Path, *, modalities: Sequence[str], classes: Sequence[str]) -> None:
@@ -172,13 +206,12 @@ def check_same_run(checkpoint: Checkpoint, path: Path, *, config: str, bank: str
                 f"{path}: the {use} cases of the run were {', '.join(then)}; now they are {', '.join(now)}; give the same --fold"
             )
     # A knob that was not there yet when the run was started had the value that is its default now.
-    knobs_then = _flat(Config().model_dump(mode="json")) | _flat(yaml.safe_load(checkpoint.config))
-    knobs_now = _flat(yaml.safe_load(config))
+    knobs_then = _flat(Config().model_dump(mode="json")) | _flat(checkpoint.config_tree())
+    knobs_now = _flat(parse_yaml(config))
     for name in sorted(set(knobs_then) | set(knobs_now)):
         if name not in MAY_CHANGE and knobs_then.get(name) != knobs_now.get(name):
-            raise UsageError(
-                f"--resume: {name} is {knobs_now.get(name)!r}; the run has {knobs_then.get(name)!r}: give that, or start a new run"
-            )
+            ours, theirs = shown(knobs_now.get(name)), shown(knobs_then.get(name))
+            raise UsageError(f"--resume: {name} is {ours}; the run has {theirs}: give that, or start a new run")
 
 
 def restore_network(checkpoint: Checkpoint, path: Path, *, runtime: Runtime) -> nn.Module:
@@ -188,17 +221,87 @@ def restore_network(checkpoint: Checkpoint, path: Path, *, runtime: Runtime) -> 
         InputError: the weights do not fit the network that the config describes.
     """
     config = checkpoint.parsed_config()
-    network = make_network(
+    make = partial(
+        make_network,
         config.network,
         n_channels=len(checkpoint.modalities) * (2 * config.patch.slices_around + 1),
         n_classes=len(checkpoint.classes),
         n_dims=len(config.patch.size),
     )
+    misfit = f"{path}: the weights do not fit network '{printable(config.network.name, limit=60)}'"
+    n_weights = len(checkpoint.weights)
+    if _n_layers(config.network) > n_weights:
+        raise InputError(f"{misfit}: network.num_res_units and network.channels name more layers than the {n_weights} weights")
     try:
-        network.load_state_dict(checkpoint.weights)
-    except RuntimeError as error:
-        raise InputError(f"{path}: the weights do not fit network '{config.network.name}': {_first_line(error)}") from None
+        with _OnMeta():  # no memory for a network that the file does not hold
+            wanted = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, AssertionError) as error:
+        raise InputError(f"{misfit}: {_first_line(error)}") from None
+    given = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
+    if wrong := [name for name in (*wanted, *given) if wanted.get(name) != given.get(name)]:
+        raise InputError(f"{misfit}: {printable(wrong[0], limit=60)} has the shape {given.get(wrong[0])} instead of {wanted.get(wrong[0])}")
+    network = make()
+    network.load_state_dict(checkpoint.weights)
     return runtime.place(network).eval().requires_grad_(False)
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what `torch.save` does not write: records that are packed (a few kilobytes could unpack to gigabytes) or that overlap."""
+    with open_regular(path) as file, ZipFile(file) as archive:
+        members = archive.infolist()
+    if any(member.compress_type != ZIP_STORED or member.file_size != member.compress_size for member in members):
+        raise BadZipFile("its records are packed, which torch never does")
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise BadZipFile("its records claim more bytes than the file has")
+
+
+def _senseless_fields(checkpoint: Checkpoint) -> list[str]:
+    """Names of the fields whose values cannot be: names given twice, sizes that are none, weights that are no plain numbers."""
+    n_classes = len(checkpoint.classes)
+    sound = {
+        "weights": all(_is_plain(tensor) for tensor in checkpoint.weights.values()),
+        "modalities": 0 < len(checkpoint.modalities) == len(set(checkpoint.modalities)),
+        "classes": 1 < n_classes == len(set(checkpoint.classes)) <= MOST_CLASSES,
+        "spacing_mm": len(checkpoint.spacing_mm) == 3 and all(math.isfinite(mm) and mm > 0 for mm in checkpoint.spacing_mm),
+        "normalization": _is_normalization(checkpoint.normalization),
+        "epoch": checkpoint.epoch >= 0,
+        "step": checkpoint.step >= 0,
+        "n_threads": checkpoint.n_threads >= 0,
+        "fold": checkpoint.fold is None or checkpoint.fold >= 0,
+    }
+    for name in ("effective_prior", "natural_prior"):
+        prior = getattr(checkpoint, name)
+        sound[name] = prior is None or (len(prior) == n_classes and all(math.isfinite(share) and share >= 0 for share in prior))
+    return [name for name, is_sound in sound.items() if not is_sound]
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor holds real numbers, in memory, as a network's state does."""
+    return tensor.layout == torch.strided and tensor.device.type == "cpu" and not (tensor.is_complex() or tensor.is_quantized)
+
+
+def _is_normalization(normalization: Mapping[str, Any]) -> bool:
+    """Whether intensities can be made so: the percentiles that are clipped, and whether bias fields are corrected."""
+    ends = normalization.get("percentiles")
+    if not (isinstance(ends, list | tuple) and len(ends) == 2 and all(type(end) in (int, float) for end in ends)):
+        return False
+    return 0 <= ends[0] < ends[1] <= 100 and isinstance(normalization.get("n4"), bool)
+
+
+def _n_layers(network: Network) -> int:
+    """Layers that a network has at least."""
+    return max(network.num_res_units, len(network.channels), *(_n_layers(stage) for stage in network.stages or ()))
+
+
+class _OnMeta(TorchFunctionMode):
+    """Weights are made without memory; what a network computes while it is built (such as positions) is not."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call `func`, on the meta device where it makes a tensor of a size."""
+        kwargs = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros, torch.ones, torch.randn, torch.rand) and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
 def library_versions() -> dict[str, str]:

@@ -2,6 +2,7 @@ import dataclasses
 import os
 import pickle
 import random
+import resource
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 import yaml
 from tiny_bank import CLASSES, MODALITIES, knobs
 
-from brats_seg.config import Config, dump_config
+from brats_seg.config import Config, Network, Patch, dump_config
 from brats_seg.core.runtime import Runtime
 from brats_seg.errors import InputError, UsageError
 from brats_seg.models.networks import make_network
@@ -36,7 +37,7 @@ def checkpoint(*, resume: dict[str, object] | None = None) -> Checkpoint:
         modalities=MODALITIES,
         classes=CLASSES,
         spacing_mm=(1.0, 1.0, 1.0),
-        normalization={"percentiles": [0.5, 99.5]},
+        normalization={"percentiles": [0.5, 99.5], "n4": False},
         bank="abc",
         fold=2,
         train_cases=("A", "B"),
@@ -156,6 +157,93 @@ def test_any_damage_inside_is_one_line(tmp_path: Path) -> None:
             said.append(str(error))
     assert len(said) > 30
     assert not any("\n" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("weights", {"a": torch.zeros(2, dtype=torch.complex64)}),
+        ("weights", {"a": torch.zeros(2).to_sparse()}),
+        ("modalities", ("t1n", "t1n")),
+        ("modalities", ()),
+        ("classes", ("healthy", "edema", "edema")),
+        ("classes", ("healthy",)),
+        ("spacing_mm", (1.0, 1.0)),
+        ("spacing_mm", (1.0, 1.0, float("nan"))),
+        ("spacing_mm", (1.0, 1.0, 0.0)),
+        ("normalization", {}),
+        ("normalization", {"percentiles": [99.5, 0.5], "n4": False}),
+        ("normalization", {"percentiles": ["0", "99"], "n4": False}),
+        ("normalization", {"percentiles": [0.5, 99.5], "n4": "no"}),
+        ("effective_prior", (0.5, 0.5)),
+        ("natural_prior", (0.5, 0.1, 0.1, 0.1, float("inf"))),
+        ("epoch", -1),
+        ("fold", -2),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_name(tmp_path: Path, field: str, value: object) -> None:
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, checkpoint())
+    torch.save(torch.load(path, weights_only=True) | {field: value}, path)
+    refused(path, f"damaged, {field} is ")
+
+
+@pytest.mark.parametrize(
+    "config", ["- 1", "{", "a: &a 1", "[" * 5000, "training: 0x" + "f" * 5000, "x: !!python/object/apply:os.system [ls]"]
+)
+def test_a_config_that_is_none_is_refused_when_loaded(tmp_path: Path, config: str) -> None:
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, dataclasses.replace(checkpoint(), config=config))
+    refused(path, "the config in the checkpoint is damaged")
+
+
+def test_packed_records_are_refused_before_they_are_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, checkpoint())
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    refused(path, "its records are packed")
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        ({"channels": [8192] * 6}, "has the shape "),
+        ({"channels": [1 << 62, 1 << 62, 1]}, "do not fit network"),
+        ({"num_res_units": 100_000}, "name more layers than the"),
+        ({"channels": [4] * 10_000}, "name more layers than the"),
+        ({"name": "swin_unetr", "channels": [120_000]}, "has the shape "),
+    ],
+)
+def test_no_memory_is_asked_for_a_network_that_the_file_does_not_hold(tmp_path: Path, network: dict, said: str) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), limits[1]))
+    try:
+        with pytest.raises(InputError, match=said):
+            restore_network(with_knobs(network=network), tmp_path, runtime=Runtime(torch.device("cpu")))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pytest.mark.parametrize(
+    ("network", "n_dims"),
+    [
+        (Network(name="swin_unetr", channels=(12,)), 2),
+        (Network(name="dynunet", channels=(4, 8, 16)), 3),
+        (Network(name="attention_unet2d", channels=(4, 8)), 2),
+        (Network(name="input_cascade", channels=(4, 8)), 2),
+    ],
+)
+def test_every_kind_of_network_comes_back(tmp_path: Path, network: Network, n_dims: int) -> None:
+    built = make_network(network, n_channels=4, n_classes=5, n_dims=n_dims)
+    config = dump_config(Config(network=network, patch=Patch(size=(32,) * n_dims)))
+    saved = dataclasses.replace(checkpoint(), weights=built.state_dict(), config=config)
+    back = restore_network(saved, tmp_path, runtime=Runtime(torch.device("cpu")))
+    assert all(torch.equal(value, built.state_dict()[name]) for name, value in back.state_dict().items())
 
 
 @pytest.mark.parametrize(("field", "value"), [("config", None), ("epoch", "3"), ("modalities", (1, 2)), ("weights", {"a": 1})])
