@@ -22,9 +22,11 @@ from brats_seg.cli_options import (
     Reference,
     Resample,
     Run,
+    RunOrName,
     Scans,
     Schema,
     Synthetic,
+    Tuned,
     Workers,
     parse_part,
 )
@@ -209,11 +211,11 @@ def tune(run: Run, bank: Bank, device: Device = "auto", precision: PrecisionName
 
 @app.command(epilog="Example: brats-seg predict run scans predictions")
 def predict(
-    run: Run,
+    run: RunOrName,
     scans: Scans,
     out: Annotated[Path, typer.Argument(help="Folder for the label maps.")],
     held_out: Annotated[bool, typer.Option("--held-out", help="Only the cases that this run's fold held out.")] = False,
-    also: Annotated[list[Path] | None, typer.Option(help="Average with this run too. Repeat for several.")] = None,
+    also: Annotated[list[str] | None, typer.Option(metavar="RUN", help="Average with this run too. Repeat for several.")] = None,
     tta: Annotated[bool, typer.Option("--tta", help="Average over mirrored copies.")] = False,
     inference: InferenceName = "auto",
     correct_priors: Annotated[
@@ -225,7 +227,7 @@ def predict(
     min_enhancing_mm3: Annotated[
         float, typer.Option(min=0, metavar="MM3", help="Less enhancing core than this in a case becomes necrotic core.")
     ] = 0.0,
-    tuned: Annotated[bool, typer.Option("--tuned", help="Take the last three from `brats-seg tune`.")] = False,
+    tuned: Tuned = None,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Take cases that lack modalities (networks trained with augment.modality_dropout).")
     ] = False,
@@ -276,14 +278,14 @@ def predict(
     "predict-case", epilog="Example: brats-seg predict-case run out.nii.gz --t1n a.nii.gz --t1c b.nii.gz --t2w c.nii.gz --t2f d.nii.gz"
 )
 def predict_case(
-    run: Run,
+    run: RunOrName,
     out: Annotated[Path, typer.Argument(help="Label map to write.")],
     t1n: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="T1-weighted, native.")] = None,
     t1c: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="T1-weighted, after contrast.")] = None,
     t2w: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="T2-weighted.")] = None,
     t2f: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="T2 FLAIR.")] = None,
     tta: Annotated[bool, typer.Option("--tta", help="Average over mirrored copies.")] = False,
-    tuned: Annotated[bool, typer.Option("--tuned", help="Prior correction and clean-up as `brats-seg tune` found them.")] = False,
+    tuned: Tuned = None,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Take fewer than four files (networks trained with augment.modality_dropout).")
     ] = False,
@@ -312,6 +314,22 @@ def predict_case(
     )
     screen.show_predictions(predicted, out, console=screen.make_console())
     raise typer.Exit(predicted.exit_code)
+
+
+@app.command(epilog="Example: brats-seg models    (then: brats-seg predict starter scans predictions)")
+def models(
+    name: Annotated[str | None, typer.Argument(help="Print the whole card of this one.")] = None,
+) -> None:
+    """List the networks that travel with the package: data, recipe, scores, and what each is not for."""
+    from brats_seg.packaged import find_packaged, packaged_names, read_card
+
+    if name is not None:
+        typer.echo(read_card(find_packaged(name)).text())
+        return
+    for one in packaged_names():
+        typer.echo(read_card(find_packaged(one)).summary())
+    if not packaged_names():
+        typer.echo("this build carries no network")
 
 
 @app.command(epilog="Example: brats-seg evaluate predictions BraTS2021 --convention brats2020 --convention nnunet")

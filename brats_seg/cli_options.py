@@ -16,6 +16,20 @@ Data = Annotated[
 ]
 Bank = Annotated[Path, typer.Argument(help="Patch bank folder.", exists=True, file_okay=False)]
 Run = Annotated[Path, typer.Argument(help="Run folder of a training.", exists=True, file_okay=False)]
+RunOrName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="Run folder of a training, or the name of a network that travels with the package (`brats-seg models`)."
+    ),
+]
+Tuned = Annotated[
+    bool | None,
+    typer.Option(
+        "--tuned/--untuned",
+        help="Prior correction and clean-up as `brats-seg tune` found them; by default for packaged networks alone.",
+        show_default=False,
+    ),
+]
 Scans = Annotated[Path, typer.Argument(help="Folder of scans, with or without labels, or a manifest CSV.", exists=True)]
 Predictions = Annotated[Path, typer.Argument(help="Folder of predictions.", exists=True, file_okay=False)]
 Reference = Annotated[Path, typer.Argument(help="Folder of scans with expert labels, or a manifest CSV.", exists=True)]

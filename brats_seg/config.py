@@ -335,6 +335,11 @@ class Config(Section):
     phases: Phases = Phases()
     validation: Validation = Validation()
 
+    @property
+    def n_epochs(self) -> int:
+        """Epochs of all phases, where none ends early."""
+        return self.training.epochs + ((self.phases.epochs or self.training.epochs) if self.phases.two_phase else 0)
+
 
 def load_config(source: str | Path | None = None, *, overrides: tuple[str, ...] = ()) -> Config:
     """A training config; see `load_settings`. None gives the defaults."""

@@ -1,5 +1,6 @@
 """The corridor: one function per stage of the segmentation wing; the only room here that unpacks a config."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -8,19 +9,20 @@ from brats_seg.bank.build import BuildReport, build_bank
 from brats_seg.bank.folds import inner_split
 from brats_seg.bank.listing import hold_bank, verify_bank
 from brats_seg.config import Config, dump_config
-from brats_seg.core.files import lock, sha256, write_text
+from brats_seg.core.files import lock, write_text
 from brats_seg.core.runtime import Precision, Runtime, n_workers, start_runtime
 from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.scores import EvaluationReport, evaluate_folders
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
 from brats_seg.inference.cleanup import Cleanup
 from brats_seg.inference.predict import Flaw, PredictReport, predict_cases, predict_one
-from brats_seg.inference.tuning import STRENGTHS, Tuning, read_tuning, tune_settings, write_tuning
+from brats_seg.inference.tuning import STRENGTHS, TUNED, Tuning, read_tuning, tune_settings, write_tuning
 from brats_seg.inference.windowed import Inference, needs_windows
 from brats_seg.models.networks import check_patch_size
+from brats_seg.packaged import find_run, is_packaged, networks_digest, write_cards
 from brats_seg.reporting.report import WrittenReport, write_report
 from brats_seg.reporting.viewer import write_page
-from brats_seg.runs import class_shift, held_out_by_all, load_segmenters
+from brats_seg.runs import class_shift, held_out_by_all, load_segmenters, unfinished
 from brats_seg.runs import held_out_cases as held_out_cases  # a verb of the corridor too
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.layouts import Found, find_cases, problems_of
@@ -190,7 +192,7 @@ def predict(
     correct_priors: float = 0.0,
     min_component_mm3: float = 0.0,
     min_enhancing_mm3: float = 0.0,
-    tuned: bool = False,
+    tuned: bool | None = None,
     allow_missing: bool = False,
     device: str = "auto",
     precision: Precision = "auto",
@@ -205,15 +207,19 @@ def predict(
 ) -> PredictReport:
     """Segment a folder of scans with one run, or with the mean of several.
 
-    `tuned` takes the strength of prior correction and the thresholds from `RUN/tuned.yaml`; the command line tells the other arguments.
+    `run` and `also` are run folders or names of packaged networks. `tuned` takes the strength of prior correction and the thresholds from
+    `RUN/tuned.yaml`; None does so for a packaged network that has settings, where no others are given. The command line tells the other
+    arguments.
     """
-    run, scans = Path(run), Path(scans)
-    runs = (run, *map(Path, also))
+    run, scans, out = find_run(run), Path(scans), Path(out)
+    runs = (run, *map(find_run, also))
     cleanup = Cleanup(min_component_mm3, min_enhancing_mm3)
+    if tuned is None:
+        tuned = _comes_tuned(run) and not (also or correct_priors or cleanup != Cleanup())
     if tuned:
         if also or correct_priors or cleanup != Cleanup():
             raise UsageError("--tuned: settings are found for one network, all together; leave out --also and settings given by hand")
-        settings = read_tuning(run, checkpoint=sha256(run / BEST))
+        settings = read_tuning(run, checkpoint=networks_digest(run))
         correct_priors, cleanup = settings.correct_priors, settings.cleanup
     segmenters = load_segmenters(
         runs,
@@ -227,11 +233,13 @@ def predict(
     if held_out:
         found = _only(found, held_out_by_all(runs), scans)
     first, step = part or (1, 1)
+    write_cards(out, runs)
+    half_trained = [problem for one in runs if (problem := unfinished(one))]
     return predict_cases(
         segmenters,
         found.cases[first - 1 :: step],
-        out=Path(out),
-        problems=found.problems if first == 1 else (),
+        out=out,
+        problems=(*half_trained, *found.problems) if first == 1 else (),
         mirroring="all_axes" if tta else "none",
         cleanup=cleanup,
         suffix=suffix,
@@ -253,6 +261,8 @@ def tune(run: str | Path, bank: str | Path, *, device: str = "auto", precision: 
         InputError: a run without inner cases, or another bank than the run's.
     """
     run, bank = Path(run), Path(bank)
+    if is_packaged(run):
+        raise UsageError(f"{run}: is a packaged network; tune the run that it was made of")
     path = run / BEST
     checkpoint = load_checkpoint(path)
     if not checkpoint.inner_cases:
@@ -281,7 +291,7 @@ def predict_files(
     files: Mapping[str, str | Path],
     *,
     tta: bool = False,
-    tuned: bool = False,
+    tuned: bool | None = None,
     allow_missing: bool = False,
     device: str = "auto",
     resample: bool = False,
@@ -296,8 +306,8 @@ def predict_files(
     if not files or (len(files) < len(MODALITIES) and not allow_missing):
         missing = ", ".join(f"--{name}" for name in MODALITIES if name not in files)
         raise UsageError(f"predict-case: needs {missing}; --allow-missing takes a case with one modality or more")
-    run, out = Path(run), Path(out)
-    settings = read_tuning(run, checkpoint=sha256(run / BEST)) if tuned else None
+    run, out = find_run(run), Path(out)
+    settings = read_tuning(run, checkpoint=networks_digest(run)) if (_comes_tuned(run) if tuned is None else tuned) else None
     segmenters = load_segmenters(
         (run,),
         runtime=_prediction_runtime(device, "auto"),
@@ -390,12 +400,23 @@ def view(
     return write_page(found.cases[0], prediction=prediction, reference=reference, output=Path(output))
 
 
+def _comes_tuned(run: Path) -> bool:
+    """Whether settings travel with a packaged network."""
+    return is_packaged(run) and (run / TUNED).is_file()
+
+
 def _allowed(*, skull: bool, same_scan: bool) -> list[Flaw]:
     flaws: dict[Flaw, bool] = {"skull": skull, "same_scan": same_scan}
     return [name for name, is_allowed in flaws.items() if is_allowed]
 
 
 def _prediction_runtime(device: str, precision: Precision) -> Runtime:
+    n_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if n_processes > 1:
+        raise UsageError(
+            f"torchrun: each of its {n_processes} processes would do the whole work; start this command without torchrun "
+            "(predict has --part I/N for several at a time)"
+        )
     return start_runtime(device=device, precision=precision)
 
 

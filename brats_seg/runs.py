@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from brats_seg.config import Config
-from brats_seg.core.files import sha256
+from brats_seg.core.files import read_table, sha256
 from brats_seg.core.runtime import Runtime
 from brats_seg.errors import InputError, UsageError
 from brats_seg.imbalance.priors import correct_logits, require_prior
@@ -15,6 +15,8 @@ from brats_seg.inference.segmenter import Segmenter
 from brats_seg.inference.windowed import Inference, choose_window
 from brats_seg.models.networks import network_divisor
 from brats_seg.models.readout import readout_of
+from brats_seg.packaged import checkpoints_of, is_packaged
+from brats_seg.scans.problem import Problem
 from brats_seg.training.checkpoint import Checkpoint, check_same_data, load_checkpoint, restore_network
 from brats_seg.training.loop import BEST
 
@@ -22,10 +24,10 @@ from brats_seg.training.loop import BEST
 def load_segmenters(
     runs: Sequence[str | Path], *, runtime: Runtime, inference: Inference = "auto", correct_priors: float = 0.0, allow_missing: bool = False
 ) -> tuple[Segmenter, ...]:
-    """The best checkpoints of several runs, ready to predict; they must agree on modalities and tissue classes.
+    """The networks of several runs, ready to predict; they must agree on modalities and tissue classes.
 
     Args:
-        runs: run folders.
+        runs: run folders, whose best checkpoint is taken, or folders of packaged networks, all of whose checkpoints are.
         runtime: what to predict on.
         inference: whole slices or windows; "auto" chooses for each network.
         correct_priors: strength of prior correction, 0 to 1.
@@ -37,9 +39,8 @@ def load_segmenters(
             missing modalities.
     """
     segmenters: list[Segmenter] = []
-    for run in map(Path, runs):
-        path = run / BEST
-        checkpoint = load_checkpoint(path)
+    for path in [path for run in runs for path in checkpoints_of(Path(run))]:
+        run, checkpoint = path.parent, load_checkpoint(path)
         if segmenters:
             check_same_data(checkpoint, path, modalities=segmenters[0].modalities, classes=segmenters[0].classes)
         config = checkpoint.parsed_config()
@@ -74,10 +75,16 @@ def load_segmenters(
 
 
 def held_out_cases(run: str | Path) -> tuple[str, ...]:
-    """Ids of the cases that a run's fold held out. Raises `InputError` where it held out none."""
-    held_out = load_checkpoint(Path(run) / BEST).held_out_cases
+    """Ids of the cases that a run's fold held out, or that all networks of a packaged one did.
+
+    Raises:
+        InputError: there is none.
+    """
+    common, *others = (load_checkpoint(path).held_out_cases for path in checkpoints_of(Path(run)))
+    held_out = tuple(case for case in common if all(case in theirs for theirs in others))
     if not held_out:
-        raise InputError(f"{run}: was trained on every case (--fold all); there is no held-out case to predict")
+        trained = "its networks, together, were trained on every case" if others else "was trained on every case (--fold all)"
+        raise InputError(f"{run}: {trained}; there is no held-out case to predict")
     return held_out
 
 
@@ -89,6 +96,21 @@ def held_out_by_all(runs: Sequence[str | Path]) -> tuple[str, ...]:
         if not common:
             raise UsageError(f"--held-out --also {run}: held out no case that {runs[0]} held out; average runs of one fold")
     return common
+
+
+def unfinished(run: Path) -> Problem | None:
+    """A warning where a run has not come to its last epoch, as its `epochs.csv` says; it may have ended early for its patience."""
+    if is_packaged(run) or not (run / "epochs.csv").is_file():
+        return None
+    checkpoint = load_checkpoint(run / BEST)
+    config = checkpoint.parsed_config()
+    _, rows = read_table(run / "epochs.csv")
+    n_done, patience = len(rows), config.validation.patience
+    best = max((int(row["epoch"]) for row in rows if row.get("is_best") == "1"), default=n_done)
+    if n_done >= config.n_epochs or (patience is not None and n_done - best >= patience):
+        return None
+    what = f"checkpoint of epoch {checkpoint.epoch} of {config.n_epochs}: the training stands at epoch {n_done}"
+    return Problem("warning", "", str(run), what, "a finished run; `brats-seg train` with --resume goes on")
 
 
 def class_shift(checkpoint: Checkpoint, path: Path, *, strength: float) -> tuple[float, ...] | None:

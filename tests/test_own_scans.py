@@ -1,16 +1,29 @@
 """A folder of the reader's own scans: plain names, labels whose values nothing tells, scans that no network was trained for."""
 
+import importlib.util
 import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import yaml
 
-from brats_seg import pipeline
+from brats_seg import packaged, pipeline
 from brats_seg.cli import main
 from brats_seg.config import load_config
+from brats_seg.core.files import sha256
+from brats_seg.core.runtime import start_runtime
+from brats_seg.errors import InputError
+from brats_seg.inference.tuning import Tuning, write_tuning
+from brats_seg.runs import load_segmenters
 from brats_seg.scans.volume import make_geometry, read_volume, write_label_map, write_volume
+from brats_seg.training.checkpoint import load_checkpoint, restore_network, save_checkpoint
 
 TINY = (
     "network.channels=[8,8,16,16,16,8]",
@@ -25,7 +38,7 @@ PLAIN = {"t1n": "T1", "t1c": "T1gd", "t2w": "T2", "t2f": "FLAIR (1)", "seg": "gt
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scans of a release, the same under plain names, a bank and a run."""
+    """Scans of a release, the same under plain names, a bank and two runs."""
     root = tmp_path_factory.mktemp("own")
     pipeline.phantom(root / "scans", n_cases=4, layout="brats2023", size=48, seed=3)
     for path in (root / "scans").rglob("*.nii.gz"):
@@ -33,7 +46,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, to)
     assert pipeline.preprocess(root / "scans", root / "bank", workers=1, n_folds=2).exit_code == 0
-    pipeline.train(root / "bank", root / "run", load_config("demo", overrides=TINY), fold=0, device="cpu")
+    for fold, name in enumerate(("run", "other")):
+        pipeline.train(root / "bank", root / name, load_config("demo", overrides=TINY), fold=fold, device="cpu")
     return root
 
 
@@ -93,3 +107,166 @@ def test_a_head_with_its_skull_given_four_times_is_refused_unless_both_are_allow
     assert "looks unstripped" not in capsys.readouterr().out
     assert ends(*command, "--allow-skull", "--allow-same-scan") == 0
     assert (tmp_path / "out" / "ann.nii.gz").exists()
+
+
+def load_tool():
+    spec = importlib.util.spec_from_file_location("make_starter", Path(__file__).parents[1] / "tools" / "make_starter.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+CARD = {
+    "data": "four phantoms",
+    "recipe": "one epoch of 12 steps",
+    "scored_on": "two held-out phantoms; convention brats2020",
+    "scores": [{"region": "whole", "dice": 0.5, "n": 2, "low": 0.4, "high": 0.6}],
+    "not_for": "care of patients",
+    "license": "CC0",
+}
+
+
+@pytest.fixture
+def shelf(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A shelf with a stand-in network named `starter`."""
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(CARD))
+    monkeypatch.setattr(packaged, "SHELF", tmp_path / "shelf")
+    pack(work / "run", tmp_path=tmp_path)
+    return tmp_path / "shelf"
+
+
+def pack(*runs: Path, tmp_path: Path, name: str = "starter") -> int:
+    command = [*map(str, runs), "--name", name, "--card", str(tmp_path / "card.yaml"), "--shelf", str(tmp_path / "shelf")]
+    return int(load_tool().main(command))
+
+
+def test_a_packaged_network_predicts_by_its_name(work: Path, shelf: Path, tmp_path: Path, capsys) -> None:
+    assert ends("predict", "starter", work / "plain", tmp_path / "packed", "--device", "cpu") == 0
+    assert pipeline.predict(work / "run", work / "plain", tmp_path / "own", device="cpu").exit_code == 0
+    for path in (tmp_path / "own").glob("*.nii.gz"):  # bf16 kernels have 8 bits: a voxel in a hundred may go to another class
+        ours, theirs = (read_volume(folder / path.name)[0] for folder in (tmp_path / "own", tmp_path / "packed"))
+        assert np.mean(ours != theirs) < 0.01
+    assert (tmp_path / "packed" / "model_card.md").read_text() == (shelf / "starter" / "model_card.md").read_text()
+    assert not (tmp_path / "own" / "model_card.md").exists()
+    pipeline.predict(work / "run", work / "plain", tmp_path / "packed", device="cpu", part=(1, 4))
+    assert not (tmp_path / "packed" / "model_card.md").exists()  # the label maps are not of that network any more
+
+
+def test_a_packaged_checkpoint_is_small_and_knows_no_private_case(work: Path, shelf: Path) -> None:
+    own, packed = (load_checkpoint(folder / "checkpoint_best.pt") for folder in (work / "run", shelf / "starter"))
+    assert {weight.dtype for weight in packed.weights.values() if weight.ndim > 1} == {torch.bfloat16}
+    assert packed.resume is None
+    assert packed.train_cases == own.train_cases  # named as a public release names them
+    assert load_tool()._public(("BraTS2021_00002", "HG_0001", "Ann_Smith")) == ("BraTS2021_00002", "HG_0001")
+    network = restore_network(packed, shelf, runtime=start_runtime(device="cpu", precision="float32"))
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def test_models_lists_the_networks_and_prints_a_card(shelf: Path, capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for command in (("models",), ("models", "starter")):
+        assert ends(*command) == 0
+        said = capsys.readouterr().out
+        for word in ("starter", "four phantoms", "one epoch of 12 steps", "0.500", "0.400 to 0.600", "care of patients"):
+            assert word in said
+    assert said.count("\n") > 10
+    assert ends("models", "other") == 2
+    expected = "brats-seg: other: the networks that travel with the package are starter; a trained run is given by its folder\n"
+    assert capsys.readouterr().err == expected
+    monkeypatch.setattr(packaged, "SHELF", tmp_path / "nothing")
+    assert ends("models") == 0
+    assert capsys.readouterr().out == "this build carries no network\n"
+
+
+def test_without_a_network_of_that_name_one_line_says_so(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(packaged, "SHELF", tmp_path / "nothing")
+    assert ends("predict", "starter", work / "plain", tmp_path / "out") == 2
+    expected = "brats-seg: starter: no such folder, and this build carries no network; a trained run is given by its folder\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_several_networks_of_one_name_are_averaged(work: Path, shelf: Path, tmp_path: Path) -> None:
+    assert pack(work / "run", work / "other", tmp_path=tmp_path, name="pair") == 0
+    assert sorted(path.name for path in (shelf / "pair").glob("*.pt")) == ["checkpoint_0.pt", "checkpoint_1.pt"]
+    pipeline.predict("pair", work / "plain", tmp_path / "pair", device="cpu")
+    pipeline.predict("starter", work / "plain", tmp_path / "also", also=[shelf / "starter", work / "other"], device="cpu")
+    runtime = start_runtime(device="cpu", precision="float32")
+    assert len(load_segmenters([shelf / "pair"], runtime=runtime)) == 2
+    with pytest.raises(InputError, match="its networks, together, were trained on every case"):
+        pipeline.held_out_cases(shelf / "pair")
+
+
+def test_settings_that_travel_with_a_network_are_used_unless_left_out(work: Path, shelf: Path, tmp_path: Path, capsys) -> None:
+    tuned = Tuning(
+        correct_priors=0.0, min_component_mm3=1e6, min_enhancing_mm3=0.0, epoch=1, n_cases=1, score=0.5, score_before=0.4,
+        checkpoint=sha256(work / "run" / "checkpoint_best.pt"),
+    )  # fmt: skip
+    run = shutil.copytree(work / "run", tmp_path / "run")
+    write_tuning(run, tuned)
+    assert pack(run, tmp_path=tmp_path, name="tuned") == 0
+    assert "smallest component 1e+06 mm3" in (shelf / "tuned" / "model_card.md").read_text()
+
+    def tumor_ml(*options: object) -> float:
+        out = tmp_path / f"out{len(options)}"
+        assert ends("predict", "tuned", work / "plain", out, "--device", "cpu", *options) == 0
+        return float(pd.read_csv(out / "predictions.csv")["whole_ml"].sum())
+
+    assert tumor_ml() == 0  # every component is below a liter
+    assert tumor_ml("--untuned") > 0
+    assert tumor_ml("--min-component-mm3", "0.5") > 0  # a setting given by hand takes the place of all that travel
+
+
+def test_more_than_six_megabytes_are_refused_and_leave_nothing(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(CARD))
+    tool = load_tool()
+    monkeypatch.setattr(tool, "MOST_BYTES", 1000)
+    command = [str(work / "run"), "--card", str(tmp_path / "card.yaml"), "--shelf", str(tmp_path / "shelf")]
+    assert tool.main(command) == 1
+    assert "MB of weights; 0 MB at most" in capsys.readouterr().err
+    assert not (tmp_path / "shelf" / "starter").exists()
+
+
+def test_what_travels_with_this_build_is_whole_and_small() -> None:
+    for name in packaged.packaged_names():
+        folder = packaged.find_packaged(name)
+        card = packaged.read_card(folder)
+        assert card.text() == (folder / "model_card.md").read_text()
+        assert [network.file for network in card.networks] == [path.name for path in packaged.checkpoints_of(folder)]
+        assert [network.sha256 for network in card.networks] == [sha256(path) for path in packaged.checkpoints_of(folder)]
+        assert sum(path.stat().st_size for path in packaged.checkpoints_of(folder)) <= load_tool().MOST_BYTES
+
+
+def test_the_wheel_holds_the_networks(shelf: Path, tmp_path: Path) -> None:
+    root, source = Path(__file__).parents[1], tmp_path / "source"
+    for name in ("brats_seg", "configs"):
+        shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, source)
+    shutil.copytree(shelf / "starter", source / "brats_seg" / "starter" / "standin")
+    build = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"brats_seg/starter/standin/{name}" for name in ("checkpoint_best.pt", "model_card.md", "model_card.json")} <= inside
+
+
+def test_a_run_that_is_not_finished_says_so_where_it_is_used(work: Path, tmp_path: Path, capsys) -> None:
+    run = shutil.copytree(work / "run", tmp_path / "run")
+    checkpoint = load_checkpoint(run / "checkpoint_best.pt")
+    config = checkpoint.config.replace("epochs: 1\n", "epochs: 20\n", 1)
+    save_checkpoint(run / "checkpoint_best.pt", replace(checkpoint, config=config))
+    (run / "config.yaml").write_text(config)
+    assert ends("predict", run, work / "scans", tmp_path / "out", "--device", "cpu") == 0
+    said = capsys.readouterr().out
+    assert f"warning {run}: checkpoint of epoch 1 of 20: the training stands at epoch 1" in said
+    for name, words in ((run, "1 of 20 epochs"), (work / "run", "1 epoch.")):
+        page = pipeline.report(tmp_path / "out", work / "scans", output=tmp_path / "report.html", run=name).page
+        for path in (page, page.with_suffix(".md")):
+            assert words in path.read_text()
+
+
+def test_several_processes_do_not_each_predict_every_case(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert ends("predict", work / "run", work / "scans", tmp_path / "out") == 2
+    assert capsys.readouterr().err.startswith("brats-seg: torchrun: each of its 2 processes would do the whole work; start this command")

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from brats_seg.config import load_config
 from brats_seg.core.files import read_table, read_text, shown
-from brats_seg.errors import InputError
+from brats_seg.errors import InputError, UsageError
 from brats_seg.imbalance.ledger import LEDGER_COLUMNS, OUTSIDE
 from brats_seg.reporting.figures import Plot, line_chart, mix_chart, plot, words
 from brats_seg.scans.labels import REGIONS
@@ -33,7 +34,7 @@ def training_section(run: Path) -> dict[str, Any]:
     mix = ledger_rows(ledger)
     return {
         "run": run.resolve().name,
-        "n_epochs": len({r["epoch"] for r in epochs or ledger}),
+        "epochs": _epochs_words(len({r["epoch"] for r in epochs or ledger}), config),
         "curves": _curves(epochs),
         "ledger_rows": mix,
         "has_hard": any(r["n_hard"] for r in mix),
@@ -41,6 +42,15 @@ def training_section(run: Path) -> dict[str, Any]:
         "mix": _mix_plot(mix) if mix else None,
         "config": read_text(config) if config.is_file() else None,
     }
+
+
+def _epochs_words(n_done: int, config: Path) -> str:
+    """How many epochs were trained, and of how many, where the run stopped before."""
+    try:
+        asked = load_config(config).n_epochs if config.is_file() else n_done
+    except UsageError:  # of another version
+        asked = n_done
+    return f"{n_done} of {asked} epochs" if n_done < asked else f"{n_done} epoch{'s' * (n_done != 1)}"
 
 
 def ledger_rows(ledger: Rows) -> list[dict[str, Any]]:

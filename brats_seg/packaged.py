@@ -1,0 +1,180 @@
+"""Networks that travel with the package: their names, checkpoints and model cards."""
+
+from collections.abc import Sequence
+from hashlib import sha256 as digest_of
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from brats_seg.config import Section
+from brats_seg.core.files import read_model, read_text, sha256, write_text
+from brats_seg.errors import InputError, UsageError
+
+SHELF = Path(__file__).parent / "starter"
+"""A folder for each network."""
+CARD, FACTS = "model_card.md", "model_card.json"
+BEST, TUNED = "checkpoint_best.pt", "tuned.yaml"
+_TITLE = "# Model card: "
+
+
+class CardScore(Section):
+    """A mean score over cases that the networks were not trained on.
+
+    Attributes:
+        region: whole, core or active.
+        dice: mean Dice over `n` cases.
+        low, high: 95 % interval of the mean.
+    """
+
+    region: str
+    dice: Annotated[float, Field(ge=0, le=1)]
+    n: Annotated[int, Field(gt=0)]
+    low: Annotated[float, Field(ge=0, le=1)]
+    high: Annotated[float, Field(ge=0, le=1)]
+
+
+class CardWords(Section):
+    """What the person who packs a network writes of it.
+
+    Attributes:
+        data: what the networks were trained on.
+        recipe: how.
+        scored_on: the cases of the scores, how they were held out, and the convention.
+        scores: one for each region.
+        not_for: what the network is not for.
+        license: of the weights.
+    """
+
+    data: str
+    recipe: str
+    scored_on: str
+    scores: tuple[CardScore, ...]
+    not_for: str
+    license: str
+
+
+class PackedNetwork(Section):
+    """One checkpoint of a packaged network."""
+
+    file: str
+    sha256: str
+    network: str
+    n_parameters: int
+    epoch: int
+
+
+class Card(CardWords):
+    """All that is known of a packaged network: the words, and what the checkpoints say."""
+
+    name: str
+    modalities: tuple[str, ...]
+    classes: tuple[str, ...]
+    spacing_mm: tuple[float, ...]
+    networks: tuple[PackedNetwork, ...]
+    tuned: str | None = None
+
+    def summary(self) -> str:
+        """A few lines: what a list of networks shows."""
+        scores = ", ".join(f"{s.region} {s.dice:.3f} ({s.low:.3f} to {s.high:.3f}, n {s.n})" for s in self.scores)
+        lines = (f"data: {self.data}", f"recipe: {self.recipe}", f"mean Dice: {scores}", f"scored on: {self.scored_on}")
+        return "\n  ".join((self.name, *lines, f"not for: {self.not_for}"))
+
+    def text(self) -> str:
+        """The card in Markdown."""
+        spacing = " x ".join(f"{mm:g}" for mm in self.spacing_mm)
+        rows = [f"| {s.region} | {s.dice:.3f} | {s.low:.3f} to {s.high:.3f} | {s.n} |" for s in self.scores]
+        files = [f"- `{n.file}`: {n.network}, {n.n_parameters:,} parameters, epoch {n.epoch}, SHA-256 `{n.sha256}`" for n in self.networks]
+        averaged = f" The mean of {len(self.networks)} networks." if len(self.networks) > 1 else ""
+        tuned = f"{self.tuned} `--untuned` leaves these settings out." if self.tuned else "None: `predict` uses the networks as they are."
+        return "\n".join(
+            [
+                f"{_TITLE}{self.name}",
+                "",
+                f"**Input.** {', '.join(self.modalities)}, without skull, on a background of 0, voxels of {spacing} mm (Z, Y, X).",
+                f"**Output.** {', '.join(self.classes)}.{averaged}",
+                "",
+                f"**Data.** {self.data}",
+                "",
+                f"**Recipe.** {self.recipe}",
+                "",
+                f"**Scores.** {self.scored_on}",
+                "",
+                "| region | mean Dice | 95 % interval | n |",
+                "|---|---|---|---|",
+                *rows,
+                "",
+                f"**Settings used by default.** {tuned}",
+                "",
+                f"**Not for.** {self.not_for}",
+                "",
+                f"**License of the weights.** {self.license}",
+                "",
+                *files,
+                "",
+            ]
+        )
+
+
+def packaged_names() -> tuple[str, ...]:
+    """Names of the networks that this build has."""
+    return tuple(sorted(path.parent.name for path in SHELF.glob(f"*/{FACTS}")))
+
+
+def read_card(folder: Path) -> Card:
+    """The card of a packaged network. Raises `InputError` where it is damaged."""
+    return read_model(Card, folder / FACTS, mend="install the package again")
+
+
+def find_run(run: str | Path) -> Path:
+    """The folder of a run, or of the packaged network of that name; a folder that exists wins.
+
+    Raises:
+        UsageError: neither; with the names there are.
+    """
+    return Path(run) if Path(run).is_dir() else find_packaged(str(run), also="no such folder, and ")
+
+
+def find_packaged(name: str, *, also: str = "") -> Path:
+    """The folder of the packaged network of that name. Raises `UsageError` with the names there are."""
+    names = packaged_names()
+    if name in names:
+        return SHELF / name
+    there = f"the networks that travel with the package are {', '.join(names)}" if names else "this build carries no network"
+    raise UsageError(f"{name}: {also}{there}; a trained run is given by its folder")
+
+
+def is_packaged(folder: Path) -> bool:
+    """Whether a folder is in the packaged form: a card beside its checkpoints."""
+    return (folder / FACTS).is_file()
+
+
+def checkpoints_of(folder: Path) -> tuple[Path, ...]:
+    """The checkpoints to average: the best one of a run, all of a packaged network.
+
+    Raises:
+        InputError: a packaged network without a checkpoint.
+    """
+    if not is_packaged(folder):
+        return (folder / BEST,)
+    paths = tuple(sorted(folder.glob("*.pt")))
+    if not paths:
+        raise InputError(f"{folder}: holds a model card and no checkpoint; install the package again")
+    return paths
+
+
+def networks_digest(folder: Path) -> str:
+    """SHA-256 of the checkpoint, or of the digests of several; what `tuned.yaml` names."""
+    digests = [sha256(path) for path in checkpoints_of(folder)]
+    return digests[0] if len(digests) == 1 else digest_of("".join(digests).encode()).hexdigest()
+
+
+def write_cards(out: Path, folders: Sequence[Path]) -> None:
+    """Write `OUT/model_card.md` of the packaged networks among these; without one, take an older card away."""
+    texts = [read_text(folder / CARD) for folder in folders if is_packaged(folder)]
+    path = out / CARD
+    if texts:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(path, "\n".join(texts))
+    elif path.is_file() and read_text(path).startswith(_TITLE):
+        path.unlink()

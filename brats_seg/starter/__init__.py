@@ -1,0 +1,1 @@
+"""Trained networks that travel with the package: a folder each, made by `tools/make_starter.py`, read by `brats_seg.packaged`."""

@@ -1,0 +1,145 @@
+"""Trained runs -> a network that travels with the package.
+
+python tools/make_starter.py runs/fold0 runs/fold1 --name starter --card card.yaml
+
+The card is a YAML file with the keys of `brats_seg.packaged.CardWords`:
+
+data: 1,251 cases of BraTS 2021
+recipe: unet2d, balanced patches, 50 epochs
+scored_on: five folds, each case scored by the network that did not see its patient; convention brats2020
+scores:
+  - {region: whole, dice: 0.9, n: 1251, low: 0.89, high: 0.91}
+not_for: care of patients
+license: CC BY 4.0
+"""
+
+import argparse
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+from brats_seg.config import load_settings
+from brats_seg.core.files import sha256, write_json, write_text
+from brats_seg.errors import InputError, UsageError
+from brats_seg.inference.tuning import read_tuning, write_tuning
+from brats_seg.packaged import BEST, CARD, FACTS, SHELF, TUNED, Card, CardWords, PackedNetwork, networks_digest
+from brats_seg.training.checkpoint import Checkpoint, check_same_data, load_checkpoint, save_checkpoint
+
+MOST_BYTES = 6_000_000
+"""Of all checkpoints of a name together: more does not belong into a repository."""
+_PUBLIC = re.compile(r"(BraTS|HGG?_|LGG?_|Synthetic_|BRATS_)", re.IGNORECASE)
+
+
+def pack(runs: Sequence[Path], *, name: str, words: CardWords, shelf: Path = SHELF) -> Path:
+    """Write `SHELF/NAME` with the best checkpoint of each run, in bf16 and without what only training needs, and the card.
+
+    Case ids that no public release names are left out. `tuned.yaml` of a single run comes along.
+
+    Raises:
+        UsageError: a folder that is there already, runs of other data, or weights above `MOST_BYTES`.
+        InputError: no checkpoint.
+    """
+    folder = shelf / name
+    if folder.exists():
+        raise UsageError(f"{folder}: is there already; take it away or give another --name")
+    paths = [run / BEST for run in runs]
+    checkpoints = [load_checkpoint(path) for path in paths]
+    first = checkpoints[0]
+    for path, checkpoint in zip(paths, checkpoints, strict=True):
+        check_same_data(checkpoint, path, modalities=first.modalities, classes=first.classes)
+    folder.mkdir(parents=True)
+    try:
+        files = [folder / (BEST if len(runs) == 1 else f"checkpoint_{i}.pt") for i in range(len(runs))]
+        for file, checkpoint in zip(files, checkpoints, strict=True):
+            save_checkpoint(file, packed(checkpoint))
+        n_bytes = sum(file.stat().st_size for file in files)
+        if n_bytes > MOST_BYTES:
+            raise UsageError(f"{name}: {n_bytes / 1e6:.1f} MB of weights; {MOST_BYTES / 1e6:.0f} MB at most, by fewer or smaller networks")
+        card = Card(
+            **words.model_dump(),
+            name=name,
+            modalities=first.modalities,
+            classes=first.classes,
+            spacing_mm=first.spacing_mm,
+            networks=tuple(_facts(file, checkpoint) for file, checkpoint in zip(files, checkpoints, strict=True)),
+        )
+        write_json(folder / FACTS, card.model_dump(mode="json"))  # makes it a packaged network, whose digest the settings name
+        if len(runs) == 1 and (runs[0] / TUNED).is_file():
+            card = card.model_copy(update={"tuned": _pack_settings(runs[0], folder)})
+            write_json(folder / FACTS, card.model_dump(mode="json"))
+        write_text(folder / CARD, card.text())
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    return folder
+
+
+def packed(checkpoint: Checkpoint) -> Checkpoint:
+    """Without the state of training, case ids that are not public, and half of the bytes: kernels in bf16, the few others as they are."""
+    return replace(
+        checkpoint,
+        weights={name: _halved(weight) for name, weight in checkpoint.weights.items()},
+        train_cases=_public(checkpoint.train_cases),
+        inner_cases=_public(checkpoint.inner_cases),
+        held_out_cases=_public(checkpoint.held_out_cases),
+        resume=None,
+    )
+
+
+def _halved(weight: Tensor) -> Tensor:
+    # A copy: a view would be saved with the whole storage behind it. Biases and statistics of norms keep their digits, at no cost.
+    return weight.to(torch.bfloat16).contiguous() if weight.is_floating_point() and weight.ndim > 1 else weight.clone()
+
+
+def _public(ids: Sequence[str]) -> tuple[str, ...]:
+    return tuple(case for case in ids if _PUBLIC.match(case))
+
+
+def _facts(file: Path, checkpoint: Checkpoint) -> PackedNetwork:
+    n_parameters = sum(weight.numel() for weight in checkpoint.weights.values())
+    return PackedNetwork(
+        file=file.name,
+        sha256=sha256(file),
+        network=checkpoint.parsed_config().network.name,
+        n_parameters=n_parameters,
+        epoch=checkpoint.epoch,
+    )
+
+
+def _pack_settings(run: Path, folder: Path) -> str:
+    """Copy the tuned settings for the packed checkpoint, and say them in words."""
+    tuning = read_tuning(run, checkpoint=sha256(run / BEST))
+    write_tuning(folder, tuning.model_copy(update={"checkpoint": networks_digest(folder)}))
+    return (
+        f"Found on {tuning.n_cases} inner cases: prior correction {tuning.correct_priors:g}, smallest component "
+        f"{tuning.min_component_mm3:g} mm3, smallest enhancing core {tuning.min_enhancing_mm3:g} mm3."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, averaged by `predict`")
+    parser.add_argument("--name", default="starter")
+    parser.add_argument("--card", required=True, help="YAML file with the words of the model card")
+    parser.add_argument("--shelf", type=Path, default=SHELF, help="where packaged networks lie")
+    asked = parser.parse_args(argv)
+    try:
+        folder = pack(asked.runs, name=asked.name, words=load_settings(CardWords, Path(asked.card)), shelf=asked.shelf)
+    except (InputError, UsageError, yaml.YAMLError) as error:
+        print(f"make_starter: {error}", file=sys.stderr)
+        return 1
+    n_bytes = sum(file.stat().st_size for file in folder.glob("*.pt"))
+    print(f"{folder}: {n_bytes / 1e6:.2f} MB of weights in {len(list(folder.glob('*.pt')))} files")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
