@@ -219,7 +219,10 @@ def predict(
     tta: Annotated[bool, typer.Option("--tta", help="Average over mirrored copies.")] = False,
     inference: InferenceName = "auto",
     correct_priors: Annotated[
-        float, typer.Option(min=0, max=1, metavar="STRENGTH", help="Undo the sampled class mix: 0 not, 1 in full.")
+        float,
+        typer.Option(
+            min=0, max=1, metavar="STRENGTH", help="Undo the sampled class mix: 0 not, 1 in full, often too much; `tune` finds it."
+        ),
     ] = 0.0,
     min_component_mm3: Annotated[
         float, typer.Option(min=0, metavar="MM3", help="Connected tumor smaller than this becomes healthy.")

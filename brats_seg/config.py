@@ -116,11 +116,15 @@ class Sampler(Section):
 
 
 class Hard(Section):
-    """Hard-example replay: used by sampler.kind 'hard' only. Among the classes `tumor` stands for all but healthy."""
+    """Hard-example replay: used by sampler.kind 'hard' only. Among the classes `tumor` stands for all but healthy.
+
+    `subset` is how many voxels of each class the network looks at after an epoch; None for as many as the class draws in
+    an epoch. `recycle` starts a pool again when it is used up: a pool of a few voxels is then drawn hundreds of times.
+    """
 
     threshold: Share = 0.75
-    subset: Annotated[int, Field(gt=0)] | None = None
-    recycle: bool = True
+    subset: Annotated[int, Field(gt=0)] | None = 20_000
+    recycle: bool = False
     classes: tuple[str, ...] | None = None
     max_age: Annotated[int, Field(ge=1)] = 1
 

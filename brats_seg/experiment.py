@@ -1,5 +1,6 @@
 """Samplers side by side on one bank: folds x seeds -> one table."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -36,6 +37,10 @@ from brats_seg.training.checkpoint import load_checkpoint
 from brats_seg.training.log import precision_name
 from brats_seg.training.split import Split
 
+SCHEMA = 2
+"""What the digest of a cell stands for. 1: the knobs that are not at their defaults; 2: every knob."""
+DEFAULTS_OF_SCHEMA_1: Mapping[str, Any] = {"hard.recycle": True, "hard.subset": None}
+"""Defaults that have changed since schema 1, as they were. A knob that came later has, as its default, what was done before."""
 TRAINED = "trained.json"
 """What a run of an experiment was trained on and with, in its folder."""
 
@@ -111,7 +116,12 @@ def run_experiment(
                 _cell(data, one.digest, strategy, fold=fold, seed=seed, cases=config.predict.cases)
                 for strategy, seed, fold in product(strategies, config.seeds, folds)
             ]
-        identity = {"study": "experiment", **{f"bank {data}".strip(): one.digest[:DIGEST] for data, one in opened.items()}}
+        _check_schema(out)
+        identity = {
+            "study": "experiment",
+            "schema": SCHEMA,
+            **{f"bank {data}".strip(): one.digest[:DIGEST] for data, one in opened.items()},
+        }
         check_identity(out, identity)
         taken: dict[str, list[Row]] = {}
         if known is not None:
@@ -243,6 +253,7 @@ def _check_classes(bank: PatchBank, strategies: Sequence[Strategy], *, folds: Se
 
 def _cell(data: str, digest: str, strategy: Strategy, *, fold: int, seed: int, cases: str) -> Cell:
     job = {
+        "schema": SCHEMA,
         "data": data,
         "bank": digest,
         "strategy": strategy.name,
@@ -261,9 +272,44 @@ def _split(bank: PatchBank, job: Mapping[str, Any]) -> Split:
 
 
 def _seeded(config: Config, seed: int) -> dict[str, Any]:
-    """The knobs that are not at their defaults: a knob added to the program one day leaves the digests of finished cells as they are."""
-    tree = laid_over(config.model_dump(mode="json"), {"training.seed": seed})
-    return parse_config(tree).model_dump(mode="json", exclude_defaults=True)
+    """Every knob, those at their defaults too: a default that changes one day makes another cell."""
+    return laid_over(config.model_dump(mode="json"), {"training.seed": seed})
+
+
+def _check_schema(out: Path) -> None:
+    """Refuse a folder whose digests are of another schema."""
+    path = out / "grid.json"
+    identity = read_json(path) if path.exists() else {"schema": SCHEMA}
+    if isinstance(identity, dict) and identity.get("schema", 1) != SCHEMA:
+        raise InputError(
+            f"{out}: was written by another version of brats-seg, which named runs in another way; choose a new folder and take the "
+            f"finished runs over with --known {out / 'runs.csv'}"
+        )
+
+
+def _digest_of_schema_1(job: Mapping[str, Any]) -> str:
+    """The digest that a cell had in schema 1."""
+    configs = [_knobs_of_schema_1(tree) for tree in job["configs"]]
+    return Cell("", {name: value for name, value in job.items() if name != "schema"} | {"configs": configs}).digest
+
+
+def _knobs_of_schema_1(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The knobs of a whole config that were not at their defaults in schema 1."""
+    if tree["sampler"]["kind"] != "hard":  # it uses no `hard` knobs: they may be what they were
+        tree = laid_over(tree, DEFAULTS_OF_SCHEMA_1)
+    return _apart(tree, laid_over(Config().model_dump(mode="json"), DEFAULTS_OF_SCHEMA_1))
+
+
+def _apart(tree: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a nested mapping differs from the defaults."""
+    apart: dict[str, Any] = {}
+    for name, value in tree.items():
+        default = defaults.get(name)
+        if isinstance(value, dict) and isinstance(default, dict):
+            value, default = _apart(value, default), {}
+        if name not in defaults or value != default:
+            apart[name] = value
+    return apart
 
 
 def _known(path: Path, cells: Sequence[Cell], banks: Mapping[str, PatchBank]) -> dict[str, list[dict[str, Any]]]:
@@ -274,7 +320,7 @@ def _known(path: Path, cells: Sequence[Cell], banks: Mapping[str, PatchBank]) ->
     """
     finished, found = read_finished(path), {}
     for cell in cells:
-        rows = {(row["correct_priors"], row["case"], row["region"]): row for row in finished.get(cell.digest[:DIGEST], ())}
+        rows = {(row["correct_priors"], row["case"], row["region"]): row for row in _rows_of(cell, finished)}
         if not rows:
             continue
         bank, job = banks[cell.job["data"]], cell.job
@@ -286,11 +332,21 @@ def _known(path: Path, cells: Sequence[Cell], banks: Mapping[str, PatchBank]) ->
         found[cell.digest] = list(rows.values())
     if not found:
         theirs, ours = {row["bank"] for rows in finished.values() for row in rows}, {bank.digest[:DIGEST] for bank in banks.values()}
-        others = "the same bank with other knobs or seeds" if theirs & ours else f"bank {', '.join(sorted(theirs)) or 'none'}"
+        was = ", ".join(f"{knob}={json.dumps(value)}" for knob, value in DEFAULTS_OF_SCHEMA_1.items())
+        others = (
+            f"the same bank with other knobs or seeds (before schema {SCHEMA} the defaults were {was})"
+            if theirs & ours
+            else f"bank {', '.join(sorted(theirs)) or 'none'}"
+        )
         raise InputError(
             f"{path}: none of its {len(finished)} runs is one of this experiment's, on bank {', '.join(sorted(ours))}; they are of {others}"
         )
     return found
+
+
+def _rows_of(cell: Cell, finished: Mapping[str, list[Row]]) -> list[Row]:
+    """The rows of a cell, under its digest or under the one that it had in schema 1."""
+    return finished.get(cell.digest[:DIGEST]) or finished.get(_digest_of_schema_1(cell.job)[:DIGEST], [])
 
 
 def _note(key: str, rows: list[dict[str, Any]]) -> str:
@@ -391,7 +447,7 @@ def _segment(
     checkpoint = load_checkpoint(run / pipeline.BEST)
     shifts = []
     for strength in files:
-        tuned = pipeline.tune(run, path, device=str(runtime.device), cleanup=False) if strength == TUNED else None
+        tuned = pipeline.tune(run, path, device=str(runtime.device), cleanup=False, threads=1) if strength == TUNED else None
         correct = float(strength) if tuned is None else tuned.correct_priors
         shifts.append(pipeline.class_shift(checkpoint, run / pipeline.BEST, strength=correct))
     (segmenter,) = pipeline.load_segmenters((run,), runtime=runtime)

@@ -251,7 +251,9 @@ def predict(
     )
 
 
-def tune(run: str | Path, bank: str | Path, *, device: str = "auto", precision: Precision = "auto", cleanup: bool = True) -> Tuning:
+def tune(
+    run: str | Path, bank: str | Path, *, device: str = "auto", precision: Precision = "auto", cleanup: bool = True, threads: int = 0
+) -> Tuning:
     """Find the strength of prior correction and the clean-up thresholds on a run's inner cases, and write them to `RUN/tuned.yaml`.
 
     No other case of the bank is opened. Without a prior to correct (`loss.kind`) the thresholds alone are tried; without `cleanup` the
@@ -273,7 +275,7 @@ def tune(run: str | Path, bank: str | Path, *, device: str = "auto", precision: 
         if opened.digest != checkpoint.bank:
             raise InputError(f"{bank}: has the digest {opened.digest[:12]}; {run} was trained on the bank with {checkpoint.bank[:12]}")
         has_prior = config.loss.kind in LOSSES_WITH_A_PRIOR and config.loss.outside == "healthy" and checkpoint.natural_prior is not None
-        (segmenter,) = load_segmenters((run,), runtime=_prediction_runtime(device, precision))
+        (segmenter,) = load_segmenters((run,), runtime=start_runtime(device=device, precision=precision, threads=threads))
         tuning = tune_settings(
             segmenter,
             opened.select(checkpoint.inner_cases),

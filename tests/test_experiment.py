@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 from brats_seg import experiment, pipeline
 from brats_seg.bank.bank import PatchBank
 from brats_seg.cli import main
-from brats_seg.config import Hard, config_names, load_config, parse_settings
+from brats_seg.config import config_names, load_config, parse_settings
+from brats_seg.core.grid import Cell
 from brats_seg.core.runtime import start_runtime
 from brats_seg.errors import InputError, UsageError
-from brats_seg.evaluation.run_rows import COLUMNS
+from brats_seg.evaluation.run_rows import COLUMNS, DIGEST
 from brats_seg.evaluation.volumes import score_volume
 from brats_seg.experiment import ExperimentReport, run_experiment
 from brats_seg.inference.dense import label_map
@@ -423,15 +425,62 @@ def test_every_experiment_that_comes_with_the_package_resolves(name: str) -> Non
         assert all(sum(c.training.epochs * c.training.steps for c in s.configs) < patches[s.name] for s in strategies)
 
 
-def test_the_defaults_that_finished_rows_stand_on() -> None:
-    # A row's digest leaves out what is at its default: a default that changes here makes docs/experiments/data/runs.csv wrong.
-    config = make_strategies(load_experiment("sampling"), only=["hard"])[0].configs[0]
-    assert config.hard == parse_settings(Hard, {"threshold": 0.75, "subset": None, "recycle": True, "classes": None, "max_age": 1})
-    assert (config.sampler.drift, config.sampler.shares, config.sampler.healthy_share) == ("none", None, None)
-    assert (config.loss.kind, config.loss.outside, config.loss.class_weights) == ("cross_entropy", "healthy", "none")
-    assert (config.augment.rotate_degrees, config.augment.gamma, config.augment.intensity_probability) == (0.0, (1.0, 1.0), 0.5)
-    assert (config.optimizer.clip_norm, config.optimizer.power, config.optimizer.decay) == (None, 0.75, "kernels")
-    assert (config.training.accumulate, config.training.precision, config.validation.fraction) == (1, "auto", 0.2)
+def test_the_digest_of_a_cell_stands_for_every_knob() -> None:
+    """Knobs at their defaults too: with another default it is another cell."""
+    (strategy,) = make_strategies(load_experiment("sampling"), only=["balanced"])
+    cell = experiment._cell("", "f" * 64, strategy, fold=0, seed=3, cases="held_out")
+    (knobs,) = cell.job["configs"]
+    assert knobs == strategy.configs[0].model_dump(mode="json") | {"training": knobs["training"]}
+    assert knobs["training"] == strategy.configs[0].training.model_dump(mode="json") | {"seed": 3}
+    other = {**cell.job, "configs": [{**knobs, "hard": {**knobs["hard"], "threshold": 0.9}}]}
+    assert Cell("", other).digest != cell.digest
+
+
+def test_the_recorded_rows_are_those_of_the_configs_that_come_with_the_package() -> None:
+    """A default that changes without its line in DEFAULTS_OF_SCHEMA_1 makes docs/experiments/data/runs.csv useless for --known."""
+    table = pd.read_csv(Path(__file__).parents[1] / "docs/experiments/data/runs.csv")
+    recorded = set(table[["strategy", "seed", "config"]].itertuples(index=False, name=None))
+    named = set()
+    for name, seed in product(config_names("experiments"), sorted(set(table["seed"]))):
+        for strategy in make_strategies(load_experiment(name)):
+            trees = [experiment._knobs_of_schema_1(experiment._seeded(one, seed)) for one in strategy.configs]
+            named.add((strategy.name, seed, Cell("", {"configs": trees}).digest[:DIGEST]))
+    assert len(recorded) == 70
+    assert recorded <= named
+
+
+def test_rows_of_schema_1_are_taken_over_where_the_old_defaults_give_the_same_knobs(
+    bank: Path, done: tuple[Path, ExperimentReport], tmp_path: Path
+) -> None:
+    recycled = {**TINY["strategies"]["hard"], "hard.recycle": True, "hard.subset": None}
+    config = tiny(strategies={**TINY["strategies"], "hard": recycled})
+    table = pd.read_csv(done[0] / "runs.csv", dtype=str, keep_default_na=False)
+    for strategy in make_strategies(config):
+        trees = [one.model_dump(mode="json", exclude_defaults=True) for one in strategy.configs]
+        for tree in trees:
+            tree.pop("hard", None)  # recycle true and subset null were the defaults
+        job = {
+            "data": "", "bank": PatchBank(bank, patch_size=(1, 1)).digest, "strategy": strategy.name, "configs": trees,
+            "correct_priors": list(strategy.correct_priors), "cases": "held_out", "fold": 0, "seed": 0,
+        }  # fmt: skip
+        table.loc[table["strategy"] == strategy.name, "cell"] = Cell("", job).digest[:DIGEST]
+    table.to_csv(tmp_path / "old.csv", index=False)
+    said: list[str] = []
+    run_experiment(bank, tmp_path / "out", config, workers=1, known=tmp_path / "old.csv", say=said.append)
+    assert said == [f"3 of 3 runs taken over from {tmp_path / 'old.csv'}"]
+    table[table["strategy"] == "hard"].to_csv(tmp_path / "old.csv", index=False)
+    with pytest.raises(InputError, match=r"the defaults were hard\.recycle=true, hard\.subset=null"):
+        run_experiment(bank, tmp_path / "new", tiny(), workers=1, known=tmp_path / "old.csv")
+
+
+def test_a_folder_of_schema_1_is_refused_with_the_way_to_take_its_runs_over(
+    bank: Path, done: tuple[Path, ExperimentReport], tmp_path: Path
+) -> None:
+    identity = json.loads((done[0] / "grid.json").read_text())
+    del identity["schema"]
+    (tmp_path / "grid.json").write_text(json.dumps(identity))
+    with pytest.raises(InputError, match=r"written by another version .* choose a new folder .* with --known .*runs\.csv"):
+        run_experiment(bank, tmp_path, tiny(), workers=1)
 
 
 @pytest.mark.parametrize("name", ["confirm", "sampling_real"])

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from types import FrameType
 from typing import Any, Literal, TypeVar
 
@@ -103,7 +104,7 @@ def start_runtime(*, device: str = "auto", precision: Precision = "auto", thread
     Args:
         device: "auto" (CUDA where there is one, else the CPU), "cpu", "cuda" or "cuda:N".
         precision: "auto" is bf16 on a device that multiplies it natively, else fp16 on a CUDA device and float32 on a CPU.
-        threads: threads on a CPU; 0 leaves torch's own choice (the cores, or OMP_NUM_THREADS).
+        threads: threads on a CPU; 0 for the number that torch had at the first call (its own: the cores, or OMP_NUM_THREADS).
 
     Raises:
         UsageError: a device or precision that is not there.
@@ -113,8 +114,8 @@ def start_runtime(*, device: str = "auto", precision: Precision = "auto", thread
     chosen = _find_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if threads > 0:
-        torch.set_num_threads(threads)
+    own_threads = _own_threads()
+    torch.set_num_threads(threads or own_threads)
     return Runtime(
         device=chosen,
         dtype_autocast=_find_precision(precision, chosen),
@@ -122,6 +123,12 @@ def start_runtime(*, device: str = "auto", precision: Precision = "auto", thread
         rank=rank,
         world_size=world_size,
     )
+
+
+@cache
+def _own_threads() -> int:
+    """Torch's own number of threads: asked for once, before a run has set another."""
+    return torch.get_num_threads()
 
 
 def n_workers(asked: int, *, device: str = "cpu") -> int:

@@ -63,7 +63,9 @@ def effective_prior(counts: Counts, *, class_weights: Shares | None = None) -> S
     """The prior a network learns: examples of each class that entered the loss x the weight of the class, as shares.
 
     With sampling alone these are the ledger's counts, with weights alone the natural counts times the weights, with both the product of
-    both: correcting by it once is right in every case, and never corrects twice.
+    both. Dividing by this product once corrects for sampling and weights together. It is the prior that the network shows where each
+    example is seen by itself: images, or a network that labels one voxel at a time. A network that segments patches sees the tissue
+    around a voxel and shows less of the prior of the patch voxels: a full correction of it draws tumor too small.
     """
     weighted = counts * (class_weights if class_weights is not None else 1.0)
     if weighted.sum() <= 0:
@@ -83,7 +85,8 @@ def correct_logits(
         logits: of the classes along `axis`.
         training_prior: the prior the network was trained under (`effective_prior`).
         target_prior: the prior to give the logits for. A class of target 0 gets -inf.
-        strength: 0 leaves the logits alone, 1 corrects in full.
+        strength: 0 leaves the logits alone, 1 corrects in full; below 1 for a network that does not show all of its training prior
+            (see `effective_prior`).
         axis: the class axis.
 
     Returns:

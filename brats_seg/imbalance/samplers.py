@@ -270,7 +270,7 @@ class HardSampler(ShareSampler):
     Hard example mining by replay; with `hard_classes=("healthy",)` it is hard negative mining (Felzenszwalb et al., PAMI 2010).
     """
 
-    recycle: bool = True
+    recycle: bool = False
     max_age: int = 1
 
     def __init__(self, index: ClassIndex, *, requested: Shares, sizes: Counts, plan: Plan, groups: Groups | None = None) -> None:
@@ -366,7 +366,7 @@ def make_sampler(
     imbalance_ratio: float = 1.0,
     allow_absent_class: bool = False,
     hard_classes: Sequence[str] | None = None,
-    recycle: bool = True,
+    recycle: bool = False,
     max_age: int = 1,
     drift: Literal["none", "to_natural"] = "none",
     n_epochs: int | None = None,

@@ -16,6 +16,13 @@ def test_cpu_runtime_says_what_it_stands_on() -> None:
     assert runtime.is_writer
 
 
+def test_threads_0_is_torchs_own_number_whatever_an_earlier_run_set() -> None:
+    own = start_runtime(device="cpu").n_threads
+    assert start_runtime(device="cpu", threads=own + 1).n_threads == own + 1
+    assert start_runtime(device="cpu", threads=0).n_threads == own
+    assert torch.get_num_threads() == own
+
+
 def test_bf16_rounds_to_eight_bits_inside_autocast_alone() -> None:
     runtime = start_runtime(device="cpu", precision="bf16")
     layer = nn.Linear(4, 4)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from brats_seg.config import Hard
 from brats_seg.errors import UsageError
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.samplers import SAMPLERS, make_sampler
@@ -171,7 +172,7 @@ HARD = {0: [3, 5, 8], 1: [101, 102]}
 
 def hard_sampler(counts=(100, 50), **knobs):
     index, labels = index_of(list(counts))
-    return make("hard", index, **knobs), labels
+    return make("hard", index, **({"recycle": True} | knobs)), labels
 
 
 def test_hard_replay_begins_balanced():
@@ -471,3 +472,13 @@ def test_any_shares_give_exact_counts_in_every_batch(kind, weights, per_rank, n_
         counted = np.bincount(labels[np.concatenate([sampler.next().ids for sampler in samplers])], minlength=len(weights))
         assert (counted >= np.floor(exact - 1e-9)).all()
         assert (counted <= np.ceil(exact + 1e-9)).all()
+
+
+def test_by_default_no_pool_repeats():
+    index, _ = index_of([100, 50])
+    sampler = make("hard", index)
+    sampler.accept_pools({0: np.arange(4), 1: np.arange(100, 105)})
+    drawn = draws(sampler, 5)
+    ids, hard = ids_of(drawn), np.concatenate([draw.hard for draw in drawn])
+    assert sorted(ids[hard].tolist()) == [0, 1, 2, 3, 100, 101, 102, 103, 104]
+    assert (Hard().recycle, Hard().subset) == (False, 20_000)
