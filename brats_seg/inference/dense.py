@@ -259,8 +259,9 @@ def most_likely(probabilities: Probabilities, brain: Mask, *, readout: Readout =
 class _VolumeNorm(nn.InstanceNorm3d):
     """An instance norm that leaves the channels of a single volume last in memory.
 
-    torch's own lays its input out anew and gives channels first, which the next convolution has to lay out anew again. Of one volume
-    the instance norm is the batch norm with the statistics of the batch.
+    torch's own lays its input out anew and gives channels first, which the next convolution has to lay out anew again: 8.9 seconds of a
+    core and 5.6 without, for a crop of 145 x 180 x 150 in bfloat16. Of one volume the instance norm is the batch norm with the
+    statistics of the batch.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -74,6 +74,17 @@ def test_slices_are_taken_where_they_cost_less_and_show_the_same(bank: PatchBank
     np.testing.assert_allclose(by_slices[:40], by_patches, atol=1e-5)
 
 
+def test_slices_around_are_shown_in_slices_as_in_patches(bank: PatchBank) -> None:
+    deep = PatchBank(bank.path, patch_size=(16, 16), slices_around=1)
+    many = np.concatenate(list(everything(deep).values()))
+    torch.manual_seed(0)
+    network = nn.Conv2d(12, 5, 1).eval()
+    assert mining._slices_are_cheaper(network, deep, many)
+    by_slices = center_probabilities(network, deep, ids=many)
+    by_patches = mining._from_patches(network, deep, many)
+    np.testing.assert_allclose(by_slices, by_patches, atol=1e-5)
+
+
 @pytest.mark.parametrize("patch_size", [(11, 13), (12, 14)])
 def test_the_center_stays_the_center_where_a_network_takes_a_margin_off(bank: PatchBank, patch_size: tuple[int, int]) -> None:
     class Inner(Planted):

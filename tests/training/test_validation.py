@@ -4,12 +4,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_bank import write_bank
+from tiny_bank import SPLIT, knobs, run, write_bank
 from torch import Tensor, nn
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.core.runtime import Runtime
 from brats_seg.errors import UsageError
+from brats_seg.inference.segmenter import segment_crop
+from brats_seg.runs import load_segmenters
 from brats_seg.training.validation import check_metric, score_inner_cases
 
 CPU = Runtime(torch.device("cpu"))
@@ -136,3 +138,21 @@ CLASSES = ("healthy", "edema", "enhancing_core")
 def test_a_metric_of_nothing_known_is_refused_with_the_choices(metric: Any, of: str | None, classes: tuple[str, ...], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         getattr(check_metric, "__wrapped__", check_metric)(metric, of=of, classes=classes)
+
+
+def test_a_run_with_slices_around_predicts_as_it_was_validated(tmp_path: Path) -> None:
+    path = write_bank(tmp_path / "bank")
+    config = knobs(patch={"slices_around": 1}, sampler={"kind": "balanced"}, training={"epochs": 1})
+    result = run(tmp_path / "run", path, config)
+    (segmenter,) = load_segmenters((tmp_path / "run",), runtime=CPU)
+    assert segmenter.slices_around == 1
+    bank = PatchBank(path, patch_size=(16, 16), slices_around=1)
+    scores = score_inner_cases(segmenter.network, bank.select(SPLIT.inner), runtime=CPU, divisor=segmenter.divisor)
+    assert scores.value == result.best_score
+    image, _ = bank.volume(3)
+    labels, _ = segment_crop([segmenter], image)
+    without_the_last = image.copy()
+    without_the_last[-1] = 0
+    changed, _ = segment_crop([segmenter], without_the_last)
+    assert not np.array_equal(labels[-2], changed[-2])  # the neighbor counts
+    assert np.array_equal(labels[:-2], changed[:-2])

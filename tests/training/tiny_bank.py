@@ -56,7 +56,7 @@ def write_bank(path: Path, *, names: tuple[str, ...] = ("A", "B", "C", "D", "E",
         )  # fmt: skip
     tree = {
         "schema_version": 1, "classes": CLASSES, "modalities": MODALITIES, "spacing_mm": (1.0, 1.0, 1.0),
-        "normalization": {"percentiles": [0.5, 99.5]}, "cases": entries, "folds": "",
+        "normalization": {"percentiles": [0.5, 99.5], "n4": False}, "cases": entries, "folds": "",
     }  # fmt: skip
     (path / "bank.json").write_text(json.dumps(tree))
     return path
@@ -73,7 +73,7 @@ def run(
     """Train with a whole config on the CPU."""
     return train(
         run_dir,
-        bank=PatchBank(bank, patch_size=config.patch.size),
+        bank=PatchBank(bank, patch_size=config.patch.size, slices_around=config.patch.slices_around),
         split=split,
         config=dump_config(config),
         network=config.network,
