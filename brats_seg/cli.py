@@ -174,6 +174,10 @@ def train(
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one knob. Repeat for several.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run (or start it).")] = False,
+    initial: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN", help="Begin with the weights of a run, a checkpoint file or a packaged network."),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Train a network on a bank. The held-out fold is never opened."""
@@ -183,7 +187,7 @@ def train(
     from brats_seg import pipeline
     from brats_seg.reporting import console as screen
 
-    result = pipeline.train(bank, run, loaded, fold=number, resume=resume, device=device)
+    result = pipeline.train(bank, run, loaded, fold=number, resume=resume, initial=initial, device=device)
     screen.show_run(result, console=screen.make_console())
     raise typer.Exit(STOPPED if result.ended == "stopped" else 0)
 

@@ -268,7 +268,8 @@ class Optimizer(Section):
 class Training(Section):
     """The budget: epochs x steps x batch_size patches.
 
-    `accumulate` cuts a batch into so many parts that go through the network one after the other, for less memory.
+    `accumulate` cuts a batch into so many parts that go through the network one after the other, for less memory. `initial` is the SHA-256
+    of the checkpoint whose weights the training begins with: `train --from` writes it, and nobody else.
     """
 
     epochs: Annotated[int, Field(gt=0)] = 50
@@ -282,6 +283,7 @@ class Training(Section):
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
     checkpoint_epochs: Annotated[int, Field(ge=1)] = 1
     tensorboard: bool = False
+    initial: str = ""
 
 
 class Phases(Section):

@@ -9,7 +9,7 @@ from brats_seg.bank.build import BuildReport, build_bank
 from brats_seg.bank.folds import inner_split
 from brats_seg.bank.listing import hold_bank, verify_bank
 from brats_seg.config import Config, dump_config
-from brats_seg.core.files import lock, write_text
+from brats_seg.core.files import lock, sha256, write_text
 from brats_seg.core.runtime import Precision, Runtime, n_workers, start_runtime
 from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.scores import EvaluationReport, evaluate_folders
@@ -19,7 +19,7 @@ from brats_seg.inference.predict import Flaw, PredictReport, predict_cases, pred
 from brats_seg.inference.tuning import STRENGTHS, TUNED, Tuning, read_tuning, tune_settings, write_tuning
 from brats_seg.inference.windowed import Inference, needs_windows
 from brats_seg.models.networks import check_patch_size
-from brats_seg.packaged import find_run, is_packaged, networks_digest, write_cards
+from brats_seg.packaged import checkpoints_of, find_run, is_packaged, networks_digest, write_cards
 from brats_seg.reporting.report import WrittenReport, write_report
 from brats_seg.reporting.viewer import write_page
 from brats_seg.runs import class_shift, held_out_by_all, load_segmenters, unfinished
@@ -29,7 +29,7 @@ from brats_seg.scans.layouts import Found, find_cases, problems_of
 from brats_seg.scans.phantom import make_traits, write_cohort
 from brats_seg.scans.problem import Problem
 from brats_seg.scans.verify import Report, verify_folder
-from brats_seg.training.checkpoint import load_checkpoint, restore_network, save_checkpoint
+from brats_seg.training.checkpoint import Checkpoint, load_checkpoint, restore_network, save_checkpoint
 from brats_seg.training.composition import compose_checkpoints
 from brats_seg.training.loop import BEST, LAST, RunResult, Split
 from brats_seg.training.loop import train as train_network
@@ -88,17 +88,39 @@ def preprocess(
     )
 
 
-def train(bank: str | Path, run: str | Path, config: Config, *, fold: int | None, resume: bool = False, device: str = "auto") -> RunResult:
+def train(
+    bank: str | Path,
+    run: str | Path,
+    config: Config,
+    *,
+    fold: int | None,
+    resume: bool = False,
+    initial: str | Path | None = None,
+    device: str = "auto",
+) -> RunResult:
     """Train on the cases outside a fold; the fold itself is never opened. Without a fold every case is trained on and none validated on.
 
+    Args:
+        bank: to train on.
+        run: folder to write.
+        config: every knob.
+        fold: to hold out, from 0; None for none.
+        resume: go on with an interrupted run.
+        initial: a run, a packaged network or a checkpoint file whose weights the training begins with.
+        device: where.
+
     Raises:
-        UsageError: a fold that the bank does not have, or knobs that do not fit.
-        InputError: a bank or run folder that is not as it should be.
+        UsageError: a fold that the bank does not have, knobs that do not fit, or an `initial` that is nowhere.
+        InputError: a bank or run folder that is not as it should be, or an `initial` of other modalities than the bank's.
     """
     runtime = start_runtime(device=device, precision=config.training.precision, threads=config.training.threads)
     bank, run = Path(bank), Path(run)
+    begun_with, config = _initial(initial, config)
     with hold_bank(bank):
         opened = open_bank(bank, config)
+        if begun_with is not None and tuple(begun_with.modalities) != tuple(opened.modalities):
+            theirs, ours = ", ".join(begun_with.modalities), ", ".join(opened.modalities)
+            raise InputError(f"--from {initial}: trained on the modalities {theirs}; the bank has {ours}; both need the same order")
         return train_network(
             run,
             bank=opened.to(runtime.device),
@@ -116,7 +138,22 @@ def train(bank: str | Path, run: str | Path, config: Config, *, fold: int | None
             validation=config.validation,
             runtime=runtime,
             resume=resume,
+            initial=begun_with,
         )
+
+
+def _initial(source: str | Path | None, config: Config) -> tuple[Checkpoint | None, Config]:
+    """The checkpoint to begin with, and the config that records its SHA-256."""
+    recorded = config.training.initial
+    if source is None:
+        if recorded:
+            raise UsageError(f"training.initial: this config is of a run that began with the checkpoint {recorded[:12]}; give it by --from")
+        return None, config
+    path = Path(source) if Path(source).is_file() else checkpoints_of(find_run(source))[0]
+    checkpoint, digest = load_checkpoint(path), sha256(path)
+    if recorded not in ("", digest):
+        raise UsageError(f"--from {source}: has the SHA-256 {digest[:12]}; the config's run began with {recorded[:12]} (training.initial)")
+    return checkpoint, config.model_copy(update={"training": config.training.model_copy(update={"initial": digest})})
 
 
 def open_bank(bank: Path, config: Config) -> PatchBank:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from brats_seg import packaged, pipeline
 from brats_seg.cli import main
 from brats_seg.config import load_config
 from brats_seg.core.files import sha256
-from brats_seg.core.runtime import start_runtime
-from brats_seg.errors import InputError
+from brats_seg.core.runtime import StopRequest, start_runtime
+from brats_seg.errors import InputError, UsageError
 from brats_seg.inference.tuning import Tuning, write_tuning
 from brats_seg.runs import load_segmenters
 from brats_seg.scans.volume import make_geometry, read_volume, write_label_map, write_volume
+from brats_seg.training import loop
 from brats_seg.training.checkpoint import load_checkpoint, restore_network, save_checkpoint
 
 TINY = (
@@ -270,3 +272,50 @@ def test_several_processes_do_not_each_predict_every_case(work: Path, tmp_path: 
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert ends("predict", work / "run", work / "scans", tmp_path / "out") == 2
     assert capsys.readouterr().err.startswith("brats-seg: torchrun: each of its 2 processes would do the whole work; start this command")
+
+
+def test_training_goes_on_from_the_weights_of_another_run(work: Path, shelf: Path, tmp_path: Path, capsys) -> None:
+    still = load_config("demo", overrides=(*TINY, "training.steps=1", "optimizer.lr=1e-12"))
+    for source in ("starter", work / "run", work / "run" / "checkpoint_best.pt"):
+        run = tmp_path / Path(source).name
+        pipeline.train(work / "bank", run, still, fold=0, initial=source, device="cpu")
+        begun, given = load_checkpoint(run / "checkpoint_best.pt"), load_checkpoint(work / "run" / "checkpoint_best.pt")
+        for name, weight in given.weights.items():
+            if weight.ndim > 1:  # kernels; the statistics of norms move with every batch
+                assert torch.allclose(begun.weights[name], weight, atol=1e-2 if source == "starter" else 1e-6)
+        file = shelf / "starter" / "checkpoint_best.pt" if source == "starter" else work / "run" / "checkpoint_best.pt"
+        assert begun.parsed_config().training.initial == sha256(file)
+        assert sha256(file) in (run / "config.yaml").read_text()
+
+
+def test_a_run_from_other_weights_goes_on_to_the_same_bits_and_from_no_others(work: Path, tmp_path: Path) -> None:
+    config = load_config("demo", overrides=(*TINY, "training.epochs=2", "training.steps=2"))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    pipeline.train(work / "bank", whole, config, fold=0, initial=work / "run", device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "catch_stop_signals", lambda: nullcontext(StopRequest(asked=True)))
+        assert pipeline.train(work / "bank", cut, config, fold=0, initial=work / "run", device="cpu").ended == "stopped"
+    for initial, said in ((work / "other", "--resume: training.initial is"), (None, "--resume: training.initial is")):
+        with pytest.raises(UsageError, match=said):
+            pipeline.train(work / "bank", cut, config, fold=0, initial=initial, resume=True, device="cpu")
+    pipeline.train(work / "bank", cut, config, fold=0, initial=work / "run", resume=True, device="cpu")
+    ours, theirs = (load_checkpoint(run / "checkpoint_best.pt").weights for run in (whole, cut))
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+
+
+def test_layers_that_do_not_fit_are_named_and_what_cannot_begin_is_one_line(work: Path, tmp_path: Path, caplog, capsys) -> None:
+    wider = load_config("demo", overrides=(*TINY, "network.channels=[8,8,16,16,16,12]", "training.steps=1"))
+    pipeline.train(work / "bank", tmp_path / "wider", wider, fold=0, initial=work / "run", device="cpu")
+    (record,) = [record for record in caplog.records if "--from" in record.message]
+    assert record.message.startswith("--from: layers that do not fit begin anew: ")
+    common = ("--config", "demo", *(word for knob in TINY for word in ("--set", knob)), "--device", "cpu")
+    assert ends("train", work / "bank", tmp_path / "a", *common, "--from", "nowhere") == 2
+    assert "nowhere: no such folder, and " in capsys.readouterr().err
+    checkpoint = load_checkpoint(work / "run" / "checkpoint_best.pt")
+    swapped = ("t1c", "t1n", "t2w", "t2f")
+    save_checkpoint(tmp_path / "swapped.pt", replace(checkpoint, modalities=swapped))
+    assert ends("train", work / "bank", tmp_path / "b", *common, "--from", tmp_path / "swapped.pt") == 1
+    assert "trained on the modalities t1c, t1n, t2w, t2f; the bank has t1n, t1c, t2w, t2f" in capsys.readouterr().err
+    assert ends("train", work / "bank", tmp_path / "c", *common, "--from", work / "run", "--set", "network.name=dynunet") == 1
+    assert capsys.readouterr().err.startswith("brats-seg: --from: no layer of the checkpoint's network")
+    assert ends("train", work / "bank", tmp_path / "d", *common, "--set", "training.initial=abc") == 2

@@ -304,6 +304,24 @@ class _OnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def take_weights(network: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Begin with a checkpoint's weights wherever a name and a shape are those of the network's; the other weights stay as they are.
+
+    Returns:
+        The layers of the network that took none.
+
+    Raises:
+        InputError: no layer fits.
+    """
+    own = network.state_dict()
+    fitting = {name: weight for name, weight in checkpoint.weights.items() if name in own and weight.shape == own[name].shape}
+    if not fitting:
+        here, there = type(network).__name__, checkpoint.parsed_config().network.name
+        raise InputError(f"--from: no layer of the checkpoint's network '{there}' fits this one ({here}); give the same network.name")
+    network.load_state_dict(fitting, strict=False)
+    return tuple(dict.fromkeys(name.rpartition(".")[0] for name in own if name not in fitting))
+
+
 def library_versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     return {name: version(name) for name in ("brats-seg", "torch", "monai", "numpy", "numba")}

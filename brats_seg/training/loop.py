@@ -27,7 +27,15 @@ from brats_seg.inference.dense import ready_for_inference
 from brats_seg.models.networks import check_patch_size, make_network, margin_of, network_divisor
 from brats_seg.scans.labels import REGIONS
 from brats_seg.training.augment import Augmenter
-from brats_seg.training.checkpoint import Checkpoint, check_same_data, check_same_run, library_versions, load_checkpoint, save_checkpoint
+from brats_seg.training.checkpoint import (
+    Checkpoint,
+    check_same_data,
+    check_same_run,
+    library_versions,
+    load_checkpoint,
+    save_checkpoint,
+    take_weights,
+)
 from brats_seg.training.log import RunLog, Stopwatch, precision_name, progress_note, write_bad_batch, write_environment
 from brats_seg.training.mining import mine
 from brats_seg.training.phases import Method, Phase
@@ -60,6 +68,7 @@ def train(
     validation: knobs.Validation,
     runtime: Runtime,
     resume: bool = False,
+    initial: Checkpoint | None = None,
 ) -> RunResult:
     """Train a network on a bank, or go on with a run to the same bits.
 
@@ -73,6 +82,7 @@ def train(
         network, task, sampler, hard, loss, augment, optimizer, training, phases, validation: the sections of the config.
         runtime: device, precision and ranks.
         resume: go on with the run that is there; an empty folder starts one.
+        initial: begin with its weights in every layer that fits; the others are named.
 
     Raises:
         UsageError: knobs that do not fit each other or the run to go on with; a used folder without `resume`.
@@ -91,6 +101,8 @@ def train(
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
         built = make_network(network, n_channels=bank.n_channels, n_classes=len(bank.classes), n_dims=len(bank.patch_size))
+    if initial is not None and (left_out := take_weights(built, initial)) and runtime.is_writer:
+        logger.warning("--from: layers that do not fit begin anew: %s", ", ".join(left_out))
     loop = _Loop(
         run_dir=run_dir,
         config=config,
