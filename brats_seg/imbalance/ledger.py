@@ -31,6 +31,9 @@ class Countable(Protocol):
 class Ledger:
     """Counts what was drawn, epoch by epoch. A step costs two additions; distinct examples are counted when the epoch is closed."""
 
+    _voxels: Int64[np.ndarray, " k_and_air"]
+    _uncounted: Any  # sum of the counts since the last look at them, 0 where there are none
+
     def __init__(self, class_names: Sequence[str]) -> None:
         self.class_names = tuple(class_names)
         self._history: list[tuple[int, np.ndarray]] = []
@@ -149,8 +152,8 @@ class Ledger:
 
     def _open(self) -> None:
         self._draws: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self._voxels: Int64[np.ndarray, " k_and_air"] = np.zeros(len(self.class_names) + 1, dtype=np.int64)
-        self._uncounted: Any = 0
+        self._voxels = np.zeros(len(self.class_names) + 1, dtype=np.int64)
+        self._uncounted = 0
 
     def _counted(self) -> Int64[np.ndarray, " k_and_air"]:
         """Voxels of the open epoch, (K + 1,)."""
