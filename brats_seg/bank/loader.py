@@ -7,22 +7,49 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from brats_seg.bank.bank import PatchBank
+from brats_seg.errors import UsageError
 from brats_seg.imbalance.samplers import Sampler
 
 _MAX_WORKERS = 1024
+
+
+class _WholeBatch(dict[str, Tensor]):
+    """A batch that says what to do when a loader takes it for a list of examples, as MONAI's does."""
+
+    def __missing__(self, key: object) -> Tensor:
+        if isinstance(key, str):
+            raise KeyError(key)
+        raise UsageError(
+            "a BankDataset gives whole batches: give its loader batch_size=None and collate_fn=torch.utils.data.default_convert"
+        )
 
 
 class BankDataset(IterableDataset[dict[str, Tensor]]):
     """Batches that a sampler chooses from a bank. A pass over the `DataLoader` is the rest of the sampler's epoch.
 
     ```python
-    bank = PatchBank("BANK", patch_size=(64, 64))
+    held_out = ["BraTS2021_00002", "BraTS2021_00003"]
+    train = [case.id for case in PatchBank("BANK").cases if case.id not in held_out]
+    bank = PatchBank("BANK", patch_size=(64, 64), cases=train)  # the sampler draws from these cases alone
     sampler = make_sampler("balanced", bank.index, batch_size=120, steps=1000, seed=0)
     loader = DataLoader(BankDataset(bank, sampler), batch_size=None, num_workers=0)
     ```
 
-    A batch is a dictionary: `image` float32 (B, M, [Z,] Y, X), `label` uint8 (B, [Z,] Y, X) with 255 outside the brain (give it to a
-    loss as `ignore_index`, or make it 0), `ids` and `positions` int64 (B,), which voxels these are and which draws of the epoch.
+    With MONAI's `DataLoader` add `collate_fn=torch.utils.data.default_convert`: its own function joins examples, and a batch here is
+    whole already.
+
+    A batch is a dictionary:
+
+    - `image`: float32 (B, M, [Z,] Y, X).
+    - `label`: the class of each voxel, uint8 (B, [Z,] Y, X): 0 healthy, 1 and more the tumor classes in the order of `bank.classes`, 255
+      outside the brain.
+    - `ids` and `positions`: int64 (B,), which voxels the centers are, and which draws of the epoch.
+
+    Losses take the labels in one of two ways:
+
+    - `torch.nn.functional.cross_entropy(logits, batch["label"].long(), ignore_index=255)` leaves out what is outside the brain.
+    - Dice losses such as MONAI's `DiceLoss(to_onehot_y=True, softmax=True)` want a channel axis and no 255. Count the outside as healthy:
+      `label = batch["label"].long(); label[label == 255] = 0; loss(logits, label[:, None])`.
 
     With worker processes each makes every n-th batch, so that every position comes once, in the order they have without workers.
     Workers draw from copies of the sampler: its own `epoch` and `state_dict` stay where they were, and each pass is one epoch further.
@@ -34,6 +61,10 @@ class BankDataset(IterableDataset[dict[str, Tensor]]):
         self.sampler = sampler
         # passes that each worker has begun, in memory all processes share: the copy a new worker gets does not know of earlier ones
         self._passes = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch; a first pass that begins within an epoch is shorter."""
+        return self.sampler.steps
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Yield this worker's batches of one epoch."""
@@ -47,7 +78,7 @@ class BankDataset(IterableDataset[dict[str, Tensor]]):
             if step % n_workers == first:
                 batch = self.bank.batch(draw.ids)
                 ids, positions = torch.from_numpy(draw.ids), torch.from_numpy(draw.positions)
-                yield {"image": batch.inputs, "label": batch.targets, "ids": ids, "positions": positions}
+                yield _WholeBatch(image=batch.inputs, label=batch.targets, ids=ids, positions=positions)
 
     def _skip_to(self, n_passes: int) -> None:
         """Set this worker's copy of the sampler `n_passes` epochs past where the caller's stands."""

@@ -247,16 +247,16 @@ def _count(targets: AnyArray, first: Any, n: Any, counts: AnyArray) -> None:
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _ask_for(ahead: Any, y: Any, width: Any, n_m: Any) -> None:
-    """Prefetch row `y` of a plane; where it is mapped, around every fourth position, as the rows beside it ask for more."""
+    """Prefetch row `y` of a plane; where it is mapped, at every eighth position, as the rows beside it ask for what lies between."""
     (image, label), shape, first, by_row, step, is_mapped = ahead
     z_at, y_at, x_at = first[0] + y * by_row[0], first[1] + y * by_row[1], first[2] + y * by_row[2]
     place = _U(max(((z_at >> FRACTION_BITS) * shape[1] + (y_at >> FRACTION_BITS)) * shape[2] + (x_at >> FRACTION_BITS), 0))
     if is_mapped:
-        for x in range(0, width, 4):
+        for x in range((y & 1) * 4, width, 8):
             row = ((z_at + x * step[0]) >> FRACTION_BITS) * shape[1] + ((y_at + x * step[1]) >> FRACTION_BITS)
             place = _U(row * shape[2] + ((x_at + x * step[2]) >> FRACTION_BITS))
             _prefetch(image + place * n_m * _U(2))
-            if x % 8 == 0:
+            if x % 16 < 8:
                 _prefetch(label + place)
     else:
         for offset in range(_U(0), _U(width) * n_m * _U(2) + _U(63), _U(64)):
@@ -418,6 +418,29 @@ def _blend_row_of_4(volume: Any, shape: Any, at: Any, step: Any, is_flat: bool, 
 
 
 @numba.njit(cache=True, nogil=True)
+def _copy_row(volume: Any, shape: Any, at: Any, step: Any, part: Any, channels: Any, to: Any) -> None:
+    """`_blend_row` where all positions are those of voxels, side by side: `step` is 1 or -1 along x."""
+    n_m, n_all = channels
+    n = shape[0] * shape[1] * shape[2]
+    image = carray(_as_pointer(volume[0]), (n * np.int64(n_m),), np.uint16)
+    label = carray(_as_pointer(volume[1]), (n,), np.uint8)
+    values = carray(_as_pointer(to[0]), (part[1] * np.int64(n_all),), np.float32)
+    nearest = carray(_as_pointer(to[1]), (part[1],), np.uint8)
+    source = ((at[0] >> FRACTION_BITS) * shape[1] + (at[1] >> FRACTION_BITS)) * shape[2] + (at[2] >> FRACTION_BITS)
+    by = step[2] >> FRACTION_BITS
+    for x in range(part[0], part[1]):
+        nearest[_U(x)] = label[_U(source + by * x)]
+    if n_m == _U(4):
+        for x in range(part[0], part[1]):
+            for m in range(_U(4)):
+                values[_U(x) * n_all + m] = _widen(image[_U(source + by * x) * _U(4) + m])
+    else:
+        for x in range(part[0], part[1]):
+            for m in range(n_m):
+                values[_U(x) * n_all + m] = _widen(image[_U(source + by * x) * n_m + m])
+
+
+@numba.njit(cache=True, nogil=True)
 def _map_slice(
     volume: Any,
     shape: Any,
@@ -442,6 +465,7 @@ def _map_slice(
     is_of_4 = n_m == _U(4) and _CPU_WIDENS
     ends = shape[0] << FRACTION_BITS, shape[1] << FRACTION_BITS, shape[2] << FRACTION_BITS
     last = ends[0] if is_flat else ends[0] - _ONE, ends[1] - _ONE, ends[2] - _ONE
+    is_straight = step[0] == 0 and step[1] == 0 and abs(step[2]) == _ONE
     for y in range(size[0]):
         _ask_for(ahead, y, width, n_m)
         at = first[0] + y * by_row[0], first[1] + y * by_row[1], first[2] + y * by_row[2]
@@ -454,15 +478,19 @@ def _map_slice(
             inner_start, inner_stop = _clip_to(start, stop, at, step, last)
         if not is_of_4:
             inner_start = inner_stop = start
+        is_copied = is_straight and (at[0] | at[1] | at[2]) & (_ONE - 1) == 0
         to = to_values + (row * n_all + channel) * _U(4), to_nearest
         for x in range(start):
             nearest[_U(x)] = outside
-        if start < inner_start:
-            _blend_row(volume, shape, at, step, is_flat, (start, inner_start), channels, outside, to)
-        if inner_start < inner_stop:
-            _blend_row_of_4(volume, shape, at, step, is_flat, (inner_start, inner_stop), n_all, to, places)
-        if inner_stop < stop:
-            _blend_row(volume, shape, at, step, is_flat, (inner_stop, stop), channels, outside, to)
+        if is_copied:
+            _copy_row(volume, shape, at, step, (start, stop), channels, to)
+        else:
+            if start < inner_start:
+                _blend_row(volume, shape, at, step, is_flat, (start, inner_start), channels, outside, to)
+            if inner_start < inner_stop:
+                _blend_row_of_4(volume, shape, at, step, is_flat, (inner_start, inner_stop), n_all, to, places)
+            if inner_stop < stop:
+                _blend_row(volume, shape, at, step, is_flat, (inner_stop, stop), channels, outside, to)
         for x in range(stop, width):
             nearest[_U(x)] = outside
         is_air = False
