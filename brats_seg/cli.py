@@ -65,12 +65,20 @@ STOPPED = 130
 
 
 @app.command(epilog="Example: brats-seg demo demo")
-def demo(out: Annotated[Path, typer.Argument(help="An empty or new folder.")] = Path("brats_seg_demo")) -> None:
+def demo(
+    out: Annotated[Path, typer.Argument(help="An empty or new folder.")] = Path("brats_seg_demo"),
+    real: Annotated[
+        Path | None, typer.Option("--real", metavar="SCANS", help="Segment this folder with the network that travels along.", exists=True)
+    ] = None,
+) -> None:
     """Everything once, offline: phantom scans, verify, preprocess, train, predict, evaluate, report."""
-    from brats_seg.demo import run_demo
+    from brats_seg.demo import run_demo, run_real_demo
     from brats_seg.reporting.console import make_console
 
-    run_demo(out, console=make_console())
+    if real is None:
+        run_demo(out, console=make_console())
+    else:
+        run_real_demo(real, out, console=make_console())
 
 
 @app.command(epilog="Example: brats-seg phantom scans --cases 8 --layout brats2021")
@@ -300,6 +308,7 @@ def predict_case(
     resample: Resample = False,
     allow_skull: AllowSkull = False,
     allow_same_scan: AllowSameScan = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file OUT if it exists.")] = False,
 ) -> None:
     """Segment one case from four named files (fewer with --allow-missing), in the label values of BraTS 2023 (1, 2, 3)."""
     from brats_seg import pipeline
@@ -318,6 +327,7 @@ def predict_case(
         resample=resample,
         allow_skull=allow_skull,
         allow_same_scan=allow_same_scan,
+        overwrite=overwrite,
     )
     screen.show_predictions(predicted, out, console=screen.make_console())
     raise typer.Exit(predicted.exit_code)

@@ -7,21 +7,24 @@ from rich.console import Console
 from brats_seg import pipeline
 from brats_seg.config import load_config
 from brats_seg.errors import InputError, UsageError
-from brats_seg.reporting.console import show_place, show_problems, show_scores, show_verification
+from brats_seg.reporting.console import show_place, show_predictions, show_problems, show_scores, show_verification
+from brats_seg.reporting.predictions_page import write_predictions_page
+from brats_seg.scans.layouts import find_cases
 
 N_CASES = 10
 SIZE = 96
+STARTER = "starter"
+"""The packaged network that segments the reader's own scans."""
 
 
-def run_demo(out: Path, *, console: Console) -> Path:
+def run_demo(out: str | Path, *, console: Console) -> Path:
     """Phantom scans -> verify -> preprocess -> train -> predict the held-out cases -> evaluate -> report; gives the report's path.
 
     Raises:
         UsageError: a folder with something in it.
         InputError: a stage that found problems, which it does not on phantoms.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out}: not an empty folder; name a new one, such as {out}2")
+    out = _empty(out)
     scans, bank, run, predictions = (out / name for name in ("scans", "bank", "run", "predictions"))
     _headline(console, 1, f"{N_CASES} phantom cases, {SIZE} voxels wide")
     pipeline.phantom(scans, n_cases=N_CASES, layout="brats2021", size=SIZE, seed=0)
@@ -48,6 +51,36 @@ def run_demo(out: Path, *, console: Console) -> Path:
     show_place("label maps:", predictions, console=console)
     show_place("report:    ", page.resolve(), console=console)
     return page
+
+
+def run_real_demo(scans: str | Path, out: str | Path, *, console: Console, network: str = STARTER, device: str = "auto") -> Path:
+    """Segment a folder of scans with a packaged network, score what has a reference, and give the path of a page with every case.
+
+    Raises:
+        UsageError: a folder with something in it, or no packaged network of that name.
+        InputError: no case could be segmented.
+    """
+    out = _empty(out)
+    predictions = out / "predictions"
+    predicted = pipeline.predict(network, scans, predictions, device=device)
+    show_predictions(predicted, predictions, console=console)
+    done = {prediction.case for prediction in predicted.predictions}
+    cases = [case for case in find_cases(scans, required=(), labels="unused").cases if case.id in done]
+    page = write_predictions_page(predictions, cases, output=out / "report.html")
+    scored = [case.id for case in cases if case.label is not None and case.schema]
+    if scored:
+        show_scores(pipeline.evaluate(predictions, scans, only=scored).summary, console=console)
+        scores = pipeline.report(predictions, scans, output=out / "scores.html", only=scored).page
+        show_place("scores:    ", scores.resolve(), console=console)
+    show_place("report:    ", page.resolve(), console=console)
+    return page
+
+
+def _empty(out: str | Path) -> Path:
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: not an empty folder; name a new one, such as {out}2")
+    return out
 
 
 def _headline(console: Console, number: int, text: str) -> None:

@@ -60,14 +60,14 @@ class ExperimentReport:
 
 
 def run_experiment(
-    bank: Path,
-    out: Path,
+    bank: str | Path,
+    out: str | Path,
     config: ExperimentConfig,
     *,
     title: str = "Experiment",
     workers: int = 0,
     only: Sequence[str] = (),
-    known: Path | None = None,
+    known: str | Path | None = None,
     device: str = "auto",
     say: Callable[[str], None] = lambda line: None,
 ) -> ExperimentReport:
@@ -93,6 +93,7 @@ def run_experiment(
             has, a run folder of a strategy whose knobs were others, or a `known` table that lacks rows or has none of these runs.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what is finished is kept and written.
     """
+    bank, out, known = Path(bank), Path(out), Path(known) if known is not None else None
     strategies, asked = make_strategies(config), {strategy.name for strategy in make_strategies(config, only=only)}
     for name, cohort in config.phantoms.items():
         try:
@@ -358,13 +359,13 @@ def _note(key: str, rows: list[dict[str, Any]]) -> str:
 # One cell, in a process of its own
 
 
-def run_cell(job: Mapping[str, Any], *, banks: Mapping[str, Path], out: Path, device: str) -> list[dict[str, Any]]:
+def run_cell(job: Mapping[str, Any], *, banks: Mapping[str, str | Path], out: str | Path, device: str) -> list[dict[str, Any]]:
     """Train a strategy on one fold with one seed, or go on with it; segment and score its cases; give the rows of `COLUMNS`.
 
     Raises:
         KeyboardInterrupt: a signal stopped the training; it is saved.
     """
-    bank, fold, device = banks[job["data"]], job["fold"], worker_device(device, worker=worker_number())
+    bank, fold, device = Path(banks[job["data"]]), job["fold"], worker_device(device, worker=worker_number())
     run = run_folder(out, job)
     configs = [parse_config(tree) for tree in job["configs"]]
     opened = pipeline.open_bank(bank, configs[0])
@@ -406,12 +407,12 @@ def _training(job: Mapping[str, Any]) -> dict[str, Any]:
     return {name: job[name] for name in ("bank", "configs", "fold", "seed")}
 
 
-def run_folder(out: Path, run: Mapping[str, Any]) -> Path:
+def run_folder(out: str | Path, run: Mapping[str, Any]) -> Path:
     """Where the run of a job or a row lies."""
-    return out / "runs" / run["data"] / run["strategy"] / f"fold{run['fold']}" / f"seed{run['seed']}"
+    return Path(out) / "runs" / run["data"] / run["strategy"] / f"fold{run['fold']}" / f"seed{run['seed']}"
 
 
-def label_maps(out: Path, row: Mapping[str, Any]) -> Path:
+def label_maps(out: str | Path, row: Mapping[str, Any]) -> Path:
     """Where the label maps lie that a row is of."""
     return run_folder(out, row) / f"labels_{row['cases']}_{row['correct_priors']}.npz"
 

@@ -156,9 +156,9 @@ def _initial(source: str | Path | None, config: Config) -> tuple[Checkpoint | No
     return checkpoint, config.model_copy(update={"training": config.training.model_copy(update={"initial": digest})})
 
 
-def open_bank(bank: Path, config: Config) -> PatchBank:
+def open_bank(bank: str | Path, config: Config) -> PatchBank:
     """The bank with the patches of a config. Raises as `PatchBank` does."""
-    return PatchBank(bank, patch_size=config.patch.size, slices_around=config.patch.slices_around)
+    return PatchBank(Path(bank), patch_size=config.patch.size, slices_around=config.patch.slices_around)
 
 
 def check_fit(bank: PatchBank, config: Config) -> None:
@@ -336,16 +336,19 @@ def predict_files(
     resample: bool = False,
     allow_skull: bool = False,
     allow_same_scan: bool = False,
+    overwrite: bool = False,
 ) -> PredictReport:
     """Segment one case from named files, one or more by modality, into a label map of that name.
 
     Raises:
-        UsageError: no file, or one too few for a network that was not trained for that.
+        UsageError: no file, or one too few for a network that was not trained for that; or `out` exists, unless `overwrite`.
     """
     if not files or (len(files) < len(MODALITIES) and not allow_missing):
         missing = ", ".join(f"--{name}" for name in MODALITIES if name not in files)
         raise UsageError(f"predict-case: needs {missing}; --allow-missing takes a case with one modality or more")
     run, out = find_run(run), Path(out)
+    if out.exists() and not overwrite:
+        raise UsageError(f"{out}: exists already; give another name, or --overwrite")
     settings = read_tuning(run, checkpoint=networks_digest(run)) if (_comes_tuned(run) if tuned is None else tuned) else None
     segmenters = load_segmenters(
         (run,),

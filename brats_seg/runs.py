@@ -98,8 +98,9 @@ def held_out_by_all(runs: Sequence[str | Path]) -> tuple[str, ...]:
     return common
 
 
-def unfinished(run: Path) -> Problem | None:
+def unfinished(run: str | Path) -> Problem | None:
     """A warning where a run has not come to its last epoch, as its `epochs.csv` says; it may have ended early for its patience."""
+    run = Path(run)
     if is_packaged(run) or not (run / "epochs.csv").is_file():
         return None
     checkpoint = load_checkpoint(run / BEST)
@@ -113,7 +114,7 @@ def unfinished(run: Path) -> Problem | None:
     return Problem("warning", "", str(run), what, "a finished run; `brats-seg train` with --resume goes on")
 
 
-def class_shift(checkpoint: Checkpoint, path: Path, *, strength: float) -> tuple[float, ...] | None:
+def class_shift(checkpoint: Checkpoint, path: str | Path, *, strength: float) -> tuple[float, ...] | None:
     """What a prior correction adds to the logits: from the prior the network was trained under to the natural one of its cases."""
     if strength == 0:
         return None

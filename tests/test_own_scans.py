@@ -21,9 +21,13 @@ from brats_seg.config import load_config
 from brats_seg.core.files import sha256
 from brats_seg.core.runtime import StopRequest, start_runtime
 from brats_seg.errors import InputError, UsageError
+from brats_seg.evaluation.scores import evaluate_folders
+from brats_seg.experiment import run_experiment, run_folder
 from brats_seg.inference.tuning import Tuning, write_tuning
-from brats_seg.runs import load_segmenters
+from brats_seg.runs import held_out_by_all, load_segmenters, unfinished
+from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.volume import make_geometry, read_volume, write_label_map, write_volume
+from brats_seg.strategies import load_experiment
 from brats_seg.training import loop
 from brats_seg.training.checkpoint import load_checkpoint, restore_network, save_checkpoint
 
@@ -319,3 +323,55 @@ def test_layers_that_do_not_fit_are_named_and_what_cannot_begin_is_one_line(work
     assert ends("train", work / "bank", tmp_path / "c", *common, "--from", work / "run", "--set", "network.name=dynunet") == 1
     assert capsys.readouterr().err.startswith("brats-seg: --from: no layer of the checkpoint's network")
     assert ends("train", work / "bank", tmp_path / "d", *common, "--set", "training.initial=abc") == 2
+
+
+def test_paths_may_be_strings(work: Path, tmp_path: Path) -> None:
+    run, scans, out = str(work / "run"), str(work / "scans"), str(tmp_path / "out")
+    assert len(find_cases(scans).cases) == 4
+    assert pipeline.verify_scans(scans, workers=1).exit_code == 0
+    assert not pipeline.verify_built(str(work / "bank"))
+    assert pipeline.predict(run, scans, out, also=[run], device="cpu").exit_code == 0
+    assert evaluate_folders(out, scans, against=out, output=str(tmp_path / "scores")).exit_code == 0
+    assert pipeline.evaluate(out, scans, against=out, output=str(tmp_path / "scores")).exit_code == 0
+    assert pipeline.report(out, scans, output=str(tmp_path / "report.html"), run=run).exit_code == 0
+    case = find_cases(scans).cases[0]
+    files = {name: str(scan) for name, scan in case.modalities.items()}
+    assert pipeline.predict_files(run, str(tmp_path / "mine.nii.gz"), files, device="cpu").exit_code == 0
+    assert pipeline.held_out_cases(run) == held_out_by_all([run])
+    assert unfinished(run) is None
+    assert pipeline.preprocess(scans, str(work / "bank"), workers=1, n_folds=2).exit_code == 0
+    config, finished = load_config("demo", overrides=TINY), shutil.copytree(work / "run", tmp_path / "run")
+    assert pipeline.train(str(work / "bank"), str(finished), config, fold=0, resume=True, device="cpu").ended == "done"
+    assert len(pipeline.phantom(str(tmp_path / "phantoms"), n_cases=1, layout="brats2021", size=48, seed=0)) == 1
+    assert run_folder(out, {"data": "", "strategy": "a", "fold": 0, "seed": 0}).parent.parent == Path(out, "runs", "a")
+    for refused in (
+        lambda: pipeline.tune(run, out, device="cpu"),
+        lambda: pipeline.compose(run, run, out),
+        lambda: run_experiment(out, str(tmp_path / "experiment"), load_experiment("sampling_quick"), known=out),
+        lambda: pipeline.view(scans, output=str(tmp_path / "page.html"), prediction=out, reference=out),
+    ):
+        with pytest.raises((InputError, UsageError)):
+            refused()
+
+
+def test_a_file_that_is_there_is_replaced_only_where_that_is_asked_for(work: Path, tmp_path: Path, capsys) -> None:
+    (case,) = find_cases(work / "scans").cases[:1]
+    command = ("predict-case", work / "run", tmp_path / "mine.nii.gz", *(f"--{name}={scan}" for name, scan in case.modalities.items()))
+    (tmp_path / "mine.nii.gz").write_text("a year of work")
+    assert ends(*command, "--device", "cpu") == 2
+    assert capsys.readouterr().err == f"brats-seg: {tmp_path / 'mine.nii.gz'}: exists already; give another name, or --overwrite\n"
+    assert (tmp_path / "mine.nii.gz").read_text() == "a year of work"
+    assert ends(*command, "--device", "cpu", "--overwrite") == 0
+    assert read_volume(tmp_path / "mine.nii.gz")[0].shape == read_volume(case.modalities["t1n"])[0].shape
+
+
+def test_the_demo_segments_the_readers_own_scans(work: Path, shelf: Path, tmp_path: Path, capsys) -> None:
+    assert ends("demo", tmp_path / "out", "--real", work / "plain") == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count('<article class="case">') == 4
+    assert page.count("<img") == 4 * 2 * 2  # FLAIR and T1c, each alone and under the prediction
+    assert "reference" not in page.partition("</style>")[2]
+    assert not (tmp_path / "out" / "scores.html").exists()  # nothing says what the labels mean
+    assert ends("demo", tmp_path / "scored", "--real", work / "scans") == 0
+    assert (tmp_path / "scored" / "scores.html").exists()
+    assert ends("demo", tmp_path / "out", "--real", work / "plain") == 2

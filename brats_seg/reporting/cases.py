@@ -91,6 +91,14 @@ def see_case(case: Case, prediction: Path, classes: Sequence[str]) -> SeenCase:
     )
 
 
+def see_prediction(case: Case, prediction: Path, classes: Sequence[str]) -> SeenCase:
+    """`see_case` of a case without a reference: the prediction stands in its place."""
+    predicted, geometry = read_volume(prediction)
+    scans, problems = _scans(case, shape=predicted.shape)
+    tissue = to_tissue(predicted, schema_named(written_schema(case, prediction)), classes)
+    return SeenCase(case, tuple(classes), tissue, tissue, scans, geometry.spacing_mm, problems)
+
+
 def _scans(case: Case, *, shape: tuple[int, ...]) -> tuple[dict[str, Volume], tuple[str, ...]]:
     scans, problems = {}, []
     for name, file in case.modalities.items():

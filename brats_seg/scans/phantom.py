@@ -9,6 +9,7 @@ from jaxtyping import Int16
 from numpy.random import Generator
 from scipy.stats import norm
 
+from brats_seg.core.files import write_text
 from brats_seg.core.progress import track
 from brats_seg.core.shapes import TissueMap
 from brats_seg.errors import UsageError
@@ -24,6 +25,7 @@ PHANTOM_VERSION = 1
 MIN_SIZE = 48
 FEW = 4
 """From so many cases on, a cohort is planned as a whole; fewer are drawn one by one."""
+_MARK = ".phantom"  # a hidden file, which no layout reads
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def write_cohort(
         The folder of each case; the scan file itself where a layout keeps all cases in one folder (msd, nnunet).
 
     Raises:
-        UsageError: an unknown layout, no cases, a size under 48 or a negative seed.
+        UsageError: an unknown layout, no cases, a size under 48, a negative seed, or a folder with files that are no phantoms.
     """
     if layout not in LAYOUTS:
         raise UsageError(f"--layout {layout}: no such layout; the layouts are {', '.join(LAYOUTS)}")
@@ -114,6 +116,7 @@ def write_cohort(
     traits = traits or Traits()
     if "resection_cavity" in LAYOUTS[layout].tissues:
         traits = replace(traits, cavities=max(traits.cavities, 0.4))
+    _claim(out)
     lesions = plan_lesions(n_cases, np.random.default_rng([seed, n_cases]), traits=traits)
     paths = []
     for number, lesion in track(enumerate(lesions, start=1), total=n_cases, label="phantom"):
@@ -121,6 +124,15 @@ def write_cohort(
         paths.append(write_case(out, number, layout=layout, modalities=case.modalities, tissue=case.tissue, enhancing=lesion.enhancing))
     write_index(out, n_cases, layout=layout)
     return paths
+
+
+def _claim(out: Path) -> None:
+    """Make the folder and mark it, so that only phantoms are written over by phantoms."""
+    there = sorted(path.name for path in out.glob("[!.]*"))
+    if there and not (out / _MARK).is_file():
+        raise UsageError(f"{out}: holds other files ({there[0]}); give an empty or new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / _MARK, "Written by `brats-seg phantom`, which may write here again.\n")
 
 
 def _check(seed: int, size: int) -> None:

@@ -218,7 +218,17 @@ def test_five_tissue_values_in_2013_and_a_cavity_in_2024(tmp_path: Path):
         for case in find_cases(tmp_path / folder).cases:
             seen |= set(np.unique(read_volume(case.label)[0]).tolist())
     assert values == {"a": {0, 1, 2, 3, 4}, "b": {0, 1, 2, 3, 4}}
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {"HG", "LG"}
+    assert {path.name for path in (tmp_path / "a").glob("[!.]*")} == {"HG", "LG"}
+
+
+def test_phantoms_write_over_phantoms_alone(tmp_path: Path):
+    for _ in range(2):
+        write_cohort(tmp_path / "own", n_cases=1, size=SMALL)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    with pytest.raises(UsageError, match=r"other: holds other files \(notes.txt\); give an empty or new folder"):
+        write_cohort(tmp_path / "other", n_cases=1, size=SMALL)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path):
