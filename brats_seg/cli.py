@@ -213,12 +213,27 @@ def cascade(
 
 
 @app.command(epilog="Example: brats-seg tune run bank    (then: brats-seg predict run scans predictions --tuned)")
-def tune(run: Run, bank: Bank, device: Device = "auto", precision: PrecisionName = "auto") -> None:
-    """Find prior correction and clean-up thresholds on the run's inner cases. Held-out cases are never opened."""
+def tune(
+    run: Run,
+    bank: Bank,
+    also: Annotated[
+        list[Path] | None, typer.Option(help="Pool the inner cases of this run too, a run of another fold. Repeat for several.")
+    ] = None,
+    objective: Annotated[
+        Literal["dice", "lesion_dice"],
+        typer.Option(help="What to raise: mean Dice of the three regions, or lesion-wise Dice of the whole tumor."),
+    ] = "dice",
+    device: Device = "auto",
+    precision: PrecisionName = "auto",
+) -> None:
+    """Find prior correction, region thresholds and clean-up on inner cases. Cases that a run held out are not used for its settings."""
     from brats_seg import pipeline
     from brats_seg.reporting import console as screen
 
-    screen.show_tuning(pipeline.tune(run, bank, device=device, precision=precision), run, console=screen.make_console())
+    runs, console = (run, *(also or ())), screen.make_console()
+    found = pipeline.tune(run, bank, also=runs[1:], objective=objective, device=device, precision=precision)
+    for path, tuning in zip(runs, found, strict=True):
+        screen.show_tuning(tuning, path, console=console)
 
 
 @app.command(epilog="Example: brats-seg predict run scans predictions")

@@ -448,8 +448,8 @@ def _segment(
     checkpoint = load_checkpoint(run / pipeline.BEST)
     shifts = []
     for strength in files:
-        tuned = pipeline.tune(run, path, device=str(runtime.device), cleanup=False, threads=1) if strength == TUNED else None
-        correct = float(strength) if tuned is None else tuned.correct_priors
+        tuned = pipeline.tune(run, path, device=str(runtime.device), cleanup=False, threads=1) if strength == TUNED else ()
+        correct = tuned[0].correct_priors if tuned else float(strength)
         shifts.append(pipeline.class_shift(checkpoint, run / pipeline.BEST, strength=correct))
     (segmenter,) = pipeline.load_segmenters((run,), runtime=runtime)
     with ExitStack() as stack:

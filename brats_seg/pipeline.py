@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from brats_seg.bank.bank import PatchBank
@@ -16,7 +17,19 @@ from brats_seg.evaluation.scores import EvaluationReport, evaluate_folders
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
 from brats_seg.inference.cleanup import Cleanup
 from brats_seg.inference.predict import Flaw, PredictReport, predict_cases, predict_one
-from brats_seg.inference.tuning import STRENGTHS, TUNED, Tuning, read_tuning, tune_settings, write_tuning
+from brats_seg.inference.thresholds import RegionThresholds
+from brats_seg.inference.tuning import (
+    STRENGTHS,
+    TUNED,
+    Objective,
+    SeenCase,
+    Settings,
+    Tuning,
+    read_tuning,
+    search,
+    see_cases,
+    write_tuning,
+)
 from brats_seg.inference.windowed import Inference, needs_windows
 from brats_seg.models.networks import check_patch_size
 from brats_seg.packaged import checkpoints_of, find_run, is_packaged, networks_digest, write_cards
@@ -250,14 +263,14 @@ def predict(
     """
     run, scans, out = find_run(run), Path(scans), Path(out)
     runs = (run, *map(find_run, also))
-    cleanup = Cleanup(min_component_mm3, min_enhancing_mm3)
+    cleanup, thresholds = Cleanup(min_component_mm3, min_enhancing_mm3), None
     if tuned is None:
         tuned = _comes_tuned(run) and not (also or correct_priors or cleanup != Cleanup())
     if tuned:
         if also or correct_priors or cleanup != Cleanup():
             raise UsageError("--tuned: settings are found for one network, all together; leave out --also and settings given by hand")
-        settings = read_tuning(run, checkpoint=networks_digest(run))
-        correct_priors, cleanup = settings.correct_priors, settings.cleanup
+        settings = read_tuning(run, checkpoint=networks_digest(run)).settings
+        correct_priors, cleanup, thresholds = settings.correct_priors, settings.cleanup, _asked(settings.thresholds)
     segmenters = load_segmenters(
         runs,
         runtime=_prediction_runtime(device, precision),
@@ -278,6 +291,7 @@ def predict(
         out=out,
         problems=(*half_trained, *found.problems) if first == 1 else (),
         mirroring="all_axes" if tta else "none",
+        thresholds=thresholds,
         cleanup=cleanup,
         suffix=suffix,
         save_probabilities=save_probabilities,
@@ -289,39 +303,64 @@ def predict(
 
 
 def tune(
-    run: str | Path, bank: str | Path, *, device: str = "auto", precision: Precision = "auto", cleanup: bool = True, threads: int = 0
-) -> Tuning:
-    """Find the strength of prior correction and the clean-up thresholds on a run's inner cases, and write them to `RUN/tuned.yaml`.
+    run: str | Path,
+    bank: str | Path,
+    *,
+    also: Sequence[str | Path] = (),
+    objective: Objective = "dice",
+    device: str = "auto",
+    precision: Precision = "auto",
+    cleanup: bool = True,
+    threads: int = 0,
+) -> tuple[Tuning, ...]:
+    """Find the strength of prior correction, region thresholds and clean-up thresholds on inner cases, and write `RUN/tuned.yaml`.
 
-    No other case of the bank is opened. Without a prior to correct (`loss.kind`) the thresholds alone are tried; without `cleanup` the
+    With `also` the inner cases of several runs are pooled, each segmented by the network of its own run. The file of a run is found
+    without the patients that this run held out, who may be inner cases of the others: held-out cases stay unseen.
+
+    No other case of the bank is opened. Strengths are tried where every run has a prior to correct (`loss.kind`); without `cleanup` the
     strengths alone.
 
+    Returns:
+        What was found for each run, in order.
+
     Raises:
-        InputError: a run without inner cases, or another bank than the run's.
+        UsageError: a run given twice, or runs of other classes.
+        InputError: a run without inner cases, or another bank than a run's.
     """
-    run, bank = Path(run), Path(bank)
-    if is_packaged(run):
-        raise UsageError(f"{run}: is a packaged network; tune the run that it was made of")
-    path = run / BEST
-    checkpoint = load_checkpoint(path)
-    if not checkpoint.inner_cases:
-        raise InputError(f"{run}: was trained on every case (--fold all); without inner cases there is nothing to tune on")
-    config = checkpoint.parsed_config()
+    runs, bank = tuple(map(Path, (run, *also))), Path(bank)
+    if len({path.resolve() for path in runs}) < len(runs):
+        raise UsageError("--also: a run is given twice; each run counts once")
+    for path in runs:
+        if is_packaged(path):
+            raise UsageError(f"{path}: is a packaged network; tune the run that it was made of")
+    checkpoints = [load_checkpoint(path / BEST) for path in runs]
+    for path, checkpoint in zip(runs, checkpoints, strict=True):
+        if not checkpoint.inner_cases:
+            raise InputError(f"{path}: was trained on every case (--fold all); without inner cases there is nothing to tune on")
+    strengths = STRENGTHS if all(_has_prior(checkpoint) for checkpoint in checkpoints) else (0.0,)
+    cases: list[SeenCase] = []
     with hold_bank(bank):
-        opened = open_bank(bank, config)
-        if opened.digest != checkpoint.bank:
-            raise InputError(f"{bank}: has the digest {opened.digest[:12]}; {run} was trained on the bank with {checkpoint.bank[:12]}")
-        has_prior = config.loss.kind in LOSSES_WITH_A_PRIOR and config.loss.outside == "healthy" and checkpoint.natural_prior is not None
-        (segmenter,) = load_segmenters((run,), runtime=start_runtime(device=device, precision=precision, threads=threads))
-        tuning = tune_settings(
-            segmenter,
-            opened.select(checkpoint.inner_cases),
-            shifts={s: class_shift(checkpoint, path, strength=s) for s in (STRENGTHS if has_prior else (0.0,))},
-            epoch=checkpoint.epoch,
-            cleanup=cleanup,
-        )
-    write_tuning(run, tuning)
-    return tuning
+        segmenters = load_segmenters(runs, runtime=start_runtime(device=device, precision=precision, threads=threads))
+        for number, (path, checkpoint, segmenter) in enumerate(zip(runs, checkpoints, segmenters, strict=True)):
+            opened = open_bank(bank, checkpoint.parsed_config())
+            if opened.digest != checkpoint.bank:
+                raise InputError(f"{bank}: has the digest {opened.digest[:12]}; {path} was trained on the bank with {checkpoint.bank[:12]}")
+            shifts = {s: class_shift(checkpoint, path / BEST, strength=s) for s in strengths}
+            cases += see_cases(segmenter, opened.select(checkpoint.inner_cases), shifts=shifts, run=number)
+        patient_of = {case.id: case.patient for case in opened.cases}
+    tunings = []
+    for path, checkpoint in zip(runs, checkpoints, strict=True):
+        unseen = {patient_of[case] for case in checkpoint.held_out_cases}
+        settings, found = search([case for case in cases if case.patient not in unseen], objective=objective, cleanup=cleanup)
+        tunings.append(Tuning(**asdict(settings), epoch=checkpoint.epoch, checkpoint=sha256(path / BEST), **found))
+        write_tuning(path, tunings[-1])
+    return tuple(tunings)
+
+
+def _has_prior(checkpoint: Checkpoint) -> bool:
+    loss = checkpoint.parsed_config().loss
+    return loss.kind in LOSSES_WITH_A_PRIOR and loss.outside == "healthy" and checkpoint.natural_prior is not None
 
 
 def predict_files(
@@ -349,11 +388,12 @@ def predict_files(
     run, out = find_run(run), Path(out)
     if out.exists() and not overwrite:
         raise UsageError(f"{out}: exists already; give another name, or --overwrite")
-    settings = read_tuning(run, checkpoint=networks_digest(run)) if (_comes_tuned(run) if tuned is None else tuned) else None
+    is_tuned = _comes_tuned(run) if tuned is None else tuned
+    settings = read_tuning(run, checkpoint=networks_digest(run)).settings if is_tuned else Settings()
     segmenters = load_segmenters(
         (run,),
         runtime=_prediction_runtime(device, "auto"),
-        correct_priors=settings.correct_priors if settings else 0.0,
+        correct_priors=settings.correct_priors,
         allow_missing=allow_missing,
     )
     case = Case(
@@ -370,7 +410,8 @@ def predict_files(
         case,
         out=out,
         mirroring="all_axes" if tta else "none",
-        cleanup=settings.cleanup if settings else None,
+        thresholds=_asked(settings.thresholds),
+        cleanup=settings.cleanup,
         resample=resample,
         allow_missing=allow_missing,
         allowed=_allowed(skull=allow_skull, same_scan=allow_same_scan),
@@ -450,6 +491,11 @@ def _comes_tuned(run: Path) -> bool:
 def _allowed(*, skull: bool, same_scan: bool) -> list[Flaw]:
     flaws: dict[Flaw, bool] = {"skull": skull, "same_scan": same_scan}
     return [name for name, is_allowed in flaws.items() if is_allowed]
+
+
+def _asked(thresholds: RegionThresholds) -> RegionThresholds | None:
+    """None where no region has a threshold: then class probabilities need not be computed."""
+    return None if thresholds == RegionThresholds() else thresholds
 
 
 def _prediction_runtime(device: str, precision: Precision) -> Runtime:

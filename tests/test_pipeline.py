@@ -22,6 +22,7 @@ from brats_seg.core.files import sha256
 from brats_seg.core.runtime import start_runtime
 from brats_seg.errors import InputError, UsageError
 from brats_seg.inference import segmenter as predicting
+from brats_seg.inference.tuning import write_tuning
 from brats_seg.scans.layouts import find_cases
 from brats_seg.training.checkpoint import load_checkpoint, restore_network, save_checkpoint
 from brats_seg.training.loop import BEST
@@ -193,7 +194,7 @@ def test_a_loss_without_a_prior_cannot_be_corrected(work: Path, tmp_path: Path, 
     run = with_knobs(work / "run", tmp_path / "focal", loss={"kind": "focal"})
     assert ends("predict", str(run), str(work / "scans"), str(tmp_path / "out"), "--correct-priors", "0.5") == 2
     assert "loss.kind 'focal' has no prior" in capsys.readouterr().err
-    assert pipeline.tune(run, work / "bank", device="cpu").correct_priors == 0  # thresholds alone
+    assert pipeline.tune(run, work / "bank", device="cpu")[0].correct_priors == 0  # thresholds alone
 
 
 def test_tuning_opens_the_inner_cases_alone_and_predict_uses_what_it_found(work: Path, tmp_path: Path, capsys) -> None:
@@ -220,6 +221,36 @@ def test_tuning_opens_the_inner_cases_alone_and_predict_uses_what_it_found(work:
     (bank / "bank.json").write_text((bank / "bank.json").read_text() + " ")
     with pytest.raises(InputError, match="was trained on the bank with"):
         pipeline.tune(run, bank)
+
+
+def test_inner_cases_of_several_runs_are_pooled_without_those_that_a_run_held_out(work: Path, tmp_path: Path, capsys) -> None:
+    """Two folds' runs of one bank: an inner case of the second that the first held out must not decide the first's settings."""
+    first = with_knobs(work / "run", tmp_path / "first")
+    checkpoint = load_checkpoint(first / BEST)
+    held, inner = checkpoint.held_out_cases, checkpoint.inner_cases
+    second = tmp_path / "second"
+    second.mkdir()
+    fresh = [case for case in checkpoint.train_cases if case not in inner][:1]
+    save_checkpoint(second / BEST, replace(checkpoint, inner_cases=(*fresh, *held[:1]), held_out_cases=tuple(inner)))
+    assert ends("tune", str(first), str(work / "bank"), "--also", str(second), "--objective", "lesion_dice") == 0
+    assert "of 2 runs" in capsys.readouterr().out
+    tunings = [yaml.safe_load((run / "tuned.yaml").read_text()) for run in (first, second)]
+    assert [t["n_cases"] for t in tunings] == [len(inner) + 1, 2]  # without the held-out case; without the first's inner cases
+    assert [t["objective"] for t in tunings] == ["lesion_dice"] * 2
+    assert [t["checkpoint"] for t in tunings] == [sha256(run / BEST) for run in (first, second)]
+    with pytest.raises(UsageError, match="a run is given twice"):
+        pipeline.tune(first, work / "bank", also=(first,))
+
+
+def test_region_thresholds_of_a_tuning_are_what_predict_cuts_at(work: Path, tmp_path: Path) -> None:
+    run = with_knobs(work / "run", tmp_path / "run")
+    (tuning,) = pipeline.tune(run, work / "bank", device="cpu")
+    for threshold in (0.9999999, 1e-6):
+        changed = tuning.model_copy(update={"threshold_whole": threshold, "correct_priors": 0.0})
+        write_tuning(run, changed)
+        pipeline.predict(run, work / "scans", tmp_path / f"{threshold}", held_out=True, tuned=True, device="cpu")
+    little, much = (voxels(tmp_path / f"{threshold}") for threshold in (0.9999999, 1e-6))
+    assert np.count_nonzero(little) < 0.1 * np.count_nonzero(much)
 
 
 def test_cases_that_lack_modalities_are_for_networks_trained_so(work: Path, tmp_path: Path, capsys) -> None:
@@ -268,7 +299,7 @@ def test_a_prior_that_the_ledger_does_not_know_is_not_corrected(work: Path, tmp_
     pipeline.train(work / "bank", tmp_path / "run", config, fold=0, device="cpu")
     with pytest.raises(UsageError, match=r"loss\.outside=ignore"):
         pipeline.predict(tmp_path / "run", work / "scans", tmp_path / "out", correct_priors=0.5, device="cpu")
-    assert pipeline.tune(tmp_path / "run", work / "bank", device="cpu").correct_priors == 0
+    assert pipeline.tune(tmp_path / "run", work / "bank", device="cpu")[0].correct_priors == 0
 
 
 def test_a_fold_that_is_not_there_names_those_that_are(work: Path, tmp_path: Path) -> None:
@@ -395,7 +426,7 @@ def test_regions_are_saved_averaged_and_tuned_as_class_probabilities(work: Path,
         assert np.allclose(nib.load(path).get_fdata().sum(axis=-1), 1, atol=1e-5)
     mixed = pipeline.predict(region, work / "scans", tmp_path / "mixed", held_out=True, device="cpu", also=[work / "run"])
     assert mixed.exit_code == 0
-    assert 0 <= pipeline.tune(region, work / "bank", device="cpu").score <= 1
+    assert 0 <= pipeline.tune(region, work / "bank", device="cpu")[0].score <= 1
 
 
 # One case from named files

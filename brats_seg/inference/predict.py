@@ -25,6 +25,7 @@ from brats_seg.inference.dense import SLICES, Mirroring, Probabilities, brain_ma
 from brats_seg.inference.outputs import add_row, rebuild_table
 from brats_seg.inference.segmenter import Segmenter, fitting, goes_by_slices, segment_crop
 from brats_seg.inference.threads import computing_threads
+from brats_seg.inference.thresholds import RegionThresholds, cut_regions
 from brats_seg.scans.case import Case
 from brats_seg.scans.geometry import Geometry, ScanError
 from brats_seg.scans.labels import REGIONS, from_tissue, region_classes, schema_named
@@ -89,6 +90,7 @@ def predict_cases(
     out: Path,
     problems: Sequence[Problem] = (),
     mirroring: Mirroring = "none",
+    thresholds: RegionThresholds | None = None,
     cleanup: Cleanup | None = None,
     save_probabilities: bool = False,
     skip_finished: bool = False,
@@ -110,7 +112,8 @@ def predict_cases(
         out: made if it is not there.
         problems: known before (of finding the cases), to be reported with the others.
         mirroring: averages over flips, of a 2-D network in plane at most.
-        cleanup: thresholds below which tumor is taken out; None for none. Saved probabilities are those before it.
+        thresholds: of the probability of each region; None for the likeliest class.
+        cleanup: volumes below which tumor is taken out; None for none. Saved probabilities are those before it.
         save_probabilities: also `OUT/probabilities/<case>.nii.gz`, float32, a volume per class, and `classes.txt`, their names.
         skip_finished: leave cases alone that are there whole: label map, row of the table, and probabilities where they are wanted; those
             of other networks or settings (column `settings`) are made again.
@@ -126,7 +129,7 @@ def predict_cases(
         raise UsageError(f"suffix '{suffix}': must be one of {', '.join(SUFFIXES)}")
     job = _Job(
         fitting(segmenters), out, suffix, mirroring, save_probabilities, resample,
-        cleanup=cleanup, allow_missing=allow_missing, allowed=frozenset(allowed),
+        thresholds=thresholds, cleanup=cleanup, allow_missing=allow_missing, allowed=frozenset(allowed),
     )  # fmt: skip
     cases = [case if case.schema else replace(case, schema=job.default_schema) for case in cases]
     out.mkdir(parents=True, exist_ok=True)
@@ -152,6 +155,7 @@ def predict_one(
     *,
     out: Path,
     mirroring: Mirroring = "none",
+    thresholds: RegionThresholds | None = None,
     cleanup: Cleanup | None = None,
     resample: bool = False,
     allow_missing: bool = False,
@@ -163,7 +167,7 @@ def predict_one(
         raise UsageError(f"{out}: its name must end in one of {', '.join(SUFFIXES)}")
     job = _Job(
         fitting(segmenters), out.parent, suffix, mirroring, save_probabilities=False, resample=resample, single=out,
-        cleanup=cleanup, allow_missing=allow_missing, allowed=frozenset(allowed),
+        thresholds=thresholds, cleanup=cleanup, allow_missing=allow_missing, allowed=frozenset(allowed),
     )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     results = list(_pipelined(job, [replace(case, schema=case.schema or job.default_schema)]))
@@ -182,6 +186,7 @@ class _Job:
     save_probabilities: bool
     resample: bool
     single: Path | None = None
+    thresholds: RegionThresholds | None = None
     cleanup: Cleanup | None = None
     allow_missing: bool = False
     allowed: frozenset[Flaw] = frozenset()
@@ -195,8 +200,13 @@ class _Job:
     def settings(self) -> str:
         """Digest of what label maps depend on beside the scans: the networks, their arithmetic and how they are used."""
         networks = [(s.checkpoint, s.window, s.inference, s.class_shift, _arithmetic(s)) for s in self.segmenters]
-        used = repr((networks, self.mirroring, self.cleanup, self.resample, self.allow_missing))
+        used = repr((networks, self.mirroring, self.thresholds, self.cleanup, self.resample, self.allow_missing))
         return hashlib.sha256(used.encode()).hexdigest()[:12]
+
+    @property
+    def needs_probabilities(self) -> bool:
+        """Whether class probabilities are computed beside the label map."""
+        return self.save_probabilities or self.thresholds is not None
 
     def path_of(self, case: Case) -> Path:
         return self.single or self.out / f"{case.id}{self.suffix}"
@@ -345,19 +355,23 @@ def _compute(job: _Job, source: _Input, computers: Executor, *, n_parts: int) ->
     try:
         parts = list(computers.map(partial(_segment, job, image), groups))
         labels = np.concatenate([part.labels for part in parts])
+        probabilities = np.concatenate([part.probabilities for part in parts], axis=1) if job.needs_probabilities else None
+        if job.thresholds is not None and probabilities is not None:
+            cut = cut_regions(labels, probabilities, classes=first.classes, thresholds=job.thresholds)
+            labels = np.where(brain_mask(image), cut, np.uint8(0))
         if job.cleanup is not None:
             labels = clean_up(labels, classes=first.classes, spacing_mm=source.normalized.spacing_mm, cleanup=job.cleanup)
     except InputError as error:
         return _problem(source.case, error)
-    probabilities = np.concatenate([part.probabilities for part in parts], axis=1) if job.save_probabilities else None
-    return _Output(source, labels, probabilities, max(part.end for part in parts) - min(part.start for part in parts))
+    saved = probabilities if job.save_probabilities else None
+    return _Output(source, labels, saved, max(part.end for part in parts) - min(part.start for part in parts))
 
 
 def _segment(job: _Job, image: Image, slices: slice | None) -> _Part:
     """The slices wanted of a crop, or all. The whole crop is there for all groups: a network may see the slices around its own."""
     start = time.perf_counter()
     labels, probabilities = segment_crop(
-        job.segmenters, image, slices=slices, mirroring=job.mirroring, with_probabilities=job.save_probabilities
+        job.segmenters, image, slices=slices, mirroring=job.mirroring, with_probabilities=job.needs_probabilities
     )
     return _Part(labels, probabilities, start, time.perf_counter())
 

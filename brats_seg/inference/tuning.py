@@ -1,102 +1,283 @@
-"""Strength of prior correction and clean-up thresholds, found on the inner cases of a run."""
+"""Strength of prior correction, region thresholds and clean-up thresholds, found on the inner cases of a run or of several."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
-from jaxtyping import Float
+from jaxtyping import Float32, Int64, UInt8
 from pydantic import Field
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.config import Section, Share
 from brats_seg.core.files import parse_yaml, read_text, write_text
 from brats_seg.core.progress import track
+from brats_seg.core.shapes import Mask, TissueMap
+from brats_seg.core.statistics import paired_difference
 from brats_seg.errors import InputError
-from brats_seg.evaluation.overlap import JointHistogram, joint_histogram, overlap_scores
+from brats_seg.evaluation.lesions import match_lesions
+from brats_seg.evaluation.overlap import joint_histogram, overlap_scores
+from brats_seg.evaluation.pair import RIM
 from brats_seg.evaluation.scores import CONVENTIONS
-from brats_seg.inference.cleanup import Cleanup, enhancing_and_core, tumor_components, without_small
+from brats_seg.evaluation.surface import joint_crop
+from brats_seg.inference.cleanup import Cleanup, clean_up
 from brats_seg.inference.dense import brain_mask, class_probabilities, most_likely
 from brats_seg.inference.segmenter import Segmenter
+from brats_seg.inference.thresholds import RegionThresholds, cut_regions
+from brats_seg.models.readout import Readout
 from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes
 
 TUNED = "tuned.yaml"
 STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Of prior correction."""
-COMPONENTS_MM3 = (0.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
-ENHANCING_MM3 = (0.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+THRESHOLDS = (0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8)
+"""Of the probability of a region; of equally good ones the first is taken."""
+COMPONENTS_MM3 = (10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+ENHANCING_MM3 = (20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+KNOBS: Mapping[str, Sequence[float]] = {
+    "threshold_whole": THRESHOLDS,
+    "min_component_mm3": COMPONENTS_MM3,
+    "threshold_core": THRESHOLDS,
+    "min_core_component_mm3": COMPONENTS_MM3,
+    "threshold_active": THRESHOLDS,
+    "min_active_component_mm3": COMPONENTS_MM3,
+    "min_enhancing_mm3": ENHANCING_MM3,
+}
+"""What is tried after the strength, in this order: from the whole tumor inward, since a region lies in the one before."""
+FEWEST_PATIENTS = 3
+"""Of fewer patients no threshold is taken over: with two, chance alone lets both gain one time in four, and several values are tried."""
 
-_EMPTY = CONVENTIONS["brats2020"].both_empty
+Objective = Literal["dice", "lesion_dice"]
+"""What a setting is to raise, case by case: the mean Dice of whole, core and active (empty in reference and prediction: 1), or the
+lesion-wise Dice of the whole tumor (BraTS 2023)."""
+
+Places = Int64[np.ndarray, "n"]
+"""Flat positions of n voxels."""
+Classes = UInt8[np.ndarray, "n"]
+"""The class of each of n voxels."""
+Factors = Float32[np.ndarray, "k"]
+"""What the probability of each class is multiplied by."""
+
 _TIE = 1e-6  # a gain below this is rounding
 
-CaseDice = Float[np.ndarray, "strengths components enhancing"]
-"""Mean Dice of the three regions of a case, for each setting."""
 
-
-class Tuning(Section):
-    """The settings that scored best, and on what.
+@dataclass(frozen=True)
+class Settings:
+    """A point of the search; the defaults leave the label maps as the network's classes have them.
 
     Attributes:
         correct_priors: strength of prior correction.
-        min_component_mm3, min_enhancing_mm3: see `Cleanup`.
+        threshold_whole, threshold_core, threshold_active: see `RegionThresholds`.
+        min_component_mm3, min_enhancing_mm3, min_core_component_mm3, min_active_component_mm3: see `Cleanup`.
+    """
+
+    correct_priors: float = 0.0
+    min_component_mm3: float = 0.0
+    min_enhancing_mm3: float = 0.0
+    threshold_whole: float | None = None
+    threshold_core: float | None = None
+    threshold_active: float | None = None
+    min_core_component_mm3: float = 0.0
+    min_active_component_mm3: float = 0.0
+
+    @property
+    def cleanup(self) -> Cleanup:
+        """The smallest volumes."""
+        return Cleanup(self.min_component_mm3, self.min_enhancing_mm3, self.min_core_component_mm3, self.min_active_component_mm3)
+
+    @property
+    def thresholds(self) -> RegionThresholds:
+        """Of the regions."""
+        return RegionThresholds(self.threshold_whole, self.threshold_core, self.threshold_active)
+
+
+class Tuning(Section):
+    """The settings that scored best, and on what. Fields with a default are absent from the files of older versions.
+
+    Attributes:
+        correct_priors: strength of prior correction.
+        min_component_mm3, min_enhancing_mm3, min_core_component_mm3, min_active_component_mm3: see `Cleanup`.
+        threshold_whole, threshold_core, threshold_active: see `RegionThresholds`.
         epoch, checkpoint: of the checkpoint they were found for, the latter the SHA-256 of its file.
-        n_cases: inner cases they were found on.
-        score, score_before: mean Dice of the three regions with them and without (empty in reference and prediction: 1).
+        n_cases, n_patients, n_runs: inner cases they were found on, and of how many runs.
+        objective: what was raised.
+        score, score_before: its mean over the cases with the settings and without.
+        gain_interval95: 95 % interval of the difference, over patients; None of one patient.
+        notes: thresholds that would raise the score and were not taken over, and why.
     """
 
     correct_priors: Share
     min_component_mm3: Annotated[float, Field(ge=0)]
     min_enhancing_mm3: Annotated[float, Field(ge=0)]
+    threshold_whole: Share | None = None
+    threshold_core: Share | None = None
+    threshold_active: Share | None = None
+    min_core_component_mm3: Annotated[float, Field(ge=0)] = 0.0
+    min_active_component_mm3: Annotated[float, Field(ge=0)] = 0.0
     epoch: Annotated[int, Field(ge=0)]
     checkpoint: str
     n_cases: Annotated[int, Field(gt=0)]
+    n_patients: int | None = None
+    n_runs: int = 1
+    objective: Objective = "dice"
     score: Share
     score_before: Share
+    gain_interval95: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
-    def cleanup(self) -> Cleanup:
-        """The thresholds."""
-        return Cleanup(self.min_component_mm3, self.min_enhancing_mm3)
+    def settings(self) -> Settings:
+        """What `predict --tuned` uses."""
+        return Settings(**{name: getattr(self, name) for name in asdict(Settings())})
 
 
-def tune_settings(
-    segmenter: Segmenter, bank: PatchBank, *, shifts: Mapping[float, tuple[float, ...] | None], epoch: int, cleanup: bool = True
-) -> Tuning:
-    """Try every strength with every pair of thresholds on the bank's selected cases, segmented whole.
+@dataclass(frozen=True, eq=False)
+class SeenCase:
+    """An inner case of a run as its network saw it: the voxels that any setting can call tumor, or that the reference does.
 
-    The best mean Dice of whole, core and active wins; among equals the smallest strength, then the smallest thresholds.
+    Attributes:
+        id: of the case.
+        patient: of the case.
+        run: number of the run whose network it was.
+        classes, readout: of the network.
+        spacing_mm: voxel size along (Z, Y, X).
+        shape: of the box (Z, Y, X) that holds the voxels and a rim around them.
+        places: flat positions in the box.
+        probabilities: of the classes, without prior correction.
+        reference: class of each voxel.
+        factors: strength -> what the probability of each class is multiplied by, before they are made to sum to 1 again.
+        scores: those that were asked for already.
+    """
+
+    id: str
+    patient: str
+    run: int
+    classes: tuple[str, ...]
+    readout: Readout
+    spacing_mm: tuple[float, ...]
+    shape: tuple[int, ...]
+    places: Places
+    probabilities: Float32[np.ndarray, "k n"]
+    reference: Classes
+    factors: Mapping[float, Factors]
+    scores: dict[tuple[Settings, Objective], float] = field(default_factory=dict, repr=False)
+
+
+def see_cases(
+    segmenter: Segmenter, bank: PatchBank, *, shifts: Mapping[float, tuple[float, ...] | None], run: int = 0
+) -> Iterator[SeenCase]:
+    """Lead a network over the bank's selected cases, once.
 
     Args:
         segmenter: without a `class_shift`.
-        bank: its selected cases are the inner cases; no other is opened.
-        shifts: strength of prior correction -> what it adds to the logits of each class; the first is none.
-        epoch: of the segmenter's checkpoint.
-        cleanup: whether thresholds are tried at all; without, the strength is the best one for maps that are not cleaned up.
+        bank: its selected cases are the inner cases of the run; no other is opened.
+        shifts: strength of prior correction -> what it adds to the logits of each class; the first is none, the last the strongest.
+        run: number of the run.
     """
-    dice = np.stack(
-        [_case_dice(segmenter, bank, case, shifts) for case in track(bank.selected, total=len(bank.selected), label="tuning")]
-    ).mean(axis=0)
-    dice = dice if cleanup else dice[:, :1, :1]
-    best = int(np.flatnonzero(dice.ravel() >= dice.max() - _TIE)[0])
-    strength, component, enhancing = np.unravel_index(best, dice.shape)
-    return Tuning(
-        correct_priors=list(shifts)[int(strength)],
-        min_component_mm3=COMPONENTS_MM3[int(component)],
-        min_enhancing_mm3=ENHANCING_MM3[int(enhancing)],
-        epoch=epoch,
-        checkpoint=segmenter.checkpoint,
-        n_cases=len(bank.selected),
-        score=round(float(dice.flat[best]), 6),
-        score_before=round(float(dice.flat[0]), 6),
-    )
+    nothing = (0.0,) * len(bank.classes)
+    factors = {strength: np.exp(nothing if shift is None else shift).astype(np.float32) for strength, shift in shifts.items()}
+    for number in track(bank.selected, total=len(bank.selected), label="tuning"):
+        image, tissue = bank.volume(number)
+        reference = np.where(tissue == OUTSIDE, np.uint8(0), tissue)
+        probabilities = class_probabilities(
+            segmenter.network,
+            image,
+            n_dims=segmenter.n_dims,
+            divisor=segmenter.divisor,
+            window=segmenter.window_for(image),
+            slices_around=segmenter.slices_around,
+            readout=segmenter.readout,
+        )
+        brain, needed = brain_mask(image), reference != 0
+        for factor in (factors[min(factors)], factors[max(factors)]):  # between the two ends no voxel is likelier tumor than at one of them
+            weighted = probabilities * factor[:, None, None, None]
+            needed |= brain & (weighted[0] < (1.001 - min(THRESHOLDS)) * weighted.sum(axis=0))  # 0.001 for rounding
+        box = _box(needed)
+        inside = needed[box]
+        seen = np.where(brain[box], probabilities[:, *box], _healthy(len(bank.classes)))
+        yield SeenCase(
+            id=bank.cases[number].id,
+            patient=bank.cases[number].patient,
+            run=run,
+            classes=tuple(bank.classes),
+            readout=segmenter.readout,
+            spacing_mm=tuple(bank.cases[number].spacing_mm),
+            shape=inside.shape,
+            places=np.flatnonzero(inside),
+            probabilities=np.ascontiguousarray(seen[:, inside]),
+            reference=reference[box][inside],
+            factors=factors,
+        )
+
+
+def search(cases: Sequence[SeenCase], *, objective: Objective = "dice", cleanup: bool = True) -> tuple[Settings, dict[str, Any]]:
+    """The best settings for all cases together: first the strength, then one threshold after the other.
+
+    The strength with the best mean score wins, the smallest among equals. A threshold is taken over where its best value raises the
+    score of at least `FEWEST_PATIENTS` patients' cases by a paired difference whose 95 % interval excludes zero; else its default stays.
+
+    Args:
+        cases: of one run or several; strengths that not all of them know are not tried.
+        objective: what is raised.
+        cleanup: whether thresholds are tried at all; without, the strength is the best one for maps as they are.
+
+    Returns:
+        The settings, and the fields of `Tuning` that say how they were found.
+    """
+
+    def scores(settings: Settings) -> dict[str, float]:
+        return {f"{case.run} {case.id}": _score(case, settings, objective) for case in cases}
+
+    def mean(settings: Settings) -> float:
+        return float(np.mean(list(scores(settings).values())))
+
+    def gain(first: Settings, second: Settings) -> dict[str, Any]:
+        return paired_difference(scores(first), scores(second), patient_of={f"{case.run} {case.id}": case.patient for case in cases})
+
+    def best_of(candidates: Sequence[Settings]) -> Settings:
+        means = [mean(candidate) for candidate in candidates]
+        return candidates[next(i for i, value in enumerate(means) if value >= max(means) - _TIE)]
+
+    strengths = [strength for strength in cases[0].factors if all(strength in case.factors for case in cases)]
+    best, notes = best_of([Settings(correct_priors=strength) for strength in strengths]), []
+    n_patients = len({case.patient for case in cases})
+    for knob, values in KNOBS.items() if cleanup else ():
+        candidate = best_of([best, *(replace(best, **{knob: value}) for value in values)])
+        if candidate == best:
+            continue
+        found = gain(best, candidate)
+        if n_patients >= FEWEST_PATIENTS and found["interval95"][0] > 0:
+            best = candidate
+            continue
+        what = f"{knob} {getattr(candidate, knob):g} would raise the score by {found['mean']:.4f}"
+        low, high = found["interval95"] or (0.0, 0.0)
+        why = (
+            f"of {n_patients} patients; {FEWEST_PATIENTS} are needed"
+            if n_patients < FEWEST_PATIENTS
+            else f"95 % interval {low:.4f} to {high:.4f}"
+        )
+        notes.append(f"{what} ({why}): not taken over")
+    whole_gain = gain(Settings(), best)
+    return best, {
+        "n_cases": len(cases),
+        "n_patients": n_patients,
+        "n_runs": len({case.run for case in cases}),
+        "objective": objective,
+        "score": round(mean(best), 6),
+        "score_before": round(mean(Settings()), 6),
+        "gain_interval95": whole_gain["interval95"] and tuple(round(end, 6) for end in whole_gain["interval95"]),
+        "notes": tuple(notes),
+    }
 
 
 def write_tuning(run: Path, tuning: Tuning) -> Path:
     """Write `RUN/tuned.yaml` in one piece."""
     path = run / TUNED
-    said = f"# Found by `brats-seg tune` on {tuning.n_cases} inner cases of this run; `brats-seg predict --tuned` uses it.\n"
-    write_text(path, said + yaml.safe_dump(tuning.model_dump(), sort_keys=False))
+    of = "this run" if tuning.n_runs == 1 else f"{tuning.n_runs} runs"
+    said = f"# Found by `brats-seg tune` on {tuning.n_cases} inner cases of {of}; `brats-seg predict --tuned` uses it.\n"
+    write_text(path, said + yaml.safe_dump(tuning.model_dump(mode="json"), sort_keys=False, width=1000))
     return path
 
 
@@ -118,44 +299,61 @@ def read_tuning(run: Path, *, checkpoint: str) -> Tuning:
     return tuning
 
 
-def _case_dice(segmenter: Segmenter, bank: PatchBank, case: int, shifts: Mapping[float, tuple[float, ...] | None]) -> CaseDice:
-    image, tissue = bank.volume(case)
-    reference = np.where(tissue == OUTSIDE, np.uint8(0), tissue)
-    brain, voxel_mm3 = brain_mask(image), float(np.prod(bank.cases[case].spacing_mm))
-    probabilities = class_probabilities(
-        segmenter.network,
-        image,
-        n_dims=segmenter.n_dims,
-        divisor=segmenter.divisor,
-        window=segmenter.window_for(image),
-        slices_around=segmenter.slices_around,
-        readout=segmenter.readout,
-    )
-    dice = np.empty((len(shifts), len(COMPONENTS_MM3), len(ENHANCING_MM3)))
-    for i, shift in enumerate(shifts.values()):
-        factor = np.exp(np.zeros(len(bank.classes)) if shift is None else shift).astype(np.float32)
-        labels = most_likely(probabilities * factor[:, None, None, None], brain, readout=segmenter.readout)
-        components = tumor_components(labels, classes=bank.classes)
-        either = (labels != 0) | (reference != 0)  # Dice does not ask for the voxels that both call healthy, 98 in 100
-        truth, found, parts = (volume[either][None, None] for volume in (reference, labels, components))
-        for j, component in enumerate(COMPONENTS_MM3):
-            histogram = joint_histogram(truth, without_small(found, parts, min_voxels=component / voxel_mm3), len(bank.classes))
-            for k, enhancing in enumerate(ENHANCING_MM3):
-                dice[i, j, k] = _mean_dice(_demoted(histogram, bank.classes, min_voxels=enhancing / voxel_mm3), bank.classes)
-    return dice
+def _score(case: SeenCase, settings: Settings, objective: Objective) -> float:
+    """The objective for one case, computed once for each point of the search."""
+    key = (settings, objective)
+    if key not in case.scores:
+        labels = _labels(case, settings)
+        case.scores[key] = _lesion_dice(case, labels) if objective == "lesion_dice" else _mean_dice(case, labels)
+    return case.scores[key]
 
 
-def _demoted(histogram: JointHistogram, classes: Sequence[str], *, min_voxels: float) -> JointHistogram:
-    """The histogram after the enhancing threshold: what is relabeled moves to another column, and no voxel has to be looked at."""
-    enhancing, core = enhancing_and_core(classes)
-    if histogram[:, enhancing].sum() >= min_voxels:
-        return histogram
-    moved = histogram.copy()
-    moved[:, core] += moved[:, enhancing]
-    moved[:, enhancing] = 0
-    return moved
+def _labels(case: SeenCase, settings: Settings) -> Classes:
+    """The classes of the stored voxels."""
+    probabilities = case.probabilities[:, None, None]
+    if settings.correct_priors:
+        weighted = probabilities * case.factors[settings.correct_priors][:, None, None, None]
+        probabilities = weighted / weighted.sum(axis=0)
+    everywhere = np.ones(probabilities.shape[1:], bool)
+    labels = most_likely(probabilities, everywhere, readout=case.readout)
+    labels = cut_regions(labels, probabilities, classes=case.classes, thresholds=settings.thresholds)
+    if settings.cleanup == Cleanup():
+        return labels[0, 0]
+    cleaned = clean_up(_in_box(case, labels[0, 0]), classes=case.classes, spacing_mm=case.spacing_mm, cleanup=settings.cleanup)
+    return cleaned.ravel()[case.places]
 
 
-def _mean_dice(histogram: JointHistogram, classes: Sequence[str]) -> float:
-    values = [overlap_scores(histogram, region_classes(region, classes)).dice for region in REGIONS]
-    return float(np.mean([_EMPTY if np.isnan(value) else value for value in values]))
+def _mean_dice(case: SeenCase, labels: Classes) -> float:
+    """Over whole, core and active. Dice does not ask for the voxels that both call healthy, which are not stored."""
+    histogram = joint_histogram(case.reference[None, None], labels[None, None], len(case.classes))
+    values = [overlap_scores(histogram, region_classes(region, case.classes)).dice for region in REGIONS]
+    return float(np.mean([CONVENTIONS["brats2020"].both_empty if np.isnan(value) else value for value in values]))
+
+
+def _lesion_dice(case: SeenCase, labels: Classes) -> float:
+    """Of the whole tumor."""
+    rule, members = CONVENTIONS["brats2023"], region_classes("whole", case.classes)
+    reference, prediction = (np.isin(_in_box(case, one), members) for one in (case.reference, labels))
+    lesions = match_lesions(reference, prediction, spacing_mm=case.spacing_mm, distances="left_out")
+    n_alone = lesions.n_missed + lesions.n_false
+    return (sum(lesions.dice) + n_alone * rule.one_empty) / lesions.n_counted if lesions.n_counted else rule.both_empty
+
+
+def _in_box(case: SeenCase, labels: Classes) -> TissueMap:
+    """A label map (Z, Y, X) of the box from those of the stored voxels."""
+    box = np.zeros(case.shape, np.uint8)
+    box.ravel()[case.places] = labels
+    return box
+
+
+def _box(needed: Mask) -> tuple[slice, slice, slice]:
+    """The voxels of a mask and a rim, in which lesions grow as in the whole image; of an empty mask one voxel."""
+    as_map = needed.view(np.uint8)
+    z, y, x = joint_crop(as_map, as_map) if needed.any() else (slice(0, 1),) * 3
+    z, y, x = (slice(max(0, s.start - RIM), min(n, s.stop + RIM)) for s, n in zip((z, y, x), needed.shape, strict=True))
+    return z, y, x
+
+
+def _healthy(n_classes: int) -> Float32[np.ndarray, "k 1 1 1"]:
+    """The class probabilities of a voxel outside the brain."""
+    return np.eye(n_classes, 1, dtype=np.float32)[:, :, None, None]

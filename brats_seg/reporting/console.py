@@ -84,10 +84,23 @@ def show_run(result: RunResult, *, console: Console) -> None:
 
 def show_tuning(tuning: Tuning, run: Path, *, console: Console) -> None:
     """The settings found, what they gain, and where they lie."""
-    console.print(f"prior correction {tuning.correct_priors:g}")
-    console.print(f"smallest component {tuning.min_component_mm3:g} mm3, smallest enhancing core {tuning.min_enhancing_mm3:g} mm3")
+    settings = tuning.settings
+    console.print(f"prior correction {settings.correct_priors:g}")
+    cut = {region: threshold for region in REGIONS if (threshold := getattr(settings.thresholds, region)) is not None}
+    console.print(f"thresholds: {', '.join(f'P({r}) {t:g}' for r, t in cut.items()) or 'none, the likeliest class'}")
+    cleanup = settings.cleanup
+    console.print(
+        f"smallest component {cleanup.min_component_mm3:g} mm3, of core {cleanup.min_core_component_mm3:g} mm3, "
+        f"of active {cleanup.min_active_component_mm3:g} mm3; smallest enhancing core {cleanup.min_enhancing_mm3:g} mm3"
+    )
+    for note in tuning.notes:
+        console.print(escape(note), soft_wrap=True)
+    score = {"dice": "mean Dice", "lesion_dice": "lesion-wise Dice of whole"}[tuning.objective]
     n = tuning.n_cases
-    console.print(f"mean Dice on {n} inner {_plural('case', n)}: {tuning.score:.4f}, without them {tuning.score_before:.4f}")
+    where = f"{n} inner {_plural('case', n)}" + (f" of {tuning.n_runs} runs" if tuning.n_runs > 1 else "")
+    low, high = tuning.gain_interval95 or (None, None)
+    interval = "" if low is None else f", gain with 95 % interval {low:+.4f} to {high:+.4f}"
+    console.print(f"{score} on {where}: {tuning.score:.4f}, without them {tuning.score_before:.4f}{interval}")
     show_place("settings:", run / TUNED, console=console)
 
 

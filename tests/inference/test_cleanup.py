@@ -69,12 +69,23 @@ def test_small_components_go_before_the_enhancing_core_is_measured():
     assert cleaned[1, 2, 2] == 1
 
 
+def test_a_small_part_of_the_core_becomes_edema_and_one_of_the_enhancing_core_necrotic_core():
+    labels = empty()
+    labels[1, 1:5, 1:5] = 2
+    labels[1, 2, 2] = 3  # a core of one voxel
+    labels[3, 1:4, 1:4] = 1
+    labels[3, 2, 2] = 3  # one enhancing voxel in a core of nine
+    cleaned = clean_up(labels, classes=FOUR, spacing_mm=MM, cleanup=Cleanup(min_core_component_mm3=2.0, min_active_component_mm3=2.0))
+    assert (cleaned[1, 2, 2], cleaned[3, 2, 2]) == (2, 1)
+    assert np.array_equal(cleaned > 0, labels > 0)
+
+
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 1000), st.floats(0, 20), st.floats(0, 20))
-def test_cleaning_twice_is_cleaning_once_and_adds_no_tumor(seed, component, enhancing):
+@given(st.integers(0, 1000), st.floats(0, 20), st.floats(0, 20), st.floats(0, 20), st.floats(0, 20))
+def test_cleaning_twice_is_cleaning_once_and_adds_no_tumor(seed, component, enhancing, core, active):
     random = np.random.default_rng(seed)
     labels = (random.integers(0, 4, (6, 8, 8)) * (random.random((6, 8, 8)) < 0.15)).astype(np.uint8)
-    cleanup = Cleanup(component, enhancing)
+    cleanup = Cleanup(component, enhancing, core, active)
     once = clean_up(labels, classes=FOUR, spacing_mm=MM, cleanup=cleanup)
     assert np.array_equal(clean_up(once, classes=FOUR, spacing_mm=MM, cleanup=cleanup), once)
     assert not ((once > 0) & (labels == 0)).any()
