@@ -239,6 +239,14 @@ def test_low_resolution_reads_every_other_voxel_and_draws_lines_between_them() -
     assert torch.equal(changed[0, 1], inputs[0, 1])
 
 
+def test_low_resolution_leaves_the_slices_of_a_thin_stack_alone() -> None:
+    """Three slices of 1, 2 and 4, in the channels of a 2-D patch of one modality: none is made of its neighbors."""
+    inputs = torch.tensor([1.0, 2.0, 4.0])[None, :, None, None].repeat(1, 1, 6, 6)
+    p = replace(identity(1, n_modalities=1), resolution=np.array([[0.5]]))
+    changed, _ = apply(inputs.clone(), torch.zeros(1, 6, 6, dtype=torch.uint8), parameters=p, n_slices=3)
+    assert torch.equal(changed, inputs)
+
+
 def test_low_resolution_in_3d_is_that_of_every_axis() -> None:
     ramps = torch.stack(torch.meshgrid(*[2.0 ** torch.arange(6)] * 3, indexing="ij"))[None]
     p = replace(identity(1, n_dims=3, n_modalities=3), resolution=np.full((1, 3), 0.5))
