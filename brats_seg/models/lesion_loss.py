@@ -71,7 +71,8 @@ def number_regions(tumor: TumorMasks, *, by: ByLesion) -> tuple[Regions, Ids]:
 
     Region i < B is what belongs to no lesion in example i; the regions of the lesions follow, in the order of the examples.
     """
-    regions, example_of = np.empty(tumor.shape, np.int64), []
+    regions = np.empty(tumor.shape, np.int64)
+    example_of: list[int] = []
     for example, mask in enumerate(tumor):
         lesions, n = label(mask, np.ones((3,) * mask.ndim))
         if by == "components":

@@ -273,7 +273,7 @@ def _plan(parameters: Parameters, shape: torch.Size, *, first_coarse_axis: int =
     transforms: dict[str, tuple[np.ndarray, dict[str, np.ndarray]]] = {
         "resolution": ((p.resolution != 1).any(1), {}),
         "sharpness": ((p.sharpness != 0).any(1), {"by": p.sharpness}),
-        "bias": (p.bias.any(tuple(range(1, p.bias.ndim))), {"by": p.bias}),
+        "bias": ((p.bias != 0).reshape(len(p.bias), -1).any(1), {"by": p.bias}),
         "contrast": ((p.contrast != 1).any(1), {"by": p.contrast}),
         "gamma": ((p.gamma != 1).any(1), {"by": p.gamma, "inverted": p.inverted} if p.inverted.any() else {"by": p.gamma}),
         "level": ((p.gain != 1).any(1) | (p.shift != 0).any(1), {}),
