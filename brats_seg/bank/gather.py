@@ -41,9 +41,10 @@ _NO_MAPS = (np.zeros((0, 3), np.int64), np.zeros((0, 3, 3), np.int64))
 class PatchMaps:
     """An affine map for each patch of a batch: where in the volume each voxel of the patch is read.
 
-    Let c be the drawn voxel plus the offset, i an index in the patch, and m = (size - 1) / 2 the middle of the patch, all (z, y, x). The
-    voxel at index i is read at c + m - size // 2 + A (i - m). The identity gives the patch without a map; -1 in place of a 1 flips an
-    axis. A 2-D patch stays in its slice: only the rows and columns of y and x of its matrix are used.
+    Let c be the drawn voxel plus the offset, i an index in the patch, and m = (size - 1) / 2 the middle of the
+    patch, all (z, y, x). The voxel at index i is read at c + m - size // 2 + A (i - m). The identity gives the
+    patch without a map; -1 in place of a 1 flips an axis. A 2-D patch stays in its slice: only the rows and
+    columns of y and x of its matrix are used.
 
     Attributes:
         offsets: voxels from the drawn voxel to the voxel that lies at index size // 2 where the matrix is the identity.
@@ -69,9 +70,10 @@ def gather_patches(
 ) -> None:
     """Gather the patches around voxels into a caller's buffers (C order).
 
-    A patch with a map is read at positions between voxels: the image by linear interpolation, where a voxel beyond the volume counts as
-    0, the class of the nearest voxel. Where the class is 255 (outside the brain) the image is exactly 0: air, which a bank stores as 0,
-    stays 0 and does not grow or shrink against the classes. A position halfway between two voxels is nearest to the one of higher index.
+    A patch with a map is read at positions between voxels: the image by linear interpolation, where a voxel
+    beyond the volume counts as 0; the class is that of the nearest voxel, and of two equally near ones that of
+    the higher index. Where the class is 255 (outside the brain) the image is exactly 0: air stays exactly 0, as
+    a bank stores it. Within the brain's edge the air beside a position counts as 0 in the interpolation.
 
     Args:
         volumes: where from.
@@ -162,8 +164,9 @@ def gather_patches_torch(
 ) -> tuple[Inputs, Targets, Int64[Tensor, " k"]]:
     """`gather_patches` by index arithmetic on the device that holds the volumes; `ids` are not checked.
 
-    Equal to the bit for a patch without a map or with the identity; with another map targets and counts are equal, and the image is but
-    for rounding. The processor never waits for the device here: all that it sends goes in one copy that runs beside the computation.
+    Equal to the bit for a patch without a map or with the identity. With another map targets and counts are
+    equal, and the image is equal but for rounding. The CPU never waits for the device here: ids and maps go
+    there in one copy.
     """
     _check(maps, n_patches=len(ids), patch_size=patch_size, slices_around=slices_around)
     columns, n_plain = [np.arange(len(ids))[:, None], ids[:, None]], len(ids)

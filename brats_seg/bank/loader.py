@@ -35,8 +35,8 @@ class BankDataset(IterableDataset[dict[str, Tensor]]):
     loader = DataLoader(BankDataset(bank, sampler), batch_size=None, num_workers=0)
     ```
 
-    With MONAI's `DataLoader` add `collate_fn=torch.utils.data.default_convert`: its own function joins examples, and a batch here is
-    whole already.
+    With MONAI's `DataLoader` add `collate_fn=torch.utils.data.default_convert`: its own function joins examples,
+    and a batch here is whole already.
 
     A batch is a dictionary:
 

@@ -115,7 +115,7 @@ def _code_blend_4(typingctx: Any, source: Any, row: Any, y: Any, x: Any, to: Any
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, row, y, x, to = args
         rows = [_load_two_voxels(builder, address) for address in (source, builder.add(source, row))]
-        _write_between_columns(builder, _between(builder, *rows, y), x, to)
+        _write_between_columns(builder, _between(builder, rows[0], rows[1], y), x, to)
         return context.get_dummy_value()
 
     return types.void(types.uint64, types.uint64, types.float32, types.float32, types.uint64), generate
@@ -130,7 +130,7 @@ def _code_blend_8(typingctx: Any, source: Any, plane: Any, row: Any, z: Any, y: 
         starts = (source, below, builder.add(source, row), builder.add(below, row))
         rows = [_load_two_voxels(builder, address) for address in starts]
         between_planes = [_between(builder, rows[i], rows[i + 1], z) for i in (0, 2)]
-        _write_between_columns(builder, _between(builder, *between_planes, y), x, to)
+        _write_between_columns(builder, _between(builder, between_planes[0], between_planes[1], y), x, to)
         return context.get_dummy_value()
 
     numbers = (types.float32, types.float32, types.float32)
@@ -169,9 +169,9 @@ def widen_numpy(bits: AnyArray, values: AnyArray) -> None:
 def _locate(images: AnyArray, labels: AnyArray, shapes: AnyArray, ids: AnyArray, patch: Any, maps: Any, plane: Any, slices_up: Any) -> Any:
     """Where a plane of the batch is read: plane p lies in patch p // depth.
 
-    Addresses of the image and the label, their shape, the first position, the steps to the next row and column, in 2**-24 voxels, and
-    whether these lead between voxels. Twice the way to the middle of a patch is a whole number, and matrices are in 2**-23: no
-    number is rounded.
+    Addresses of the image and the label, their shape, the first position, the steps to the next row and column,
+    in 2**-24 voxels, and whether the plane has a map. Twice the way to the middle of a patch is a whole number,
+    and matrices are in 2**-23: no number is rounded.
     """
     offsets, matrices, is_flat = maps
     number, depth = plane // patch[0], plane % patch[0]
@@ -325,7 +325,7 @@ def _clip(first: Any, stop: Any, start: Any, step: Any, end: Any) -> Any:
 def _blend(image_address: Any, shape: Any, place: Any, is_flat: bool, n_m: Any, to_address: Any) -> None:
     """Write the modalities at a position between voxels; a voxel beyond the volume counts as 0."""
     image = carray(_as_pointer(image_address), (shape[0] * shape[1] * shape[2] * np.int64(n_m),), np.uint16)
-    values = carray(_as_pointer(to_address), (np.int64(n_m),), np.float32)
+    values = carray(_as_pointer(to_address), (int(n_m),), np.float32)
     for m in range(n_m):
         values[m] = np.float32(0)
     z, y, x = place
@@ -351,8 +351,9 @@ def _weight(place: Any, which: Any) -> Any:
 def _blend_row(volume: Any, shape: Any, at: Any, step: Any, is_flat: bool, part: Any, channels: Any, outside: Any, to: Any) -> None:
     """Write the voxels of a `part` of a row, whose nearest voxels lie in the volume; `at` is the position of the row's first voxel.
 
-    Volumes and results are addresses: handing over an array counts its owners, which costs more than a short row.
-    `volume`: image and label. `channels`: values to write, and values of a voxel. `to`: values and nearest labels of the whole row.
+    Volumes and results are addresses: numba counts the owners of an array argument, which costs as much as a
+    short row. `volume`: image and label. `channels`: values to write, and values of a voxel. `to`: values and
+    nearest labels of the whole row.
     """
     n_m, n_all = channels
     label = carray(_as_pointer(volume[1]), (shape[0] * shape[1] * shape[2],), np.uint8)
@@ -596,8 +597,8 @@ def gather_planes(
         patch: (depth, height, width); a 2-D patch has the depth 1.
         n_channels, outside: M; the target where a patch hangs over its volume, whose image is 0 there.
         table: uint8, what each of the 256 targets becomes, `outside` too; empty to leave them as they are.
-        maps: offsets (B, 3) int64 added to the centers; matrices (B, 3, 3) int64 in 2**-23; whether the patches are 2-D. The arrays
-            are empty where no patch has a map.
+        maps: offsets (B, 3) int64 added to the centers; matrices (B, 3, 3) int64 in 2**-23; whether the patches
+            are 2-D. The arrays are empty where no patch has a map.
         slices_around: n, the slices on either side of a 2-D patch that are gathered too.
         progress: address of two int64, 0 before the batch: planes taken and planes done, of B * depth.
         n_at_once: planes taken at a time.

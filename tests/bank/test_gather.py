@@ -1,4 +1,4 @@
-"""Patches: the border policy by hand, two backends that are equal, and maps that read a patch turned, scaled and flipped."""
+"""Patches: the border policy by hand, two backends that are equal, and maps that read a patch turned, scaled or flipped."""
 
 import os
 from pathlib import Path
