@@ -60,7 +60,7 @@ def load_segmenters(
                 classes=checkpoint.classes,
                 spacing_mm=(z, y, x),
                 percentiles=(low, high),
-                n4=checkpoint.normalization["n4"],
+                n4=checkpoint.normalization.get("n4", False),
                 n_dims=3 if len(config.patch.size) == 3 else 2,
                 divisor=network_divisor(config.network),
                 window=choose_window(network, patch_size=config.patch.size, inference=inference),

@@ -439,7 +439,13 @@ def test_a_cavity_is_written_where_the_network_knows_one(work: Path, tmp_path: P
         "final_conv.bias": torch.nn.functional.pad(checkpoint.weights["final_conv.bias"], (0, 1), value=1e4),
     }
     (tmp_path / "run").mkdir()
-    knows = replace(checkpoint, weights={**checkpoint.weights, **sure}, classes=(*checkpoint.classes, "resection_cavity"))
+    knows = replace(
+        checkpoint,
+        weights={**checkpoint.weights, **sure},
+        classes=(*checkpoint.classes, "resection_cavity"),
+        effective_prior=None,
+        natural_prior=None,
+    )
     save_checkpoint(tmp_path / "run" / BEST, knows)
     (case,) = find_cases(work / "scans").cases[:1]
     files = {name: scan.path for name, scan in case.modalities.items()}
@@ -525,7 +531,7 @@ def test_a_report_that_lists_an_error_exits_1(work: Path, tmp_path: Path, capsys
     capsys.readouterr()
     damaged = [argument if argument != str(work / "run") else str(tmp_path / "run") for argument in wanted]
     assert ends(*damaged) == 1
-    assert f"{tmp_path / 'run' / 'epochs.csv'}: damaged, '" in capsys.readouterr().err
+    assert f"{tmp_path / 'run' / 'epochs.csv'}: not a table: line " in capsys.readouterr().err
 
 
 def test_bad_cases_are_named_and_the_others_are_done(work: Path, tmp_path: Path, capsys) -> None:

@@ -13,13 +13,13 @@ from torch import Tensor
 from brats_seg.bank.format import FILES
 from brats_seg.bank.gather import PatchMaps, ResidentVolumes, gather_patches, gather_patches_torch, make_resident, send
 from brats_seg.bank.grouping import GroupKind, group_classes
-from brats_seg.bank.listing import BankCase, read_listing
+from brats_seg.bank.listing import BankCase, read_folds, read_listing
 from brats_seg.bank.mapped import Volumes, map_array
-from brats_seg.core.files import read_json, sha256
 from brats_seg.core.shapes import Counts, Ids, Image, TissueMap
 from brats_seg.core.tensors import Inputs, Targets
 from brats_seg.errors import InputError, UsageError
 from brats_seg.imbalance.index import ClassIndex
+from brats_seg.scans.labels import OUTSIDE
 
 _RESIDENT_SHARE = 0.7  # of a device's free memory: the rest is for the network
 
@@ -87,7 +87,7 @@ class PatchBank:
         self.normalization = listing.normalization
         self.cases = listing.cases
         self._tissues = listing.classes
-        self._folds_checksum = listing.folds_checksum
+        self._listing = listing
         self._sizes_checked = False
         self._number_of = {case.id: i for i, case in enumerate(self.cases)}
         self._device = torch.device("cpu")
@@ -113,10 +113,7 @@ class PatchBank:
     @property
     def folds(self) -> tuple[tuple[str, ...], ...]:
         """Case ids of each fold. Raises `InputError` where `folds.json` is not the one the bank was built with."""
-        path = self.path / "folds.json"
-        if not path.is_file() or sha256(path) != self._folds_checksum:
-            raise InputError(f"{path}: absent or changed since the bank was built; build it again to assemble both")
-        return tuple(tuple(fold) for fold in read_json(path)["folds"])
+        return read_folds(self.path, self._listing)
 
     def select(self, case_ids: Sequence[str]) -> "PatchBank":
         """The same bank with other cases selected; what is mapped is shared.
@@ -315,6 +312,8 @@ class _CaseLoader:
 
     def __call__(self, case: int) -> tuple[np.ndarray, np.ndarray]:
         image, label = (map_array(self.cases[case].folder / name) for name in FILES[:2])
+        if ((label >= len(self.cases[case].n_voxels)) & (label != OUTSIDE)).any():
+            raise InputError(f"{self.cases[case].folder / FILES[1]}: has voxels of no class of the bank; build the bank again")
         return image, label
 
 

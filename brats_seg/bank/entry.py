@@ -3,8 +3,9 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import numpy as np
 from brats_seg.bank.format import FILES, SCHEMA_VERSION
 from brats_seg.bank.itk import Spacing
 from brats_seg.bank.normalize import NormalizedCase, normalize_volumes, off_spacing
-from brats_seg.core.files import read_json, sha256, write_json
+from brats_seg.bank.records import MEND, RefusalRecord, entry_checksum, read_entry
+from brats_seg.core.files import read_json, read_model, sha256, write_json
 from brats_seg.core.kernels import group_positions
 from brats_seg.errors import InputError
 from brats_seg.scans.case import Case, ScanFile
@@ -101,11 +103,11 @@ def find_entry(task: EntryTask) -> dict[str, Any] | None:
     time are the recorded ones is taken for the same; else it is hashed, and the new state is written down if its content is the same.
     """
     path = entry_folder(task) / "case.json"
-    entry = _read_if_sound(path)
+    entry = _read_if_sound(read_entry, path)
     if entry is None:
         return None
     case = task.case
-    same = entry.get("settings") == task.settings.to_dict() and (entry["schema"], entry["patient"]) == (case.schema, case.patient)
+    same = entry["settings"] == task.settings.to_dict() and (entry["schema"], entry["patient"]) == (case.schema, case.patient)
     if not same or [_size(path.parent / name) for name in FILES] != entry["bytes"]:
         return None
     states = _states(case)
@@ -113,7 +115,8 @@ def find_entry(task: EntryTask) -> dict[str, Any] | None:
         sources = _sources(case)
         if _contents(sources) != _contents(entry["sources"]):
             return None
-        write_json(path, entry | {"sources": sources})
+        entry = entry | {"sources": sources}
+        write_json(path, entry | {"checksum": entry_checksum(entry)})
     return entry
 
 
@@ -124,28 +127,28 @@ def is_damaged(task: EntryTask, entry: Mapping[str, Any]) -> bool:
 
 def read_settings(bank: Path, case_id: str) -> dict[str, Any] | None:
     """The settings that a case of a bank was made with, as `Settings.to_dict` has them; None where they cannot be read."""
-    entry = _read_if_sound(bank / "cases" / case_id / "case.json")
-    settings = None if entry is None else entry.get("settings")
-    return settings if isinstance(settings, dict) else None
+    entry = _read_if_sound(read_entry, bank / "cases" / case_id / "case.json")
+    return None if entry is None else entry["settings"]
 
 
 def find_refusal(task: EntryTask) -> tuple[Problem, ...] | None:
     """Why a case was refused with these settings and these scans, or None."""
-    tree = _read_if_sound(_refusal_path(task))
+    tree = _read_if_sound(partial(read_model, RefusalRecord, mend=MEND), _refusal_path(task))
     if tree is None:
         return None
-    if tree.get("settings") != task.settings.to_dict() or tree["sources"] != _states(task.case):
+    if tree["settings"] != task.settings.to_dict() or tree["sources"] != _states(task.case):
         return None
     return tuple(Problem(**problem) for problem in tree["problems"])
 
 
-def _read_if_sound(path: Path) -> dict[str, Any] | None:
-    """A case's JSON file; None where it is absent or damaged: the case is then done again."""
+def _read_if_sound(check: Callable[[Path], Any], path: Path) -> dict[str, Any] | None:
+    """A case's JSON file; None where it is absent, damaged or changed: the case is then done again."""
     try:
-        tree = read_json(path)
+        check(path)
+        tree: dict[str, Any] = read_json(path)
     except InputError:
         return None
-    return tree if isinstance(tree, dict) else None
+    return tree
 
 
 def entry_folder(task: EntryTask) -> Path:
@@ -223,7 +226,7 @@ def _fill_folder(part: Path, task: EntryTask, normalized: NormalizedCase, *, dig
         "warnings": normalized.warnings,
         "sources": _sources(case),
     }
-    write_json(part / "case.json", entry)
+    write_json(part / "case.json", entry | {"checksum": entry_checksum(entry)})
 
 
 def _refusal_path(task: EntryTask) -> Path:

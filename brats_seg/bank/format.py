@@ -4,8 +4,6 @@ from pathlib import Path
 
 SCHEMA_VERSION = 1
 """Of the files of a bank; another one is refused."""
-HEAD = ("modalities", "classes", "spacing_mm", "normalization", "folds", "cases")
-"""What `bank.json` says beside its version."""
 FILES = ("image.npy", "label.npy", "voxels.npy")
 """What a case is stored as, beside `case.json`."""
 LISTED = ("id", "patient", "schema", "shape", "origin", "grid_shape", "spacing_mm", "counts", "offsets", "bytes", "sha256")

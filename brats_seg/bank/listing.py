@@ -1,20 +1,24 @@
 """bank.json: what a bank holds and the checksums of its files."""
 
 import hashlib
-import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from brats_seg.bank.format import FILES, HEAD, LISTED, READERS_LOCK, SCHEMA_VERSION
+import numpy as np
+
+from brats_seg.bank.format import FILES, READERS_LOCK
+from brats_seg.bank.records import MEND, BankRecord, CaseRecord, FoldsRecord, read_entry
+from brats_seg.core.arrays import read_npy
 from brats_seg.core.bus_error import say_bus_error
-from brats_seg.core.files import lock, sha256
+from brats_seg.core.files import lock, parse_model, read_bytes, read_model, sha256
 from brats_seg.errors import InputError
+from brats_seg.scans.labels import OUTSIDE
 from brats_seg.scans.problem import Problem
 
-_LISTED = frozenset(LISTED)
+_EXPONENT = np.uint16(0x7C00)  # of a float16; all ones mean infinity or NaN
 
 
 @dataclass(frozen=True)
@@ -76,17 +80,35 @@ def read_listing(root: Path) -> Listing:
     Raises:
         InputError: no bank, one of another schema version, or a list that is damaged.
     """
-    raw = _read_bytes(root / "bank.json")
-    tree = _parse(raw, root / "bank.json")
+    path = root / "bank.json"
+    if not path.exists():
+        raise InputError(f"{path}: not there; a bank is made by `brats-seg preprocess DATA BANK`, which ends by writing it")
+    raw = read_bytes(path)
+    record = parse_model(BankRecord, raw, name=str(path), mend=MEND)
     return Listing(
         digest=hashlib.sha256(raw).hexdigest(),
-        classes=tuple(tree["classes"]),
-        modalities=tuple(tree["modalities"]),
-        spacing_mm=tuple(tree["spacing_mm"]),
-        normalization=tree["normalization"],
-        folds_checksum=tree["folds"],
-        cases=tuple(_bank_case(root, case, n_classes=len(tree["classes"])) for case in tree["cases"]),
+        classes=record.classes,
+        modalities=record.modalities,
+        spacing_mm=record.spacing_mm,
+        normalization=record.normalization.model_dump(mode="json"),
+        folds_checksum=record.folds,
+        cases=tuple(_bank_case(root, case) for case in record.cases),
     )
+
+
+def read_folds(root: Path, listing: Listing) -> tuple[tuple[str, ...], ...]:
+    """Case ids of each fold.
+
+    Raises:
+        InputError: `folds.json` is not the one the bank was built with, or does not deal the cases of the bank, each once.
+    """
+    path = root / "folds.json"
+    if not path.is_file() or sha256(path) != listing.folds_checksum:
+        raise InputError(f"{path}: absent or changed since the bank was built; build it again to assemble both")
+    folds = read_model(FoldsRecord, path, mend=MEND).folds
+    if sorted(case for fold in folds for case in fold) != sorted(case.id for case in listing.cases):
+        raise InputError(f"{path}: does not deal the cases of the bank, each once; {MEND}")
+    return folds
 
 
 @contextmanager
@@ -112,7 +134,7 @@ def hold_bank(root: Path) -> Iterator[None]:
 
 
 def verify_bank(path: Path | str, *, cases: Collection[str] | None = None) -> tuple[Problem, ...]:
-    """Read every file of a bank and compare its checksum; nothing is found where all is right.
+    """Open all that a training opens, read every file, compare its checksum and look at its numbers; nothing is found where all is right.
 
     Args:
         path: of the bank.
@@ -123,74 +145,84 @@ def verify_bank(path: Path | str, *, cases: Collection[str] | None = None) -> tu
     """
     root = Path(path)
     listing = read_listing(root)
-    files = [("", root / "folds.json", listing.folds_checksum)]
-    for case in listing.cases:
-        if cases is not None and case.id not in cases:
-            continue
-        files += [(case.id, case.folder / name, checksum) for name, checksum in zip(FILES, case.checksums, strict=True)]
     problems = []
-    for case_id, file, checksum in files:
-        if not file.is_file():
-            problems.append(Problem("error", case_id, str(file), "is missing", "the file that was built; build the bank again"))
-        elif (found := sha256(file)) != checksum:
-            what = f"has changed: SHA-256 {found[:12]}"
-            problems.append(Problem("error", case_id, str(file), what, f"{checksum[:12]}; build the bank again"))
+    try:
+        read_folds(root, listing)
+    except InputError as error:
+        said = str(error).removeprefix(f"{root / 'folds.json'}: ")
+        problems.append(Problem("error", "", str(root / "folds.json"), said))
+    for case in listing.cases:
+        if cases is None or case.id in cases:
+            problems += _case_problems(case, listing)
     return tuple(problems)
 
 
-def _lists_of_a_case(n_classes: int) -> list[tuple[str, int, tuple[type, ...], str]]:
-    """Name, length and kind of each list of a case."""
-    lengths = {"shape": 3, "origin": 3, "grid_shape": 3, "counts": n_classes, "bytes": len(FILES)}
-    return [
-        *((key, n, (int,), "whole numbers") for key, n in lengths.items()),
-        ("spacing_mm", 3, (int, float), "numbers"),
-        ("sha256", len(FILES), (str,), "checksums"),
-    ]
-
-
-def _read_bytes(path: Path) -> bytes:
+def _case_problems(case: BankCase, listing: Listing) -> list[Problem]:
+    """What is wrong with the files of a case, read whole."""
+    problems = []
+    for name, checksum in zip(FILES, case.checksums, strict=True):
+        file = case.folder / name
+        if not file.is_file():
+            problems.append(Problem("error", case.id, str(file), "is missing", f"the file that was built; {MEND}"))
+        elif (found := sha256(file)) != checksum:
+            problems.append(Problem("error", case.id, str(file), f"has changed: SHA-256 {found[:12]}", f"{checksum[:12]}; {MEND}"))
+    problems += _entry_problems(case.folder / "case.json", case)
     try:
-        return path.read_bytes()
-    except OSError:
-        raise InputError(f"{path}: not there; a bank is made by `brats-seg preprocess DATA BANK`, which ends by writing it") from None
+        return problems or _content_problems(case, listing)
+    except InputError as error:
+        return [Problem("error", case.id, str(case.folder), str(error))]
 
 
-def _parse(raw: bytes, path: Path) -> dict[str, Any]:
+def _entry_problems(path: Path, case: BankCase) -> list[Problem]:
+    """What is wrong with a `case.json`, from which the next build would take the case; a bank is used without it."""
+    if not path.exists():
+        return []
     try:
-        tree = json.loads(raw)
-        version = tree["schema_version"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: not the list of a bank; build the bank again") from None
-    if version != SCHEMA_VERSION:
-        raise InputError(f"{path}: schema version {version}; this program reads {SCHEMA_VERSION}; build the bank again")
-    absent = [key for key in HEAD if key not in tree]
-    if absent:
-        raise InputError(f"{path}: lacks {', '.join(absent)}; build the bank again")
-    for key, kind in (("classes", str), ("modalities", str), ("cases", dict)):
-        if not (isinstance(tree[key], list) and all(isinstance(part, kind) for part in tree[key])):
-            raise InputError(f"{path}: {key} is not a list of {kind.__name__}; build the bank again")
-    return tree
+        entry = read_entry(path)
+    except InputError as error:
+        return [Problem("error", case.id, str(path), str(error).removeprefix(f"{path}: "))]
+    told = (entry.id, entry.shape, entry.origin, entry.counts, entry.n_bytes, entry.sha256)
+    if told != (case.id, case.shape, case.origin, case.n_voxels, case.n_bytes, case.checksums):
+        return [Problem("error", case.id, str(path), "says other than bank.json", MEND)]
+    return []
 
 
-def _bank_case(root: Path, entry: dict[str, Any], *, n_classes: int) -> BankCase:
-    if not entry.keys() >= _LISTED:
-        absent = ", ".join(sorted(_LISTED - entry.keys()))
-        raise InputError(f"{root / 'bank.json'}: case {entry.get('id', '?')} lacks {absent}; build the bank again")
-    if not isinstance(entry["id"], str) or Path(entry["id"]).name != entry["id"]:
-        raise InputError(f"{root / 'bank.json'}: case {entry['id']}: id is not the name of a folder; build the bank again")
-    for key, n, kinds, words in _lists_of_a_case(n_classes):
-        if not (isinstance(entry[key], list) and len(entry[key]) == n and all(type(part) in kinds for part in entry[key])):
-            raise InputError(f"{root / 'bank.json'}: case {entry['id']}: {key} is not {n} {words}; build the bank again")
+def _content_problems(case: BankCase, listing: Listing) -> list[Problem]:
+    """Whether the arrays are what a training takes; their checksums are those of the list."""
+    n_classes = len(listing.classes)
+    wanted = {
+        "image.npy": ((*case.shape, len(listing.modalities)), np.float16),
+        "label.npy": (case.shape, np.uint8),
+        "voxels.npy": ((sum(case.n_voxels),), np.uint32),
+    }
+    problems = []
+    arrays = {name: read_npy(case.folder / name) for name in FILES}
+    for name, (shape, dtype) in wanted.items():
+        if arrays[name].shape != shape or arrays[name].dtype != dtype:
+            what = f"is {arrays[name].shape} of {arrays[name].dtype}"
+            problems.append(Problem("error", case.id, str(case.folder / name), what, f"{shape} of {np.dtype(dtype)}; {MEND}"))
+    if problems:
+        return problems
+    if ((arrays["image.npy"].view(np.uint16) & _EXPONENT) == _EXPONENT).any():
+        problems.append(Problem("error", case.id, str(case.folder / "image.npy"), "has values that are NaN or infinite", MEND))
+    found = np.bincount(arrays["label.npy"].reshape(-1), minlength=256)
+    if tuple(found[:n_classes].tolist()) != case.n_voxels or found[n_classes:OUTSIDE].any():
+        what = f"has {found[:n_classes].tolist()} voxels of the classes and {found[n_classes:OUTSIDE].sum()} of none"
+        problems.append(Problem("error", case.id, str(case.folder / "label.npy"), what, f"{list(case.n_voxels)} and 0; {MEND}"))
+    return problems
+
+
+def _bank_case(root: Path, record: CaseRecord) -> BankCase:
     return BankCase(
-        id=entry["id"],
-        patient=entry["patient"],
-        schema=entry["schema"],
+        id=record.id,
+        patient=record.patient,
+        schema=record.label_schema,
         bank=root,
-        shape=tuple(entry["shape"]),
-        origin=tuple(entry["origin"]),
-        grid_shape=tuple(entry["grid_shape"]),
-        spacing_mm=tuple(entry["spacing_mm"]),
-        n_voxels=tuple(entry["counts"]),
-        n_bytes=tuple(entry["bytes"]),
-        checksums=tuple(entry["sha256"]),
+        shape=record.shape,
+        origin=record.origin,
+        grid_shape=record.grid_shape,
+        spacing_mm=record.spacing_mm,
+        n_voxels=record.counts,
+        n_bytes=record.n_bytes,
+        checksums=record.sha256,
     )

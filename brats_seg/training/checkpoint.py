@@ -285,7 +285,7 @@ def _is_normalization(normalization: Mapping[str, Any]) -> bool:
     ends = normalization.get("percentiles")
     if not (isinstance(ends, list | tuple) and len(ends) == 2 and all(type(end) in (int, float) for end in ends)):
         return False
-    return 0 <= ends[0] < ends[1] <= 100 and isinstance(normalization.get("n4"), bool)
+    return 0 <= ends[0] < ends[1] <= 100 and isinstance(normalization.get("n4", False), bool)
 
 
 def _n_layers(network: Network) -> int:

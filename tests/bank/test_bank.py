@@ -16,6 +16,7 @@ from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.format import FILES
 from brats_seg.bank.gather import PatchMaps
 from brats_seg.bank.listing import verify_bank
+from brats_seg.core.files import sha256
 from brats_seg.errors import InputError, UsageError
 
 
@@ -235,10 +236,10 @@ def test_a_list_that_lacks_something_is_refused(copied: Path) -> None:
     tree = json.loads((copied / "bank.json").read_text())
     del tree["cases"][1]["counts"]
     (copied / "bank.json").write_text(json.dumps(tree))
-    with pytest.raises(InputError, match=r"bank\.json: case BraTS2021_00001 lacks counts; build"):
+    with pytest.raises(InputError, match=r"bank\.json: cases\.1\.counts: Field required; build"):
         PatchBank(copied)
     (copied / "bank.json").write_text('{"schema_version": 1, "cases": []}')
-    with pytest.raises(InputError, match=r"bank\.json: lacks modalities, classes"):
+    with pytest.raises(InputError, match=r"bank\.json: modalities: Field required; build"):
         PatchBank(copied)
 
 
@@ -252,21 +253,46 @@ def test_a_list_that_lacks_something_is_refused(copied: Path) -> None:
         ("bytes", 7),
         ("sha256", [1, 2, 3]),
         ("id", "../elsewhere"),
+        ("id", "a\nb"),
+        ("shape", [10, 12, -15]),
+        ("shape", [10, 12, True]),
+        ("shape", [10, 12, 15.0]),
+        ("counts", [1752, 8, 36, 5]),
+        ("offsets", [0, 1752, 1760, 1796, 1801]),
+        ("origin", [100, 1, 1]),
+        ("patient", 5),
     ],
 )
 def test_a_list_with_something_else_in_a_place_is_refused(copied: Path, key: str, value: object) -> None:
     tree = json.loads((copied / "bank.json").read_text())
     tree["cases"][1][key] = value
     (copied / "bank.json").write_text(json.dumps(tree))
-    with pytest.raises(InputError, match=rf"bank\.json: case .*: {key} is not .*; build the bank again"):
+    with pytest.raises(InputError, match=rf"bank\.json: cases\.1.*{key}.*; build the bank again|bank\.json: .*: counts of 1 classes"):
         PatchBank(copied)
 
 
 def test_a_list_that_is_none_is_refused(copied: Path) -> None:
-    for changes in ({"cases": [5]}, {"cases": None}, {"classes": 3}, {"modalities": [1]}):
+    sound = json.loads((copied / "bank.json").read_text())["cases"]
+    for changes in (
+        {"cases": [5]},
+        {"cases": None},
+        {"cases": []},
+        {"cases": [sound[0], sound[0]]},
+        {"classes": 3},
+        {"classes": ["healthy", "edema", "edema", "enhancing_core"]},
+        {"classes": ["edema", "healthy", "necrotic_core", "enhancing_core"]},
+        {"classes": ["healthy", "edema", "necrotic_core", "non_enhancing_core"]},
+        {"modalities": [1]},
+        {"modalities": ["t1n", "t1n"]},
+        {"spacing_mm": [1, 1, 0]},
+        {"spacing_mm": [1, 1, float("nan")]},
+        {"normalization": {}},
+        {"normalization": {"percentiles": [99, 1], "n4": False}},
+        {"folds": "x"},
+    ):
         tree = json.loads((copied / "bank.json").read_text())
         (copied / "bank.json").write_text(json.dumps(tree | changes))
-        with pytest.raises(InputError, match=r"bank\.json: .* is not .*; build the bank again"):
+        with pytest.raises(InputError, match=r"bank\.json: .+; build the bank again"):
             PatchBank(copied)
         (copied / "bank.json").write_text(json.dumps(tree))
 
@@ -304,6 +330,65 @@ def test_a_changed_digest_is_found_by_verify(copied: Path) -> None:
     ]
     with pytest.raises(InputError, match=r"folds\.json: absent or changed"):
         _ = PatchBank(copied, patch_size=(8, 8)).folds
+
+
+def relist(bank: Path, case_id: str) -> None:
+    """Make the list say that the files of a case are as they should be."""
+    tree = json.loads((bank / "bank.json").read_text())
+    for case in tree["cases"]:
+        if case["id"] == case_id:
+            case["sha256"] = [sha256(bank / "cases" / case_id / name) for name in FILES]
+    (bank / "bank.json").write_text(json.dumps(tree))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("image.npy", np.float16("nan"), "has values that are NaN or infinite"),
+        ("image.npy", np.float16("-inf"), "has values that are NaN or infinite"),
+        ("label.npy", np.uint8(200), "and 1 of none"),
+    ],
+)
+def test_numbers_that_cannot_be_are_found_by_verify_whatever_the_checksums(copied: Path, name: str, value: np.generic, said: str) -> None:
+    folder = copied / "cases" / "BraTS2021_00000"
+    array = np.load(folder / name)
+    array.reshape(-1)[1000] = value
+    np.save(folder / name, array)
+    (folder / "case.json").unlink()
+    relist(copied, "BraTS2021_00000")
+    (problem,) = verify_bank(copied)
+    assert problem.file == str(folder / name)
+    assert said in problem.what
+    if name == "label.npy":
+        with pytest.raises(InputError, match=r"label\.npy: has voxels of no class of the bank; build the bank again"):
+            PatchBank(copied, patch_size=(8, 8)).volume(0)
+
+
+@pytest.mark.parametrize("folds", [[["BraTS2021_00000"]], [["elsewhere"]], [[]], [], [["BraTS2021_00000"], 5], "x"])
+def test_folds_that_do_not_deal_the_cases_are_refused_and_found_by_verify(copied: Path, folds: object) -> None:
+    (copied / "folds.json").write_text(json.dumps({"schema_version": 1, "seed": 0, "folds": folds}))
+    change(copied, folds=sha256(copied / "folds.json"))
+    with pytest.raises(InputError, match=r"folds\.json: .*; build the bank again"):
+        _ = PatchBank(copied, patch_size=(8, 8)).folds
+    (problem,) = verify_bank(copied)
+    assert problem.file == str(copied / "folds.json")
+
+
+def test_a_case_file_that_has_changed_is_found_by_verify(copied: Path) -> None:
+    for i, case_id in enumerate(("BraTS2021_00000", "BraTS2021_00001", "BraTS2021_00002")):
+        path = copied / "cases" / case_id / "case.json"
+        tree = json.loads(path.read_text())
+        if i == 0:
+            tree["layout"] = "other"
+        else:
+            del tree["checksum"]
+            tree["origin"] = [0, 0, 0] if i == 1 else "0 0 0"
+        path.write_text(json.dumps(tree))
+    assert [(p.case, p.what) for p in verify_bank(copied)][:2] == [
+        ("BraTS2021_00000", "has changed since it was written; build the bank again"),
+        ("BraTS2021_00001", "says other than bank.json"),
+    ]
+    assert verify_bank(copied)[2].what.startswith("origin: ")
 
 
 def test_a_file_of_the_right_size_and_another_shape_is_refused_when_mapped(copied: Path) -> None:
@@ -382,11 +467,12 @@ def test_a_bank_of_1251_cases_needs_few_descriptors_and_little_memory(tmp_path: 
             {
                 "id": folder.name, "patient": folder.name, "schema": "brats2017", "shape": shape, "origin": (0, 0, 0),
                 "grid_shape": (155, 240, 240), "spacing_mm": (1.0, 1.0, 1.0), "counts": counts,
-                "offsets": [0, *np.cumsum(counts).tolist()], "bytes": sizes, "sha256": [""] * 3,
+                "offsets": [0, *np.cumsum(counts).tolist()], "bytes": sizes, "sha256": ["0" * 64] * 3,
             }
         )  # fmt: skip
-    tree = {"schema_version": 1, "modalities": ["t1n", "t1c", "t2w", "t2f"], "classes": list("abcd"), "spacing_mm": [1.0, 1.0, 1.0]}
-    (tmp_path / "bank.json").write_text(json.dumps(tree | {"normalization": {}, "folds": "", "cases": cases}))
+    tree = {"schema_version": 1, "modalities": ["t1n", "t1c", "t2w", "t2f"], "spacing_mm": [1.0, 1.0, 1.0]}
+    tree |= {"classes": ["healthy", "necrotic_core", "edema", "enhancing_core"], "normalization": {"percentiles": [1, 99], "n4": False}}
+    (tmp_path / "bank.json").write_text(json.dumps(tree | {"folds": "0" * 64, "cases": cases}))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", MANY, str(tmp_path), str(n_batches)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)

@@ -19,7 +19,7 @@ from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.build import build_bank, disk_needed
 from brats_seg.bank.entry import EntryResult, EntryTask
 from brats_seg.bank.format import READERS_LOCK
-from brats_seg.bank.listing import hold_bank
+from brats_seg.bank.listing import hold_bank, verify_bank
 from brats_seg.core.cluster import Outcome, WorkerDiedError
 from brats_seg.core.files import lock, sha256
 from brats_seg.errors import InputError, UsageError
@@ -144,6 +144,28 @@ def test_a_damaged_note_of_a_case_makes_it_again(data: Path, tmp_path: Path, not
     build_bank(data, tmp_path / "bank")
     (tmp_path / "bank" / "cases" / "BraTS2021_00002" / "case.json").write_text(note)
     assert build_bank(data, tmp_path / "bank").done == ("BraTS2021_00002",)
+
+
+@pytest.mark.parametrize("key", ["counts", "origin", "spacing_mm", "digests", "layout", "checksum"])
+def test_a_note_of_a_case_that_was_changed_makes_it_again(data: Path, tmp_path: Path, key: str) -> None:
+    build_bank(data, tmp_path / "bank")
+    listed = (tmp_path / "bank" / "bank.json").read_bytes()
+    path = tmp_path / "bank" / "cases" / "BraTS2021_00002" / "case.json"
+    tree = json.loads(path.read_text())
+    tree[key] = {"counts": [1, *tree["counts"][1:]], "origin": [0, 0, 0], "spacing_mm": [1.0, 1.0, 2.0], "digests": {}}.get(key, "0" * 64)
+    path.write_text(json.dumps(tree))
+    assert build_bank(data, tmp_path / "bank").done == ("BraTS2021_00002",)
+    assert (tmp_path / "bank" / "bank.json").read_bytes() == listed
+
+
+def test_a_note_of_an_older_version_has_no_checksum_and_is_taken(data: Path, tmp_path: Path) -> None:
+    build_bank(data, tmp_path / "bank")
+    path = tmp_path / "bank" / "cases" / "BraTS2021_00002" / "case.json"
+    tree = json.loads(path.read_text())
+    del tree["checksum"]
+    path.write_text(json.dumps(tree))
+    assert build_bank(data, tmp_path / "bank").done == ()
+    assert verify_bank(tmp_path / "bank") == ()
 
 
 @pytest.mark.parametrize("note", ["{", "[]", "{}"])

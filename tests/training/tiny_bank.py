@@ -56,7 +56,7 @@ def write_bank(path: Path, *, names: tuple[str, ...] = ("A", "B", "C", "D", "E",
         )  # fmt: skip
     tree = {
         "schema_version": 1, "classes": CLASSES, "modalities": MODALITIES, "spacing_mm": (1.0, 1.0, 1.0),
-        "normalization": {"percentiles": [0.5, 99.5], "n4": False}, "cases": entries, "folds": "",
+        "normalization": {"percentiles": [0.5, 99.5], "n4": False}, "cases": entries, "folds": "0" * 64,
     }  # fmt: skip
     (path / "bank.json").write_text(json.dumps(tree))
     return path

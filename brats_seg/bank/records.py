@@ -1,0 +1,168 @@
+"""What the JSON files of a bank hold, checked as they are read."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from itertools import accumulate
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from brats_seg.bank.format import SCHEMA_VERSION
+from brats_seg.core.files import parse_model, read_bytes
+from brats_seg.errors import InputError
+from brats_seg.scans.case import MODALITIES
+from brats_seg.scans.labels import MERGED, TISSUES
+
+MEND = "build the bank again"
+
+
+def _same_version(version: Any) -> Any:
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"schema version {version}; this program reads {SCHEMA_VERSION}")
+    return version
+
+
+Version = Annotated[int, BeforeValidator(_same_version)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Side = Annotated[int, Field(gt=0, lt=2**16)]
+Millimeters = Annotated[float, Field(gt=0)]
+Checksum = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Record(BaseModel):
+    """A part of a file, without any change of type; fields that a later version may add are passed over."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True)
+
+
+class CaseRecord(Record):
+    """What is listed of a case; `BankCase` says what the fields mean."""
+
+    id: str
+    patient: str
+    label_schema: Annotated[str, Field(alias="schema")]
+    shape: tuple[Side, Side, Side]
+    origin: tuple[Count, Count, Count]
+    grid_shape: tuple[Side, Side, Side]
+    spacing_mm: tuple[Millimeters, Millimeters, Millimeters]
+    counts: tuple[Count, ...]
+    offsets: tuple[Count, ...]
+    n_bytes: Annotated[tuple[Count, Count, Count], Field(alias="bytes")]
+    sha256: tuple[Checksum, Checksum, Checksum]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "CaseRecord":
+        if not self.id or Path(self.id).name != self.id or not self.id.isprintable():
+            raise ValueError("the id is not the name of a folder")
+        if any(first + n > whole for first, n, whole in zip(self.origin, self.shape, self.grid_shape, strict=True)):
+            raise ValueError("origin and shape reach out of grid_shape")
+        if self.offsets != (0, *accumulate(self.counts)) or self.offsets[-1] > prod(self.shape):
+            raise ValueError("counts, offsets and shape do not fit together")
+        return self
+
+
+class NormalizationRecord(Record):
+    """How the intensities were made: percentiles of the brain that are clipped, and whether bias fields were corrected."""
+
+    percentiles: tuple[float, float]
+    n4: bool = False
+
+    @model_validator(mode="after")
+    def _rises(self) -> "NormalizationRecord":
+        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError("percentiles must rise within 0 to 100")
+        return self
+
+
+class BankRecord(Record):
+    """`bank.json`."""
+
+    schema_version: Version
+    modalities: Annotated[tuple[str, ...], Field(min_length=1)]
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    spacing_mm: tuple[Millimeters, Millimeters, Millimeters]
+    normalization: NormalizationRecord
+    folds: Checksum
+    cases: Annotated[tuple[CaseRecord, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "BankRecord":
+        if len(set(self.modalities)) < len(self.modalities) or not set(self.modalities) <= set(MODALITIES):
+            raise ValueError(f"modalities are {', '.join(MODALITIES)}, each once")
+        tissues = {*TISSUES, MERGED}
+        if len(set(self.classes)) < len(self.classes) or self.classes[0] != "healthy" or not set(self.classes) <= tissues:
+            raise ValueError("classes are tissue classes, each once, healthy first")
+        if "enhancing_core" not in self.classes:
+            raise ValueError("classes lack enhancing_core")
+        seen: set[str] = set()
+        for case in self.cases:
+            if len(case.counts) != len(self.classes):
+                raise ValueError(f"case {case.id}: counts of {len(case.counts)} classes; the bank has {len(self.classes)}")
+            if case.id in seen:
+                raise ValueError(f"case {case.id} is listed twice")
+            seen.add(case.id)
+        return self
+
+
+class FoldsRecord(Record):
+    """`folds.json`."""
+
+    schema_version: Version
+    seed: int
+    folds: Annotated[tuple[Annotated[tuple[str, ...], Field(min_length=1)], ...], Field(min_length=1)]
+
+
+class SourceRecord(Record):
+    """A scan that a case was made of."""
+
+    name: str
+    channel: int | None
+    n_bytes: Annotated[int, Field(alias="bytes")]
+    mtime_ns: int
+    path: str
+    sha256: Checksum
+
+
+class EntryRecord(CaseRecord):
+    """`case.json`; one of an older version has no checksum of itself."""
+
+    settings: dict[str, Any]
+    digests: dict[str, str]
+    sources: dict[str, SourceRecord]
+    checksum: Checksum | None = None
+
+
+class ProblemRecord(Record):
+    """A problem that refused a case."""
+
+    severity: str
+    case: str
+    file: str
+    what: str
+    expected: str
+
+
+class RefusalRecord(Record):
+    """Why a case was refused."""
+
+    settings: dict[str, Any]
+    sources: dict[str, dict[str, Any]]
+    problems: tuple[ProblemRecord, ...]
+
+
+def read_entry(path: Path) -> EntryRecord:
+    """Read a `case.json`. Raises `InputError` where it is absent, damaged or changed since it was written."""
+    raw = read_bytes(path)
+    entry = parse_model(EntryRecord, raw, name=str(path), mend=MEND)
+    if entry.checksum is not None and entry.checksum != entry_checksum(json.loads(raw)):
+        raise InputError(f"{path}: has changed since it was written; {MEND}")
+    return entry
+
+
+def entry_checksum(entry: Mapping[str, Any]) -> str:
+    """SHA-256 of what a `case.json` says, but for the checksum itself."""
+    rest = {key: value for key, value in entry.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
