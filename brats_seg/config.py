@@ -1,6 +1,7 @@
 """Every knob as a frozen model; YAML in, `--set section.key=value` over it, a resolved copy out."""
 
 import difflib
+import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -405,7 +406,7 @@ def _configs() -> Path:
 
 def _locate(source: str | Path, shelf: str) -> Path:
     for path in (Path(source), _configs() / shelf / f"{source}.yaml"):
-        if path.is_file():
+        if os.path.isfile(path):  # False too for a name that no system takes
             return path
     names = config_names(shelf)
     close = difflib.get_close_matches(str(source), names, n=1)

@@ -165,4 +165,4 @@ def read_entry(path: Path) -> EntryRecord:
 def entry_checksum(entry: Mapping[str, Any]) -> str:
     """SHA-256 of what a `case.json` says, but for the checksum itself."""
     rest = {key: value for key, value in entry.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -15,6 +15,7 @@ from nibabel.spatialimages import HeaderDataError
 from brats_seg.core.packed import MAX_INFLATION, fill
 from brats_seg.scans.geometry import Geometry, NiftiGrid, ScanError, Stored, check_channel, check_size, opened_scan, place
 
+_FORM_CODES = frozenset(nibabel.nifti1.xform_codes.value_set())
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -87,6 +88,11 @@ def _header(path: Path, stream: Any, *, capacity: int) -> Stored:
         header = kind(block[: kind.sizeof_hdr], check=False)
         if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
             raise ScanError(path, f"has the magic {bytes(header['magic'])!r}", expected="a single-file NIfTI (n+1)")
+        for code in ("qform_code", "sform_code"):
+            if int(header[code]) not in _FORM_CODES:
+                header[code] = 0  # as nibabel takes it: no such transform
+        if header["pixdim"][0] == 0:
+            header["pixdim"][0] = 1  # as the standard has it
         return _understood(path, header, capacity=capacity)
     except (HeaderDataError, KeyError, ValueError, OverflowError) as error:
         raise ScanError(path, f"has a NIfTI header that makes no sense: {error}", expected="a sound one") from None

@@ -145,6 +145,23 @@ def test_number_types_of_both_byte_orders_keep_their_values(tmp_path, dtype, ord
     assert geometry.dtype == dtype
 
 
+def test_a_form_code_that_there_is_not_means_no_such_transform_as_in_nibabel(tmp_path):
+    path = nifti(tmp_path / "x.nii", affine=np.diag([2.0, 3.0, 4.0, 1.0]), qform_code=1, sform_code=2)
+    raw = bytearray(path.read_bytes())
+    raw[254:256] = struct.pack("<h", 768)  # sform_code
+    raw[280:284] = struct.pack("<f", 9.0)  # and its first row
+    path.write_bytes(raw)
+    assert read_header(path).affine == ((2.0, 0.0, 0.0, 0.0), (0.0, 3.0, 0.0, 0.0), (0.0, 0.0, 4.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+
+
+def test_a_handedness_of_0_means_1_as_the_standard_has_it(tmp_path):
+    path = nifti(tmp_path / "x.nii", affine=np.diag([2.0, 3.0, 4.0, 1.0]), qform_code=1, sform_code=0)
+    raw = bytearray(path.read_bytes())
+    raw[76:80] = bytes(4)  # pixdim[0]
+    path.write_bytes(raw)
+    assert read_header(path).affine[2] == (0.0, 0.0, 4.0, 0.0)
+
+
 def test_slope_and_intercept_scale_to_floats(tmp_path):
     # nibabel resets the slope when it saves, so it is set in the bytes: scl_slope at 112, scl_inter at 116
     path = nifti(tmp_path / "x.nii")
