@@ -36,7 +36,8 @@ def study_plan(
     from brats_seg.config import load_settings
 
     settings = load_settings(StudySettings, config, shelf="studies", overrides=tuple(overrides or ()))
-    typer.echo(study.describe(study.make_plan(settings, folder=images, workers=workers, store=out, device=device)))
+    plan = study.make_plan(settings, folder=images, workers=workers, store=out, device=device, say=lambda line: typer.echo(line, err=True))
+    typer.echo(study.describe(plan))
 
 
 @study_app.command("run", epilog="Example: brats-seg study run mnist_quick out --workers 2")

@@ -242,11 +242,13 @@ class Optimizer(Section):
     """The optimizer and its learning rate over the run.
 
     `decay` says which weights decay: kernels alone, or norm scales and biases too. Schedule `linear` falls to 0, `inverse` is Caffe's
-    lr (1 + gamma step)^-power, `steps` multiplies by `drop_factor` at each of `drops` (shares of the run).
+    lr (1 + gamma step)^-power, `steps` multiplies by `drop_factor` at each of `drops` (shares of the run). The biases of convolutions
+    and linear layers learn at `bias_lr_factor` times the rate.
     """
 
     kind: Literal["sgd", "adam", "adamw"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
+    bias_lr_factor: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     decay: Literal["kernels", "everything"] = "kernels"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9

@@ -28,7 +28,12 @@ FEW_CLASSES = (0.2, 0.5, 0.8)
 LOG_FROM = 4
 """An axis of imbalance ratios is logarithmic where the largest is so many times the smallest."""
 N_PANELS = 3
+MANY_LINES = 8
+"""Lines of a panel that are too many to tell apart where each is a single point."""
+_LEGEND_LINE = 0.2  # inches
 
+_THRESHOLDED = ", thresholding"
+_SCORES = {"auc": "multi-class ROC AUC, %", "accuracy": "accuracy, %"}
 SETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "folder": "image folder", "npz": "images"}
 METHODS = {
     "baseline": "baseline",
@@ -186,15 +191,16 @@ def convergence(rows: Sequence[Row]) -> Figure | None:
     return _lines_figure(panels, x_label="iteration", score="accuracy", what="; ".join(what), y_axes="shared")
 
 
-def curve_lines(rows: Sequence[Row]) -> list[Series]:
-    """Accuracy on training and test images over the iterations."""
+def curve_lines(rows: Sequence[Row], *, score: Literal["accuracy", "loss"] = "accuracy") -> list[Series]:
+    """Accuracy (percent) or loss on training and test images over the iterations; a point that lacks the score is left out."""
     looks = {"train": ("#0072B2", "-", ""), TEST: ("#D55E00", "-", "")}
     lines = []
     for part, look in looks.items():
         points: dict[float, list[float]] = defaultdict(list)
         for row in rows:
             for point in row["curve"]:
-                points[float(point["iteration"])].append(100 * point[f"{part}_accuracy"])
+                if (value := point.get(f"{part}_{score}")) is not None:
+                    points[float(point["iteration"])].append(value if score == "loss" else 100 * value)
         lines.append(Series({"train": "training images", TEST: "test images"}[part], look, points))
     return lines
 
@@ -209,7 +215,8 @@ def method_look(method: str, among: Sequence[str]) -> tuple[str, str, str]:
     if method in _LOOKS:
         return _LOOKS[method]
     place = [m for m in among if m not in _LOOKS].index(method)
-    return _OTHERS[place % len(_OTHERS)], (":", "-.")[place // len(_OTHERS) % 2], _MARKERS[place % len(_MARKERS)]
+    turn = place // len(_OTHERS)
+    return _OTHERS[place % len(_OTHERS)], ("-", "--", "-.")[turn % 3], _MARKERS[(place + turn) % len(_MARKERS)]
 
 
 def grid(n_rows: int, n_columns: int, *, width: float = 3.1, height: float = 2.5) -> tuple[Figure, Any]:
@@ -228,7 +235,10 @@ def grid(n_rows: int, n_columns: int, *, width: float = 3.1, height: float = 2.5
 
 
 def legend_below(figure: Figure, handles: Mapping[str, Any], *, n_columns: int, note: str = "") -> None:
-    """One legend for all panels, under them, with a line in small print over it."""
+    """One legend for all panels, under them, with a line in small print over it; the figure grows with its lines."""
+    n_lines = -(-len(handles) // n_columns)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + _LEGEND_LINE * max(0, n_lines - 2))
     legend = figure.legend(
         list(handles.values()), list(handles), loc="outside lower center", ncols=n_columns, frameon=False, fontsize=8.5, handlelength=2.6,
         title=note or None, title_fontsize=7.5,
@@ -243,6 +253,9 @@ def _lines_figure(
     panels = [(title, lines) for title, lines in panels if any(line.points for line in lines)]
     if not panels:
         return None
+    most = max(len(values) for _, lines in panels for line in lines for values in line.points.values())
+    if max(len(lines) for _, lines in panels) > MANY_LINES and all(len(line.points) == 1 for _, lines in panels for line in lines):
+        return _dots_figure(panels, score=score, what=what, n_repeats=most)
     n_columns = min(N_PANELS, len(panels))
     figure, axes = grid(-(-len(panels) // n_columns), n_columns)
     handles: dict[str, Line2D] = {}
@@ -253,12 +266,35 @@ def _lines_figure(
             handles.setdefault(line.name, _draw(ax, line))
         _dress(ax, lines, title=f"({chr(ord('a') + number)}) {title}", x_label=x_label)
         if number % n_columns == 0:
-            ax.set_ylabel({"auc": "multi-class ROC AUC, %", "accuracy": "accuracy, %"}[score])
+            ax.set_ylabel(_SCORES[score])
         if y_axes == "shared" and number:
             ax.sharey(axes.flat[0])
-    most = max(len(values) for _, lines in panels for line in lines for values in line.points.values())
     band = f"line: mean; band: ± 1 standard deviation over up to {most} repeats" if most > 1 else ""
     legend_below(figure, handles, n_columns=min(3, len(handles)), note="; ".join(filter(None, (what, band))))
+    return figure
+
+
+def _dots_figure(panels: Sequence[tuple[str, Sequence[Series]]], *, score: str, what: str, n_repeats: int) -> Figure:
+    """Panels of many methods on one training set each: a line of dots for each method, in place of a curve of one point."""
+    names = list(dict.fromkeys(line.name.removesuffix(_THRESHOLDED) for _, lines in panels for line in lines))
+    n_columns = min(N_PANELS, len(panels))
+    figure, axes = grid(-(-len(panels) // n_columns), n_columns, height=0.7 + 0.22 * len(names))
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    handles: dict[str, Line2D] = {}
+    for number, (ax, (title, lines)) in enumerate(zip(axes.flat[: len(panels)], panels, strict=True)):
+        for line in lines:
+            place, is_thresholded = names.index(line.name.removesuffix(_THRESHOLDED)), line.name.endswith(_THRESHOLDED)
+            ((_, values),) = line.points.items()
+            color = "#D55E00" if is_thresholded else "#0072B2"
+            ax.scatter(values, [place] * len(values), s=8, color=color, alpha=0.35, linewidths=0)
+            (drawn,) = ax.plot([np.mean(values)], [place], "D" if is_thresholded else "o", color=color, markersize=5)
+            handles.setdefault("thresholding" if is_thresholded else "largest probability", drawn)
+        ax.set_title(f"({chr(ord('a') + number)}) {title}", fontsize=9, color=INK, loc="left")
+        ax.set(xlabel=_SCORES[score], ylim=(len(names) - 0.4, -0.6))
+        ax.set_yticks(range(len(names)), names if number % n_columns == 0 else [""] * len(names))
+    dots = f"large: mean; small: each of up to {n_repeats} repeats" if n_repeats > 1 else ""
+    legend_below(figure, handles, n_columns=len(handles), note="; ".join(filter(None, (what, dots))))
     return figure
 
 
@@ -300,7 +336,7 @@ def _method_lines(rows: Sequence[Row], *, x: str, score: str, decisions: Iterabl
             points = _points([row for row in rows if (row["method"], row["decision"]) == (method, decision)], x=x, score=score)
             color, dashes, marker = method_look(method, methods)
             plain = decision == ARGMAX
-            name = method_name(method) if plain else f"{method_name(method)}, thresholding"
+            name = method_name(method) + ("" if plain else _THRESHOLDED)
             if points:
                 lines.append(Series(name, (color, dashes if plain else ":", marker), points))
     # Figure 6 of the paper: two-phase training is left out where thresholding is drawn.

@@ -20,6 +20,7 @@ from brats_seg.classification.source import ImageBatch, Pool
 from brats_seg.config import Optimizer
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Counts, Ids, Shares
+from brats_seg.errors import UsageError
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR, class_weights, effective_prior
 from brats_seg.imbalance.samplers import Draw, HardSampler, Sampler, make_sampler
 from brats_seg.models.classic import make_classic, output_layers
@@ -68,11 +69,22 @@ class Fitted:
 
 
 def build_network(settings: StudySettings, images: ImageSet, *, seed: int, runtime: Runtime) -> nn.Module:
-    """The study's network, freshly initialized from the seed, on the device."""
+    """The study's network, freshly initialized from the seed, on the device.
+
+    Raises:
+        UsageError: `network.output_weights` "zero" where a ReLU follows the last layer: it would never learn.
+    """
     n_channels, n_classes = images.n_channels, len(images.class_names)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = make_classic(settings.network.name, n_channels=n_channels, n_classes=n_classes, image_size=images.image_size)
+    if settings.network.output_weights == "zero":
+        last = output_layers(settings.network.name, network)[-1]
+        if not isinstance(last, nn.Linear):
+            raise UsageError(
+                f"network.output_weights 'zero': the last layer of '{settings.network.name}' has a ReLU behind it; take 'scaled'"
+            )
+        nn.init.zeros_(last.weight)
     return runtime.place(network)
 
 

@@ -161,19 +161,25 @@ def keep_classes(splits: Splits, classes: Sequence[str]) -> Splits:
     return Splits(*(kept(part) for part in splits.parts))
 
 
+def check_whitening(splits: Splits, preprocessing: Literal["none", "gcn_zca"]) -> None:
+    """Raise `UsageError` where images cannot be whitened that are to be: not bytes in memory, or too many values for a covariance."""
+    if preprocessing == "none":
+        return
+    for images in splits.parts:
+        if isinstance(images.images, FolderImages) or images.images.dtype != np.uint8:
+            raise UsageError(f"{images.name}: whitening takes the bytes of a set in memory (mnist, cifar10, npz)")
+    if (n_values := int(np.prod(splits.train.images.shape[1:]))) > _MOST_FEATURES:
+        raise UsageError(f"{splits.train.name}: {n_values} values an image; whitening takes {_MOST_FEATURES} at most")
+
+
 def whiten_splits(splits: Splits, *, cache: Path | None) -> Splits:
     """Global contrast normalization and ZCA whitening by the training images (Goodfellow et al. 2013); kept in the folder `cache`.
 
     Raises:
         UsageError: images that are not bytes in memory, or too many values each for a covariance.
     """
-    arrays = []
-    for images in splits.parts:
-        if isinstance(images.images, FolderImages) or images.images.dtype != np.uint8:
-            raise UsageError(f"{images.name}: whitening takes the bytes of a set in memory (mnist, cifar10, npz)")
-        arrays.append(images.images)
-    if (n_values := int(np.prod(arrays[0].shape[1:]))) > _MOST_FEATURES:
-        raise UsageError(f"{splits.train.name}: {n_values} values an image; whitening takes {_MOST_FEATURES} at most")
+    check_whitening(splits, "gcn_zca")
+    arrays = [np.asarray(images.images) for images in splits.parts]
     done = whitened(arrays[0], tuple(arrays[1:]), cache=cache)
     new = [replace(images, images=pixels, scale=1.0) for images, pixels in zip(splits.parts, done, strict=True)]
     return Splits(*new)

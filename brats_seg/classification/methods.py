@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -128,6 +128,10 @@ def synthesize(
     Raises:
         UsageError: imbalanced-learn is not installed.
         InputError: a class is too small for it, or it finds no cluster.
+
+    KMeansSMOTE interpolates within clusters of all images. Its own default takes clusters in which the rare class is common,
+    and on digits with a rho of 50 there are none. Here each cluster counts in which the class is no rarer than the rarest
+    class of the set. Where no cluster has enough images of the class, it looks at fewer neighbors.
     """
     try:
         rooms = (import_module("imblearn.over_sampling"), import_module("imblearn.under_sampling"))
@@ -137,7 +141,7 @@ def synthesize(
     makers = {
         "SMOTE": lambda room: room.SMOTE(k_neighbors=min(neighbors, rarest - 1), random_state=seed),
         "BorderlineSMOTE": lambda room: room.BorderlineSMOTE(k_neighbors=min(neighbors, rarest - 1), random_state=seed),
-        "KMeansSMOTE": lambda room: room.KMeansSMOTE(k_neighbors=min(neighbors, rarest - 1), random_state=seed),
+        "KMeansSMOTE": lambda room: _ClusterSmote(room.KMeansSMOTE, neighbors=min(neighbors, rarest - 1), seed=seed),
         "OneSidedSelection": lambda room: room.OneSidedSelection(random_state=seed),
         "EditedNearestNeighbours": lambda room: room.EditedNearestNeighbours(n_neighbors=neighbors),
     }
@@ -149,6 +153,29 @@ def synthesize(
     except (ValueError, RuntimeError) as error:
         raise InputError(f"{kind}: {str(error).splitlines()[0]}") from None
     return np.asarray(made, np.float32), np.asarray(of, np.int64)
+
+
+@dataclass(frozen=True)
+class _ClusterSmote:
+    """KMeansSMOTE that finds clusters in sets with rare classes."""
+
+    maker: Any
+    neighbors: int
+    seed: int
+
+    def fit_resample(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """With as many neighbors as the clusters allow. Raises `RuntimeError` where none has two images of a class."""
+        share = int(np.bincount(labels)[np.unique(labels)].min()) / len(labels)
+        for neighbors in range(self.neighbors, 0, -1):
+            sampler = self.maker(k_neighbors=neighbors, random_state=self.seed, cluster_balance_threshold=share)
+            try:
+                made: tuple[np.ndarray, np.ndarray] = sampler.fit_resample(images, labels)
+            except RuntimeError:
+                if neighbors == 1:
+                    raise
+                continue
+            break
+        return made
 
 
 def kept_by_cascade(own: Float32[np.ndarray, " n"], labels: Int64[np.ndarray, " n"], *, goal: Counts) -> Int64[np.ndarray, " m"]:

@@ -77,9 +77,13 @@ class Method(Section):
 
 
 class Network(Section):
-    """Which network. `precision` bf16 is faster and not the published arithmetic."""
+    """Which network. `precision` bf16 is faster and not the published arithmetic.
+
+    `output_weights` are those that the last layer starts with: "scaled" as in the other layers, or "zero".
+    """
 
     name: str = "lenet5"
+    output_weights: Literal["scaled", "zero"] = "scaled"
     precision: Literal["float32", "bf16"] = "float32"
 
 

@@ -1,7 +1,7 @@
 """Distribution x method x seed -> one row per trained network."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,8 @@ from typing import Any
 from brats_seg.classification.bench import check_study, image_folder, open_images, scored_parts
 from brats_seg.classification.figures import study_figures, write_figures
 from brats_seg.classification.folder import FolderImages, broken_images
-from brats_seg.classification.identity import shared_settings
-from brats_seg.classification.images import Splits
+from brats_seg.classification.identity import recorded, shared_settings
+from brats_seg.classification.images import Splits, check_whitening
 from brats_seg.classification.methods import Remedy, remedies
 from brats_seg.classification.settings import Distribution, StudySettings
 from brats_seg.classification.table import StudyTable, make_table
@@ -19,7 +19,7 @@ from brats_seg.classification.two_class import two_class_figures
 from brats_seg.classification.worker import CellWorker, check_cell, time_iterations
 from brats_seg.config import dump_config, load_settings
 from brats_seg.core.files import write_text
-from brats_seg.core.grid import Cell, GridReport, Row, check_identity, read_cells, run_grid
+from brats_seg.core.grid import STORE, Cell, GridReport, Row, check_identity, read_cells, run_grid
 from brats_seg.core.runtime import n_workers
 from brats_seg.errors import InputError, UsageError
 
@@ -76,20 +76,35 @@ def cells(settings: StudySettings) -> tuple[Cell, ...]:
     )  # fmt: skip
 
 
-def make_plan(settings: StudySettings, *, folder: Path | None, workers: int, store: Path | None = None, device: str = "cpu") -> Plan:
+def make_plan(
+    settings: StudySettings,
+    *,
+    folder: Path | None,
+    workers: int,
+    store: Path | None = None,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda line: None,
+) -> Plan:
     """Count, and time a few iterations. Images that are not there leave time and memory unknown.
+
+    Images are whitened only where a store was begun with them and is to be gone on with: whitening CIFAR-10 takes a minute.
+    `say` takes a line before anything slow.
 
     Raises:
         UsageError: as `run_study`, where the images are there.
         InputError: images that are damaged, or a store of another study.
     """
     grid = cells(settings)
+    say(f"{len(grid):,} cells; looking at the images and measuring an iteration")
     images = _images_if_there(settings, folder)
     if images is not None:
+        check_whitening(images, settings.images.preprocessing)
         _check(grid, settings, images)
-    if store is not None and images is not None:
-        for other in _stores(store):
-            check_identity(other, _identity(settings, images))
+    begun = [other for other in _stores(store) if (other / STORE).exists()] if store is not None else []
+    if begun and images is not None:
+        identity = _identity(settings, open_images(settings.images, image_folder(settings.images, folder), cache=store / "images"))
+        for other in begun:
+            check_identity(other, identity)
     finished = _finished(store) if store is not None else {}
     todo = [cell for cell in grid if cell.digest not in finished]
     by_method: dict[str, int] = {}
@@ -111,7 +126,7 @@ def make_plan(settings: StudySettings, *, folder: Path | None, workers: int, sto
         n_sets=len({json.dumps(cell.job["set"], sort_keys=True) for cell in grid}), n_networks=n_networks, n_cells=len(grid),
         n_finished=len(grid) - len(todo), by_method=by_method, iteration_ms=timing, hours=hours, workers=workers,
         disk_mb=n_networks * rules * len(scored_parts(settings)) * ROW_BYTES / 1e6 + _cache_mb(settings, images),
-        memory_mb=images.n_bytes / 1e6 if images is not None else None,
+        memory_mb=_memory_mb(settings, images),
     )  # fmt: skip
 
 
@@ -238,7 +253,7 @@ def _points(distribution: Distribution, repeat: int) -> list[dict[str, Any]]:
 
 
 def _cell(settings: StudySettings, point: Mapping[str, Any], remedy: Remedy, *, rate: float, run: int) -> Cell:
-    knobs = remedy.knobs.model_dump(mode="json")
+    knobs = recorded("method", remedy.knobs.model_dump(mode="json"))
     job = {"set": dict(point), "method": remedy.name, "knobs": knobs, "rate": rate, "run": run}
     ratio = f" to {remedy.imbalance_ratio:g}" if remedy.imbalance_ratio != 1 else ""
     where = f"{point['kind']} rho {point['rho']:g}" + (f" mu {point['mu']:g}" if point["mu"] else "")
@@ -274,12 +289,19 @@ def _check(grid: Sequence[Cell], settings: StudySettings, images: Splits) -> Non
 
 
 def _images_if_there(settings: StudySettings, folder: Path | None) -> Splits | None:
-    """None where no folder is named, or nothing is there."""
+    """The images as they lie there, not whitened; None where no folder is named, or nothing is there."""
     try:
         where = image_folder(settings.images, folder)
     except UsageError:
         return None
-    return open_images(settings.images, where, cache=None) if where.exists() else None
+    return open_images(settings.images.model_copy(update={"preprocessing": "none"}), where, cache=None) if where.exists() else None
+
+
+def _memory_mb(settings: StudySettings, images: Splits | None) -> float | None:
+    """Of a worker's images; whitened ones are float32, four bytes for each."""
+    if images is None:
+        return None
+    return images.n_bytes * (1 if settings.images.preprocessing == "none" else 4) / 1e6
 
 
 def _cache_mb(settings: StudySettings, images: Splits | None) -> float:

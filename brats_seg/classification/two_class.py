@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -36,7 +37,8 @@ def _two_class_figures(rows: Sequence[Row], *, class_names: Sequence[str]) -> di
     parts = [part for part in dict.fromkeys(row["part"] for row in chosen) if part != TRAIN]
     drawn: dict[str, Figure | None] = {
         "two_class_distribution": distribution(chosen, class_names=class_names),
-        "two_class_curves": curves(chosen),
+        "two_class_curves": curves(chosen, score="accuracy"),
+        "two_class_loss": curves(chosen, score="loss"),
         **{f"two_class_confusion_{part}": confusion(chosen, part=part, class_names=class_names) for part in parts},
         "two_class_roc": roc(chosen, class_names=class_names),
         "two_class_scores": score_bars(chosen, parts=parts, class_names=class_names),
@@ -70,21 +72,25 @@ def distribution(rows: Sequence[Row], *, class_names: Sequence[str]) -> Figure:
     return figure
 
 
-def curves(rows: Sequence[Row]) -> Figure | None:
-    """Accuracy on training and test images over the iterations, a panel for each run; a line for each repeat."""
-    named = runs([row for row in rows if row["part"] == TEST and row.get("curve")])
+def curves(rows: Sequence[Row], *, score: Literal["accuracy", "loss"]) -> Figure | None:
+    """Accuracy or loss on training and test images over the iterations, a panel for each run; a line for each repeat.
+
+    None without a curve; studies that were trained before the loss was recorded have none of it.
+    """
+    curved = [row for row in rows if row["part"] == TEST and any(f"{TEST}_{score}" in point for point in row.get("curve") or ())]
+    named = runs(curved)
     if not named:
         return None
     figure, panels = _panels(len(named))
     for ax, (name, found) in zip(panels, named.items(), strict=True):
         for row in found:
-            for line in curve_lines([row]):
+            for line in curve_lines([row], score=score):
                 x = sorted(line.points)
                 ax.plot(x, [line.points[v][0] for v in x], color=line.look[0], linewidth=1.2, alpha=0.85)
-        ax.set(xlabel="iteration", ylim=(0, 103))
+        ax.set(xlabel="iteration", ylim=(0, 103 if score == "accuracy" else None))
         _title(ax, method_name(name))
     legend_below(figure, {_PARTS[part][0]: Line2D([], [], color=_PARTS[part][1]) for part in (TRAIN, TEST)}, n_columns=2)
-    panels[0].set_ylabel("accuracy, %")
+    panels[0].set_ylabel("accuracy, %" if score == "accuracy" else "loss (cross-entropy)")
     return figure
 
 

@@ -20,6 +20,8 @@ from brats_seg.core.progress import progress_bar
 from brats_seg.errors import InputError, UsageError
 
 Row = dict[str, Any]
+STORE = "grid.json"
+"""In the folder of a store: what all its cells share."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def read_cells(store: Path) -> dict[str, list[Row]]:
 
 def check_identity(store: Path, identity: Mapping[str, Any]) -> None:
     """Raise `InputError` where a folder is a store of another identity; one that is no store yet is anybody's."""
-    path, ours = store / "grid.json", json.loads(json.dumps(identity))
+    path, ours = store / STORE, json.loads(json.dumps(identity))
     if not path.exists():
         return
     theirs = read_json(path)
@@ -144,7 +146,7 @@ def _check(cells: Sequence[Cell]) -> None:
 
 def _claim(store: Path, identity: Mapping[str, Any]) -> None:
     """Write the identity of a new store, or compare it with that of an old one."""
-    path = store / "grid.json"
+    path = store / STORE
     check_identity(store, identity)
     if not path.exists():
         if (store / "rows.jsonl").exists():

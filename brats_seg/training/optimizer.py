@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from math import cos, pi
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,15 @@ def make_optimizer(optimizer: Optimizer, network: nn.Module) -> torch.optim.Opti
     """Build the optimizer over the weights that may move, in torch's fused form.
 
     With `decay` "kernels" norm scales, shifts and biases (one axis) go without weight decay; with "everything" they decay too, as in Caffe.
+    A group with a rate of its own says so in `lr_factor`.
     """
     moving = [p for p in network.parameters() if p.requires_grad]
-    groups = [
+    flat_decay = optimizer.weight_decay if optimizer.decay == "everything" else 0.0
+    faster = set() if optimizer.bias_lr_factor == 1 else _biases(network)
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in moving if p.dim() > 1], "weight_decay": optimizer.weight_decay},
-        {"params": [p for p in moving if p.dim() <= 1], "weight_decay": optimizer.weight_decay if optimizer.decay == "everything" else 0.0},
+        {"params": [p for p in moving if p.dim() <= 1 and p not in faster], "weight_decay": flat_decay},
+        {"params": [p for p in moving if p in faster], "weight_decay": flat_decay, "lr_factor": optimizer.bias_lr_factor},
     ]
     groups = [group for group in groups if group["params"]]
     if optimizer.kind == "sgd":
@@ -28,6 +33,12 @@ def make_optimizer(optimizer: Optimizer, network: nn.Module) -> torch.optim.Opti
         return torch.optim.SGD(groups, lr=optimizer.lr, momentum=optimizer.momentum, nesterov=nesterov, fused=True)
     kind = torch.optim.Adam if optimizer.kind == "adam" else torch.optim.AdamW
     return kind(groups, lr=optimizer.lr, fused=True)
+
+
+def _biases(network: nn.Module) -> set[nn.Parameter]:
+    """Biases of convolutions and linear layers."""
+    layers = (nn.Linear, nn.modules.conv._ConvNd)
+    return {module.bias for module in network.modules() if isinstance(module, layers) and module.bias is not None}
 
 
 def learning_rate(optimizer: Optimizer, step: int, *, n_steps: int) -> float:

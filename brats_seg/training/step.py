@@ -157,7 +157,7 @@ class Learner:
         if self._knobs.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._moving, self._knobs.clip_norm)
         for group in self._optimizer.param_groups:
-            group["lr"] = self.rate(number)
+            group["lr"] = self.rate(number) * group.get("lr_factor", 1.0)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         if self.mean is not None:

@@ -44,7 +44,13 @@ def reduced(ratios=(10.0, 100.0)):
 def curved(methods=("baseline", "oversample", "undersample"), **others):
     def curve(end):
         return [
-            {"iteration": i, "train_accuracy": 1 - 0.9 / (1 + i / 50), "test_accuracy": end - end / (1 + i / 40)}
+            {
+                "iteration": i,
+                "train_accuracy": 1 - 0.9 / (1 + i / 50),
+                "test_accuracy": end - end / (1 + i / 40),
+                "train_loss": 2 / (1 + i / 50),
+                "test_loss": 1 + 1 / (1 + i / 40),
+            }
             for i in range(50, 1001, 50)
         ]
 

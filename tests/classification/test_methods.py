@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from imblearn.over_sampling import KMeansSMOTE
 
 from brats_seg.classification.methods import METHODS, cascade_goals, kept_by_cascade, remedies, synthesize
 from brats_seg.classification.settings import Method, StudySettings
@@ -65,6 +66,17 @@ def test_smote_levels_the_classes_and_keeps_the_real_images():
     rare = images[labels == 1]
     assert (made[68:] >= rare.min(0) - 1e-6).all()  # between two rare images
     assert (made[68:] <= rare.max(0) + 1e-6).all()
+
+
+def test_kmeans_smote_levels_classes_that_are_rare_in_every_cluster():
+    """Its own threshold finds no cluster here, as on digits with a rho of 50."""
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2, 3], [300, 300, 6, 6])
+    images = (generator.normal(size=(612, 5)) + 2 * labels[:, None] % 4).astype(np.float32)
+    with pytest.raises(RuntimeError, match="No clusters found"):
+        KMeansSMOTE(k_neighbors=5, random_state=0).fit_resample(images, labels)
+    _, of = synthesize("KMeansSMOTE", images, labels, neighbors=5, seed=0)
+    assert (np.bincount(of) >= 300).all()
 
 
 def test_cleaning_samplers_take_away_from_the_common_class_alone():

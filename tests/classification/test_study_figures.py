@@ -8,6 +8,7 @@ from study_rows import METHODS, a_row, a_study, curved, reduced, two_class
 
 from brats_seg.classification.figures import figure1, method_look, study_figures, write_figures
 from brats_seg.classification.two_class import runs, two_class_figures
+from brats_seg.reporting.figures import png
 
 
 def visible(figure: Figure):
@@ -102,10 +103,31 @@ def test_a_study_of_one_point_a_set_of_the_readers_own_and_a_network_that_diverg
     assert list(study_figures([])) == []
 
 
+def test_many_methods_on_one_set_are_lines_of_dots_by_name():
+    names = [*METHODS[:3], *(f"method_{i}" for i in range(12))]
+    rows = [a_row(m, rho=50.0, repeat=r, decision=d) for m in names for r in range(2) for d in ("argmax", "prior_set")]
+    figure = study_figures(rows)["figure6_accuracy"]
+    panel = figure.axes[0]
+    assert [text.get_text() for text in panel.get_yticklabels()][:4] == ["baseline", "oversampling", "undersampling", "method 0"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["largest probability", "thresholding"]
+    of_baseline = [100 * r["accuracy"] for r in rows if (r["method"], r["decision"]) == ("baseline", "argmax")]
+    assert panel.lines[0].get_xdata() == pytest.approx(np.mean(of_baseline))
+    png(figure)  # warnings are errors: nothing collapses
+
+
+def test_a_long_legend_does_not_cover_the_panels():
+    names = [*METHODS[:3], *(f"method_{i}" for i in range(15))]
+    figure = study_figures([a_row(m, rho=rho, decision=d) for m in names for rho in (2.0, 9.0) for d in ("argmax", "prior_set")])
+    drawn = figure["figure6_accuracy"]
+    drawn.draw_without_rendering()
+    assert drawn.legends[0].get_window_extent().y1 <= drawn.axes[0].get_tightbbox().y0
+
+
 def test_methods_are_told_apart():
-    others = ["class_weights", "focal", "smote", "easy_ensemble", "logit_adjusted", "hard_replay", "balance_cascade"]
+    others = [f"method_{i}" for i in range(15)]
     looks = [method_look(name, [*METHODS, *others]) for name in [*METHODS, *others]]
     assert len(set(looks)) == len(looks)
+    assert ":" not in [dashes for _, dashes, _ in looks]  # dots are thresholding's
     assert all(colors.is_color_like(look[0]) for look in looks)
 
 
@@ -115,8 +137,8 @@ def test_the_two_class_report():
     assert study_figures(rows) == {}  # the systematic study's are of step and linear imbalance
     figures = two_class_figures(rows, class_names=("airplane", "automobile"))
     assert list(figures) == [
-        "two_class_distribution", "two_class_curves", "two_class_confusion_test", "two_class_confusion_held_out", "two_class_roc",
-        "two_class_scores",
+        "two_class_distribution", "two_class_curves", "two_class_loss", "two_class_confusion_test", "two_class_confusion_held_out",
+        "two_class_roc", "two_class_scores",
     ]  # fmt: skip
     assert titles(figures["two_class_distribution"]) == ["balanced", "unbalanced"]
     assert len(visible(figures["two_class_confusion_test"])) == 7
@@ -126,6 +148,15 @@ def test_the_two_class_report():
     roc = visible(figures["two_class_roc"])[0]
     assert len(roc.lines) == 1 + 9
     assert titles(figures["two_class_scores"])[::3] == ["AUC: test images, n = 192", "AUC: held-out images, n = 2,000"]
+
+
+def test_loss_is_drawn_as_recorded_and_not_where_it_was_not():
+    rows = two_class()
+    panel = two_class_figures(rows, class_names=("a", "b"))["two_class_loss"].axes[0]
+    assert panel.lines[1].get_ydata().tolist() == [point["test_loss"] for point in rows[0]["curve"]]
+    for row in rows:
+        row["curve"] = [{key: value for key, value in point.items() if not key.endswith("loss")} for point in row["curve"]]
+    assert "two_class_loss" not in two_class_figures(rows, class_names=("a", "b"))
 
 
 def test_bars_reach_the_mean_of_the_repeats():

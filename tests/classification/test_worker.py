@@ -20,6 +20,7 @@ from brats_seg.classification.worker import train_cell
 from brats_seg.config import Optimizer
 from brats_seg.core.grid import Row
 from brats_seg.core.runtime import Runtime
+from brats_seg.errors import UsageError
 from brats_seg.imbalance.samplers import HardSampler
 from brats_seg.models.losses import Loss
 from brats_seg.training.step import Learner
@@ -52,6 +53,16 @@ def test_a_row_says_what_it_came_from(images: Path):
     assert {"seed", "counts", "config", "versions", "auc", "accuracy", "recall_per_class", "confusion"} <= set(row)
     assert {r["decision"] for r in rows} == {"argmax", "prior_set", "prior_ledger"}
     assert {r["method"] for r in rows} == {"baseline", "oversample", "two_phase_oversample", "undersample"}
+
+
+def test_a_last_layer_of_zeros_knows_nothing_at_first_and_one_under_a_relu_is_refused(images: Path):
+    settings = tiny_settings(network={"name": "lenet5", "output_weights": "zero"})
+    runtime = Runtime(torch.device("cpu"))
+    some = open_images(settings.images, images, cache=None).train
+    network = build_network(settings, some, seed=0, runtime=runtime)
+    assert network(torch.rand(2, 1, 20, 20)).abs().max() == 0
+    with pytest.raises(UsageError, match="'all_cnn' has a ReLU"):
+        build_network(tiny_settings(network={"name": "all_cnn", "output_weights": "zero"}), some, seed=0, runtime=runtime)
 
 
 def test_methods_share_their_set_and_every_training_has_equal_iterations(images: Path):

@@ -3,7 +3,10 @@ import torch
 from torch import nn
 
 from brats_seg.config import Optimizer
+from brats_seg.core.runtime import Runtime
+from brats_seg.models.losses import make_loss
 from brats_seg.training.optimizer import RunningMean, learning_rate, make_optimizer
+from brats_seg.training.step import Learner
 
 
 def network() -> nn.Module:
@@ -83,3 +86,17 @@ def test_running_mean_takes_in_batch_statistics_too_and_learns_nothing_itself() 
     torch.testing.assert_close(mean.network[1].running_var, expected)
     assert not any(p.requires_grad for p in mean.network.parameters())
     assert not mean.network.training
+
+
+def test_biases_of_convolutions_and_linear_layers_have_a_rate_of_their_own() -> None:
+    """One step of gradient descent by a rate of 0.5: a gradient of 1 moves a weight by 0.5, and a bias at twice the rate by 1."""
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(1, 1))
+    knobs = Optimizer(kind="sgd", lr=0.5, momentum=0.0, weight_decay=0.0, schedule="constant", bias_lr_factor=2.0)
+    runtime = Runtime(torch.device("cpu"))
+    learner = Learner(net, loss=make_loss("cross_entropy"), optimizer=knobs, n_steps=1, batch_size=1, ema=0.0, seed=0, runtime=runtime)
+    before = {name: weight.detach().clone() for name, weight in net.named_parameters()}
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    learner._move(0)
+    moved = {name: float((before[name] - weight).detach().mean()) for name, weight in net.named_parameters()}
+    assert moved == pytest.approx({"0.weight": 0.5, "0.bias": 1, "1.weight": 0.5, "1.bias": 0.5, "3.weight": 0.5, "3.bias": 1})
