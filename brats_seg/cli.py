@@ -19,6 +19,7 @@ from brats_seg.cli_options import (
     Part,
     PrecisionName,
     Predictions,
+    PredictionSchema,
     Reference,
     Resample,
     Run,
@@ -374,6 +375,7 @@ def evaluate(
     held_out: HeldOut = None,
     cavity_in: CavityIn = None,
     schema: Schema = None,
+    prediction_schema: PredictionSchema = None,
 ) -> None:
     """Score predictions: whole, core and active Dice, HD95 and more, by named conventions."""
     from brats_seg import pipeline
@@ -390,6 +392,7 @@ def evaluate(
         cavity_in=tuple(cavity_in or ()),
         only=only,
         schema=schema,
+        prediction_schema=prediction_schema,
     )
     screen.show_problems(scored.problems, console=console)
     screen.show_scores(scored.summary, console=console)
@@ -410,6 +413,7 @@ def report(
     convention: Conventions = None,
     cavity_in: CavityIn = None,
     schema: Schema = None,
+    prediction_schema: PredictionSchema = None,
 ) -> None:
     """Write one self-contained page: scores, worst and best cases, training, what was sampled. Exit 1 if it lists an error."""
     from brats_seg import pipeline
@@ -424,6 +428,7 @@ def report(
         cavity_in=tuple(cavity_in or ()),
         only=only,
         schema=schema,
+        prediction_schema=prediction_schema,
     )
     typer.echo(written.page)
     raise typer.Exit(written.exit_code)

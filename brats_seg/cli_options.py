@@ -44,11 +44,18 @@ InferenceName = Annotated[
 Resample = Annotated[bool, typer.Option("--resample", help="Resample cases whose spacing is over 5 % off, instead of refusing them.")]
 Synthetic = Annotated[bool, typer.Option("--synthetic", help="Take the synthetic (SimBRATS) cases of 2013 too.")]
 Conventions = Annotated[
-    list[str] | None, typer.Option("--convention", help="Scoring rules: brats2013, brats2020, brats2023, nnunet. Repeat for several.")
+    list[str] | None,
+    typer.Option("--convention", help="Scoring rules: brats2013, brats2020, brats2020_pooled_hd95, brats2023, nnunet. Repeat for several."),
 ]
 CavityIn = Annotated[
     list[str] | None,
     typer.Option("--cavity-in", metavar="REGION", help="Count the resection cavity in whole, core or active. Repeat for several."),
+]
+PredictionSchema = Annotated[
+    str | None,
+    typer.Option(
+        "--prediction-schema", metavar="NAME", help="Label schema of predictions of other programs, such as msd; their case's by default."
+    ),
 ]
 Schema = Annotated[
     str | None,

@@ -428,6 +428,7 @@ def evaluate(
     cavity_in: Sequence[str] = (),
     only: Sequence[str] | None = None,
     schema: str | None = None,
+    prediction_schema: str | None = None,
 ) -> EvaluationReport:
     """Score predictions against expert labels, and write `scores.csv` and `summary.json`."""
     return evaluate_folders(
@@ -439,6 +440,7 @@ def evaluate(
         cavity_in=cavity_in,
         only=only,
         schema=schema,
+        prediction_schema=prediction_schema,
     )
 
 
@@ -452,6 +454,7 @@ def report(
     cavity_in: Sequence[str] = (),
     only: Sequence[str] | None = None,
     schema: str | None = None,
+    prediction_schema: str | None = None,
 ) -> WrittenReport:
     """Write the report page and its Markdown twin."""
     return write_report(
@@ -463,6 +466,7 @@ def report(
         cavity_in=cavity_in,
         only=only,
         schema=schema,
+        prediction_schema=prediction_schema,
     )
 
 

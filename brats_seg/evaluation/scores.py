@@ -5,6 +5,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,24 @@ CONVENTIONS: dict[str, Convention] = {
     for c in (
         Convention("brats2013", "Menze et al. 2015: empty regions are left out", "directed", NAN, NAN, 0.0, NAN),
         # 373.12866 mm is the diagonal of a BraTS image of 240 x 240 x 155 mm
-        Convention("brats2020", "BraTS 2017-2021 leaderboards (CaPTk)", "directed", 1.0, 0.0, 0.0, 373.12866),
+        Convention(
+            "brats2020",
+            "Empty regions as on the BraTS 2017-2021 leaderboards; HD95 the larger directed percentile, as MONAI",
+            "directed",
+            1.0,
+            0.0,
+            0.0,
+            373.12866,
+        ),
+        Convention(
+            "brats2020_pooled_hd95",
+            "Empty regions as on the BraTS 2017-2021 leaderboards; HD95 of both directions together, as MedPy",
+            "pooled",
+            1.0,
+            0.0,
+            0.0,
+            373.12866,
+        ),
         Convention(
             "brats2023",
             "Saluja et al., BraTS 2023 lesion-wise metrics",
@@ -50,6 +68,9 @@ CONVENTIONS: dict[str, Convention] = {
     )
 }
 """The rules a score can follow, by name."""
+SWAP_GAIN = 0.2
+"""A swap of two tumor classes that would raise the mean Dice of a region by more than this is warned of: the label values are probably
+those of another schema."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +147,7 @@ def evaluate_folders(
     cavity_in: Sequence[str] = (),
     only: Collection[str] | None = None,
     schema: str | None = None,
+    prediction_schema: str | None = None,
     workers: int = 0,
 ) -> EvaluationReport:
     """Score a folder of predictions against the labels of a folder of cases in any layout.
@@ -143,6 +165,7 @@ def evaluate_folders(
         cavity_in: regions that the resection cavity belongs to.
         only: ids of the cases meant; None for all. One with neither a prediction nor a labeled reference is a problem.
         schema: the label schema of the cases whose layout does not say it; without it, such a case is a problem.
+        prediction_schema: the label schema of predictions that no `predictions.csv` beside them tells; None for that of their case.
         workers: threads; 0 for one for each core that this process may use.
 
     Raises:
@@ -152,6 +175,8 @@ def evaluate_folders(
     """
     for name in conventions:
         convention_named(name)
+    if prediction_schema is not None and prediction_schema not in SCHEMAS:
+        raise UsageError(f"--prediction-schema {prediction_schema}: unknown; the schemas are {', '.join(SCHEMAS)}")
     for region in cavity_in:
         if region not in REGIONS:
             raise UsageError(f"--cavity-in {region}: unknown; the regions are {', '.join(REGIONS)}")
@@ -163,7 +188,7 @@ def evaluate_folders(
     cases = {c.id: c for c in found.cases if only is None or c.id in only}
     labeled = [case for case in cases.values() if case.label is not None]
     problems = list(found.problems) if only is None else problems_of(only, labeled, found.problems)
-    settings = _Settings(tuple(conventions), tuple(classes) if classes else None, tuple(cavity_in), only, workers)
+    settings = _Settings(tuple(conventions), tuple(classes) if classes else None, tuple(cavity_in), only, workers, prediction_schema)
     scored = _score_folder(out, cases, settings, problems)
     scores = [score for case in scored for score in case.scores]
     rules = [convention_named(name) for name in conventions]
@@ -187,6 +212,7 @@ class _Settings:
     cavity_in: tuple[str, ...]
     only: Collection[str] | None
     workers: int
+    prediction_schema: str | None
 
 
 @dataclass(frozen=True)
@@ -225,11 +251,11 @@ def _score(pair: Pair, rule: Convention, *, region: str, members: tuple[int, ...
         convention=rule.name,
         n_reference_vox=overlap.n_reference,
         n_prediction_vox=overlap.n_prediction,
-        dice=_unless_empty(overlap.dice, rule, overlap),
-        iou=_unless_empty(overlap.iou, rule, overlap),
-        sensitivity=_unless_empty(overlap.sensitivity, rule, overlap),
+        dice=_unless_both_empty(overlap.dice, rule, overlap),
+        iou=_unless_both_empty(overlap.iou, rule, overlap),
+        sensitivity=overlap.sensitivity,  # 0 / 0 with an empty reference, precision with an empty prediction: left out by every convention
         specificity=overlap.specificity,
-        precision=_unless_empty(overlap.precision, rule, overlap),
+        precision=overlap.precision,
         hd95_mm=hd95,
         surface_dice=near,
         reference_ml=overlap.n_reference * voxel_ml,
@@ -240,17 +266,9 @@ def _score(pair: Pair, rule: Convention, *, region: str, members: tuple[int, ...
     )
 
 
-def _unless_empty(value: float, rule: Convention, overlap: Overlap) -> float:
-    """An overlap score, or what the convention says of it.
-
-    Sensitivity with an empty reference and precision with an empty prediction are 0 / 0: where empty-in-both is left out they are
-    left out too, else they count as the Dice beside them.
-    """
-    if overlap.n_reference == 0 and overlap.n_prediction == 0:
-        return rule.both_empty
-    if not math.isnan(value):
-        return value
-    return NAN if math.isnan(rule.both_empty) else rule.one_empty
+def _unless_both_empty(value: float, rule: Convention, overlap: Overlap) -> float:
+    """An overlap of the region, or what the convention says of one that is empty in both; NaN of a score that cannot be had otherwise."""
+    return rule.both_empty if overlap.n_reference == overlap.n_prediction == 0 else value
 
 
 def _surface_scores(pair: Pair, rule: Convention, members: tuple[int, ...], overlap: Overlap) -> tuple[float, float]:
@@ -284,7 +302,7 @@ def _score_folder(out: Path, cases: Mapping[str, Case], settings: _Settings, pro
     pairs = [pair for pair in _pair_up(out, cases, settings.only, problems) if _is_told(pair[0], problems)]
     if not pairs:
         return []
-    written = [written_schema(case, path) for case, path in pairs]
+    written = [written_schema(case, path, untold=settings.prediction_schema) for case, path in pairs]
     classes = settings.classes or common_classes(SCHEMAS[name] for name in (*(case.schema for case, _ in pairs), *written))
     if settings.cavity_in and "resection_cavity" not in classes:
         raise UsageError(
@@ -300,7 +318,35 @@ def _score_folder(out: Path, cases: Mapping[str, Case], settings: _Settings, pro
             else:
                 scored.append(result)
                 problems.extend([result.problem] if result.problem else [])
+    problems.extend(_swapped(out, scored, settings.cavity_in))
     return scored
+
+
+def _swapped(out: Path, scored: Sequence[_CaseScores], cavity_in: Sequence[str]) -> list[Problem]:
+    """A warning where two tumor classes of a whole folder of predictions seem to stand for each other (`SWAP_GAIN`)."""
+    if not scored:
+        return []
+    classes = scored[0].classes
+
+    def mean_dice(order: Sequence[int]) -> list[float]:
+        """Of each region, over the cases where it has one, with the predicted classes in that order."""
+        means = []
+        for region in REGIONS:
+            members = region_classes(region, classes, cavity_in=cavity_in)
+            values = np.array([overlap_scores(case.confusion[:, order], members).dice for case in scored])
+            means.append(float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else 0.0)
+        return means
+
+    plain, found = mean_dice(range(len(classes))), []
+    for one, other in combinations(range(1, len(classes)), 2):
+        order = [{one: other, other: one}.get(i, i) for i in range(len(classes))]
+        swapped = mean_dice(order)
+        gain, region = max((after - before, i) for i, (before, after) in enumerate(zip(plain, swapped, strict=True)))
+        if gain > SWAP_GAIN and sum(swapped) > sum(plain):
+            found.append((gain, f"with {classes[one]} and {classes[other]} swapped the mean Dice of {REGIONS[region]} would be "
+                          f"{swapped[region]:.3f} instead of {plain[region]:.3f}"))  # fmt: skip
+    expected = "the label values of each case's schema, or --prediction-schema NAME"
+    return [Problem("warning", "", str(out), max(found)[1], expected)] if found else []
 
 
 def _is_told(case: Case, problems: list[Problem]) -> bool:
@@ -368,7 +414,13 @@ def _score_files(task: tuple[Case, Path, LabelSchema, tuple[str, ...], _Settings
     except ScanError as error:
         return Problem("error", case.id, str(error.path), error.what, error.expected)
     except InputError as error:
-        return Problem("error", case.id, str(at), str(error), f"a label map in the values of schema '{case.schema}'")
+        return Problem(
+            "error",
+            case.id,
+            str(at),
+            str(error),
+            f"a label map in the values of schema '{case.schema if at == label.path else written.name}'",
+        )
 
 
 def _calibrate(

@@ -1,5 +1,6 @@
 """predictions.csv: which label maps were written, and in which label schema each was."""
 
+from functools import lru_cache
 from pathlib import Path
 
 from brats_seg.core.files import decode, parse_table, read_bytes, shown
@@ -33,10 +34,20 @@ def read_rows(out: Path) -> list[dict[str, str]]:
     return list({row["case"]: row for row in rows}.values())
 
 
-def written_schema(case: Case, prediction: Path) -> str:
-    """The label schema of a prediction: the one that `predictions.csv` beside it names for this file, else the case's own."""
+def written_schema(case: Case, prediction: Path, *, untold: str | None = None) -> str:
+    """The label schema of a prediction: what `predictions.csv` beside it says of this file; else `untold`, else that of the case."""
+    table = prediction.parent / TABLE
+    if not table.is_file():
+        return untold or case.schema
+    status = table.stat()
+    schemas = _schemas(prediction.parent, status.st_mtime_ns, status.st_size)
+    return schemas.get((case.id, prediction.name)) or untold or case.schema
+
+
+@lru_cache(maxsize=4)
+def _schemas(out: Path, modified_ns: int, size: int) -> dict[tuple[str, str], str]:
+    """By case and file; read once for all cases of a folder, and again where the table has changed."""
     try:
-        rows = read_rows(prediction.parent)
+        return {(row["case"], row["file"]): row["schema"] for row in read_rows(out)}
     except InputError:  # the table of another program
-        return case.schema
-    return next((row["schema"] for row in rows if (row["case"], row["file"]) == (case.id, prediction.name)), case.schema)
+        return {}

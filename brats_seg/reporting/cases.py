@@ -65,8 +65,10 @@ class PictureRow:
     columns: tuple[tuple[str, Picture], ...]
 
 
-def see_case(case: Case, prediction: Path, classes: Sequence[str]) -> SeenCase:
+def see_case(case: Case, prediction: Path, classes: Sequence[str], *, prediction_schema: str | None = None) -> SeenCase:
     """Read the reference, the prediction (in the label schema that `written_schema` tells) and the scans of a case.
+
+    `prediction_schema` is that of a prediction that no `predictions.csv` tells.
 
     A scan that cannot be read, or has another shape, is left out and named in `problems`.
 
@@ -84,7 +86,7 @@ def see_case(case: Case, prediction: Path, classes: Sequence[str]) -> SeenCase:
         case,
         tuple(classes),
         reference=to_tissue(stored, schema_named(case.schema), classes),
-        prediction=to_tissue(predicted, schema_named(written_schema(case, prediction)), classes),
+        prediction=to_tissue(predicted, schema_named(written_schema(case, prediction, untold=prediction_schema)), classes),
         scans=scans,
         spacing_mm=geometry.spacing_mm,
         problems=problems,

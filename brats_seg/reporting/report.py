@@ -42,6 +42,9 @@ HD95_WORDS = {
 N_EACH_END = 3
 """So many worst and so many best cases are shown."""
 
+_Schemas = tuple[str | None, str | None]
+"""Of cases whose layout does not say it, and of predictions that no table tells."""
+
 
 @dataclass(frozen=True)
 class WrittenReport:
@@ -61,6 +64,7 @@ def write_report(
     cavity_in: Sequence[str] = (),
     only: Collection[str] | None = None,
     schema: str | None = None,
+    prediction_schema: str | None = None,
 ) -> WrittenReport:
     """Score a folder of predictions and write one self-contained page, and a Markdown twin beside it. The same input gives the same bytes.
 
@@ -73,6 +77,7 @@ def write_report(
         cavity_in: regions that the resection cavity belongs to.
         only: ids of the cases meant; None for all.
         schema: the label schema of the cases whose layout does not say it.
+        prediction_schema: the label schema of predictions that no `predictions.csv` beside them tells.
 
     Returns:
         `output`, and 1 as the exit code where a case could not be scored.
@@ -84,11 +89,13 @@ def write_report(
     out, reference, output, run = Path(out), Path(reference), Path(output), Path(run) if run is not None else None
     if output.suffix != ".html":
         raise UsageError(f"--output {output}: the report is a page; give a name that ends in .html")
-    evaluation = evaluate_folders(out, reference, conventions=conventions, cavity_in=cavity_in, only=only, schema=schema)
+    evaluation = evaluate_folders(
+        out, reference, conventions=conventions, cavity_in=cavity_in, only=only, schema=schema, prediction_schema=prediction_schema
+    )
     if not evaluation.scores:
         first = f"; the first problem: {evaluation.problems[0]}" if evaluation.problems else ""
         raise InputError(f"{out}: no case could be scored against {reference}{first}")
-    content = _content(evaluation, out, reference, run=run, schema=schema)
+    content = _content(evaluation, out, reference, run=run, schemas=(schema, prediction_schema))
     output.parent.mkdir(parents=True, exist_ok=True)
     pages = _environment()
     for path, template in ((output.with_suffix(".md"), "report.md"), (output, "report.html")):
@@ -96,7 +103,7 @@ def write_report(
     return WrittenReport(output, evaluation.exit_code)
 
 
-def _content(evaluation: EvaluationReport, out: Path, reference: Path, *, run: Path | None, schema: str | None) -> dict[str, Any]:
+def _content(evaluation: EvaluationReport, out: Path, reference: Path, *, run: Path | None, schemas: _Schemas) -> dict[str, Any]:
     """Everything the templates print."""
     first = evaluation.scores[0].convention
     scores = [s for s in evaluation.scores if s.convention == first]
@@ -104,7 +111,7 @@ def _content(evaluation: EvaluationReport, out: Path, reference: Path, *, run: P
     ids = tuple(dict.fromkeys(s.case for s in scores))
     shown = _shown(_ranked(scores, ids))
     cards, confusion, n_without_scans, unread = _look_at(
-        out, reference, ids=ids, shown=shown, scores=scores, classes=classes, schema=schema
+        out, reference, ids=ids, shown=shown, scores=scores, classes=classes, schemas=schemas
     )
     n_patients = evaluation.summary["n_patients"]
     n_words = f"{_counted(len(ids), 'case')} of {_counted(n_patients, 'patient')}"
@@ -227,18 +234,18 @@ def _look_at(
     shown: Mapping[str, str],
     scores: Sequence[Score],
     classes: tuple[str, ...],
-    schema: str | None,
+    schemas: _Schemas,
 ) -> tuple[list[dict[str, Any]], JointHistogram, int, list[dict[str, str]]]:
     """Read every scored case once.
 
     Returns:
         Cards of the cases to show, in their order; the confusion of all cases; how many have no scans; what could not be used.
     """
-    cases = {c.id: c for c in find_cases(reference, required=(), schema=schema).cases}
+    cases = {c.id: c for c in find_cases(reference, required=(), schema=schemas[0]).cases}
     confusion = np.zeros((len(classes), len(classes)), np.int64)
     cards, n_without_scans, problems = {}, 0, []
     for case in track(ids, total=len(ids), label="report"):
-        seen = see_case(cases[case], _prediction_of(out, cases[case]), classes)
+        seen = see_case(cases[case], _prediction_of(out, cases[case]), classes, prediction_schema=schemas[1])
         confusion += seen.confusion()
         n_without_scans += not seen.scans
         problems += [{"severity": "warning", "words": line} for line in seen.problems]

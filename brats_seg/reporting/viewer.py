@@ -103,7 +103,8 @@ def write_page(case: Case, *, prediction: Path | None, reference: Path | None, o
 
     Raises:
         UsageError: the extra `view` is not installed, or `output` is not an `.html` file.
-        InputError: no modality, no voxel above 0, an unreadable file, a file on another grid, values outside the schema.
+        InputError: a label map whose name says another case, no modality, no voxel above 0, an unreadable file, a file on another grid,
+            values outside the schema.
     """
     if output.suffix.lower() != ".html":
         raise UsageError(f"--output {output}: the page is HTML; give it a name that ends in .html")
@@ -161,6 +162,12 @@ def _read_overlays(
     case: Case, prediction: Path | None, reference: Path | None, *, geometry: Geometry, classes: Sequence[str]
 ) -> list[Overlay]:
     """The label maps there are: alone, one is filled; of two, the reference is a line over the filled prediction."""
+    for path in (prediction, reference):
+        named = other_case_in(path.name, case.id) if path is not None else None
+        if named:
+            raise InputError(
+                f"case {case.id}: {path}: its name says case {named}; give the label map of {case.id}, or the folder of {named}"
+            )
     expert = case.label if reference is None else ScanFile(reference)
     sources = {"prediction": None if prediction is None else ScanFile(prediction), "reference": expert}
     found = {name: source for name, source in sources.items() if source is not None}
@@ -182,6 +189,18 @@ def _read_labels(source: ScanFile, case: Case, geometry: Geometry, classes: Sequ
         return to_tissue(values, schema_named(schema), classes)
     except InputError as error:
         raise InputError(f"case {case.id}: {source}: {error}") from None
+
+
+def other_case_in(name: str, case: str) -> str | None:
+    """Another case's id in a file's name, written as the id of this case is but with other numbers; None where there is none.
+
+    All cases of a BraTS release have one grid, so the grid of a label map does not tell whose it is.
+    """
+    if not re.search(r"[A-Za-z]", case):
+        return None
+    pattern = "".join(r"\d+" if part.isdecimal() else re.escape(part) for part in re.split(r"(\d+)", case))
+    found = re.findall(rf"(?<![A-Za-z0-9]){pattern}(?!\d)", name)
+    return found[0] if found and case not in found else None
 
 
 def _check_grid(case: Case, source: ScanFile, found: Geometry, expected: Geometry) -> None:

@@ -148,7 +148,8 @@ def by_lesion_wise_code(a: np.ndarray, b: np.ndarray, spacing) -> tuple[float, f
 
 
 SOURCE_OF_EMPTY = {"brats2013": ((NAN, NAN), (0.0, NAN)), "nnunet": ((NAN, NAN), (0.0, NAN)),
-                   "brats2020": ((1.0, 0.0), (0.0, 373.12866)), "brats2023": ((1.0, 0.0), (0.0, 374.0))}  # fmt: skip
+                   "brats2020": ((1.0, 0.0), (0.0, 373.12866)), "brats2020_pooled_hd95": ((1.0, 0.0), (0.0, 373.12866)),
+                   "brats2023": ((1.0, 0.0), (0.0, 374.0))}  # fmt: skip
 """Dice and HD95 where a region is empty in both, and in one: no package says; the organizers do."""
 
 
@@ -156,7 +157,7 @@ def by_source(convention: str, a: np.ndarray, b: np.ndarray, spacing) -> tuple[f
     """Dice and HD95 of a region."""
     if not (a.any() and b.any()):
         return SOURCE_OF_EMPTY[convention][int(a.any() or b.any())]
-    if convention == "nnunet":
+    if convention in ("nnunet", "brats2020_pooled_hd95"):
         return float(source("medpy.metric.binary").dc(b, a)), by_medpy(a, b, spacing)
     dice, hd95 = by_monai(a, b, spacing)
     return dice, by_surface_distance(a, b, spacing)[0] if convention == "brats2023" else hd95

@@ -45,6 +45,7 @@ def same(a: float, b: float) -> bool:
 EMPTY = {
     "brats2013": ((NAN, NAN), (0.0, NAN)),
     "brats2020": ((1.0, 0.0), (0.0, 373.12866)),
+    "brats2020_pooled_hd95": ((1.0, 0.0), (0.0, 373.12866)),
     "brats2023": ((1.0, 0.0), (0.0, 374.0)),
     "nnunet": ((NAN, NAN), (0.0, NAN)),
 }
@@ -76,13 +77,15 @@ def test_lesion_wise_empty_regions():
 
 def test_sensitivity_without_reference_and_precision_without_prediction():
     nothing, active = tumor(edema=3), tumor(edema=3, active=3)
-    false_positive, missed = rows(nothing, active), rows(active, nothing)
-    for convention, value in (("brats2013", NAN), ("brats2020", 0.0), ("brats2023", 0.0), ("nnunet", NAN)):
-        assert same(false_positive["active", convention].sensitivity, value)
+    """Both are 0 / 0 there: left out by every convention, so that a mean never counts a sensitivity for cases without the region."""
+    false_positive, missed, neither = rows(nothing, active), rows(active, nothing), rows(nothing, nothing)
+    for convention in ALL:
+        assert same(false_positive["active", convention].sensitivity, NAN)
         assert same(false_positive["active", convention].precision, 0.0)
-        assert same(missed["active", convention].precision, value)
+        assert same(missed["active", convention].precision, NAN)
         assert same(missed["active", convention].sensitivity, 0.0)
-        assert same(rows(nothing, nothing)["active", convention].sensitivity, CONVENTIONS[convention].both_empty)
+        assert same(neither["active", convention].sensitivity, NAN)
+        assert same(neither["active", convention].precision, NAN)
 
 
 def test_a_case_by_hand():
@@ -121,7 +124,7 @@ def test_itself_is_perfect_and_every_score_in_its_range(data):
 
 
 def test_unknown_convention_is_refused():
-    with pytest.raises(UsageError, match="the conventions are brats2013, brats2020, brats2023, nnunet"):
+    with pytest.raises(UsageError, match="the conventions are brats2013, brats2020, brats2020_pooled_hd95, brats2023, nnunet"):
         score_case(tumor(), tumor(), classes=CLASSES, spacing_mm=(1, 1, 1), conventions=("brats1999",))
 
 
@@ -149,7 +152,7 @@ def test_folders(tmp_path):
 
     with (tmp_path / "scores" / "scores.csv").open() as file:
         table = list(csv.DictReader(file))
-    assert len(table) == 2 * (3 + 4) * 4
+    assert len(table) == 2 * (3 + 4) * len(ALL)
     columns = [
         "case",
         "region",
@@ -365,6 +368,44 @@ def test_a_scan_that_the_convention_leaves_out_of_one_folder_is_left_out_of_the_
     assert (tests["whole", "hd95_mm"]["n_scans"], tests["whole", "dice"]["n_scans"]) == (8, 16)
 
 
+MSD_VALUES = (0, 2, 1, 3)
+"""Of healthy, merged core, edema and enhancing core in MSD Task01; `tumor` and the references here have 0, 1, 2, 4."""
+
+
+def write_in_other_values(tmp_path: Path) -> Path:
+    """Perfect predictions in the label values of MSD."""
+    truth = {f"BraTS2021_{i:05d}": tumor(core=2, edema=4, active=2) for i in range(2)}
+    for name, tissue in truth.items():
+        write_map(tmp_path / "out" / f"{name}.nii.gz", tissue, values=MSD_VALUES)
+    return write_reference(tmp_path / "reference", truth)
+
+
+def test_predictions_in_other_values_than_their_references_are_scored_where_their_schema_is_named(tmp_path):
+    reference = write_in_other_values(tmp_path)
+    assert evaluate_folders(tmp_path / "out", reference).scores == ()  # 3 is no value of the references' schema
+    report = evaluate_folders(tmp_path / "out", reference, prediction_schema="msd")
+    assert {s.dice for s in report.scores} == {1.0}
+    assert (report.problems, report.exit_code) == ((), 0)
+    with pytest.raises(UsageError, match="--prediction-schema brats: unknown; the schemas are brats2013"):
+        evaluate_folders(tmp_path / "out", reference, prediction_schema="brats")
+
+
+def test_a_remap_that_swapped_two_classes_is_warned_of(tmp_path):
+    """1 and 2 left as MSD has them and 3 made 4: core Dice falls by half, and nothing is refused."""
+    truth = {f"BraTS2021_{i:05d}": tumor(core=2, edema=4, active=1) for i in range(3)}
+    reference = write_reference(tmp_path / "reference", truth)
+    for name, tissue in truth.items():
+        write_map(tmp_path / "swapped" / f"{name}.nii.gz", tissue, values=(0, 2, 1, 4))
+        write_map(tmp_path / "right" / f"{name}.nii.gz", tissue)
+    report = evaluate_folders(tmp_path / "swapped", reference)
+    (problem,) = report.problems
+    assert (problem.severity, report.exit_code) == ("warning", 0)
+    assert "with necrotic_or_non_enhancing and edema swapped the mean Dice of core would be 1.000 instead of 0." in str(problem)
+    assert "--prediction-schema" in str(problem)
+    assert str(problem) in report.summary["problems"]
+    assert evaluate_folders(tmp_path / "right", reference).problems == ()
+
+
 def test_voxels_are_counted_over_all_cases_and_saved_probabilities_are_calibrated(tmp_path):
     truth = {f"BraTS2021_{i:05d}": tumor(core=2, edema=2, active=3) for i in range(2)}
     reference = write_reference(tmp_path / "reference", truth)
@@ -422,7 +463,7 @@ def test_real_references_against_themselves(real_data, tmp_path):
         suffix = next(s for s in SUFFIXES if case.label.path.name.endswith(s))
         (tmp_path / f"{case.id}{suffix}").symlink_to(case.label.path)
     report = evaluate_folders(tmp_path, real_data, conventions=("brats2020", "brats2023"))
-    assert (report.exit_code, report.summary["n_cases"]) == (0, 8)
+    assert (report.exit_code, report.summary["n_cases"]) == (0, len(cases))
     for score in report.scores:
         assert (score.dice, score.sensitivity) == (1.0, 1.0)
         assert score.hd95_mm == 0.0 or score.region == "healthy"

@@ -3,6 +3,7 @@ import gzip
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +19,7 @@ from hypothesis.extra.numpy import arrays
 from brats_seg.errors import InputError, UsageError
 from brats_seg.reporting import viewer
 from brats_seg.reporting.figures import color_of
-from brats_seg.reporting.viewer import Bundle, find_bundle, write_page
+from brats_seg.reporting.viewer import Bundle, find_bundle, other_case_in, write_page
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.volume import Geometry, make_geometry, read_volume, write_label_map, write_volume
 
@@ -230,6 +231,35 @@ def test_what_cannot_be_shown_is_named(case: Case, tmp_path: Path, no_niivue: No
     assert "affine" in refused(make_label(), make_geometry(SHAPE, spacing_mm=(3, 1, 1)))
     assert re.search(r"p\.nii\.gz: .*values 3 are not in schema", refused(np.full(SHAPE, 3, np.uint8), at_home))
     assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "other"),
+    [
+        ("BraTS2021_00008.nii.gz", "BraTS2021_00006", "BraTS2021_00008"),
+        ("BraTS-GLI-00006-001-seg.nii.gz", "BraTS-GLI-00006-000", "BraTS-GLI-00006-001"),
+        ("sub-12_dseg.nii.gz", "sub-1", "sub-12"),
+        ("BraTS2021_00006_seg.nii.gz", "BraTS2021_00006", None),
+        ("W39_1998.09.19_Segm.nii", "BraTS20_Training_355", None),
+        ("2.nii.gz", "1", None),  # a number alone may count anything
+        ("mine.nii.gz", "BraTS2021_00006", None),
+    ],
+)
+def test_a_file_name_that_says_another_case_is_known(name: str, case: str, other: str | None) -> None:
+    assert other_case_in(name, case) == other
+
+
+@pytest.mark.usefixtures("no_niivue")
+@pytest.mark.parametrize("role", ["prediction", "reference"])
+def test_a_label_map_of_another_case_is_refused_by_its_name(case: Case, tmp_path: Path, role: str) -> None:
+    """The grid fits: all cases of a release have one."""
+    ours, theirs = replace(case, id="BraTS2021_00006"), tmp_path / "BraTS2021_00008.nii.gz"
+    write_label_map(theirs, make_label(), make_geometry(SHAPE, spacing_mm=(2, 1, 1)), dtype="uint8")
+    files = {"prediction": None, "reference": None} | {role: theirs}
+    with pytest.raises(InputError, match=r"case BraTS2021_00006: .*its name says case BraTS2021_00008"):
+        write_page(ours, **files, output=tmp_path / "page.html")
+    theirs.rename(tmp_path / "BraTS2021_00006.nii.gz")
+    write_page(ours, **(files | {role: tmp_path / "BraTS2021_00006.nii.gz"}), output=tmp_path / "page.html")
 
 
 @pytest.mark.usefixtures("no_niivue")
