@@ -105,9 +105,13 @@ def unfinished(run: str | Path) -> Problem | None:
         return None
     checkpoint = load_checkpoint(run / BEST)
     config = checkpoint.parsed_config()
-    _, rows = read_table(run / "epochs.csv")
+    try:
+        _, rows = read_table(run / "epochs.csv")
+        best = max((int(row["epoch"]) for row in rows if row["is_best"] == "1"), default=len(rows))
+    except (InputError, KeyError, ValueError):
+        what = "is damaged: nothing says whether the training is finished"
+        return Problem("warning", "", str(run / "epochs.csv"), what, "`brats-seg train` with --resume writes it anew")
     n_done, patience = len(rows), config.validation.patience
-    best = max((int(row["epoch"]) for row in rows if row.get("is_best") == "1"), default=n_done)
     if n_done >= config.n_epochs or (patience is not None and n_done - best >= patience):
         return None
     what = f"checkpoint of epoch {checkpoint.epoch} of {config.n_epochs}: the training stands at epoch {n_done}"

@@ -104,7 +104,7 @@ def test_what_the_system_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("brats_seg.pipeline.phantom", full)
     assert run("phantom", str(tmp_path / "scans")) == 1
-    assert "a.nii.gz: No space left on device" in one_line(capsys.readouterr().err)
+    assert "a.nii.gz: the disk is full" in one_line(capsys.readouterr().err)
 
 
 def test_a_bank_below_a_file_is_one_line(tmp_path: Path, capsys) -> None:

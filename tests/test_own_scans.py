@@ -211,7 +211,7 @@ def test_settings_that_travel_with_a_network_are_used_unless_left_out(work: Path
     run = shutil.copytree(work / "run", tmp_path / "run")
     write_tuning(run, tuned)
     assert pack(run, tmp_path=tmp_path, name="tuned") == 0
-    assert "smallest component 1e+06 mm3" in (shelf / "tuned" / "model_card.md").read_text()
+    assert "min_component_mm3 1e+06" in (shelf / "tuned" / "model_card.md").read_text()
 
     def tumor_ml(*options: object) -> float:
         out = tmp_path / f"out{len(options)}"
@@ -220,6 +220,10 @@ def test_settings_that_travel_with_a_network_are_used_unless_left_out(work: Path
 
     assert tumor_ml() == 0  # every component is below a liter
     assert tumor_ml("--untuned") > 0
+    several = [str(run), str(work / "other"), "--name", "several", "--tuned", str(run)]
+    assert load_tool().main([*several, "--card", str(tmp_path / "card.yaml"), "--shelf", str(shelf)]) == 0
+    assert pipeline.predict("several", work / "plain", tmp_path / "several", device="cpu").exit_code == 0
+    assert float(pd.read_csv(tmp_path / "several" / "predictions.csv")["whole_ml"].sum()) == 0
     assert tumor_ml("--min-component-mm3", "0.5") > 0  # a setting given by hand takes the place of all that travel
 
 
@@ -270,6 +274,14 @@ def test_a_run_that_is_not_finished_says_so_where_it_is_used(work: Path, tmp_pat
         page = pipeline.report(tmp_path / "out", work / "scans", output=tmp_path / "report.html", run=name).page
         for path in (page, page.with_suffix(".md")):
             assert words in path.read_text()
+
+
+def test_a_damaged_table_of_epochs_is_a_warning_to_predict(work: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(work / "run", tmp_path / "run")
+    (run / "epochs.csv").write_text("epoch\nthree\n")
+    problem = unfinished(run)
+    assert problem is not None
+    assert (problem.severity, problem.what) == ("warning", "is damaged: nothing says whether the training is finished")
 
 
 def test_several_processes_do_not_each_predict_every_case(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

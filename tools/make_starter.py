@@ -18,7 +18,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -37,10 +37,10 @@ MOST_BYTES = 6_000_000
 _PUBLIC = re.compile(r"(BraTS|HGG?_|LGG?_|Synthetic_|BRATS_)", re.IGNORECASE)
 
 
-def pack(runs: Sequence[Path], *, name: str, words: CardWords, shelf: Path = SHELF) -> Path:
+def pack(runs: Sequence[Path], *, name: str, words: CardWords, tuned: Path | None = None, shelf: Path = SHELF) -> Path:
     """Write `SHELF/NAME` with the best checkpoint of each run, in bf16 and without what only training needs, and the card.
 
-    Case ids that no public release names are left out. `tuned.yaml` of a single run comes along.
+    Case ids that no public release names are left out. `tuned.yaml` of a single run comes along, of several that of the run `tuned`.
 
     Raises:
         UsageError: a folder that is there already, runs of other data, or weights above `MOST_BYTES`.
@@ -71,8 +71,10 @@ def pack(runs: Sequence[Path], *, name: str, words: CardWords, shelf: Path = SHE
             networks=tuple(_facts(file, checkpoint) for file, checkpoint in zip(files, checkpoints, strict=True)),
         )
         write_json(folder / FACTS, card.model_dump(mode="json"))  # makes it a packaged network, whose digest the settings name
-        if len(runs) == 1 and (runs[0] / TUNED).is_file():
-            card = card.model_copy(update={"tuned": _pack_settings(runs[0], folder)})
+        if tuned is None and len(runs) == 1 and (runs[0] / TUNED).is_file():
+            tuned = runs[0]
+        if tuned is not None:
+            card = card.model_copy(update={"tuned": _pack_settings(tuned, folder)})
             write_json(folder / FACTS, card.model_dump(mode="json"))
         write_text(folder / CARD, card.text())
     except BaseException:
@@ -114,13 +116,12 @@ def _facts(file: Path, checkpoint: Checkpoint) -> PackedNetwork:
 
 
 def _pack_settings(run: Path, folder: Path) -> str:
-    """Copy the tuned settings for the packed checkpoint, and say them in words."""
+    """Copy the tuned settings of a run for the packed networks, and say them in words."""
     tuning = read_tuning(run, checkpoint=sha256(run / BEST))
     write_tuning(folder, tuning.model_copy(update={"checkpoint": networks_digest(folder)}))
-    return (
-        f"Found on {tuning.n_cases} inner cases: prior correction {tuning.correct_priors:g}, smallest component "
-        f"{tuning.min_component_mm3:g} mm3, smallest enhancing core {tuning.min_enhancing_mm3:g} mm3."
-    )
+    changed = {name: value for name, value in asdict(tuning.settings).items() if value}
+    words = ", ".join(f"{name} {value:g}" for name, value in changed.items()) or "nothing is changed"
+    return f"Found on {tuning.n_cases} inner cases: {words}."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,10 +130,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, averaged by `predict`")
     parser.add_argument("--name", default="starter")
     parser.add_argument("--card", required=True, help="YAML file with the words of the model card")
+    parser.add_argument("--tuned", type=Path, metavar="RUN", help="of several runs, the one whose tuned settings travel along")
     parser.add_argument("--shelf", type=Path, default=SHELF, help="where packaged networks lie")
     asked = parser.parse_args(argv)
     try:
-        folder = pack(asked.runs, name=asked.name, words=load_settings(CardWords, Path(asked.card)), shelf=asked.shelf)
+        folder = pack(asked.runs, name=asked.name, words=load_settings(CardWords, Path(asked.card)), tuned=asked.tuned, shelf=asked.shelf)
     except (InputError, UsageError, yaml.YAMLError) as error:
         print(f"make_starter: {error}", file=sys.stderr)
         return 1
