@@ -15,7 +15,7 @@ from brats_seg.core.progress import is_first_rank
 from brats_seg.evaluation.comparison import MEAN, differences_to
 from brats_seg.evaluation.table import few_patients
 from brats_seg.inference.predict import PredictReport
-from brats_seg.inference.tuning import TUNED, Tuning
+from brats_seg.inference.tuning import TUNED, Settings, Tuning
 from brats_seg.scans.labels import REGIONS
 from brats_seg.scans.problem import Problem
 from brats_seg.training.loop import RunResult
@@ -99,7 +99,7 @@ def show_tuning(tuning: Tuning, run: Path, *, console: Console) -> None:
     n = tuning.n_cases
     where = f"{n} inner {_plural('case', n)}" + (f" of {tuning.n_runs} runs" if tuning.n_runs > 1 else "")
     low, high = tuning.gain_interval95 or (None, None)
-    interval = "" if low is None else f", gain with 95 % interval {low:+.4f} to {high:+.4f}"
+    interval = "" if low is None or tuning.settings == Settings() else f", gain with 95 % interval {low:+.4f} to {high:+.4f}"
     console.print(f"{score} on {where}: {tuning.score:.4f}, without them {tuning.score_before:.4f}{interval}")
     show_place("settings:", run / TUNED, console=console)
 
