@@ -1,6 +1,7 @@
 """A folder of the reader's own scans: plain names, labels whose values nothing tells, scans that no network was trained for."""
 
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
@@ -302,6 +303,7 @@ def test_training_goes_on_from_the_weights_of_another_run(work: Path, shelf: Pat
         file = shelf / "starter" / "checkpoint_best.pt" if source == "starter" else work / "run" / "checkpoint_best.pt"
         assert begun.parsed_config().training.initial == sha256(file)
         assert sha256(file) in (run / "config.yaml").read_text()
+        assert json.loads((run / "environment.json").read_text())["initial"] == sha256(file)
 
 
 def test_a_run_from_other_weights_goes_on_to_the_same_bits_and_from_no_others(work: Path, tmp_path: Path) -> None:

@@ -29,6 +29,14 @@ TISSUE_COLORS = {
 """What a class looks like in every picture, page and label file. Chosen by search: every pair stays over 20 CIEDE2000 apart, also seen with
 each of the three color blindnesses (a test)."""
 
+_SHORT_WORDS = {  # for one line about all schemas
+    "necrotic_core": "necrotic",
+    MERGED: "core",
+    "edema": "edema",
+    "non_enhancing_core": "non-enhancing",
+    "enhancing_core": "enhancing",
+    "resection_cavity": "cavity",
+}
 _CORES = ("necrotic_core", "non_enhancing_core")
 _ORDER = ("healthy", "necrotic_core", MERGED, *TISSUES[2:])
 _REGION_TISSUES = {
@@ -118,7 +126,7 @@ def schemas_that_fit(values: Iterable[int]) -> str:
     names: dict[str, list[str]] = {}
     for schema in SCHEMAS.values():
         if set(found) <= set(schema.values):
-            meaning = ", ".join(f"{value} {schema.values[value].replace('_', ' ')}" for value in found)
+            meaning = ", ".join(f"{value} {_SHORT_WORDS[schema.values[value]]}" for value in found)
             names.setdefault(meaning, []).append(schema.name)
     return " or ".join(f"{' or '.join(fitting)} ({meaning or 'no tumor'})" for meaning, fitting in names.items()) or "no schema"
 

@@ -138,8 +138,8 @@ def table_text(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def write_environment(path: Path, *, runtime: Runtime, command: Sequence[str], n_parameters: int, bank: str) -> None:
-    """Write what the run stood on: machine, libraries, precision, command line."""
+def write_environment(path: Path, *, runtime: Runtime, command: Sequence[str], n_parameters: int, bank: str, initial: str = "") -> None:
+    """Write what the run stood on: machine, libraries, precision, command line, and the SHA-256 of the checkpoint it began with, if any."""
     write_json(
         path,
         {
@@ -156,6 +156,7 @@ def write_environment(path: Path, *, runtime: Runtime, command: Sequence[str], n
             "n_ranks": runtime.world_size,
             "n_parameters": n_parameters,
             "bank": bank,
+            "initial": initial,
         },
     )
 

@@ -189,7 +189,7 @@ class _Loop:
             write_text(self.run_dir / "config.yaml", self.config)
             write_environment(
                 self.run_dir / "environment.json", runtime=self.runtime, command=sys.argv, bank=self.bank.digest,
-                n_parameters=sum(p.numel() for p in self.learner.network.parameters()),
+                n_parameters=sum(p.numel() for p in self.learner.network.parameters()), initial=self.training.initial,
             )  # fmt: skip
 
     def run(self, stop: StopRequest) -> RunResult:
