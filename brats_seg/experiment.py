@@ -19,7 +19,7 @@ from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.listing import hold_bank, verify_bank
 from brats_seg.config import Config, parse_config
 from brats_seg.core.cluster import worker_number
-from brats_seg.core.files import atomic, read_json, write_json, write_text
+from brats_seg.core.files import atomic, read_json, read_table, write_json, write_text
 from brats_seg.core.grid import Cell, GridReport, check_identity, read_cells, run_grid
 from brats_seg.core.runtime import Runtime, n_workers, start_runtime, worker_device
 from brats_seg.core.shapes import TissueMap
@@ -422,17 +422,28 @@ def _n_patches(config: Config) -> int:
     return epochs * config.training.steps * config.training.batch_size
 
 
+def _table(path: Path, kinds: Mapping[str, type]) -> pd.DataFrame:
+    """A table of a run. Raises `InputError` where it is damaged, or lacks one of these columns, or a column holds something else."""
+    columns, rows = read_table(path)
+    try:
+        return pd.DataFrame(rows, columns=list(columns)).astype(dict(kinds))
+    except (ValueError, LookupError) as error:
+        raise InputError(f"{path}: damaged: {error}; `brats-seg train --resume` writes it anew") from None
+
+
 def _seconds(run: Path) -> float:
-    timing = pd.read_csv(run / "timing.csv")
-    return round(float(timing[["training_s", "mining_s", "validation_s", "checkpoint_s"]].sum().sum()), 1)
+    columns = ["training_s", "mining_s", "validation_s", "checkpoint_s"]
+    timing = _table(run / "timing.csv", dict.fromkeys(columns, float))
+    return round(float(timing[columns].sum().sum()), 1)
 
 
 def _ledger_means(run: Path, *, classes: Sequence[str]) -> dict[str, dict[str, float]]:
     """The mix of a run, mean over its epochs, by class."""
-    ledger = pd.read_csv(run / "ledger.csv")
+    shares, counts = ["requested_share", "center_share", "voxel_share"], ["n_hard", "n_distinct", "n_draws"]
+    ledger = _table(run / "ledger.csv", {"class": str} | dict.fromkeys([*shares, *counts], float))
     ledger = ledger[ledger["class"].isin(classes)]
-    sums = ledger.groupby("class")[["requested_share", "center_share", "voxel_share"]].mean().round(6)
-    draws = ledger.groupby("class")[["n_hard", "n_distinct", "n_draws"]].sum()
+    sums = ledger.groupby("class")[shares].mean().round(6)
+    draws = ledger.groupby("class")[counts].sum()
     for share, n in (("hard_share", "n_hard"), ("distinct_share", "n_distinct")):
         sums[share] = (draws[n] / draws["n_draws"].clip(lower=1)).round(6)
     return {str(name): {str(k): float(v) for k, v in row.items()} for name, row in sums.iterrows()}

@@ -15,7 +15,6 @@ machine; the ratios come from one run, interleaved, medians.
 
 import argparse
 import importlib
-import os
 import tempfile
 import warnings
 from pathlib import Path
@@ -24,7 +23,7 @@ import torch
 from benchmarks import precision
 from benchmarks.measure import report
 
-from brats_seg.core.runtime import set_allocator
+from brats_seg.core.runtime import n_cores, set_allocator
 
 BENCHMARKS = ("sampling", "stall", "inference", "reading", "scoring", "predict", "train", "precision", "study")
 
@@ -35,7 +34,7 @@ def main() -> None:
     parser.add_argument("name", choices=BENCHMARKS)
     parser.add_argument("--quick", action="store_true", help="fewer rounds: under a minute")
     parser.add_argument("--work", type=Path, help="folder to keep the cases and the bank in, for the next run")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="for everyone (default: the cores)")
+    parser.add_argument("--threads", type=int, default=n_cores(), help="for everyone (default: the cores)")
     parser.add_argument("--device", default="cpu", help="train: cpu or cuda (default: cpu)")
     parser.add_argument("--cases", type=int, default=0, help="predict: segment this many (repeated) and watch the memory")
     parser.add_argument("--run", type=Path, action="append", help="precision: a trained run; repeat for several")

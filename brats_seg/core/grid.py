@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from brats_seg.core.cluster import Outcome, iterate_outcomes
-from brats_seg.core.files import lock, read_json, write_json
+from brats_seg.core.files import lock, parse_json, read_json, shown, write_json
 from brats_seg.core.progress import progress_bar
 from brats_seg.errors import InputError, UsageError
 
@@ -127,9 +127,8 @@ def check_identity(store: Path, identity: Mapping[str, Any]) -> None:
     if theirs != ours:
         theirs = theirs if isinstance(theirs, dict) else {}
         name = next((k for k in [*ours, *theirs] if ours.get(k) != theirs.get(k)), "identity")
-        raise InputError(
-            f"{store}: a store of another study: its {name} is {theirs.get(name)!r}, this one's {ours.get(name)!r}; choose a new folder"
-        )
+        was, asked = shown(theirs.get(name)), shown(ours.get(name))
+        raise InputError(f"{store}: a store of another study: its {name} is {was}, this one's {asked}; choose a new folder")
 
 
 def _check(cells: Sequence[Cell]) -> None:
@@ -189,9 +188,10 @@ def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     lines = []
     for number, line in enumerate(text[:whole].splitlines(), start=1):
         try:
-            found = json.loads(line)
+            found = parse_json(line)
             lines.append({name: found[name] for name in ("digest", "rows")})
-            if not (isinstance(found["rows"], list) and all(isinstance(row, dict) and row for row in found["rows"])):
+            is_sound = isinstance(found["digest"], str) and isinstance(found["rows"], list)
+            if not (is_sound and all(isinstance(row, dict) and row for row in found["rows"])):
                 raise ValueError("rows")
         except (ValueError, TypeError, KeyError):
             raise InputError(f"{path}: line {number} is damaged; delete that line, and its cell is computed again") from None

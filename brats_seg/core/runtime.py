@@ -131,9 +131,14 @@ def _own_threads() -> int:
     return torch.get_num_threads()
 
 
+def n_cores() -> int:
+    """Cores that this process may use, or where the system cannot say (macOS, Windows), all of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def n_workers(asked: int, *, device: str = "cpu") -> int:
     """Processes: as asked, or one for each core that this process may use; where they compute on GPUs, one for each."""
-    return asked or (torch.cuda.device_count() if _on_gpus(device) else len(os.sched_getaffinity(0)))
+    return asked or (torch.cuda.device_count() if _on_gpus(device) else n_cores())
 
 
 def worker_device(device: str, *, worker: int) -> str:

@@ -46,6 +46,8 @@ COLUMNS: dict[str, type] = {
 """Columns of runs.csv. A row is a region or tissue class of a case, segmented by one run; shares stand in the rows of tissue classes."""
 SHARES = ("requested_share", "center_share", "voxel_share", "hard_share", "distinct_share")
 """Of a class: asked for, of the draws, of the patch voxels; and of its draws in an epoch those that were hard, and those that differ."""
+_SHARES = ("dice", "sensitivity", "precision", *SHARES)
+_ANY_SIGN = ("fold", "seed")
 DIGEST = 16
 """So many characters of a digest stand in a row."""
 
@@ -86,7 +88,7 @@ def read_finished(path: Path) -> dict[str, list[Row]]:
         raise InputError(f"{path}: has other columns than a runs.csv of this version: {', '.join(COLUMNS)}")
     try:
         for number, row in enumerate(rows, start=2):
-            finished[row["cell"]].append({name: _read(row[name], kind) for name, kind in COLUMNS.items()})
+            finished[row["cell"]].append({name: _read(name, row[name], kind) for name, kind in COLUMNS.items()})
             if not row["seconds"]:
                 raise ValueError(f"line {number} lacks seconds")
     except (ValueError, OverflowError) as error:
@@ -94,10 +96,14 @@ def read_finished(path: Path) -> dict[str, list[Row]]:
     return finished
 
 
-def _read(text: str, kind: type) -> Any:
+def _read(name: str, text: str, kind: type) -> Any:
     if text == "" and kind is float:
         return None
     value = kind(text)
     if kind is float and not isfinite(value):
         raise ValueError(f"{text} is no score")
+    if kind is not str and name not in _ANY_SIGN and value < 0:
+        raise ValueError(f"{name} is {text}; it is 0 or more")
+    if name in _SHARES and value > 1:
+        raise ValueError(f"{name} is {text}; it is 1 or less")
     return value

@@ -1,7 +1,6 @@
 """Two folders -> one table; the empty-region conventions live here alone."""
 
 import math
-import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import numpy as np
 
 from brats_seg.core.files import write_json
 from brats_seg.core.progress import track
+from brats_seg.core.runtime import n_cores
 from brats_seg.core.shapes import TissueMap
 from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.calibration import Reliability, calibration_tree, read_probabilities, score_probabilities
@@ -311,7 +311,7 @@ def _score_folder(out: Path, cases: Mapping[str, Case], settings: _Settings, pro
         )
     tasks = [(case, path, SCHEMAS[name], classes, settings) for (case, path), name in zip(pairs, written, strict=True)]
     scored: list[_CaseScores] = []
-    with ThreadPoolExecutor(settings.workers or len(os.sched_getaffinity(0))) as threads:
+    with ThreadPoolExecutor(settings.workers or n_cores()) as threads:
         for result in track(threads.map(_score_files, tasks), total=len(tasks), label="scoring"):
             if isinstance(result, Problem):
                 problems.append(result)

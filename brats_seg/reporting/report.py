@@ -1,5 +1,6 @@
 """One HTML and Markdown report: scores, worst and best cases, volumes, confusion, calibration, what the network was trained on."""
 
+import html
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from jinja2 import Environment
 
 from brats_seg.core.files import write_text
 from brats_seg.core.progress import track
-from brats_seg.errors import InputError, UsageError
+from brats_seg.errors import InputError, UsageError, printable
 from brats_seg.evaluation.overlap import JointHistogram
 from brats_seg.evaluation.scores import CONVENTIONS, Convention, EvaluationReport, Score, evaluate_folders
 from brats_seg.evaluation.table import few_patients
@@ -347,9 +348,15 @@ def _environment() -> Environment:
         {
             "share": lambda x: "0" if x is None or math.isnan(x) else f"{x:.3f}",
             "letter": lambda i: "abcdefgh"[i - 1],
-            "cell": lambda text: str(text).replace("|", "\\|"),
+            "plain": _plain,
         }
     )
+
+
+def _plain(text: object) -> str:
+    """A name or a message as Markdown shows it: no HTML, no cell border, no line break in it."""
+    shown = html.escape(printable(str(text), limit=1000), quote=False)
+    return shown.replace("|", "\\|").replace("`", "'")
 
 
 def _ordinal(n: int) -> str:

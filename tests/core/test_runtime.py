@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from brats_seg.core.runtime import Runtime, catch_stop_signals, n_workers, set_allocator, start_runtime, worker_device
+from brats_seg.core.runtime import Runtime, catch_stop_signals, n_cores, n_workers, set_allocator, start_runtime, worker_device
 from brats_seg.errors import UsageError
 
 
@@ -87,3 +87,9 @@ def test_a_signal_asks_and_the_second_interrupt_breaks() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_where_the_system_does_not_say_which_cores_are_ours_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    assert (n_cores(), n_workers(0), n_workers(2)) == (3, 3, 2)

@@ -278,7 +278,7 @@ def _tables(root: Path) -> dict[str, Target]:
         "manifest.csv": Target(
             scans / "manifest.csv", mutants.text, lambda: [str(problem) for problem in find_cases(scans / "manifest.csv").problems]
         ),
-        "epochs.csv": Target(run / "epochs.csv", mutants.text, lambda: training_section(run)["n_epochs"]),
+        "epochs.csv": Target(run / "epochs.csv", mutants.text, lambda: training_section(run)["epochs"]),
     }
 
 

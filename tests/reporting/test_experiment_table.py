@@ -101,7 +101,23 @@ def test_rows_survive_their_file(tmp_path: Path) -> None:
         read_finished(tmp_path / "runs.csv")
 
 
-@pytest.mark.parametrize(("column", "value"), [("dice", "nan"), ("dice", "inf"), ("seconds", ""), ("fold", "")])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("dice", "nan"),
+        ("dice", "inf"),
+        ("dice", "1.0001"),
+        ("dice", "-0.1"),
+        ("sensitivity", "2"),
+        ("n_reference_vox", "-1"),
+        ("hd95_mm", "-3"),
+        ("center_share", "1.5"),
+        ("seconds", "-1"),
+        ("seconds", ""),
+        ("fold", ""),
+        ("fold", "9" * 5000),
+    ],
+)
 def test_a_cell_that_is_no_number_is_refused(tmp_path: Path, column: str, value: str) -> None:
     write_rows(tmp_path / "runs.csv", [dict(ROWS[0], **{column: value})])
     with pytest.raises(InputError, match=r"runs\.csv: not a runs\.csv"):

@@ -1,7 +1,9 @@
 import html
+import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from brats_seg import pipeline
 from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation import scores
 from brats_seg.evaluation.scores import CONVENTIONS
-from brats_seg.reporting.report import convention_words, write_report
+from brats_seg.reporting.report import _environment, convention_words, write_report
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +165,15 @@ def test_report_and_evaluate_score_with_as_many_threads(study: Study, tmp_path: 
             super().__init__(n)
 
     monkeypatch.setattr(scores, "ThreadPoolExecutor", Counted)
-    monkeypatch.setattr(scores.os, "sched_getaffinity", lambda _: {0, 1, 2})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
     pipeline.report(study.predictions, study.reference, output=tmp_path / "report.html")
     pipeline.evaluate(study.predictions, study.reference, output=tmp_path)
     assert n_threads == [3, 3]
+
+
+def test_names_and_messages_are_shown_in_markdown_and_not_obeyed() -> None:
+    plain_words = _environment().filters["plain"]
+    assert plain_words("<b>1</b> a|b `c`\nd & e") == "&lt;b&gt;1&lt;/b&gt; a\\|b 'c'\\nd &amp; e"
+    twin = resources.files("brats_seg.reporting").joinpath("report.md").read_text(encoding="utf-8")
+    for name in ("row.case", "p.words", "title", "lead", "training.run", "folders.predictions", "folders.reference"):
+        assert "{{ " + name + " }}" not in twin
