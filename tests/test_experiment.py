@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from itertools import product
+from itertools import accumulate, product
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +332,7 @@ def test_a_training_fold_that_lacks_a_class_is_named(bank: Path, tmp_path: Path)
     for case in listed["cases"]:
         if case["id"] not in opened.folds[1]:
             case["counts"][necrosis] = 0
+            case["offsets"] = [0, *accumulate(case["counts"])]
     (copy / "bank.json").write_text(json.dumps(listed))
     with pytest.raises(InputError, match=r"training cases of fold 1, seed 0 have no voxel of necrotic_core, which other folds have"):
         run_experiment(copy, tmp_path / "out", tiny(folds=[1]), workers=1)
