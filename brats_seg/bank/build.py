@@ -34,6 +34,7 @@ from brats_seg.scans.problem import Problem
 from brats_seg.scans.verify import CaseReport, one_patient, untold_schema
 from brats_seg.scans.volume import read_header, read_volume
 
+_BUILD_LOCK = ".build.lock"
 _PROBED = 3  # cases whose brain is looked for, to tell the disk a bank needs
 _MARGIN = 1.2  # over the largest of them
 
@@ -130,7 +131,7 @@ def build_bank(
     _make_folder(bank)
     tasks = [EntryTask(case, bank, settings, threads=2 if workers == 1 else 1) for case in cases]
     together: Literal["alone", "shared"] = "alone" if step == 1 else "shared"
-    with lock(bank / ".build.lock", holders=together), lock(bank / f".part-{first}-of-{step}.lock"):
+    with lock(bank / _BUILD_LOCK, holders=together), lock(bank / f".part-{first}-of-{step}.lock"):
         if not rebuild:
             _check_unchanged(bank, settings, n_folds=n_folds, seed=seed)
         mine = tasks[first - 1 :: step]
@@ -203,9 +204,14 @@ def _common_classes(cases: Sequence[Case], say: Callable[[str], None]) -> tuple[
 
 
 def _make_folder(bank: Path) -> None:
-    if bank.is_dir() and any(bank.iterdir()) and not is_bank(bank):
+    if bank.is_dir() and any(bank.iterdir()) and not (is_bank(bank) or _is_hardly_begun(bank)):
         raise InputError(f"{bank}: is not empty and no bank; give an empty or new folder")
     (bank / "cases").mkdir(parents=True, exist_ok=True)
+
+
+def _is_hardly_begun(bank: Path) -> bool:
+    """Whether a folder holds no more than what a build makes before its first case; it may have been killed then."""
+    return {path.name for path in bank.iterdir()} <= {"cases", _BUILD_LOCK} and not any((bank / "cases").glob("*"))
 
 
 def _check_unchanged(bank: Path, settings: Settings, *, n_folds: int, seed: int) -> None:

@@ -93,6 +93,15 @@ def test_a_build_killed_between_two_cases_goes_on(data: Path, tmp_path: Path) ->
     assert sorted(p.name for p in (bank / "cases").iterdir()) == [f"BraTS2021_0000{i}" for i in range(3)]
 
 
+def test_a_build_killed_before_its_first_case_goes_on(data: Path, tmp_path: Path) -> None:
+    """It leaves the folder of the cases and its lock; both were refused as a folder that is no bank."""
+    for bank in (tmp_path / "a", tmp_path / "b"):
+        (bank / "cases").mkdir(parents=True)
+    (tmp_path / "b" / ".build.lock").touch()
+    assert build_bank(data, tmp_path / "a").complete
+    assert build_bank(data, tmp_path / "b").complete
+
+
 def test_a_scan_is_hashed_again_only_when_its_size_or_time_changed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bank = tmp_path / "bank"
     build_bank(data, bank)
