@@ -175,5 +175,5 @@ def test_names_and_messages_are_shown_in_markdown_and_not_obeyed() -> None:
     plain_words = _environment().filters["plain"]
     assert plain_words("<b>1</b> a|b `c`\nd & e") == "&lt;b&gt;1&lt;/b&gt; a\\|b 'c'\\nd &amp; e"
     twin = resources.files("brats_seg.reporting").joinpath("report.md").read_text(encoding="utf-8")
-    for name in ("row.case", "p.words", "title", "lead", "training.run", "folders.predictions", "folders.reference"):
+    for name in ("row.case", "p.words", "lead", "training.run", "folders.predictions", "folders.reference"):
         assert "{{ " + name + " }}" not in twin
