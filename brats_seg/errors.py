@@ -16,10 +16,13 @@ def printable(text: str, *, limit: int = LONGEST_LINE) -> str:
 
 
 class _ToldError(Exception):
-    """An error whose lines can be printed, whatever the names and values in them."""
+    """An error of one line, or of several where each is given by itself; they can be printed, whatever the names and values in them."""
 
-    def __init__(self, said: str) -> None:
-        super().__init__("\n".join(printable(line) for line in said.split("\n")))
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+
+    def __str__(self) -> str:
+        return "\n".join(printable(line) for line in self.args)
 
 
 class InputError(_ToldError):

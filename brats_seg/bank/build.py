@@ -125,7 +125,7 @@ def build_bank(
     problems = list(found.problems)
     cases = [case for case in found.cases if _is_usable(case, problems)]
     if not cases:
-        raise InputError("\n".join([f"{data}: no case for a bank", *(str(problem) for problem in problems)]))
+        raise InputError(f"{data}: no case for a bank", *(str(problem) for problem in problems))
     classes = _common_classes(cases, say)
     settings = Settings(tuple(modalities), classes, percentiles, n4=n4, resample=resample)
     _make_folder(bank)
@@ -298,7 +298,7 @@ def _assemble(tasks: Sequence[EntryTask], settings: Settings, problems: list[Pro
     if missing:
         return tuple(missing)
     if not entries:
-        raise InputError("\n".join([f"{tasks[0].bank}: every case was refused", *(str(p) for p in problems if p.severity == "error")]))
+        raise InputError(f"{tasks[0].bank}: every case was refused", *(str(p) for p in problems if p.severity == "error"))
     patient_of = _patients(entries, tasks, problems)
     problems += _absent_classes(entries, settings.classes) + _needlessly_merged(entries, tasks, settings.classes)
     bank = tasks[0].bank

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import pickle
 import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -194,7 +195,10 @@ def test_a_value_is_shown_in_a_few_words(value: object) -> None:
 
 
 def test_an_error_is_lines_that_a_terminal_can_show() -> None:
-    said = str(InputError("a\x1b[2J\udcff: " + "x" * 5000 + "; give the right file\nb: wrong"))
+    error = InputError("a\x1b[2J\udcff: " + "x" * 5000 + "; give the right file", "b: wrong")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert str(InputError("two\nlines: wrong")) == "two\\nlines: wrong"
+    said = str(error)
     assert said.startswith("a\\x1b[2J\\udcff: xxx")
     assert said.endswith("; give the right file\nb: wrong")
     assert [len(line) for line in said.split("\n")] == [400, 8]
