@@ -272,7 +272,8 @@ class Training(Section):
     """The budget: epochs x steps x batch_size patches.
 
     `accumulate` cuts a batch into so many parts that go through the network one after the other, for less memory. `initial` is the SHA-256
-    of the checkpoint whose weights the training begins with: `train --from` writes it, and nobody else.
+    of the checkpoint whose weights the training begins with: `train --from` writes it, and nobody else. `norm_statistics` "measured"
+    shows the whole training scans to the trained network once more and takes the statistics of its batch norms from them.
     """
 
     epochs: Annotated[int, Field(gt=0)] = 50
@@ -283,6 +284,7 @@ class Training(Section):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
+    norm_statistics: Literal["running", "measured"] = "running"
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
     checkpoint_epochs: Annotated[int, Field(ge=1)] = 1
     tensorboard: bool = False

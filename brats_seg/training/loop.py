@@ -38,6 +38,7 @@ from brats_seg.training.checkpoint import (
 )
 from brats_seg.training.log import RunLog, Stopwatch, precision_name, progress_note, write_bad_batch, write_environment
 from brats_seg.training.mining import mine
+from brats_seg.training.norms import measure_norms
 from brats_seg.training.phases import Method, Phase
 from brats_seg.training.split import RunResult, Split
 from brats_seg.training.step import Learner, count_middle
@@ -278,8 +279,11 @@ class _Loop:
 
     def _close_epoch(self, epoch: int, n_patches: int) -> None:
         self._check_losses()
-        evaluated = ready_for_inference(self.learner.evaluated(), runtime=self.runtime)
         is_last = epoch == self.phase.last_epoch
+        if is_last and self.training.norm_statistics == "measured":
+            with self.watch("validation_s"):
+                measure_norms(self.learner.evaluated(), self.bank, divisor=self.divisor, runtime=self.runtime)
+        evaluated = ready_for_inference(self.learner.evaluated(), runtime=self.runtime)
         for state in self._other_ledgers():
             self.ledger.absorb(state)
         self._write_draws(epoch)

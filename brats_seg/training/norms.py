@@ -1,0 +1,64 @@
+"""Batch-norm statistics measured anew on whole training scans, as prediction shows them."""
+
+from copy import deepcopy
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from brats_seg.bank.bank import PatchBank
+from brats_seg.core.runtime import Runtime
+from brats_seg.inference.dense import label_map
+
+
+def measure_norms(network: nn.Module, bank: PatchBank, *, divisor: int, runtime: Runtime) -> None:
+    """Replace the running mean and variance of every batch norm, in place.
+
+    Training collects the running statistics from augmented patches. Prediction shows whole scans without augmentation, whose statistics
+    differ: the stronger the augmentation, the more. Here the bank's selected cases go through the network once, each pass normalized by
+    its own statistics, and the mean over the passes is kept (Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm", PreciseBN).
+
+    Args:
+        network: on the runtime's device; a network without batch norms is left as it is.
+        bank: its selected cases are the training cases.
+        divisor: what the sides of the network's input must be a multiple of.
+        runtime: the passes have its precision; the statistics are float32.
+    """
+    measured = deepcopy(network).eval()
+    if runtime.dtype_autocast is not None:
+        measured = measured.to(runtime.dtype_autocast)
+    norms = [module for module in measured.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    for norm in norms:
+        norm.float().reset_running_stats()
+        norm.momentum = None  # the mean over all passes
+        norm.train()
+    shown = _AsItStands(measured)
+    for case in bank.selected if norms else ():
+        label_map(
+            shown,
+            bank.volume(case)[0],
+            n_dims=3 if len(bank.patch_size) == 3 else 2,
+            divisor=divisor,
+            slices_around=bank.slices_around,
+        )
+    statistics = {name: buffer for name, buffer in measured.named_buffers() if name.rpartition(".")[2].startswith("running_")}
+    for name, buffer in network.named_buffers():
+        if name in statistics:
+            buffer.copy_(statistics[name])
+
+
+class _AsItStands(nn.Module):
+    """A network whose parts keep their modes, whatever mode the whole is put into."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.margin = getattr(network, "margin", 0)
+
+    def train(self, mode: bool = True) -> "_AsItStands":
+        """Change nothing."""
+        return self
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The network's output."""
+        logits: Tensor = self.network(inputs)
+        return logits
