@@ -1,5 +1,6 @@
 """An image folder in ImageNet's layout: a folder a class, files decoded when drawn."""
 
+import io
 import os
 import struct
 import zlib
@@ -14,13 +15,15 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from brats_seg.core.files import open_regular
+from brats_seg.core.files import read_bytes
 from brats_seg.core.progress import track
 from brats_seg.errors import InputError
 
 SHORTER_SIDE = 256
 """Pixels; Buda et al. 2018, section 3.3.3."""
 CROP = 224
+MOST_BYTES = 1 << 30
+"""Of the file of an image."""
 MOST_PIXELS = 1 << 26
 """Of an image; decoded it takes 200 MB."""
 MOST_ELONGATED = 100
@@ -155,7 +158,8 @@ def read_image(path: Path) -> Image.Image:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The image of a file; what is wrong with it, also when it is decoded, is told by its path."""
     try:
-        with open_regular(path) as file, Image.open(file, formats=("JPEG", "PNG")) as image:
+        # from memory: of an open file Pillow asks as much as a damaged length says
+        with Image.open(io.BytesIO(read_bytes(path, limit=MOST_BYTES)), formats=("JPEG", "PNG")) as image:
             if image.width * image.height > MOST_PIXELS or max(image.size) > MOST_ELONGATED * min(image.size):
                 most = f"{MOST_PIXELS:,} pixels and a long side of {MOST_ELONGATED} short ones are the most"
                 raise ValueError(f"{image.width} x {image.height} pixels; {most}")

@@ -1,5 +1,7 @@
 """Image folders."""
 
+import contextlib
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -96,6 +98,21 @@ def test_an_image_that_would_become_too_large_is_refused_when_drawn_and_by_the_c
         read_image(tmp_path / "a" / "x.png")
     (line,) = broken_images(images)
     assert f"{size[0]} x {size[1]} pixels" in line
+
+
+def test_no_memory_is_asked_for_a_chunk_that_the_file_does_not_hold(tmp_path):
+    path = tmp_path / "x.png"
+    Image.new("L", (30, 30)).save(path)
+    content = path.read_bytes()
+    at = content.index(b"IEND") - 4
+    path.write_bytes(content[:at] + b"\x7f\xff\xff\xffIDAT" + content[at + 8 :])
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(InputError):
+            read_image(path)
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_text_file_among_the_images(root):
