@@ -171,6 +171,13 @@ def test_a_packaged_checkpoint_is_small_and_knows_no_private_case(work: Path, sh
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
 
 
+def test_a_weight_under_two_names_is_stored_once(work: Path) -> None:
+    own, weight = load_checkpoint(work / "run" / "checkpoint_best.pt"), torch.ones(4, 3)
+    packed = load_tool().packed(replace(own, weights={"block.weight": weight, "skip.block.weight": weight})).weights
+    assert packed["block.weight"] is packed["skip.block.weight"]
+    assert packed["block.weight"].dtype == torch.bfloat16
+
+
 def test_models_lists_the_networks_and_prints_a_card(shelf: Path, capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for command in (("models",), ("models", "starter")):
         assert ends(*command) == 0

@@ -29,6 +29,7 @@ from brats_seg.config import load_settings
 from brats_seg.core.files import sha256, write_json, write_text
 from brats_seg.errors import InputError, UsageError
 from brats_seg.inference.tuning import read_tuning, write_tuning
+from brats_seg.models.networks import make_network
 from brats_seg.packaged import BEST, CARD, FACTS, SHELF, TUNED, Card, CardWords, PackedNetwork, networks_digest
 from brats_seg.training.checkpoint import Checkpoint, check_same_data, load_checkpoint, save_checkpoint
 
@@ -85,9 +86,11 @@ def pack(runs: Sequence[Path], *, name: str, words: CardWords, tuned: Path | Non
 
 def packed(checkpoint: Checkpoint) -> Checkpoint:
     """Without the state of training, case ids that are not public, and half of the bytes: kernels in bf16, the few others as they are."""
+    halved = {_place(weight): _halved(weight) for weight in checkpoint.weights.values()}
     return replace(
         checkpoint,
-        weights={name: _halved(weight) for name, weight in checkpoint.weights.items()},
+        # One tensor under two names, as the blocks of a dynunet are, stays one tensor in the file.
+        weights={name: halved[_place(weight)] for name, weight in checkpoint.weights.items()},
         train_cases=_public(checkpoint.train_cases),
         inner_cases=_public(checkpoint.inner_cases),
         held_out_cases=_public(checkpoint.held_out_cases),
@@ -100,17 +103,27 @@ def _halved(weight: Tensor) -> Tensor:
     return weight.to(torch.bfloat16).contiguous() if weight.is_floating_point() and weight.ndim > 1 else weight.clone()
 
 
+def _place(weight: Tensor) -> tuple[int, torch.Size]:
+    return weight.data_ptr(), weight.shape
+
+
 def _public(ids: Sequence[str]) -> tuple[str, ...]:
     return tuple(case for case in ids if _PUBLIC.match(case))
 
 
 def _facts(file: Path, checkpoint: Checkpoint) -> PackedNetwork:
-    n_parameters = sum(weight.numel() for weight in checkpoint.weights.values())
+    config = checkpoint.parsed_config()
+    network = make_network(
+        config.network,
+        n_channels=len(checkpoint.modalities) * (2 * config.patch.slices_around + 1),
+        n_classes=len(checkpoint.classes),
+        n_dims=len(config.patch.size),
+    )
     return PackedNetwork(
         file=file.name,
         sha256=sha256(file),
-        network=checkpoint.parsed_config().network.name,
-        n_parameters=n_parameters,
+        network=config.network.name,
+        n_parameters=sum(weight.numel() for weight in network.parameters()),
         epoch=checkpoint.epoch,
     )
 
