@@ -276,7 +276,8 @@ def test_every_layout_names_a_schema_there_is():
 
 def test_the_real_cases_are_found(real_data):
     found = find_cases(real_data)
-    assert [case.layout for case in found.cases] == ["brats2023"] + ["brats2021"] * 5 + ["brats2020", "brats2018"]
+    expected = ["brats2023"] + ["brats2021"] * 10 + ["brats2020", "brats2017"] + ["brats2018"] * 2
+    assert [case.layout for case in found.cases] == expected
     assert not found.problems
 
 

@@ -336,15 +336,27 @@ def test_a_stack_is_looked_at_by_channel(tmp_path, volumes):
     assert [report.cases[0].class_counts[name] for name in ("edema", "necrotic_or_non_enhancing", "enhancing_core")] == [2, 4, 1]
 
 
-def test_the_eight_real_cases_are_good(real_data):
+def test_the_fifteen_real_cases_are_good(real_data):
     report = verify_folder(real_data, workers=2)
-    assert len(report.good) == 8
-    assert report.problems == ()
-    counts = {row["case"]: row["class_counts"] for row in report.rows}
-    assert counts["BraTS2021_01476"] | {"healthy": 0} == {
-        "healthy": 0,
-        "necrotic_or_non_enhancing": 23189,
-        "edema": 27760,
-        "enhancing_core": 224,
+    assert len(report.good) == 15
+    (problem,) = report.problems
+    assert (problem.severity, problem.case) == ("warning", "Brats17_2013_27_1")
+    assert problem.what == "label has 6 annotated voxels outside the brain"
+    tumor = ("necrotic_or_non_enhancing", "edema", "enhancing_core")
+    assert {row["case"]: tuple(row["class_counts"][name] for name in tumor) for row in report.rows} == {
+        "Brats17_2013_27_1": (11727, 50571, 20437),
+        "Brats18_CBICA_AWG_1": (19830, 29143, 14186),
+        "Brats18_TCIA05_396_1": (9487, 135912, 16998),
+        "BraTS20_Training_001": (15443, 168794, 27742),
+        "BraTS2021_00002": (11248, 155695, 23651),
+        "BraTS2021_00003": (17214, 57773, 24252),
+        "BraTS2021_00005": (24187, 76742, 23854),
+        "BraTS2021_00006": (25506, 85957, 26448),
+        "BraTS2021_00008": (16, 18135, 311),
+        "BraTS2021_00014": (2, 35799, 2557),
+        "BraTS2021_01476": (23189, 27760, 224),
+        "BraTS2021_01479": (93298, 7407, 89546),
+        "BraTS2021_01480": (10557, 24143, 0),
+        "BraTS2021_01484": (135025, 27678, 0),
+        "BraTS-GLI-00000-000": (11738, 12836, 32731),
     }
-    assert counts["BraTS-GLI-00000-000"]["enhancing_core"] == 32731
