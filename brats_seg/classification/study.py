@@ -101,7 +101,7 @@ def make_plan(
         check_whitening(images, settings.images.preprocessing)
         _check(grid, settings, images)
     begun = [other for other in _stores(store) if (other / STORE).exists()] if store is not None else []
-    if begun and images is not None:
+    if store is not None and begun and images is not None:
         identity = _identity(settings, open_images(settings.images, image_folder(settings.images, folder), cache=store / "images"))
         for other in begun:
             check_identity(other, identity)

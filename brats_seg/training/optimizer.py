@@ -38,7 +38,8 @@ def make_optimizer(optimizer: Optimizer, network: nn.Module) -> torch.optim.Opti
 def _biases(network: nn.Module) -> set[nn.Parameter]:
     """Biases of convolutions and linear layers."""
     layers = (nn.Linear, nn.modules.conv._ConvNd)
-    return {module.bias for module in network.modules() if isinstance(module, layers) and module.bias is not None}
+    biases = {module.bias for module in network.modules() if isinstance(module, layers)}
+    return {bias for bias in biases if isinstance(bias, nn.Parameter)}
 
 
 def learning_rate(optimizer: Optimizer, step: int, *, n_steps: int) -> float:

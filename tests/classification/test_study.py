@@ -55,8 +55,8 @@ def test_the_published_numbers_of_networks():
 
 @pytest.mark.parametrize("name", config_names("studies"))
 def test_every_study_that_travels_along_can_be_planned(name: str):
-    settings = load_settings(StudySettings, name, shelf="studies")
-    assert len({cell.digest for cell in cells(settings)}) == len({cell.key for cell in cells(settings)}) == len(cells(settings))
+    grid = cells(load_settings(StudySettings, name, shelf="studies"))
+    assert len({cell.digest for cell in grid}) == len({cell.key for cell in grid}) == len(grid)
 
 
 def test_stores_of_the_first_version_are_still_known():
