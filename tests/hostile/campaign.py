@@ -29,6 +29,8 @@ GOOD = ("read", "refused")
 """What may become of a spoiled file. The others: traceback, long line, wrong, memory, hang, crash; and peer, where only the reader that
 is compared with dies."""
 PATIENCE_S = 10.0
+STARVED = 12
+"""Times `PATIENCE_S` after which a process hangs though it has used no time, such as one that waits for a pipe."""
 MEMORY_BYTES = 2 << 30
 AT_ONCE = 250
 """Files that one forked process reads."""
@@ -99,17 +101,28 @@ def _some(name: str, target: targets.Target, sound: bytes, numbers: range, *, fo
 
 
 def _listen(reader: int, child: int) -> tuple[list[str], str]:
-    """The lines of a process, until it ends or says nothing for `PATIENCE_S`."""
+    """The lines of a process, until it ends or says nothing for `PATIENCE_S`: of its own time, where the machine has other work."""
     said = b""
+    heard_at, used_by_then = time.monotonic(), 0.0
     while True:
         ready, _, _ = select.select([reader], [], [], PATIENCE_S)
+        used = _processor_s(child)
         if not ready:
+            if used - used_by_then < 0.9 * PATIENCE_S and time.monotonic() - heard_at < STARVED * PATIENCE_S:
+                continue
             os.kill(child, signal.SIGKILL)
             return said.decode().splitlines(), "hang"
+        heard_at, used_by_then = time.monotonic(), used
         piece = os.read(reader, 1 << 16)
         if not piece:
             return said.decode().splitlines(), "end"
         said += piece
+
+
+def _processor_s(child: int) -> float:
+    """Seconds of processor time that a process has used."""
+    fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _serve(name: str, target: targets.Target, sound: bytes, numbers: range, writer: int) -> None:

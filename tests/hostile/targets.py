@@ -34,7 +34,7 @@ from brats_seg.core.runtime import Runtime
 from brats_seg.evaluation.run_rows import COLUMNS, read_finished
 from brats_seg.inference import outputs, tuning
 from brats_seg.models.networks import make_network
-from brats_seg.reporting.history import training_section
+from brats_seg.reporting.history import _rows
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.phantom import write_cohort
 from brats_seg.scans.volume import make_geometry, read_header, read_volume, write_volume
@@ -278,7 +278,9 @@ def _tables(root: Path) -> dict[str, Target]:
         "manifest.csv": Target(
             scans / "manifest.csv", mutants.text, lambda: [str(problem) for problem in find_cases(scans / "manifest.csv").problems]
         ),
-        "epochs.csv": Target(run / "epochs.csv", mutants.text, lambda: training_section(run)["epochs"]),
+        "epochs.csv": Target(
+            run / "epochs.csv", mutants.text, lambda: _rows(run / "epochs.csv", numbers=("epoch",), or_empty=("loss", "dice_whole"))
+        ),
     }
 
 

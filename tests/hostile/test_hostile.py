@@ -48,7 +48,7 @@ import campaign
 from targets import Target
 from brats_seg.errors import InputError
 
-campaign.PATIENCE_S = 1.0
+campaign.PATIENCE_S, campaign.STARVED = 1.0, 3
 root = Path(sys.argv[1])
 (root / "found").mkdir()
 path = root / "x"
