@@ -59,7 +59,8 @@ class Method(Section):
         tau: of logit adjustment.
         weights_from: of deferred re-weighting: share of the iterations before the weights hold.
         augment: of perturbed copies: what is done to an image of a rare class.
-        hard: of hard-example replay: the threshold, whether a pool starts again, its age.
+        hard: of hard-example replay: the threshold, whether a pool starts again, its age. Without it, the network looks at all
+            images of a class, and a pool starts again when it is used up, as in the studies that are stored.
         networks: of EasyEnsemble and BalanceCascade.
         neighbors: of the samplers of imbalanced-learn that look at neighbors.
     """
@@ -71,7 +72,7 @@ class Method(Section):
     tau: Annotated[float, Field(gt=0)] = 1.0
     weights_from: Annotated[float, Field(ge=0, lt=1)] = 0.8
     augment: Augment = Augment(flip=0.0, rotate_degrees=10.0, scale=(0.9, 1.1), affine_probability=1.0, noise_sd=(0.0, 0.05))
-    hard: Hard = Hard()
+    hard: Hard = Hard(subset=None, recycle=True)
     networks: Annotated[int, Field(ge=2)] = 4
     neighbors: Annotated[int, Field(ge=1)] = 5
 

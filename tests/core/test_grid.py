@@ -133,13 +133,17 @@ def test_the_note_sees_each_new_cell(tmp_path: Path) -> None:
 
 
 STUDY = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from brats_seg.core.grid import Cell, run_grid
 
 def square(job):
-    (Path(job["marks"]) / f"{job['n']}.{time.monotonic_ns()}").touch()
+    marks, parent = Path(job["marks"]), os.getppid()
+    most = int((marks.parent / "most").read_text())
+    (marks / f"{job['n']}.{time.monotonic_ns()}").touch()
     time.sleep(0.05)
+    while len(os.listdir(marks)) > most and os.getppid() == parent:
+        time.sleep(0.01)
     return [{"n": job["n"], "square": job["n"] ** 2}]
 
 if __name__ == "__main__":
@@ -177,6 +181,7 @@ def test_a_study_killed_again_and_again_ends_with_the_table_of_one_never_killed(
     chance = random.Random(7)
     for blow in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM):
         n_before = len(list(marks.iterdir()))
+        (tmp_path / "most").write_text(str(n_before + 3))  # cells after these wait, so that the study is never finished too early
         with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": ROOT}, stderr=subprocess.DEVNULL) as study:
             # the moments count from the first cell of this attempt, not from the imports
             assert _wait_until(lambda: len(list(marks.iterdir())) > n_before)  # noqa: B023
@@ -187,6 +192,7 @@ def test_a_study_killed_again_and_again_ends_with_the_table_of_one_never_killed(
             study.send_signal(blow)
         assert study.returncode != 0
         assert _wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))  # noqa: B023
+    (tmp_path / "most").write_text("1000")
     assert subprocess.run(command, env={**os.environ, "PYTHONPATH": ROOT}, check=True).returncode == 0
     lines = [json.loads(line) for line in (store / "rows.jsonl").read_text().splitlines()]
     assert sorted(line["key"] for line in lines) == sorted(f"n{n}" for n in range(13))
