@@ -61,7 +61,7 @@ def read():
     if fate == "traceback":
         raise KeyError("x")
     if fate == "long line":
-        raise InputError("x: no" + chr(10) + "more")
+        raise InputError("x: no", "more")
     if fate == "memory":
         bytearray(3 << 30)
     if fate == "hang":
