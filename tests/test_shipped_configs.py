@@ -1,0 +1,187 @@
+"""Every study and experiment that travels along runs in small, from its data to its figures and tables."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from brats_seg import pipeline
+from brats_seg.classification import whitening
+from brats_seg.classification.settings import Distribution, StudySettings
+from brats_seg.classification.study import draw_figures, run_study, study_table
+from brats_seg.classification.table import write_table
+from brats_seg.classification.whitening import Whitening
+from brats_seg.config import config_names, load_settings
+from brats_seg.experiment import run_experiment
+from brats_seg.strategies import ExperimentConfig, Strategy, load_experiment, make_strategies
+from brats_seg.training import log
+
+SIZE = 48
+"""Voxels of a phantom along its longest axis: the smallest there are."""
+N_TRAIN = 40
+N_TEST = {"mnist": 6, "cifar10": 2, "folder": 1}
+"""Images of each class."""
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything runs in this process."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+
+
+# Studies
+
+
+def images(n: int, side: int, channels: int, *, n_classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Noise (n a class, y, x, c) with a bright stripe at the place of the class, and labels."""
+    labels = np.repeat(np.arange(n_classes), n)
+    pixels = np.random.default_rng(n).integers(0, 120, (len(labels), side, side, channels)).astype(np.uint8)
+    for image, label in zip(pixels, labels, strict=True):
+        image[side * label // n_classes : side * (label + 1) // n_classes] += 100
+    return pixels, labels
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of small image sets by the name of the set."""
+    root = tmp_path_factory.mktemp("images")
+    for name in ("mnist", "cifar10", "folder"):
+        (root / name).mkdir()
+    for part, n in (("train", N_TRAIN), ("t10k", N_TEST["mnist"])):
+        pixels, labels = images(n, 28, 1)
+        for what, array in (("images-idx3", pixels[..., 0]), ("labels-idx1", labels.astype(np.uint8))):
+            head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            (root / "mnist" / f"{part}-{what}-ubyte").write_bytes(head + array.tobytes())
+    for name, n in (("data_batch_1", N_TRAIN), ("test_batch", N_TEST["cifar10"])):
+        pixels, labels = images(n, 32, 3)
+        rows = pixels.transpose(0, 3, 1, 2).reshape(len(labels), -1)
+        (root / "cifar10" / name).write_bytes(pickle.dumps({b"data": rows, b"labels": labels.tolist()}))
+    for part, n in (("train", N_TRAIN), ("test", N_TEST["folder"])):
+        for number, (pixels, label) in enumerate(zip(*images(n, 32, 3), strict=True)):
+            (root / "folder" / part / str(label)).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / "folder" / part / str(label) / f"{number}.png")
+    return {name: root / name for name in ("mnist", "cifar10", "folder")}
+
+
+def smaller(settings: StudySettings) -> StudySettings:
+    """A study with sets of 20 images of a common class and 5 of a rare one, one point and repeat of each distribution, few iterations."""
+
+    def one_point(distribution: Distribution) -> Distribution:
+        few = {"rho": tuple(min(rho, 4.0) for rho in distribution.rho[:1]), "mu": distribution.mu[:1], "repeats": 1}
+        counts = (20, 5) if distribution.counts else None
+        return Distribution.model_validate(distribution.model_dump() | few | {"counts": counts})
+
+    def fewer(number: int, most: int) -> int:
+        return min(number, most)
+
+    knobs, is_large = settings.validation, settings.network.name in ("resnet10", "all_cnn")
+    return settings.model_copy(
+        update={
+            "base": 20,
+            "distributions": tuple(one_point(distribution) for distribution in settings.distributions[: 1 if is_large else None]),
+            "methods": {name: method.model_copy(update={"networks": 2}) for name, method in settings.methods.items()},
+            "search": settings.search.model_copy(update={"rates": settings.search.rates[:1], "runs": 1}),
+            "training": settings.training.model_copy(update={"iterations": 2 if is_large else 4, "batch_size": 2 if is_large else 8}),
+            "validation": knobs.model_copy(
+                update={"held_out": fewer(knobs.held_out, 5), "per_class": fewer(knobs.per_class, 1 if is_large else 5), "every": 2}
+            ),
+            "record": settings.record.model_copy(update={"curve_every": fewer(settings.record.curve_every, 2)}),
+        }
+    )
+
+
+@pytest.mark.parametrize("name", config_names("studies"))
+def test_every_study_runs_to_its_figures(name: str, sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_values = 32 * 32 * 3
+    even = Whitening(np.zeros(n_values, np.float32), np.eye(n_values, dtype=np.float32))
+    monkeypatch.setattr(whitening, "fit_whitening", lambda flat: even)  # its fit takes half a minute
+    settings = smaller(load_settings(StudySettings, name, shelf="studies"))
+    report = run_study(settings, tmp_path, folder=sets[settings.images.name], workers=1, device="cpu")
+    assert report.failed == ()
+    figures = draw_figures(tmp_path)
+    assert figures
+    assert all(path.stat().st_size > 5000 for path in figures)
+    assert all(path.is_file() for path in write_table(study_table(tmp_path), tmp_path))
+    if name == "cifar2":
+        assert "two_class_loss.png" in [path.name for path in figures]
+
+
+# Experiments
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three folds of two cases, with the five classes of 2013."""
+    root = tmp_path_factory.mktemp("bank")
+    pipeline.phantom(root / "scans", n_cases=6, layout="brats2013", size=SIZE, seed=1)
+    assert pipeline.preprocess(root / "scans", root / "bank", workers=1, n_folds=3).exit_code == 0
+    return root / "bank"
+
+
+SMALL: dict[str, Any] = {
+    "training.epochs": 2,
+    "training.steps": 3,
+    "training.batch_size": 16,
+    "training.threads": 1,
+    "validation.every": 1,
+}
+
+
+DONE: set[str] = set()
+"""Kinds of strategies that an experiment has run already."""
+
+
+def kind_of(strategy: Strategy) -> str:
+    """What a strategy does, whatever its numbers are."""
+
+    def without_numbers(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {key: without_numbers(value) for key, value in tree.items()}
+        if isinstance(tree, list):
+            return [without_numbers(value) for value in tree]
+        return bool(tree) if isinstance(tree, int | float) else tree
+
+    return repr([without_numbers(config.model_dump(mode="json")) for config in strategy.configs])
+
+
+def small_experiment(name: str) -> ExperimentConfig:
+    """Tiny networks, steps of one batch, one fold: the first strategy, and those of a kind that no experiment has run."""
+    config = load_experiment(name)
+    given = {key: {knob: value for knob, value in knobs.items() if knob not in SMALL} for key, knobs in config.strategies.items()}
+    tiny = {"network.channels": [4, 4, 4, 4, 4, 4], "patch.size": [32, 32]}
+    every = config.every | SMALL | ({} if "network" in config.every else tiny)
+    first, *_, last = [*config.predict.correct_priors, config.predict.correct_priors[-1]]
+    few = config.predict.model_copy(update={"correct_priors": tuple(dict.fromkeys((first, last)))})
+    config = config.model_copy(update={"every": every, "strategies": given, "predict": few})
+    chosen = []
+    for number, strategy in enumerate(make_strategies(config.model_copy(update={"against": None, "pictures": None}))):
+        if number < 1 or kind_of(strategy) not in DONE:
+            chosen.append(strategy)
+        DONE.add(kind_of(strategy))
+    labels = {label for strategy in chosen for label in strategy.labels}
+    cohorts = list(config.phantoms.items())
+    return config.model_copy(
+        update={
+            "strategies": {strategy.name: given[strategy.name] for strategy in chosen},
+            "against": config.against if config.against in labels else None,
+            "pictures": None if config.pictures is None else tuple(label for label in config.pictures if label in labels),
+            "phantoms": {key: cohort.model_copy(update={"size": SIZE, "cases": 6}) for key, cohort in [*cohorts[:1], *cohorts[3:4]]},
+            "folds": (0,),
+            "seeds": config.seeds[:1],
+        }
+    )
+
+
+@pytest.mark.parametrize("name", config_names("experiments"))
+def test_every_experiment_runs_to_its_page(name: str, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "draw_progress", lambda path, *args, **more: path.touch())  # a second for each run
+    config = small_experiment(name)
+    report = run_experiment(tmp_path / "banks" if config.phantoms else bank, tmp_path / "out", config, workers=1, device="cpu")
+    assert report.grid.failed == ()
+    assert {variant["strategy"] for variant in report.summary["variants"]} == set(config.strategies)
+    assert report.page.stat().st_size > 50_000
