@@ -351,6 +351,15 @@ class Config(Section):
         """Epochs of all phases, where none ends early."""
         return self.training.epochs + ((self.phases.epochs or self.training.epochs) if self.phases.two_phase else 0)
 
+    @model_validator(mode="after")
+    def _measured_weights_are_kept(self) -> "Config":
+        if self.training.norm_statistics == "measured" and self.validation.metric != "last":
+            raise ValueError(
+                "training.norm_statistics 'measured' changes the weights of the last epoch alone; it goes with validation.metric 'last', "
+                f"which keeps them: '{self.validation.metric}' may keep an earlier epoch"
+            )
+        return self
+
 
 def load_config(source: str | Path | None = None, *, overrides: tuple[str, ...] = ()) -> Config:
     """A training config; see `load_settings`. None gives the defaults."""
@@ -448,6 +457,8 @@ def lay_over(tree: dict[str, Any], override: str) -> None:
         tree = tree.setdefault(key, {})
         if not isinstance(tree, dict):
             raise UsageError(f"--set {printable(override, limit=120)}: '{key}' is a value, not a section")
+    if keys[-2:] == ["augment", "preset"]:
+        tree.clear()  # a preset stands for every knob; the knobs of the file would be laid over it
     tree[keys[-1]] = value
 
 
@@ -457,7 +468,7 @@ def _describe(error: Any, model: type[BaseModel]) -> str:
         close = difflib.get_close_matches(where, _knobs(model), n=1, cutoff=0.5)
         return f"config: no knob '{where}'" + (f"; did you mean '{close[0]}'?" if close else "")
     got = "" if isinstance(error["input"], dict) else f" (got {shown(error['input'])})"
-    return f"config: {where}: {error['msg'].removeprefix('Value error, ')}{got}"
+    return f"config: {f'{where}: ' if where else ''}{error['msg'].removeprefix('Value error, ')}{got}"
 
 
 def _knobs(model: type[BaseModel], prefix: str = "") -> list[str]:

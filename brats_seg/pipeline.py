@@ -177,7 +177,12 @@ def open_bank(bank: str | Path, config: Config) -> PatchBank:
 def check_fit(bank: PatchBank, config: Config) -> None:
     """Raise `UsageError` where a config could not train on a bank, of which no case is opened: before hours of other work, not after."""
     grouped, training = bank.regroup(config.task.classes), config.training
-    check_patch_size(config.network, patch_size=config.patch.size, n_together=training.batch_size // training.accumulate)
+    check_patch_size(
+        config.network,
+        patch_size=config.patch.size,
+        n_together=training.batch_size // training.accumulate,
+        jitter=config.sampler.jitter,
+    )
     check_metric(config.validation.metric, of=config.validation.of, classes=grouped.classes)
     Method(
         network=config.network, task=config.task, sampler=config.sampler, hard=config.hard, loss=config.loss, optimizer=config.optimizer,

@@ -176,12 +176,18 @@ def _strategy(name: str, base: dict[str, Any], changes: Mapping[str, Any], confi
 
 
 def laid_over(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a nested mapping with some values changed: keys are `section.key`, or sections with mappings in them."""
+    """A copy of a nested mapping with some values changed: keys are `section.key`, or sections with mappings in them.
+
+    A preset of augmentation replaces the whole section; knobs given with it or after it are laid over it.
+    """
     changed = dict(tree)
     for path, value in changes.items():
         section, _, rest = str(path).partition(".")
         within = changed.get(section)
         if rest:
             value = {rest: value}
+        if section == "augment":
+            within, value = ({"preset": part} if isinstance(part, str) else part for part in (within, value))
+            within = None if isinstance(value, dict) and "preset" in value else within
         changed[section] = laid_over(within, value) if isinstance(within, dict) and isinstance(value, dict) else value
     return changed

@@ -148,6 +148,19 @@ def test_a_preset_in_place_of_the_knobs_of_a_file() -> None:
     assert load_config("demo", overrides=("augment=none",)).augment == Augment(flip=0)
 
 
+def test_a_preset_that_is_set_replaces_the_knobs_of_a_file() -> None:
+    strong = parse_config({"augment": "strong"}).augment
+    assert load_config("unet2d_cpu", overrides=("augment.preset=strong",)).augment == strong
+    changed = load_config("unet2d_cpu", overrides=("augment.preset=strong", "augment.flip=0")).augment
+    assert changed == strong.model_copy(update={"flip": 0.0})
+
+
+def test_measured_statistics_go_with_the_last_weights() -> None:
+    with pytest.raises(UsageError, match=r"^config: training.norm_statistics 'measured' .* it goes with validation.metric 'last'"):
+        load_config(overrides=("training.norm_statistics=measured",))
+    assert load_config(overrides=("training.norm_statistics=measured", "validation.metric=last")).validation.metric == "last"
+
+
 def test_an_unknown_name_lists_the_names() -> None:
     with pytest.raises(UsageError, match="unet2d_cpu"):
         load_config("unet2d_cup")

@@ -13,7 +13,7 @@ import pytest
 from brats_seg import experiment, pipeline
 from brats_seg.bank.bank import PatchBank
 from brats_seg.cli import main
-from brats_seg.config import config_names, load_config, parse_settings
+from brats_seg.config import config_names, load_config, parse_config, parse_settings
 from brats_seg.core.grid import Cell
 from brats_seg.core.runtime import start_runtime
 from brats_seg.errors import InputError, UsageError
@@ -166,6 +166,24 @@ def test_nested_knobs_are_laid_over_what_an_experiment_is_like(tmp_path: Path) -
     one, two = make_strategies(load_experiment(tmp_path / "child.yaml"))
     assert (one.configs[0].training.epochs, one.configs[0].training.steps) == (3, 9)
     assert (two.configs[0].optimizer.lr, two.configs[0].optimizer.weight_decay, two.configs[1].optimizer.lr) == (0.01, 0.5, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("every", "knobs", "flip"),
+    [
+        ({}, {"augment": "strong"}, 0.5),
+        ({}, {"augment": {"preset": "strong"}}, 0.5),
+        ({}, {"augment.preset": "strong"}, 0.5),
+        ({"augment": "strong"}, {}, 0.5),
+        ({"augment": "strong"}, {"augment.flip": 0.0}, 0.0),
+        ({"augment": "light"}, {"augment": {"preset": "strong", "flip": 0.0}}, 0.0),
+    ],
+)
+def test_a_preset_stands_for_every_knob_of_what_it_is_laid_over(every: dict[str, Any], knobs: dict[str, Any], flip: float) -> None:
+    config = ExperimentConfig(base="unet2d_cpu", every=every, strategies={"one": knobs})
+    (strategy,) = make_strategies(config)
+    strong = parse_config({"augment": "strong"}).augment
+    assert strategy.configs[0].augment == strong.model_copy(update={"flip": flip})
 
 
 def test_rows_that_stand_twice_count_once_and_missing_ones_are_named(

@@ -63,10 +63,11 @@ bank() { # SCANS BANK
 train() { # BANK RUNS
     mkdir -p "$2"
     local budget="--set training.epochs=${EPOCHS:-20} --set training.steps=${STEPS:-75}"
+    # A second call with the same folders goes on with what is not finished.
     printf '%s\n' $FOLDS | xargs -P "${AT_ONCE:-2}" -I{} sh -c \
-        "timeout ${LIMIT_RUN:-180} $BRATS_SEG train '$1' '$2/fold{}' --config $CONFIG --fold {} $budget ${EXTRA:-} \
-            --resume > '$2/fold{}.log' 2>&1 || echo 'fold {}: not finished, see $2/fold{}.log'"
-    if [ -d "$2/foldall" ]; then mv "$2/foldall" "$2/all"; fi
+        "run=fold{}; [ {} = all ] && run=all; \
+        timeout ${LIMIT_RUN:-180} $BRATS_SEG train '$1' \"$2/\$run\" --config $CONFIG --fold {} $budget ${EXTRA:-} \
+            --resume > \"$2/\$run.log\" 2>&1 || echo \"fold {}: not finished, see $2/\$run.log\""
 }
 
 score() { # BANK RUNS SCANS OUT

@@ -137,14 +137,16 @@ class ClassIndex:
     def ranks_of(self, cls: int, ids: Ids) -> Ids:
         """Rank of each example of one class, as `pick` counts them: the way back from ids to ranks.
 
-        The ids must be of this class and rising, and a case must list its positions of the class rising and under 2^32, as in a bank.
+        The ids must be of this class and rising, and positions must be under 2^32, as in a bank.
         """
         ranks = np.empty_like(ids)
         for row, first in enumerate(self._case_ids[self._rows].tolist()):
             here = slice(*np.searchsorted(ids, (first, first + (1 << 32))).tolist())
             if here.start < here.stop:
                 own = self.positions(row)[cls]
-                ranks[here] = np.searchsorted(own, (ids[here] - first).astype(own.dtype)) + self._ends[cls, row] - len(own)
+                order = np.argsort(own, kind="stable")  # a class made of several lists their positions one class after the other
+                places = np.searchsorted(own, (ids[here] - first).astype(own.dtype), sorter=order)
+                ranks[here] = order[places] + self._ends[cls, row] - len(own)
         return ranks
 
     def positions(self, row: int) -> list[np.ndarray]:

@@ -95,15 +95,28 @@ def network_divisor(network: Network) -> int:
     return _recipe(network).divisor(network)
 
 
-def check_patch_size(network: Network, *, patch_size: tuple[int, ...], n_together: int = 2) -> None:
-    """Raise `UsageError` where a network cannot be trained on patches of this size, `n_together` of them in the smallest pass, or (a
-    composed cascade) not at all."""
+def check_patch_size(network: Network, *, patch_size: tuple[int, ...], n_together: int = 2, jitter: float = 0.0) -> None:
+    """Raise `UsageError` where a network cannot be trained on patches of this size, or (a composed cascade) not at all.
+
+    Args:
+        network: its knobs.
+        patch_size: (Y, X) or (Z, Y, X), voxels.
+        n_together: patches in the smallest pass.
+        jitter: `sampler.jitter`; a network with a margin must label the voxel that was drawn.
+    """
     recipe, shown = _recipe(network), " x ".join(map(str, patch_size))
     if network.name == "cascade":
         raise UsageError("network.name 'cascade' is not trained: `brats-seg cascade` composes it of two trained runs")
     smallest = 2 * recipe.margin + 1
     if recipe.margin and any(side < smallest or side % 2 == 0 for side in patch_size):
         raise UsageError(f"patch.size {shown}: '{network.name}' needs odd sides of at least {smallest}")
+    least = min(patch_size)
+    most = (least - smallest) / (least - 1) if recipe.margin else 1.0
+    if jitter > most + 1e-6:
+        raise UsageError(
+            f"sampler.jitter {jitter:g}: '{network.name}' labels the middle {least - 2 * recipe.margin} of {least} voxels a side, and the "
+            f"drawn voxel must be one of them; take {int(100 * most) / 100:g} at most"
+        )
     divisor = network_divisor(network)
     if any(side % divisor for side in patch_size):
         raise UsageError(f"patch.size {shown}: '{network.name}' with {len(network.channels)} channels needs multiples of {divisor}")

@@ -305,7 +305,9 @@ class _OnMeta(TorchFunctionMode):
 
 
 def take_weights(network: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Begin with a checkpoint's weights wherever a name and a shape are those of the network's; the other weights stay as they are.
+    """Begin with a checkpoint's weights in every layer whose weights all have the name and shape of the network's.
+
+    The other layers stay as they are: a bias without its kernel would be of no use.
 
     Returns:
         The layers of the network that took none.
@@ -314,12 +316,15 @@ def take_weights(network: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
         InputError: no layer fits.
     """
     own = network.state_dict()
-    fitting = {name: weight for name, weight in checkpoint.weights.items() if name in own and weight.shape == own[name].shape}
+    given = checkpoint.weights
+    misfits = [name for name, weight in own.items() if name not in given or given[name].shape != weight.shape]
+    left_out = tuple(dict.fromkeys(name.rpartition(".")[0] for name in misfits))
+    fitting = {name: given[name] for name in own if name.rpartition(".")[0] not in left_out}
     if not fitting:
         here, there = type(network).__name__, checkpoint.parsed_config().network.name
         raise InputError(f"--from: no layer of the checkpoint's network '{there}' fits this one ({here}); give the same network.name")
     network.load_state_dict(fitting, strict=False)
-    return tuple(dict.fromkeys(name.rpartition(".")[0] for name in own if name not in fitting))
+    return left_out
 
 
 def library_versions() -> dict[str, str]:

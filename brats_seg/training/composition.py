@@ -41,7 +41,7 @@ def compose_checkpoints(detector: Checkpoint, classifier: Checkpoint, *, paths: 
         paths: what an error calls them.
 
     Raises:
-        UsageError: stages of another task, or of patches with another number of axes.
+        UsageError: stages of another task, or of patches with another number of axes or other slices around.
         InputError: stages trained on other cases or another bank, so that together they would have seen what one of them held out.
     """
     stages = {"detector": detector, "classifier": classifier}
@@ -55,6 +55,11 @@ def compose_checkpoints(detector: Checkpoint, classifier: Checkpoint, *, paths: 
     if len(configs[0].patch.size) != len(configs[1].patch.size):
         sizes = tuple(" x ".join(map(str, config.patch.size)) for config in configs)
         raise UsageError(f"{paths[1]}: takes patches of {sizes[1]}, {paths[0]} of {sizes[0]}; the stages need as many axes as each other")
+    around = [config.patch.slices_around for config in configs]
+    if around[0] != around[1]:
+        raise UsageError(
+            f"{paths[1]}: has patch.slices_around {around[1]}, {paths[0]} {around[0]}; the stages of a cascade see the same slices"
+        )
     return Checkpoint(
         weights={f"{stage}.{name}": value for stage, one in stages.items() for name, value in one.weights.items()},
         config=dump_config(_composed_config(*configs)),

@@ -90,7 +90,7 @@ def train(
         InputError: a loss that is not finite (the batch is saved), a bad checkpoint, a bank other than the run's, a folder in use.
     """
     n_together = training.batch_size // runtime.world_size // training.accumulate
-    check_patch_size(network, patch_size=bank.patch_size, n_together=n_together)
+    check_patch_size(network, patch_size=bank.patch_size, n_together=n_together, jitter=sampler.jitter)
     bank = bank.regroup(task.classes)
     check_metric(validation.metric, of=validation.of, classes=bank.classes)
     seen = bank.select(split.train).to(runtime.device)

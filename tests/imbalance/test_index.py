@@ -137,6 +137,16 @@ def test_the_ranks_of_rising_ids_are_the_way_back_from_pick():
             assert view.pick(np.full(len(ids), k), ranks).tolist() == ids.tolist()
 
 
+def test_ranks_in_a_class_that_is_made_of_several_whose_positions_begin_anew():
+    # Edema at 4 and 9, enhancing core at 2 and 7: together as tumor the positions are 4, 9, 2, 7.
+    part = np.array([0, 4, 9, 2, 7], np.uint32)
+    index = ClassIndex(
+        ("healthy", "edema", "enhancing_core"), np.array([[1, 2, 2]]), part=lambda case: part, case_ids=np.zeros(1, np.int64)
+    )
+    grouped = index.regroup(("healthy", "tumor"), ((0,), (1, 2)))
+    assert grouped.ranks_of(1, np.array([2, 4, 7, 9])).tolist() == [2, 0, 3, 1]
+
+
 def test_random_ids_are_different_and_all_where_there_are_no_more():
     index = ClassIndex.from_labels(np.zeros(50, np.int64), ("only",))
     generator = np.random.default_rng(0)

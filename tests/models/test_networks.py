@@ -183,6 +183,16 @@ def test_sides_must_fit_the_network() -> None:
     check_patch_size(knobs("unet3d", norm="instance"), patch_size=(2, 2, 4))
 
 
+def test_a_drawn_voxel_lies_where_the_network_labels_voxels() -> None:
+    # Of 33 voxels a side `two_path` labels the middle one, of 49 the middle 17: 16 of the 48 steps from end to end.
+    check_patch_size(Network(), patch_size=(64, 64), jitter=1.0)
+    check_patch_size(knobs("two_path"), patch_size=(49, 49), jitter=1 / 3)
+    with pytest.raises(UsageError, match=r"sampler.jitter 0.6: 'two_path' labels the middle 17 of 49 voxels .* 0.33 at most"):
+        check_patch_size(knobs("two_path"), patch_size=(49, 49), jitter=0.6)
+    with pytest.raises(UsageError, match=r"the middle 1 of 33 voxels .* 0 at most"):
+        check_patch_size(knobs("two_path"), patch_size=(33, 33), jitter=0.1)
+
+
 @pytest.mark.parametrize(
     ("network", "patch_size", "message"),
     [

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from tiny_bank import CLASSES, MODALITIES, knobs
+from torch import nn
 
 from brats_seg.config import Config, Network, Patch, dump_config
 from brats_seg.core.runtime import Runtime
@@ -24,7 +25,9 @@ from brats_seg.training.checkpoint import (
     load_checkpoint,
     restore_network,
     save_checkpoint,
+    take_weights,
 )
+from brats_seg.training.composition import compose_checkpoints
 
 CONFIG = knobs()
 
@@ -329,3 +332,22 @@ def test_going_on_needs_the_same_bank_cases_and_knobs() -> None:
         check_same_run(checkpoint(), path, config=dump_config(CONFIG), bank="abc", cases=(("A",), ("C",), ("D",)))
     with pytest.raises(UsageError, match=r"training.epochs is 9; the run has 3"):
         check_same_run(checkpoint(), path, config=dump_config(knobs(training={"epochs": 9})), bank="abc", cases=cases)
+
+
+def test_a_layer_whose_kernel_does_not_fit_keeps_its_own_bias_too() -> None:
+    saved = checkpoint()
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 1))
+    given = {name: torch.full_like(weight, 7) for name, weight in network.state_dict().items()}
+    given["0.weight"] = torch.full((2, 1, 3, 3, 3), 7.0)
+    own_bias = network[0].bias.clone()
+    assert take_weights(network, dataclasses.replace(saved, weights=given)) == ("0",)
+    assert torch.equal(network[0].bias, own_bias)
+    assert (network[1].weight == 7).all()
+    assert (network[1].bias == 7).all()
+
+
+def test_stages_of_a_cascade_that_see_other_slices_around_are_refused() -> None:
+    detector = with_knobs(task={"classes": "healthy_or_tumor"})
+    classifier = with_knobs(task={"classes": "tumor"}, patch={"slices_around": 1})
+    with pytest.raises(UsageError, match=r"^b: has patch.slices_around 1, a 0; the stages of a cascade see the same slices"):
+        compose_checkpoints(detector, classifier, paths=(Path("a"), Path("b")))

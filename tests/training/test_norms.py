@@ -8,6 +8,7 @@ from torch import nn
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.core.runtime import start_runtime
+from brats_seg.inference import windowed
 from brats_seg.training.checkpoint import load_checkpoint
 from brats_seg.training.loop import BEST
 from brats_seg.training.norms import measure_norms
@@ -41,10 +42,34 @@ def test_statistics_are_those_of_the_whole_scans(tmp_path: Path, patch_size: tup
     assert all(torch.equal(weights[name], value) for name, value in network.named_parameters())
 
 
+SEEN: list[tuple[int, ...]] = []
+
+
+class Watched(OneNorm):
+    """Notes the sides of what it is shown."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        SEEN.append(tuple(inputs.shape[2:]))
+        return super().forward(inputs)
+
+
+def test_a_scan_that_does_not_fit_into_memory_is_shown_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windowed, "_memory_bytes", lambda device: 0)
+    write_bank(tmp_path / "bank", shape=(8, 32, 32))
+    bank = PatchBank(tmp_path / "bank", patch_size=(4, 16, 16)).select(["A"])
+    network = Watched(3)
+    SEEN.clear()
+    measure_norms(network, bank, divisor=4, runtime=start_runtime(device="cpu", precision="float32"))
+    assert (8, 32, 32) not in SEEN
+    assert SEEN.count((4, 16, 16)) > 1
+
+
 def test_measured_statistics_replace_the_running_ones_at_the_end_of_a_run(tmp_path: Path) -> None:
     write_bank(tmp_path / "bank")
     for kind in ("running", "measured"):
-        run(tmp_path / kind, tmp_path / "bank", config=knobs(training={"norm_statistics": kind, "epochs": 2}))
+        run(
+            tmp_path / kind, tmp_path / "bank", config=knobs(training={"norm_statistics": kind, "epochs": 2}, validation={"metric": "last"})
+        )
     running, measured = (load_checkpoint(tmp_path / kind / BEST).weights for kind in ("running", "measured"))
     for name, value in running.items():
         is_statistic = name.endswith(("running_mean", "running_var"))
