@@ -63,14 +63,14 @@ def cells(settings: StudySettings) -> tuple[Cell, ...]:
     Raises:
         UsageError: a method that is none, or knobs it does not take.
     """
-    known = remedies(settings.methods)
+    known = [(remedy, recorded("method", remedy.knobs.model_dump(mode="json"))) for remedy in remedies(settings.methods)]
     repeats = max(distribution.repeats or settings.repeats for distribution in settings.distributions)
     return tuple(
-        _cell(settings, point, remedy, rate=rate, run=run)
+        _cell(point, remedy, knobs=knobs, rate=rate, run=run)
         for repeat in range(repeats)
         for distribution in settings.distributions if repeat < (distribution.repeats or settings.repeats)
         for point in _points(distribution, repeat)
-        for remedy in known if distribution.methods is None or remedy.name in distribution.methods
+        for remedy, knobs in known if distribution.methods is None or remedy.name in distribution.methods
         for rate in settings.search.rates or (settings.optimizer.lr,)
         for run in range(settings.search.runs)
     )  # fmt: skip
@@ -252,8 +252,7 @@ def _points(distribution: Distribution, repeat: int) -> list[dict[str, Any]]:
     return [{**shared, "rho": rho, "mu": mu} for rho in distribution.rho for mu in distribution.mu or (None,)]
 
 
-def _cell(settings: StudySettings, point: Mapping[str, Any], remedy: Remedy, *, rate: float, run: int) -> Cell:
-    knobs = recorded("method", remedy.knobs.model_dump(mode="json"))
+def _cell(point: Mapping[str, Any], remedy: Remedy, *, knobs: Mapping[str, Any], rate: float, run: int) -> Cell:
     job = {"set": dict(point), "method": remedy.name, "knobs": knobs, "rate": rate, "run": run}
     ratio = f" to {remedy.imbalance_ratio:g}" if remedy.imbalance_ratio != 1 else ""
     where = f"{point['kind']} rho {point['rho']:g}" + (f" mu {point['mu']:g}" if point["mu"] else "")

@@ -258,7 +258,7 @@ def check_kills(images: Path, tmp_path: Path, *, n_kills: int, iterations: int, 
         study.kill()
         study.wait()
         time.sleep(0.2)  # until its lock is let go
-    subprocess.run(command, check=True)
+    run_study(settings, tmp_path / "killed", folder=images, workers=1, device="cpu")
     assert (tmp_path / "killed" / "rows.jsonl").read_text().count("\n") == len(cells(settings))  # none twice
     killed = study_rows(tmp_path / "killed")
     assert without_clocks(killed) == without_clocks(list(whole.rows))

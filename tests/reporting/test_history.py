@@ -21,7 +21,7 @@ def test_curves_have_the_epochs_that_have_a_number(study: Study) -> None:
     assert "loss ends at 0.500" in loss["plot"].alt
     assert "whole ends at 0.700" in dice["plot"].alt
     assert "epoch 2" in dice["words"]
-    assert (section["epochs"], section["outside_percent"]) == ("2 epochs", 25.0)
+    assert (section["epochs"], section["outside_percent"]) == ("2 of 50 epochs", 25.0)
 
 
 @pytest.mark.parametrize(
