@@ -69,7 +69,8 @@ STOPPED = 130
 def demo(
     out: Annotated[Path, typer.Argument(help="An empty or new folder.")] = Path("brats_seg_demo"),
     real: Annotated[
-        Path | None, typer.Option("--real", metavar="SCANS", help="Segment this folder with the network that travels along.", exists=True)
+        Path | None,
+        typer.Option("--real", metavar="SCANS", help="Segment these scans with the network that travels with the package.", exists=True),
     ] = None,
 ) -> None:
     """Everything once, offline: phantom scans, verify, preprocess, train, predict, evaluate, report."""
@@ -79,7 +80,7 @@ def demo(
     if real is None:
         run_demo(out, console=make_console())
     else:
-        run_real_demo(real, out, console=make_console())
+        raise typer.Exit(run_real_demo(real, out, console=make_console()).exit_code)
 
 
 @app.command(epilog="Example: brats-seg phantom scans --cases 8 --layout brats2021")
@@ -218,7 +219,8 @@ def tune(
     run: Run,
     bank: Bank,
     also: Annotated[
-        list[Path] | None, typer.Option(help="Pool the inner cases of this run too, a run of another fold. Repeat for several.")
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="Pool the inner cases of this run too, a run of another fold. Repeat for several."),
     ] = None,
     objective: Annotated[
         Literal["dice", "lesion_dice"],
@@ -248,9 +250,7 @@ def predict(
     inference: InferenceName = "auto",
     correct_priors: Annotated[
         float,
-        typer.Option(
-            min=0, max=1, metavar="STRENGTH", help="Undo the sampled class mix: 0 not, 1 in full, often too much; `tune` finds it."
-        ),
+        typer.Option(min=0, max=1, metavar="S", help="Undo the sampled class mix: 0 not, 1 in full, often too much; `tune` finds it."),
     ] = 0.0,
     min_component_mm3: Annotated[
         float, typer.Option(min=0, metavar="MM3", help="Connected tumor smaller than this becomes healthy.")
@@ -260,11 +260,13 @@ def predict(
     ] = 0.0,
     tuned: Tuned = None,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Take cases that lack modalities (networks trained with augment.modality_dropout).")
+        bool, typer.Option("--allow-missing", help="Take cases that lack modalities (networks trained with modality dropout).")
     ] = False,
     device: Device = "auto",
     precision: PrecisionName = "auto",
-    file_type: Annotated[Literal[".nii.gz", ".nii", ".mha"], typer.Option(help="Of the label maps.")] = ".nii.gz",
+    file_type: Annotated[
+        Literal[".nii.gz", ".nii", ".mha"], typer.Option(metavar="ENDING", help="Of the label maps: .nii.gz, .nii or .mha.")
+    ] = ".nii.gz",
     save_probabilities: Annotated[bool, typer.Option("--save-probabilities", help="Also write class probabilities.")] = False,
     continue_: Annotated[bool, typer.Option("--continue", help="Skip the cases that are there already.")] = False,
     part: Part = None,

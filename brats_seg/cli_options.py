@@ -18,15 +18,13 @@ Bank = Annotated[Path, typer.Argument(help="Patch bank folder.", exists=True, fi
 Run = Annotated[Path, typer.Argument(help="Run folder of a training.", exists=True, file_okay=False)]
 RunOrName = Annotated[
     str,
-    typer.Argument(
-        metavar="RUN", help="Run folder of a training, or the name of a network that travels with the package (`brats-seg models`)."
-    ),
+    typer.Argument(help="Run folder of a training, or the name of a network that travels with the package (`brats-seg models`)."),
 ]
 Tuned = Annotated[
     bool | None,
     typer.Option(
         "--tuned/--untuned",
-        help="Prior correction and clean-up as `brats-seg tune` found them; by default for packaged networks alone.",
+        help="Prior correction, thresholds and clean-up as `brats-seg tune` found them; by default for packaged networks alone.",
         show_default=False,
     ),
 ]
@@ -36,10 +34,15 @@ Reference = Annotated[Path, typer.Argument(help="Folder of scans with expert lab
 Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 for one per core.")]
 Part = Annotated[str | None, typer.Option(metavar="I/N", help="Do the I-th of N parts only (job arrays).")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-PrecisionName = Annotated[Literal["auto", "float32", "bf16"], typer.Option(help="Arithmetic of the network; auto picks for the device.")]
+PrecisionName = Annotated[
+    Literal["auto", "float32", "bf16"],
+    typer.Option(metavar="KIND", help="Arithmetic of the network: float32, bf16, or auto (what suits the device)."),
+]
 InferenceName = Annotated[
     Literal["auto", "whole", "windowed"],
-    typer.Option(help="Whole slices, or overlapping windows of the patch size; auto asks the network."),
+    typer.Option(
+        metavar="MODE", help="whole (slices), windowed (overlapping windows of the patch size), or auto (what suits the network)."
+    ),
 ]
 Resample = Annotated[bool, typer.Option("--resample", help="Resample cases whose spacing is over 5 % off, instead of refusing them.")]
 Synthetic = Annotated[bool, typer.Option("--synthetic", help="Take the synthetic (SimBRATS) cases of 2013 too.")]

@@ -9,6 +9,7 @@ from brats_seg.config import load_config
 from brats_seg.errors import InputError, UsageError
 from brats_seg.reporting.console import show_place, show_predictions, show_problems, show_scores, show_verification
 from brats_seg.reporting.predictions_page import write_predictions_page
+from brats_seg.reporting.report import WrittenReport
 from brats_seg.scans.layouts import find_cases
 
 N_CASES = 10
@@ -53,8 +54,11 @@ def run_demo(out: str | Path, *, console: Console) -> Path:
     return page
 
 
-def run_real_demo(scans: str | Path, out: str | Path, *, console: Console, network: str = STARTER, device: str = "auto") -> Path:
-    """Segment a folder of scans with a packaged network, score what has a reference, and give the path of a page with every case.
+def run_real_demo(scans: str | Path, out: str | Path, *, console: Console, network: str = STARTER, device: str = "auto") -> WrittenReport:
+    """Segment a folder of scans with a packaged network, score what has a reference, and write a page with every case.
+
+    Returns:
+        The page, and 1 as the exit code where a case was refused.
 
     Raises:
         UsageError: a folder with something in it, or no packaged network of that name.
@@ -64,6 +68,8 @@ def run_real_demo(scans: str | Path, out: str | Path, *, console: Console, netwo
     predictions = out / "predictions"
     predicted = pipeline.predict(network, scans, predictions, device=device)
     show_predictions(predicted, predictions, console=console)
+    if predicted.exit_code:
+        console.print(f"for the options named above: brats-seg predict {network} {scans} OUT", soft_wrap=True, markup=False)
     done = {prediction.case for prediction in predicted.predictions}
     cases = [case for case in find_cases(scans, required=(), labels="unused").cases if case.id in done]
     page = write_predictions_page(predictions, cases, output=out / "report.html")
@@ -72,8 +78,11 @@ def run_real_demo(scans: str | Path, out: str | Path, *, console: Console, netwo
         show_scores(pipeline.evaluate(predictions, scans, only=scored).summary, console=console)
         scores = pipeline.report(predictions, scans, output=out / "scores.html", only=scored).page
         show_place("scores:    ", scores.resolve(), console=console)
+    if n_untold := sum(case.label is not None and not case.schema for case in cases):
+        what = f"{n_untold} references are not scored: nothing says which tissue each value is; to score them:"
+        console.print(f"{what} brats-seg evaluate {predictions} {scans} --schema NAME", soft_wrap=True, markup=False)
     show_place("report:    ", page.resolve(), console=console)
-    return page
+    return WrittenReport(page, predicted.exit_code)
 
 
 def _empty(out: str | Path) -> Path:

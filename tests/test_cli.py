@@ -22,6 +22,13 @@ def test_every_verb_has_help_with_an_example(verb: str) -> None:
     assert f"Example: brats-seg {verb}" in result.output
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_is_whole_in_a_narrow_window(verb: str) -> None:
+    result = CliRunner().invoke(app, [verb, "-h"], terminal_width=80, env={"COLUMNS": "80"})
+    assert max(map(len, result.output.splitlines())) <= 80
+    assert "\N{HORIZONTAL ELLIPSIS}" not in result.output  # it stands for letters that are cut off
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"

@@ -393,6 +393,22 @@ def test_the_demo_segments_the_readers_own_scans(work: Path, shelf: Path, tmp_pa
     assert page.count("<img") == 4 * 2 * 2  # FLAIR and T1c, each alone and under the prediction
     assert "reference" not in page.partition("</style>")[2]
     assert not (tmp_path / "out" / "scores.html").exists()  # nothing says what the labels mean
+    said = capsys.readouterr().out
+    assert "4 references are not scored" in said
+    assert f"brats-seg evaluate {tmp_path / 'out' / 'predictions'} {work / 'plain'} --schema NAME" in said
     assert ends("demo", tmp_path / "scored", "--real", work / "scans") == 0
     assert (tmp_path / "scored" / "scores.html").exists()
     assert ends("demo", tmp_path / "out", "--real", work / "plain") == 2
+
+
+def test_the_demo_exits_with_1_where_a_case_was_refused_and_names_the_verb_with_the_options(
+    work: Path, shelf: Path, tmp_path: Path, capsys
+) -> None:
+    shutil.copytree(work / "plain", tmp_path / "scans")
+    first = sorted((tmp_path / "scans").iterdir())[0]
+    shutil.copy(first / "T1.nii.gz", first / "T1gd.nii.gz")
+    assert ends("demo", tmp_path / "out", "--real", tmp_path / "scans") == 1
+    said = capsys.readouterr().out
+    assert "--allow-same-scan takes it all the same" in said
+    assert f"for the options named above: brats-seg predict starter {tmp_path / 'scans'} OUT" in said
+    assert (tmp_path / "out" / "report.html").read_text().count('<article class="case">') == 3

@@ -30,12 +30,18 @@ def read_rows(out: Path) -> list[dict[str, str]]:
         raise InputError(f"{path}: not a table that `brats-seg predict` wrote; give another output folder")
     unknown = next((row["schema"] for row in rows if row["schema"] not in SCHEMAS), None)
     if unknown is not None:
-        raise InputError(f"{path}: has the label schema {shown(unknown)}; the schemas are {', '.join(SCHEMAS)}; give another output folder")
+        raise InputError(
+            f"{path}: has the label schema {shown(unknown)}; the schemas are {', '.join(SCHEMAS)}; give another folder of predictions"
+        )
     return list({row["case"]: row for row in rows}.values())
 
 
 def written_schema(case: Case, prediction: Path, *, untold: str | None = None) -> str:
-    """The label schema of a prediction: what `predictions.csv` beside it says of this file; else `untold`, else that of the case."""
+    """The label schema of a prediction: what `predictions.csv` beside it says of this file; else `untold`, else that of the case.
+
+    Raises:
+        InputError: a damaged `predictions.csv`, or one with an unknown schema. The table of another program says nothing.
+    """
     table = prediction.parent / TABLE
     if not table.is_file():
         return untold or case.schema
@@ -49,5 +55,8 @@ def _schemas(out: Path, modified_ns: int, size: int) -> dict[tuple[str, str], st
     """By case and file; read once for all cases of a folder, and again where the table has changed."""
     try:
         return {(row["case"], row["file"]): row["schema"] for row in read_rows(out)}
-    except InputError:  # the table of another program
-        return {}
+    except InputError:
+        header = read_bytes(out / TABLE).partition(b"\n")[0].decode(errors="replace").strip()
+        if set(KEYS) <= set(header.split(",")):
+            raise
+        return {}  # the table of another program

@@ -41,7 +41,9 @@ def show_verification(rows: Sequence[Mapping[str, Any]], problems: Sequence[Prob
     """A row for each case of `Report.rows`, then the problems, then the count of good cases."""
     table = _table("case", "patient", "layout", "shape", "tissue voxels", "errors", "warnings")
     for row in rows:
-        counts = ", ".join(f"{name} {n:,}" for name, n in row["class_counts"].items()) or "no label"
+        counts = ", ".join(f"{name} {n:,}" for name, n in row["class_counts"].items()) or (
+            "not counted" if row["has_label"] else "no label"
+        )
         shape = " x ".join(map(str, row["shape"])) if row["shape"] else "?"
         flags = [str(row[name]) if row[name] else "" for name in ("n_errors", "n_warnings")]
         table.add_row(row["case"], row["patient"], row["layout"], shape, counts, *flags)

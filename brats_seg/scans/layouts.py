@@ -166,6 +166,9 @@ def find_cases(
     if simulated and not synthetic and layout != "simbrats":
         problems.append(Problem("warning", "", str(folder), f"{len(simulated)} synthetic (SimBRATS) cases are left out"))
         pieces = [piece for piece in pieces if piece.layout != "simbrats"]
+    if schema and pieces and all(piece.schema for piece in pieces):
+        what = f"--schema {schema} is not used: the layout of every case says its label schema"
+        problems.append(Problem("warning", "", str(folder), what, "no --schema, or a manifest CSV with a column 'schema'"))
     pieces = [piece if piece.schema else replace(piece, schema=schema) for piece in _without_doubles(pieces, labels)]
     cases, incomplete, refused = _assemble(pieces, required=required)
     problems += refused

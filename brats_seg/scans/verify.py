@@ -19,6 +19,7 @@ from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.datasets import LABEL
 from brats_seg.scans.labels import SCHEMAS, LabelSchema, schema_named, schemas_that_fit, whole_values
 from brats_seg.scans.layouts import Found, find_cases
+from brats_seg.scans.plain import NAME as PLAIN
 from brats_seg.scans.problem import Problem
 from brats_seg.scans.volume import Geometry, ScanError, read_volume, read_volumes, same_grid
 
@@ -38,6 +39,7 @@ __all__ = (
 
 _UNSTRIPPED_ML = 2200.0  # a brain with its fluid has 1,100 to 1,900 ml (the eight real cases looked at: 1,250 to 1,550), a head over 3,000
 _UNSTRIPPED_SHARE = 0.75  # of the frame; an ellipsoid that touches all six sides has 0.52
+_MASK_SHARE = 0.9  # of the brain that a label calls tumor; the largest of the 15 real cases looked at: 0.16
 _REGISTERED_DICE = 0.9  # of a modality's non-zero voxels with the others': over 0.999 in real cases, 0.87 at a shift of 10 mm
 _LARGEST_LABEL = 9  # BraTS labels end at 4; a scan of whole values up to 9 holds no image
 _FEW_SLICES = 64  # every one of so many is looked at: of four, a brain may lie in three
@@ -354,7 +356,7 @@ def _check_label(loaded: LoadedCase, brain: Mask | None) -> tuple[dict[str, int]
     found[0] = values.size - found.sum()
     strange = [value for value in np.flatnonzero(found).tolist() if value not in schema.values]
     if strange:
-        return {}, [problem("error", LABEL, *_strange_values(strange, found, schema))]
+        return {}, [problem("error", LABEL, *_strange_values(strange, found, schema, layout=loaded.case.layout))]
     counts = {tissue: int(found[value]) for value, tissue in schema.values.items()}
     problems = []
     if brain is not None:
@@ -364,6 +366,8 @@ def _check_label(loaded: LoadedCase, brain: Mask | None) -> tuple[dict[str, int]
             problems.append(problem("warning", LABEL, f"has {n_outside:,} annotated voxels outside the brain", "none"))
     if not any(counts[tissue] for tissue in counts if tissue not in ("healthy", "resection_cavity")):
         problems.append(problem("warning", LABEL, "has no tumor"))
+    elif brain is not None and (tumor := 1 - counts["healthy"] / np.count_nonzero(brain)) > _MASK_SHARE:
+        problems.append(problem("warning", LABEL, f"calls {tumor:.0%} of the brain tumor", "a label of the tumor, not a brain mask"))
     return counts, problems
 
 
@@ -389,10 +393,11 @@ def _untold(case: Case, label: Volume) -> Problem:
     return _problem(case, "error", LABEL, what, f"--schema NAME{by_manifest}; the values fit {schemas_that_fit(values)}")
 
 
-def _strange_values(strange: Sequence[int], found: np.ndarray, schema: LabelSchema) -> tuple[str, str]:
+def _strange_values(strange: Sequence[int], found: np.ndarray, schema: LabelSchema, *, layout: str) -> tuple[str, str]:
     listed = ", ".join(f"{value} ({int(found[value]):,} voxels)" for value in strange)
     fitting = [name for name, other in SCHEMAS.items() if set(np.flatnonzero(found).tolist()) <= set(other.values)]
-    hint = f"; its values fit {' or '.join(fitting)} (say it by --schema or in a manifest)" if fitting else ""
+    how = "--schema NAME" if layout == PLAIN else "a manifest CSV names it in its column 'schema'"
+    hint = f"; its values fit {' or '.join(fitting)} ({how})" if fitting else ""
     return f"has the values {listed}", f"{', '.join(str(v) for v in sorted(schema.values))} of schema {schema.name}{hint}"
 
 

@@ -390,6 +390,16 @@ def test_predictions_in_other_values_than_their_references_are_scored_where_thei
         evaluate_folders(tmp_path / "out", reference, prediction_schema="brats")
 
 
+def test_a_table_with_a_schema_that_is_unknown_is_not_passed_over(tmp_path):
+    """A newer version may know it: read in the values of the reference, the scores would be wrong without a word."""
+    truth = {"BraTS2021_00000": tumor(core=2, edema=4, active=1)}
+    reference = write_reference(tmp_path / "reference", truth)
+    write_map(tmp_path / "out" / "BraTS2021_00000.nii.gz", truth["BraTS2021_00000"])
+    (tmp_path / "out" / "predictions.csv").write_text("case,file,schema\nBraTS2021_00000,BraTS2021_00000.nii.gz,brats2099\n")
+    with pytest.raises(InputError, match=r"predictions\.csv: has the label schema 'brats2099'; the schemas are brats2013"):
+        evaluate_folders(tmp_path / "out", reference)
+
+
 def test_a_remap_that_swapped_two_classes_is_warned_of(tmp_path):
     """1 and 2 left as MSD has them and 3 made 4: core Dice falls by half, and nothing is refused."""
     truth = {f"BraTS2021_{i:05d}": tumor(core=2, edema=4, active=1) for i in range(3)}

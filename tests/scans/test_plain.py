@@ -120,3 +120,24 @@ def test_labels_without_a_schema_are_refused_with_those_that_fit(tmp_path, layou
     told = verify_folder(tmp_path, schema="msd")
     assert told.good == ("ann",)
     assert told.cases[0].class_counts["edema"] == 16
+
+
+def test_a_schema_that_no_case_takes_is_said(tmp_path):
+    for role in ("t1", "t1ce", "t2", "flair", "seg"):
+        touch(tmp_path / "data/BraTS2021_00001" / f"BraTS2021_00001_{role}.nii.gz")
+    found = find_cases(tmp_path, schema="msd")
+    assert [case.schema for case in found.cases] == ["brats2017"]
+    assert [(problem.severity, problem.what) for problem in found.problems] == [
+        ("warning", "--schema msd is not used: the layout of every case says its label schema")
+    ]
+    touch(tmp_path / "data/ann/t1.nii.gz")
+    assert not find_cases(tmp_path, schema="msd", required=()).problems
+
+
+def test_values_that_do_not_fit_the_named_schema_ask_for_another(tmp_path):
+    scan_case(tmp_path / "ann", values=(1, 2, 4), label="gt.nii.gz")
+    (problem,) = verify_folder(tmp_path, schema="msd").problems
+    assert (
+        problem.expected
+        == "0, 1, 2, 3 of schema msd; its values fit brats2013 or brats2017 or brats2024gli or brats2024ped (--schema NAME)"
+    )

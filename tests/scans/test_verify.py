@@ -145,6 +145,14 @@ def test_an_error_names_case_file_fault_and_remedy_and_spares_the_others(tmp_pat
         assert part in problems[0]
 
 
+def test_other_values_than_the_layout_says_are_named_in_a_manifest(tmp_path, volumes, write_case):
+    """--schema would not help: it holds where the layout does not say the schema."""
+    spoil_label_3(write_case(tmp_path, volumes), volumes)
+    (line,) = look(tmp_path)[1]
+    assert "--schema" not in line
+    assert line.endswith("(a manifest CSV names it in its column 'schema')")
+
+
 def test_an_origin_is_said_in_millimeters_whatever_the_file_says(tmp_path, volumes, write_case):
     files = write_case(tmp_path, volumes)
     for name, path in files.items():
@@ -196,6 +204,11 @@ def test_a_label_outside_the_brain_is_a_warning_and_keeps_its_class(tmp_path, vo
 
 def test_no_tumor_is_a_warning(tmp_path, volumes, write_case):
     warned(tmp_path, volumes | {"label": volumes["label"] * 0}, write_case, "label has no tumor")
+
+
+def test_a_brain_mask_in_place_of_a_label_is_a_warning(tmp_path, volumes, write_case):
+    volumes["label"] = (volumes["t1n"] != 0).astype(np.uint8)
+    warned(tmp_path, volumes, write_case, "label calls 100% of the brain tumor")
 
 
 def test_a_spacing_that_is_not_1_mm_is_a_warning(tmp_path, volumes, write_case):
