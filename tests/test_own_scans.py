@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from brats_seg import packaged, pipeline
+from brats_seg.bank.bank import PatchBank
 from brats_seg.cli import main
 from brats_seg.config import load_config
 from brats_seg.core.files import sha256
@@ -326,6 +327,16 @@ def test_a_run_from_other_weights_goes_on_to_the_same_bits_and_from_no_others(wo
     pipeline.train(work / "bank", cut, config, fold=0, initial=work / "run", resume=True, device="cpu")
     ours, theirs = (load_checkpoint(run / "checkpoint_best.pt").weights for run in (whole, cut))
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+
+
+def test_weights_that_have_seen_held_out_cases_are_warned_of(work: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config, folds = load_config("demo", overrides=(*TINY, "training.steps=1")), PatchBank(work / "bank", patch_size=(32, 32)).folds
+    for fold in (0, 1):  # the first run held out fold 0, and saw all others
+        pipeline.train(work / "bank", tmp_path / str(fold), config, fold=fold, initial=work / "run", device="cpu")
+    (said,) = [record.message for record in caplog.records if "--from" in record.message]
+    n = len(folds[1])
+    assert f"has seen {n} of the {n} held-out cases ({folds[1][0]}" in said
+    assert "their scores will be too high; give a run of the same fold" in said
 
 
 def test_layers_that_do_not_fit_are_named_and_what_cannot_begin_is_one_line(work: Path, tmp_path: Path, caplog, capsys) -> None:

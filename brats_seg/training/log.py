@@ -86,13 +86,15 @@ class RunLog:
     def append(self, name: str, rows: Sequence[Row]) -> None:
         """Add the rows of an epoch (their first column) to a table that is too long to be kept in memory and in checkpoints.
 
-        The first time, lines of this epoch and of later ones are cut off: a run that goes on from an older checkpoint draws them again.
+        The first time, lines of this epoch and of later ones are cut off: a run that goes on from an older checkpoint
+        draws them again. A line that does not begin with an epoch is cut off too.
         """
         path = self._run_dir / f"{name}.csv"
         header, _, lines = table_text(rows).partition("\n")
         if path not in self._begun:
             before = path.read_text(encoding="utf-8").splitlines(keepends=True)[1:] if path.exists() else []
-            kept = [line for line in before if line.endswith("\n") and int(line.partition(",")[0]) < rows[0]["epoch"]]
+            epochs = [line.partition(",")[0] if line.endswith("\n") else "" for line in before]
+            kept = [line for line, epoch in zip(before, epochs, strict=True) if epoch.isdecimal() and int(epoch) < rows[0]["epoch"]]
             write_text(path, "".join([header, "\n", *kept]))
             self._begun.add(path)
         with path.open("a", encoding="utf-8") as file:

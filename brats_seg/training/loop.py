@@ -104,6 +104,8 @@ def train(
         built = make_network(network, n_channels=bank.n_channels, n_classes=len(bank.classes), n_dims=len(bank.patch_size))
     if initial is not None and (left_out := take_weights(built, initial)) and runtime.is_writer:
         logger.warning("--from: layers that do not fit begin anew: %s", ", ".join(left_out))
+    if initial is not None and runtime.is_writer:
+        _warn_of_seen_cases(initial, split.held_out)
     loop = _Loop(
         run_dir=run_dir,
         config=config,
@@ -129,6 +131,19 @@ def train(
     with _own(run_dir, runtime), catch_stop_signals() as stop:
         loop.begin(resume=resume)
         return loop.run(stop)
+
+
+def _warn_of_seen_cases(initial: Checkpoint, held_out: tuple[str, ...]) -> None:
+    """Say so where the weights to begin with were trained or chosen on cases that this run holds out, as far as the ids tell."""
+    seen = {*initial.train_cases, *initial.inner_cases}
+    both = [case for case in held_out if case in seen]
+    if both:
+        names = ", ".join(both[:3]) + (", ..." if len(both) > 3 else "")
+        logger.warning(
+            "--from: the network to begin with has seen %d of the %d held-out cases (%s): their scores will be too high; "
+            "give a run of the same fold",
+            len(both), len(held_out), names,
+        )  # fmt: skip
 
 
 def _own(run_dir: Path, runtime: Runtime) -> AbstractContextManager[None]:

@@ -50,6 +50,13 @@ def test_a_long_table_grows_by_epoch_and_a_run_that_goes_on_cuts_off_what_it_dra
     assert path.read_text() == whole
 
 
+def test_a_line_that_is_of_no_epoch_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "ledger_cases.csv"
+    path.write_text("epoch,n\n1,3\n\nold,3\n")
+    RunLog(tmp_path, classes=()).append("ledger_cases", [{"epoch": 2, "n": 4}])
+    assert path.read_text() == "epoch,n\n1,3\n2,4\n"
+
+
 def test_curves_are_drawn_from_the_first_epoch_on(tmp_path: Path) -> None:
     for n in (1, 2):
         draw_progress(tmp_path / "progress.png", epochs=EPOCHS[:n], ledger=LEDGER[: 2 * n], classes=("healthy", "edema"))

@@ -98,8 +98,9 @@ def _regions(case: NormalizedCase, classes: Sequence[str]) -> dict[str, int]:
 
 def _dice(case: NormalizedCase, segmenter: Segmenter) -> dict[str, float]:
     labels = label_map(
-        segmenter.network, case.image, n_dims=segmenter.n_dims, divisor=segmenter.divisor, window=segmenter.window_for(case.image)
-    )
+        segmenter.network, case.image, n_dims=segmenter.n_dims, divisor=segmenter.divisor, window=segmenter.window_for(case.image),
+        slices_around=segmenter.slices_around,
+    )  # fmt: skip
     histogram = joint_histogram(_reference(case), labels, len(segmenter.classes))
     return {region: overlap_scores(histogram, region_classes(region, segmenter.classes)).dice for region in REGIONS}
 
