@@ -335,7 +335,8 @@ def _known(path: Path, cells: Sequence[Cell], banks: Mapping[str, PatchBank]) ->
         theirs, ours = {row["bank"] for rows in finished.values() for row in rows}, {bank.digest[:DIGEST] for bank in banks.values()}
         was = ", ".join(f"{knob}={json.dumps(value)}" for knob, value in DEFAULTS_OF_SCHEMA_1.items())
         others = (
-            f"the same bank with other knobs or seeds (before schema {SCHEMA} the defaults were {was})"
+            f"the same bank with other knobs or seeds (before schema {SCHEMA} the defaults were {was}, and runs with "
+            "rotated or scaled patches are to be made again: such patches had air in their corners)"
             if theirs & ours
             else f"bank {', '.join(sorted(theirs)) or 'none'}"
         )
@@ -346,8 +347,20 @@ def _known(path: Path, cells: Sequence[Cell], banks: Mapping[str, PatchBank]) ->
 
 
 def _rows_of(cell: Cell, finished: Mapping[str, list[Row]]) -> list[Row]:
-    """The rows of a cell, under its digest or under the one that it had in schema 1."""
-    return finished.get(cell.digest[:DIGEST]) or finished.get(_digest_of_schema_1(cell.job)[:DIGEST], [])
+    """The rows of a cell, under its digest or under the one that it had in schema 1.
+
+    A run of schema 1 that rotated or scaled its patches was another training: its patches had air in their corners.
+    """
+    rows = finished.get(cell.digest[:DIGEST], [])
+    if rows or any(_moves_patches(tree["augment"]) for tree in cell.job["configs"]):
+        return rows
+    return finished.get(_digest_of_schema_1(cell.job)[:DIGEST], [])
+
+
+def _moves_patches(augment: Mapping[str, Any]) -> bool:
+    """Whether patches are rotated or scaled."""
+    turns = augment["rotate_degrees"] > 0 or tuple(augment["scale"]) != (1.0, 1.0)
+    return turns and augment["affine_probability"] > 0
 
 
 def _note(key: str, rows: list[dict[str, Any]]) -> str:

@@ -492,6 +492,15 @@ def test_rows_of_schema_1_are_taken_over_where_the_old_defaults_give_the_same_kn
         run_experiment(bank, tmp_path / "new", tiny(), workers=1, known=tmp_path / "old.csv")
 
 
+def test_rows_of_schema_1_with_rotated_patches_are_not_taken_over() -> None:
+    """Those patches had air in their corners: it was another training."""
+    for name, n_rows in (("sampling", 1), ("sampling_real", 0)):
+        (strategy,) = make_strategies(load_experiment(name), only=["balanced"])
+        cell = experiment._cell("", "f" * 64, strategy, fold=0, seed=0, cases="held_out")
+        finished = {experiment._digest_of_schema_1(cell.job)[:DIGEST]: [{"case": "A"}]}
+        assert len(experiment._rows_of(cell, finished)) == n_rows
+
+
 def test_a_folder_of_schema_1_is_refused_with_the_way_to_take_its_runs_over(
     bank: Path, done: tuple[Path, ExperimentReport], tmp_path: Path
 ) -> None:
