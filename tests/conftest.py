@@ -1,6 +1,7 @@
 """Shared fixtures; every public array signature is checked at run time while the tests run."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,11 @@ def real_data() -> Path:
     if root is None or not (Path(root) / "brats").is_dir():
         pytest.skip("BRATS_SEG_DATA does not name a folder with brats/ in it: real scans are not tested")
     return Path(root) / "brats"
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """Runs leave an empty `progress.png`: drawing it takes a second, longer than a tiny training. tests/training draws it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("brats_seg.training.log.draw_progress", lambda path, **rows: path.touch())
+        yield

@@ -24,6 +24,8 @@ from brats_seg.inference.dense import label_map
 from brats_seg.strategies import ExperimentConfig, load_experiment, make_strategies
 from brats_seg.training.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TINY: dict[str, Any] = {
     "base": "demo",
     "every": {

@@ -33,6 +33,8 @@ from brats_seg.strategies import load_experiment
 from brats_seg.training import loop
 from brats_seg.training.checkpoint import load_checkpoint, restore_network, save_checkpoint
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TINY = (
     "network.channels=[8,8,16,16,16,8]",
     "patch.size=[32,32]",
