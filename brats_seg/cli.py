@@ -2,6 +2,8 @@
 
 import sys
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import fill
 from typing import Annotated, Literal
 
 import typer
@@ -65,7 +67,7 @@ STOPPED = 130
 """Exit code after Ctrl-C or SIGTERM, as shells have it."""
 
 
-@app.command(epilog="Example: brats-seg demo demo")
+@app.command(epilog="Example: brats-seg demo demo    (your own scans: brats-seg demo out --real scans)")
 def demo(
     out: Annotated[Path, typer.Argument(help="An empty or new folder.")] = Path("brats_seg_demo"),
     real: Annotated[
@@ -186,7 +188,11 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run (or start it).")] = False,
     initial: Annotated[
         str | None,
-        typer.Option("--from", metavar="RUN", help="Begin with the weights of a run, a checkpoint file or a packaged network."),
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="Begin with the weights of a run, a checkpoint file or a packaged network; with starter, give --config recipe3d.",
+        ),
     ] = None,
     device: Device = "auto",
 ) -> None:
@@ -239,7 +245,7 @@ def tune(
         screen.show_tuning(tuning, path, console=console)
 
 
-@app.command(epilog="Example: brats-seg predict run scans predictions")
+@app.command(epilog="Example: brats-seg predict starter scans predictions    (a network of your own: its run folder instead of starter)")
 def predict(
     run: RunOrName,
     scans: Scans,
@@ -359,10 +365,10 @@ def models(
     from brats_seg.packaged import find_packaged, packaged_names, read_card
 
     if name is not None:
-        typer.echo(read_card(find_packaged(name)).text())
+        _echo_lines(read_card(find_packaged(name)).text())
         return
     for one in packaged_names():
-        typer.echo(read_card(find_packaged(one)).summary())
+        _echo_lines(read_card(find_packaged(one)).summary())
     if not packaged_names():
         typer.echo("this build carries no network")
 
@@ -491,6 +497,15 @@ def experiment(
     screen.show_place("table: ", out / "table.md", console=console)
     screen.show_place("report:", report.page, console=console)
     raise typer.Exit(report.exit_code)
+
+
+def _echo_lines(text: str) -> None:
+    """Print lines; in a terminal, a line that is too long is broken between words."""
+    width = get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in text.splitlines():
+        indent = line[: len(line) - len(line.lstrip())]
+        is_whole = width is None or line.startswith("|")  # a row of a table
+        typer.echo(line if is_whole else fill(line, width, subsequent_indent=2 * indent, break_long_words=False, break_on_hyphens=False))
 
 
 def _parse_traits(texts: list[str]) -> dict[str, float]:

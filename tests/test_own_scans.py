@@ -188,6 +188,13 @@ def test_models_lists_the_networks_and_prints_a_card(shelf: Path, capsys, monkey
         for word in ("starter", "four phantoms", "one epoch of 12 steps", "0.500", "0.400 to 0.600", "care of patients"):
             assert word in said
     assert said.count("\n") > 10
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.stdout, "isatty", lambda: True)
+        patch.setenv("COLUMNS", "70")
+        assert ends("models", "starter") == 0
+    in_terminal = capsys.readouterr().out
+    assert max(map(len, in_terminal.splitlines())) <= 70 < max(map(len, said.splitlines()))
+    assert in_terminal.split() == said.split()
     assert ends("models", "other") == 2
     expected = "brats-seg: other: the networks that travel with the package are starter; a trained run is given by its folder\n"
     assert capsys.readouterr().err == expected
@@ -405,6 +412,7 @@ def test_the_demo_segments_the_readers_own_scans(work: Path, shelf: Path, tmp_pa
     assert page.count('<article class="case">') == 4
     assert page.count("<img") == 4 * 2 * 2  # FLAIR and T1c, each alone and under the prediction
     assert "reference" not in page.partition("</style>")[2]
+    assert "Core: whole without edema. Active: enhancing core." in page
     assert not (tmp_path / "out" / "scores.html").exists()  # nothing says what the labels mean
     said = capsys.readouterr().out
     assert "4 references are not scored" in said

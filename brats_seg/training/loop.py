@@ -238,7 +238,7 @@ class _Loop:
                 with self.watch("training_s"):
                     to_stop, to_save = self._step(stop)
                     n_patches += self.training.batch_size
-                    bar.update(task, advance=1, note=self._note() if not bar.disable else "")
+                    bar.update(task, advance=1, note=self._note(epoch) if not bar.disable else "")
                 if self.sampler.epoch == epoch and (to_stop or to_save):
                     self._save_last()
                     if to_stop:
@@ -468,9 +468,10 @@ class _Loop:
         """Steps done, over all epochs."""
         return (self.sampler.epoch - 1) * self.training.steps + self.sampler.step
 
-    def _note(self) -> str:
-        n_done = self.sampler.step - len(self.unchecked)
-        return progress_note(self.sampler.epoch, n_drawn=self.n_drawn, loss=self.loss_sum / n_done if n_done > 0 else None)
+    def _note(self, epoch: int) -> str:
+        step = self.sampler.step if self.sampler.epoch == epoch else self.training.steps  # the sampler goes on at an epoch's last step
+        n_done = step - len(self.unchecked)
+        return progress_note(epoch, n_drawn=self.n_drawn, loss=self.loss_sum / n_done if n_done > 0 else None)
 
 
 def _closed_epochs(ledger: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from tiny_bank import CLASSES, SPLIT, Split, knobs, run, write_bank
 
 from brats_seg.bank.bank import Batch, PatchBank
@@ -195,6 +198,23 @@ def test_going_on_with_a_finished_run_changes_nothing(bank: Path, finished: Path
     before = {name: (finished / name).read_bytes() for name in (*FILES, loop.LAST)}
     assert run(finished, bank, knobs(), resume=True).n_epochs == 3
     assert {name: (finished / name).read_bytes() for name in before} == before
+
+
+def test_the_bar_names_the_epoch_of_its_figures(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+
+    class Bar(Progress):
+        def update(self, *args: Any, **changes: Any) -> None:
+            notes.append(changes["note"])
+            super().update(*args, **changes)
+
+    monkeypatch.setattr(loop, "progress_bar", lambda: Bar(console=Console(file=StringIO())))
+    settings = knobs()
+    run(tmp_path / "run", bank, settings)
+    assert [note.split()[1] for note in notes] == [str(epoch) for epoch in (1, 2, 3) for _ in range(settings.training.steps)]
+    losses = pd.read_csv(tmp_path / "run" / "epochs.csv")["loss"]
+    last_notes = notes[settings.training.steps - 1 :: settings.training.steps]
+    assert [note.rpartition(" ")[2] for note in last_notes] == [f"{loss:.3f}" for loss in losses]
 
 
 def test_a_locked_run_is_refused(bank: Path, tmp_path: Path) -> None:
