@@ -504,8 +504,9 @@ def _echo_lines(text: str) -> None:
     width = get_terminal_size().columns if sys.stdout.isatty() else None
     for line in text.splitlines():
         indent = line[: len(line) - len(line.lstrip())]
-        is_whole = width is None or line.startswith("|")  # a row of a table
-        typer.echo(line if is_whole else fill(line, width, subsequent_indent=2 * indent, break_long_words=False, break_on_hyphens=False))
+        if width is not None and not line.startswith("|"):  # no row of a table
+            line = fill(line, width, subsequent_indent=2 * indent, break_long_words=False, break_on_hyphens=False)
+        typer.echo(line)
 
 
 def _parse_traits(texts: list[str]) -> dict[str, float]:
