@@ -306,15 +306,26 @@ class Phases(Section):
 class Validation(Section):
     """The inner split of the training patients that picks the best checkpoint.
 
-    Metric "mean_dice" is the mean of the three regions'; the others are `of` a named region or tissue class (the F-score of a region is its
+    `cases` says which cases are the inner split. "fraction": a random `fraction` of the training patients. "next_fold": the fold after
+    the held-out one, so that the inner splits of all folds hold each case once. "none": no case, so that all cases of the other folds
+    are trained on. Metric "mean_dice" is the mean of the three regions'; the others are `of` a named region or tissue class (the F-score of a region is its
     Dice). "last" scores the epochs and takes the newest all the same: with one or two inner patients a choice would follow their oddities.
     """
 
+    cases: Literal["fraction", "next_fold", "none"] = "fraction"
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     every: Annotated[int, Field(gt=0)] = 1
     patience: Annotated[int, Field(gt=0)] | None = None
     metric: Literal["mean_dice", "sensitivity", "f_score", "sensitivity_and_f_score", "iou", "last"] = "mean_dice"
     of: str | None = None
+
+    @model_validator(mode="after")
+    def _cases_only_as_asked(self) -> "Validation":
+        if self.fraction != 0.2 and self.cases != "fraction":
+            raise ValueError(f"cases '{self.cases}' takes no fraction; fraction goes with cases 'fraction'")
+        if self.cases == "none" and self.metric != "last":
+            raise ValueError(f"cases 'none' leaves no case for metric '{self.metric}'; it goes with metric 'last'")
+        return self
 
     @model_validator(mode="after")
     def _patience_needs_a_score(self) -> "Validation":

@@ -240,9 +240,9 @@ def _folds(bank: PatchBank, config: ExperimentConfig) -> tuple[int, ...]:
 def _check_classes(bank: PatchBank, strategies: Sequence[Strategy], *, folds: Sequence[int], seeds: Sequence[int]) -> None:
     """Refuse a training fold without a class that the bank has: a strategy that draws by class could not be compared there."""
     counts = np.array([case.n_voxels for case in bank.cases])
-    for fraction in {strategy.configs[0].validation.fraction for strategy in strategies}:
+    for validation in {strategy.configs[0].validation for strategy in strategies}:
         for fold, seed in product(folds, seeds):
-            trained = pipeline.make_split(bank, fold=fold, fraction=fraction, seed=seed).train
+            trained = pipeline.make_split(bank, fold=fold, validation=validation, seed=seed).train
             found = counts[[case.id in trained for case in bank.cases]].sum(axis=0)
             lacking = [name for name, n, n_all in zip(bank.classes, found, counts.sum(axis=0), strict=True) if n_all and not n]
             if lacking:
@@ -269,7 +269,7 @@ def _cell(data: str, digest: str, strategy: Strategy, *, fold: int, seed: int, c
 
 def _split(bank: PatchBank, job: Mapping[str, Any]) -> Split:
     """The cases of a cell by their use."""
-    return pipeline.make_split(bank, fold=job["fold"], fraction=parse_config(job["configs"][0]).validation.fraction, seed=job["seed"])
+    return pipeline.make_split(bank, fold=job["fold"], validation=parse_config(job["configs"][0]).validation, seed=job["seed"])
 
 
 def _seeded(config: Config, seed: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.build import BuildReport, build_bank
 from brats_seg.bank.folds import inner_split
 from brats_seg.bank.listing import hold_bank, verify_bank
-from brats_seg.config import Config, dump_config
+from brats_seg.config import Config, Validation, dump_config
 from brats_seg.core.files import lock, sha256, write_text
 from brats_seg.core.runtime import Precision, Runtime, n_workers, start_runtime
 from brats_seg.errors import InputError, UsageError
@@ -137,7 +137,7 @@ def train(
         return train_network(
             run,
             bank=opened.to(runtime.device),
-            split=make_split(opened, fold=fold, fraction=config.validation.fraction, seed=config.training.seed),
+            split=make_split(opened, fold=fold, validation=config.validation, seed=config.training.seed),
             config=dump_config(config),
             network=config.network,
             task=config.task,
@@ -215,8 +215,19 @@ def compose(detector: str | Path, classifier: str | Path, run: str | Path) -> Pa
     return run / BEST
 
 
-def make_split(bank: PatchBank, *, fold: int | None, fraction: float, seed: int) -> Split:
-    """Cases to train on, to validate on (a share of the training patients) and to hold out."""
+def make_split(bank: PatchBank, *, fold: int | None, validation: Validation, seed: int) -> Split:
+    """Cases to train on, to validate on (`validation.cases` says which) and to hold out.
+
+    Args:
+        bank: whose folds are meant.
+        fold: to hold out, from 0; None trains on all cases and validates on none.
+        validation: says which cases of the other folds are the inner split.
+        seed: of a random inner split.
+
+    Raises:
+        UsageError: a fold that the bank does not have, or "next_fold" where no third fold is left to train on.
+        InputError: a fold that holds all cases, or training cases of a single patient.
+    """
     if fold is None:
         return Split(train=tuple(case.id for case in bank.cases))
     folds = bank.folds
@@ -225,13 +236,22 @@ def make_split(bank: PatchBank, *, fold: int | None, fraction: float, seed: int)
     rest = [case for case in bank.cases if case.id not in folds[fold]]
     if not rest:
         raise InputError(f"{bank.path}: fold {fold} holds every case; nothing is left to train on")
-    enhancing = bank.classes.index("enhancing_core")
-    trained, inner = inner_split(
-        {case.id: case.patient for case in rest},
-        {case.id: case.n_voxels[enhancing] > 0 for case in rest},
-        fraction=fraction,
-        seed=seed,
-    )
+    cases = tuple(case.id for case in rest)
+    if validation.cases == "none":
+        trained, inner = cases, ()
+    elif validation.cases == "next_fold":
+        if len(folds) < 3:
+            raise UsageError(f"validation.cases 'next_fold' needs 3 folds or more; {bank.path} has {len(folds)}")
+        following = folds[(fold + 1) % len(folds)]
+        trained, inner = tuple(c for c in cases if c not in following), tuple(c for c in cases if c in following)
+    else:
+        enhancing = bank.classes.index("enhancing_core")
+        trained, inner = inner_split(
+            {case.id: case.patient for case in rest},
+            {case.id: case.n_voxels[enhancing] > 0 for case in rest},
+            fraction=validation.fraction,
+            seed=seed,
+        )
     return Split(train=trained, inner=inner, held_out=folds[fold], fold=fold)
 
 

@@ -24,7 +24,7 @@ _SHARED = {
 }
 """What two stages must have the same of, and what an error calls it."""
 
-_ONE_SPLIT = "train both stages on one bank with one --fold, training.seed and validation.fraction"
+_ONE_SPLIT = "train both stages on one bank with one --fold, training.seed and validation section"
 
 
 def compose_checkpoints(detector: Checkpoint, classifier: Checkpoint, *, paths: tuple[Path, Path]) -> Checkpoint:
