@@ -1,4 +1,6 @@
-"""The door: verbs; parse, load the config, call one function, print. Heavy imports inside the commands only."""
+"""The door: verbs; parse, load the config, call one function, print. Heavy imports inside the commands
+only.
+"""
 
 import sys
 from pathlib import Path
@@ -58,7 +60,10 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _door(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_show_version)] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_show_version),
+    ] = False,
 ) -> None:
     pass
 
@@ -72,7 +77,12 @@ def demo(
     out: Annotated[Path, typer.Argument(help="An empty or new folder.")] = Path("brats_seg_demo"),
     real: Annotated[
         Path | None,
-        typer.Option("--real", metavar="SCANS", help="Segment these scans with the network that travels with the package.", exists=True),
+        typer.Option(
+            "--real",
+            metavar="SCANS",
+            help="Segment these scans with the network that travels with the package.",
+            exists=True,
+        ),
     ] = None,
 ) -> None:
     """Everything once, offline: phantom scans, verify, preprocess, train, predict, evaluate, report."""
@@ -90,24 +100,34 @@ def phantom(
     out: Annotated[Path, typer.Argument(help="Folder to write into.")],
     cases: Annotated[int, typer.Option(min=1, help="How many cases.")] = 8,
     layout: Annotated[
-        str, typer.Option(help="Naming and label convention, for example brats2013, brats2021, brats2023, msd, bids.")
+        str,
+        typer.Option(
+            help="Naming and label convention, for example brats2013, brats2021, brats2023, msd, bids."
+        ),
     ] = "brats2021",
     size: Annotated[int, typer.Option(min=48, help="Voxels along the longest axis.")] = 96,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same files.")] = 0,
     trait: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Change one trait, such as enhancing=0.002 or contrast=0.5. Repeat.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="Change one trait, such as enhancing=0.002 or contrast=0.5. Repeat."
+        ),
     ] = None,
 ) -> None:
     """Write a synthetic cohort that looks and fails like BraTS."""
     from brats_seg import pipeline
 
-    pipeline.phantom(out, n_cases=cases, layout=layout, size=size, seed=seed, traits=_parse_traits(trait or []))
+    pipeline.phantom(
+        out, n_cases=cases, layout=layout, size=size, seed=seed, traits=_parse_traits(trait or [])
+    )
     typer.echo(f"{cases} phantom cases in {out}")
 
 
 @app.command(epilog="Example: brats-seg verify BraTS2021 --json problems.json")
 def verify(
-    data: Annotated[Path, typer.Argument(help="Folder of scans, a manifest CSV, or a patch bank.", exists=True)],
+    data: Annotated[
+        Path, typer.Argument(help="Folder of scans, a manifest CSV, or a patch bank.", exists=True)
+    ],
     json: Annotated[Path | None, typer.Option(help="Write the findings here, for machines.")] = None,
     workers: Workers = 0,
     synthetic: Synthetic = False,
@@ -141,13 +161,23 @@ def preprocess(
     bank: Annotated[Path, typer.Argument(help="Patch bank to make or go on with.")],
     workers: Workers = 0,
     part: Part = None,
-    n4: Annotated[bool, typer.Option("--n4", help="Correct the bias field first (N4; some 90 times slower, cached).")] = False,
-    folds: Annotated[int, typer.Option(min=2, help="Folds for cross-validation; a patient is never split.")] = 4,
+    n4: Annotated[
+        bool, typer.Option("--n4", help="Correct the bias field first (N4; some 90 times slower, cached).")
+    ] = False,
+    folds: Annotated[
+        int, typer.Option(min=2, help="Folds for cross-validation; a patient is never split.")
+    ] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the folds.")] = 0,
-    percentiles: Annotated[tuple[float, float], typer.Option(help="Of the brain, where each modality is clipped.")] = (0.5, 99.5),
+    percentiles: Annotated[
+        tuple[float, float], typer.Option(help="Of the brain, where each modality is clipped.")
+    ] = (0.5, 99.5),
     resample: Resample = False,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Give a finished bank other settings or folds; make cases with damaged files again.")
+        bool,
+        typer.Option(
+            "--rebuild",
+            help="Give a finished bank other settings or folds; make cases with damaged files again.",
+        ),
     ] = False,
     synthetic: Synthetic = False,
     schema: Schema = None,
@@ -180,18 +210,26 @@ def preprocess(
 def train(
     bank: Bank,
     run: Annotated[Path, typer.Argument(help="Run folder to write.")],
-    config: Annotated[str, typer.Option(help="A YAML file, or the name of a config that comes with the package.")],
-    fold: Annotated[str, typer.Option(help="Fold to hold out, from 0; or 'all' to train on every case.")] = "0",
+    config: Annotated[
+        str, typer.Option(help="A YAML file, or the name of a config that comes with the package.")
+    ],
+    fold: Annotated[
+        str, typer.Option(help="Fold to hold out, from 0; or 'all' to train on every case.")
+    ] = "0",
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one knob. Repeat for several.")
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one knob. Repeat for several."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run (or start it).")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run (or start it).")
+    ] = False,
     initial: Annotated[
         str | None,
         typer.Option(
             "--from",
             metavar="RUN",
-            help="Begin with the weights of a run, a checkpoint file or a packaged network; with starter, give --config recipe3d.",
+            help="Begin with the weights of a run, a checkpoint file or a packaged network; with starter, "
+            "give --config recipe3d.",
         ),
     ] = None,
     device: Device = "auto",
@@ -208,34 +246,54 @@ def train(
     raise typer.Exit(STOPPED if result.ended == "stopped" else 0)
 
 
-@app.command(epilog="Example: brats-seg cascade detector classifier run    (then predict, tune and evaluate with run)")
+@app.command(
+    epilog="Example: brats-seg cascade detector classifier run    (then predict, tune and evaluate with run)"
+)
 def cascade(
-    detector: Annotated[Path, typer.Argument(help="Run trained with --set task.classes=healthy_or_tumor.", exists=True, file_okay=False)],
-    classifier: Annotated[Path, typer.Argument(help="Run trained with --set task.classes=tumor.", exists=True, file_okay=False)],
+    detector: Annotated[
+        Path,
+        typer.Argument(
+            help="Run trained with --set task.classes=healthy_or_tumor.", exists=True, file_okay=False
+        ),
+    ],
+    classifier: Annotated[
+        Path, typer.Argument(help="Run trained with --set task.classes=tumor.", exists=True, file_okay=False)
+    ],
     run: Annotated[Path, typer.Argument(help="Run folder to write.")],
 ) -> None:
-    """Compose two trained networks: the first finds tumor, the second says which. The result is a run like any other."""
+    """Compose two trained networks: the first finds tumor, the second says which. The result is a run like
+    any other.
+    """
     from brats_seg import pipeline
 
     typer.echo(pipeline.compose(detector, classifier, run))
 
 
-@app.command(epilog="Example: brats-seg tune run bank    (then: brats-seg predict run scans predictions --tuned)")
+@app.command(
+    epilog="Example: brats-seg tune run bank    (then: brats-seg predict run scans predictions --tuned)"
+)
 def tune(
     run: Run,
     bank: Bank,
     also: Annotated[
         list[Path] | None,
-        typer.Option(metavar="RUN", help="Pool the inner cases of this run too, a run of another fold. Repeat for several."),
+        typer.Option(
+            metavar="RUN",
+            help="Pool the inner cases of this run too, a run of another fold. Repeat for several.",
+        ),
     ] = None,
     objective: Annotated[
         Literal["dice", "lesion_dice"],
-        typer.Option(help="What to raise: mean Dice of the three regions, or lesion-wise Dice of the whole tumor."),
+        typer.Option(
+            help="What to raise: mean Dice of the three regions, or lesion-wise Dice of the whole tumor."
+        ),
     ] = "dice",
     device: Device = "auto",
     precision: PrecisionName = "auto",
 ) -> None:
-    """Find prior correction, region thresholds and clean-up on inner cases. Cases that a run held out are not used for its settings."""
+    """Find prior correction, region thresholds and clean-up on inner cases. Cases that a run held out are not
+    used for its settings.
+    """
     from brats_seg import pipeline
     from brats_seg.reporting import console as screen
 
@@ -245,36 +303,60 @@ def tune(
         screen.show_tuning(tuning, path, console=console)
 
 
-@app.command(epilog="Example: brats-seg predict starter scans predictions    (a network of your own: its run folder instead of starter)")
+@app.command(
+    epilog="Example: brats-seg predict starter scans predictions    (a network of your own: its run folder "
+    "instead of starter)"
+)
 def predict(
     run: RunOrName,
     scans: Scans,
     out: Annotated[Path, typer.Argument(help="Folder for the label maps.")],
-    held_out: Annotated[bool, typer.Option("--held-out", help="Only the cases that this run's fold held out.")] = False,
-    also: Annotated[list[str] | None, typer.Option(metavar="RUN", help="Average with this run too. Repeat for several.")] = None,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Only the cases that this run's fold held out.")
+    ] = False,
+    also: Annotated[
+        list[str] | None, typer.Option(metavar="RUN", help="Average with this run too. Repeat for several.")
+    ] = None,
     tta: Annotated[bool, typer.Option("--tta", help="Average over mirrored copies.")] = False,
     inference: InferenceName = "auto",
     correct_priors: Annotated[
         float,
-        typer.Option(min=0, max=1, metavar="S", help="Undo the sampled class mix: 0 not, 1 in full, often too much; `tune` finds it."),
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="S",
+            help="Undo the sampled class mix: 0 not, 1 in full, often too much; `tune` finds it.",
+        ),
     ] = 0.0,
     min_component_mm3: Annotated[
         float, typer.Option(min=0, metavar="MM3", help="Connected tumor smaller than this becomes healthy.")
     ] = 0.0,
     min_enhancing_mm3: Annotated[
-        float, typer.Option(min=0, metavar="MM3", help="Less enhancing core than this in a case becomes necrotic core.")
+        float,
+        typer.Option(
+            min=0, metavar="MM3", help="Less enhancing core than this in a case becomes necrotic core."
+        ),
     ] = 0.0,
     tuned: Tuned = None,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Take cases that lack modalities (networks trained with modality dropout).")
+        bool,
+        typer.Option(
+            "--allow-missing",
+            help="Take cases that lack modalities (networks trained with modality dropout).",
+        ),
     ] = False,
     device: Device = "auto",
     precision: PrecisionName = "auto",
     file_type: Annotated[
-        Literal[".nii.gz", ".nii", ".mha"], typer.Option(metavar="ENDING", help="Of the label maps: .nii.gz, .nii or .mha.")
+        Literal[".nii.gz", ".nii", ".mha"],
+        typer.Option(metavar="ENDING", help="Of the label maps: .nii.gz, .nii or .mha."),
     ] = ".nii.gz",
-    save_probabilities: Annotated[bool, typer.Option("--save-probabilities", help="Also write class probabilities.")] = False,
-    continue_: Annotated[bool, typer.Option("--continue", help="Skip the cases that are there already.")] = False,
+    save_probabilities: Annotated[
+        bool, typer.Option("--save-probabilities", help="Also write class probabilities.")
+    ] = False,
+    continue_: Annotated[
+        bool, typer.Option("--continue", help="Skip the cases that are there already.")
+    ] = False,
     part: Part = None,
     resample: Resample = False,
     synthetic: Synthetic = False,
@@ -314,27 +396,41 @@ def predict(
 
 
 @app.command(
-    "predict-case", epilog="Example: brats-seg predict-case run out.nii.gz --t1n a.nii.gz --t1c b.nii.gz --t2w c.nii.gz --t2f d.nii.gz"
+    "predict-case",
+    epilog="Example: brats-seg predict-case run out.nii.gz --t1n a.nii.gz --t1c b.nii.gz --t2w c.nii.gz "
+    "--t2f d.nii.gz",
 )
 def predict_case(
     run: RunOrName,
     out: Annotated[Path, typer.Argument(help="Label map to write.")],
-    t1n: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="T1-weighted, native.")] = None,
-    t1c: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="T1-weighted, after contrast.")] = None,
+    t1n: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="T1-weighted, native.")
+    ] = None,
+    t1c: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="T1-weighted, after contrast.")
+    ] = None,
     t2w: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="T2-weighted.")] = None,
     t2f: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="T2 FLAIR.")] = None,
     tta: Annotated[bool, typer.Option("--tta", help="Average over mirrored copies.")] = False,
     tuned: Tuned = None,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Take fewer than four files (networks trained with augment.modality_dropout).")
+        bool,
+        typer.Option(
+            "--allow-missing",
+            help="Take fewer than four files (networks trained with augment.modality_dropout).",
+        ),
     ] = False,
     device: Device = "auto",
     resample: Resample = False,
     allow_skull: AllowSkull = False,
     allow_same_scan: AllowSameScan = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file OUT if it exists.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file OUT if it exists.")
+    ] = False,
 ) -> None:
-    """Segment one case from four named files (fewer with --allow-missing), in the label values of BraTS 2023 (1, 2, 3)."""
+    """Segment one case from four named files (fewer with --allow-missing), in the label values of BraTS 2023
+    (1, 2, 3).
+    """
     from brats_seg import pipeline
     from brats_seg.reporting import console as screen
 
@@ -373,13 +469,21 @@ def models(
         typer.echo("this build carries no network")
 
 
-@app.command(epilog="Example: brats-seg evaluate predictions BraTS2021 --convention brats2020 --convention nnunet")
+@app.command(
+    epilog="Example: brats-seg evaluate predictions BraTS2021 --convention brats2020 --convention nnunet"
+)
 def evaluate(
     out: Predictions,
     reference: Reference,
     convention: Conventions = None,
-    against: Annotated[Path | None, typer.Option(help="Another folder of predictions: paired test.", exists=True, file_okay=False)] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for scores.csv and summary.json; the predictions' own by default.")] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Another folder of predictions: paired test.", exists=True, file_okay=False),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for scores.csv and summary.json; the predictions' own by default."),
+    ] = None,
     held_out: HeldOut = None,
     cavity_in: CavityIn = None,
     schema: Schema = None,
@@ -415,7 +519,10 @@ def report(
     reference: Reference,
     output: Annotated[Path, typer.Option(help="HTML page to write; a Markdown twin lies beside it.")],
     run: Annotated[
-        Path | None, typer.Option(help="Run folder: adds the training curves and the ledger.", exists=True, file_okay=False)
+        Path | None,
+        typer.Option(
+            help="Run folder: adds the training curves and the ledger.", exists=True, file_okay=False
+        ),
     ] = None,
     held_out: HeldOut = None,
     convention: Conventions = None,
@@ -423,7 +530,9 @@ def report(
     schema: Schema = None,
     prediction_schema: PredictionSchema = None,
 ) -> None:
-    """Write one self-contained page: scores, worst and best cases, training, what was sampled. Exit 1 if it lists an error."""
+    """Write one self-contained page: scores, worst and best cases, training, what was sampled. Exit 1 if it
+    lists an error.
+    """
     from brats_seg import pipeline
 
     only = pipeline.held_out_cases(held_out) if held_out is not None else None
@@ -442,13 +551,19 @@ def report(
     raise typer.Exit(written.exit_code)
 
 
-@app.command(epilog="Example: brats-seg view BraTS2021/BraTS2021_00006 --prediction out/BraTS2021_00006.nii.gz --output page.html")
+@app.command(
+    epilog="Example: brats-seg view BraTS2021/BraTS2021_00006 --prediction out/BraTS2021_00006.nii.gz "
+    "--output page.html"
+)
 def view(
     case: Annotated[Path, typer.Argument(help="Folder of one case.", exists=True, file_okay=False)],
     output: Annotated[Path, typer.Option(help="HTML page to write; opens offline in any browser.")],
-    prediction: Annotated[Path | None, typer.Option(help="Label map to lay over the scans.", exists=True, dir_okay=False)] = None,
+    prediction: Annotated[
+        Path | None, typer.Option(help="Label map to lay over the scans.", exists=True, dir_okay=False)
+    ] = None,
     reference: Annotated[
-        Path | None, typer.Option(help="Expert's label map; the case's own by default.", exists=True, dir_okay=False)
+        Path | None,
+        typer.Option(help="Expert's label map; the case's own by default.", exists=True, dir_okay=False),
     ] = None,
     schema: Schema = None,
 ) -> None:
@@ -460,22 +575,41 @@ def view(
 
 @app.command(epilog="Example: brats-seg experiment bank out --config sampling_quick --workers 2")
 def experiment(
-    bank: Annotated[Path, typer.Argument(help="Patch bank; for a config with phantoms of its own, a folder to make their banks in.")],
+    bank: Annotated[
+        Path,
+        typer.Argument(
+            help="Patch bank; for a config with phantoms of its own, a folder to make their banks in."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="Folder to write into, or to go on with.")],
-    config: Annotated[str, typer.Option(help="A YAML file, or the name of an experiment that comes with the package.")],
+    config: Annotated[
+        str, typer.Option(help="A YAML file, or the name of an experiment that comes with the package.")
+    ],
     workers: Workers = 0,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="STRATEGY", help="Train this strategy alone; rows of others are kept. Repeat.")
+        list[str] | None,
+        typer.Option(metavar="STRATEGY", help="Train this strategy alone; rows of others are kept. Repeat."),
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, such as seeds=[0]. Repeat for several.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change one setting, such as seeds=[0]. Repeat for several."
+        ),
     ] = None,
     known: Annotated[
-        Path | None, typer.Option(metavar="RUNS.CSV", help="Rows of runs finished elsewhere, taken over.", exists=True, dir_okay=False)
+        Path | None,
+        typer.Option(
+            metavar="RUNS.CSV",
+            help="Rows of runs finished elsewhere, taken over.",
+            exists=True,
+            dir_okay=False,
+        ),
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Compare strategies on one bank: folds x seeds, one table with error bars. Killed, it goes on. Exit 1 if a run failed."""
+    """Compare strategies on one bank: folds x seeds, one table with error bars. Killed, it goes on. Exit 1 if
+    a run failed.
+    """
     from brats_seg import experiment as room
     from brats_seg.reporting import console as screen
     from brats_seg.strategies import load_experiment
@@ -505,7 +639,9 @@ def _echo_lines(text: str) -> None:
     for line in text.splitlines():
         indent = line[: len(line) - len(line.lstrip())]
         if width is not None and not line.startswith("|"):  # no row of a table
-            line = fill(line, width, subsequent_indent=2 * indent, break_long_words=False, break_on_hyphens=False)
+            line = fill(
+                line, width, subsequent_indent=2 * indent, break_long_words=False, break_on_hyphens=False
+            )
         typer.echo(line)
 
 
@@ -549,7 +685,10 @@ def main(argv: list[str] | None = None) -> None:
         if not is_out_of_memory(error):
             raise
         first = (str(error) or "out of memory").splitlines()[0]
-        typer.echo(f"brats-seg: memory does not suffice: {first}; a smaller patch, batch or network needs less", err=True)
+        typer.echo(
+            f"brats-seg: memory does not suffice: {first}; a smaller patch, batch or network needs less",
+            err=True,
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(STOPPED)

@@ -10,7 +10,8 @@ from brats_seg.errors import UsageError
 Data = Annotated[
     Path,
     typer.Argument(
-        help="Folder of scans (any BraTS release, MSD, nnU-Net raw, BIDS, plain names such as case/t1.nii.gz) or a manifest CSV.",
+        help="Folder of scans (any BraTS release, MSD, nnU-Net raw, BIDS, plain names such as "
+        "case/t1.nii.gz) or a manifest CSV.",
         exists=True,
     ),
 ]
@@ -18,56 +19,96 @@ Bank = Annotated[Path, typer.Argument(help="Patch bank folder.", exists=True, fi
 Run = Annotated[Path, typer.Argument(help="Run folder of a training.", exists=True, file_okay=False)]
 RunOrName = Annotated[
     str,
-    typer.Argument(help="Run folder of a training, or the name of a network that travels with the package (`brats-seg models`)."),
+    typer.Argument(
+        help="Run folder of a training, or the name of a network that travels with the package (`brats-seg "
+        "models`)."
+    ),
 ]
 Tuned = Annotated[
     bool | None,
     typer.Option(
         "--tuned/--untuned",
-        help="Prior correction, thresholds and clean-up as `brats-seg tune` found them; by default for packaged networks alone.",
+        help="Prior correction, thresholds and clean-up as `brats-seg tune` found them; by default for "
+        "packaged networks alone.",
         show_default=False,
     ),
 ]
-Scans = Annotated[Path, typer.Argument(help="Folder of scans, with or without labels, or a manifest CSV.", exists=True)]
+Scans = Annotated[
+    Path, typer.Argument(help="Folder of scans, with or without labels, or a manifest CSV.", exists=True)
+]
 Predictions = Annotated[Path, typer.Argument(help="Folder of predictions.", exists=True, file_okay=False)]
-Reference = Annotated[Path, typer.Argument(help="Folder of scans with expert labels, or a manifest CSV.", exists=True)]
+Reference = Annotated[
+    Path, typer.Argument(help="Folder of scans with expert labels, or a manifest CSV.", exists=True)
+]
 Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 for one per core.")]
 Part = Annotated[str | None, typer.Option(metavar="I/N", help="Do the I-th of N parts only (job arrays).")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 PrecisionName = Annotated[
     Literal["auto", "float32", "bf16"],
-    typer.Option(metavar="KIND", help="Arithmetic of the network: float32, bf16, or auto (what suits the device)."),
+    typer.Option(
+        metavar="KIND", help="Arithmetic of the network: float32, bf16, or auto (what suits the device)."
+    ),
 ]
 InferenceName = Annotated[
     Literal["auto", "whole", "windowed"],
     typer.Option(
-        metavar="MODE", help="whole (slices), windowed (overlapping windows of the patch size), or auto (what suits the network)."
+        metavar="MODE",
+        help="whole (slices), windowed (overlapping windows of the patch size), or auto (what suits the "
+        "network).",
     ),
 ]
-Resample = Annotated[bool, typer.Option("--resample", help="Resample cases whose spacing is over 5 % off, instead of refusing them.")]
-Synthetic = Annotated[bool, typer.Option("--synthetic", help="Take the synthetic (SimBRATS) cases of 2013 too.")]
+Resample = Annotated[
+    bool,
+    typer.Option(
+        "--resample", help="Resample cases whose spacing is over 5 % off, instead of refusing them."
+    ),
+]
+Synthetic = Annotated[
+    bool, typer.Option("--synthetic", help="Take the synthetic (SimBRATS) cases of 2013 too.")
+]
 Conventions = Annotated[
     list[str] | None,
-    typer.Option("--convention", help="Scoring rules: brats2013, brats2020, brats2020_pooled_hd95, brats2023, nnunet. Repeat for several."),
+    typer.Option(
+        "--convention",
+        help="Scoring rules: brats2013, brats2020, brats2020_pooled_hd95, brats2023, nnunet. Repeat for "
+        "several.",
+    ),
 ]
 CavityIn = Annotated[
     list[str] | None,
-    typer.Option("--cavity-in", metavar="REGION", help="Count the resection cavity in whole, core or active. Repeat for several."),
+    typer.Option(
+        "--cavity-in",
+        metavar="REGION",
+        help="Count the resection cavity in whole, core or active. Repeat for several.",
+    ),
 ]
 PredictionSchema = Annotated[
     str | None,
     typer.Option(
-        "--prediction-schema", metavar="NAME", help="Label schema of predictions of other programs, such as msd; their case's by default."
+        "--prediction-schema",
+        metavar="NAME",
+        help="Label schema of predictions of other programs, such as msd; their case's by default.",
     ),
 ]
 Schema = Annotated[
     str | None,
-    typer.Option("--schema", metavar="NAME", help="Label schema of the cases whose layout does not say it, such as brats2017."),
+    typer.Option(
+        "--schema",
+        metavar="NAME",
+        help="Label schema of the cases whose layout does not say it, such as brats2017.",
+    ),
 ]
-AllowSkull = Annotated[bool, typer.Option("--allow-skull", help="Take scans that look as if the skull is still in them.")]
-AllowSameScan = Annotated[bool, typer.Option("--allow-same-scan", help="Take cases with one scan in two modalities.")]
+AllowSkull = Annotated[
+    bool, typer.Option("--allow-skull", help="Take scans that look as if the skull is still in them.")
+]
+AllowSameScan = Annotated[
+    bool, typer.Option("--allow-same-scan", help="Take cases with one scan in two modalities.")
+]
 HeldOut = Annotated[
-    Path | None, typer.Option(metavar="RUN", help="Score only the cases that this run held out.", exists=True, file_okay=False)
+    Path | None,
+    typer.Option(
+        metavar="RUN", help="Score only the cases that this run held out.", exists=True, file_okay=False
+    ),
 ]
 
 

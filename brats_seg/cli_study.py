@@ -7,15 +7,25 @@ import typer
 
 from brats_seg.cli_options import Device, Part, Workers, parse_part
 
-StudyConfig = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a study that comes with the package.")]
-StudyImages = Annotated[
-    Path | None, typer.Option("--images", metavar="FOLDER", exists=True, help="Where the images lie (instead of images.folder).")
+StudyConfig = Annotated[
+    str,
+    typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a study that comes with the package."),
 ]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one knob. Repeat for several.")]
+StudyImages = Annotated[
+    Path | None,
+    typer.Option(
+        "--images", metavar="FOLDER", exists=True, help="Where the images lie (instead of images.folder)."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one knob. Repeat for several."),
+]
 
 study_app = typer.Typer(
     name="study",
-    help="Class-imbalance studies on images (MNIST, CIFAR-10, ImageNet, your own): plan, run, table, figures.",
+    help="Class-imbalance studies on images (MNIST, CIFAR-10, ImageNet, your own): plan, run, table, "
+    "figures.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -24,7 +34,9 @@ study_app = typer.Typer(
 @study_app.command("plan", epilog="Example: brats-seg study plan mnist")
 def study_plan(
     config: StudyConfig,
-    out: Annotated[Path | None, typer.Option(help="Folder of the study: what is finished there is not counted again.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the study: what is finished there is not counted again.")
+    ] = None,
     images: StudyImages = None,
     overrides: Overrides = None,
     workers: Workers = 0,
@@ -36,7 +48,14 @@ def study_plan(
     from brats_seg.config import load_settings
 
     settings = load_settings(StudySettings, config, shelf="studies", overrides=tuple(overrides or ()))
-    plan = study.make_plan(settings, folder=images, workers=workers, store=out, device=device, say=lambda line: typer.echo(line, err=True))
+    plan = study.make_plan(
+        settings,
+        folder=images,
+        workers=workers,
+        store=out,
+        device=device,
+        say=lambda line: typer.echo(line, err=True),
+    )
     typer.echo(study.describe(plan))
 
 
@@ -50,24 +69,34 @@ def study_run(
     part: Part = None,
     device: Device = "auto",
 ) -> None:
-    """Train what is not there yet, a process for each core. Killed at any moment, it goes on. Exit 1 if a network failed."""
+    """Train what is not there yet, a process for each core. Killed at any moment, it goes on. Exit 1 if a
+    network failed.
+    """
     from brats_seg.classification import study
     from brats_seg.classification.settings import StudySettings
     from brats_seg.config import load_settings
 
     settings = load_settings(StudySettings, config, shelf="studies", overrides=tuple(overrides or ()))
-    report = study.run_study(settings, out, folder=images, workers=workers, part=parse_part(part), device=device)
+    report = study.run_study(
+        settings, out, folder=images, workers=workers, part=parse_part(part), device=device
+    )
     typer.echo(f"{report.n_new} cells finished, {report.n_kept} were there; rows in {out}")
     n_diverged = len({(row["seed"], row["method"], row["rate"]) for row in report.rows if row["diverged"]})
     if n_diverged:
-        typer.echo(f"{n_diverged} networks diverged and score as one that knows nothing; a lower optimizer.lr may help", err=True)
+        typer.echo(
+            f"{n_diverged} networks diverged and score as one that knows nothing; a lower optimizer.lr may "
+            "help",
+            err=True,
+        )
     for key, reason in report.failed:
         typer.echo(f"{key}: {reason}", err=True)
     raise typer.Exit(int(bool(report.failed)))
 
 
 @study_app.command("table", epilog="Example: brats-seg study table out")
-def study_table(out: Annotated[Path, typer.Argument(help="Folder of a study.", exists=True, file_okay=False)]) -> None:
+def study_table(
+    out: Annotated[Path, typer.Argument(help="Folder of a study.", exists=True, file_okay=False)],
+) -> None:
     """Print means, paired differences and intervals; write table.csv, pairs.csv and table.md there."""
     from brats_seg.classification import study
     from brats_seg.classification.table import to_markdown, write_table
@@ -79,7 +108,9 @@ def study_table(out: Annotated[Path, typer.Argument(help="Folder of a study.", e
 
 
 @study_app.command("figures", epilog="Example: brats-seg study figures out")
-def study_figures(out: Annotated[Path, typer.Argument(help="Folder of a study.", exists=True, file_okay=False)]) -> None:
+def study_figures(
+    out: Annotated[Path, typer.Argument(help="Folder of a study.", exists=True, file_okay=False)],
+) -> None:
     """Draw the published figures from what is finished."""
     from brats_seg.classification import study
 
@@ -87,4 +118,6 @@ def study_figures(out: Annotated[Path, typer.Argument(help="Folder of a study.",
         typer.echo(path)
     n_unfinished = study.n_unfinished(out)
     if n_unfinished:
-        typer.echo(f"{n_unfinished} cells of the study are not finished; the figures are of the others", err=True)
+        typer.echo(
+            f"{n_unfinished} cells of the study are not finished; the figures are of the others", err=True
+        )

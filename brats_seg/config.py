@@ -21,13 +21,21 @@ def _rising(pair: tuple[float, float]) -> tuple[float, float]:
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Range = Annotated[tuple[float, float], AfterValidator(_rising)]
-PositiveRange = Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(_rising)]
-UnitRange = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]], AfterValidator(_rising)]
-SpreadRange = Annotated[tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]], AfterValidator(_rising)]
+PositiveRange = Annotated[
+    tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(_rising)
+]
+UnitRange = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]], AfterValidator(_rising)
+]
+SpreadRange = Annotated[
+    tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]], AfterValidator(_rising)
+]
 
 
 class Section(BaseModel):
-    """A group of knobs: immutable, and a misspelled name or a number that is none (`.nan`, `.inf`) is an error."""
+    """A group of knobs: immutable, and a misspelled name or a number that is none (`.nan`, `.inf`) is an
+    error.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -36,7 +44,9 @@ S = TypeVar("S", bound=Section)
 
 
 class Network(Section):
-    """Which network, and its size. `deep_supervision` is the number of further outputs, each at half the resolution of the one before."""
+    """Which network, and its size. `deep_supervision` is the number of further outputs, each at half the
+    resolution of the one before.
+    """
 
     name: str = "unet2d"
     channels: tuple[int, ...] = (32, 64, 128, 256)
@@ -50,12 +60,17 @@ class Network(Section):
     @model_validator(mode="after")
     def _stages_only_in_a_cascade(self) -> "Network":
         if (self.name == "cascade") != (self.stages is not None):
-            raise ValueError("network.stages belongs to 'cascade' alone, which `brats-seg cascade` composes of two trained runs")
+            raise ValueError(
+                "network.stages belongs to 'cascade' alone, which `brats-seg cascade` composes of two "
+                "trained runs"
+            )
         return self
 
 
 class Task(Section):
-    """Which classes are told apart. The two stages of a cascade are runs of `healthy_or_tumor` and of `tumor` (healthy voxels left out)."""
+    """Which classes are told apart. The two stages of a cascade are runs of `healthy_or_tumor` and of `tumor`
+    (healthy voxels left out).
+    """
 
     classes: Literal["all", "healthy_or_tumor", "tumor"] = "all"
 
@@ -63,7 +78,8 @@ class Task(Section):
 class Patch(Section):
     """Size of a patch in voxels: two numbers (Y, X) or three (Z, Y, X).
 
-    `slices_around` n shows a 2-D network the n slices on either side of the patch as further channels (2.5-D).
+    `slices_around` n shows a 2-D network the n slices on either side of the patch as further channels
+    (2.5-D).
     """
 
     size: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=2, max_length=3)] = (64, 64)
@@ -72,22 +88,26 @@ class Patch(Section):
     @model_validator(mode="after")
     def _slices_around_a_slice(self) -> "Patch":
         if self.slices_around and len(self.size) == 3:
-            raise ValueError(f"slices_around {self.slices_around} goes with a patch of two axes; a patch of three axes has its slices")
+            raise ValueError(
+                f"slices_around {self.slices_around} goes with a patch of two axes; a patch of three axes "
+                "has its slices"
+            )
         return self
 
 
 class Sampler(Section):
     """Which examples the network sees. Shares are by class name and sum to 1.
 
-    A share of `tumor` goes in equal parts to the tumor classes that have none of their own. `drift` moves the shares in equal steps from
-    those of the first epoch to the natural ones of the last.
+    A share of `tumor` goes in equal parts to the tumor classes that have none of their own. `drift` moves the
+    shares in equal steps from those of the first epoch to the natural ones of the last.
 
-    `first` says what is drawn first within a class. "voxel": every voxel of the class alike. "case": a case that has the class, then a
-    voxel of it. "lesion": a connected tumor lesion that has the class, then a voxel of the class in it, so that a lesion of 20 voxels is
-    seen as often as one of 20,000; of healthy tissue, which has no lesions, a case first.
+    `first` says what is drawn first within a class. "voxel": every voxel of the class alike. "case": a case
+    that has the class, then a voxel of it. "lesion": a connected tumor lesion that has the class, then a
+    voxel of the class in it, so that a lesion of 20 voxels is seen as often as one of 20,000; of healthy
+    tissue, which has no lesions, a case first.
 
-    `jitter` is the middle share of the patch in which the drawn voxel lies, at a random place: 0 puts the voxel at the center of every
-    patch, 1 puts the voxel anywhere in the patch.
+    `jitter` is the middle share of the patch in which the drawn voxel lies, at a random place: 0 puts the
+    voxel at the center of every patch, 1 puts the voxel anywhere in the patch.
     """
 
     kind: Literal["random", "balanced", "ratio", "hard", "oversample", "undersample"] = "balanced"
@@ -110,17 +130,24 @@ class Sampler(Section):
         if self.kind not in ("ratio", "hard") and (self.shares is not None or self.healthy_share is not None):
             raise ValueError(f"kind '{self.kind}' takes no shares; use kind 'ratio' or 'hard'")
         if self.imbalance_ratio != 1 and self.kind not in ("oversample", "undersample"):
-            raise ValueError(f"kind '{self.kind}' has no imbalance_ratio; it goes with kind 'oversample' or 'undersample'")
+            raise ValueError(
+                f"kind '{self.kind}' has no imbalance_ratio; it goes with kind 'oversample' or 'undersample'"
+            )
         if self.drift != "none" and self.kind not in ("balanced", "ratio", "hard"):
-            raise ValueError(f"kind '{self.kind}' has no shares to move; drift goes with kind 'balanced', 'ratio' or 'hard'")
+            raise ValueError(
+                f"kind '{self.kind}' has no shares to move; drift goes with kind 'balanced', 'ratio' or "
+                "'hard'"
+            )
         return self
 
 
 class Hard(Section):
-    """Hard-example replay: used by sampler.kind 'hard' only. Among the classes `tumor` stands for all but healthy.
+    """Hard-example replay: used by sampler.kind 'hard' only. Among the classes `tumor` stands for all but
+    healthy.
 
-    `subset` is how many voxels of each class the network looks at after an epoch; None for as many as the class draws in
-    an epoch. `recycle` starts a pool again when it is used up: a pool of a few voxels is then drawn hundreds of times.
+    `subset` is how many voxels of each class the network looks at after an epoch; None for as many as the
+    class draws in an epoch. `recycle` starts a pool again when it is used up: a pool of a few voxels is then
+    drawn hundreds of times.
     """
 
     threshold: Share = 0.75
@@ -133,13 +160,16 @@ class Hard(Section):
 class Loss(Section):
     """What is minimized, and what a voxel outside the brain counts as.
 
-    `weights_from` defers the class weights: they hold from this share of the epochs on (deferred re-weighting). `tau` is the strength of
-    the logit adjustment. `dice` 'batch' sums the Dice term over all patches of a batch instead of each patch by itself.
-    `unified_weight` (of the Tversky part), `unified_delta` (of missed tumor) and `unified_gamma` (the focus) are those of
-    'unified_focal'. `by_lesion` adds `by_lesion_weight` times a loss of each lesion by itself to 'dice_cross_entropy'.
+    `weights_from` defers the class weights: they hold from this share of the epochs on (deferred
+    re-weighting). `tau` is the strength of the logit adjustment. `dice` 'batch' sums the Dice term over all
+    patches of a batch instead of each patch by itself. `unified_weight` (of the Tversky part),
+    `unified_delta` (of missed tumor) and `unified_gamma` (the focus) are those of 'unified_focal'.
+    `by_lesion` adds `by_lesion_weight` times a loss of each lesion by itself to 'dice_cross_entropy'.
     """
 
-    kind: Literal["cross_entropy", "dice_cross_entropy", "focal", "unified_focal", "region", "logit_adjusted"] = "cross_entropy"
+    kind: Literal[
+        "cross_entropy", "dice_cross_entropy", "focal", "unified_focal", "region", "logit_adjusted"
+    ] = "cross_entropy"
     outside: Literal["healthy", "ignore"] = "healthy"
     class_weights: Literal["none", "balanced", "effective_number", "median_frequency"] = "none"
     weights_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -154,32 +184,53 @@ class Loss(Section):
     @model_validator(mode="after")
     def _knobs_only_where_used(self) -> "Loss":
         if self.tau != 1 and self.kind != "logit_adjusted":
-            raise ValueError(f"tau {self.tau:g} is the strength of the logit adjustment; it goes with kind 'logit_adjusted'")
-        if (self.unified_weight, self.unified_delta, self.unified_gamma) != (0.5, 0.6, 0.5) and self.kind != "unified_focal":
-            raise ValueError(f"kind '{self.kind}' has no unified_weight, unified_delta and unified_gamma; they go with 'unified_focal'")
+            raise ValueError(
+                f"tau {self.tau:g} is the strength of the logit adjustment; it goes with kind "
+                "'logit_adjusted'"
+            )
+        if (self.unified_weight, self.unified_delta, self.unified_gamma) != (
+            0.5,
+            0.6,
+            0.5,
+        ) and self.kind != "unified_focal":
+            raise ValueError(
+                f"kind '{self.kind}' has no unified_weight, unified_delta and unified_gamma; they go with "
+                "'unified_focal'"
+            )
         if self.by_lesion != "none" and self.kind != "dice_cross_entropy":
-            raise ValueError(f"by_lesion '{self.by_lesion}' is added to kind 'dice_cross_entropy', not to '{self.kind}'")
+            raise ValueError(
+                f"by_lesion '{self.by_lesion}' is added to kind 'dice_cross_entropy', not to '{self.kind}'"
+            )
         if self.by_lesion_weight != 1 and self.by_lesion == "none":
-            raise ValueError("by_lesion_weight is of a loss of each lesion; it goes with by_lesion 'blob' or 'components'")
+            raise ValueError(
+                "by_lesion_weight is of a loss of each lesion; it goes with by_lesion 'blob' or 'components'"
+            )
         if self.dice != "example" and self.kind not in ("dice_cross_entropy", "region"):
-            raise ValueError(f"kind '{self.kind}' has no Dice term; dice 'batch' goes with kind 'dice_cross_entropy' or 'region'")
+            raise ValueError(
+                f"kind '{self.kind}' has no Dice term; dice 'batch' goes with kind 'dice_cross_entropy' or "
+                "'region'"
+            )
         if self.weights_from > 0 and self.class_weights == "none":
-            raise ValueError(f"weights_from {self.weights_from:g} defers class weights, and class_weights is 'none'; give both or neither")
+            raise ValueError(
+                f"weights_from {self.weights_from:g} defers class weights, and class_weights is 'none'; give "
+                "both or neither"
+            )
         return self
 
 
 class Augment(Section):
-    """Random transforms of a batch. A pair is the range drawn from; probabilities are per patch, other values per modality.
+    """Random transforms of a batch. A pair is the range drawn from; probabilities are per patch, other values
+    per modality.
 
-    `sharpness` below 0 blurs (-1 is a Gaussian of 1 voxel), above 0 sharpens. `low_resolution` is the factor by which a
-    modality is sampled more coarsely (0.5: half as many voxels a side) before it is interpolated back. `contrast` is a
-    factor on the distance from the mean. `gamma_inverted` is the probability that gamma bends the inverted image.
-    `bias_field` is the size of the coefficients of a smooth factor over the patch. `modality_dropout` is the
-    probability, for each modality of each patch, that it is 0 all over; one at least is kept. A network trained so takes
-    cases with modalities missing.
+    `sharpness` below 0 blurs (-1 is a Gaussian of 1 voxel), above 0 sharpens. `low_resolution` is the factor
+    by which a modality is sampled more coarsely (0.5: half as many voxels a side) before it is interpolated
+    back. `contrast` is a factor on the distance from the mean. `gamma_inverted` is the probability that gamma
+    bends the inverted image. `bias_field` is the size of the coefficients of a smooth factor over the patch.
+    `modality_dropout` is the probability, for each modality of each patch, that it is 0 all over; one at
+    least is kept. A network trained so takes cases with modalities missing.
 
-    `augment: strong` in a config stands for the knobs of a preset (`PRESETS`); `augment: {preset: strong, flip: 0}` lays
-    knobs over them.
+    `augment: strong` in a config stands for the knobs of a preset (`PRESETS`); `augment: {preset: strong,
+    flip: 0}` lays knobs over them.
     """
 
     flip: Share = 0.5
@@ -241,9 +292,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Optimizer(Section):
     """The optimizer and its learning rate over the run.
 
-    `decay` says which weights decay: kernels alone, or norm scales and biases too. Schedule `linear` falls to 0, `inverse` is Caffe's
-    lr (1 + gamma step)^-power, `steps` multiplies by `drop_factor` at each of `drops` (shares of the run). The biases of convolutions
-    and linear layers learn at `bias_lr_factor` times the rate.
+    `decay` says which weights decay: kernels alone, or norm scales and biases too. Schedule `linear` falls to
+    0, `inverse` is Caffe's lr (1 + gamma step)^-power, `steps` multiplies by `drop_factor` at each of `drops`
+    (shares of the run). The biases of convolutions and linear layers learn at `bias_lr_factor` times the
+    rate.
     """
 
     kind: Literal["sgd", "adam", "adamw"] = "adamw"
@@ -264,16 +316,19 @@ class Optimizer(Section):
     @model_validator(mode="after")
     def _steps_need_drops(self) -> "Optimizer":
         if self.schedule == "steps" and not self.drops:
-            raise ValueError("schedule 'steps' never drops without optimizer.drops, shares of the run such as [0.5, 0.75]")
+            raise ValueError(
+                "schedule 'steps' never drops without optimizer.drops, shares of the run such as [0.5, 0.75]"
+            )
         return self
 
 
 class Training(Section):
     """The budget: epochs x steps x batch_size patches.
 
-    `accumulate` cuts a batch into so many parts that go through the network one after the other, for less memory. `initial` is the SHA-256
-    of the checkpoint whose weights the training begins with: `train --from` writes it, and nobody else. `norm_statistics` "measured"
-    shows the whole training scans to the trained network once more and takes the statistics of its batch norms from them.
+    `accumulate` cuts a batch into so many parts that go through the network one after the other, for less
+    memory. `initial` is the SHA-256 of the checkpoint whose weights the training begins with: `train --from`
+    writes it, and nobody else. `norm_statistics` "measured" shows the whole training scans to the trained
+    network once more and takes the statistics of its batch norms from them.
     """
 
     epochs: Annotated[int, Field(gt=0)] = 50
@@ -292,10 +347,11 @@ class Training(Section):
 
 
 class Phases(Section):
-    """Two-phase training (Havaei et al. 2017): after the run as the other sections have it, a second phase at the natural frequencies.
+    """Two-phase training (Havaei et al. 2017): after the run as the other sections have it, a second phase at
+    the natural frequencies.
 
-    In it the output layer alone learns, without class weights, `epochs` long (None: as long as the first), on a whole schedule again at
-    `lr_factor` times the rate.
+    In it the output layer alone learns, without class weights, `epochs` long (None: as long as the first), on
+    a whole schedule again at `lr_factor` times the rate.
     """
 
     two_phase: bool = False
@@ -306,17 +362,21 @@ class Phases(Section):
 class Validation(Section):
     """The inner split of the training patients that picks the best checkpoint.
 
-    `cases` says which cases are the inner split. "fraction": a random `fraction` of the training patients. "next_fold": the fold after
-    the held-out one, so that the inner splits of all folds hold each case once. "none": no case, so that all cases of the other folds
-    are trained on. Metric "mean_dice" is the mean of the three regions'; the others are `of` a named region or tissue class (the F-score of a region is its
-    Dice). "last" scores the epochs and takes the newest all the same: with one or two inner patients a choice would follow their oddities.
+    `cases` says which cases are the inner split. "fraction": a random `fraction` of the training patients.
+    "next_fold": the fold after the held-out one, so that the inner splits of all folds hold each case once.
+    "none": no case, so that all cases of the other folds are trained on. Metric "mean_dice" is the mean of
+    the three regions'; the others are `of` a named region or tissue class (the F-score of a region is its
+    Dice). "last" scores the epochs and takes the newest all the same: with one or two inner patients a choice
+    would follow their oddities.
     """
 
     cases: Literal["fraction", "next_fold", "none"] = "fraction"
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     every: Annotated[int, Field(gt=0)] = 1
     patience: Annotated[int, Field(gt=0)] | None = None
-    metric: Literal["mean_dice", "sensitivity", "f_score", "sensitivity_and_f_score", "iou", "last"] = "mean_dice"
+    metric: Literal["mean_dice", "sensitivity", "f_score", "sensitivity_and_f_score", "iou", "last"] = (
+        "mean_dice"
+    )
     of: str | None = None
 
     @model_validator(mode="after")
@@ -324,20 +384,26 @@ class Validation(Section):
         if self.fraction != 0.2 and self.cases != "fraction":
             raise ValueError(f"cases '{self.cases}' takes no fraction; fraction goes with cases 'fraction'")
         if self.cases == "none" and self.metric != "last":
-            raise ValueError(f"cases 'none' leaves no case for metric '{self.metric}'; it goes with metric 'last'")
+            raise ValueError(
+                f"cases 'none' leaves no case for metric '{self.metric}'; it goes with metric 'last'"
+            )
         return self
 
     @model_validator(mode="after")
     def _patience_needs_a_score(self) -> "Validation":
         if self.patience is not None and self.metric == "last":
-            raise ValueError("patience waits for a score to rise; metric 'last' has none: choose another metric or no patience")
+            raise ValueError(
+                "patience waits for a score to rise; metric 'last' has none: choose another metric or no "
+                "patience"
+            )
         return self
 
     @model_validator(mode="after")
     def _a_metric_of_something(self) -> "Validation":
         if (self.of is None) != (self.metric in ("mean_dice", "last")):
             raise ValueError(
-                f"metric '{self.metric}' goes {'with' if self.of is None else 'without'} validation.of, a region or tissue class"
+                f"metric '{self.metric}' goes {'with' if self.of is None else 'without'} validation.of, a "
+                "region or tissue class"
             )
         return self
 
@@ -360,13 +426,16 @@ class Config(Section):
     @property
     def n_epochs(self) -> int:
         """Epochs of all phases, where none ends early."""
-        return self.training.epochs + ((self.phases.epochs or self.training.epochs) if self.phases.two_phase else 0)
+        return self.training.epochs + (
+            (self.phases.epochs or self.training.epochs) if self.phases.two_phase else 0
+        )
 
     @model_validator(mode="after")
     def _measured_weights_are_kept(self) -> "Config":
         if self.training.norm_statistics == "measured" and self.validation.metric != "last":
             raise ValueError(
-                "training.norm_statistics 'measured' changes the weights of the last epoch alone; it goes with validation.metric 'last', "
+                "training.norm_statistics 'measured' changes the weights of the last epoch alone; it goes "
+                "with validation.metric 'last', "
                 f"which keeps them: '{self.validation.metric}' may keep an earlier epoch"
             )
         return self
@@ -377,7 +446,9 @@ def load_config(source: str | Path | None = None, *, overrides: tuple[str, ...] 
     return load_settings(Config, source, overrides=overrides)
 
 
-def load_settings(model: type[S], source: str | Path | None, *, shelf: str = "", overrides: tuple[str, ...] = ()) -> S:
+def load_settings(
+    model: type[S], source: str | Path | None, *, shelf: str = "", overrides: tuple[str, ...] = ()
+) -> S:
     """Read a YAML file, or one that travels with the package by its name, and lay the overrides over it.
 
     Args:
@@ -387,7 +458,8 @@ def load_settings(model: type[S], source: str | Path | None, *, shelf: str = "",
         overrides: `section.key=value` each, the value read as YAML.
 
     Raises:
-        UsageError: no such file or name, not YAML, or a key or value that no knob takes (with the nearest right one).
+        UsageError: no such file or name, not YAML, or a key or value that no knob takes (with the nearest
+            right one).
     """
     tree = _read(_locate(source, shelf)) if source is not None else {}
     for override in overrides:
@@ -401,7 +473,9 @@ def parse_config(tree: dict[str, Any]) -> Config:
 
 
 def parse_settings(model: type[S], tree: dict[str, Any]) -> S:
-    """Check a nested mapping, as YAML gives it. Raises `UsageError` naming the path of every wrong key or value."""
+    """Check a nested mapping, as YAML gives it. Raises `UsageError` naming the path of every wrong key or
+    value.
+    """
     try:
         return model.model_validate(tree)
     except ValidationError as error:
@@ -435,7 +509,9 @@ def _locate(source: str | Path, shelf: str) -> Path:
     names = config_names(shelf)
     close = difflib.get_close_matches(str(source), names, n=1)
     hint = f", did you mean '{close[0]}'" if close else ""
-    raise UsageError(f"--config {source}: no such file, and no config of that name{hint}; the names are {', '.join(names)}")
+    raise UsageError(
+        f"--config {source}: no such file, and no config of that name{hint}; the names are {', '.join(names)}"
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -453,11 +529,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def lay_over(tree: dict[str, Any], override: str) -> None:
-    """Set one knob, `section.key=value` with the value as YAML, in a nested mapping. Raises `UsageError` where it is not so written."""
+    """Set one knob, `section.key=value` with the value as YAML, in a nested mapping. Raises `UsageError`
+    where it is not so written.
+    """
     path, equals, text = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):
-        raise UsageError(f"--set {printable(override, limit=120)}: write section.key=value, for example sampler.kind=balanced")
+        raise UsageError(
+            f"--set {printable(override, limit=120)}: write section.key=value, for example "
+            "sampler.kind=balanced"
+        )
     try:
         value = parse_yaml(text)
     except ValueError as error:

@@ -7,7 +7,13 @@ from rich.console import Console
 from brats_seg import pipeline
 from brats_seg.config import load_config
 from brats_seg.errors import InputError, UsageError
-from brats_seg.reporting.console import show_place, show_predictions, show_problems, show_scores, show_verification
+from brats_seg.reporting.console import (
+    show_place,
+    show_predictions,
+    show_problems,
+    show_scores,
+    show_verification,
+)
 from brats_seg.reporting.predictions_page import write_predictions_page
 from brats_seg.reporting.report import WrittenReport
 from brats_seg.scans.layouts import find_cases
@@ -19,7 +25,8 @@ STARTER = "starter"
 
 
 def run_demo(out: str | Path, *, console: Console) -> Path:
-    """Phantom scans -> verify -> preprocess -> train -> predict the held-out cases -> evaluate -> report; gives the report's path.
+    """Phantom scans -> verify -> preprocess -> train -> predict the held-out cases -> evaluate -> report;
+    gives the report's path.
 
     Raises:
         UsageError: a folder with something in it.
@@ -39,7 +46,9 @@ def run_demo(out: str | Path, *, console: Console) -> Path:
     result = pipeline.train(bank, run, load_config("demo"), fold=0)
     if result.ended == "stopped":
         raise InputError(f"{run}: training was stopped; for another try give an empty folder")
-    console.print(f"best epoch {result.best_epoch} of {result.n_epochs}: inner-split score {result.best_score:.3f}")
+    console.print(
+        f"best epoch {result.best_epoch} of {result.n_epochs}: inner-split score {result.best_score:.3f}"
+    )
     _headline(console, 5, "predict the held-out cases")
     predicted = pipeline.predict(run, scans, predictions, held_out=True)
     show_problems(predicted.problems, console=console)
@@ -54,8 +63,11 @@ def run_demo(out: str | Path, *, console: Console) -> Path:
     return page
 
 
-def run_real_demo(scans: str | Path, out: str | Path, *, console: Console, network: str = STARTER, device: str = "auto") -> WrittenReport:
-    """Segment a folder of scans with a packaged network, score what has a reference, and write a page with every case.
+def run_real_demo(
+    scans: str | Path, out: str | Path, *, console: Console, network: str = STARTER, device: str = "auto"
+) -> WrittenReport:
+    """Segment a folder of scans with a packaged network, score what has a reference, and write a page with
+    every case.
 
     Returns:
         The page, and 1 as the exit code where a case was refused.
@@ -69,7 +81,11 @@ def run_real_demo(scans: str | Path, out: str | Path, *, console: Console, netwo
     predicted = pipeline.predict(network, scans, predictions, device=device)
     show_predictions(predicted, predictions, console=console)
     if predicted.exit_code:
-        console.print(f"for the options named above: brats-seg predict {network} {scans} OUT", soft_wrap=True, markup=False)
+        console.print(
+            f"for the options named above: brats-seg predict {network} {scans} OUT",
+            soft_wrap=True,
+            markup=False,
+        )
     done = {prediction.case for prediction in predicted.predictions}
     cases = [case for case in find_cases(scans, required=(), labels="unused").cases if case.id in done]
     page = write_predictions_page(predictions, cases, output=out / "report.html")
@@ -79,8 +95,12 @@ def run_real_demo(scans: str | Path, out: str | Path, *, console: Console, netwo
         scores = pipeline.report(predictions, scans, output=out / "scores.html", only=scored).page
         show_place("scores:    ", scores.resolve(), console=console)
     if n_untold := sum(case.label is not None and not case.schema for case in cases):
-        what = f"{n_untold} references are not scored: nothing says which tissue each value is; to score them:"
-        console.print(f"{what} brats-seg evaluate {predictions} {scans} --schema NAME", soft_wrap=True, markup=False)
+        what = (
+            f"{n_untold} references are not scored: nothing says which tissue each value is; to score them:"
+        )
+        console.print(
+            f"{what} brats-seg evaluate {predictions} {scans} --schema NAME", soft_wrap=True, markup=False
+        )
     show_place("report:    ", page.resolve(), console=console)
     return WrittenReport(page, predicted.exit_code)
 
@@ -98,4 +118,6 @@ def _headline(console: Console, number: int, text: str) -> None:
 
 def _require(exit_code: int) -> None:
     if exit_code:
-        raise InputError("the demo stopped at a stage that must not fail on phantoms; please report the lines above")
+        raise InputError(
+            "the demo stopped at a stage that must not fail on phantoms; please report the lines above"
+        )

@@ -1,4 +1,6 @@
-"""Errors a person can act on: one line that names the case, the file, what is wrong and what would be right."""
+"""Errors a person can act on: one line that names the case, the file, what is wrong and what would be
+right.
+"""
 
 import errno
 
@@ -7,7 +9,9 @@ LONGEST_LINE = 400
 
 
 def printable(text: str, *, limit: int = LONGEST_LINE) -> str:
-    """One line of at most `limit` characters: what a terminal cannot show is escaped, what is too long is cut in the middle."""
+    """One line of at most `limit` characters: what a terminal cannot show is escaped, what is too long is cut
+    in the middle.
+    """
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     if len(text) <= limit:
         return text
@@ -16,7 +20,9 @@ def printable(text: str, *, limit: int = LONGEST_LINE) -> str:
 
 
 class _ToldError(Exception):
-    """An error of one line, or of several where each is given by itself; they can be printed, whatever the names and values in them."""
+    """An error of one line, or of several where each is given by itself; they can be printed, whatever the
+    names and values in them.
+    """
 
     def __init__(self, *lines: str) -> None:
         super().__init__(*lines)
@@ -34,11 +40,17 @@ class UsageError(_ToldError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice: of a GPU or of the machine, in torch's words or Python's."""
+    """Whether an error says that memory did not suffice: of a GPU or of the machine, in torch's words or
+    Python's.
+    """
     said = str(error)
-    return isinstance(error, MemoryError) or any(words in said for words in ("out of memory", "can't allocate memory", "not enough memory"))
+    return isinstance(error, MemoryError) or any(
+        words in said for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether a write failed because the disk or the quota is full. NumPy tells a write that was cut short without a number."""
+    """Whether a write failed because the disk or the quota is full. NumPy tells a write that was cut short
+    without a number.
+    """
     return error.errno in (None, errno.ENOSPC, errno.EDQUOT)

@@ -40,7 +40,9 @@ from brats_seg.training.split import Split
 SCHEMA = 2
 """What the digest of a cell stands for. 1: the knobs that are not at their defaults; 2: every knob."""
 DEFAULTS_OF_SCHEMA_1: Mapping[str, Any] = {"hard.recycle": True, "hard.subset": None}
-"""Defaults that have changed since schema 1, as they were. A knob that came later has, as its default, what was done before."""
+"""Defaults that have changed since schema 1, as they were. A knob that came later has, as its default, what
+was done before.
+"""
 TRAINED = "trained.json"
 """What a run of an experiment was trained on and with, in its folder."""
 
@@ -71,10 +73,11 @@ def run_experiment(
     device: str = "auto",
     say: Callable[[str], None] = lambda line: None,
 ) -> ExperimentReport:
-    """Train, segment and score every strategy on every fold with every seed; what is finished is kept, what was killed goes on.
+    """Train, segment and score every strategy on every fold with every seed; what is finished is kept, what
+    was killed goes on.
 
-    Writes `runs.csv`, `summary.json`, `table.md` and `report.html` into `out`, of what is finished where it is interrupted too; each
-    run has its folder `runs/<strategy>/fold<f>/seed<s>`.
+    Writes `runs.csv`, `summary.json`, `table.md` and `report.html` into `out`, of what is finished where it
+    is interrupted too; each run has its folder `runs/<strategy>/fold<f>/seed<s>`.
 
     Args:
         bank: a patch bank; with `phantoms` in the config, the folder where their banks are made or found.
@@ -89,20 +92,29 @@ def run_experiment(
 
     Raises:
         UsageError: a strategy, knob, class or fold that does not exist, or a seed given twice.
-        InputError: a bank that is damaged or not the one the experiment was begun with, a training fold that lacks a class another fold
-            has, a run folder of a strategy whose knobs were others, or a `known` table that lacks rows or has none of these runs.
+        InputError: a bank that is damaged or not the one the experiment was begun with, a training fold that
+            lacks a class another fold has, a run folder of a strategy whose knobs were others, or a `known`
+            table that lacks rows or has none of these runs.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what is finished is kept and written.
     """
     bank, out, known = Path(bank), Path(out), Path(known) if known is not None else None
-    strategies, asked = make_strategies(config), {strategy.name for strategy in make_strategies(config, only=only)}
+    strategies, asked = (
+        make_strategies(config),
+        {strategy.name for strategy in make_strategies(config, only=only)},
+    )
     for name, cohort in config.phantoms.items():
         try:
             make_traits(cohort.traits)
         except UsageError as error:
             raise UsageError(f"phantoms.{name}: {error}") from None
     if config.phantoms and (bank / "bank.json").exists():
-        raise UsageError(f"{bank}: is a bank, and the config has phantoms of its own; give another folder, to make their banks in")
-    banks = {name: _phantom_bank(bank / name, cohort) for name, cohort in config.phantoms.items()} or {"": bank}
+        raise UsageError(
+            f"{bank}: is a bank, and the config has phantoms of its own; give another folder, to make their "
+            "banks in"
+        )
+    banks = {name: _phantom_bank(bank / name, cohort) for name, cohort in config.phantoms.items()} or {
+        "": bank
+    }
     with ExitStack() as held:
         for path in banks.values():
             held.enter_context(hold_bank(path))
@@ -129,7 +141,8 @@ def run_experiment(
             taken = _known(known, cells, opened)
             say(f"{len(taken)} of {len(cells)} runs taken over from {known}")
         todo = [cell for cell in cells if cell.job["strategy"] in asked]
-        # Seed by seed and fold by fold, so that an experiment that is stopped has its strategies on the same runs.
+        # Seed by seed and fold by fold, so that an experiment that is stopped has its strategies on the same
+        # runs.
         todo.sort(key=lambda cell: (config.seeds.index(cell.job["seed"]), cell.job["fold"]))
         finished = {*taken, *read_cells(out)}
         _check_before(out, [cell for cell in todo if cell.digest not in finished], opened)
@@ -160,10 +173,14 @@ def _write_results(
     title: str,
     failed: Sequence[tuple[str, str]],
 ) -> tuple[Mapping[str, Any], Path]:
-    """Tables and page of the cells that are finished, those that `only` left out too, in the order of the config."""
+    """Tables and page of the cells that are finished, those that `only` left out too, in the order of the
+    config.
+    """
     stored = read_cells(out)
     rows = [row for cell in cells for row in stored.get(cell.digest, ())]
-    summary = summarize_runs(rows, against=config.against, same_brains=_same_brains(config), n_asked=len(cells), failed=failed)
+    summary = summarize_runs(
+        rows, against=config.against, same_brains=_same_brains(config), n_asked=len(cells), failed=failed
+    )
     write_rows(out / "runs.csv", rows)
     write_json(out / "summary.json", summary)
     write_text(out / "table.md", table_markdown(summary, title=title, against=config.against))
@@ -181,7 +198,9 @@ def _write_results(
 
 
 def _check_fit(bank: PatchBank, strategy: Strategy) -> None:
-    """Refuse a strategy whose knobs do not fit each other or the bank: it would fail after the others have trained for hours."""
+    """Refuse a strategy whose knobs do not fit each other or the bank: it would fail after the others have
+    trained for hours.
+    """
     for config in strategy.configs:
         try:
             pipeline.check_fit(pipeline.open_bank(bank.path, config), config)
@@ -190,36 +209,62 @@ def _check_fit(bank: PatchBank, strategy: Strategy) -> None:
 
 
 def _check_before(out: Path, todo: Sequence[Cell], banks: Mapping[str, PatchBank]) -> None:
-    """Refuse, before the first new run, a folder that holds another run of the same name, and banks whose files are damaged."""
+    """Refuse, before the first new run, a folder that holds another run of the same name, and banks whose
+    files are damaged.
+    """
     for cell in todo:
         run = run_folder(out, cell.job)
         if (run / TRAINED).exists() and read_json(run / TRAINED) != _training(cell.job):
             raise InputError(
-                f"{run}: was trained with other knobs than the config now gives strategy '{cell.job['strategy']}'; give the strategy "
+                f"{run}: was trained with other knobs than the config now gives strategy "
+                f"'{cell.job['strategy']}'; give the strategy "
                 "another name, or choose a new folder"
             )
     for data in sorted({cell.job["data"] for cell in todo}):
         used: set[str] = set()
-        for split, cases in {(_split(banks[data], cell.job), cell.job["cases"]) for cell in todo if cell.job["data"] == data}:
-            used.update(split.train, split.inner, split.held_out if cases == "held_out" else ())  # a search opens no held-out case
+        for split, cases in {
+            (_split(banks[data], cell.job), cell.job["cases"]) for cell in todo if cell.job["data"] == data
+        }:
+            used.update(
+                split.train, split.inner, split.held_out if cases == "held_out" else ()
+            )  # a search opens no held-out case
         problems = verify_bank(banks[data].path, cases=used)
         if problems:
-            raise InputError(f"{problems[0].case}: {problems[0].file}: {problems[0].what}; {problems[0].expected}")
+            raise InputError(
+                f"{problems[0].case}: {problems[0].file}: {problems[0].what}; {problems[0].expected}"
+            )
 
 
 def _phantom_bank(folder: Path, cohort: Phantoms) -> Path:
-    """The bank of a cohort; made, or its making gone on with, where it is not there. Raises `InputError` where another cohort's is."""
-    made, bank, wanted = folder / "cohort.json", folder / "bank", {**cohort.model_dump(mode="json"), "version": PHANTOM_VERSION}
+    """The bank of a cohort; made, or its making gone on with, where it is not there. Raises `InputError`
+    where another cohort's is.
+    """
+    made, bank, wanted = (
+        folder / "cohort.json",
+        folder / "bank",
+        {**cohort.model_dump(mode="json"), "version": PHANTOM_VERSION},
+    )
     if made.exists() and read_json(made) != wanted:
-        raise InputError(f"{made}: is of another cohort than the config's phantoms.{folder.name}; choose a new folder for BANK")
+        raise InputError(
+            f"{made}: is of another cohort than the config's phantoms.{folder.name}; choose a new folder for "
+            "BANK"
+        )
     if not (bank / "bank.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(made, wanted)
         pipeline.phantom(
-            folder / "scans", n_cases=cohort.cases, layout=cohort.layout, size=cohort.size, seed=cohort.seed, traits=cohort.traits
+            folder / "scans",
+            n_cases=cohort.cases,
+            layout=cohort.layout,
+            size=cohort.size,
+            seed=cohort.seed,
+            traits=cohort.traits,
         )
         if pipeline.preprocess(folder / "scans", bank).exit_code:
-            raise InputError(f"{bank}: the bank of a phantom cohort was refused; `brats-seg verify {folder / 'scans'}` says why")
+            raise InputError(
+                f"{bank}: the bank of a phantom cohort was refused; `brats-seg verify {folder / 'scans'}` "
+                "says why"
+            )
     return bank
 
 
@@ -237,18 +282,28 @@ def _folds(bank: PatchBank, config: ExperimentConfig) -> tuple[int, ...]:
     return config.folds or tuple(range(n_folds))
 
 
-def _check_classes(bank: PatchBank, strategies: Sequence[Strategy], *, folds: Sequence[int], seeds: Sequence[int]) -> None:
-    """Refuse a training fold without a class that the bank has: a strategy that draws by class could not be compared there."""
+def _check_classes(
+    bank: PatchBank, strategies: Sequence[Strategy], *, folds: Sequence[int], seeds: Sequence[int]
+) -> None:
+    """Refuse a training fold without a class that the bank has: a strategy that draws by class could not be
+    compared there.
+    """
     counts = np.array([case.n_voxels for case in bank.cases])
     for validation in {strategy.configs[0].validation for strategy in strategies}:
         for fold, seed in product(folds, seeds):
             trained = pipeline.make_split(bank, fold=fold, validation=validation, seed=seed).train
             found = counts[[case.id in trained for case in bank.cases]].sum(axis=0)
-            lacking = [name for name, n, n_all in zip(bank.classes, found, counts.sum(axis=0), strict=True) if n_all and not n]
+            lacking = [
+                name
+                for name, n, n_all in zip(bank.classes, found, counts.sum(axis=0), strict=True)
+                if n_all and not n
+            ]
             if lacking:
                 raise InputError(
-                    f"{bank.path}: the {len(trained)} training cases of fold {fold}, seed {seed} have no voxel of {', '.join(lacking)}, "
-                    "which other folds have; build the bank with fewer folds or another --seed (`preprocess --rebuild`)"
+                    f"{bank.path}: the {len(trained)} training cases of fold {fold}, seed {seed} have no "
+                    f"voxel of {', '.join(lacking)}, "
+                    "which other folds have; build the bank with fewer folds or another --seed (`preprocess "
+                    "--rebuild`)"
                 )
 
 
@@ -264,12 +319,16 @@ def _cell(data: str, digest: str, strategy: Strategy, *, fold: int, seed: int, c
         "fold": fold,
         "seed": seed,
     }
-    return Cell("/".join(str(part) for part in (data, strategy.name, f"fold{fold}", f"seed{seed}") if part), job)
+    return Cell(
+        "/".join(str(part) for part in (data, strategy.name, f"fold{fold}", f"seed{seed}") if part), job
+    )
 
 
 def _split(bank: PatchBank, job: Mapping[str, Any]) -> Split:
     """The cases of a cell by their use."""
-    return pipeline.make_split(bank, fold=job["fold"], validation=parse_config(job["configs"][0]).validation, seed=job["seed"])
+    return pipeline.make_split(
+        bank, fold=job["fold"], validation=parse_config(job["configs"][0]).validation, seed=job["seed"]
+    )
 
 
 def _seeded(config: Config, seed: int) -> dict[str, Any]:
@@ -283,7 +342,8 @@ def _check_schema(out: Path) -> None:
     identity = read_json(path) if path.exists() else {"schema": SCHEMA}
     if isinstance(identity, dict) and identity.get("schema", 1) != SCHEMA:
         raise InputError(
-            f"{out}: was written by another version of brats-seg, which named runs in another way; choose a new folder and take the "
+            f"{out}: was written by another version of brats-seg, which named runs in another way; choose a "
+            "new folder and take the "
             f"finished runs over with --known {out / 'runs.csv'}"
         )
 
@@ -291,7 +351,9 @@ def _check_schema(out: Path) -> None:
 def _digest_of_schema_1(job: Mapping[str, Any]) -> str:
     """The digest that a cell had in schema 1."""
     configs = [_knobs_of_schema_1(tree) for tree in job["configs"]]
-    return Cell("", {name: value for name, value in job.items() if name != "schema"} | {"configs": configs}).digest
+    return Cell(
+        "", {name: value for name, value in job.items() if name != "schema"} | {"configs": configs}
+    ).digest
 
 
 def _knobs_of_schema_1(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -313,8 +375,11 @@ def _apart(tree: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, An
     return apart
 
 
-def _known(path: Path, cells: Sequence[Cell], banks: Mapping[str, PatchBank]) -> dict[str, list[dict[str, Any]]]:
-    """Rows of a runs.csv, under the whole digests of the cells that they answer; rows that stand twice count once.
+def _known(
+    path: Path, cells: Sequence[Cell], banks: Mapping[str, PatchBank]
+) -> dict[str, list[dict[str, Any]]]:
+    """Rows of a runs.csv, under the whole digests of the cells that they answer; rows that stand twice count
+    once.
 
     Raises:
         InputError: no such table, one that lacks some rows of a run, or one of other runs altogether.
@@ -329,19 +394,27 @@ def _known(path: Path, cells: Sequence[Cell], banks: Mapping[str, PatchBank]) ->
         cases = split.held_out if job["cases"] == "held_out" else split.inner
         wanted = set(product(job["correct_priors"], cases, (*REGIONS, *bank.classes)))
         if set(rows) != wanted:
-            raise InputError(f"{path}: {len(wanted - set(rows))} of the {len(wanted)} rows of {cell.key} are missing; leave out the rest")
+            raise InputError(
+                f"{path}: {len(wanted - set(rows))} of the {len(wanted)} rows of {cell.key} are missing; "
+                "leave out the rest"
+            )
         found[cell.digest] = list(rows.values())
     if not found:
-        theirs, ours = {row["bank"] for rows in finished.values() for row in rows}, {bank.digest[:DIGEST] for bank in banks.values()}
+        theirs, ours = (
+            {row["bank"] for rows in finished.values() for row in rows},
+            {bank.digest[:DIGEST] for bank in banks.values()},
+        )
         was = ", ".join(f"{knob}={json.dumps(value)}" for knob, value in DEFAULTS_OF_SCHEMA_1.items())
         others = (
-            f"the same bank with other knobs or seeds (before schema {SCHEMA} the defaults were {was}, and runs with "
+            f"the same bank with other knobs or seeds (before schema {SCHEMA} the defaults were {was}, and "
+            "runs with "
             "rotated or scaled patches are to be made again: such patches had air in their corners)"
             if theirs & ours
             else f"bank {', '.join(sorted(theirs)) or 'none'}"
         )
         raise InputError(
-            f"{path}: none of its {len(finished)} runs is one of this experiment's, on bank {', '.join(sorted(ours))}; they are of {others}"
+            f"{path}: none of its {len(finished)} runs is one of this experiment's, on bank "
+            f"{', '.join(sorted(ours))}; they are of {others}"
         )
     return found
 
@@ -349,7 +422,8 @@ def _known(path: Path, cells: Sequence[Cell], banks: Mapping[str, PatchBank]) ->
 def _rows_of(cell: Cell, finished: Mapping[str, list[Row]]) -> list[Row]:
     """The rows of a cell, under its digest or under the one that it had in schema 1.
 
-    A run of schema 1 that rotated or scaled its patches was another training: its patches had air in their corners.
+    A run of schema 1 that rotated or scaled its patches was another training: its patches had air in their
+    corners.
     """
     rows = finished.get(cell.digest[:DIGEST], [])
     if rows or any(_moves_patches(tree["augment"]) for tree in cell.job["configs"]):
@@ -366,14 +440,19 @@ def _moves_patches(augment: Mapping[str, Any]) -> bool:
 def _note(key: str, rows: list[dict[str, Any]]) -> str:
     first = [row for row in rows if variant_of(row) == variant_of(rows[0]) and row["n_reference_vox"]]
     found = {region: [row["dice"] for row in first if row["region"] == region] for region in REGIONS}
-    return f"{key}: " + ", ".join(f"{region} {np.mean(values):.3f}" for region, values in found.items() if values)
+    return f"{key}: " + ", ".join(
+        f"{region} {np.mean(values):.3f}" for region, values in found.items() if values
+    )
 
 
 # One cell, in a process of its own
 
 
-def run_cell(job: Mapping[str, Any], *, banks: Mapping[str, str | Path], out: str | Path, device: str) -> list[dict[str, Any]]:
-    """Train a strategy on one fold with one seed, or go on with it; segment and score its cases; give the rows of `COLUMNS`.
+def run_cell(
+    job: Mapping[str, Any], *, banks: Mapping[str, str | Path], out: str | Path, device: str
+) -> list[dict[str, Any]]:
+    """Train a strategy on one fold with one seed, or go on with it; segment and score its cases; give the
+    rows of `COLUMNS`.
 
     Raises:
         KeyboardInterrupt: a signal stopped the training; it is saved.
@@ -407,11 +486,15 @@ def run_cell(job: Mapping[str, Any], *, banks: Mapping[str, str | Path], out: st
     }
     mix = _ledger_means(folders[0], classes=opened.classes)
     scored_bank = opened.select(split.held_out if job["cases"] == "held_out" else split.inner)
-    files = {strength: label_maps(out, {**job, "correct_priors": strength}) for strength in job["correct_priors"]}
+    files = {
+        strength: label_maps(out, {**job, "correct_priors": strength}) for strength in job["correct_priors"]
+    }
     rows: dict[str, list[dict[str, Any]]] = {strength: [] for strength in files}
     for strength, case, labels in _segment(run, bank, scored_bank, files=files, runtime=runtime):
         scored = score_volume(scored_bank, case, labels)
-        rows[strength] += [{**common, "correct_priors": strength, **row, **mix.get(row["region"], {})} for row in scored]
+        rows[strength] += [
+            {**common, "correct_priors": strength, **row, **mix.get(row["region"], {})} for row in scored
+        ]
     return [row for of_one in rows.values() for row in of_one]
 
 
@@ -431,12 +514,16 @@ def label_maps(out: str | Path, row: Mapping[str, Any]) -> Path:
 
 
 def _n_patches(config: Config) -> int:
-    epochs = config.training.epochs + (config.phases.epochs or config.training.epochs if config.phases.two_phase else 0)
+    epochs = config.training.epochs + (
+        config.phases.epochs or config.training.epochs if config.phases.two_phase else 0
+    )
     return epochs * config.training.steps * config.training.batch_size
 
 
 def _table(path: Path, kinds: Mapping[str, type]) -> pd.DataFrame:
-    """A table of a run. Raises `InputError` where it is damaged, or lacks one of these columns, or a column holds something else."""
+    """A table of a run. Raises `InputError` where it is damaged, or lacks one of these columns, or a column
+    holds something else.
+    """
     columns, rows = read_table(path)
     try:
         return pd.DataFrame(rows, columns=list(columns)).astype(dict(kinds))
@@ -465,19 +552,27 @@ def _ledger_means(run: Path, *, classes: Sequence[str]) -> dict[str, dict[str, f
 def _segment(
     run: Path, path: Path, bank: PatchBank, *, files: Mapping[str, Path], runtime: Runtime
 ) -> Iterator[tuple[str, str, TissueMap]]:
-    """Strength, case and label map of the bank's selected cases, segmented from its own volumes: one pass for all strengths.
+    """Strength, case and label map of the bank's selected cases, segmented from its own volumes: one pass for
+    all strengths.
 
     `files` holds the `.npz` of each strength, where the label maps are kept for the pictures.
     """
     checkpoint = load_checkpoint(run / pipeline.BEST)
     shifts = []
     for strength in files:
-        tuned = pipeline.tune(run, path, device=str(runtime.device), cleanup=False, threads=1) if strength == TUNED else ()
+        tuned = (
+            pipeline.tune(run, path, device=str(runtime.device), cleanup=False, threads=1)
+            if strength == TUNED
+            else ()
+        )
         correct = tuned[0].correct_priors if tuned else float(strength)
         shifts.append(pipeline.class_shift(checkpoint, run / pipeline.BEST, strength=correct))
     (segmenter,) = pipeline.load_segmenters((run,), runtime=runtime)
     with ExitStack() as stack:
-        stores = [stack.enter_context(ZipFile(stack.enter_context(atomic(to)), "w", ZIP_DEFLATED)) for to in files.values()]
+        stores = [
+            stack.enter_context(ZipFile(stack.enter_context(atomic(to)), "w", ZIP_DEFLATED))
+            for to in files.values()
+        ]
         for number in bank.selected:
             image, _ = bank.volume(number)
             maps = segment_once(

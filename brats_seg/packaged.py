@@ -76,22 +76,37 @@ class Card(CardWords):
 
     def summary(self) -> str:
         """A few lines: what a list of networks shows."""
-        scores = ", ".join(f"{s.region} {s.dice:.3f} ({s.low:.3f} to {s.high:.3f}, n {s.n})" for s in self.scores)
-        lines = (f"data: {self.data}", f"recipe: {self.recipe}", f"mean Dice: {scores}", f"scored on: {self.scored_on}")
+        scores = ", ".join(
+            f"{s.region} {s.dice:.3f} ({s.low:.3f} to {s.high:.3f}, n {s.n})" for s in self.scores
+        )
+        lines = (
+            f"data: {self.data}",
+            f"recipe: {self.recipe}",
+            f"mean Dice: {scores}",
+            f"scored on: {self.scored_on}",
+        )
         return "\n  ".join((self.name, *lines, f"not for: {self.not_for}"))
 
     def text(self) -> str:
         """The card in Markdown."""
         spacing = " x ".join(f"{mm:g}" for mm in self.spacing_mm)
         rows = [f"| {s.region} | {s.dice:.3f} | {s.low:.3f} to {s.high:.3f} | {s.n} |" for s in self.scores]
-        files = [f"- `{n.file}`: {n.network}, {n.n_parameters:,} parameters, epoch {n.epoch}, SHA-256 `{n.sha256}`" for n in self.networks]
+        files = [
+            f"- `{n.file}`: {n.network}, {n.n_parameters:,} parameters, epoch {n.epoch}, SHA-256 `{n.sha256}`"
+            for n in self.networks
+        ]
         averaged = f" The mean of {len(self.networks)} networks." if len(self.networks) > 1 else ""
-        tuned = f"{self.tuned} `--untuned` leaves these settings out." if self.tuned else "None: `predict` uses the networks as they are."
+        tuned = (
+            f"{self.tuned} `--untuned` leaves these settings out."
+            if self.tuned
+            else "None: `predict` uses the networks as they are."
+        )
         return "\n".join(
             [
                 f"{_TITLE}{self.name}",
                 "",
-                f"**Input.** {', '.join(self.modalities)}, without skull, on a background of 0, voxels of {spacing} mm (Z, Y, X).",
+                f"**Input.** {', '.join(self.modalities)}, without skull, on a background of 0, voxels of "
+                f"{spacing} mm (Z, Y, X).",
                 f"**Output.** {', '.join(self.classes)}.{averaged}",
                 "",
                 f"**Data.** {self.data}",
@@ -140,7 +155,11 @@ def find_packaged(name: str, *, also: str = "") -> Path:
     names = packaged_names()
     if name in names:
         return SHELF / name
-    there = f"the networks that travel with the package are {', '.join(names)}" if names else "this build carries no network"
+    there = (
+        f"the networks that travel with the package are {', '.join(names)}"
+        if names
+        else "this build carries no network"
+    )
     raise UsageError(f"{name}: {also}{there}; a trained run is given by its folder")
 
 
@@ -170,7 +189,9 @@ def networks_digest(folder: Path) -> str:
 
 
 def write_cards(out: Path, folders: Sequence[Path]) -> None:
-    """Write `OUT/model_card.md` of the packaged networks among these; without one, take an older card away."""
+    """Write `OUT/model_card.md` of the packaged networks among these; without one, take an older card
+    away.
+    """
     texts = [read_text(folder / CARD) for folder in folders if is_packaged(folder)]
     path = out / CARD
     if texts:

@@ -52,12 +52,26 @@ from brats_seg.training.validation import check_metric
 DEFAULT_CONVENTION = ("brats2020",)
 
 
-def phantom(out: str | Path, *, n_cases: int, layout: str, size: int, seed: int, traits: Mapping[str, float] | None = None) -> list[Path]:
-    """Write a synthetic cohort and give the folders of its cases; `traits` by name are those that are not as in `scans.phantom.Traits`."""
-    return write_cohort(Path(out), n_cases=n_cases, layout=layout, size=size, seed=seed, traits=make_traits(traits or {}))
+def phantom(
+    out: str | Path,
+    *,
+    n_cases: int,
+    layout: str,
+    size: int,
+    seed: int,
+    traits: Mapping[str, float] | None = None,
+) -> list[Path]:
+    """Write a synthetic cohort and give the folders of its cases; `traits` by name are those that are not as
+    in `scans.phantom.Traits`.
+    """
+    return write_cohort(
+        Path(out), n_cases=n_cases, layout=layout, size=size, seed=seed, traits=make_traits(traits or {})
+    )
 
 
-def verify_scans(data: str | Path, *, workers: int = 0, synthetic: bool = False, schema: str | None = None) -> Report:
+def verify_scans(
+    data: str | Path, *, workers: int = 0, synthetic: bool = False, schema: str | None = None
+) -> Report:
     """Everything that is wrong with a data set, at once."""
     return verify_folder(data, workers=n_workers(workers), synthetic=synthetic, schema=schema)
 
@@ -111,7 +125,8 @@ def train(
     initial: str | Path | None = None,
     device: str = "auto",
 ) -> RunResult:
-    """Train on the cases outside a fold; the fold itself is never opened. Without a fold every case is trained on and none validated on.
+    """Train on the cases outside a fold; the fold itself is never opened. Without a fold every case is
+    trained on and none validated on.
 
     Args:
         bank: to train on.
@@ -123,17 +138,24 @@ def train(
         device: where.
 
     Raises:
-        UsageError: a fold that the bank does not have, knobs that do not fit, or an `initial` that is nowhere.
-        InputError: a bank or run folder that is not as it should be, or an `initial` of other modalities than the bank's.
+        UsageError: a fold that the bank does not have, knobs that do not fit, or an `initial` that is
+            nowhere.
+        InputError: a bank or run folder that is not as it should be, or an `initial` of other modalities than
+            the bank's.
     """
-    runtime = start_runtime(device=device, precision=config.training.precision, threads=config.training.threads)
+    runtime = start_runtime(
+        device=device, precision=config.training.precision, threads=config.training.threads
+    )
     bank, run = Path(bank), Path(run)
     begun_with, config = _initial(initial, config)
     with hold_bank(bank):
         opened = open_bank(bank, config)
         if begun_with is not None and tuple(begun_with.modalities) != tuple(opened.modalities):
             theirs, ours = ", ".join(begun_with.modalities), ", ".join(opened.modalities)
-            raise InputError(f"--from {initial}: trained on the modalities {theirs}; the bank has {ours}; both need the same order")
+            raise InputError(
+                f"--from {initial}: trained on the modalities {theirs}; the bank has {ours}; both need the "
+                "same order"
+            )
         return train_network(
             run,
             bank=opened.to(runtime.device),
@@ -160,13 +182,21 @@ def _initial(source: str | Path | None, config: Config) -> tuple[Checkpoint | No
     recorded = config.training.initial
     if source is None:
         if recorded:
-            raise UsageError(f"training.initial: this config is of a run that began with the checkpoint {recorded[:12]}; give it by --from")
+            raise UsageError(
+                f"training.initial: this config is of a run that began with the checkpoint {recorded[:12]}; "
+                "give it by --from"
+            )
         return None, config
     path = Path(source) if Path(source).is_file() else checkpoints_of(find_run(source))[0]
     checkpoint, digest = load_checkpoint(path), sha256(path)
     if recorded not in ("", digest):
-        raise UsageError(f"--from {source}: has the SHA-256 {digest[:12]}; the config's run began with {recorded[:12]} (training.initial)")
-    return checkpoint, config.model_copy(update={"training": config.training.model_copy(update={"initial": digest})})
+        raise UsageError(
+            f"--from {source}: has the SHA-256 {digest[:12]}; the config's run began with {recorded[:12]} "
+            "(training.initial)"
+        )
+    return checkpoint, config.model_copy(
+        update={"training": config.training.model_copy(update={"initial": digest})}
+    )
 
 
 def open_bank(bank: str | Path, config: Config) -> PatchBank:
@@ -175,7 +205,9 @@ def open_bank(bank: str | Path, config: Config) -> PatchBank:
 
 
 def check_fit(bank: PatchBank, config: Config) -> None:
-    """Raise `UsageError` where a config could not train on a bank, of which no case is opened: before hours of other work, not after."""
+    """Raise `UsageError` where a config could not train on a bank, of which no case is opened: before hours
+    of other work, not after.
+    """
     grouped, training = bank.regroup(config.task.classes), config.training
     check_patch_size(
         config.network,
@@ -185,13 +217,22 @@ def check_fit(bank: PatchBank, config: Config) -> None:
     )
     check_metric(config.validation.metric, of=config.validation.of, classes=grouped.classes)
     Method(
-        network=config.network, task=config.task, sampler=config.sampler, hard=config.hard, loss=config.loss, optimizer=config.optimizer,
-        training=training, phases=config.phases, index=grouped.index, runtime=start_runtime(device="cpu", precision="float32"),
-    ).check()  # fmt: skip
+        network=config.network,
+        task=config.task,
+        sampler=config.sampler,
+        hard=config.hard,
+        loss=config.loss,
+        optimizer=config.optimizer,
+        training=training,
+        phases=config.phases,
+        index=grouped.index,
+        runtime=start_runtime(device="cpu", precision="float32"),
+    ).check()
 
 
 def compose(detector: str | Path, classifier: str | Path, run: str | Path) -> Path:
-    """Make one run of two trained stages: `RUN/checkpoint_best.pt` and `config.yaml`, used as those of any run. Gives the checkpoint.
+    """Make one run of two trained stages: `RUN/checkpoint_best.pt` and `config.yaml`, used as those of any
+    run. Gives the checkpoint.
 
     Raises:
         UsageError: stages that are none or do not fit each other, or a used folder.
@@ -204,13 +245,18 @@ def compose(detector: str | Path, classifier: str | Path, run: str | Path) -> Pa
     sizes = [stage.parsed_config().patch.size for stage in stages]
     if sizes[0] != sizes[1] and needs_windows(network):
         raise UsageError(
-            f"{paths[1]}: has patch.size {list(sizes[1])}, {paths[0]} {list(sizes[0])}; these networks need windows of one size"
+            f"{paths[1]}: has patch.size {list(sizes[1])}, {paths[0]} {list(sizes[0])}; these networks need "
+            "windows of one size"
         )
     run.mkdir(parents=True, exist_ok=True)
     with lock(run / ".lock"):
         if any((run / name).exists() for name in (BEST, LAST)):
             raise UsageError(f"{run} holds a run already; give another folder")
-        write_text(run / "config.yaml", f"# A cascade of {detector} and {classifier}, composed by `brats-seg cascade`.\n{composed.config}")
+        write_text(
+            run / "config.yaml",
+            f"# A cascade of {detector} and {classifier}, composed by `brats-seg "
+            f"cascade`.\n{composed.config}",
+        )
         save_checkpoint(run / BEST, composed)
     return run / BEST
 
@@ -225,7 +271,8 @@ def make_split(bank: PatchBank, *, fold: int | None, validation: Validation, see
         seed: of a random inner split.
 
     Raises:
-        UsageError: a fold that the bank does not have, or "next_fold" where no third fold is left to train on.
+        UsageError: a fold that the bank does not have, or "next_fold" where no third fold is left to train
+            on.
         InputError: a fold that holds all cases, or training cases of a single patient.
     """
     if fold is None:
@@ -241,9 +288,14 @@ def make_split(bank: PatchBank, *, fold: int | None, validation: Validation, see
         trained, inner = cases, ()
     elif validation.cases == "next_fold":
         if len(folds) < 3:
-            raise UsageError(f"validation.cases 'next_fold' needs 3 folds or more; {bank.path} has {len(folds)}")
+            raise UsageError(
+                f"validation.cases 'next_fold' needs 3 folds or more; {bank.path} has {len(folds)}"
+            )
         following = folds[(fold + 1) % len(folds)]
-        trained, inner = tuple(c for c in cases if c not in following), tuple(c for c in cases if c in following)
+        trained, inner = (
+            tuple(c for c in cases if c not in following),
+            tuple(c for c in cases if c in following),
+        )
     else:
         enhancing = bank.classes.index("enhancing_core")
         trained, inner = inner_split(
@@ -282,9 +334,9 @@ def predict(
 ) -> PredictReport:
     """Segment a folder of scans with one run, or with the mean of several.
 
-    `run` and `also` are run folders or names of packaged networks. `tuned` takes the strength of prior correction and the thresholds from
-    `RUN/tuned.yaml`; None does so for a packaged network that has settings, where no others are given. The command line tells the other
-    arguments.
+    `run` and `also` are run folders or names of packaged networks. `tuned` takes the strength of prior
+    correction and the thresholds from `RUN/tuned.yaml`; None does so for a packaged network that has
+    settings, where no others are given. The command line tells the other arguments.
     """
     run, scans, out = find_run(run), Path(scans), Path(out)
     runs = (run, *map(find_run, also))
@@ -293,9 +345,16 @@ def predict(
         tuned = _comes_tuned(run) and not (also or correct_priors or cleanup != Cleanup())
     if tuned:
         if also or correct_priors or cleanup != Cleanup():
-            raise UsageError("--tuned: settings are found for one network, all together; leave out --also and settings given by hand")
+            raise UsageError(
+                "--tuned: settings are found for one network, all together; leave out --also and settings "
+                "given by hand"
+            )
         settings = read_tuning(run, checkpoint=networks_digest(run)).settings
-        correct_priors, cleanup, thresholds = settings.correct_priors, settings.cleanup, _asked(settings.thresholds)
+        correct_priors, cleanup, thresholds = (
+            settings.correct_priors,
+            settings.cleanup,
+            _asked(settings.thresholds),
+        )
     segmenters = load_segmenters(
         runs,
         runtime=_prediction_runtime(device, precision),
@@ -338,13 +397,15 @@ def tune(
     cleanup: bool = True,
     threads: int = 0,
 ) -> tuple[Tuning, ...]:
-    """Find the strength of prior correction, region thresholds and clean-up thresholds on inner cases, and write `RUN/tuned.yaml`.
+    """Find the strength of prior correction, region thresholds and clean-up thresholds on inner cases, and
+    write `RUN/tuned.yaml`.
 
-    With `also` the inner cases of several runs are pooled, each segmented by the network of its own run. The file of a run is found
-    without the patients that this run held out, who may be inner cases of the others: held-out cases stay unseen.
+    With `also` the inner cases of several runs are pooled, each segmented by the network of its own run. The
+    file of a run is found without the patients that this run held out, who may be inner cases of the others:
+    held-out cases stay unseen.
 
-    No other case of the bank is opened. Strengths are tried where every run has a prior to correct (`loss.kind`); without `cleanup` the
-    strengths alone.
+    No other case of the bank is opened. Strengths are tried where every run has a prior to correct
+    (`loss.kind`); without `cleanup` the strengths alone.
 
     Returns:
         What was found for each run, in order.
@@ -362,30 +423,48 @@ def tune(
     checkpoints = [load_checkpoint(path / BEST) for path in runs]
     for path, checkpoint in zip(runs, checkpoints, strict=True):
         if not checkpoint.inner_cases:
-            raise InputError(f"{path}: was trained on every case (--fold all); without inner cases there is nothing to tune on")
+            raise InputError(
+                f"{path}: was trained on every case (--fold all); without inner cases there is nothing to "
+                "tune on"
+            )
     strengths = STRENGTHS if all(_has_prior(checkpoint) for checkpoint in checkpoints) else (0.0,)
     cases: list[SeenCase] = []
     with hold_bank(bank):
-        segmenters = load_segmenters(runs, runtime=start_runtime(device=device, precision=precision, threads=threads))
-        for number, (path, checkpoint, segmenter) in enumerate(zip(runs, checkpoints, segmenters, strict=True)):
+        segmenters = load_segmenters(
+            runs, runtime=start_runtime(device=device, precision=precision, threads=threads)
+        )
+        for number, (path, checkpoint, segmenter) in enumerate(
+            zip(runs, checkpoints, segmenters, strict=True)
+        ):
             opened = open_bank(bank, checkpoint.parsed_config())
             if opened.digest != checkpoint.bank:
-                raise InputError(f"{bank}: has the digest {opened.digest[:12]}; {path} was trained on the bank with {checkpoint.bank[:12]}")
+                raise InputError(
+                    f"{bank}: has the digest {opened.digest[:12]}; {path} was trained on the bank with "
+                    f"{checkpoint.bank[:12]}"
+                )
             shifts = {s: class_shift(checkpoint, path / BEST, strength=s) for s in strengths}
             cases += see_cases(segmenter, opened.select(checkpoint.inner_cases), shifts=shifts, run=number)
         patient_of = {case.id: case.patient for case in opened.cases}
     tunings = []
     for path, checkpoint in zip(runs, checkpoints, strict=True):
         unseen = {patient_of[case] for case in checkpoint.held_out_cases}
-        settings, found = search([case for case in cases if case.patient not in unseen], objective=objective, cleanup=cleanup)
-        tunings.append(Tuning(**asdict(settings), epoch=checkpoint.epoch, checkpoint=sha256(path / BEST), **found))
+        settings, found = search(
+            [case for case in cases if case.patient not in unseen], objective=objective, cleanup=cleanup
+        )
+        tunings.append(
+            Tuning(**asdict(settings), epoch=checkpoint.epoch, checkpoint=sha256(path / BEST), **found)
+        )
         write_tuning(path, tunings[-1])
     return tuple(tunings)
 
 
 def _has_prior(checkpoint: Checkpoint) -> bool:
     loss = checkpoint.parsed_config().loss
-    return loss.kind in LOSSES_WITH_A_PRIOR and loss.outside == "healthy" and checkpoint.natural_prior is not None
+    return (
+        loss.kind in LOSSES_WITH_A_PRIOR
+        and loss.outside == "healthy"
+        and checkpoint.natural_prior is not None
+    )
 
 
 def predict_files(
@@ -405,11 +484,14 @@ def predict_files(
     """Segment one case from named files, one or more by modality, into a label map of that name.
 
     Raises:
-        UsageError: no file, or one too few for a network that was not trained for that; or `out` exists, unless `overwrite`.
+        UsageError: no file, or one too few for a network that was not trained for that; or `out` exists,
+            unless `overwrite`.
     """
     if not files or (len(files) < len(MODALITIES) and not allow_missing):
         missing = ", ".join(f"--{name}" for name in MODALITIES if name not in files)
-        raise UsageError(f"predict-case: needs {missing}; --allow-missing takes a case with one modality or more")
+        raise UsageError(
+            f"predict-case: needs {missing}; --allow-missing takes a case with one modality or more"
+        )
     run, out = find_run(run), Path(out)
     if out.exists() and not overwrite:
         raise UsageError(f"{out}: exists already; give another name, or --overwrite")
@@ -503,7 +585,9 @@ def view(
     reference: str | Path | None = None,
     schema: str | None = None,
 ) -> Path:
-    """Write one page to look at a case. Raises `InputError` where the folder does not hold exactly one case."""
+    """Write one page to look at a case. Raises `InputError` where the folder does not hold exactly one
+    case.
+    """
     prediction, reference = (None if path is None else Path(path) for path in (prediction, reference))
     found = find_cases(folder, required=(), schema=schema)
     if len(found.cases) != 1:
@@ -531,7 +615,8 @@ def _prediction_runtime(device: str, precision: Precision) -> Runtime:
     n_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if n_processes > 1:
         raise UsageError(
-            f"torchrun: each of its {n_processes} processes would do the whole work; start this command without torchrun "
+            f"torchrun: each of its {n_processes} processes would do the whole work; start this command "
+            "without torchrun "
             "(predict has --part I/N for several at a time)"
         )
     return start_runtime(device=device, precision=precision)
@@ -541,7 +626,13 @@ def _only(found: Found, ids: Sequence[str], scans: Path) -> Found:
     there = {case.id for case in found.cases} | {problem.case for problem in found.problems}
     missing = [name for name in ids if name not in there]
     absent = [
-        Problem("error", name, str(scans), "is held out by the run and not there", "the scans that the bank was made of")
+        Problem(
+            "error",
+            name,
+            str(scans),
+            "is held out by the run and not there",
+            "the scans that the bank was made of",
+        )
         for name in missing
     ]
     cases = tuple(case for case in found.cases if case.id in ids)

@@ -22,12 +22,18 @@ from brats_seg.training.loop import BEST
 
 
 def load_segmenters(
-    runs: Sequence[str | Path], *, runtime: Runtime, inference: Inference = "auto", correct_priors: float = 0.0, allow_missing: bool = False
+    runs: Sequence[str | Path],
+    *,
+    runtime: Runtime,
+    inference: Inference = "auto",
+    correct_priors: float = 0.0,
+    allow_missing: bool = False,
 ) -> tuple[Segmenter, ...]:
     """The networks of several runs, ready to predict; they must agree on modalities and tissue classes.
 
     Args:
-        runs: run folders, whose best checkpoint is taken, or folders of packaged networks, all of whose checkpoints are.
+        runs: run folders, whose best checkpoint is taken, or folders of packaged networks, all of whose
+            checkpoints are.
         runtime: what to predict on.
         inference: whole slices or windows; "auto" chooses for each network.
         correct_priors: strength of prior correction, 0 to 1.
@@ -35,19 +41,22 @@ def load_segmenters(
 
     Raises:
         InputError: no checkpoint, a bad one, or runs that do not fit together.
-        UsageError: a stage of a cascade alone, prior correction of a network without a prior, or a network that was not trained for
-            missing modalities.
+        UsageError: a stage of a cascade alone, prior correction of a network without a prior, or a network
+            that was not trained for missing modalities.
     """
     segmenters: list[Segmenter] = []
     for path in [path for run in runs for path in checkpoints_of(Path(run))]:
         run, checkpoint = path.parent, load_checkpoint(path)
         if segmenters:
-            check_same_data(checkpoint, path, modalities=segmenters[0].modalities, classes=segmenters[0].classes)
+            check_same_data(
+                checkpoint, path, modalities=segmenters[0].modalities, classes=segmenters[0].classes
+            )
         config = checkpoint.parsed_config()
         _require_all_classes(config, run)
         if allow_missing and config.augment.modality_dropout == 0:
             raise UsageError(
-                f"--allow-missing: {run} was trained with augment.modality_dropout 0; it needs every modality of a case; "
+                f"--allow-missing: {run} was trained with augment.modality_dropout 0; it needs every "
+                "modality of a case; "
                 "train with --set augment.modality_dropout=0.2 or so to take fewer"
             )
         network = ready_for_inference(restore_network(checkpoint, path, runtime=runtime), runtime=runtime)
@@ -83,23 +92,33 @@ def held_out_cases(run: str | Path) -> tuple[str, ...]:
     common, *others = (load_checkpoint(path).held_out_cases for path in checkpoints_of(Path(run)))
     held_out = tuple(case for case in common if all(case in theirs for theirs in others))
     if not held_out:
-        trained = "its networks, together, were trained on every case" if others else "was trained on every case (--fold all)"
+        trained = (
+            "its networks, together, were trained on every case"
+            if others
+            else "was trained on every case (--fold all)"
+        )
         raise InputError(f"{run}: {trained}; there is no held-out case to predict")
     return held_out
 
 
 def held_out_by_all(runs: Sequence[str | Path]) -> tuple[str, ...]:
-    """Ids that every run held out: a case that one of several averaged networks was trained on is no held-out case."""
+    """Ids that every run held out: a case that one of several averaged networks was trained on is no held-out
+    case.
+    """
     common, *others = (held_out_cases(run) for run in runs)
     for run, theirs in zip(runs[1:], others, strict=True):
         common = tuple(case for case in common if case in theirs)
         if not common:
-            raise UsageError(f"--held-out --also {run}: held out no case that {runs[0]} held out; average runs of one fold")
+            raise UsageError(
+                f"--held-out --also {run}: held out no case that {runs[0]} held out; average runs of one fold"
+            )
     return common
 
 
 def unfinished(run: str | Path) -> Problem | None:
-    """A warning where a run has not come to its last epoch, as its `epochs.csv` says; it may have ended early for its patience."""
+    """A warning where a run has not come to its last epoch, as its `epochs.csv` says; it may have ended early
+    for its patience.
+    """
     run = Path(run)
     if is_packaged(run) or not (run / "epochs.csv").is_file():
         return None
@@ -110,29 +129,39 @@ def unfinished(run: str | Path) -> Problem | None:
         best = max((int(row["epoch"]) for row in rows if row["is_best"] == "1"), default=len(rows))
     except (InputError, KeyError, ValueError):
         what = "is damaged: nothing says whether the training is finished"
-        return Problem("warning", "", str(run / "epochs.csv"), what, "`brats-seg train` with --resume writes it anew")
+        return Problem(
+            "warning", "", str(run / "epochs.csv"), what, "`brats-seg train` with --resume writes it anew"
+        )
     n_done, patience = len(rows), config.validation.patience
     if n_done >= config.n_epochs or (patience is not None and n_done - best >= patience):
         return None
-    what = f"checkpoint of epoch {checkpoint.epoch} of {config.n_epochs}: the training stands at epoch {n_done}"
+    what = (
+        f"checkpoint of epoch {checkpoint.epoch} of {config.n_epochs}: the training stands at epoch {n_done}"
+    )
     return Problem("warning", "", str(run), what, "a finished run; `brats-seg train` with --resume goes on")
 
 
 def class_shift(checkpoint: Checkpoint, path: str | Path, *, strength: float) -> tuple[float, ...] | None:
-    """What a prior correction adds to the logits: from the prior the network was trained under to the natural one of its cases."""
+    """What a prior correction adds to the logits: from the prior the network was trained under to the natural
+    one of its cases.
+    """
     if strength == 0:
         return None
     loss = checkpoint.parsed_config().loss
     require_prior(loss.kind)
     if loss.outside == "ignore":
-        # Each patch is averaged over its own brain voxels: those of patches at the brain's edge weigh more than the ledger counts them.
+        # Each patch is averaged over its own brain voxels: those of patches at the brain's edge weigh more
+        # than the ledger counts them.
         raise UsageError(
-            "--correct-priors: the run has loss.outside=ignore, so its prior is not the ledger's; it needs loss.outside=healthy"
+            "--correct-priors: the run has loss.outside=ignore, so its prior is not the ledger's; it needs "
+            "loss.outside=healthy"
         )
     if checkpoint.effective_prior is None or checkpoint.natural_prior is None:
         raise InputError(f"{path}: does not hold the priors that --correct-priors needs; train the run again")
     training, natural = np.array(checkpoint.effective_prior), np.array(checkpoint.natural_prior)
-    shift = correct_logits(np.zeros(len(training)), training_prior=training, target_prior=natural, strength=strength)
+    shift = correct_logits(
+        np.zeros(len(training)), training_prior=training, target_prior=natural, strength=strength
+    )
     return tuple(shift.tolist())
 
 
@@ -142,6 +171,7 @@ def _require_all_classes(config: Config, run: Path) -> None:
     if kind != "all":
         part = "healthy from tumor" if kind == "healthy_or_tumor" else "the tumor classes"
         raise UsageError(
-            f"{run}: was trained with task.classes={kind}, a stage of a cascade that tells {part} apart and nothing else; compose it with "
+            f"{run}: was trained with task.classes={kind}, a stage of a cascade that tells {part} apart and "
+            "nothing else; compose it with "
             "its other stage (`brats-seg cascade DETECTOR CLASSIFIER RUN`) and give the composed run"
         )

@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from brats_seg.config import Config, Section, lay_over, load_config, load_settings, parse_config, parse_settings
+from brats_seg.config import (
+    Config,
+    Section,
+    lay_over,
+    load_config,
+    load_settings,
+    parse_config,
+    parse_settings,
+)
 from brats_seg.errors import UsageError
 from brats_seg.evaluation.run_rows import Variant
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
@@ -30,10 +38,12 @@ def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class Predict(Section):
-    """How a trained network is used: each strength of prior correction is a variant of its own, without another training.
+    """How a trained network is used: each strength of prior correction is a variant of its own, without
+    another training.
 
-    "tuned" is the strength that `brats-seg tune` finds on the run's inner cases. `cases` "inner" scores the inner split instead of the
-    held-out fold, for a search that never opens it; what is tuned on those cases cannot be scored on them.
+    "tuned" is the strength that `brats-seg tune` finds on the run's inner cases. `cases` "inner" scores the
+    inner split instead of the held-out fold, for a search that never opens it; what is tuned on those cases
+    cannot be scored on them.
     """
 
     correct_priors: Annotated[tuple[Strength, ...], AfterValidator(_each_once), Field(min_length=1)] = (0.0,)
@@ -41,7 +51,9 @@ class Predict(Section):
 
 
 class Phantoms(Section):
-    """A cohort of phantoms that the experiment makes itself; `traits` are those of `scans.phantom_tumor.Traits`."""
+    """A cohort of phantoms that the experiment makes itself; `traits` are those of
+    `scans.phantom_tumor.Traits`.
+    """
 
     cases: Annotated[int, Field(ge=2)] = 24
     layout: str = "brats2013"
@@ -54,11 +66,13 @@ class ExperimentConfig(Section):
     """Strategies x folds x seeds.
 
     Attributes:
-        like: name or file of an experiment that this one is like: what is not given here is as there, and `every` is laid over its own.
+        like: name or file of an experiment that this one is like: what is not given here is as there, and
+            `every` is laid over its own.
         base: the training config that all strategies share: a name, a file, or a mapping.
         every: knobs laid over it for all of them.
-        strategies: by name, the knobs (`section.key: value`, or nested) that set each apart. Beside them `correct_priors` stands for
-            that of `predict`, and `stages` (two mappings of knobs) makes it a cascade of two runs.
+        strategies: by name, the knobs (`section.key: value`, or nested) that set each apart. Beside them
+            `correct_priors` stands for that of `predict`, and `stages` (two mappings of knobs) makes it a
+            cascade of two runs.
         folds: held out in turn; None for all folds of the bank.
         seeds: of training.
         predict: how the trained networks are used.
@@ -71,8 +85,13 @@ class ExperimentConfig(Section):
     base: str | dict[str, Any] = Field(default_factory=dict)
     every: dict[str, Any] = Field(default_factory=dict)
     strategies: dict[Name, dict[str, Any]] = Field(default_factory=dict)
-    folds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_each_once), Field(min_length=1)] | None = None
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_each_once), Field(min_length=1)] = (0,)
+    folds: (
+        Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_each_once), Field(min_length=1)]
+        | None
+    ) = None
+    seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_each_once), Field(min_length=1)
+    ] = (0,)
     predict: Predict = Predict()
     against: str | None = None
     pictures: tuple[str, ...] | None = None
@@ -81,7 +100,9 @@ class ExperimentConfig(Section):
 
 @dataclass(frozen=True)
 class Strategy:
-    """What a strategy trains, one run or the two stages of a cascade, and the strengths of prior correction it is predicted with."""
+    """What a strategy trains, one run or the two stages of a cascade, and the strengths of prior correction
+    it is predicted with.
+    """
 
     name: str
     configs: tuple[Config, ...]
@@ -112,17 +133,25 @@ def load_experiment(source: str | Path, *, overrides: tuple[str, ...] = ()) -> E
     if config.like is not None:
         raise UsageError(f"--set like={config.like}: name that experiment with --config instead")
     if not config.strategies:
-        raise UsageError(f"--config {source}: an experiment without strategies; give one or more, or `like` another experiment")
+        raise UsageError(
+            f"--config {source}: an experiment without strategies; give one or more, or `like` another "
+            "experiment"
+        )
     return config
 
 
 def _with_what_it_is_like(source: str | Path, *, below: tuple[str, ...]) -> ExperimentConfig:
-    """The config of a file laid over that of the experiment it is like; `below` are those that are like this one."""
+    """The config of a file laid over that of the experiment it is like; `below` are those that are like this
+    one.
+    """
     config = load_settings(ExperimentConfig, source, shelf="experiments")
     if config.like is None:
         return config
     if config.like in (*below, str(source)):
-        raise UsageError(f"--config {source}: like {config.like}, which is like this one; name an experiment that stands by itself")
+        raise UsageError(
+            f"--config {source}: like {config.like}, which is like this one; name an experiment that stands "
+            "by itself"
+        )
     parent = _with_what_it_is_like(config.like, below=(*below, str(source)))
     given = {name: getattr(config, name) for name in config.model_fields_set - {"like"}}
     return parent.model_copy(update={**given, "every": laid_over(parent.every, config.every)})
@@ -132,51 +161,81 @@ def make_strategies(config: ExperimentConfig, *, only: Sequence[str] = ()) -> tu
     """The strategies with their knobs resolved.
 
     Raises:
-        UsageError: a name in `only` that is no strategy, a knob that does not exist, prior correction of a loss without a prior, or a
-            label in `against` or `pictures` that no variant has.
+        UsageError: a name in `only` that is no strategy, a knob that does not exist, prior correction of a
+            loss without a prior, or a label in `against` or `pictures` that no variant has.
     """
     unknown = [name for name in only if name not in config.strategies]
     if unknown:
-        raise UsageError(f"--only {unknown[0]}: no strategy of that name; the strategies are {', '.join(config.strategies)}")
+        raise UsageError(
+            f"--only {unknown[0]}: no strategy of that name; the strategies are "
+            f"{', '.join(config.strategies)}"
+        )
     base = load_config(config.base) if isinstance(config.base, str) else parse_config(config.base)
     tree = laid_over(base.model_dump(mode="json"), {**config.every, "training.threads": 1})
     strategies = tuple(_strategy(name, tree, changes, config) for name, changes in config.strategies.items())
     for one, other in combinations(strategies, 2):
         if (one.configs, one.correct_priors) == (other.configs, other.correct_priors):
-            raise UsageError(f"strategy '{other.name}': is the same computation as '{one.name}'; name it once")
+            raise UsageError(
+                f"strategy '{other.name}': is the same computation as '{one.name}'; name it once"
+            )
     named = [label for strategy in strategies for label in strategy.labels]
-    for knob, labels in (("against", () if config.against is None else (config.against,)), ("pictures", config.pictures or ())):
+    for knob, labels in (
+        ("against", () if config.against is None else (config.against,)),
+        ("pictures", config.pictures or ()),
+    ):
         absent = [label for label in labels if label not in named]
         if absent:
             raise UsageError(f"{knob}: no variant '{absent[0]}'; there are {', '.join(named)}")
     return tuple(strategy for strategy in strategies if not only or strategy.name in only)
 
 
-def _strategy(name: str, base: dict[str, Any], changes: Mapping[str, Any], config: ExperimentConfig) -> Strategy:
+def _strategy(
+    name: str, base: dict[str, Any], changes: Mapping[str, Any], config: ExperimentConfig
+) -> Strategy:
     knobs = {key: value for key, value in changes.items() if key not in _OF_A_STRATEGY}
     stages = changes.get("stages")
-    if stages is not None and not (isinstance(stages, list) and len(stages) == 2 and all(isinstance(s, dict) for s in stages)):
-        raise UsageError(f"strategy '{name}': stages are two mappings of knobs: of the detector, then of the classifier")
+    if stages is not None and not (
+        isinstance(stages, list) and len(stages) == 2 and all(isinstance(s, dict) for s in stages)
+    ):
+        raise UsageError(
+            f"strategy '{name}': stages are two mappings of knobs: of the detector, then of the classifier"
+        )
     try:
-        predict = parse_settings(Predict, {"correct_priors": changes.get("correct_priors", config.predict.correct_priors)})
+        predict = parse_settings(
+            Predict, {"correct_priors": changes.get("correct_priors", config.predict.correct_priors)}
+        )
         configs = tuple(parse_config(laid_over(laid_over(base, knobs), stage)) for stage in (stages or [{}]))
     except UsageError as error:
         raise UsageError(f"strategy '{name}': {error}") from None
     if TUNED in predict.correct_priors and config.predict.cases == "inner":
         raise UsageError(
-            f"strategy '{name}': correct_priors 'tuned' is found on the inner cases that predict.cases 'inner' scores; give strengths"
+            f"strategy '{name}': correct_priors 'tuned' is found on the inner cases that predict.cases "
+            "'inner' scores; give strengths"
         )
     for one in configs:
-        if predict.correct_priors != (0.0,) and (one.loss.kind not in LOSSES_WITH_A_PRIOR or one.loss.outside == "ignore"):
+        if one.validation.cases == "none" and (
+            config.predict.cases == "inner" or TUNED in predict.correct_priors
+        ):
             raise UsageError(
-                f"strategy '{name}': a network trained with loss.kind '{one.loss.kind}' and loss.outside '{one.loss.outside}' has no "
+                f"strategy '{name}': validation.cases 'none' leaves no inner case to score or to tune on; "
+                "take 'fraction' or 'next_fold'"
+            )
+        if predict.correct_priors != (0.0,) and (
+            one.loss.kind not in LOSSES_WITH_A_PRIOR or one.loss.outside == "ignore"
+        ):
+            raise UsageError(
+                f"strategy '{name}': a network trained with loss.kind '{one.loss.kind}' and loss.outside "
+                f"'{one.loss.outside}' has no "
                 "prior that is known; leave out its correct_priors"
             )
-    return Strategy(name, configs, tuple(s if isinstance(s, str) else f"{s:g}" for s in predict.correct_priors))
+    return Strategy(
+        name, configs, tuple(s if isinstance(s, str) else f"{s:g}" for s in predict.correct_priors)
+    )
 
 
 def laid_over(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a nested mapping with some values changed: keys are `section.key`, or sections with mappings in them.
+    """A copy of a nested mapping with some values changed: keys are `section.key`, or sections with mappings
+    in them.
 
     A preset of augmentation replaces the whole section; knobs given with it or after it are laid over it.
     """
@@ -189,5 +248,7 @@ def laid_over(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
         if section == "augment":
             within, value = ({"preset": part} if isinstance(part, str) else part for part in (within, value))
             within = None if isinstance(value, dict) and "preset" in value else within
-        changed[section] = laid_over(within, value) if isinstance(within, dict) and isinstance(value, dict) else value
+        changed[section] = (
+            laid_over(within, value) if isinstance(within, dict) and isinstance(value, dict) else value
+        )
     return changed

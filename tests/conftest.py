@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-CHECKED = ("scans", "bank", "classification", "imbalance", "models", "training", "inference", "evaluation", "reporting")
+CHECKED = (
+    "scans", "bank", "classification", "imbalance", "models", "training", "inference", "evaluation",
+    "reporting",
+)  # fmt: skip
 install_import_hook([f"brats_seg.{room}" for room in CHECKED], "beartype.beartype")
 
 
@@ -22,7 +25,9 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="module")
 def undrawn() -> Iterator[None]:
-    """Runs leave an empty `progress.png`: drawing it takes a second, longer than a tiny training. tests/training draws it."""
+    """Runs leave an empty `progress.png`: drawing it takes a second, longer than a tiny training.
+    tests/training draws it.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("brats_seg.training.log.draw_progress", lambda path, **rows: path.touch())
         yield

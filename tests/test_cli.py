@@ -1,4 +1,6 @@
-"""The door: help with an example at every verb, one line and an exit code for every known problem, light imports."""
+"""The door: help with an example at every verb, one line and an exit code for every known problem, light
+imports.
+"""
 
 import errno
 import os
@@ -12,7 +14,11 @@ from typer.testing import CliRunner
 
 from brats_seg.cli import app, main
 
-VERBS = sorted(command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands if command.callback)
+VERBS = sorted(
+    command.name or command.callback.__name__.replace("_", "-")
+    for command in app.registered_commands
+    if command.callback
+)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -87,7 +93,9 @@ def test_a_missing_folder_is_usage(tmp_path: Path) -> None:
 @pytest.mark.parametrize("verb", [("evaluate",), ("report", "--output", "report.html")])
 def test_the_cavity_joins_a_region_that_there_is(verb: tuple[str, ...], empty_bank: Path, capsys) -> None:
     assert run(*verb, str(empty_bank), str(empty_bank), "--cavity-in", "edema") == 2
-    assert "--cavity-in edema: unknown; the regions are whole, core, active" in one_line(capsys.readouterr().err)
+    assert "--cavity-in edema: unknown; the regions are whole, core, active" in one_line(
+        capsys.readouterr().err
+    )
 
 
 def test_an_empty_folder_has_no_case(tmp_path: Path) -> None:
@@ -102,7 +110,9 @@ def test_the_demo_wants_an_empty_folder(tmp_path: Path, capsys) -> None:
 
 
 def test_the_package_itself_is_light() -> None:
-    subprocess.run([sys.executable, "-c", "import brats_seg, sys; assert 'torch' not in sys.modules"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import brats_seg, sys; assert 'torch' not in sys.modules"], check=True
+    )
 
 
 def test_what_the_system_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

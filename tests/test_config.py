@@ -19,7 +19,12 @@ def test_the_main_configs_travel_with_the_package() -> None:
 
 def test_unet2d_is_the_published_budget() -> None:
     config = load_config("unet2d")
-    assert (config.training.epochs, config.training.steps, config.training.batch_size, config.patch.size) == (50, 1000, 120, (64, 64))
+    assert (config.training.epochs, config.training.steps, config.training.batch_size, config.patch.size) == (
+        50,
+        1000,
+        120,
+        (64, 64),
+    )
 
 
 def test_a_resolved_copy_reads_back_as_the_same_config(tmp_path) -> None:
@@ -47,7 +52,10 @@ def test_scientific_notation_without_a_dot_is_a_number() -> None:
         ("augment.noise_sd=[-1, 0]", "augment.noise_sd.0"),
         ("sampler={kind: hard, kind: random}", "'kind' is given twice"),
         (f"sampler={'[' * 2000}", "not YAML"),
-        ("validation.of=2021-13-45", "--set validation.of=2021-13-45: the value is not YAML: month must be in 1..12"),
+        (
+            "validation.of=2021-13-45",
+            "--set validation.of=2021-13-45: the value is not YAML: month must be in 1..12",
+        ),
         ("training.epochs=0b_", "--set training.epochs=0b_: the value is not YAML: invalid literal"),
         ("training.epochs=!!bool x", "--set training.epochs=!!bool x: the value is not YAML"),
         ("training.epochs=!!int ''", "--set training.epochs=!!int '': the value is not YAML"),
@@ -55,18 +63,39 @@ def test_scientific_notation_without_a_dot_is_a_number() -> None:
         (f"optimizer.lr={'1:' * 200}1.5", "the value is not YAML"),
         ("validation={metric: last, patience: 3}", "choose another metric or no patience"),
         ("loss.weights_from=0.5", "loss: weights_from 0.5 defers class weights, and class_weights is 'none'"),
-        ("sampler.imbalance_ratio=10", "sampler: kind 'balanced' has no imbalance_ratio; it goes with kind 'oversample' or 'undersample'"),
-        ("loss.tau=2", "loss: tau 2 is the strength of the logit adjustment; it goes with kind 'logit_adjusted'"),
+        (
+            "sampler.imbalance_ratio=10",
+            "sampler: kind 'balanced' has no imbalance_ratio; it goes with kind 'oversample' or "
+            "'undersample'",
+        ),
+        (
+            "loss.tau=2",
+            "loss: tau 2 is the strength of the logit adjustment; it goes with kind 'logit_adjusted'",
+        ),
         ("augment=stong", "config: augment: no preset 'stong'; the presets are none, light, strong"),
-        ("augment={preset: heavy}", "config: augment: no preset 'heavy'; the presets are none, light, strong"),
+        (
+            "augment={preset: heavy}",
+            "config: augment: no preset 'heavy'; the presets are none, light, strong",
+        ),
         ("augment=3", "config: augment: no preset '3'; the presets are none, light, strong (got 3)"),
         (
             "loss.unified_gamma=0.2",
-            "kind 'cross_entropy' has no unified_weight, unified_delta and unified_gamma; they go with 'unified_focal'",
+            "kind 'cross_entropy' has no unified_weight, unified_delta and unified_gamma; they go with "
+            "'unified_focal'",
         ),
-        ("loss={kind: focal, by_lesion: blob}", "by_lesion 'blob' is added to kind 'dice_cross_entropy', not to 'focal'"),
-        ("loss.by_lesion_weight=2", "by_lesion_weight is of a loss of each lesion; it goes with by_lesion 'blob' or 'components'"),
-        ("loss.dice=batch", "loss: kind 'cross_entropy' has no Dice term; dice 'batch' goes with kind 'dice_cross_entropy' or 'region'"),
+        (
+            "loss={kind: focal, by_lesion: blob}",
+            "by_lesion 'blob' is added to kind 'dice_cross_entropy', not to 'focal'",
+        ),
+        (
+            "loss.by_lesion_weight=2",
+            "by_lesion_weight is of a loss of each lesion; it goes with by_lesion 'blob' or 'components'",
+        ),
+        (
+            "loss.dice=batch",
+            "loss: kind 'cross_entropy' has no Dice term; dice 'batch' goes with kind 'dice_cross_entropy' "
+            "or 'region'",
+        ),
         ("optimizer.schedule=steps", "optimizer: schedule 'steps' never drops without optimizer.drops"),
     ],
 )
@@ -156,9 +185,17 @@ def test_a_preset_that_is_set_replaces_the_knobs_of_a_file() -> None:
 
 
 def test_measured_statistics_go_with_the_last_weights() -> None:
-    with pytest.raises(UsageError, match=r"^config: training.norm_statistics 'measured' .* it goes with validation.metric 'last'"):
+    with pytest.raises(
+        UsageError,
+        match=r"^config: training.norm_statistics 'measured' .* it goes with validation.metric 'last'",
+    ):
         load_config(overrides=("training.norm_statistics=measured",))
-    assert load_config(overrides=("training.norm_statistics=measured", "validation.metric=last")).validation.metric == "last"
+    assert (
+        load_config(
+            overrides=("training.norm_statistics=measured", "validation.metric=last")
+        ).validation.metric
+        == "last"
+    )
 
 
 def test_an_unknown_name_lists_the_names() -> None:
@@ -167,13 +204,27 @@ def test_an_unknown_name_lists_the_names() -> None:
 
 
 def test_a_section_given_twice_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("sampler: {kind: hard}\npatch: {size: [32, 32]}\nsampler: {kind: random}\n")
+    (tmp_path / "c.yaml").write_text(
+        "sampler: {kind: hard}\npatch: {size: [32, 32]}\nsampler: {kind: random}\n"
+    )
     with pytest.raises(UsageError, match=r"c\.yaml: .*'sampler' is given twice.*line 3"):
         load_config(tmp_path / "c.yaml")
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 2000, "a: [", "- 1\n- 2", "text", "\x00", "a: &a [*a]", "1: {2: 3}", "sampler: [1]", "a: 0b_", "a: 2021-13-45"]
+    "text",
+    [
+        "[" * 2000,
+        "a: [",
+        "- 1\n- 2",
+        "text",
+        "\x00",
+        "a: &a [*a]",
+        "1: {2: 3}",
+        "sampler: [1]",
+        "a: 0b_",
+        "a: 2021-13-45",
+    ],
 )
 def test_hostile_yaml_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.yaml").write_text(text)
@@ -183,6 +234,20 @@ def test_hostile_yaml_is_one_line(tmp_path: Path, text: str) -> None:
 
 
 def test_a_misspelled_config_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match="no config of that name, did you mean 'unet2d_cpu'; the names are ") as refused:
+    with pytest.raises(
+        UsageError, match="no config of that name, did you mean 'unet2d_cpu'; the names are "
+    ) as refused:
         load_config("unet2d_cp")
     assert str(refused.value).endswith(f"; the names are {', '.join(config_names())}")
+
+
+@pytest.mark.parametrize(
+    ("validation", "said"),
+    [
+        ({"cases": "next_fold", "fraction": 0.3}, "cases 'next_fold' takes no fraction"),
+        ({"cases": "none"}, "cases 'none' leaves no case for metric 'mean_dice'"),
+    ],
+)
+def test_knobs_of_the_inner_split_that_do_not_fit(validation: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse_config({"validation": validation})

@@ -1,4 +1,6 @@
-"""Strategies side by side on a bank of small phantoms: what is finished is kept, and what cannot be compared is refused."""
+"""Strategies side by side on a bank of small phantoms: what is finished is kept, and what cannot be compared
+is refused.
+"""
 
 import json
 import shutil
@@ -29,8 +31,12 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 TINY: dict[str, Any] = {
     "base": "demo",
     "every": {
-        "network.channels": [8, 8, 16, 16, 16, 8], "patch.size": [32, 32], "training.epochs": 2, "training.steps": 4,
-        "training.batch_size": 16, "validation.metric": "last",
+        "network.channels": [8, 8, 16, 16, 16, 8],
+        "patch.size": [32, 32],
+        "training.epochs": 2,
+        "training.steps": 4,
+        "training.batch_size": 16,
+        "validation.metric": "last",
     },
     "strategies": {
         "random": {"sampler": {"kind": "random"}},
@@ -38,7 +44,7 @@ TINY: dict[str, Any] = {
         "two": {"stages": [{"task.classes": "healthy_or_tumor"}, {"task.classes": "tumor"}]},
     },
     "folds": [0],
-}  # fmt: skip
+}
 
 
 def tiny(**changes: Any) -> ExperimentConfig:
@@ -75,7 +81,9 @@ def test_every_strategy_and_variant_has_its_rows(bank: Path, done: tuple[Path, E
     assert np.allclose(hard["requested_share"], 0.2)
     assert np.allclose(hard["center_share"], 0.2, atol=0.02)
     ledger = pd.read_csv(out / "runs" / "hard" / "fold0" / "seed0" / "ledger.csv").query("`class` == 'edema'")
-    assert np.allclose(hard["distinct_share"], ledger["n_distinct"].sum() / ledger["n_draws"].sum(), atol=1e-6)
+    assert np.allclose(
+        hard["distinct_share"], ledger["n_distinct"].sum() / ledger["n_draws"].sum(), atol=1e-6
+    )
     assert set(table[table["strategy"] != "two"]["patches"]) == {2 * 4 * 16}
     assert (out / "runs" / "hard" / "fold0" / "seed0" / "checkpoint_best.pt").exists()
     assert "hard + priors 1 - random" in (out / "table.md").read_text()
@@ -83,27 +91,39 @@ def test_every_strategy_and_variant_has_its_rows(bank: Path, done: tuple[Path, E
     assert json.loads((out / "summary.json").read_text())["n_cases"] == len(opened.folds[0])
 
 
-def test_label_maps_of_every_strength_are_those_of_its_class_shift(bank: Path, done: tuple[Path, ExperimentReport]) -> None:
+def test_label_maps_of_every_strength_are_those_of_its_class_shift(
+    bank: Path, done: tuple[Path, ExperimentReport]
+) -> None:
     """All strengths come from one pass over each volume; each is what a pass of its own gives."""
     run = done[0] / "runs" / "hard" / "fold0" / "seed0"
     checkpoint, opened = load_checkpoint(run / "checkpoint_best.pt"), PatchBank(bank, patch_size=(32, 32))
     (segmenter,) = pipeline.load_segmenters((run,), runtime=start_runtime(device="cpu", threads=1))
-    assert sorted(path.name for path in run.glob("labels_*")) == [f"labels_held_out_{s}.npz" for s in ("0", "1", "tuned")]
+    assert sorted(path.name for path in run.glob("labels_*")) == [
+        f"labels_held_out_{s}.npz" for s in ("0", "1", "tuned")
+    ]
     for strength in ("0", "1"):
         shift = pipeline.class_shift(checkpoint, run / "checkpoint_best.pt", strength=float(strength))
         with np.load(run / f"labels_held_out_{strength}.npz") as kept:
             assert set(kept) == set(opened.folds[0])
             for number in opened.select(opened.folds[0]).selected:
                 alone = label_map(
-                    segmenter.network, opened.volume(number)[0], divisor=segmenter.divisor, window=segmenter.window, class_shift=shift
+                    segmenter.network,
+                    opened.volume(number)[0],
+                    divisor=segmenter.divisor,
+                    window=segmenter.window,
+                    class_shift=shift,
                 )
                 assert np.array_equal(kept[opened.cases[number].id], alone)
 
 
-def test_rows_of_another_machine_are_taken_over(bank: Path, done: tuple[Path, ExperimentReport], tmp_path: Path) -> None:
+def test_rows_of_another_machine_are_taken_over(
+    bank: Path, done: tuple[Path, ExperimentReport], tmp_path: Path
+) -> None:
     out, first = done
     said: list[str] = []
-    report = run_experiment(bank, tmp_path / "there", tiny(), workers=1, known=out / "runs.csv", say=said.append)
+    report = run_experiment(
+        bank, tmp_path / "there", tiny(), workers=1, known=out / "runs.csv", say=said.append
+    )
     assert said == [f"3 of 3 runs taken over from {out / 'runs.csv'}"]
     assert (report.grid.n_new, report.grid.n_kept) == (0, 3)
     assert report.summary["variants"] == first.summary["variants"]
@@ -117,11 +137,16 @@ def test_a_known_table_of_other_runs_is_refused_before_the_first_run(
 ) -> None:
     table = pd.read_csv(done[0] / "runs.csv", dtype=str, keep_default_na=False)
     bank_digest = table["bank"].iloc[0]
-    with pytest.raises(InputError, match=r"none of its 3 runs is one of this experiment's, .* the same bank with other knobs or seeds"):
+    with pytest.raises(
+        InputError,
+        match=r"none of its 3 runs is one of this experiment's, .* the same bank with other knobs or seeds",
+    ):
         run_experiment(bank, tmp_path / "out", tiny(seeds=[9]), workers=1, known=done[0] / "runs.csv")
     table.assign(bank="f" * 16, cell="e" * 16).to_csv(tmp_path / "foreign.csv", index=False)
     with pytest.raises(
-        InputError, match=rf"none of its 1 runs is one of this experiment's, on bank {bank_digest}; they are of bank f{{16}}"
+        InputError,
+        match=rf"none of its 1 runs is one of this experiment's, on bank {bank_digest}; they are of bank "
+        rf"f{{16}}",
     ):
         run_experiment(bank, tmp_path / "out", tiny(), workers=1, known=tmp_path / "foreign.csv")
     assert not (tmp_path / "out" / "rows.jsonl").exists()
@@ -143,13 +168,18 @@ def test_what_is_finished_is_written_where_an_experiment_is_interrupted(
 
 def test_one_strategy_alone_where_the_one_to_compare_with_is_another(bank: Path, tmp_path: Path) -> None:
     strategies = {"random": {"sampler.kind": "random"}, "balanced": {"sampler.kind": "balanced"}}
-    report = run_experiment(bank, tmp_path, tiny(strategies=strategies, against="balanced"), workers=1, only=["random"])
+    report = run_experiment(
+        bank, tmp_path, tiny(strategies=strategies, against="balanced"), workers=1, only=["random"]
+    )
     assert [v["label"] for v in report.summary["variants"]] == ["random"]
     assert "There is nothing to compare yet" in (tmp_path / "report.html").read_text()
 
 
 def test_an_override_changes_one_setting_of_an_experiment_that_is_like_another() -> None:
-    plain, changed = (load_experiment("hard_threshold_quick", overrides=o) for o in ((), ("strategies.balanced.optimizer.lr=1e-4",)))
+    plain, changed = (
+        load_experiment("hard_threshold_quick", overrides=o)
+        for o in ((), ("strategies.balanced.optimizer.lr=1e-4",))
+    )
     assert changed.strategies.keys() == plain.strategies.keys()
     (balanced,) = make_strategies(changed, only=["balanced"])
     assert (balanced.configs[0].sampler.kind, balanced.configs[0].optimizer.lr) == ("balanced", 1e-4)
@@ -161,13 +191,20 @@ def test_an_override_changes_one_setting_of_an_experiment_that_is_like_another()
 
 def test_nested_knobs_are_laid_over_what_an_experiment_is_like(tmp_path: Path) -> None:
     (tmp_path / "parent.yaml").write_text(
-        "base: demo\nevery: {training: {epochs: 3, steps: 7}}\nstrategies: {one: {}, two: {optimizer: {lr: 0.01}, stages: [{optimizer: "
+        "base: demo\nevery: {training: {epochs: 3, steps: 7}}\nstrategies: {one: {}, two: {optimizer: {lr: "
+        "0.01}, stages: [{optimizer: "
         "{weight_decay: 0.5}, task.classes: healthy_or_tumor}, {task.classes: tumor}]}}\n"
     )
-    (tmp_path / "child.yaml").write_text(f"like: {tmp_path / 'parent.yaml'}\nevery: {{training: {{steps: 9}}}}\n")
+    (tmp_path / "child.yaml").write_text(
+        f"like: {tmp_path / 'parent.yaml'}\nevery: {{training: {{steps: 9}}}}\n"
+    )
     one, two = make_strategies(load_experiment(tmp_path / "child.yaml"))
     assert (one.configs[0].training.epochs, one.configs[0].training.steps) == (3, 9)
-    assert (two.configs[0].optimizer.lr, two.configs[0].optimizer.weight_decay, two.configs[1].optimizer.lr) == (0.01, 0.5, 0.01)
+    assert (
+        two.configs[0].optimizer.lr,
+        two.configs[0].optimizer.weight_decay,
+        two.configs[1].optimizer.lr,
+    ) == (0.01, 0.5, 0.01)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +218,9 @@ def test_nested_knobs_are_laid_over_what_an_experiment_is_like(tmp_path: Path) -
         ({"augment": "light"}, {"augment": {"preset": "strong", "flip": 0.0}}, 0.0),
     ],
 )
-def test_a_preset_stands_for_every_knob_of_what_it_is_laid_over(every: dict[str, Any], knobs: dict[str, Any], flip: float) -> None:
+def test_a_preset_stands_for_every_knob_of_what_it_is_laid_over(
+    every: dict[str, Any], knobs: dict[str, Any], flip: float
+) -> None:
     config = ExperimentConfig(base="unet2d_cpu", every=every, strategies={"one": knobs})
     (strategy,) = make_strategies(config)
     strong = parse_config({"augment": "strong"}).augment
@@ -211,7 +250,11 @@ def test_what_is_finished_is_kept_and_a_grown_experiment_trains_what_is_new(
     again = run_experiment(bank, out, tiny(), workers=1, only=["random", "hard"])
     assert (again.grid.n_new, again.grid.n_kept) == (0, 2)
     assert again.grid.rows == tuple(row for row in first.grid.rows if row["strategy"] != "two")
-    assert {row["strategy"] for row in pd.read_csv(out / "runs.csv").to_dict("records")} == {"random", "hard", "two"}
+    assert {row["strategy"] for row in pd.read_csv(out / "runs.csv").to_dict("records")} == {
+        "random",
+        "hard",
+        "two",
+    }
     assert again.summary["variants"] == first.summary["variants"]
 
 
@@ -219,7 +262,10 @@ def test_a_strategy_whose_knobs_were_changed_is_refused_and_one_scored_in_more_w
     bank: Path, tmp_path: Path
 ) -> None:
     run_experiment(bank, tmp_path, tiny(strategies={"one": {}}), workers=1)
-    with pytest.raises(InputError, match=r"runs/one/fold0/seed0: was trained with other knobs .* strategy 'one'; give .* another name"):
+    with pytest.raises(
+        InputError,
+        match=r"runs/one/fold0/seed0: was trained with other knobs .* strategy 'one'; give .* another name",
+    ):
         run_experiment(bank, tmp_path, tiny(strategies={"two": {}, "one": {"optimizer.lr": 1e-5}}), workers=1)
     assert not (tmp_path / "runs" / "two").exists()
     trained = (tmp_path / "runs" / "one" / "fold0" / "seed0" / "timing.csv").read_bytes()
@@ -228,7 +274,9 @@ def test_a_strategy_whose_knobs_were_changed_is_refused_and_one_scored_in_more_w
     assert (tmp_path / "runs" / "one" / "fold0" / "seed0" / "timing.csv").read_bytes() == trained
 
 
-def test_a_stopped_training_leaves_no_row_and_goes_on(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_training_leaves_no_row_and_goes_on(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train = pipeline.train
     seen = []
 
@@ -255,7 +303,9 @@ def test_a_failed_run_is_named_and_the_others_stand(bank: Path, tmp_path: Path) 
     assert "the loss is" in (tmp_path / "report.html").read_text()
 
 
-def test_runs_are_trained_seed_by_seed_and_fold_by_fold(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_trained_seed_by_seed_and_fold_by_fold(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained: list[tuple[int, int, str]] = []
 
     def noted(job: dict[str, Any], **where: Any) -> Any:
@@ -263,8 +313,15 @@ def test_runs_are_trained_seed_by_seed_and_fold_by_fold(bank: Path, tmp_path: Pa
         raise InputError("not today")
 
     monkeypatch.setattr(experiment, "run_cell", noted)
-    run_experiment(bank, tmp_path, tiny(strategies={"one": {}, "another": {"optimizer.lr": 1e-4}}, folds=[0, 1], seeds=[1, 0]), workers=1)
-    assert trained == [(seed, fold, name) for seed in (1, 0) for fold in (0, 1) for name in ("one", "another")]
+    run_experiment(
+        bank,
+        tmp_path,
+        tiny(strategies={"one": {}, "another": {"optimizer.lr": 1e-4}}, folds=[0, 1], seeds=[1, 0]),
+        workers=1,
+    )
+    assert trained == [
+        (seed, fold, name) for seed in (1, 0) for fold in (0, 1) for name in ("one", "another")
+    ]
 
 
 def test_the_first_strategy_is_the_configs_even_where_its_first_run_failed(
@@ -294,17 +351,43 @@ def test_settings_that_cannot_be_are_refused_before_the_first_run(bank: Path, tm
     refused("seeds: 1 is given twice", seeds=[1, 0, 1])
     refused("folds: 2 is given twice", folds=[2, 2])
     refused(r"folds: 7 is not a fold of .*; it has 0..2", folds=[7])
-    refused("strategy 'odd': .*sampler.knd.*did you mean 'sampler.kind'", strategies={"odd": {"sampler.knd": "random"}})
-    refused("strategy 'odd': .*correct_priors.1.*'tuned'.*got 'no'", strategies={"odd": {"correct_priors": [0.1, "no"]}})
-    refused("strategy 'focal': .*no prior that is known", strategies={"focal": {"loss.kind": "focal", "correct_priors": [0, 1]}})
+    refused(
+        "strategy 'odd': .*sampler.knd.*did you mean 'sampler.kind'",
+        strategies={"odd": {"sampler.knd": "random"}},
+    )
+    refused(
+        "strategy 'odd': .*correct_priors.1.*'tuned'.*got 'no'",
+        strategies={"odd": {"correct_priors": [0.1, "no"]}},
+    )
+    refused(
+        "strategy 'focal': .*no prior that is known",
+        strategies={"focal": {"loss.kind": "focal", "correct_priors": [0, 1]}},
+    )
     refused("strategy 'one': stages are two", strategies={"one": {"stages": [{}]}})
-    refused("strategy 'odd': .*no class 'ivory'", strategies={"odd": {"sampler": {"kind": "ratio", "shares": {"ivory": 1.0}}}})
-    refused("strategy 'odd': hard.classes: no class", strategies={"odd": {"sampler.kind": "hard", "hard.classes": ["ivory"]}})
-    refused("strategy 'odd': network.name 'unet4d' is unknown", strategies={"odd": {"network.name": "unet4d"}})
+    refused(
+        "strategy 'odd': .*no class 'ivory'",
+        strategies={"odd": {"sampler": {"kind": "ratio", "shares": {"ivory": 1.0}}}},
+    )
+    refused(
+        "strategy 'odd': hard.classes: no class",
+        strategies={"odd": {"sampler.kind": "hard", "hard.classes": ["ivory"]}},
+    )
+    refused(
+        "strategy 'odd': network.name 'unet4d' is unknown", strategies={"odd": {"network.name": "unet4d"}}
+    )
     refused("strategy 'odd': patch.size 33 x 33", strategies={"odd": {"patch.size": [33, 33]}})
-    refused(r"strategy 'odd': patch.size \(512, 512\): larger than", strategies={"one": {}, "odd": {"patch.size": [512, 512]}})
-    refused("phantoms.two: traits: no trait 'edma'", phantoms={"one": {"cases": 4}, "two": {"traits": {"edma": 0.1}}})
-    refused("strategy 'two': is the same computation as 'one'", strategies={"one": {}, "two": {"hard.threshold": 0.75}})
+    refused(
+        r"strategy 'odd': patch.size \(512, 512\): larger than",
+        strategies={"one": {}, "odd": {"patch.size": [512, 512]}},
+    )
+    refused(
+        "phantoms.two: traits: no trait 'edma'",
+        phantoms={"one": {"cases": 4}, "two": {"traits": {"edma": 0.1}}},
+    )
+    refused(
+        "strategy 'two': is the same computation as 'one'",
+        strategies={"one": {}, "two": {"hard.threshold": 0.75}},
+    )
     refused("against: no variant 'bald'; there are random, hard, hard . priors 1", against="bald")
     refused("pictures: no variant 'hard . priors 0.5'", pictures=["hard + priors 0.5"])
     refused("strategy 'hard': correct_priors 'tuned' is found on the inner cases", predict={"cases": "inner"})
@@ -312,7 +395,9 @@ def test_settings_that_cannot_be_are_refused_before_the_first_run(bank: Path, tm
     (tmp_path / "loop.yaml").write_text(f"like: {tmp_path / 'loop.yaml'}")
     with pytest.raises(UsageError, match="which is like this one"):
         load_experiment(tmp_path / "loop.yaml")
-    with pytest.raises(UsageError, match=r"--only bald: no strategy of that name; the strategies are random, hard, two"):
+    with pytest.raises(
+        UsageError, match=r"--only bald: no strategy of that name; the strategies are random, hard, two"
+    ):
         run_experiment(bank, tmp_path / "none", tiny(), only=["bald"])
     with pytest.raises(UsageError, match=r"strategies.\.\./out"):
         tiny(strategies={"../out": {}})
@@ -321,7 +406,9 @@ def test_settings_that_cannot_be_are_refused_before_the_first_run(bank: Path, tm
     assert not (tmp_path / "none").exists()
 
 
-def test_a_bank_that_changed_between_two_runs_is_refused(bank: Path, done: tuple[Path, ExperimentReport], tmp_path: Path) -> None:
+def test_a_bank_that_changed_between_two_runs_is_refused(
+    bank: Path, done: tuple[Path, ExperimentReport], tmp_path: Path
+) -> None:
     copy = tmp_path / "bank"
     shutil.copytree(bank, copy)
     listed = json.loads((copy / "bank.json").read_text())
@@ -331,7 +418,9 @@ def test_a_bank_that_changed_between_two_runs_is_refused(bank: Path, done: tuple
         run_experiment(copy, done[0], tiny(), workers=1, only=["random"])
 
 
-def test_a_bank_whose_volumes_were_changed_is_refused_before_the_first_run(bank: Path, tmp_path: Path) -> None:
+def test_a_bank_whose_volumes_were_changed_is_refused_before_the_first_run(
+    bank: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "bank"
     shutil.copytree(bank, copy)
     volume = next((copy / "cases").glob("*/image.npy"))
@@ -354,8 +443,17 @@ def test_a_training_fold_that_lacks_a_class_is_named(bank: Path, tmp_path: Path)
             case["counts"][necrosis] = 0
             case["offsets"] = [0, *accumulate(case["counts"])]
     (copy / "bank.json").write_text(json.dumps(listed))
-    with pytest.raises(InputError, match=r"training cases of fold 1, seed 0 have no voxel of necrotic_core, which other folds have"):
+    with pytest.raises(
+        InputError,
+        match=r"training cases of fold 1, seed 0 have no voxel of necrotic_core, which other folds have",
+    ):
         run_experiment(copy, tmp_path / "out", tiny(folds=[1]), workers=1)
+
+
+def test_inner_cases_cannot_be_scored_where_there_are_none(bank: Path, tmp_path: Path) -> None:
+    strategies = {"all": {"validation.cases": "none", "validation.metric": "last"}}
+    with pytest.raises(UsageError, match=r"strategy 'all': validation\.cases 'none' leaves no inner"):
+        run_experiment(bank, tmp_path / "out", tiny(strategies=strategies, predict={"cases": "inner"}))
 
 
 def test_a_search_on_inner_cases_opens_no_held_out_fold(bank: Path, tmp_path: Path) -> None:
@@ -365,7 +463,9 @@ def test_a_search_on_inner_cases_opens_no_held_out_fold(bank: Path, tmp_path: Pa
     for case in opened.folds[0]:
         shutil.rmtree(copy / "cases" / case)
     strategies = {"hard": {"sampler.kind": "hard", "correct_priors": [0, 0.5]}}
-    report = run_experiment(copy, tmp_path / "out", tiny(strategies=strategies, predict={"cases": "inner"}), workers=1)
+    report = run_experiment(
+        copy, tmp_path / "out", tiny(strategies=strategies, predict={"cases": "inner"}), workers=1
+    )
     assert report.grid.failed == ()
     scored = {row["case"] for row in report.grid.rows}
     assert scored
@@ -378,7 +478,9 @@ def test_a_search_on_inner_cases_opens_no_held_out_fold(bank: Path, tmp_path: Pa
         file.seek(2000)
         file.write(b"\xff" * 4000)
     with pytest.raises(InputError, match=rf"{trained}: .*image\.npy: has changed: SHA-256"):
-        run_experiment(copy, tmp_path / "again", tiny(strategies=strategies, predict={"cases": "inner"}), workers=1)
+        run_experiment(
+            copy, tmp_path / "again", tiny(strategies=strategies, predict={"cases": "inner"}), workers=1
+        )
 
 
 def test_a_bank_that_changes_under_a_running_experiment_is_not_trained_on(
@@ -403,29 +505,43 @@ def test_cohorts_that_differ_in_a_trait_are_made_and_compared_apart(tmp_path: Pa
     config = tiny(
         every={**TINY["every"], "training.epochs": 1},
         strategies={"random": {"sampler.kind": "random"}, "balanced": {}},
-        phantoms={"plain": cohort, "faint": {**cohort, "traits": {"contrast": 0.6}}, "larger": {**cohort, "traits": {"edema": 0.022}}},
+        phantoms={
+            "plain": cohort,
+            "faint": {**cohort, "traits": {"contrast": 0.6}},
+            "larger": {**cohort, "traits": {"edema": 0.022}},
+        },
     )
     report = run_experiment(tmp_path / "banks", tmp_path / "out", config, workers=1)
     assert [(v["data"], v["label"]) for v in report.summary["variants"]] == [
         (data, strategy) for data in ("plain", "faint", "larger") for strategy in ("random", "balanced")
     ]  # fmt: skip
     assert [d["data"] for d in report.summary["differences"]] == ["plain", "faint", "larger"]
-    assert [(c["data"], c["than"]) for c in report.summary["changes"]] == [("faint", "plain"), ("larger", "plain")]
-    plain, larger = (PatchBank(tmp_path / "banks" / name / "bank", patch_size=(1, 1)).cases for name in ("plain", "larger"))
+    assert [(c["data"], c["than"]) for c in report.summary["changes"]] == [
+        ("faint", "plain"),
+        ("larger", "plain"),
+    ]
+    plain, larger = (
+        PatchBank(tmp_path / "banks" / name / "bank", patch_size=(1, 1)).cases for name in ("plain", "larger")
+    )
     assert [sum(case.n_voxels) for case in plain] == [sum(case.n_voxels) for case in larger]  # one brain
     assert all(a.n_voxels[2] < b.n_voxels[2] for a, b in zip(plain, larger, strict=True))  # and another tumor
     assert "faint: balanced - random" in (tmp_path / "out" / "table.md").read_text()
     (tmp_path / "banks" / "plain" / "bank" / "bank.json").unlink()  # as if killed while the bank was made
     assert run_experiment(tmp_path / "banks", tmp_path / "out", config, workers=1).grid.n_kept == 6
     with pytest.raises(InputError, match=r"of another cohort than the config's phantoms.plain"):
-        run_experiment(tmp_path / "banks", tmp_path / "out", tiny(phantoms={"plain": {**cohort, "seed": 2}}), workers=1)
+        run_experiment(
+            tmp_path / "banks", tmp_path / "out", tiny(phantoms={"plain": {**cohort, "seed": 2}}), workers=1
+        )
 
 
 def test_scores_of_a_case_can_be_checked_by_hand(bank: Path) -> None:
     opened = PatchBank(bank, patch_size=(32, 32))
     case = next(case for case in opened.cases if case.n_voxels[4] > 0)
     tissue = np.array(opened.volume(opened.cases.index(case))[1])
-    perfect = {row["region"]: row for row in score_volume(opened, case.id, np.where(tissue == 255, np.uint8(0), tissue))}
+    perfect = {
+        row["region"]: row
+        for row in score_volume(opened, case.id, np.where(tissue == 255, np.uint8(0), tissue))
+    }
     assert {row["dice"] for row in perfect.values() if row["n_reference_vox"]} == {1.0}
     assert perfect["healthy"]["n_reference_vox"] == int((tissue == 0).sum())
     nothing = {row["region"]: row for row in score_volume(opened, case.id, np.zeros_like(tissue))}
@@ -442,8 +558,13 @@ def test_every_experiment_that_comes_with_the_package_resolves(name: str) -> Non
     if name.endswith("_quick"):
         whole = load_experiment(name.removesuffix("_quick"))
         assert config.strategies.keys() <= whole.strategies.keys()
-        patches = {s.name: sum(c.training.epochs * c.training.steps for c in s.configs) for s in make_strategies(whole)}
-        assert all(sum(c.training.epochs * c.training.steps for c in s.configs) < patches[s.name] for s in strategies)
+        patches = {
+            s.name: sum(c.training.epochs * c.training.steps for c in s.configs)
+            for s in make_strategies(whole)
+        }
+        assert all(
+            sum(c.training.epochs * c.training.steps for c in s.configs) < patches[s.name] for s in strategies
+        )
 
 
 def test_the_digest_of_a_cell_stands_for_every_knob() -> None:
@@ -458,7 +579,9 @@ def test_the_digest_of_a_cell_stands_for_every_knob() -> None:
 
 
 def test_the_recorded_rows_are_those_of_the_configs_that_come_with_the_package() -> None:
-    """A default that changes without its line in DEFAULTS_OF_SCHEMA_1 makes docs/experiments/data/runs.csv useless for --known."""
+    """A default that changes without its line in DEFAULTS_OF_SCHEMA_1 makes docs/experiments/data/runs.csv
+    useless for --known.
+    """
     table = pd.read_csv(Path(__file__).parents[1] / "docs/experiments/data/runs.csv")
     recorded = set(table[["strategy", "seed", "config"]].itertuples(index=False, name=None))
     named = set()
@@ -481,9 +604,15 @@ def test_rows_of_schema_1_are_taken_over_where_the_old_defaults_give_the_same_kn
         for tree in trees:
             tree.pop("hard", None)  # recycle true and subset null were the defaults
         job = {
-            "data": "", "bank": PatchBank(bank, patch_size=(1, 1)).digest, "strategy": strategy.name, "configs": trees,
-            "correct_priors": list(strategy.correct_priors), "cases": "held_out", "fold": 0, "seed": 0,
-        }  # fmt: skip
+            "data": "",
+            "bank": PatchBank(bank, patch_size=(1, 1)).digest,
+            "strategy": strategy.name,
+            "configs": trees,
+            "correct_priors": list(strategy.correct_priors),
+            "cases": "held_out",
+            "fold": 0,
+            "seed": 0,
+        }
         table.loc[table["strategy"] == strategy.name, "cell"] = Cell("", job).digest[:DIGEST]
     table.to_csv(tmp_path / "old.csv", index=False)
     said: list[str] = []
@@ -509,21 +638,31 @@ def test_a_folder_of_schema_1_is_refused_with_the_way_to_take_its_runs_over(
     identity = json.loads((done[0] / "grid.json").read_text())
     del identity["schema"]
     (tmp_path / "grid.json").write_text(json.dumps(identity))
-    with pytest.raises(InputError, match=r"written by another version .* choose a new folder .* with --known .*runs\.csv"):
+    with pytest.raises(
+        InputError, match=r"written by another version .* choose a new folder .* with --known .*runs\.csv"
+    ):
         run_experiment(bank, tmp_path, tiny(), workers=1)
 
 
 @pytest.mark.parametrize("name", ["confirm", "sampling_real"])
 def test_what_is_confirmed_is_the_strategy_of_the_best_config(name: str) -> None:
     confirmed, best = make_strategies(load_experiment(name), only=["best"])[0].configs[0], load_config("best")
-    assert (confirmed.sampler, confirmed.loss, confirmed.hard, confirmed.phases) == (best.sampler, best.loss, best.hard, best.phases)
+    assert (confirmed.sampler, confirmed.loss, confirmed.hard, confirmed.phases) == (
+        best.sampler,
+        best.loss,
+        best.hard,
+        best.phases,
+    )
     if name == "sampling_real":
         assert confirmed == best  # network, augmentation and budget too
 
 
 def test_the_verb(bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     every = "every={" + ", ".join(f"{k}: {v}" for k, v in TINY["every"].items()) + "}"
-    arguments = ["experiment", str(bank), str(tmp_path / "out"), "--config", "sampling_quick", "--workers", "1", "--device", "cpu"]
+    arguments = [
+        "experiment", str(bank), str(tmp_path / "out"), "--config", "sampling_quick", "--workers", "1",
+        "--device", "cpu",
+    ]  # fmt: skip
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--set", every, "--set", "folds=[0]", "--only", "random", "--only", "balanced"])
     assert ended.value.code == 0

@@ -1,4 +1,6 @@
-"""A folder of the reader's own scans: plain names, labels whose values nothing tells, scans that no network was trained for."""
+"""A folder of the reader's own scans: plain names, labels whose values nothing tells, scans that no network
+was trained for.
+"""
 
 import importlib.util
 import json
@@ -52,12 +54,19 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("own")
     pipeline.phantom(root / "scans", n_cases=4, layout="brats2023", size=48, seed=3)
     for path in (root / "scans").rglob("*.nii.gz"):
-        to = root / "plain" / path.parent.name / f"{PLAIN[path.name.removesuffix('.nii.gz').rpartition('-')[2]]}.nii.gz"
+        to = (
+            root
+            / "plain"
+            / path.parent.name
+            / f"{PLAIN[path.name.removesuffix('.nii.gz').rpartition('-')[2]]}.nii.gz"
+        )
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, to)
     assert pipeline.preprocess(root / "scans", root / "bank", workers=1, n_folds=2).exit_code == 0
     for fold, name in enumerate(("run", "other")):
-        pipeline.train(root / "bank", root / name, load_config("demo", overrides=TINY), fold=fold, device="cpu")
+        pipeline.train(
+            root / "bank", root / name, load_config("demo", overrides=TINY), fold=fold, device="cpu"
+        )
     return root
 
 
@@ -67,19 +76,32 @@ def ends(*argv: object) -> int:
     return int(ended.value.code or 0)
 
 
-def test_labels_without_a_schema_are_trained_on_only_where_it_is_named(work: Path, tmp_path: Path, capsys) -> None:
+def test_labels_without_a_schema_are_trained_on_only_where_it_is_named(
+    work: Path, tmp_path: Path, capsys
+) -> None:
     assert ends("preprocess", work / "plain", tmp_path / "bank", "--workers", "1") == 1
     said = capsys.readouterr().err
-    assert said.count("nothing says which tissue each value is; expected --schema NAME; the values fit brats2013 (") == 4
-    assert ends("preprocess", work / "plain", tmp_path / "bank", "--workers", "1", "--schema", "brats2023") == 0
+    assert (
+        said.count(
+            "nothing says which tissue each value is; expected --schema NAME; the values fit brats2013 ("
+        )
+        == 4
+    )
+    assert (
+        ends("preprocess", work / "plain", tmp_path / "bank", "--workers", "1", "--schema", "brats2023") == 0
+    )
     assert ends("verify", work / "plain") == 1
     assert ends("verify", work / "plain", "--schema", "brats2023") == 0
     capsys.readouterr()
     assert ends("verify", work / "plain", "--schema", "brats2012") == 2
-    assert capsys.readouterr().err.startswith("brats-seg: --schema brats2012: no such label schema; the schemas are brats2013, ")
+    assert capsys.readouterr().err.startswith(
+        "brats-seg: --schema brats2012: no such label schema; the schemas are brats2013, "
+    )
 
 
-def test_plain_names_are_predicted_without_asking_and_scored_in_the_schema_that_is_named(work: Path, tmp_path: Path, capsys) -> None:
+def test_plain_names_are_predicted_without_asking_and_scored_in_the_schema_that_is_named(
+    work: Path, tmp_path: Path, capsys
+) -> None:
     for name in ("scans", "plain"):
         assert pipeline.predict(work / "run", work / name, tmp_path / name, device="cpu").exit_code == 0
     assert set(pd.read_csv(tmp_path / "plain" / "predictions.csv")["schema"]) == {"brats2023"}
@@ -87,7 +109,9 @@ def test_plain_names_are_predicted_without_asking_and_scored_in_the_schema_that_
     assert ends("evaluate", tmp_path / "plain", work / "plain") == 1
     assert capsys.readouterr().out.count("nothing says which tissue each value is") == 4
 
-    later = tmp_path / "later"  # the same references, with enhancing core as 4: the predictions stay in their own values
+    later = (
+        tmp_path / "later"
+    )  # the same references, with enhancing core as 4: the predictions stay in their own values
     shutil.copytree(work / "plain", later)
     for path in later.rglob("gt.nii.gz"):
         values, geometry = read_volume(path)
@@ -100,11 +124,18 @@ def test_plain_names_are_predicted_without_asking_and_scored_in_the_schema_that_
     assert page.exit_code == 0
 
 
-def test_a_head_with_its_skull_given_four_times_is_refused_unless_both_are_allowed(work: Path, tmp_path: Path, capsys) -> None:
+def test_a_head_with_its_skull_given_four_times_is_refused_unless_both_are_allowed(
+    work: Path, tmp_path: Path, capsys
+) -> None:
     head = np.random.default_rng(0).integers(50, 900, (40, 48, 48)).astype(np.int16)
     for name in ("t1", "t1ce", "t2", "flair"):
         (tmp_path / "scans" / "ann").mkdir(parents=True, exist_ok=True)
-        write_volume(tmp_path / "scans" / "ann" / f"{name}.nii.gz", head, make_geometry(head.shape, dtype="int16"), dtype="int16")
+        write_volume(
+            tmp_path / "scans" / "ann" / f"{name}.nii.gz",
+            head,
+            make_geometry(head.shape, dtype="int16"),
+            dtype="int16",
+        )
     command = ("predict", work / "run", tmp_path / "scans", tmp_path / "out", "--resample", "--device", "cpu")
     assert ends(*command) == 1
     said = capsys.readouterr().out
@@ -120,7 +151,9 @@ def test_a_head_with_its_skull_given_four_times_is_refused_unless_both_are_allow
 
 
 def load_tool():
-    spec = importlib.util.spec_from_file_location("make_starter", Path(__file__).parents[1] / "tools" / "make_starter.py")
+    spec = importlib.util.spec_from_file_location(
+        "make_starter", Path(__file__).parents[1] / "tools" / "make_starter.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -148,24 +181,42 @@ def shelf(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def pack(*runs: Path, tmp_path: Path, name: str = "starter") -> int:
-    command = [*map(str, runs), "--name", name, "--card", str(tmp_path / "card.yaml"), "--shelf", str(tmp_path / "shelf")]
+    command = [
+        *map(str, runs),
+        "--name",
+        name,
+        "--card",
+        str(tmp_path / "card.yaml"),
+        "--shelf",
+        str(tmp_path / "shelf"),
+    ]
     return int(load_tool().main(command))
 
 
 def test_a_packaged_network_predicts_by_its_name(work: Path, shelf: Path, tmp_path: Path, capsys) -> None:
     assert ends("predict", "starter", work / "plain", tmp_path / "packed", "--device", "cpu") == 0
     assert pipeline.predict(work / "run", work / "plain", tmp_path / "own", device="cpu").exit_code == 0
-    for path in (tmp_path / "own").glob("*.nii.gz"):  # bf16 kernels have 8 bits: a voxel in a hundred may go to another class
-        ours, theirs = (read_volume(folder / path.name)[0] for folder in (tmp_path / "own", tmp_path / "packed"))
+    for path in (tmp_path / "own").glob(
+        "*.nii.gz"
+    ):  # bf16 kernels have 8 bits: a voxel in a hundred may go to another class
+        ours, theirs = (
+            read_volume(folder / path.name)[0] for folder in (tmp_path / "own", tmp_path / "packed")
+        )
         assert np.mean(ours != theirs) < 0.01
-    assert (tmp_path / "packed" / "model_card.md").read_text() == (shelf / "starter" / "model_card.md").read_text()
+    assert (tmp_path / "packed" / "model_card.md").read_text() == (
+        shelf / "starter" / "model_card.md"
+    ).read_text()
     assert not (tmp_path / "own" / "model_card.md").exists()
     pipeline.predict(work / "run", work / "plain", tmp_path / "packed", device="cpu", part=(1, 4))
-    assert not (tmp_path / "packed" / "model_card.md").exists()  # the label maps are not of that network any more
+    assert not (
+        tmp_path / "packed" / "model_card.md"
+    ).exists()  # the label maps are not of that network any more
 
 
 def test_a_packaged_checkpoint_is_small_and_knows_no_private_case(work: Path, shelf: Path) -> None:
-    own, packed = (load_checkpoint(folder / "checkpoint_best.pt") for folder in (work / "run", shelf / "starter"))
+    own, packed = (
+        load_checkpoint(folder / "checkpoint_best.pt") for folder in (work / "run", shelf / "starter")
+    )
     assert {weight.dtype for weight in packed.weights.values() if weight.ndim > 1} == {torch.bfloat16}
     assert packed.resume is None
     assert packed.train_cases == own.train_cases  # named as a public release names them
@@ -176,16 +227,29 @@ def test_a_packaged_checkpoint_is_small_and_knows_no_private_case(work: Path, sh
 
 def test_a_weight_under_two_names_is_stored_once(work: Path) -> None:
     own, weight = load_checkpoint(work / "run" / "checkpoint_best.pt"), torch.ones(4, 3)
-    packed = load_tool().packed(replace(own, weights={"block.weight": weight, "skip.block.weight": weight})).weights
+    packed = (
+        load_tool()
+        .packed(replace(own, weights={"block.weight": weight, "skip.block.weight": weight}))
+        .weights
+    )
     assert packed["block.weight"] is packed["skip.block.weight"]
     assert packed["block.weight"].dtype == torch.bfloat16
 
 
-def test_models_lists_the_networks_and_prints_a_card(shelf: Path, capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_models_lists_the_networks_and_prints_a_card(
+    shelf: Path, capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for command in (("models",), ("models", "starter")):
         assert ends(*command) == 0
         said = capsys.readouterr().out
-        for word in ("starter", "four phantoms", "one epoch of 12 steps", "0.500", "0.400 to 0.600", "care of patients"):
+        for word in (
+            "starter",
+            "four phantoms",
+            "one epoch of 12 steps",
+            "0.500",
+            "0.400 to 0.600",
+            "care of patients",
+        ):
             assert word in said
     assert said.count("\n") > 10
     with monkeypatch.context() as patch:
@@ -196,36 +260,57 @@ def test_models_lists_the_networks_and_prints_a_card(shelf: Path, capsys, monkey
     assert max(map(len, in_terminal.splitlines())) <= 70 < max(map(len, said.splitlines()))
     assert in_terminal.split() == said.split()
     assert ends("models", "other") == 2
-    expected = "brats-seg: other: the networks that travel with the package are starter; a trained run is given by its folder\n"
+    expected = (
+        "brats-seg: other: the networks that travel with the package are starter; a trained run is given by "
+        "its folder\n"
+    )
     assert capsys.readouterr().err == expected
     monkeypatch.setattr(packaged, "SHELF", tmp_path / "nothing")
     assert ends("models") == 0
     assert capsys.readouterr().out == "this build carries no network\n"
 
 
-def test_without_a_network_of_that_name_one_line_says_so(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_without_a_network_of_that_name_one_line_says_so(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     monkeypatch.setattr(packaged, "SHELF", tmp_path / "nothing")
     assert ends("predict", "starter", work / "plain", tmp_path / "out") == 2
-    expected = "brats-seg: starter: no such folder, and this build carries no network; a trained run is given by its folder\n"
+    expected = (
+        "brats-seg: starter: no such folder, and this build carries no network; a trained run is given by "
+        "its folder\n"
+    )
     assert capsys.readouterr().err == expected
 
 
 def test_several_networks_of_one_name_are_averaged(work: Path, shelf: Path, tmp_path: Path) -> None:
     assert pack(work / "run", work / "other", tmp_path=tmp_path, name="pair") == 0
-    assert sorted(path.name for path in (shelf / "pair").glob("*.pt")) == ["checkpoint_0.pt", "checkpoint_1.pt"]
+    assert sorted(path.name for path in (shelf / "pair").glob("*.pt")) == [
+        "checkpoint_0.pt",
+        "checkpoint_1.pt",
+    ]
     pipeline.predict("pair", work / "plain", tmp_path / "pair", device="cpu")
-    pipeline.predict("starter", work / "plain", tmp_path / "also", also=[shelf / "starter", work / "other"], device="cpu")
+    pipeline.predict(
+        "starter", work / "plain", tmp_path / "also", also=[shelf / "starter", work / "other"], device="cpu"
+    )
     runtime = start_runtime(device="cpu", precision="float32")
     assert len(load_segmenters([shelf / "pair"], runtime=runtime)) == 2
     with pytest.raises(InputError, match="its networks, together, were trained on every case"):
         pipeline.held_out_cases(shelf / "pair")
 
 
-def test_settings_that_travel_with_a_network_are_used_unless_left_out(work: Path, shelf: Path, tmp_path: Path, capsys) -> None:
+def test_settings_that_travel_with_a_network_are_used_unless_left_out(
+    work: Path, shelf: Path, tmp_path: Path, capsys
+) -> None:
     tuned = Tuning(
-        correct_priors=0.0, min_component_mm3=1e6, min_enhancing_mm3=0.0, epoch=1, n_cases=1, score=0.5, score_before=0.4,
+        correct_priors=0.0,
+        min_component_mm3=1e6,
+        min_enhancing_mm3=0.0,
+        epoch=1,
+        n_cases=1,
+        score=0.5,
+        score_before=0.4,
         checkpoint=sha256(work / "run" / "checkpoint_best.pt"),
-    )  # fmt: skip
+    )
     run = shutil.copytree(work / "run", tmp_path / "run")
     write_tuning(run, tuned)
     assert pack(run, tmp_path=tmp_path, name="tuned") == 0
@@ -242,10 +327,14 @@ def test_settings_that_travel_with_a_network_are_used_unless_left_out(work: Path
     assert load_tool().main([*several, "--card", str(tmp_path / "card.yaml"), "--shelf", str(shelf)]) == 0
     assert pipeline.predict("several", work / "plain", tmp_path / "several", device="cpu").exit_code == 0
     assert float(pd.read_csv(tmp_path / "several" / "predictions.csv")["whole_ml"].sum()) == 0
-    assert tumor_ml("--min-component-mm3", "0.5") > 0  # a setting given by hand takes the place of all that travel
+    assert (
+        tumor_ml("--min-component-mm3", "0.5") > 0
+    )  # a setting given by hand takes the place of all that travel
 
 
-def test_more_than_six_megabytes_are_refused_and_leave_nothing(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_more_than_six_megabytes_are_refused_and_leave_nothing(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     (tmp_path / "card.yaml").write_text(yaml.safe_dump(CARD))
     tool = load_tool()
     monkeypatch.setattr(tool, "MOST_BYTES", 1000)
@@ -260,8 +349,12 @@ def test_what_travels_with_this_build_is_whole_and_small() -> None:
         folder = packaged.find_packaged(name)
         card = packaged.read_card(folder)
         assert card.text() == (folder / "model_card.md").read_text()
-        assert [network.file for network in card.networks] == [path.name for path in packaged.checkpoints_of(folder)]
-        assert [network.sha256 for network in card.networks] == [sha256(path) for path in packaged.checkpoints_of(folder)]
+        assert [network.file for network in card.networks] == [
+            path.name for path in packaged.checkpoints_of(folder)
+        ]
+        assert [network.sha256 for network in card.networks] == [
+            sha256(path) for path in packaged.checkpoints_of(folder)
+        ]
         assert sum(path.stat().st_size for path in packaged.checkpoints_of(folder)) <= load_tool().MOST_BYTES
 
 
@@ -276,7 +369,10 @@ def test_the_wheel_holds_the_networks(shelf: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
-    assert {f"brats_seg/starter/standin/{name}" for name in ("checkpoint_best.pt", "model_card.md", "model_card.json")} <= inside
+    assert {
+        f"brats_seg/starter/standin/{name}"
+        for name in ("checkpoint_best.pt", "model_card.md", "model_card.json")
+    } <= inside
 
 
 def test_a_run_that_is_not_finished_says_so_where_it_is_used(work: Path, tmp_path: Path, capsys) -> None:
@@ -289,7 +385,9 @@ def test_a_run_that_is_not_finished_says_so_where_it_is_used(work: Path, tmp_pat
     said = capsys.readouterr().out
     assert f"warning {run}: checkpoint of epoch 1 of 20: the training stands at epoch 1" in said
     for name, words in ((run, "1 of 20 epochs"), (work / "run", "1 epoch.")):
-        page = pipeline.report(tmp_path / "out", work / "scans", output=tmp_path / "report.html", run=name).page
+        page = pipeline.report(
+            tmp_path / "out", work / "scans", output=tmp_path / "report.html", run=name
+        ).page
         for path in (page, page.with_suffix(".md")):
             assert words in path.read_text()
 
@@ -299,38 +397,62 @@ def test_a_damaged_table_of_epochs_is_a_warning_to_predict(work: Path, tmp_path:
     (run / "epochs.csv").write_text("epoch\nthree\n")
     problem = unfinished(run)
     assert problem is not None
-    assert (problem.severity, problem.what) == ("warning", "is damaged: nothing says whether the training is finished")
+    assert (problem.severity, problem.what) == (
+        "warning",
+        "is damaged: nothing says whether the training is finished",
+    )
 
 
-def test_several_processes_do_not_each_predict_every_case(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_several_processes_do_not_each_predict_every_case(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert ends("predict", work / "run", work / "scans", tmp_path / "out") == 2
-    assert capsys.readouterr().err.startswith("brats-seg: torchrun: each of its 2 processes would do the whole work; start this command")
+    assert capsys.readouterr().err.startswith(
+        "brats-seg: torchrun: each of its 2 processes would do the whole work; start this command"
+    )
 
 
-def test_training_goes_on_from_the_weights_of_another_run(work: Path, shelf: Path, tmp_path: Path, capsys) -> None:
+def test_training_goes_on_from_the_weights_of_another_run(
+    work: Path, shelf: Path, tmp_path: Path, capsys
+) -> None:
     still = load_config("demo", overrides=(*TINY, "training.steps=1", "optimizer.lr=1e-12"))
     for source in ("starter", work / "run", work / "run" / "checkpoint_best.pt"):
         run = tmp_path / Path(source).name
         pipeline.train(work / "bank", run, still, fold=0, initial=source, device="cpu")
-        begun, given = load_checkpoint(run / "checkpoint_best.pt"), load_checkpoint(work / "run" / "checkpoint_best.pt")
+        begun, given = (
+            load_checkpoint(run / "checkpoint_best.pt"),
+            load_checkpoint(work / "run" / "checkpoint_best.pt"),
+        )
         for name, weight in given.weights.items():
             if weight.ndim > 1:  # kernels; the statistics of norms move with every batch
                 assert torch.allclose(begun.weights[name], weight, atol=1e-2 if source == "starter" else 1e-6)
-        file = shelf / "starter" / "checkpoint_best.pt" if source == "starter" else work / "run" / "checkpoint_best.pt"
+        file = (
+            shelf / "starter" / "checkpoint_best.pt"
+            if source == "starter"
+            else work / "run" / "checkpoint_best.pt"
+        )
         assert begun.parsed_config().training.initial == sha256(file)
         assert sha256(file) in (run / "config.yaml").read_text()
         assert json.loads((run / "environment.json").read_text())["initial"] == sha256(file)
 
 
-def test_a_run_from_other_weights_goes_on_to_the_same_bits_and_from_no_others(work: Path, tmp_path: Path) -> None:
+def test_a_run_from_other_weights_goes_on_to_the_same_bits_and_from_no_others(
+    work: Path, tmp_path: Path
+) -> None:
     config = load_config("demo", overrides=(*TINY, "training.epochs=2", "training.steps=2"))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     pipeline.train(work / "bank", whole, config, fold=0, initial=work / "run", device="cpu")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "catch_stop_signals", lambda: nullcontext(StopRequest(asked=True)))
-        assert pipeline.train(work / "bank", cut, config, fold=0, initial=work / "run", device="cpu").ended == "stopped"
-    for initial, said in ((work / "other", "--resume: training.initial is"), (None, "--resume: training.initial is")):
+        assert (
+            pipeline.train(work / "bank", cut, config, fold=0, initial=work / "run", device="cpu").ended
+            == "stopped"
+        )
+    for initial, said in (
+        (work / "other", "--resume: training.initial is"),
+        (None, "--resume: training.initial is"),
+    ):
         with pytest.raises(UsageError, match=said):
             pipeline.train(work / "bank", cut, config, fold=0, initial=initial, resume=True, device="cpu")
     pipeline.train(work / "bank", cut, config, fold=0, initial=work / "run", resume=True, device="cpu")
@@ -338,17 +460,26 @@ def test_a_run_from_other_weights_goes_on_to_the_same_bits_and_from_no_others(wo
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
 
 
-def test_weights_that_have_seen_held_out_cases_are_warned_of(work: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config, folds = load_config("demo", overrides=(*TINY, "training.steps=1")), PatchBank(work / "bank", patch_size=(32, 32)).folds
+def test_weights_that_have_seen_held_out_cases_are_warned_of(
+    work: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, folds = (
+        load_config("demo", overrides=(*TINY, "training.steps=1")),
+        PatchBank(work / "bank", patch_size=(32, 32)).folds,
+    )
     for fold in (0, 1):  # the first run held out fold 0, and saw all others
-        pipeline.train(work / "bank", tmp_path / str(fold), config, fold=fold, initial=work / "run", device="cpu")
+        pipeline.train(
+            work / "bank", tmp_path / str(fold), config, fold=fold, initial=work / "run", device="cpu"
+        )
     (said,) = [record.message for record in caplog.records if "--from" in record.message]
     n = len(folds[1])
     assert f"has seen {n} of the {n} held-out cases ({folds[1][0]}" in said
     assert "their scores will be too high; give a run of the same fold" in said
 
 
-def test_layers_that_do_not_fit_are_named_and_what_cannot_begin_is_one_line(work: Path, tmp_path: Path, caplog, capsys) -> None:
+def test_layers_that_do_not_fit_are_named_and_what_cannot_begin_is_one_line(
+    work: Path, tmp_path: Path, caplog, capsys
+) -> None:
     wider = load_config("demo", overrides=(*TINY, "network.channels=[8,8,16,16,16,12]", "training.steps=1"))
     pipeline.train(work / "bank", tmp_path / "wider", wider, fold=0, initial=work / "run", device="cpu")
     (record,) = [record for record in caplog.records if "--from" in record.message]
@@ -360,8 +491,23 @@ def test_layers_that_do_not_fit_are_named_and_what_cannot_begin_is_one_line(work
     swapped = ("t1c", "t1n", "t2w", "t2f")
     save_checkpoint(tmp_path / "swapped.pt", replace(checkpoint, modalities=swapped))
     assert ends("train", work / "bank", tmp_path / "b", *common, "--from", tmp_path / "swapped.pt") == 1
-    assert "trained on the modalities t1c, t1n, t2w, t2f; the bank has t1n, t1c, t2w, t2f" in capsys.readouterr().err
-    assert ends("train", work / "bank", tmp_path / "c", *common, "--from", work / "run", "--set", "network.name=dynunet") == 1
+    assert (
+        "trained on the modalities t1c, t1n, t2w, t2f; the bank has t1n, t1c, t2w, t2f"
+        in capsys.readouterr().err
+    )
+    assert (
+        ends(
+            "train",
+            work / "bank",
+            tmp_path / "c",
+            *common,
+            "--from",
+            work / "run",
+            "--set",
+            "network.name=dynunet",
+        )
+        == 1
+    )
     assert capsys.readouterr().err.startswith("brats-seg: --from: no layer of the checkpoint's network")
     assert ends("train", work / "bank", tmp_path / "d", *common, "--set", "training.initial=abc") == 2
 
@@ -382,25 +528,44 @@ def test_paths_may_be_strings(work: Path, tmp_path: Path) -> None:
     assert unfinished(run) is None
     assert pipeline.preprocess(scans, str(work / "bank"), workers=1, n_folds=2).exit_code == 0
     config, finished = load_config("demo", overrides=TINY), shutil.copytree(work / "run", tmp_path / "run")
-    assert pipeline.train(str(work / "bank"), str(finished), config, fold=0, resume=True, device="cpu").ended == "done"
-    assert len(pipeline.phantom(str(tmp_path / "phantoms"), n_cases=1, layout="brats2021", size=48, seed=0)) == 1
-    assert run_folder(out, {"data": "", "strategy": "a", "fold": 0, "seed": 0}).parent.parent == Path(out, "runs", "a")
+    assert (
+        pipeline.train(str(work / "bank"), str(finished), config, fold=0, resume=True, device="cpu").ended
+        == "done"
+    )
+    assert (
+        len(pipeline.phantom(str(tmp_path / "phantoms"), n_cases=1, layout="brats2021", size=48, seed=0)) == 1
+    )
+    assert run_folder(out, {"data": "", "strategy": "a", "fold": 0, "seed": 0}).parent.parent == Path(
+        out, "runs", "a"
+    )
     for refused in (
         lambda: pipeline.tune(run, out, device="cpu"),
         lambda: pipeline.compose(run, run, out),
-        lambda: run_experiment(out, str(tmp_path / "experiment"), load_experiment("sampling_quick"), known=out),
+        lambda: run_experiment(
+            out, str(tmp_path / "experiment"), load_experiment("sampling_quick"), known=out
+        ),
         lambda: pipeline.view(scans, output=str(tmp_path / "page.html"), prediction=out, reference=out),
     ):
         with pytest.raises((InputError, UsageError)):
             refused()
 
 
-def test_a_file_that_is_there_is_replaced_only_where_that_is_asked_for(work: Path, tmp_path: Path, capsys) -> None:
+def test_a_file_that_is_there_is_replaced_only_where_that_is_asked_for(
+    work: Path, tmp_path: Path, capsys
+) -> None:
     (case,) = find_cases(work / "scans").cases[:1]
-    command = ("predict-case", work / "run", tmp_path / "mine.nii.gz", *(f"--{name}={scan}" for name, scan in case.modalities.items()))
+    command = (
+        "predict-case",
+        work / "run",
+        tmp_path / "mine.nii.gz",
+        *(f"--{name}={scan}" for name, scan in case.modalities.items()),
+    )
     (tmp_path / "mine.nii.gz").write_text("a year of work")
     assert ends(*command, "--device", "cpu") == 2
-    assert capsys.readouterr().err == f"brats-seg: {tmp_path / 'mine.nii.gz'}: exists already; give another name, or --overwrite\n"
+    assert (
+        capsys.readouterr().err
+        == f"brats-seg: {tmp_path / 'mine.nii.gz'}: exists already; give another name, or --overwrite\n"
+    )
     assert (tmp_path / "mine.nii.gz").read_text() == "a year of work"
     assert ends(*command, "--device", "cpu", "--overwrite") == 0
     assert read_volume(tmp_path / "mine.nii.gz")[0].shape == read_volume(case.modalities["t1n"])[0].shape

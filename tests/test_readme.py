@@ -22,5 +22,7 @@ def test_continuous_integration_runs_the_second_word_for_word() -> None:
 
 def test_every_room_of_the_tree_exists_and_every_room_is_in_the_tree() -> None:
     tree = (ROOT / "README.md").read_text()
-    for room in sorted(p.name for p in (ROOT / "brats_seg").iterdir() if p.is_dir() and (p / "__init__.py").exists()):
+    for room in sorted(
+        p.name for p in (ROOT / "brats_seg").iterdir() if p.is_dir() and (p / "__init__.py").exists()
+    ):
         assert f"{room}/" in tree

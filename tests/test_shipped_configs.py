@@ -70,10 +70,16 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def smaller(settings: StudySettings) -> StudySettings:
-    """A study with sets of 20 images of a common class and 5 of a rare one, one point and repeat of each distribution, few iterations."""
+    """A study with sets of 20 images of a common class and 5 of a rare one, one point and repeat of each
+    distribution, few iterations.
+    """
 
     def one_point(distribution: Distribution) -> Distribution:
-        few = {"rho": tuple(min(rho, 4.0) for rho in distribution.rho[:1]), "mu": distribution.mu[:1], "repeats": 1}
+        few = {
+            "rho": tuple(min(rho, 4.0) for rho in distribution.rho[:1]),
+            "mu": distribution.mu[:1],
+            "repeats": 1,
+        }
         counts = (20, 5) if distribution.counts else None
         return Distribution.model_validate(distribution.model_dump() | few | {"counts": counts})
 
@@ -84,20 +90,34 @@ def smaller(settings: StudySettings) -> StudySettings:
     return settings.model_copy(
         update={
             "base": 20,
-            "distributions": tuple(one_point(distribution) for distribution in settings.distributions[: 1 if is_large else None]),
-            "methods": {name: method.model_copy(update={"networks": 2}) for name, method in settings.methods.items()},
-            "search": settings.search.model_copy(update={"rates": settings.search.rates[:1], "runs": 1}),
-            "training": settings.training.model_copy(update={"iterations": 2 if is_large else 4, "batch_size": 2 if is_large else 8}),
-            "validation": knobs.model_copy(
-                update={"held_out": fewer(knobs.held_out, 5), "per_class": fewer(knobs.per_class, 1 if is_large else 5), "every": 2}
+            "distributions": tuple(
+                one_point(distribution) for distribution in settings.distributions[: 1 if is_large else None]
             ),
-            "record": settings.record.model_copy(update={"curve_every": fewer(settings.record.curve_every, 2)}),
+            "methods": {
+                name: method.model_copy(update={"networks": 2}) for name, method in settings.methods.items()
+            },
+            "search": settings.search.model_copy(update={"rates": settings.search.rates[:1], "runs": 1}),
+            "training": settings.training.model_copy(
+                update={"iterations": 2 if is_large else 4, "batch_size": 2 if is_large else 8}
+            ),
+            "validation": knobs.model_copy(
+                update={
+                    "held_out": fewer(knobs.held_out, 5),
+                    "per_class": fewer(knobs.per_class, 1 if is_large else 5),
+                    "every": 2,
+                }
+            ),
+            "record": settings.record.model_copy(
+                update={"curve_every": fewer(settings.record.curve_every, 2)}
+            ),
         }
     )
 
 
 @pytest.mark.parametrize("name", config_names("studies"))
-def test_every_study_runs_to_its_figures(name: str, sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_study_runs_to_its_figures(
+    name: str, sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     n_values = 32 * 32 * 3
     even = Whitening(np.zeros(n_values, np.float32), np.eye(n_values, dtype=np.float32))
     monkeypatch.setattr(whitening, "fit_whitening", lambda flat: even)  # its fit takes half a minute
@@ -162,16 +182,29 @@ def fitting(patch: list[int]) -> list[int]:
 
 
 def small_experiment(name: str) -> ExperimentConfig:
-    """Tiny networks, steps of one batch, one fold: the first strategy, and those of a kind that no experiment has run."""
+    """Tiny networks, steps of one batch, one fold: the first strategy, and those of a kind that no experiment
+    has run.
+    """
     config = load_experiment(name)
-    given = {key: {knob: value for knob, value in knobs.items() if knob not in SMALL} for key, knobs in config.strategies.items()}
+    given = {
+        key: {knob: value for knob, value in knobs.items() if knob not in SMALL}
+        for key, knobs in config.strategies.items()
+    }
+    # A strategy that is set apart by its budget alone is another's double here.
+    given = {
+        key: knobs
+        for number, (key, knobs) in enumerate(given.items())
+        if knobs not in [*given.values()][:number]
+    }
     tiny = {"network.channels": [4, 4, 4, 4, 4, 4], "patch.size": [32, 32]}
     every = config.every | SMALL | ({} if "network" in config.every else tiny)
     first, *_, last = [*config.predict.correct_priors, config.predict.correct_priors[-1]]
     few = config.predict.model_copy(update={"correct_priors": tuple(dict.fromkeys((first, last)))})
     config = config.model_copy(update={"every": every, "strategies": given, "predict": few})
     chosen = []
-    for number, strategy in enumerate(make_strategies(config.model_copy(update={"against": None, "pictures": None}))):
+    for number, strategy in enumerate(
+        make_strategies(config.model_copy(update={"against": None, "pictures": None}))
+    ):
         if number < 1 or kind_of(strategy) not in DONE:
             chosen.append(strategy)
         DONE.add(kind_of(strategy))
@@ -184,8 +217,13 @@ def small_experiment(name: str) -> ExperimentConfig:
         update={
             "strategies": {strategy.name: given[strategy.name] for strategy in chosen},
             "against": config.against if config.against in labels else None,
-            "pictures": None if config.pictures is None else tuple(label for label in config.pictures if label in labels),
-            "phantoms": {key: cohort.model_copy(update={"size": SIZE, "cases": 6}) for key, cohort in [*cohorts[:1], *cohorts[3:4]]},
+            "pictures": None
+            if config.pictures is None
+            else tuple(label for label in config.pictures if label in labels),
+            "phantoms": {
+                key: cohort.model_copy(update={"size": SIZE, "cases": 6})
+                for key, cohort in [*cohorts[:1], *cohorts[3:4]]
+            },
             "folds": (0,),
             "seeds": config.seeds[:1],
         }
@@ -195,7 +233,9 @@ def small_experiment(name: str) -> ExperimentConfig:
 @pytest.mark.parametrize("name", config_names("experiments"))
 def test_every_experiment_runs_to_its_page(name: str, bank: Path, cohorts: Path, tmp_path: Path) -> None:
     config = small_experiment(name)
-    report = run_experiment(cohorts if config.phantoms else bank, tmp_path / "out", config, workers=1, device="cpu")
+    report = run_experiment(
+        cohorts if config.phantoms else bank, tmp_path / "out", config, workers=1, device="cpu"
+    )
     assert report.grid.failed == ()
     assert {variant["strategy"] for variant in report.summary["variants"]} == set(config.strategies)
     assert report.page.stat().st_size > 50_000

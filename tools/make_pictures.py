@@ -17,7 +17,9 @@ from brats_seg.scans.layouts import find_cases
 
 
 def median_case(scans: Path, predictions: Path) -> SeenCase:
-    """The case in the middle by mean Dice, of those that have all three regions: neither our best nor our worst."""
+    """The case in the middle by mean Dice, of those that have all three regions: neither our best nor our
+    worst.
+    """
     scores = evaluate_folders(predictions, scans).scores
     classes = [s for s in dict.fromkeys(score.region for score in scores) if s not in REGIONS]
     dice = {}
@@ -34,8 +36,12 @@ def main(scans: Path, predictions: Path, images: Path) -> None:
     """Write segmentation.png: four modalities, reference and prediction of the case in the middle."""
     seen = median_case(scans, predictions)
     rows = case_pictures(seen, modalities=("t1n", "t1c", "t2w", "t2f"), scale=4)
-    tiles = {row.name: row.columns[0][1] for row in rows} | {name: picture for name, picture in rows[-1].columns[1:]}
-    figure = picture_grid([list(tiles.values())], row_names=[""], column_names=list(tiles), classes=seen.classes, inches=1.5)
+    tiles = {row.name: row.columns[0][1] for row in rows} | {
+        name: picture for name, picture in rows[-1].columns[1:]
+    }
+    figure = picture_grid(
+        [list(tiles.values())], row_names=[""], column_names=list(tiles), classes=seen.classes, inches=1.5
+    )
     images.mkdir(parents=True, exist_ok=True)
     with atomic(images / "segmentation.png") as part:
         part.write_bytes(png(figure))

@@ -30,7 +30,17 @@ from brats_seg.core.files import sha256, write_json, write_text
 from brats_seg.errors import InputError, UsageError
 from brats_seg.inference.tuning import read_tuning, write_tuning
 from brats_seg.models.networks import make_network
-from brats_seg.packaged import BEST, CARD, FACTS, SHELF, TUNED, Card, CardWords, PackedNetwork, networks_digest
+from brats_seg.packaged import (
+    BEST,
+    CARD,
+    FACTS,
+    SHELF,
+    TUNED,
+    Card,
+    CardWords,
+    PackedNetwork,
+    networks_digest,
+)
 from brats_seg.training.checkpoint import Checkpoint, check_same_data, load_checkpoint, save_checkpoint
 
 MOST_BYTES = 6_000_000
@@ -38,10 +48,14 @@ MOST_BYTES = 6_000_000
 _PUBLIC = re.compile(r"(BraTS|HGG?_|LGG?_|Synthetic_|BRATS_)", re.IGNORECASE)
 
 
-def pack(runs: Sequence[Path], *, name: str, words: CardWords, tuned: Path | None = None, shelf: Path = SHELF) -> Path:
-    """Write `SHELF/NAME` with the best checkpoint of each run, in bf16 and without what only training needs, and the card.
+def pack(
+    runs: Sequence[Path], *, name: str, words: CardWords, tuned: Path | None = None, shelf: Path = SHELF
+) -> Path:
+    """Write `SHELF/NAME` with the best checkpoint of each run, in bf16 and without what only training needs,
+    and the card.
 
-    Case ids that no public release names are left out. `tuned.yaml` of a single run comes along, of several that of the run `tuned`.
+    Case ids that no public release names are left out. `tuned.yaml` of a single run comes along, of several
+    that of the run `tuned`.
 
     Raises:
         UsageError: a folder that is there already, runs of other data, or weights above `MOST_BYTES`.
@@ -62,16 +76,23 @@ def pack(runs: Sequence[Path], *, name: str, words: CardWords, tuned: Path | Non
             save_checkpoint(file, packed(checkpoint))
         n_bytes = sum(file.stat().st_size for file in files)
         if n_bytes > MOST_BYTES:
-            raise UsageError(f"{name}: {n_bytes / 1e6:.1f} MB of weights; {MOST_BYTES / 1e6:.0f} MB at most, by fewer or smaller networks")
+            raise UsageError(
+                f"{name}: {n_bytes / 1e6:.1f} MB of weights; {MOST_BYTES / 1e6:.0f} MB at most, by fewer or "
+                "smaller networks"
+            )
         card = Card(
             **words.model_dump(),
             name=name,
             modalities=first.modalities,
             classes=first.classes,
             spacing_mm=first.spacing_mm,
-            networks=tuple(_facts(file, checkpoint) for file, checkpoint in zip(files, checkpoints, strict=True)),
+            networks=tuple(
+                _facts(file, checkpoint) for file, checkpoint in zip(files, checkpoints, strict=True)
+            ),
         )
-        write_json(folder / FACTS, card.model_dump(mode="json"))  # makes it a packaged network, whose digest the settings name
+        write_json(
+            folder / FACTS, card.model_dump(mode="json")
+        )  # makes it a packaged network, whose digest the settings name
         if tuned is None and len(runs) == 1 and (runs[0] / TUNED).is_file():
             tuned = runs[0]
         if tuned is not None:
@@ -85,7 +106,9 @@ def pack(runs: Sequence[Path], *, name: str, words: CardWords, tuned: Path | Non
 
 
 def packed(checkpoint: Checkpoint) -> Checkpoint:
-    """Without the state of training, case ids that are not public, and half of the bytes: kernels in bf16, the few others as they are."""
+    """Without the state of training, case ids that are not public, and half of the bytes: kernels in bf16,
+    the few others as they are.
+    """
     halved = {_place(weight): _halved(weight) for weight in checkpoint.weights.values()}
     return replace(
         checkpoint,
@@ -99,8 +122,13 @@ def packed(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _halved(weight: Tensor) -> Tensor:
-    # A copy: a view would be saved with the whole storage behind it. Biases and statistics of norms keep their digits, at no cost.
-    return weight.to(torch.bfloat16).contiguous() if weight.is_floating_point() and weight.ndim > 1 else weight.clone()
+    # A copy: a view would be saved with the whole storage behind it. Biases and statistics of norms keep
+    # their digits, at no cost.
+    return (
+        weight.to(torch.bfloat16).contiguous()
+        if weight.is_floating_point() and weight.ndim > 1
+        else weight.clone()
+    )
 
 
 def _place(weight: Tensor) -> tuple[int, torch.Size]:
@@ -139,15 +167,27 @@ def _pack_settings(run: Path, folder: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, averaged by `predict`")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run folders, averaged by `predict`"
+    )
     parser.add_argument("--name", default="starter")
     parser.add_argument("--card", required=True, help="YAML file with the words of the model card")
-    parser.add_argument("--tuned", type=Path, metavar="RUN", help="of several runs, the one whose tuned settings travel along")
+    parser.add_argument(
+        "--tuned", type=Path, metavar="RUN", help="of several runs, the one whose tuned settings travel along"
+    )
     parser.add_argument("--shelf", type=Path, default=SHELF, help="where packaged networks lie")
     asked = parser.parse_args(argv)
     try:
-        folder = pack(asked.runs, name=asked.name, words=load_settings(CardWords, Path(asked.card)), tuned=asked.tuned, shelf=asked.shelf)
+        folder = pack(
+            asked.runs,
+            name=asked.name,
+            words=load_settings(CardWords, Path(asked.card)),
+            tuned=asked.tuned,
+            shelf=asked.shelf,
+        )
     except (InputError, UsageError, yaml.YAMLError) as error:
         print(f"make_starter: {error}", file=sys.stderr)
         return 1

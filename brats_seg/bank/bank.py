@@ -11,7 +11,14 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from brats_seg.bank.format import FILES
-from brats_seg.bank.gather import PatchMaps, ResidentVolumes, gather_patches, gather_patches_torch, make_resident, send
+from brats_seg.bank.gather import (
+    PatchMaps,
+    ResidentVolumes,
+    gather_patches,
+    gather_patches_torch,
+    make_resident,
+    send,
+)
 from brats_seg.bank.grouping import GroupKind, group_classes
 from brats_seg.bank.listing import BankCase, read_folds, read_listing
 from brats_seg.bank.mapped import Volumes, map_array
@@ -29,10 +36,13 @@ class Batch:
     """Patches of one step.
 
     Attributes:
-        inputs: float32 (B, M, [Z,] Y, X), channels last in memory; with slices around (B, (2 n + 1) M, Y, X), slice -n first.
-        targets: class of each voxel (B, [Z,] Y, X), 255 outside the brain and for what a grouped bank leaves out.
+        inputs: float32 (B, M, [Z,] Y, X), channels last in memory; with slices around (B, (2 n + 1) M, Y, X),
+            slice -n first.
+        targets: class of each voxel (B, [Z,] Y, X), 255 outside the brain and for what a grouped bank leaves
+            out.
         counts: (K + 1,) voxels of each class in these patches, and in the last place those outside.
-            int64; NumPy of a bank on the CPU, else a tensor on the bank's device, which nothing here waits for.
+            int64; NumPy of a bank on the CPU, else a tensor on the bank's device, which nothing here waits
+            for.
     """
 
     inputs: Inputs
@@ -43,9 +53,10 @@ class Batch:
 class PatchBank:
     """A bank, of which some cases are selected.
 
-    A voxel id is int64, case number << 32 | flat position in the crop; the case number counts all cases of the bank, so an id means
-    the same voxel whatever is selected. Opening reads `bank.json` alone: the sizes of the selected cases' files are looked at by
-    `select`, or at the first batch or volume (of 1,251 cases that takes four times as long as opening), and they are mapped at first use.
+    A voxel id is int64, case number << 32 | flat position in the crop; the case number counts all cases of
+    the bank, so an id means the same voxel whatever is selected. Opening reads `bank.json` alone: the sizes
+    of the selected cases' files are looked at by `select`, or at the first batch or volume (of 1,251 cases
+    that takes four times as long as opening), and they are mapped at first use.
 
     Attributes:
         path: folder of the bank.
@@ -63,7 +74,12 @@ class PatchBank:
     """
 
     def __init__(
-        self, path: Path | str, *, patch_size: Sequence[int] = (64, 64), cases: Sequence[str] | None = None, slices_around: int = 0
+        self,
+        path: Path | str,
+        *,
+        patch_size: Sequence[int] = (64, 64),
+        cases: Sequence[str] | None = None,
+        slices_around: int = 0,
     ) -> None:
         """Open a bank.
 
@@ -71,11 +87,13 @@ class PatchBank:
             path: its folder.
             patch_size: voxels, (Y, X) or (Z, Y, X).
             cases: ids of the cases to select; None for all.
-            slices_around: n, the slices on either side of a 2-D patch that its network sees too, as further channels.
+            slices_around: n, the slices on either side of a 2-D patch that its network sees too, as further
+                channels.
 
         Raises:
             InputError: no bank, or one of another schema version.
-            UsageError: a case that is not in the bank, a patch larger than the volume, or more slices than it has.
+            UsageError: a case that is not in the bank, a patch larger than the volume, or more slices than it
+                has.
         """
         self.path = Path(path)
         self.patch_size = tuple(patch_size)
@@ -112,7 +130,9 @@ class PatchBank:
 
     @property
     def folds(self) -> tuple[tuple[str, ...], ...]:
-        """Case ids of each fold. Raises `InputError` where `folds.json` is not the one the bank was built with."""
+        """Case ids of each fold. Raises `InputError` where `folds.json` is not the one the bank was built
+        with.
+        """
         return read_folds(self.path, self._listing)
 
     def select(self, case_ids: Sequence[str]) -> "PatchBank":
@@ -129,10 +149,11 @@ class PatchBank:
         return other
 
     def regroup(self, kind: GroupKind) -> "PatchBank":
-        """The same bank and selection with its tissue classes grouped (see `group_classes`); what is mapped is shared.
+        """The same bank and selection with its tissue classes grouped (see `group_classes`); what is mapped
+        is shared.
 
-        Targets, counts, index and label volumes follow; ids mean the same voxels. What is left out is 255 in them, as outside the brain.
-        Grouping a grouped bank starts from the tissue classes again.
+        Targets, counts, index and label volumes follow; ids mean the same voxels. What is left out is 255 in
+        them, as outside the brain. Grouping a grouped bank starts from the tissue classes again.
 
         Raises:
             UsageError: an unknown kind, or too few classes for it.
@@ -143,7 +164,9 @@ class PatchBank:
         return other
 
     def to(self, device: torch.device | str) -> "PatchBank":
-        """The same bank with batches on another device: its selected cases are kept there if they fit, else batches are copied."""
+        """The same bank with batches on another device: its selected cases are kept there if they fit, else
+        batches are copied.
+        """
         other = self._copy()
         other._device = torch.device(device)
         return other
@@ -153,7 +176,8 @@ class PatchBank:
 
         Args:
             ids: centers, of whatever cases.
-            out: a batch of the same size on the CPU whose tensors are written again; None makes new ones, and so does another device.
+            out: a batch of the same size on the CPU whose tensors are written again; None makes new ones, and
+                so does another device.
             maps: an affine map of each patch, read straight from the volumes; None reads each patch as it is.
 
         Raises:
@@ -162,13 +186,17 @@ class PatchBank:
         """
         self._check_sizes()
         if self._device.type == "cpu":
-            on_cpu = out if out is not None and out.targets.device.type == "cpu" else self._make_batch(len(ids))
+            on_cpu = (
+                out if out is not None and out.targets.device.type == "cpu" else self._make_batch(len(ids))
+            )
             return self._batch_here(ids, on_cpu, maps)
         if self._is_resident is None:
             self._is_resident = self._fits()
             if self._is_resident:
                 self._resident = make_resident(self._volumes, self.selected, device=self._device)
-                self._table_there = None if self._table is None else torch.from_numpy(self._table).to(self._device)
+                self._table_there = (
+                    None if self._table is None else torch.from_numpy(self._table).to(self._device)
+                )
         if self._resident is None or not np.isin(ids >> 32, self.selected).all():
             return self._batch_sent(ids, maps)
         self._volumes.check(ids)
@@ -231,16 +259,22 @@ class PatchBank:
         return out
 
     def _batch_sent(self, ids: Ids, maps: PatchMaps | None) -> Batch:
-        """Gather on the CPU and copy. torch keeps pinned memory that was freed, and gives it out again when its copy has ended."""
+        """Gather on the CPU and copy. torch keeps pinned memory that was freed, and gives it out again when
+        its copy has ended.
+        """
         here = self._batch_here(ids, self._make_batch(len(ids), pinned=self._device.type == "cuda"), maps)
-        inputs, targets = (tensor.to(self._device, non_blocking=True) for tensor in (here.inputs, here.targets))
+        inputs, targets = (
+            tensor.to(self._device, non_blocking=True) for tensor in (here.inputs, here.targets)
+        )
         return Batch(inputs, targets, send(np.asarray(here.counts), self._device))
 
     def _numbers(self, case_ids: Sequence[str]) -> list[int]:
         unknown = [case for case in case_ids if case not in self._number_of]
         if unknown:
             some = ", ".join(case.id for case in self.cases[:5])
-            raise UsageError(f"case {unknown[0]} is not in {self.path}; it has {len(self.cases)} cases, such as {some}")
+            raise UsageError(
+                f"case {unknown[0]} is not in {self.path}; it has {len(self.cases)} cases, such as {some}"
+            )
         return [self._number_of[case] for case in case_ids]
 
     def _choose(self, numbers: Sequence[int]) -> None:
@@ -252,7 +286,11 @@ class PatchBank:
         grouping = group_classes(kind, self._tissues)
         self.kind, self.classes = kind, grouping.classes
         self._table = None if kind == "all" else grouping.table
-        self._all = self._every_voxel if kind == "all" else self._every_voxel.regroup(grouping.classes, grouping.groups)
+        self._all = (
+            self._every_voxel
+            if kind == "all"
+            else self._every_voxel.regroup(grouping.classes, grouping.groups)
+        )
 
     def _copy(self) -> "PatchBank":
         other = object.__new__(PatchBank)
@@ -261,7 +299,9 @@ class PatchBank:
         return other
 
     def _check_sizes(self) -> None:
-        """Refuse a selected case with a file that is absent or of another size, once; `verify_bank` reads them."""
+        """Refuse a selected case with a file that is absent or of another size, once; `verify_bank` reads
+        them.
+        """
         if self._sizes_checked:
             return
         for case in (self.cases[i] for i in self.selected):
@@ -272,36 +312,59 @@ class PatchBank:
                 except OSError:
                     raise InputError(f"{case.id}: {file}: missing; build the bank again") from None
                 if found != n_bytes:
-                    raise InputError(f"{case.id}: {file}: {found} bytes; {n_bytes} were built; build the bank again")
+                    raise InputError(
+                        f"{case.id}: {file}: {found} bytes; {n_bytes} were built; build the bank again"
+                    )
         self._sizes_checked = True
 
     def _check_patch_size(self) -> None:
         if len(self.patch_size) not in (2, 3) or min(self.patch_size) < 1:
-            raise UsageError(f"patch.size {self.patch_size}: give two numbers (Y, X) or three (Z, Y, X), each at least 1")
-        grids = np.array([self.cases[i].grid_shape for i in self.selected], np.int64).reshape(-1, 3)[:, -len(self.patch_size) :]
+            raise UsageError(
+                f"patch.size {self.patch_size}: give two numbers (Y, X) or three (Z, Y, X), each at least 1"
+            )
+        grids = np.array([self.cases[i].grid_shape for i in self.selected], np.int64).reshape(-1, 3)[
+            :, -len(self.patch_size) :
+        ]
         larger = np.flatnonzero((grids < self.patch_size).any(axis=1))
         if larger.size:
             name, limit = self.cases[self.selected[larger[0]]].id, tuple(grids.min(axis=0).tolist())
-            raise UsageError(f"patch.size {self.patch_size}: larger than the volume of {name}; the largest possible is {limit}")
+            raise UsageError(
+                f"patch.size {self.patch_size}: larger than the volume of {name}; the largest possible is "
+                f"{limit}"
+            )
         if self.slices_around:
             self._check_slices()
 
     def _check_slices(self) -> None:
         n, n_slices = self.slices_around, 2 * self.slices_around + 1
         if n < 0 or len(self.patch_size) != 2:
-            raise UsageError(f"slices_around {n}: must be 0 or more, and 0 for a 3-D patch; patch.size is {self.patch_size}")
+            raise UsageError(
+                f"slices_around {n}: must be 0 or more, and 0 for a 3-D patch; patch.size is "
+                f"{self.patch_size}"
+            )
         flat = [case for case in (self.cases[i] for i in self.selected) if case.grid_shape[0] < n_slices]
         if flat:
-            raise UsageError(f"slices_around {n}: {n_slices} slices; the volume of {flat[0].id} has {flat[0].grid_shape[0]}")
+            raise UsageError(
+                f"slices_around {n}: {n_slices} slices; the volume of {flat[0].id} has "
+                f"{flat[0].grid_shape[0]}"
+            )
 
     def _fits(self) -> bool:
         free, _ = torch.cuda.mem_get_info(self._device)
         n_voxels = int(self._volumes.n_voxels[list(self.selected)].sum())
         return n_voxels * (2 * len(self.modalities) + 1) <= _RESIDENT_SHARE * free
 
-    def __reduce__(self) -> tuple[Callable[..., "PatchBank"], tuple[Path, tuple[int, ...], tuple[str, ...], GroupKind, int]]:
+    def __reduce__(
+        self,
+    ) -> tuple[Callable[..., "PatchBank"], tuple[Path, tuple[int, ...], tuple[str, ...], GroupKind, int]]:
         """A worker process opens the bank anew: a copy would carry the mapped volumes."""
-        return _reopen, (self.path, self.patch_size, tuple(self.cases[i].id for i in self.selected), self.kind, self.slices_around)
+        return _reopen, (
+            self.path,
+            self.patch_size,
+            tuple(self.cases[i].id for i in self.selected),
+            self.kind,
+            self.slices_around,
+        )
 
 
 @dataclass(frozen=True)
@@ -313,7 +376,10 @@ class _CaseLoader:
     def __call__(self, case: int) -> tuple[np.ndarray, np.ndarray]:
         image, label = (map_array(self.cases[case].folder / name) for name in FILES[:2])
         if ((label >= len(self.cases[case].n_voxels)) & (label != OUTSIDE)).any():
-            raise InputError(f"{self.cases[case].folder / FILES[1]}: has voxels of no class of the bank; build the bank again")
+            raise InputError(
+                f"{self.cases[case].folder / FILES[1]}: has voxels of no class of the bank; build the bank "
+                "again"
+            )
         return image, label
 
 
@@ -327,5 +393,7 @@ class _PartLoader:
         return map_array(self.cases[case].folder / FILES[2], read_ahead=False)
 
 
-def _reopen(path: Path, patch_size: tuple[int, ...], cases: tuple[str, ...], kind: GroupKind, slices_around: int) -> PatchBank:
+def _reopen(
+    path: Path, patch_size: tuple[int, ...], cases: tuple[str, ...], kind: GroupKind, slices_around: int
+) -> PatchBank:
     return PatchBank(path, patch_size=patch_size, cases=cases, slices_around=slices_around).regroup(kind)

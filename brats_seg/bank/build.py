@@ -91,11 +91,12 @@ def build_bank(
     modalities: Sequence[str] = MODALITIES,
     say: Callable[[str], None] = lambda line: None,
 ) -> BuildReport:
-    """Make a bank of every good case under a folder, or go on with one; a case that is finished is not made again.
+    """Make a bank of every good case under a folder, or go on with one; a case that is finished is not made
+    again.
 
-    Each case appears in one piece. When all are there (or refused) `folds.json` and `bank.json` are written; of parts that run at the
-    same time, whichever ends last does that. A finished bank gets new and changed cases, but keeps its settings and the
-    number and seed of its folds.
+    Each case appears in one piece. When all are there (or refused) `folds.json` and `bank.json` are written;
+    of parts that run at the same time, whichever ends last does that. A finished bank gets new and changed
+    cases, but keeps its settings and the number and seed of its folds.
 
     Args:
         data: folder of scans, or a manifest.
@@ -106,18 +107,23 @@ def build_bank(
         percentiles: of the brain, where each modality is clipped.
         n_folds, seed: of the folds.
         resample: resample cases over 5 % off 1 mm instead of refusing them.
-        rebuild: give a finished bank other settings or folds, and make the cases again whose files are damaged.
+        rebuild: give a finished bank other settings or folds, and make the cases again whose files are
+            damaged.
         synthetic, layout, schema: as in `find_cases`.
         modalities: channels, in order.
         say: is given a line on what is about to happen.
 
     Raises:
-        InputError: no case at all, a folder that is something else, not enough disk, another build at work, or a finished bank that
-            would change while another process reads it.
-        UsageError: a part outside 1..n, percentiles that do not rise, or other settings or folds than those of a finished bank.
+        InputError: no case at all, a folder that is something else, not enough disk, another build at work,
+            or a finished bank that would change while another process reads it.
+        UsageError: a part outside 1..n, percentiles that do not rise, or other settings or folds than those
+            of a finished bank.
     """
     if not 0 <= percentiles[0] < percentiles[1] <= 100:
-        raise UsageError(f"--percentiles {percentiles[0]:g} {percentiles[1]:g}: give two numbers from 0 to 100, the lower one first")
+        raise UsageError(
+            f"--percentiles {percentiles[0]:g} {percentiles[1]:g}: give two numbers from 0 to 100, the lower "
+            "one first"
+        )
     first, step = part or (1, 1)
     if not 1 <= first <= step:
         raise UsageError(f"--part {first}/{step}: the first number must lie in 1..{step}")
@@ -135,23 +141,35 @@ def build_bank(
         if not rebuild:
             _check_unchanged(bank, settings, n_folds=n_folds, seed=seed)
         mine = tasks[first - 1 :: step]
-        todo = [task for task in mine if (entry := find_entry(task)) is None or (rebuild and is_damaged(task, entry))]
+        todo = [
+            task
+            for task in mine
+            if (entry := find_entry(task)) is None or (rebuild and is_damaged(task, entry))
+        ]
         _check_disk(todo, say)
         if todo:
             _unlist(bank)
-        results = [_result(outcome) for outcome in run_tasks(write_entry, todo, workers=workers, label="preprocess")]
+        results = [
+            _result(outcome) for outcome in run_tasks(write_entry, todo, workers=workers, label="preprocess")
+        ]
         problems += [problem for result in results for problem in result.problems]
         missing = _assemble(tasks, settings, problems, n_folds=n_folds, seed=seed)
     done = {result.case_id for result in results if not result.refused}
     started = {task.case.id for task in todo}
     ids = [task.case.id for task in mine]
     return BuildReport(
-        tuple(case for case in ids if case in done), tuple(case for case in ids if case not in started), tuple(problems), missing, classes
+        tuple(case for case in ids if case in done),
+        tuple(case for case in ids if case not in started),
+        tuple(problems),
+        missing,
+        classes,
     )
 
 
 def disk_needed(cases: Sequence[Case], *, n_modalities: int) -> int:
-    """Bytes that cases will take in a bank, from their headers and the brains of a few of them; a case that cannot be read takes none."""
+    """Bytes that cases will take in a bank, from their headers and the brains of a few of them; a case that
+    cannot be read takes none.
+    """
     n_voxels = []
     for case in cases:
         try:
@@ -164,7 +182,9 @@ def disk_needed(cases: Sequence[Case], *, n_modalities: int) -> int:
 
 
 def _brain_share(cases: Sequence[Case]) -> float:
-    """The largest share of its frame that the brain's box takes in a few cases spread over the data, and a margin."""
+    """The largest share of its frame that the brain's box takes in a few cases spread over the data, and a
+    margin.
+    """
     shares = []
     for case in cases[:: max(1, len(cases) // _PROBED)][:_PROBED]:
         try:
@@ -181,10 +201,24 @@ def _is_usable(case: Case, problems: list[Problem]) -> bool:
     """Whether a case can be tried; a problem says why not."""
     if case.label is None:
         problems.append(
-            Problem("error", case.id, str(case.folder), "no label", "an annotated case; segment this one with `brats-seg predict`")
+            Problem(
+                "error",
+                case.id,
+                str(case.folder),
+                "no label",
+                "an annotated case; segment this one with `brats-seg predict`",
+            )
         )
     elif Path(case.id).name != case.id or case.id.startswith("."):
-        problems.append(Problem("error", case.id, str(case.folder), "its id cannot name a folder", "an id without '/' or a leading '.'"))
+        problems.append(
+            Problem(
+                "error",
+                case.id,
+                str(case.folder),
+                "its id cannot name a folder",
+                "an id without '/' or a leading '.'",
+            )
+        )
     elif untold := untold_schema(case):
         problems.append(untold)
     else:
@@ -198,7 +232,10 @@ def _common_classes(cases: Sequence[Case], say: Callable[[str], None]) -> tuple[
     finer = [name for name in schemas if len(SCHEMAS[name].values) > len(classes)]
     if MERGED in classes and finer:
         merging = ", ".join(name for name in schemas if MERGED in SCHEMAS[name].values.values())
-        say(f"{', '.join(finer)} tells more tissues apart than {merging or 'the other cases'}: the bank keeps {', '.join(classes)}")
+        say(
+            f"{', '.join(finer)} tells more tissues apart than {merging or 'the other cases'}: the bank "
+            f"keeps {', '.join(classes)}"
+        )
     say(f"{len(cases)} cases, {len(classes)} tissue classes: {', '.join(classes)}")
     return classes
 
@@ -210,8 +247,12 @@ def _make_folder(bank: Path) -> None:
 
 
 def _is_hardly_begun(bank: Path) -> bool:
-    """Whether a folder holds no more than what a build makes before its first case; it may have been killed then."""
-    return {path.name for path in bank.iterdir()} <= {"cases", _BUILD_LOCK} and not any((bank / "cases").glob("*"))
+    """Whether a folder holds no more than what a build makes before its first case; it may have been killed
+    then.
+    """
+    return {path.name for path in bank.iterdir()} <= {"cases", _BUILD_LOCK} and not any(
+        (bank / "cases").glob("*")
+    )
 
 
 def _check_unchanged(bank: Path, settings: Settings, *, n_folds: int, seed: int) -> None:
@@ -225,7 +266,11 @@ def _check_unchanged(bank: Path, settings: Settings, *, n_folds: int, seed: int)
     pairs = []
     if have is not None:
         ours = settings.to_dict()
-        pairs = [(_setting_words(name, have.get(name)), _setting_words(name, ours[name])) for name in ours if have.get(name) != ours[name]]
+        pairs = [
+            (_setting_words(name, have.get(name)), _setting_words(name, ours[name]))
+            for name in ours
+            if have.get(name) != ours[name]
+        ]
     n_asked = min(n_folds, len({case.patient for case in listing.cases}))
     if (n_have, seed_have) != (n_asked, seed):
         pairs.append((f"--folds {n_have} --seed {seed_have}", f"--folds {n_folds} --seed {seed}"))
@@ -246,14 +291,18 @@ def _setting_words(name: str, value: Any) -> str:
 
 
 def _unlist(bank: Path) -> None:
-    """Take `bank.json` away, before a file of the bank changes: nobody can open the bank until all is written.
+    """Take `bank.json` away, before a file of the bank changes: nobody can open the bank until all is
+    written.
 
     Raises:
         InputError: a training or another reader uses the bank.
     """
     if not (bank / "bank.json").exists():
         return
-    busy = "a training or another reader uses this bank, which would change; wait for it to end, or make a new bank in another folder"
+    busy = (
+        "a training or another reader uses this bank, which would change; wait for it to end, or make a new "
+        "bank in another folder"
+    )
     with lock(bank / READERS_LOCK, busy=busy):
         (bank / "bank.json").unlink(missing_ok=True)
 
@@ -264,10 +313,14 @@ def _check_disk(todo: Sequence[EntryTask], say: Callable[[str], None]) -> None:
     bank = todo[0].bank
     needed = disk_needed([task.case for task in todo], n_modalities=len(todo[0].settings.modalities))
     free = shutil.disk_usage(bank).free
-    say(f"{len(todo)} cases to prepare; they need about {needed / 1e9:.2f} GB of the {free / 1e9:.1f} GB free at {bank}")
+    say(
+        f"{len(todo)} cases to prepare; they need about {needed / 1e9:.2f} GB of the {free / 1e9:.1f} GB "
+        f"free at {bank}"
+    )
     if needed > free:
         raise InputError(
-            f"{bank}: {len(todo)} cases need about {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; free some or choose another disk"
+            f"{bank}: {len(todo)} cases need about {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; free "
+            "some or choose another disk"
         )
 
 
@@ -276,18 +329,32 @@ def _result(outcome: Outcome[EntryTask, EntryResult]) -> EntryResult:
     if outcome.value is not None:
         return outcome.value
     error, case, bank = outcome.error, outcome.task.case, outcome.task.bank
-    if isinstance(error, OSError) and not outcome.died and (error.filename is None or Path(error.filename).is_relative_to(bank)):
+    if (
+        isinstance(error, OSError)
+        and not outcome.died
+        and (error.filename is None or Path(error.filename).is_relative_to(bank))
+    ):
         # every further case would fail as this one did
         why = "the disk is full" if is_disk_full(error) else f"cannot be written ({error.strerror})"
         raise InputError(f"{bank}: {why} at {case.id}; mend that and start again, finished cases are kept")
     what = f"could not be prepared: {type(error).__name__}: {' '.join(str(error).split())}"
-    problem = Problem("error", case.id, str(case.folder), what, "a worker that lives to its end; a new build tries this case again")
+    problem = Problem(
+        "error",
+        case.id,
+        str(case.folder),
+        what,
+        "a worker that lives to its end; a new build tries this case again",
+    )
     refuse(outcome.task, [problem])
     return EntryResult(case.id, (problem,))
 
 
-def _assemble(tasks: Sequence[EntryTask], settings: Settings, problems: list[Problem], *, n_folds: int, seed: int) -> tuple[str, ...]:
-    """Write `folds.json` and `bank.json` if every case is finished or refused; else give the ids that are not."""
+def _assemble(
+    tasks: Sequence[EntryTask], settings: Settings, problems: list[Problem], *, n_folds: int, seed: int
+) -> tuple[str, ...]:
+    """Write `folds.json` and `bank.json` if every case is finished or refused; else give the ids that are
+    not.
+    """
     entries, missing = [], []
     for task in tasks:
         entry = find_entry(task)
@@ -298,15 +365,28 @@ def _assemble(tasks: Sequence[EntryTask], settings: Settings, problems: list[Pro
     if missing:
         return tuple(missing)
     if not entries:
-        raise InputError(f"{tasks[0].bank}: every case was refused", *(str(p) for p in problems if p.severity == "error"))
+        raise InputError(
+            f"{tasks[0].bank}: every case was refused", *(str(p) for p in problems if p.severity == "error")
+        )
     patient_of = _patients(entries, tasks, problems)
-    problems += _absent_classes(entries, settings.classes) + _needlessly_merged(entries, tasks, settings.classes)
+    problems += _absent_classes(entries, settings.classes) + _needlessly_merged(
+        entries, tasks, settings.classes
+    )
     bank = tasks[0].bank
     problems += _left_out(bank, tasks)
     enhancing = settings.classes.index("enhancing_core")
-    folds = make_folds(patient_of, {e["id"]: e["counts"][enhancing] > 0 for e in entries}, n_folds=n_folds, seed=seed)
+    folds = make_folds(
+        patient_of, {e["id"]: e["counts"][enhancing] > 0 for e in entries}, n_folds=n_folds, seed=seed
+    )
     if len(folds) < n_folds:
-        problems.append(Problem("warning", "", str(bank), f"{len(folds)} folds instead of {n_folds}: there are no more patients"))
+        problems.append(
+            Problem(
+                "warning",
+                "",
+                str(bank),
+                f"{len(folds)} folds instead of {n_folds}: there are no more patients",
+            )
+        )
     dealt = json.dumps({"schema_version": SCHEMA_VERSION, "seed": seed, "folds": folds}, indent=1) + "\n"
     head = {
         "schema_version": SCHEMA_VERSION,
@@ -317,7 +397,9 @@ def _assemble(tasks: Sequence[EntryTask], settings: Settings, problems: list[Pro
         "folds": hashlib.sha256(dealt.encode()).hexdigest(),
     }
     rows = [{key: entry[key] for key in LISTED} | {"patient": patient_of[entry["id"]]} for entry in entries]
-    lines = ",\n".join(json.dumps(row) for row in rows)  # a line for each case, so that two banks can be compared by eye
+    lines = ",\n".join(
+        json.dumps(row) for row in rows
+    )  # a line for each case, so that two banks can be compared by eye
     listed = json.dumps(head)[:-1] + ',\n"cases": [\n' + lines + "\n]}\n"
     if not (_holds(bank / "folds.json", dealt) and _holds(bank / "bank.json", listed)):
         _unlist(bank)
@@ -330,7 +412,9 @@ def _holds(path: Path, text: str) -> bool:
     return path.is_file() and path.read_bytes() == text.encode()
 
 
-def _patients(entries: Sequence[Mapping[str, Any]], tasks: Sequence[EntryTask], problems: list[Problem]) -> dict[str, str]:
+def _patients(
+    entries: Sequence[Mapping[str, Any]], tasks: Sequence[EntryTask], problems: list[Problem]
+) -> dict[str, str]:
     """Case id -> patient, where cases that share a scan count as one."""
     digests = {entry["id"]: entry["digests"] for entry in entries}
     cases = {task.case.id: task.case for task in tasks}
@@ -344,25 +428,55 @@ def _patients(entries: Sequence[Mapping[str, Any]], tasks: Sequence[EntryTask], 
 
 
 def _left_out(bank: Path, tasks: Sequence[EntryTask]) -> list[Problem]:
-    """A warning where an earlier build put other cases into this folder: a bank is what one call of `preprocess` is given."""
-    others = sorted({path.parent.name for path in bank.glob("cases/*/case.json")} - {task.case.id for task in tasks})
+    """A warning where an earlier build put other cases into this folder: a bank is what one call of
+    `preprocess` is given.
+    """
+    others = sorted(
+        {path.parent.name for path in bank.glob("cases/*/case.json")} - {task.case.id for task in tasks}
+    )
     if not others:
         return []
-    what = f"{len(others)} cases of an earlier build, such as {others[0]}, are not among these scans and not in the bank any more"
-    return [Problem("warning", "", str(bank), what, "all scans at once (a folder may mix releases), or a folder for each bank")]
+    what = (
+        f"{len(others)} cases of an earlier build, such as {others[0]}, are not among these scans and not in "
+        "the bank any more"
+    )
+    return [
+        Problem(
+            "warning",
+            "",
+            str(bank),
+            what,
+            "all scans at once (a folder may mix releases), or a folder for each bank",
+        )
+    ]
 
 
-def _needlessly_merged(entries: Sequence[Mapping[str, Any]], tasks: Sequence[EntryTask], classes: Sequence[str]) -> list[Problem]:
+def _needlessly_merged(
+    entries: Sequence[Mapping[str, Any]], tasks: Sequence[EntryTask], classes: Sequence[str]
+) -> list[Problem]:
     """A warning where cases that were refused are what keeps the classes of the others merged."""
     there = {entry["id"] for entry in entries}
-    finer = common_classes(SCHEMAS[name] for name in {task.case.schema for task in tasks if task.case.id in there})
+    finer = common_classes(
+        SCHEMAS[name] for name in {task.case.schema for task in tasks if task.case.id in there}
+    )
     if MERGED not in classes or MERGED in finer:
         return []
-    merging = [task.case.id for task in tasks if task.case.id not in there and MERGED in SCHEMAS[task.case.schema].values.values()]
-    what = f"was refused, and for its sake the bank keeps {', '.join(classes)} where the others tell {', '.join(finer)} apart"
+    merging = [
+        task.case.id
+        for task in tasks
+        if task.case.id not in there and MERGED in SCHEMAS[task.case.schema].values.values()
+    ]
+    what = (
+        f"was refused, and for its sake the bank keeps {', '.join(classes)} where the others tell "
+        f"{', '.join(finer)} apart"
+    )
     return [Problem("warning", merging[0], "", what, "a new bank without it, or with it mended")]
 
 
 def _absent_classes(entries: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[Problem]:
     totals = [sum(column) for column in zip(*(entry["counts"] for entry in entries), strict=True)]
-    return [Problem("warning", "", "", f"tissue class {name} occurs in no case") for name, n in zip(classes, totals, strict=True) if n == 0]
+    return [
+        Problem("warning", "", "", f"tissue class {name} occurs in no case")
+        for name, n in zip(classes, totals, strict=True)
+        if n == 0
+    ]

@@ -39,7 +39,10 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, equal after a turn through JSON."""
-        fields = {name: getattr(self, name) for name in ("modalities", "classes", "percentiles", "n4", "resample", "spacing_mm")}
+        fields = {
+            name: getattr(self, name)
+            for name in ("modalities", "classes", "percentiles", "n4", "resample", "spacing_mm")
+        }
         tree: dict[str, Any] = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **fields}))
         return tree
 
@@ -77,7 +80,10 @@ def write_entry(task: EntryTask) -> EntryResult:
     if not any(problem.severity == "error" for problem in problems):
         try:
             normalized = _normalize(task, loaded)
-            problems += [Problem("warning", task.case.id, str(task.case.folder), warning) for warning in normalized.warnings]
+            problems += [
+                Problem("warning", task.case.id, str(task.case.folder), warning)
+                for warning in normalized.warnings
+            ]
             _write_folder(task, normalized, digests=report.digests)
         except InputError as error:
             problems.append(Problem("error", task.case.id, "", str(error).removeprefix(f"{task.case.id}: ")))
@@ -92,22 +98,30 @@ def refuse(task: EntryTask, problems: Sequence[Problem]) -> None:
     path = _refusal_path(task)
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(entry_folder(task), ignore_errors=True)
-    tree = {"settings": task.settings.to_dict(), "sources": _states(task.case), "problems": [problem.to_dict() for problem in problems]}
+    tree = {
+        "settings": task.settings.to_dict(),
+        "sources": _states(task.case),
+        "problems": [problem.to_dict() for problem in problems],
+    }
     write_json(path, tree)
 
 
 def find_entry(task: EntryTask) -> dict[str, Any] | None:
     """What `case.json` says of a finished case, or None where it has to be (re)done.
 
-    Finished: made with these settings, from these scans, and its files are there in the recorded sizes. A scan whose name, size and
-    time are the recorded ones is taken for the same; else it is hashed, and the new state is written down if its content is the same.
+    Finished: made with these settings, from these scans, and its files are there in the recorded sizes. A
+    scan whose name, size and time are the recorded ones is taken for the same; else it is hashed, and the new
+    state is written down if its content is the same.
     """
     path = entry_folder(task) / "case.json"
     entry = _read_if_sound(read_entry, path)
     if entry is None:
         return None
     case = task.case
-    same = entry["settings"] == task.settings.to_dict() and (entry["schema"], entry["patient"]) == (case.schema, case.patient)
+    same = entry["settings"] == task.settings.to_dict() and (entry["schema"], entry["patient"]) == (
+        case.schema,
+        case.patient,
+    )
     if not same or [_size(path.parent / name) for name in FILES] != entry["bytes"]:
         return None
     states = _states(case)
@@ -126,7 +140,9 @@ def is_damaged(task: EntryTask, entry: Mapping[str, Any]) -> bool:
 
 
 def read_settings(bank: Path, case_id: str) -> dict[str, Any] | None:
-    """The settings that a case of a bank was made with, as `Settings.to_dict` has them; None where they cannot be read."""
+    """The settings that a case of a bank was made with, as `Settings.to_dict` has them; None where they
+    cannot be read.
+    """
     entry = _read_if_sound(read_entry, bank / "cases" / case_id / "case.json")
     return None if entry is None else entry["settings"]
 
@@ -159,8 +175,14 @@ def entry_folder(task: EntryTask) -> Path:
 def _wrong_for_bank(task: EntryTask, report: CaseReport) -> list[Problem]:
     """Errors that are none in a case, but in a case of a bank."""
     case, settings, problems = task.case, task.settings, []
-    if report.spacing_mm is not None and off_spacing(report.spacing_mm, wanted_mm=settings.spacing_mm) and not settings.resample:
-        have, want = (" x ".join(f"{mm:.3g}" for mm in spacing) for spacing in (report.spacing_mm, settings.spacing_mm))
+    if (
+        report.spacing_mm is not None
+        and off_spacing(report.spacing_mm, wanted_mm=settings.spacing_mm)
+        and not settings.resample
+    ):
+        have, want = (
+            " x ".join(f"{mm:.3g}" for mm in spacing) for spacing in (report.spacing_mm, settings.spacing_mm)
+        )
         what = f"voxels of {have} mm (Z, Y, X), over 5 % off the bank's {want} mm"
         problems.append(Problem("error", case.id, str(case.folder), what, "that spacing, or --resample"))
     return problems
@@ -183,7 +205,9 @@ def _normalize(task: EntryTask, loaded: LoadedCase) -> NormalizedCase:
 
 
 def _write_folder(task: EntryTask, normalized: NormalizedCase, *, digests: Mapping[str, str]) -> None:
-    """Write a case beside its place, and rename it there when all is on disk; what cannot be written whole is taken away."""
+    """Write a case beside its place, and rename it there when all is on disk; what cannot be written whole is
+    taken away.
+    """
     place = entry_folder(task)
     part = place.with_name(f".{place.name}.{os.getpid()}.part")
     part.mkdir(parents=True)
@@ -197,7 +221,9 @@ def _write_folder(task: EntryTask, normalized: NormalizedCase, *, digests: Mappi
     _refusal_path(task).unlink(missing_ok=True)
 
 
-def _fill_folder(part: Path, task: EntryTask, normalized: NormalizedCase, *, digests: Mapping[str, str]) -> None:
+def _fill_folder(
+    part: Path, task: EntryTask, normalized: NormalizedCase, *, digests: Mapping[str, str]
+) -> None:
     label = normalized.label
     assert label is not None
     counts, positions = group_positions(label.reshape(-1), len(task.settings.classes))
@@ -236,11 +262,16 @@ def _refusal_path(task: EntryTask) -> Path:
 def _sources(case: Case) -> dict[str, dict[str, Any]]:
     """State and checksum of each file of a case."""
     states = _states(case)
-    return {role: {**states[role], "path": str(file.path), "sha256": sha256(file.path)} for role, file in _files(case).items()}
+    return {
+        role: {**states[role], "path": str(file.path), "sha256": sha256(file.path)}
+        for role, file in _files(case).items()
+    }
 
 
 def _contents(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, int | None]]:
-    """Which voxels each role is read from: a checksum, and the channel of a 4-D file (a mended `dataset.json` moves them)."""
+    """Which voxels each role is read from: a checksum, and the channel of a 4-D file (a mended `dataset.json`
+    moves them).
+    """
     return {role: (source["sha256"], source.get("channel")) for role, source in sources.items()}
 
 

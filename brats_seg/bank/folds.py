@@ -7,11 +7,14 @@ import numpy as np
 from brats_seg.errors import InputError, UsageError
 
 
-def make_folds(patient_of: Mapping[str, str], has_enhancing: Mapping[str, bool], *, n_folds: int, seed: int) -> tuple[tuple[str, ...], ...]:
-    """Deal cases into folds: a patient's cases stay together, and each fold gets its part of the patients with enhancing tumor.
+def make_folds(
+    patient_of: Mapping[str, str], has_enhancing: Mapping[str, bool], *, n_folds: int, seed: int
+) -> tuple[tuple[str, ...], ...]:
+    """Deal cases into folds: a patient's cases stay together, and each fold gets its part of the patients
+    with enhancing tumor.
 
-    Patients are shuffled, those with most cases first, and each goes to the fold with the fewest patients of its kind, and among
-    those with the fewest cases. The order in which cases are given does not matter.
+    Patients are shuffled, those with most cases first, and each goes to the fold with the fewest patients of
+    its kind, and among those with the fewest cases. The order in which cases are given does not matter.
 
     Args:
         patient_of: case id -> patient.
@@ -41,8 +44,8 @@ def inner_split(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Set patients of the training cases apart to validate on: (cases to train on, inner cases).
 
-    The given fraction of the patients, at least one, and of those with enhancing tumor in their proportion (at least one, if two
-    patients or more have it: without it the active region has no score).
+    The given fraction of the patients, at least one, and of those with enhancing tumor in their proportion
+    (at least one, if two patients or more have it: without it the active region has no score).
 
     Args:
         patient_of, has_enhancing: as in `make_folds`, of the training cases alone.
@@ -63,7 +66,9 @@ def inner_split(
     inner = set(having[:n_having] + others[: n_inner - n_having])
     inner |= set(having[n_having : n_having + n_inner - len(inner)])
     cases = sorted(patient_of)
-    return tuple(c for c in cases if patient_of[c] not in inner), tuple(c for c in cases if patient_of[c] in inner)
+    return tuple(c for c in cases if patient_of[c] not in inner), tuple(
+        c for c in cases if patient_of[c] in inner
+    )
 
 
 def _by_patient(patient_of: Mapping[str, str]) -> dict[str, list[str]]:

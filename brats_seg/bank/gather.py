@@ -1,7 +1,7 @@
 """Voxel ids -> a batch of patches, at memory speed; the one border policy.
 
-The center of a patch is at index size // 2 of each axis. What hangs over the crop is image 0 and label 255 (outside the brain):
-every voxel of the brain can be a center, edges included.
+The center of a patch is at index size // 2 of each axis. What hangs over the crop is image 0 and label 255
+(outside the brain): every voxel of the brain can be a center, edges included.
 """
 
 import os
@@ -41,13 +41,14 @@ _NO_MAPS = (np.zeros((0, 3), np.int64), np.zeros((0, 3, 3), np.int64))
 class PatchMaps:
     """An affine map for each patch of a batch: where in the volume each voxel of the patch is read.
 
-    Let c be the drawn voxel plus the offset, i an index in the patch, and m = (size - 1) / 2 the middle of the
-    patch, all (z, y, x). The voxel at index i is read at c + m - size // 2 + A (i - m). The identity gives the
-    patch without a map; -1 in place of a 1 flips an axis. A 2-D patch stays in its slice: only the rows and
-    columns of y and x of its matrix are used.
+    Let c be the drawn voxel plus the offset, i an index in the patch, and m = (size - 1) / 2 the middle of
+    the patch, all (z, y, x). The voxel at index i is read at c + m - size // 2 + A (i - m). The identity
+    gives the patch without a map; -1 in place of a 1 flips an axis. A 2-D patch stays in its slice: only the
+    rows and columns of y and x of its matrix are used.
 
     Attributes:
-        offsets: voxels from the drawn voxel to the voxel that lies at index size // 2 where the matrix is the identity.
+        offsets: voxels from the drawn voxel to the voxel that lies at index size // 2 where the matrix is the
+            identity.
         matrices: A, from patch axes to volume axes. Entries above 1 make things smaller.
     """
 
@@ -71,9 +72,10 @@ def gather_patches(
     """Gather the patches around voxels into a caller's buffers (C order).
 
     A patch with a map is read at positions between voxels: the image by linear interpolation, where a voxel
-    beyond the volume counts as 0; the class is that of the nearest voxel, and of two equally near ones that of
-    the higher index. Where the class is 255 (outside the brain) the image is exactly 0: air stays exactly 0, as
-    a bank stores it. Within the brain's edge the air beside a position counts as 0 in the interpolation.
+    beyond the volume counts as 0; the class is that of the nearest voxel, and of two equally near ones that
+    of the higher index. Where the class is 255 (outside the brain) the image is exactly 0: air stays exactly
+    0, as a bank stores it. Within the brain's edge the air beside a position counts as 0 in the
+    interpolation.
 
     Args:
         volumes: where from.
@@ -84,9 +86,10 @@ def gather_patches(
         counts_out: (K + 1,) voxels of each class in these patches, and in the last place all others; written.
         table: the class of each tissue class, and of 255; None leaves them as they are.
         maps: one for each patch; None reads all of them straight.
-        slices_around: n, for 2-D patches: the channels are those of 2 n + 1 slices, the modalities of slice -n first. Targets and
-            counts are of the middle slice.
-        threads: how many to use at most; with 1 no other thread is started, as a forked worker process needs it.
+        slices_around: n, for 2-D patches: the channels are those of 2 n + 1 slices, the modalities of slice
+            -n first. Targets and counts are of the middle slice.
+        threads: how many to use at most; with 1 no other thread is started, as a forked worker process needs
+            it.
 
     Raises:
         InputError: an id that lies in no case.
@@ -100,7 +103,15 @@ def gather_patches(
     progress = np.zeros(2, np.int64)
     counts = np.zeros((threads, len(counts_out)), np.int64)
     n_at_once = max(1, n_planes // (1 if threads == 1 else 4 * threads))
-    where = (volumes.image_addresses, volumes.label_addresses, volumes.shapes, ids, patch, volumes.n_channels, OUTSIDE)
+    where = (
+        volumes.image_addresses,
+        volumes.label_addresses,
+        volumes.shapes,
+        ids,
+        patch,
+        volumes.n_channels,
+        OUTSIDE,
+    )
     classes = _AS_THEY_ARE if table is None else table
     offsets, matrices = _NO_MAPS if maps is None else (maps.offsets, _in_half_steps(maps))
     how = (classes, (offsets, matrices, len(patch_size) == 2), slices_around)
@@ -148,7 +159,9 @@ def make_resident(volumes: Volumes, cases: tuple[int, ...], *, device: torch.dev
         labels[place] = torch.from_numpy(np.array(label)).reshape(-1).to(device)
     table = np.empty(65536, np.float32)
     widen_numpy(np.arange(65536, dtype=np.uint16), table)
-    firsts_there, shapes_there, table_there = (torch.from_numpy(a).to(device) for a in (firsts, volumes.shapes, table))
+    firsts_there, shapes_there, table_there = (
+        torch.from_numpy(a).to(device) for a in (firsts, volumes.shapes, table)
+    )
     return ResidentVolumes(images, labels, firsts_there, shapes_there, table_there)
 
 
@@ -203,16 +216,23 @@ def _read_straight(
     volumes: ResidentVolumes, sent: Tensor, patch: tuple[int, int, int], slices_up: int, is_flat: bool
 ) -> tuple[Tensor, Tensor]:
     case, sizes, center = _centers(volumes, sent, slices_up)
-    steps = [_along(axis, center[:, axis, None] - n // 2 + torch.arange(n, device=sent.device)) for axis, n in enumerate(patch)]
+    steps = [
+        _along(axis, center[:, axis, None] - n // 2 + torch.arange(n, device=sent.device))
+        for axis, n in enumerate(patch)
+    ]
     places, inside = _places(volumes, case, sizes, steps)
     bits = volumes.images[places].view(torch.int16).int() & 0xFFFF
-    return volumes.as_float32[bits].masked_fill_(~inside[..., None], 0), volumes.labels[places].masked_fill_(~inside, OUTSIDE)
+    return volumes.as_float32[bits].masked_fill_(~inside[..., None], 0), volumes.labels[places].masked_fill_(
+        ~inside, OUTSIDE
+    )
 
 
 def _read_mapped(
     volumes: ResidentVolumes, sent: Tensor, patch: tuple[int, int, int], slices_up: int, is_flat: bool
 ) -> tuple[Tensor, Tensor]:
-    """By fixed-point positions, the same numbers as in the kernel; tap by tap, as eight at once would take eight times the memory."""
+    """By fixed-point positions, the same numbers as in the kernel; tap by tap, as eight at once would take
+    eight times the memory.
+    """
     case, sizes, center = _centers(volumes, sent, slices_up)
     matrices, one, half = sent[:, 5:14].view(-1, 3, 3), 1 << FRACTION_BITS, 1 << FRACTION_BITS - 1
     moving = (1, 2) if is_flat else (0, 1, 2)
@@ -223,13 +243,17 @@ def _read_mapped(
             to_middle = 2 * torch.arange(patch[other], device=sent.device) + 1 - patch[other]
             position = position + _along(other, matrices[:, axis, other, None] * to_middle)
         positions.append(position)
-    places, inside = _places(volumes, case, sizes, [(position + half) >> FRACTION_BITS for position in positions])
+    places, inside = _places(
+        volumes, case, sizes, [(position + half) >> FRACTION_BITS for position in positions]
+    )
     label = volumes.labels[places].masked_fill_(~inside, OUTSIDE)
     image = torch.zeros((*label.shape, volumes.images.shape[1]), device=sent.device)
     below = [position >> FRACTION_BITS for position in positions]
     upper = [(position & (one - 1)).float() / one for position in positions]
     for taps in product((0,) if is_flat else (0, 1), (0, 1), (0, 1)):
-        places, inside = _places(volumes, case, sizes, [low + tap for low, tap in zip(below, taps, strict=True)])
+        places, inside = _places(
+            volumes, case, sizes, [low + tap for low, tap in zip(below, taps, strict=True)]
+        )
         weight = inside.float()
         for share, tap in zip(upper, taps, strict=True):
             weight = weight * (share if tap else 1 - share)
@@ -238,7 +262,9 @@ def _read_mapped(
 
 
 def _centers(volumes: ResidentVolumes, sent: Tensor, slices_up: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Case (B,), its sizes (B, 3), and the center (B, 3) of each patch with its offset, `slices_up` further along z."""
+    """Case (B,), its sizes (B, 3), and the center (B, 3) of each patch with its offset, `slices_up` further
+    along z.
+    """
     case, position = sent[:, 1] >> 32, sent[:, 1] & 0xFFFFFFFF
     sizes = volumes.shapes[case]
     n_y, n_x = sizes[:, 1], sizes[:, 2]
@@ -251,8 +277,12 @@ def _along(axis: int, numbers: Tensor) -> Tensor:
     return numbers.view(len(numbers), *[-1 if i == axis else 1 for i in range(3)])
 
 
-def _places(volumes: ResidentVolumes, case: Tensor, sizes: Tensor, steps: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Flat places of voxels among all cases, and which lie in their volume; the others get some place of it."""
+def _places(
+    volumes: ResidentVolumes, case: Tensor, sizes: Tensor, steps: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Flat places of voxels among all cases, and which lie in their volume; the others get some place of
+    it.
+    """
     one = torch.ones_like(case)
     strides = (sizes[:, 1] * sizes[:, 2], sizes[:, 2], one)
     places, inside = _along(0, volumes.firsts[case][:, None]), _along(0, one[:, None].bool())
@@ -263,22 +293,37 @@ def _places(volumes: ResidentVolumes, case: Tensor, sizes: Tensor, steps: list[T
     return places, inside
 
 
-def _check(maps: PatchMaps | None, *, n_patches: int, patch_size: tuple[int, ...], slices_around: int) -> None:
+def _check(
+    maps: PatchMaps | None, *, n_patches: int, patch_size: tuple[int, ...], slices_around: int
+) -> None:
     if slices_around and (slices_around < 0 or len(patch_size) != 2):
-        raise UsageError(f"slices_around {slices_around}: must be 0 or more, and 0 for 3-D patches; the patch is {patch_size}")
+        raise UsageError(
+            f"slices_around {slices_around}: must be 0 or more, and 0 for 3-D patches; the patch is "
+            f"{patch_size}"
+        )
     if maps is None:
         return
     if len(maps.offsets) != n_patches or len(maps.matrices) != n_patches:
-        raise UsageError(f"{len(maps.offsets)} offsets and {len(maps.matrices)} matrices for {n_patches} patches: give one for each")
+        raise UsageError(
+            f"{len(maps.offsets)} offsets and {len(maps.matrices)} matrices for {n_patches} patches: give "
+            "one for each"
+        )
     is_small = n_patches == 0 or (
-        np.abs(maps.matrices).max() <= _LARGEST_ENTRY and maps.offsets.max() <= _LARGEST_OFFSET and maps.offsets.min() >= -_LARGEST_OFFSET
+        np.abs(maps.matrices).max() <= _LARGEST_ENTRY
+        and maps.offsets.max() <= _LARGEST_OFFSET
+        and maps.offsets.min() >= -_LARGEST_OFFSET
     )
     if not is_small:
-        raise UsageError(f"a matrix with an entry that is not within {_LARGEST_ENTRY} of 0, or an offset not within {_LARGEST_OFFSET}")
+        raise UsageError(
+            f"a matrix with an entry that is not within {_LARGEST_ENTRY} of 0, or an offset not within "
+            f"{_LARGEST_OFFSET}"
+        )
 
 
 def _in_half_steps(maps: PatchMaps) -> Int64[np.ndarray, "b 3 3"]:
-    """The matrices in units of 2**-23, in which twice the way to the middle of a patch is a whole number of 2**-24 voxels."""
+    """The matrices in units of 2**-23, in which twice the way to the middle of a patch is a whole number of
+    2**-24 voxels.
+    """
     return np.rint(maps.matrices.astype(np.float64) * _HALF_STEPS).astype(np.int64)
 
 
@@ -289,7 +334,9 @@ def _three(patch_size: tuple[int, ...]) -> tuple[int, int, int]:
 
 @lru_cache
 def _helpers(n_threads: int) -> "SimpleQueue[Callable[[], None]]":
-    """Jobs for threads that wait for them. `ThreadPoolExecutor` took 100 of a batch's 330 microseconds to tell that it was done."""
+    """Jobs for threads that wait for them. `ThreadPoolExecutor` took 100 of a batch's 330 microseconds to
+    tell that it was done.
+    """
     jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
 
     def work_forever() -> None:

@@ -38,8 +38,9 @@ class Grouping:
 def group_classes(kind: GroupKind, classes: Sequence[str]) -> Grouping:
     """How the tissue classes of a bank are grouped.
 
-    `all`: each by itself. `healthy_or_tumor`: healthy, and all others as one `tumor`; a resection cavity among them, or the second stage of
-    a cascade could not find it. `tumor`: each by itself but healthy, which is left out.
+    `all`: each by itself. `healthy_or_tumor`: healthy, and all others as one `tumor`; a resection cavity
+    among them, or the second stage of a cascade could not find it. `tumor`: each by itself but healthy, which
+    is left out.
 
     Args:
         kind: one of the three.
@@ -55,6 +56,9 @@ def group_classes(kind: GroupKind, classes: Sequence[str]) -> Grouping:
         return Grouping((HEALTHY, TUMOR), ((0,), rest))
     if kind == "tumor":
         if len(rest) < 2:
-            raise UsageError(f"task.classes 'tumor': the bank has {', '.join(classes)}; it takes two tumor classes to tell apart")
+            raise UsageError(
+                f"task.classes 'tumor': the bank has {', '.join(classes)}; it takes two tumor classes to "
+                "tell apart"
+            )
         return Grouping(tuple(classes[1:]), tuple((k,) for k in rest))
     raise UsageError(f"task.classes '{kind}': must be one of all, healthy_or_tumor, tumor")

@@ -16,7 +16,8 @@ from brats_seg.errors import InputError
 Spacing = tuple[float, float, float]
 Shape = tuple[int, int, int]
 
-_SHRINK = 4  # the bias field is smooth: fitting it on every fourth voxel is 60 times faster, as in Tustison et al. 2010
+# the bias field is smooth: fitting it on every fourth voxel is 60 times faster, as in Tustison et al. 2010
+_SHRINK = 4
 _ITERATIONS = [50, 50, 50, 50]
 
 
@@ -51,8 +52,8 @@ def resample(
 def correct_bias(volume: Volume, brain: Mask, *, cache: Path | None = None) -> Float32[np.ndarray, "z y x"]:
     """Divide a volume by its bias field, which N4 (Tustison et al. 2010) fits to the brain.
 
-    Costs 90 times all the rest of a case's preparation: with `cache`, a folder, the field of this very volume and brain is read from
-    there, or stored there (a 64th of the volume's voxels).
+    Costs 90 times all the rest of a case's preparation: with `cache`, a folder, the field of this very volume
+    and brain is read from there, or stored there (a 64th of the volume's voxels).
     """
     field = None
     if cache is not None:

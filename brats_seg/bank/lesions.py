@@ -13,17 +13,25 @@ _ALL_NEIGHBORS = np.ones((3, 3, 3), bool)
 
 @dataclass(frozen=True)
 class LesionNumberer:
-    """Numbers the lesions of a case of a bank. A lesion is a connected set of tumor voxels; voxels that share a corner are connected."""
+    """Numbers the lesions of a case of a bank. A lesion is a connected set of tumor voxels; voxels that share
+    a corner are connected.
+    """
 
     cases: tuple[BankCase, ...]
 
     def __call__(self, case: int, positions: UInt32[np.ndarray, " n"]) -> Integer[np.ndarray, " n"]:
-        """The number of the lesion of each tumor voxel, from 0 on; `positions` are flat positions in the crop of the case."""
+        """The number of the lesion of each tumor voxel, from 0 on; `positions` are flat positions in the crop
+        of the case.
+        """
         return number_lesions(positions, shape=self.cases[case].shape)
 
 
-def number_lesions(positions: UInt32[np.ndarray, " n"], *, shape: tuple[int, int, int]) -> Integer[np.ndarray, " n"]:
-    """The number (0, 1, ...) of the 26-connected component of each of the voxels at flat positions in a volume of a shape (Z, Y, X)."""
+def number_lesions(
+    positions: UInt32[np.ndarray, " n"], *, shape: tuple[int, int, int]
+) -> Integer[np.ndarray, " n"]:
+    """The number (0, 1, ...) of the 26-connected component of each of the voxels at flat positions in a
+    volume of a shape (Z, Y, X).
+    """
     if positions.size == 0:
         return np.zeros(0, np.int32)
     places = np.stack(np.unravel_index(positions, shape))

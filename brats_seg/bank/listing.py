@@ -82,7 +82,9 @@ def read_listing(root: Path) -> Listing:
     """
     path = root / "bank.json"
     if not path.exists():
-        raise InputError(f"{path}: not there; a bank is made by `brats-seg preprocess DATA BANK`, which ends by writing it")
+        raise InputError(
+            f"{path}: not there; a bank is made by `brats-seg preprocess DATA BANK`, which ends by writing it"
+        )
     raw = read_bytes(path)
     record = parse_model(BankRecord, raw, name=str(path), mend=MEND)
     return Listing(
@@ -100,11 +102,14 @@ def read_folds(root: Path, listing: Listing) -> tuple[tuple[str, ...], ...]:
     """Case ids of each fold.
 
     Raises:
-        InputError: `folds.json` is not the one the bank was built with, or does not deal the cases of the bank, each once.
+        InputError: `folds.json` is not the one the bank was built with, or does not deal the cases of the
+            bank, each once.
     """
     path = root / "folds.json"
     if not path.is_file() or sha256(path) != listing.folds_checksum:
-        raise InputError(f"{path}: absent or changed since the bank was built; build it again to assemble both")
+        raise InputError(
+            f"{path}: absent or changed since the bank was built; build it again to assemble both"
+        )
     folds = read_model(FoldsRecord, path, mend=MEND).folds
     if sorted(case for fold in folds for case in fold) != sorted(case.id for case in listing.cases):
         raise InputError(f"{path}: does not deal the cases of the bank, each once; {MEND}")
@@ -113,11 +118,12 @@ def read_folds(root: Path, listing: Listing) -> tuple[tuple[str, ...], ...]:
 
 @contextmanager
 def hold_bank(root: Path) -> Iterator[None]:
-    """Keep a bank as it is for the time of a block: `preprocess` refuses to change the bank while anybody holds it.
+    """Keep a bank as it is for the time of a block: `preprocess` refuses to change the bank while anybody
+    holds it.
 
-    Any number of processes may hold a bank. A bank in a folder that cannot be written to, or on a file system without
-    locks, is used without a lock. A file of the bank that is cut short in the block ends the process with one line, not
-    with a bus error.
+    Any number of processes may hold a bank. A bank in a folder that cannot be written to, or on a file system
+    without locks, is used without a lock. A file of the bank that is cut short in the block ends the process
+    with one line, not with a bus error.
 
     Raises:
         InputError: no such folder, or `preprocess` is about to change the bank.
@@ -126,7 +132,8 @@ def hold_bank(root: Path) -> Iterator[None]:
         raise InputError(f"{root}: no such folder; a bank is made by `brats-seg preprocess DATA BANK`")
     busy = "`brats-seg preprocess` is changing this bank; wait for it to end"
     cut_short = (
-        f"brats-seg: {root}: a file was cut short while it was read, or its disk failed; `brats-seg verify {root}` names the file, "
+        f"brats-seg: {root}: a file was cut short while it was read, or its disk failed; `brats-seg verify "
+        f"{root}` names the file, "
         f"`brats-seg preprocess DATA {root}` makes its case again; then give the same command again"
     )
     with lock(root / READERS_LOCK, holders="shared", without="go_on", busy=busy), say_bus_error(cut_short):
@@ -134,7 +141,8 @@ def hold_bank(root: Path) -> Iterator[None]:
 
 
 def verify_bank(path: Path | str, *, cases: Collection[str] | None = None) -> tuple[Problem, ...]:
-    """Open all that a training opens, read every file, compare its checksum and look at its numbers; nothing is found where all is right.
+    """Open all that a training opens, read every file, compare its checksum and look at its numbers; nothing
+    is found where all is right.
 
     Args:
         path: of the bank.
@@ -163,9 +171,19 @@ def _case_problems(case: BankCase, listing: Listing) -> list[Problem]:
     for name, checksum in zip(FILES, case.checksums, strict=True):
         file = case.folder / name
         if not file.is_file():
-            problems.append(Problem("error", case.id, str(file), "is missing", f"the file that was built; {MEND}"))
+            problems.append(
+                Problem("error", case.id, str(file), "is missing", f"the file that was built; {MEND}")
+            )
         elif (found := sha256(file)) != checksum:
-            problems.append(Problem("error", case.id, str(file), f"has changed: SHA-256 {found[:12]}", f"{checksum[:12]}; {MEND}"))
+            problems.append(
+                Problem(
+                    "error",
+                    case.id,
+                    str(file),
+                    f"has changed: SHA-256 {found[:12]}",
+                    f"{checksum[:12]}; {MEND}",
+                )
+            )
     problems += _entry_problems(case.folder / "case.json", case)
     try:
         return problems or _content_problems(case, listing)
@@ -174,7 +192,9 @@ def _case_problems(case: BankCase, listing: Listing) -> list[Problem]:
 
 
 def _entry_problems(path: Path, case: BankCase) -> list[Problem]:
-    """What is wrong with a `case.json`, from which the next build would take the case; a bank is used without it."""
+    """What is wrong with a `case.json`, from which the next build would take the case; a bank is used without
+    it.
+    """
     if not path.exists():
         return []
     try:
@@ -200,15 +220,30 @@ def _content_problems(case: BankCase, listing: Listing) -> list[Problem]:
     for name, (shape, dtype) in wanted.items():
         if arrays[name].shape != shape or arrays[name].dtype != dtype:
             what = f"is {arrays[name].shape} of {arrays[name].dtype}"
-            problems.append(Problem("error", case.id, str(case.folder / name), what, f"{shape} of {np.dtype(dtype)}; {MEND}"))
+            problems.append(
+                Problem(
+                    "error", case.id, str(case.folder / name), what, f"{shape} of {np.dtype(dtype)}; {MEND}"
+                )
+            )
     if problems:
         return problems
     if ((arrays["image.npy"].view(np.uint16) & _EXPONENT) == _EXPONENT).any():
-        problems.append(Problem("error", case.id, str(case.folder / "image.npy"), "has values that are NaN or infinite", MEND))
+        problems.append(
+            Problem(
+                "error", case.id, str(case.folder / "image.npy"), "has values that are NaN or infinite", MEND
+            )
+        )
     found = np.bincount(arrays["label.npy"].reshape(-1), minlength=256)
     if tuple(found[:n_classes].tolist()) != case.n_voxels or found[n_classes:OUTSIDE].any():
-        what = f"has {found[:n_classes].tolist()} voxels of the classes and {found[n_classes:OUTSIDE].sum()} of none"
-        problems.append(Problem("error", case.id, str(case.folder / "label.npy"), what, f"{list(case.n_voxels)} and 0; {MEND}"))
+        what = (
+            f"has {found[:n_classes].tolist()} voxels of the classes and {found[n_classes:OUTSIDE].sum()} of "
+            "none"
+        )
+        problems.append(
+            Problem(
+                "error", case.id, str(case.folder / "label.npy"), what, f"{list(case.n_voxels)} and 0; {MEND}"
+            )
+        )
     return problems
 
 

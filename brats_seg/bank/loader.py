@@ -20,12 +20,14 @@ class _WholeBatch(dict[str, Tensor]):
         if isinstance(key, str):
             raise KeyError(key)
         raise UsageError(
-            "a BankDataset gives whole batches: give its loader batch_size=None and collate_fn=torch.utils.data.default_convert"
+            "a BankDataset gives whole batches: give its loader batch_size=None and "
+            "collate_fn=torch.utils.data.default_convert"
         )
 
 
 class BankDataset(IterableDataset[dict[str, Tensor]]):
-    """Batches that a sampler chooses from a bank. A pass over the `DataLoader` is the rest of the sampler's epoch.
+    """Batches that a sampler chooses from a bank. A pass over the `DataLoader` is the rest of the sampler's
+    epoch.
 
     ```python
     held_out = ["BraTS2021_00002", "BraTS2021_00003"]
@@ -35,31 +37,34 @@ class BankDataset(IterableDataset[dict[str, Tensor]]):
     loader = DataLoader(BankDataset(bank, sampler), batch_size=None, num_workers=0)
     ```
 
-    With MONAI's `DataLoader` add `collate_fn=torch.utils.data.default_convert`: its own function joins examples,
-    and a batch here is whole already.
+    With MONAI's `DataLoader` add `collate_fn=torch.utils.data.default_convert`: its own function joins
+    examples, and a batch here is whole already.
 
     A batch is a dictionary:
 
     - `image`: float32 (B, M, [Z,] Y, X).
-    - `label`: the class of each voxel, uint8 (B, [Z,] Y, X): 0 healthy, 1 and more the tumor classes in the order of `bank.classes`, 255
-      outside the brain.
+    - `label`: the class of each voxel, uint8 (B, [Z,] Y, X): 0 healthy, 1 and more the tumor classes in the
+      order of `bank.classes`, 255 outside the brain.
     - `ids` and `positions`: int64 (B,), which voxels the centers are, and which draws of the epoch.
 
     Losses take the labels in one of two ways:
 
-    - `torch.nn.functional.cross_entropy(logits, batch["label"].long(), ignore_index=255)` leaves out what is outside the brain.
-    - Dice losses such as MONAI's `DiceLoss(to_onehot_y=True, softmax=True)` want a channel axis and no 255. Count the outside as healthy:
-      `label = batch["label"].long(); label[label == 255] = 0; loss(logits, label[:, None])`.
+    - `torch.nn.functional.cross_entropy(logits, batch["label"].long(), ignore_index=255)` leaves out what is
+      outside the brain.
+    - Dice losses such as MONAI's `DiceLoss(to_onehot_y=True, softmax=True)` want a channel axis and no 255.
+      Count the outside as healthy: `label = batch["label"].long(); label[label == 255] = 0; loss(logits,
+      label[:, None])`.
 
-    With worker processes each makes every n-th batch, so that every position comes once, in the order they have without workers.
-    Workers draw from copies of the sampler: its own `epoch` and `state_dict` stay where they were, and each pass is one epoch further.
-    None are needed for speed.
+    With worker processes each makes every n-th batch, so that every position comes once, in the order they
+    have without workers. Workers draw from copies of the sampler: its own `epoch` and `state_dict` stay where
+    they were, and each pass is one epoch further. None are needed for speed.
     """
 
     def __init__(self, bank: PatchBank, sampler: Sampler) -> None:
         self.bank = bank
         self.sampler = sampler
-        # passes that each worker has begun, in memory all processes share: the copy a new worker gets does not know of earlier ones
+        # passes that each worker has begun, in memory all processes share: the copy a new worker gets does
+        # not know of earlier ones
         self._passes = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:

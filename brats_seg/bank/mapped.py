@@ -20,13 +20,14 @@ _LIBC = ctypes.CDLL(None) if os.name == "posix" else None
 def map_array(path: Path, *, read_ahead: bool = True) -> Shaped[np.ndarray, "..."]:
     """Map a `.npy` file, read-only, and close it.
 
-    Python's own map keeps a descriptor for as long as it lives: three files of 1,251 cases pass the usual limit of 1,024. torch maps
-    the whole file as private memory, whose pages are the page cache's, and closes it.
+    Python's own map keeps a descriptor for as long as it lives: three files of 1,251 cases pass the usual
+    limit of 1,024. torch maps the whole file as private memory, whose pages are the page cache's, and closes
+    it.
 
     Args:
         path: the file.
-        read_ahead: False where single numbers are read here and there: a touch then reads a page, not what the disk reads ahead
-            (128 KB on most machines, 8 MB seen).
+        read_ahead: False where single numbers are read here and there: a touch then reads a page, not what
+            the disk reads ahead (128 KB on most machines, 8 MB seen).
 
     Raises:
         InputError: no such file, not a `.npy` file in C order, or shorter than its header says.
@@ -47,9 +48,17 @@ def map_array(path: Path, *, read_ahead: bool = True) -> Shaped[np.ndarray, "...
 
 
 class Volumes:
-    """Images and labels of many cases, each asked for at first use and kept, with the addresses that a kernel reads them by."""
+    """Images and labels of many cases, each asked for at first use and kept, with the addresses that a kernel
+    reads them by.
+    """
 
-    def __init__(self, shapes: Int64[np.ndarray, "cases 3"], *, n_channels: int, load: Callable[[int], tuple[Image, TissueMap]]) -> None:
+    def __init__(
+        self,
+        shapes: Int64[np.ndarray, "cases 3"],
+        *,
+        n_channels: int,
+        load: Callable[[int], tuple[Image, TissueMap]],
+    ) -> None:
         """Take the shapes (Z, Y, X); nothing is loaded yet.
 
         Args:
@@ -67,7 +76,9 @@ class Volumes:
 
     @classmethod
     def from_arrays(cls, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> "Volumes":
-        """Volumes that lie in memory: float16 images (Z, Y, X, M) and uint8 labels (Z, Y, X), each pair of its own shape."""
+        """Volumes that lie in memory: float16 images (Z, Y, X, M) and uint8 labels (Z, Y, X), each pair of
+        its own shape.
+        """
         shapes = np.array([label.shape for _, label in pairs], np.int64).reshape(-1, 3)
         return cls(shapes, n_channels=pairs[0][0].shape[-1], load=lambda case: pairs[case])
 
@@ -76,24 +87,38 @@ class Volumes:
         if case not in self._pairs:
             image, label = self._load(case)
             shape = tuple(self.shapes[case].tolist())
-            if image.shape != (*shape, self.n_channels) or label.shape != shape or image.dtype != np.float16 or label.dtype != np.uint8:
+            if (
+                image.shape != (*shape, self.n_channels)
+                or label.shape != shape
+                or image.dtype != np.float16
+                or label.dtype != np.uint8
+            ):
                 raise InputError(
-                    f"case number {case}: image {image.shape} {image.dtype} and label {label.shape} {label.dtype} are not {shape}"
+                    f"case number {case}: image {image.shape} {image.dtype} and label {label.shape} "
+                    f"{label.dtype} are not {shape}"
                 )
             self._pairs[case] = (np.ascontiguousarray(image), np.ascontiguousarray(label))
-            self.image_addresses[case], self.label_addresses[case] = (array.ctypes.data for array in self._pairs[case])
+            self.image_addresses[case], self.label_addresses[case] = (
+                array.ctypes.data for array in self._pairs[case]
+            )
         return self._pairs[case]
 
     def check(self, ids: Ids) -> None:
-        """Load every case that `ids` (case << 32 | flat position) fall in. Raises `InputError` where one lies in no case."""
+        """Load every case that `ids` (case << 32 | flat position) fall in. Raises `InputError` where one lies
+        in no case.
+        """
         cases, positions = ids >> 32, ids & 0xFFFFFFFF
         if ids.size and not 0 <= cases.min() <= cases.max() < len(self.shapes):
             raise InputError(
-                f"voxel id of case number {cases[(cases < 0) | (cases >= len(self.shapes))][0]}; the bank has {len(self.shapes)} cases"
+                f"voxel id of case number {cases[(cases < 0) | (cases >= len(self.shapes))][0]}; the bank "
+                f"has {len(self.shapes)} cases"
             )
         beyond = positions >= self.n_voxels[cases]
         if beyond.any():
             case = cases[beyond][0]
-            raise InputError(f"voxel id at position {positions[beyond][0]} of case number {case}, which has {self.n_voxels[case]} voxels")
+            raise InputError(
+                f"voxel id at position {positions[beyond][0]} of case number {case}, which has "
+                f"{self.n_voxels[case]} voxels"
+            )
         for case in np.unique(cases[self.label_addresses[cases] == 0]).tolist():
             self.pair(case)

@@ -1,6 +1,7 @@
 """Case -> brain crop, z-scored volume, and the way back to the native grid.
 
-Brain = any modality non-zero. In each modality the brain is clipped at two of its percentiles and z-scored; what is not brain is 0.
+Brain = any modality non-zero. In each modality the brain is clipped at two of its percentiles and z-scored;
+what is not brain is 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,8 @@ from brats_seg.scans.volume import read_volumes
 SPACING_TOLERANCE = 0.05
 """How far a voxel's edge may be off the one asked for, as a share of it."""
 
-_SLAB = 16  # slices that a thread marks at a time: 0.9 MB of marks stay in its cache from one modality to the next
+# slices that a thread marks at a time: 0.9 MB of marks stay in its cache from one modality to the next
+_SLAB = 16
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def normalize_case(
         classes: tissue classes of the label to read; None reads no label.
         percentiles: of the brain, where each modality is clipped.
         n4_cache: a folder for bias fields: correct each modality by N4 first. None: no correction.
-        resample_to_mm: spacing (Z, Y, X) that a case over 5 % off it is resampled to: linearly, its label by nearest voxel. None: never.
+        resample_to_mm: spacing (Z, Y, X) that a case over 5 % off it is resampled to: linearly, its label by
+            nearest voxel. None: never.
         threads: files read and modalities normalized at a time.
 
     Raises:
@@ -103,7 +106,9 @@ def normalize_volumes(
     resample_to_mm: Spacing | None = None,
     threads: int = 2,
 ) -> NormalizedCase:
-    """`normalize_case` for volumes already read: modality -> (Z, Y, X), in the order of the channels; the label's values as stored."""
+    """`normalize_case` for volumes already read: modality -> (Z, Y, X), in the order of the channels; the
+    label's values as stored.
+    """
     images, spacing_mm = list(volumes.values()), geometry.spacing_mm
     tissue, n_outside = None, 0
     with ThreadPoolExecutor(threads) as pool:
@@ -114,39 +119,68 @@ def normalize_volumes(
         box = _box(case, brain, label, pool)
         marks = np.ascontiguousarray(brain[box])
         if n4_cache is not None:
-            images = list(pool.map(lambda image: correct_bias(image, brain.astype(bool), cache=n4_cache), images))
+            images = list(
+                pool.map(lambda image: correct_bias(image, brain.astype(bool), cache=n4_cache), images)
+            )
         image = np.empty((*marks.shape, len(images)), np.float16)
-        annotated = None if label is None or classes is None else pool.submit(_tissue, label[box], case, classes, marks)
-        varies = list(pool.map(lambda i: _normalize(images[i][box], marks, image, i, percentiles), range(len(images))))
+        annotated = (
+            None
+            if label is None or classes is None
+            else pool.submit(_tissue, label[box], case, classes, marks)
+        )
+        varies = list(
+            pool.map(lambda i: _normalize(images[i][box], marks, image, i, percentiles), range(len(images)))
+        )
         if annotated is not None:
             tissue, n_outside = annotated.result()
-    warnings = [f"{name} is the same all over the brain: it says nothing" for name, does in zip(volumes, varies, strict=True) if not does]
-    warnings += [f"{n_outside} annotated voxels lie outside the brain; they keep their class"] if n_outside else []
+    warnings = [
+        f"{name} is the same all over the brain: it says nothing"
+        for name, does in zip(volumes, varies, strict=True)
+        if not does
+    ]
+    warnings += (
+        [f"{n_outside} annotated voxels lie outside the brain; they keep their class"] if n_outside else []
+    )
     z, y, x = (axis.start for axis in box)
-    return NormalizedCase(case.id, image, tissue, (z, y, x), brain.shape, spacing_mm, geometry, tuple(warnings))
+    return NormalizedCase(
+        case.id, image, tissue, (z, y, x), brain.shape, spacing_mm, geometry, tuple(warnings)
+    )
 
 
 def off_spacing(spacing_mm: Spacing, *, wanted_mm: Spacing) -> bool:
-    """Whether a voxel's edge is over 5 % off the one wanted (Z, Y, X): such a case is refused or resampled."""
+    """Whether a voxel's edge is over 5 % off the one wanted (Z, Y, X): such a case is refused or
+    resampled.
+    """
     rounding = 1e-6  # headers hold float32
-    return any(abs(have - want) > (SPACING_TOLERANCE + rounding) * want for have, want in zip(spacing_mm, wanted_mm, strict=True))
+    return any(
+        abs(have - want) > (SPACING_TOLERANCE + rounding) * want
+        for have, want in zip(spacing_mm, wanted_mm, strict=True)
+    )
 
 
 def uncrop(label_map: Num[np.ndarray, "z y x"], normalized: NormalizedCase) -> Num[np.ndarray, "a b c"]:
-    """A map of the crop -> the same on the whole native grid (Z, Y, X) in LPS, 0 around it; by nearest voxel if it was resampled."""
+    """A map of the crop -> the same on the whole native grid (Z, Y, X) in LPS, 0 around it; by nearest voxel
+    if it was resampled.
+    """
     full = np.zeros(normalized.grid_shape, label_map.dtype)
-    place = tuple(slice(first, first + n) for first, n in zip(normalized.origin, label_map.shape, strict=True))
+    place = tuple(
+        slice(first, first + n) for first, n in zip(normalized.origin, label_map.shape, strict=True)
+    )
     full[place] = label_map
     geometry = normalized.geometry
     if normalized.spacing_mm == geometry.spacing_mm:
         return full
-    return resample(full, spacing_mm=normalized.spacing_mm, to_mm=geometry.spacing_mm, shape=geometry.shape, nearest=True)
+    return resample(
+        full, spacing_mm=normalized.spacing_mm, to_mm=geometry.spacing_mm, shape=geometry.shape, nearest=True
+    )
 
 
 def normalize_numpy(
     values: Num[np.ndarray, "*grid"], brain: Bool[np.ndarray, "*grid"], *, percentiles: tuple[float, float]
 ) -> Float16[np.ndarray, "*grid"]:
-    """The definition: clip at the brain's percentiles, subtract its mean, divide by its standard deviation; 0 outside, 0 if all equal."""
+    """The definition: clip at the brain's percentiles, subtract its mean, divide by its standard deviation; 0
+    outside, 0 if all equal.
+    """
     inside = values[brain].astype(np.float64)
     low, high = np.percentile(inside, percentiles)
     out = np.zeros(values.shape, np.float16)
@@ -156,7 +190,9 @@ def normalize_numpy(
     return out
 
 
-def _normalize(values: Volume, marks: TissueMap, image: Image, channel: int, percentiles: tuple[float, float]) -> bool:
+def _normalize(
+    values: Volume, marks: TissueMap, image: Image, channel: int, percentiles: tuple[float, float]
+) -> bool:
     """Normalize one modality of a crop into its channel; False where it is the same all over the brain."""
     bits = _as_bits(values)
     if bits is None:
@@ -170,7 +206,9 @@ def _normalize(values: Volume, marks: TissueMap, image: Image, channel: int, per
     return bool(table.any())
 
 
-def _table(counts: Int64[np.ndarray, "65536"], percentiles: tuple[float, float]) -> Float16[np.ndarray, "65536"]:
+def _table(
+    counts: Int64[np.ndarray, "65536"], percentiles: tuple[float, float]
+) -> Float16[np.ndarray, "65536"]:
     """The normalized value of every int16 that occurs, from how often each does in the brain."""
     found = np.flatnonzero(counts)  # one or two thousand of them
     values, weights = found - 32768.0, counts[found]
@@ -185,15 +223,21 @@ def _table(counts: Int64[np.ndarray, "65536"], percentiles: tuple[float, float])
     return table
 
 
-def _percentile(values: Float64[np.ndarray, " n"], total: Int64[np.ndarray, " n"], percentile: float) -> float:
+def _percentile(
+    values: Float64[np.ndarray, " n"], total: Int64[np.ndarray, " n"], percentile: float
+) -> float:
     """NumPy's linear percentile of values that rise, from cumulative counts."""
     place = percentile / 100 * (total[-1] - 1)
-    below, above = values[np.searchsorted(total, [int(place), min(int(place) + 1, int(total[-1]) - 1)], side="right")]
+    below, above = values[
+        np.searchsorted(total, [int(place), min(int(place) + 1, int(total[-1]) - 1)], side="right")
+    ]
     return float(below + (above - below) * (place - int(place)))
 
 
 def _as_bits(values: Volume) -> UInt16[np.ndarray, "z y x"] | None:
-    """The volume as int16 (bits), or None where it holds other numbers. Released scans stored as float hold whole numbers too."""
+    """The volume as int16 (bits), or None where it holds other numbers. Released scans stored as float hold
+    whole numbers too.
+    """
     if values.dtype == np.int16:
         return np.ascontiguousarray(values).view(np.uint16)
     with np.errstate(invalid="ignore"):
@@ -205,7 +249,8 @@ def _sources(case: Case, modalities: Sequence[str], *, with_label: bool) -> list
     missing = [name for name in modalities if name not in case.modalities]
     if missing:
         raise InputError(
-            f"{case.id}: {case.folder}: modality {' and '.join(missing)} missing; a file each for {', '.join(modalities)} is needed"
+            f"{case.id}: {case.folder}: modality {' and '.join(missing)} missing; a file each for "
+            f"{', '.join(modalities)} is needed"
         )
     sources = [case.modalities[name] for name in modalities]
     if with_label and case.label is None:
@@ -226,7 +271,8 @@ def _read(case: Case, sources: Sequence[ScanFile], pool: Executor) -> tuple[list
     for i, source in enumerate(sources):
         if not same_grid(pairs[i][1], geometry):
             raise InputError(
-                f"{case.id}: {source}: its grid {pairs[i][1].shape} (Z, Y, X) differs from that of {sources[0]}, {geometry.shape}"
+                f"{case.id}: {source}: its grid {pairs[i][1].shape} (Z, Y, X) differs from that of "
+                f"{sources[0]}, {geometry.shape}"
             )
     return [pairs[i][0] for i in range(len(sources))], geometry
 
@@ -239,7 +285,9 @@ def _resample(
     shape = resampled_shape(geometry.shape, spacing_mm=spacing_mm, to_mm=to_mm)
     brain = resample(_brain(images, pool), spacing_mm=spacing_mm, to_mm=to_mm, shape=shape, nearest=True)
     images = [resample(image, spacing_mm=spacing_mm, to_mm=to_mm, shape=shape) * brain for image in images]
-    return images, None if label is None else resample(label, spacing_mm=spacing_mm, to_mm=to_mm, shape=shape, nearest=True)
+    return images, None if label is None else resample(
+        label, spacing_mm=spacing_mm, to_mm=to_mm, shape=shape, nearest=True
+    )
 
 
 def _brain(volumes: Sequence[Volume], pool: Executor) -> UInt8[np.ndarray, "z y x"]:
@@ -253,7 +301,9 @@ def _brain(volumes: Sequence[Volume], pool: Executor) -> UInt8[np.ndarray, "z y 
     return brain
 
 
-def _box(case: Case, brain: UInt8[np.ndarray, "z y x"], label: Volume | None, pool: Executor) -> tuple[slice, slice, slice]:
+def _box(
+    case: Case, brain: UInt8[np.ndarray, "z y x"], label: Volume | None, pool: Executor
+) -> tuple[slice, slice, slice]:
     """Where the brain and what is annotated lie."""
     if not brain.any():
         raise InputError(f"{case.id}: {case.folder}: every modality is 0 everywhere; a brain is needed")
@@ -262,8 +312,12 @@ def _box(case: Case, brain: UInt8[np.ndarray, "z y x"], label: Volume | None, po
     return slice(z0, z1), slice(y0, y1), slice(x0, x1)
 
 
-def _tissue(label: Volume, case: Case, classes: Sequence[str], marks: UInt8[np.ndarray, "z y x"]) -> tuple[TissueMap, int]:
-    """The crop's tissue classes, 255 outside the brain, and how many annotated voxels lie there (they keep their class)."""
+def _tissue(
+    label: Volume, case: Case, classes: Sequence[str], marks: UInt8[np.ndarray, "z y x"]
+) -> tuple[TissueMap, int]:
+    """The crop's tissue classes, 255 outside the brain, and how many annotated voxels lie there (they keep
+    their class).
+    """
     try:
         tissue = to_tissue(label, schema_named(case.schema), classes)
     except InputError as error:

@@ -57,7 +57,10 @@ class CaseRecord(Record):
     def _fits_together(self) -> "CaseRecord":
         if not self.id or Path(self.id).name != self.id or not self.id.isprintable():
             raise ValueError("the id is not the name of a folder")
-        if any(first + n > whole for first, n, whole in zip(self.origin, self.shape, self.grid_shape, strict=True)):
+        if any(
+            first + n > whole
+            for first, n, whole in zip(self.origin, self.shape, self.grid_shape, strict=True)
+        ):
             raise ValueError("origin and shape reach out of grid_shape")
         if self.offsets != (0, *accumulate(self.counts)) or self.offsets[-1] > prod(self.shape):
             raise ValueError("counts, offsets and shape do not fit together")
@@ -65,7 +68,9 @@ class CaseRecord(Record):
 
 
 class NormalizationRecord(Record):
-    """How the intensities were made: percentiles of the brain that are clipped, and whether bias fields were corrected."""
+    """How the intensities were made: percentiles of the brain that are clipped, and whether bias fields were
+    corrected.
+    """
 
     percentiles: tuple[float, float]
     n4: bool = False
@@ -93,14 +98,20 @@ class BankRecord(Record):
         if len(set(self.modalities)) < len(self.modalities) or not set(self.modalities) <= set(MODALITIES):
             raise ValueError(f"modalities are {', '.join(MODALITIES)}, each once")
         tissues = {*TISSUES, MERGED}
-        if len(set(self.classes)) < len(self.classes) or self.classes[0] != "healthy" or not set(self.classes) <= tissues:
+        if (
+            len(set(self.classes)) < len(self.classes)
+            or self.classes[0] != "healthy"
+            or not set(self.classes) <= tissues
+        ):
             raise ValueError("classes are tissue classes, each once, healthy first")
         if "enhancing_core" not in self.classes:
             raise ValueError("classes lack enhancing_core")
         seen: set[str] = set()
         for case in self.cases:
             if len(case.counts) != len(self.classes):
-                raise ValueError(f"case {case.id}: counts of {len(case.counts)} classes; the bank has {len(self.classes)}")
+                raise ValueError(
+                    f"case {case.id}: counts of {len(case.counts)} classes; the bank has {len(self.classes)}"
+                )
             if case.id in seen:
                 raise ValueError(f"case {case.id} is listed twice")
             seen.add(case.id)

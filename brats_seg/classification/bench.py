@@ -1,4 +1,6 @@
-"""The images of a study -> what is trained on, looked at and scored; and whether they are what the settings ask for."""
+"""The images of a study -> what is trained on, looked at and scored; and whether they are what the settings
+ask for.
+"""
 
 import os
 from collections.abc import Mapping
@@ -52,13 +54,18 @@ def image_folder(images: Images, folder: Path | None) -> Path:
         return Path(images.folder).expanduser()
     root = os.environ.get(DATA_VARIABLE)
     if root is None:
-        raise UsageError(f"images.folder: not given; say --images PATH, or let {DATA_VARIABLE} name a folder with {images.name}/ in it")
+        raise UsageError(
+            f"images.folder: not given; say --images PATH, or let {DATA_VARIABLE} name a folder with "
+            f"{images.name}/ in it"
+        )
     return Path(root) / images.name
 
 
 def open_images(images: Images, folder: Path, *, cache: Path | None) -> Splits:
     """Read an image set as the settings have it; see `load_images`."""
-    return load_images(images.name, folder, classes=images.classes, preprocessing=images.preprocessing, cache=cache)
+    return load_images(
+        images.name, folder, classes=images.classes, preprocessing=images.preprocessing, cache=cache
+    )
 
 
 def open_bench(settings: StudySettings, splits: Splits, *, runtime: Runtime, decoders: int = 1) -> Bench:
@@ -77,9 +84,16 @@ def open_bench(settings: StudySettings, splits: Splits, *, runtime: Runtime, dec
     source = make(splits.train, role="train") if isinstance(splits.train.images, FolderImages) else plain
     train = Pool(source, plain)
     seed = study_seed(settings, Purpose.HELD_OUT)
-    held_out, kept = (choose_examples(train.labels, np.full(len(counts), n), seed=seed) for n in (knobs.held_out, kept_out))
+    held_out, kept = (
+        choose_examples(train.labels, np.full(len(counts), n), seed=seed) for n in (knobs.held_out, kept_out)
+    )
     first, second = (_every_second(test.labels, start) for start in (0, 1))
-    pools = {"test": test, "held_out": Pool.whole(plain.restrict(held_out)), "half": test.restrict(first), "rest": test.restrict(second)}
+    pools = {
+        "test": test,
+        "held_out": Pool.whole(plain.restrict(held_out)),
+        "half": test.restrict(first),
+        "rest": test.restrict(second),
+    }
     pools["train"] = Pool.whole(plain.restrict(np.setdiff1d(kept, held_out)))
     if knobs.images == "own":
         assert splits.validation is not None
@@ -89,9 +103,15 @@ def open_bench(settings: StudySettings, splits: Splits, *, runtime: Runtime, dec
 
 
 def scored_parts(settings: StudySettings) -> tuple[str, ...]:
-    """Names of the image sets that every network is scored on: the test set, what was held out, and of halves both."""
+    """Names of the image sets that every network is scored on: the test set, what was held out, and of halves
+    both.
+    """
     knobs = settings.validation
-    return ("test", *(["held_out"] if knobs.held_out else []), *(["half", "rest"] if knobs.images == "half" else []))
+    return (
+        "test",
+        *(["held_out"] if knobs.held_out else []),
+        *(["half", "rest"] if knobs.images == "half" else []),
+    )
 
 
 def check_study(settings: StudySettings, splits: Splits) -> None:
@@ -99,25 +119,36 @@ def check_study(settings: StudySettings, splits: Splits) -> None:
 
     Raises:
         InputError: a class without a training image, or all test images of one class.
-        UsageError: more images to keep out of training than a class has, no validation images of its own, classes that are not there, or
-            a network that cannot take such images.
+        UsageError: more images to keep out of training than a class has, no validation images of its own,
+            classes that are not there, or a network that cannot take such images.
     """
     knobs, train = settings.validation, splits.train
     n_classes = len(train.class_names)
     absent = [name for name, n in zip(train.class_names, train.counts, strict=True) if n == 0]
     if absent:
-        raise InputError(f"{train.name}: no image of class '{absent[0]}'; classes are numbered from 0 without gaps, each with an image")
+        raise InputError(
+            f"{train.name}: no image of class '{absent[0]}'; classes are numbered from 0 without gaps, each "
+            "with an image"
+        )
     if (splits.test.counts > 0).sum() < min(2, n_classes):
-        raise InputError(f"{splits.test.name}: its images are all of one class; a test needs two classes or more")
+        raise InputError(
+            f"{splits.test.name}: its images are all of one class; a test needs two classes or more"
+        )
     if knobs.held_out + knobs.per_class >= train.counts.min():
         raise UsageError(
-            f"validation.held_out {knobs.held_out} and per_class {knobs.per_class}: fewer together than the {train.counts.min()} training "
+            f"validation.held_out {knobs.held_out} and per_class {knobs.per_class}: fewer together than the "
+            f"{train.counts.min()} training "
             "images of the rarest class"
         )
     if knobs.images == "own" and splits.validation is None:
-        raise UsageError(f"validation.images 'own': {train.name} comes without validation images; take train, half or held_out")
+        raise UsageError(
+            f"validation.images 'own': {train.name} comes without validation images; take train, half or "
+            "held_out"
+        )
     if knobs.of is not None and knobs.of not in train.class_names:
-        raise UsageError(f"validation.of '{knobs.of}': no such class; the classes are {', '.join(train.class_names)}")
+        raise UsageError(
+            f"validation.of '{knobs.of}': no such class; the classes are {', '.join(train.class_names)}"
+        )
     if settings.decisions.costs is not None:
         weigh_costs(np.full((1, n_classes), 1 / n_classes), np.array(settings.decisions.costs, np.float64))
     build_network(settings, train, seed=0, runtime=Runtime(torch.device("cpu")))

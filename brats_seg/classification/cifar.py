@@ -31,7 +31,10 @@ def read_binary_batch(path: Path) -> Rows:
     """
     content = np.frombuffer(read_bytes(path, limit=MOST_BYTES), np.uint8)
     if content.size % _ROW_BYTES or not content.size:
-        raise InputError(f"{path}: {content.size} bytes are not whole rows of {_ROW_BYTES} (1 label, {_PIXELS} pixels); get it again")
+        raise InputError(
+            f"{path}: {content.size} bytes are not whole rows of {_ROW_BYTES} (1 label, {_PIXELS} pixels); "
+            "get it again"
+        )
     rows = content.reshape(-1, _ROW_BYTES)
     return _rows(rows[:, 1:], rows[:, 0].astype(np.int64), path=path)
 
@@ -47,9 +50,16 @@ def read_python_batch(path: Path) -> Rows:
         data, labels = content[b"data"], content[b"labels"]
     except (KeyError, TypeError):
         raise InputError(f"{path}: holds no 'data' and 'labels'; a CIFAR-10 batch does") from None
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != _PIXELS:
+    if (
+        not isinstance(data, np.ndarray)
+        or data.dtype != np.uint8
+        or data.ndim != 2
+        or data.shape[1] != _PIXELS
+    ):
         raise InputError(f"{path}: 'data' is no uint8 array of rows of {_PIXELS} pixels; get it again")
-    if not isinstance(labels, list) or not all(isinstance(label, int) and abs(label) < 1 << 31 for label in labels):
+    if not isinstance(labels, list) or not all(
+        isinstance(label, int) and abs(label) < 1 << 31 for label in labels
+    ):
         raise InputError(f"{path}: 'labels' is no list of whole numbers; get it again")
     if len(labels) != len(data):
         raise InputError(f"{path}: {len(data)} images and {len(labels)} labels; every image has one")
@@ -59,7 +69,10 @@ def read_python_batch(path: Path) -> Rows:
 def _rows(pixels: UInt8[np.ndarray, "n pixels"], labels: Int64[np.ndarray, " n"], *, path: Path) -> Rows:
     wrong = np.flatnonzero((labels < 0) | (labels >= len(CIFAR10_CLASSES)))
     if wrong.size:
-        raise InputError(f"{path}: row {wrong[0]} has label {labels[wrong[0]]}; the labels are 0..{len(CIFAR10_CLASSES) - 1}")
+        raise InputError(
+            f"{path}: row {wrong[0]} has label {labels[wrong[0]]}; the labels are "
+            f"0..{len(CIFAR10_CLASSES) - 1}"
+        )
     images = pixels.reshape(-1, _CHANNELS, _SIDE, _SIDE).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images), labels
 
@@ -101,7 +114,11 @@ def _from_buffer(raw: Any, kind: Any, shape: Any, order: Any) -> _Array:
 
 def _bytes_as_array(raw: Any, kind: Any, shape: Any, order: Any) -> np.ndarray:
     """The array, empty where it is of other numbers than bytes."""
-    if not isinstance(kind, _Kind) or kind.name not in ("u1", "|u1") or not isinstance(raw, bytes | bytearray):
+    if (
+        not isinstance(kind, _Kind)
+        or kind.name not in ("u1", "|u1")
+        or not isinstance(raw, bytes | bytearray)
+    ):
         return np.zeros(0, np.uint8)
     return np.frombuffer(raw, np.uint8).reshape(shape, order=order)
 
@@ -113,7 +130,8 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
     return codecs.encode(text, "latin1")
 
 
-# What an array is pickled as, by NumPy 1 and 2 and every protocol. A pickle can call whatever it can name: it is given these stand-ins.
+# What an array is pickled as, by NumPy 1 and 2 and every protocol. A pickle can call whatever it can name: it
+# is given these stand-ins.
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): None,
     ("numpy", "dtype"): _Kind,
@@ -123,7 +141,9 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy._core.numeric", "_frombuffer"): _from_buffer,
     ("_codecs", "encode"): _encode_latin1,
 }
-_REFUSED_OPCODES = frozenset({"EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "PERSID", "BINPERSID", "NEXT_BUFFER"})
+_REFUSED_OPCODES = frozenset(
+    {"EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "PERSID", "BINPERSID", "NEXT_BUFFER"}
+)
 _MOST_TUPLES = 200  # a batch has 10; a thousand within each other end the process when they are hashed
 
 
@@ -133,7 +153,9 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """What stands for a name in the pickle."""
         if (module, name) not in _ALLOWED:
-            raise InputError(f"names {module}.{name}; a CIFAR-10 batch names NumPy's array builders alone: it was not read")
+            raise InputError(
+                f"names {module}.{name}; a CIFAR-10 batch names NumPy's array builders alone: it was not read"
+            )
         return _ALLOWED[module, name]
 
 

@@ -18,16 +18,18 @@ _ROUNDS = 3
 
 
 def divide_by_prior(probabilities: Probabilities, prior: Shares) -> Probabilities:
-    """Thresholding (Buda et al. 2018, section 2.2): the output of class i divided by its share |i| / sum |k|. Not renormalized.
+    """Thresholding (Buda et al. 2018, section 2.2): the output of class i divided by its share |i| / sum |k|.
+    Not renormalized.
 
-    Each column is multiplied by one number, so that the ROC curve of each class stays what it was. A class without images keeps its
-    output.
+    Each column is multiplied by one number, so that the ROC curve of each class stays what it was. A class
+    without images keeps its output.
     """
     return probabilities / np.where(prior > 0, prior, 1.0)
 
 
 def weigh_costs(probabilities: Probabilities, costs: Float[np.ndarray, "truth said"]) -> Probabilities:
-    """Minus the expected cost of each decision (Elkan 2001, equation 1): `costs[i, j]` is that of saying j where it is i.
+    """Minus the expected cost of each decision (Elkan 2001, equation 1): `costs[i, j]` is that of saying j
+    where it is i.
 
     Raises:
         UsageError: a matrix of another size than the classes.
@@ -35,15 +37,19 @@ def weigh_costs(probabilities: Probabilities, costs: Float[np.ndarray, "truth sa
     n_classes = probabilities.shape[1]
     if costs.shape != (n_classes, n_classes):
         raise UsageError(
-            f"decisions.costs: {costs.shape[0]} x {costs.shape[1]} numbers; {n_classes} classes take {n_classes} x {n_classes}"
+            f"decisions.costs: {costs.shape[0]} x {costs.shape[1]} numbers; {n_classes} classes take "
+            f"{n_classes} x {n_classes}"
         )
     return -(probabilities @ costs)
 
 
-def tune_factors(probabilities: Probabilities, labels: Int64[np.ndarray, " n"], *, score: Tuned) -> Float64[np.ndarray, " k"]:
+def tune_factors(
+    probabilities: Probabilities, labels: Int64[np.ndarray, " n"], *, score: Tuned
+) -> Float64[np.ndarray, " k"]:
     """A factor for each class under which the largest output gives the best score on these images.
 
-    Coordinate ascent over 81 factors from e^-8 to e^8, three rounds, from factors of 1: a class's factor moves only where the score rises.
+    Coordinate ascent over 81 factors from e^-8 to e^8, three rounds, from factors of 1: a class's factor
+    moves only where the score rises.
     """
     factors = np.ones(probabilities.shape[1])
     best = SCORES[score](labels, probabilities.argmax(1), len(factors))
@@ -56,7 +62,9 @@ def tune_factors(probabilities: Probabilities, labels: Int64[np.ndarray, " n"], 
     return factors
 
 
-def _move(factors: np.ndarray, k: int, *, best: float, probabilities: np.ndarray, labels: np.ndarray, score: Tuned) -> float:
+def _move(
+    factors: np.ndarray, k: int, *, best: float, probabilities: np.ndarray, labels: np.ndarray, score: Tuned
+) -> float:
     """Give class `k` its best factor, in place; gives the score then."""
     weighted = probabilities * factors
     weighted[:, k] = -np.inf

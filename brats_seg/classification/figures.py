@@ -1,4 +1,6 @@
-"""The figures and tables of the studies: figures 1 and 3 to 8 of the systematic study, from the rows of ours."""
+"""The figures and tables of the studies: figures 1 and 3 to 8 of the systematic study, from the rows of
+ours.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -70,19 +72,26 @@ class Series:
 
 
 def study_figures(rows: Sequence[Row]) -> dict[str, Figure]:
-    """Every figure that the rows of a study, or of several together, have the networks for, by the name of its file.
+    """Every figure that the rows of a study, or of several together, have the networks for, by the name of
+    its file.
 
     Where a set and method were trained several times, `by_picking` says which training is drawn.
     """
     return by_picking(rows, _study_figures)
 
 
-def by_picking(rows: Sequence[Row], draw: Callable[[Sequence[Row]], Mapping[str, Figure]]) -> dict[str, Figure]:
-    """The figures of the rows that `table.pickings` gives; those picked by validation have a name that ends in `_picked_on_validation`.
+def by_picking(
+    rows: Sequence[Row], draw: Callable[[Sequence[Row]], Mapping[str, Figure]]
+) -> dict[str, Figure]:
+    """The figures of the rows that `table.pickings` gives; those picked by validation have a name that ends
+    in `_picked_on_validation`.
 
     A line at the head of a figure says what picked its runs, where something did.
     """
-    heads = {"test": "runs picked by their AUC on the test images", "validation": "runs picked by their score on the validation images"}
+    heads = {
+        "test": "runs picked by their AUC on the test images",
+        "validation": "runs picked by their score on the validation images",
+    }
     figures: dict[str, Figure] = {}
     for name, chosen in pickings(rows).items():
         for file, figure in draw(chosen).items():
@@ -120,14 +129,22 @@ def write_figures(figures: Mapping[str, Figure], out: Path) -> tuple[Path, ...]:
 
 
 def figure1() -> Figure:
-    """Figure 1: images of each of ten classes under step imbalance (rho 10, mu 0.5; rho 2, mu 0.9) and linear imbalance (rho 10)."""
-    shapes = (Distribution("step", rho=10, mu=0.5), Distribution("step", rho=2, mu=0.9), Distribution("linear", rho=10))
+    """Figure 1: images of each of ten classes under step imbalance (rho 10, mu 0.5; rho 2, mu 0.9) and linear
+    imbalance (rho 10).
+    """
+    shapes = (
+        Distribution("step", rho=10, mu=0.5),
+        Distribution("step", rho=2, mu=0.9),
+        Distribution("linear", rho=10),
+    )
     titles = ("(a) step, ρ = 10, μ = 0.5", "(b) step, ρ = 2, μ = 0.9", "(c) linear, ρ = 10")
     full = np.full(10, 5000)
     figure, axes = grid(1, 3)
     for ax, shape, title in zip(axes[0], shapes, titles, strict=True):
         counts = class_counts(shape, available=full, most=None, order=np.arange(10))
-        ax.bar(np.arange(10), counts, width=0.75, color=["#E69F00" if n < 5000 else "#0072B2" for n in counts])
+        ax.bar(
+            np.arange(10), counts, width=0.75, color=["#E69F00" if n < 5000 else "#0072B2" for n in counts]
+        )
         ax.set_title(f"{title}: {counts.sum():,} images", fontsize=9, color=INK, loc="left")
         ax.set(xlabel="class", xticks=range(10), ylim=(0, 5400))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
@@ -136,12 +153,19 @@ def figure1() -> Figure:
 
 
 def over_ratio(rows: Sequence[Row], *, score: str) -> Figure | None:
-    """Figure 3 (AUC) or 6 (accuracy, with and without thresholding): over rho, a panel for each share of minority classes."""
+    """Figure 3 (AUC) or 6 (accuracy, with and without thresholding): over rho, a panel for each share of
+    minority classes.
+    """
     panels = []
     for name, of_set in _by_set(rows):
         for mu in _three({row["mu"] for row in of_set}, preferred=FEW_CLASSES):
             here = [row for row in of_set if row["mu"] == mu]
-            lines = _method_lines(here, x="rho", score=score, decisions=(ARGMAX, THRESHOLDED) if score == "accuracy" else (ARGMAX,))
+            lines = _method_lines(
+                here,
+                x="rho",
+                score=score,
+                decisions=(ARGMAX, THRESHOLDED) if score == "accuracy" else (ARGMAX,),
+            )
             panels.append((f"{name}, {_n_minority(here)}", lines))
     return _lines_figure(panels, x_label="imbalance ratio ρ", score=score)
 
@@ -158,12 +182,15 @@ def over_minority(rows: Sequence[Row]) -> Figure | None:
 
 def over_linear(rows: Sequence[Row]) -> Figure | None:
     """Figure 5: AUC over rho under linear imbalance, a panel for each image set."""
-    panels = [(f"{name}, linear", _method_lines(of_set, x="rho", score="auc")) for name, of_set in _by_set(rows)]
+    panels = [
+        (f"{name}, linear", _method_lines(of_set, x="rho", score="auc")) for name, of_set in _by_set(rows)
+    ]
     return _lines_figure(panels, x_label="imbalance ratio ρ", score="auc")
 
 
 def reduced_ratio(rows: Sequence[Row]) -> Figure | None:
-    """Figure 7: AUC over the imbalance ratio that over- or undersampling left, a line for each number of minority classes.
+    """Figure 7: AUC over the imbalance ratio that over- or undersampling left, a line for each number of
+    minority classes.
 
     The baseline stands at the ratio the set had.
     """
@@ -183,16 +210,26 @@ def convergence(rows: Sequence[Row]) -> Figure | None:
     curved = [row for row in rows if row["decision"] == ARGMAX and row.get("curve")]
     panels, what = [], []
     for name, of_set in _by_set(curved):
-        wanted = min(((row["mu"] or 0, row["rho"]) for row in of_set), key=lambda p: (p != CONVERGENCE, -p[1], abs(p[0] - CONVERGENCE[0])))
+        wanted = min(
+            ((row["mu"] or 0, row["rho"]) for row in of_set),
+            key=lambda p: (p != CONVERGENCE, -p[1], abs(p[0] - CONVERGENCE[0])),
+        )
         here = [row for row in of_set if (row["mu"] or 0, row["rho"]) == wanted]
         what.append(f"{name}: {here[0]['kind']}, ρ = {wanted[1]:g}, {_n_minority(here)}")
         for method in _methods(here)[:N_PANELS]:
-            panels.append((f"{name}, {method_name(method)}", curve_lines([row for row in here if row["method"] == method])))
+            panels.append(
+                (
+                    f"{name}, {method_name(method)}",
+                    curve_lines([row for row in here if row["method"] == method]),
+                )
+            )
     return _lines_figure(panels, x_label="iteration", score="accuracy", what="; ".join(what), y_axes="shared")
 
 
 def curve_lines(rows: Sequence[Row], *, score: Literal["accuracy", "loss"] = "accuracy") -> list[Series]:
-    """Accuracy (percent) or loss on training and test images over the iterations; a point that lacks the score is left out."""
+    """Accuracy (percent) or loss on training and test images over the iterations; a point that lacks the
+    score is left out.
+    """
     looks = {"train": ("#0072B2", "-", ""), TEST: ("#D55E00", "-", "")}
     lines = []
     for part, look in looks.items():
@@ -216,12 +253,21 @@ def method_look(method: str, among: Sequence[str]) -> tuple[str, str, str]:
         return _LOOKS[method]
     place = [m for m in among if m not in _LOOKS].index(method)
     turn = place // len(_OTHERS)
-    return _OTHERS[place % len(_OTHERS)], ("-", "--", "-.")[turn % 3], _MARKERS[(place + turn) % len(_MARKERS)]
+    return (
+        _OTHERS[place % len(_OTHERS)],
+        ("-", "--", "-.")[turn % 3],
+        _MARKERS[(place + turn) % len(_MARKERS)],
+    )
 
 
 def grid(n_rows: int, n_columns: int, *, width: float = 3.1, height: float = 2.5) -> tuple[Figure, Any]:
     """Empty panels in rows and columns, in the style of all charts."""
-    figure = Figure(figsize=(width * n_columns + 0.3, height * n_rows + 0.3), dpi=150, facecolor="white", layout="constrained")
+    figure = Figure(
+        figsize=(width * n_columns + 0.3, height * n_rows + 0.3),
+        dpi=150,
+        facecolor="white",
+        layout="constrained",
+    )
     axes = figure.subplots(n_rows, n_columns, squeeze=False)
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
@@ -235,26 +281,44 @@ def grid(n_rows: int, n_columns: int, *, width: float = 3.1, height: float = 2.5
 
 
 def legend_below(figure: Figure, handles: Mapping[str, Any], *, n_columns: int, note: str = "") -> None:
-    """One legend for all panels, under them, with a line in small print over it; the figure grows with its lines."""
+    """One legend for all panels, under them, with a line in small print over it; the figure grows with its
+    lines.
+    """
     n_lines = -(-len(handles) // n_columns)
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + _LEGEND_LINE * max(0, n_lines - 2))
     legend = figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=n_columns, frameon=False, fontsize=8.5, handlelength=2.6,
-        title=note or None, title_fontsize=7.5,
-    )  # fmt: skip
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=n_columns,
+        frameon=False,
+        fontsize=8.5,
+        handlelength=2.6,
+        title=note or None,
+        title_fontsize=7.5,
+    )
     legend.get_title().set_color(QUIET)
 
 
 def _lines_figure(
-    panels: Sequence[tuple[str, Sequence[Series]]], *, x_label: str, score: str, what: str = "", y_axes: Literal["own", "shared"] = "own"
+    panels: Sequence[tuple[str, Sequence[Series]]],
+    *,
+    x_label: str,
+    score: str,
+    what: str = "",
+    y_axes: Literal["own", "shared"] = "own",
 ) -> Figure | None:
-    """Panels three to a row, lettered as in the paper; None without any point. `what` is said of all panels."""
+    """Panels three to a row, lettered as in the paper; None without any point. `what` is said of all
+    panels.
+    """
     panels = [(title, lines) for title, lines in panels if any(line.points for line in lines)]
     if not panels:
         return None
     most = max(len(values) for _, lines in panels for line in lines for values in line.points.values())
-    if max(len(lines) for _, lines in panels) > MANY_LINES and all(len(line.points) == 1 for _, lines in panels for line in lines):
+    if max(len(lines) for _, lines in panels) > MANY_LINES and all(
+        len(line.points) == 1 for _, lines in panels for line in lines
+    ):
         return _dots_figure(panels, score=score, what=what, n_repeats=most)
     n_columns = min(N_PANELS, len(panels))
     figure, axes = grid(-(-len(panels) // n_columns), n_columns)
@@ -274,8 +338,12 @@ def _lines_figure(
     return figure
 
 
-def _dots_figure(panels: Sequence[tuple[str, Sequence[Series]]], *, score: str, what: str, n_repeats: int) -> Figure:
-    """Panels of many methods on one training set each: a line of dots for each method, in place of a curve of one point."""
+def _dots_figure(
+    panels: Sequence[tuple[str, Sequence[Series]]], *, score: str, what: str, n_repeats: int
+) -> Figure:
+    """Panels of many methods on one training set each: a line of dots for each method, in place of a curve of
+    one point.
+    """
     names = list(dict.fromkeys(line.name.removesuffix(_THRESHOLDED) for _, lines in panels for line in lines))
     n_columns = min(N_PANELS, len(panels))
     figure, axes = grid(-(-len(panels) // n_columns), n_columns, height=0.7 + 0.22 * len(names))
@@ -284,11 +352,16 @@ def _dots_figure(panels: Sequence[tuple[str, Sequence[Series]]], *, score: str, 
     handles: dict[str, Line2D] = {}
     for number, (ax, (title, lines)) in enumerate(zip(axes.flat[: len(panels)], panels, strict=True)):
         for line in lines:
-            place, is_thresholded = names.index(line.name.removesuffix(_THRESHOLDED)), line.name.endswith(_THRESHOLDED)
+            place, is_thresholded = (
+                names.index(line.name.removesuffix(_THRESHOLDED)),
+                line.name.endswith(_THRESHOLDED),
+            )
             ((_, values),) = line.points.items()
             color = "#D55E00" if is_thresholded else "#0072B2"
             ax.scatter(values, [place] * len(values), s=8, color=color, alpha=0.35, linewidths=0)
-            (drawn,) = ax.plot([np.mean(values)], [place], "D" if is_thresholded else "o", color=color, markersize=5)
+            (drawn,) = ax.plot(
+                [np.mean(values)], [place], "D" if is_thresholded else "o", color=color, markersize=5
+            )
             handles.setdefault("thresholding" if is_thresholded else "largest probability", drawn)
         ax.set_title(f"({chr(ord('a') + number)}) {title}", fontsize=9, color=INK, loc="left")
         ax.set(xlabel=_SCORES[score], ylim=(len(names) - 0.4, -0.6))
@@ -328,27 +401,49 @@ def _dress(ax: Axes, lines: Sequence[Series], *, title: str, x_label: str) -> No
         ax.set_xlim(x[0] * 0.5, x[0] * 2)
 
 
-def _method_lines(rows: Sequence[Row], *, x: str, score: str, decisions: Iterable[str] = (ARGMAX,)) -> list[Series]:
+def _method_lines(
+    rows: Sequence[Row], *, x: str, score: str, decisions: Iterable[str] = (ARGMAX,)
+) -> list[Series]:
     methods = _methods(rows)
     lines = []
     for method in methods:
         for decision in decisions:
-            points = _points([row for row in rows if (row["method"], row["decision"]) == (method, decision)], x=x, score=score)
+            points = _points(
+                [row for row in rows if (row["method"], row["decision"]) == (method, decision)],
+                x=x,
+                score=score,
+            )
             color, dashes, marker = method_look(method, methods)
             plain = decision == ARGMAX
             name = method_name(method) + ("" if plain else _THRESHOLDED)
             if points:
                 lines.append(Series(name, (color, dashes if plain else ":", marker), points))
     # Figure 6 of the paper: two-phase training is left out where thresholding is drawn.
-    return [line for line in lines if not line.name.startswith("two-phase")] if THRESHOLDED in decisions else lines
+    return (
+        [line for line in lines if not line.name.startswith("two-phase")]
+        if THRESHOLDED in decisions
+        else lines
+    )
 
 
 def _minority_lines(rows: Sequence[Row]) -> list[Series]:
-    looks = (("#1d2733", "-", "o"), ("#0072B2", "-", "s"), ("#D55E00", "-", "^"), ("#009E73", "-", "D"), ("#CC79A7", "-", "v"))
+    looks = (
+        ("#1d2733", "-", "o"),
+        ("#0072B2", "-", "s"),
+        ("#D55E00", "-", "^"),
+        ("#009E73", "-", "D"),
+        ("#CC79A7", "-", "v"),
+    )
     numbers = sorted({len(row["minority"]) for row in rows})
-    placed = [row | {"left": row["rho"] if row["method"] == "baseline" else row["imbalance_ratio"]} for row in rows]
+    placed = [
+        row | {"left": row["rho"] if row["method"] == "baseline" else row["imbalance_ratio"]} for row in rows
+    ]
     return [
-        Series(f"{n} minority class{'es' if n != 1 else ''}", looks[i % len(looks)], _points(of_number, x="left", score="auc"))
+        Series(
+            f"{n} minority class{'es' if n != 1 else ''}",
+            looks[i % len(looks)],
+            _points(of_number, x="left", score="auc"),
+        )
         for i, n in enumerate(numbers)
         if (of_number := [row for row in placed if len(row["minority"]) == n])
     ]
@@ -369,7 +464,10 @@ def _methods(rows: Sequence[Row]) -> list[str]:
 
 
 def _by_set(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    names = sorted({row["images"] for row in rows}, key=lambda name: (name not in SETS, list(SETS).index(name) if name in SETS else name))
+    names = sorted(
+        {row["images"] for row in rows},
+        key=lambda name: (name not in SETS, list(SETS).index(name) if name in SETS else name),
+    )
     return [(SETS.get(name, name), [row for row in rows if row["images"] == name]) for name in names]
 
 
@@ -378,7 +476,11 @@ def _three(values: set[float], *, preferred: Sequence[float] = ()) -> list[float
     if preferred and set(preferred) <= values:
         return list(preferred)
     ordered = sorted(values)
-    return [ordered[i] for i in sorted({round(share * (len(ordered) - 1)) for share in (0, 0.5, 1)})] if ordered else []
+    return (
+        [ordered[i] for i in sorted({round(share * (len(ordered) - 1)) for share in (0, 0.5, 1)})]
+        if ordered
+        else []
+    )
 
 
 def _n_minority(rows: Sequence[Row]) -> str:

@@ -48,7 +48,8 @@ class Fitted:
         iterations: done; fewer than the budget where it stopped early.
         loss: mean over the last iterations, 100 at most; None where it was not finite.
         diverged: whether its loss or its weights stopped being numbers.
-        validation: score on the validation images of the weights that were kept; None without such images, or where it diverged.
+        validation: score on the validation images of the weights that were kept; None without such images, or
+            where it diverged.
         curve: points by iteration.
     """
 
@@ -77,12 +78,15 @@ def build_network(settings: StudySettings, images: ImageSet, *, seed: int, runti
     n_channels, n_classes = images.n_channels, len(images.class_names)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = make_classic(settings.network.name, n_channels=n_channels, n_classes=n_classes, image_size=images.image_size)
+        network = make_classic(
+            settings.network.name, n_channels=n_channels, n_classes=n_classes, image_size=images.image_size
+        )
     if settings.network.output_weights == "zero":
         last = output_layers(settings.network.name, network)[-1]
         if not isinstance(last, nn.Linear):
             raise UsageError(
-                f"network.output_weights 'zero': the last layer of '{settings.network.name}' has a ReLU behind it; take 'scaled'"
+                f"network.output_weights 'zero': the last layer of '{settings.network.name}' has a ReLU "
+                "behind it; take 'scaled'"
             )
         nn.init.zeros_(last.weight)
     return runtime.place(network)
@@ -120,10 +124,19 @@ def fit(
     loss = _loss(remedy, weights, counts=counts)
     switch = round(remedy.knobs.weights_from * settings.training.iterations) if remedy.recipe.deferred else 0
     learner = make_learner(
-        network, loss if switch == 0 else _loss(remedy, None, counts=counts), optimizer, settings, seed=seed, runtime=runtime
+        network,
+        loss if switch == 0 else _loss(remedy, None, counts=counts),
+        optimizer,
+        settings,
+        seed=seed,
+        runtime=runtime,
     )
     draws = Draws(pool, remedy, settings, seed=seed, runtime=runtime)
-    perturb = _Perturber(remedy, counts=counts, seed=seed, image_size=pool.source.shape[1:3]) if remedy.recipe.perturbs else None
+    perturb = (
+        _Perturber(remedy, counts=counts, seed=seed, image_size=pool.source.shape[1:3])
+        if remedy.recipe.perturbs
+        else None
+    )
     batch: ImageBatch | None = None
 
     def step(number: int) -> tuple[Tensor, Draw]:
@@ -136,7 +149,16 @@ def fit(
             perturb(batch.inputs, draw, number=number)
         return learner.learn(batch.inputs, batch.targets, number=number)[0], draw
 
-    fitted = _iterate(network, step, settings, n_classes=len(counts), watch=watch, curve=curve, on_step=on_step, set_mode=nn.Module.train)
+    fitted = _iterate(
+        network,
+        step,
+        settings,
+        n_classes=len(counts),
+        watch=watch,
+        curve=curve,
+        on_step=on_step,
+        set_mode=nn.Module.train,
+    )
     fitted.prior = _prior(remedy, fitted.seen, weights, counts=counts)
     return fitted
 
@@ -153,14 +175,16 @@ def fit_second_phase(
     curve: Curve | None = None,
     on_step: Callable[[], object] | None = None,
 ) -> Fitted:
-    """Go on from a finished network: its output layers alone, at the natural frequencies (Havaei et al. 2017; Buda et al. 2018).
+    """Go on from a finished network: its output layers alone, at the natural frequencies (Havaei et al. 2017;
+    Buda et al. 2018).
 
-    A whole second schedule at a tenth of the rate (`training.phase2_lr_factor`), the plain cross-entropy. As for scans, the network
-    stays in evaluation mode: its batch-norm statistics are fixed, and nothing is dropped out. The phase is not stopped early and keeps
-    its last weights: by validation images of other frequencies than the training's the first would be best.
+    A whole second schedule at a tenth of the rate (`training.phase2_lr_factor`), the plain cross-entropy. As
+    for scans, the network stays in evaluation mode: its batch-norm statistics are fixed, and nothing is
+    dropped out. The phase is not stopped early and keeps its last weights: by validation images of other
+    frequencies than the training's the first would be best.
 
-    Where the images are not cut anew each time, what the output layer gets is computed once for each image: 50 times faster for
-    LeNet-5, and the same numbers but for the order of additions.
+    Where the images are not cut anew each time, what the output layer gets is computed once for each image:
+    50 times faster for LeNet-5, and the same numbers but for the order of additions.
     """
     to_the_end = settings.validation.model_copy(update={"checkpoint": "last", "patience": None})
     settings = settings.model_copy(update={"validation": to_the_end})
@@ -179,11 +203,22 @@ def fit_second_phase(
         draw = natural.next(network)
         if features is not None:
             return learner.learn(*features(draw.ids), number=number)[0], draw
-        batch = pool.source.batch(draw.ids, number=settings.training.iterations + number)  # other cuts than the first phase's
+        batch = pool.source.batch(
+            draw.ids, number=settings.training.iterations + number
+        )  # other cuts than the first phase's
         return learner.learn(batch.inputs, batch.targets, number=number)[0], draw
 
     n_classes = pool.index.n_classes
-    fitted = _iterate(network, step, settings, n_classes=n_classes, watch=watch, curve=curve, on_step=on_step, set_mode=nn.Module.eval)
+    fitted = _iterate(
+        network,
+        step,
+        settings,
+        n_classes=n_classes,
+        watch=watch,
+        curve=curve,
+        on_step=on_step,
+        set_mode=nn.Module.eval,
+    )
     fitted.prior = effective_prior(fitted.seen) if fitted.seen.any() else None
     return fitted
 
@@ -192,8 +227,8 @@ def fit_second_phase(
 def probabilities(network: nn.Module, pool: Pool, *, runtime: Runtime) -> Float64[np.ndarray, "n k"]:
     """Class probabilities of every image of a pool, in its order; the network is in evaluation mode for it.
 
-    The softmax is in float64: in float32 those of a sure network are exactly 1, and ties blur its ROC curve. Of an image that a diverging
-    network gives no numbers for, all classes are alike.
+    The softmax is in float64: in float32 those of a sure network are exactly 1, and ties blur its ROC curve.
+    Of an image that a diverging network gives no numbers for, all classes are alike.
     """
     with evaluating(network), runtime.autocast():
         logits = torch.cat([network(inputs).double() for inputs in pool.batches()])
@@ -215,9 +250,13 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 class Draws:
-    """The batches of one training: a sampler of the heart, drawn anew where the remedy says so, fed with hard examples where it asks."""
+    """The batches of one training: a sampler of the heart, drawn anew where the remedy says so, fed with hard
+    examples where it asks.
+    """
 
-    def __init__(self, pool: Pool, remedy: Remedy | None, settings: StudySettings, *, seed: int, runtime: Runtime) -> None:
+    def __init__(
+        self, pool: Pool, remedy: Remedy | None, settings: StudySettings, *, seed: int, runtime: Runtime
+    ) -> None:
         """`remedy` None draws every image alike, each once in a pass."""
         self._pool, self._remedy, self._seed, self._runtime = pool, remedy, seed, runtime
         self._batch_size, self._iterations = settings.training.batch_size, settings.training.iterations
@@ -236,7 +275,12 @@ class Draws:
     def _make(self) -> Sampler:
         self._n_made += 1
         seed = int(np.random.SeedSequence([self._seed, self._n_made]).generate_state(1)[0])
-        plan: dict[str, Any] = {"batch_size": self._batch_size, "steps": None, "seed": seed, "allow_absent_class": True}
+        plan: dict[str, Any] = {
+            "batch_size": self._batch_size,
+            "steps": None,
+            "seed": seed,
+            "allow_absent_class": True,
+        }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # an absent class is the study's own wish
             if self._remedy is None:
@@ -246,13 +290,19 @@ class Draws:
                 plan["steps"] = self._iterations
             if recipe.sampler == "hard":
                 plan |= {"hard_classes": hard.classes, "recycle": hard.recycle, "max_age": hard.max_age}
-            return make_sampler(recipe.sampler, self._pool.index, imbalance_ratio=self._remedy.imbalance_ratio, **plan)
+            return make_sampler(
+                recipe.sampler, self._pool.index, imbalance_ratio=self._remedy.imbalance_ratio, **plan
+            )
 
     def _hard(self, network: nn.Module, sampler: HardSampler) -> dict[int, Ids]:
-        """Images that the network gets wrong, or right with a probability under the threshold; of a random `subset` of each class."""
+        """Images that the network gets wrong, or right with a probability under the threshold; of a random
+        `subset` of each class.
+        """
         assert self._remedy is not None
         knobs, index = self._remedy.knobs.hard, self._pool.index
-        generator = np.random.Generator(np.random.Philox(key=np.array([self._seed, sampler.epoch], np.uint64)))
+        generator = np.random.Generator(
+            np.random.Philox(key=np.array([self._seed, sampler.epoch], np.uint64))
+        )
         found = {}
         for k in sampler.hard_classes:
             ids = np.sort(index.random_ids(k, knobs.subset or int(index.counts[k]), generator=generator))
@@ -278,7 +328,9 @@ class _Features:
 
     def __call__(self, ids: Ids) -> tuple[Tensor, Tensor]:
         """Features and targets of a batch."""
-        return self._features.index_select(0, torch.from_numpy(ids).to(self._features.device)), self._source.targets(ids)
+        return self._features.index_select(
+            0, torch.from_numpy(ids).to(self._features.device)
+        ), self._source.targets(ids)
 
 
 class _Perturber:
@@ -325,7 +377,11 @@ def _iterate(
     set_mode: Callable[[nn.Module], object],
 ) -> Fitted:
     """Take the steps; stop where the loss is no number or the validation score has not risen for long."""
-    fitted, knobs, every = Fitted(network, np.zeros(n_classes, np.int64)), settings.validation, settings.record.curve_every
+    fitted, knobs, every = (
+        Fitted(network, np.zeros(n_classes, np.int64)),
+        settings.validation,
+        settings.record.curve_every,
+    )
     n_steps = settings.training.iterations
     losses: list[Tensor] = []
     best_score, best, waited = float("-inf"), None, 0
@@ -364,10 +420,27 @@ def _iterate(
     return fitted
 
 
-def make_learner(network: nn.Module, loss: Loss, optimizer: Optimizer, settings: StudySettings, *, seed: int, runtime: Runtime) -> Learner:
+def make_learner(
+    network: nn.Module,
+    loss: Loss,
+    optimizer: Optimizer,
+    settings: StudySettings,
+    *,
+    seed: int,
+    runtime: Runtime,
+) -> Learner:
     """The step of the segmentation wing, with the study's budget."""
     n_steps, batch_size = settings.training.iterations, settings.training.batch_size
-    return Learner(network, loss=loss, optimizer=optimizer, n_steps=n_steps, batch_size=batch_size, ema=0.0, seed=seed, runtime=runtime)
+    return Learner(
+        network,
+        loss=loss,
+        optimizer=optimizer,
+        n_steps=n_steps,
+        batch_size=batch_size,
+        ema=0.0,
+        seed=seed,
+        runtime=runtime,
+    )
 
 
 def plain_loss() -> Loss:
@@ -387,11 +460,15 @@ def _weights(remedy: Remedy, *, counts: Counts) -> Shares | None:
 def _loss(remedy: Remedy, weights: Shares | None, *, counts: Counts) -> Loss:
     given = None if weights is None else weights.tolist()
     prior = (counts / counts.sum()).tolist() if remedy.recipe.loss == "logit_adjusted" else None
-    return make_loss(remedy.recipe.loss, outside="none", class_weights=given, prior=prior, tau=remedy.knobs.tau)
+    return make_loss(
+        remedy.recipe.loss, outside="none", class_weights=given, prior=prior, tau=remedy.knobs.tau
+    )
 
 
 def _prior(remedy: Remedy, seen: Counts, weights: Shares | None, *, counts: Counts) -> Shares | None:
-    """What the network was trained under: images that entered the loss x their weight, over what the loss itself divided out."""
+    """What the network was trained under: images that entered the loss x their weight, over what the loss
+    itself divided out.
+    """
     if remedy.recipe.loss not in LOSSES_WITH_A_PRIOR or not seen.any():
         return None
     factor = np.ones(len(seen)) if weights is None else weights

@@ -30,17 +30,9 @@ MOST_ELONGATED = 100
 """Times the short side that the long side may have: the short one is brought to 256 pixels."""
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 _DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    ArithmeticError,
-    LookupError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
+    OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, struct.error, zlib.error,
+    Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
 """What Pillow raises over bytes that are no whole image."""
 _CHUNK = 256
 """Files that a thread checks at a time."""
@@ -83,7 +75,9 @@ class FolderImages:
         """Path and size in bytes of each file."""
         return [f"{path} {os.path.getsize(self.root / path)}" for path in self.paths]
 
-    def decode(self, ids: Int64[np.ndarray, " b"], *, crops: Crops, threads: Executor | None) -> UInt8[np.ndarray, "b y x c"]:
+    def decode(
+        self, ids: Int64[np.ndarray, " b"], *, crops: Crops, threads: Executor | None
+    ) -> UInt8[np.ndarray, "b y x c"]:
         """Decode and cut a batch; Pillow works outside Python's lock, so threads help.
 
         Raises:
@@ -92,7 +86,11 @@ class FolderImages:
         out = np.empty((len(ids), CROP, CROP, 3), np.uint8)
 
         def one(i: int) -> None:
-            out[i] = _cut(read_image(self.root / self.paths[ids[i]]), corner=crops.corners[i], mirrored=bool(crops.mirrored[i]))
+            out[i] = _cut(
+                read_image(self.root / self.paths[ids[i]]),
+                corner=crops.corners[i],
+                mirrored=bool(crops.mirrored[i]),
+            )
 
         for _ in threads.map(one, range(len(ids))) if threads is not None else map(one, range(len(ids))):
             pass
@@ -105,22 +103,28 @@ def center_crops(n: int) -> Crops:
 
 
 def random_crops(n: int, *, seed: int, step: int) -> Crops:
-    """Any square and half of the images mirrored, as in training: numbers by Philox, keyed by (seed, step)."""
+    """Any square and half of the images mirrored, as in training: numbers by Philox, keyed by (seed,
+    step).
+    """
     generator = np.random.Generator(np.random.Philox(key=np.array([seed, step], np.uint64)))
     return Crops(generator.random((n, 2)), generator.random(n) < 0.5)
 
 
 def list_folder(root: Path) -> tuple[FolderImages, Int64[np.ndarray, " n"], tuple[str, ...]]:
-    """The images of class folders, the class of each and the class names, both in the order of their names. Nothing is decoded.
+    """The images of class folders, the class of each and the class names, both in the order of their names.
+    Nothing is decoded.
 
     Names that begin with a dot are passed over.
 
     Raises:
-        InputError: a file that is no JPEG or PNG by its name, a folder in a class folder, an empty class, or no class at all.
+        InputError: a file that is no JPEG or PNG by its name, a folder in a class folder, an empty class, or
+            no class at all.
     """
     class_names = tuple(sorted(entry.name for entry in _entries(root) if _is_class(entry)))
     if not class_names:
-        raise InputError(f"{root}: no class folders in it; put one folder of JPEG or PNG files for each class there")
+        raise InputError(
+            f"{root}: no class folders in it; put one folder of JPEG or PNG files for each class there"
+        )
     paths: list[str] = []
     counts = []
     for name in class_names:
@@ -133,7 +137,9 @@ def list_folder(root: Path) -> tuple[FolderImages, Int64[np.ndarray, " n"], tupl
 
 
 def broken_images(images: FolderImages, *, threads: Executor | None = None) -> tuple[str, ...]:
-    """Read every file once, at an eighth of its size; one line for each that cannot be. A study may draw such a file after days only."""
+    """Read every file once, at an eighth of its size; one line for each that cannot be. A study may draw such
+    a file after days only.
+    """
     paths = images.paths
     chunks = [[images.root / path for path in paths[i : i + _CHUNK]] for i in range(0, len(paths), _CHUNK)]
     lines = chain.from_iterable((threads.map if threads is not None else map)(_problems, chunks))
@@ -141,7 +147,8 @@ def broken_images(images: FolderImages, *, threads: Executor | None = None) -> t
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decode a JPEG or PNG as RGB with a shorter side of 256 pixels (bilinear; the ratio of the sides is kept).
+    """Decode a JPEG or PNG as RGB with a shorter side of 256 pixels (bilinear; the ratio of the sides is
+    kept).
 
     Raises:
         InputError: broken, or no image.
@@ -165,12 +172,21 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 raise ValueError(f"{image.width} x {image.height} pixels; {most}")
             yield image
     except _DAMAGE as error:
-        said = getattr(error, "strerror", None) or str(error).partition("<_io")[0].strip() or type(error).__name__
+        said = (
+            getattr(error, "strerror", None)
+            or str(error).partition("<_io")[0].strip()
+            or type(error).__name__
+        )
         raise InputError(f"{path}: not a whole JPEG or PNG: {said}; replace it or remove it") from None
 
 
-def _cut(image: Image.Image, *, corner: Sequence[float] | np.ndarray, mirrored: bool) -> UInt8[np.ndarray, "y x c"]:
-    y, x = (round(float(share) * (side - CROP)) for share, side in zip(corner, (image.height, image.width), strict=True))
+def _cut(
+    image: Image.Image, *, corner: Sequence[float] | np.ndarray, mirrored: bool
+) -> UInt8[np.ndarray, "y x c"]:
+    y, x = (
+        round(float(share) * (side - CROP))
+        for share, side in zip(corner, (image.height, image.width), strict=True)
+    )
     pixels = np.asarray(image.crop((x, y, x + CROP, y + CROP)))
     return pixels[:, ::-1] if mirrored else pixels
 
@@ -198,7 +214,9 @@ def _entries(folder: Path) -> list["os.DirEntry[str]"]:
 
 def _is_class(entry: "os.DirEntry[str]") -> bool:
     if not entry.is_dir():
-        raise InputError(f"{entry.path}: a file among the class folders; each image lies in the folder of its class")
+        raise InputError(
+            f"{entry.path}: a file among the class folders; each image lies in the folder of its class"
+        )
     return True
 
 

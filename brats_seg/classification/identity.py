@@ -13,11 +13,18 @@ GRID_SECTIONS = ("distributions", "repeats", "methods", "search", "published")
 """Sections that say which networks there are; the rest is the same for all networks of a store."""
 
 LATER: dict[str, dict[str, Any]] = {
-    "augment": {"contrast": [1.0, 1.0], "gamma_inverted": 0.0, "bias_field": [0.0, 0.0], "low_resolution": [1.0, 1.0]},
+    "augment": {
+        "contrast": [1.0, 1.0],
+        "gamma_inverted": 0.0,
+        "bias_field": [0.0, 0.0],
+        "low_resolution": [1.0, 1.0],
+    },
     "optimizer": {"bias_lr_factor": 1.0},
     "network": {"output_weights": "scaled"},
 }
-"""Knobs that were added after the first studies were stored, and their defaults, by section. A new knob gets its line here."""
+"""Knobs that were added after the first studies were stored, and their defaults, by section. A new knob gets
+its line here.
+"""
 
 
 class Purpose(IntEnum):
@@ -29,21 +36,27 @@ class Purpose(IntEnum):
 
 
 def recorded(name: str, section: Any) -> Any:
-    """A section of the settings as plain values, without the knobs that came later (`LATER`) and are at their defaults.
+    """A section of the settings as plain values, without the knobs that came later (`LATER`) and are at their
+    defaults.
 
     Two versions of the program so give one study one identity, and its cells the digests that its store has.
     """
     if not isinstance(section, dict):
         return section
     later = LATER.get(name, {})
-    return {key: recorded(key, value) for key, value in section.items() if key not in later or value != later[key]}
+    return {
+        key: recorded(key, value) for key, value in section.items() if key not in later or value != later[key]
+    }
 
 
 def shared_settings(settings: StudySettings) -> dict[str, Any]:
     """What all networks of a store have in common, as plain values; where the images lie is no part of it."""
     tree = {name: recorded(name, section) for name, section in settings.model_dump(mode="json").items()}
     shared = {name: value for name, value in tree.items() if name not in (*GRID_SECTIONS, "images")}
-    return {"image_set": {name: value for name, value in tree["images"].items() if name != "folder"}, **shared}
+    return {
+        "image_set": {name: value for name, value in tree["images"].items() if name != "folder"},
+        **shared,
+    }
 
 
 def config_digest(settings: StudySettings) -> str:

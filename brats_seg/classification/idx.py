@@ -28,7 +28,10 @@ def read_idx(path: Path, *, n_axes: int) -> UInt8[np.ndarray, "..."]:
     """
     packed = path.suffix == ".gz"
     try:
-        with open_regular(path) as file, igzip.IGzipFile(fileobj=file, mode="rb") if packed else file as stream:
+        with (
+            open_regular(path) as file,
+            igzip.IGzipFile(fileobj=file, mode="rb") if packed else file as stream,
+        ):
             most = os.fstat(file.fileno()).st_size * (MAX_INFLATION if packed else 1)
             shape = _shape(stream.read(4 + 4 * n_axes), path=path, n_axes=n_axes)
             expected = math.prod(shape)
@@ -38,10 +41,15 @@ def read_idx(path: Path, *, n_axes: int) -> UInt8[np.ndarray, "..."]:
             has_more = bool(stream.read(1))
     except UNPACK_ERRORS as error:
         said = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read: {said or 'the packed file is cut short'}; get it again") from None
+        raise InputError(
+            f"{path}: cannot be read: {said or 'the packed file is cut short'}; get it again"
+        ) from None
     if content.size != expected or has_more:
         found = "more" if has_more else f"{content.size}"
-        raise InputError(f"{path}: its header says {' x '.join(map(str, shape))} = {expected} bytes, and {found} follow; get it again")
+        raise InputError(
+            f"{path}: its header says {' x '.join(map(str, shape))} = {expected} bytes, and {found} follow; "
+            "get it again"
+        )
     return content.reshape(shape)
 
 
@@ -50,5 +58,8 @@ def _shape(header: bytes, *, path: Path, n_axes: int) -> tuple[int, ...]:
         raise InputError(f"{path}: {len(header)} bytes are no IDX header of {4 + 4 * n_axes}; get it again")
     if header[:4] != bytes([0, 0, _UNSIGNED_BYTE, n_axes]):
         wanted = bytes([0, 0, _UNSIGNED_BYTE, n_axes]).hex()
-        raise InputError(f"{path}: begins with {header[:4].hex()}; an IDX file of bytes with {n_axes} axes begins with {wanted}")
+        raise InputError(
+            f"{path}: begins with {header[:4].hex()}; an IDX file of bytes with {n_axes} axes begins with "
+            f"{wanted}"
+        )
     return tuple(int(n) for n in np.frombuffer(header, ">u4", offset=4))

@@ -46,10 +46,15 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
-            raise InputError(f"{self.name}: {len(self.images)} images and {len(self.labels)} labels; every image has one")
+            raise InputError(
+                f"{self.name}: {len(self.images)} images and {len(self.labels)} labels; every image has one"
+            )
         k = len(self.class_names)
         if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < k:
-            raise InputError(f"{self.name}: labels lie in {self.labels.min()}..{self.labels.max()}; {k} classes take 0..{k - 1}")
+            raise InputError(
+                f"{self.name}: labels lie in {self.labels.min()}..{self.labels.max()}; {k} classes take "
+                f"0..{k - 1}"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,7 +77,9 @@ class ImageSet:
     def take(self, ids: Int64[np.ndarray, " m"]) -> "ImageSet":
         """Some of the images, copied (of a folder their paths)."""
         if isinstance(self.images, FolderImages):
-            chosen: Pixels | FolderImages = replace(self.images, paths=tuple(self.images.paths[i] for i in ids))
+            chosen: Pixels | FolderImages = replace(
+                self.images, paths=tuple(self.images.paths[i] for i in ids)
+            )
         else:
             chosen = self.images[ids]
         return replace(self, images=chosen, labels=self.labels[ids])
@@ -80,7 +87,9 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Splits:
-    """A set as it is published: what is trained on, what is tested on, and a validation part where it has one."""
+    """A set as it is published: what is trained on, what is tested on, and a validation part where it has
+    one.
+    """
 
     train: ImageSet
     test: ImageSet
@@ -89,7 +98,9 @@ class Splits:
     @property
     def parts(self) -> tuple[ImageSet, ...]:
         """Training, test and, where there is one, validation part."""
-        return (self.train, self.test) if self.validation is None else (self.train, self.test, self.validation)
+        return (
+            (self.train, self.test) if self.validation is None else (self.train, self.test, self.validation)
+        )
 
     @property
     def n_bytes(self) -> int:
@@ -98,7 +109,9 @@ class Splits:
 
     @cached_property
     def digest(self) -> str:
-        """Twelve hexadecimal figures that stand for images, labels and class names; of a folder for paths and sizes of its files."""
+        """Twelve hexadecimal figures that stand for images, labels and class names; of a folder for paths and
+        sizes of its files.
+        """
         digest = hashlib.sha256()
         for part in self.parts:
             digest.update(f"{part.images.shape} {part.class_names}".encode())
@@ -148,7 +161,9 @@ def keep_classes(splits: Splits, classes: Sequence[str]) -> Splits:
     """
     names = splits.train.class_names
     if unknown := [c for c in classes if c not in names]:
-        raise UsageError(f"images.classes '{unknown[0]}' is unknown; {splits.train.name} has {', '.join(names)}")
+        raise UsageError(
+            f"images.classes '{unknown[0]}' is unknown; {splits.train.name} has {', '.join(names)}"
+        )
     if len(set(classes)) != len(classes) or len(classes) < 2:
         raise UsageError(f"images.classes {', '.join(classes)}: two different classes at least, each once")
     new = np.full(len(names), -1, np.int64)
@@ -162,18 +177,25 @@ def keep_classes(splits: Splits, classes: Sequence[str]) -> Splits:
 
 
 def check_whitening(splits: Splits, preprocessing: Literal["none", "gcn_zca"]) -> None:
-    """Raise `UsageError` where images cannot be whitened that are to be: not bytes in memory, or too many values for a covariance."""
+    """Raise `UsageError` where images cannot be whitened that are to be: not bytes in memory, or too many
+    values for a covariance.
+    """
     if preprocessing == "none":
         return
     for images in splits.parts:
         if isinstance(images.images, FolderImages) or images.images.dtype != np.uint8:
-            raise UsageError(f"{images.name}: whitening takes the bytes of a set in memory (mnist, cifar10, npz)")
+            raise UsageError(
+                f"{images.name}: whitening takes the bytes of a set in memory (mnist, cifar10, npz)"
+            )
     if (n_values := int(np.prod(splits.train.images.shape[1:]))) > _MOST_FEATURES:
-        raise UsageError(f"{splits.train.name}: {n_values} values an image; whitening takes {_MOST_FEATURES} at most")
+        raise UsageError(
+            f"{splits.train.name}: {n_values} values an image; whitening takes {_MOST_FEATURES} at most"
+        )
 
 
 def whiten_splits(splits: Splits, *, cache: Path | None) -> Splits:
-    """Global contrast normalization and ZCA whitening by the training images (Goodfellow et al. 2013); kept in the folder `cache`.
+    """Global contrast normalization and ZCA whitening by the training images (Goodfellow et al. 2013); kept
+    in the folder `cache`.
 
     Raises:
         UsageError: images that are not bytes in memory, or too many values each for a covariance.
@@ -181,12 +203,16 @@ def whiten_splits(splits: Splits, *, cache: Path | None) -> Splits:
     check_whitening(splits, "gcn_zca")
     arrays = [np.asarray(images.images) for images in splits.parts]
     done = whitened(arrays[0], tuple(arrays[1:]), cache=cache)
-    new = [replace(images, images=pixels, scale=1.0) for images, pixels in zip(splits.parts, done, strict=True)]
+    new = [
+        replace(images, images=pixels, scale=1.0) for images, pixels in zip(splits.parts, done, strict=True)
+    ]
     return Splits(*new)
 
 
 def _check_parts(splits: Splits) -> None:
-    """Raise `InputError` where a network could not be trained on one part and tested on another, or has nothing to tell apart."""
+    """Raise `InputError` where a network could not be trained on one part and tested on another, or has
+    nothing to tell apart.
+    """
     if len(splits.train.class_names) < 2:
         raise InputError(f"{splits.train.name}: 1 class; a study tells two apart at least")
     for part in splits.parts[1:]:
@@ -198,15 +224,24 @@ def _check_parts(splits: Splits) -> None:
 def _mnist(folder: Path) -> Splits:
     sets = []
     for part in ("train", "t10k"):
-        found = [_packed_or_not(folder, f"{part}-{what}") for what in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+        found = [
+            _packed_or_not(folder, f"{part}-{what}") for what in ("images-idx3-ubyte", "labels-idx1-ubyte")
+        ]
         if found[0] is None or found[1] is None:
             raise InputError(
-                f"{folder}: MNIST is not there; put train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
+                f"{folder}: MNIST is not there; put train-images-idx3-ubyte, train-labels-idx1-ubyte, "
+                "t10k-images-idx3-ubyte and "
                 "t10k-labels-idx1-ubyte (with .gz or without) there"
             )
-        images, labels = read_idx(found[0], n_axes=3)[..., None], read_idx(found[1], n_axes=1).astype(np.int64)
+        images, labels = (
+            read_idx(found[0], n_axes=3)[..., None],
+            read_idx(found[1], n_axes=1).astype(np.int64),
+        )
         if len(images) != len(labels):
-            raise InputError(f"{found[0]} holds {len(images)} images and {found[1].name} {len(labels)} labels; every image has one")
+            raise InputError(
+                f"{found[0]} holds {len(images)} images and {found[1].name} {len(labels)} labels; every "
+                "image has one"
+            )
         sets.append(ImageSet(str(found[0]), images, labels, tuple("0123456789"), MNIST_SCALE))
     return Splits(*sets)
 
@@ -223,15 +258,23 @@ def _packed_or_not(folder: Path, name: str) -> Path | None:
 def _cifar10(folder: Path) -> Splits:
     for home in (folder, folder / "cifar-10-batches-bin", folder / "cifar-10-batches-py"):
         for suffix, read in ((".bin", read_binary_batch), ("", read_python_batch)):
-            train = sorted(p for p in home.glob(f"data_batch_*{suffix}") if re.fullmatch(rf"data_batch_\d+{re.escape(suffix)}", p.name))
+            train = sorted(
+                p
+                for p in home.glob(f"data_batch_*{suffix}")
+                if re.fullmatch(rf"data_batch_\d+{re.escape(suffix)}", p.name)
+            )
             test = home / f"test_batch{suffix}"
             if train and test.is_file():
                 parts = [_joined(read, paths) for paths in (train, [test])]
                 names = _cifar_names(home / "batches.meta.txt")
-                sets = (ImageSet(f"{home} {p}", *rows, names, BYTE_SCALE) for p, rows in zip(("train", "test"), parts, strict=True))
+                sets = (
+                    ImageSet(f"{home} {p}", *rows, names, BYTE_SCALE)
+                    for p, rows in zip(("train", "test"), parts, strict=True)
+                )
                 return Splits(*sets)
     raise InputError(
-        f"{folder}: CIFAR-10 is not there; put the folder cifar-10-batches-bin (data_batch_1.bin to data_batch_5.bin, test_batch.bin) or "
+        f"{folder}: CIFAR-10 is not there; put the folder cifar-10-batches-bin (data_batch_1.bin to "
+        "data_batch_5.bin, test_batch.bin) or "
         "cifar-10-batches-py (the same without .bin) there"
     )
 
@@ -250,10 +293,14 @@ def _cifar_names(path: Path) -> tuple[str, ...]:
 
 def _folder(folder: Path) -> Splits:
     if folder.is_file():
-        raise InputError(f"{folder}: is a file; for an .npz say --set images.name=npz, for images give the folder they lie in")
+        raise InputError(
+            f"{folder}: is a file; for an .npz say --set images.name=npz, for images give the folder they "
+            "lie in"
+        )
     if not folder.is_dir():
         raise InputError(
-            f"{folder}: no such folder; put train/<class>/*.jpg and test/<class>/*.jpg (or val/, or class folders alone) there"
+            f"{folder}: no such folder; put train/<class>/*.jpg and test/<class>/*.jpg (or val/, or class "
+            "folders alone) there"
         )
     if not (folder / "train").is_dir():
         return _hold_out(ImageSet(str(folder), *list_folder(folder), BYTE_SCALE))
@@ -262,14 +309,19 @@ def _folder(folder: Path) -> Splits:
     if not others:
         return _hold_out(train)
     # ImageNet's own test images have no labels: there `val` is what is tested on.
-    return Splits(train, others.get("test", others.get("val", train)), others["val"] if len(others) == 2 else None)
+    return Splits(
+        train, others.get("test", others.get("val", train)), others["val"] if len(others) == 2 else None
+    )
 
 
 def _like(train: ImageSet, folder: Path) -> ImageSet:
     images, labels, names = list_folder(folder)
     if names != train.class_names:
         odd = sorted(set(names) ^ set(train.class_names))[0]
-        raise InputError(f"{folder}: class '{odd}' is in one of {folder.name} and train only; both have the same class folders")
+        raise InputError(
+            f"{folder}: class '{odd}' is in one of {folder.name} and train only; both have the same class "
+            "folders"
+        )
     return ImageSet(str(folder), images, labels, names, train.scale)
 
 
@@ -277,7 +329,9 @@ def _npz(path: Path) -> Splits:
     try:
         arrays = read_npz(path)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give an .npz with train_images, train_labels, test_images, test_labels") from None
+        raise InputError(
+            f"{path}: no such file; give an .npz with train_images, train_labels, test_images, test_labels"
+        ) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read as .npz: {error.strerror or error}") from None
     if "images" in arrays and "labels" in arrays:
@@ -285,28 +339,49 @@ def _npz(path: Path) -> Splits:
     for key in ("train_images", "train_labels", "test_images", "test_labels"):
         if key not in arrays:
             found = ", ".join(arrays) or "nothing"
-            raise InputError(f"{path}: no '{key}' in it (found {found}); give train_ and test_images and _labels, or images and labels")
+            raise InputError(
+                f"{path}: no '{key}' in it (found {found}); give train_ and test_images and _labels, or "
+                "images and labels"
+            )
     train = _npz_part(path, arrays, "train_", names=None)
     test = _npz_part(path, arrays, "test_", names=train.class_names)
     has_validation = "val_images" in arrays and "val_labels" in arrays
-    return Splits(train, test, _npz_part(path, arrays, "val_", names=train.class_names) if has_validation else None)
+    return Splits(
+        train, test, _npz_part(path, arrays, "val_", names=train.class_names) if has_validation else None
+    )
 
 
-def _npz_part(path: Path, arrays: dict[str, np.ndarray], prefix: str, *, names: tuple[str, ...] | None) -> ImageSet:
+def _npz_part(
+    path: Path, arrays: dict[str, np.ndarray], prefix: str, *, names: tuple[str, ...] | None
+) -> ImageSet:
     images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
         shown = " x ".join(map(str, images.shape))
-        raise InputError(f"{path}: {prefix}images is {images.dtype} of {shown}; uint8 of n x y x x, or n x y x x x channels")
+        raise InputError(
+            f"{path}: {prefix}images is {images.dtype} of {shown}; uint8 of n x y x x, or n x y x x x "
+            "channels"
+        )
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         shown = " x ".join(map(str, labels.shape))
         raise InputError(f"{path}: {prefix}labels is {labels.dtype} of {shown}; one whole number an image")
     if int(labels.max(initial=0)) >= _MOST_CLASSES:
-        raise InputError(f"{path}: {prefix}labels go up to {labels.max()}; labels are numbers of classes, {_MOST_CLASSES - 1} at most")
+        raise InputError(
+            f"{path}: {prefix}labels go up to {labels.max()}; labels are numbers of classes, "
+            f"{_MOST_CLASSES - 1} at most"
+        )
     given = arrays.get("class_names")
-    names = names or (tuple(map(str, range(int(labels.max(initial=0)) + 1))) if given is None else _texts(path, given))
-    return ImageSet(f"{path} {prefix}images", images if images.ndim == 4 else images[..., None], _int64(labels), names, BYTE_SCALE)
+    names = names or (
+        tuple(map(str, range(int(labels.max(initial=0)) + 1))) if given is None else _texts(path, given)
+    )
+    return ImageSet(
+        f"{path} {prefix}images",
+        images if images.ndim == 4 else images[..., None],
+        _int64(labels),
+        names,
+        BYTE_SCALE,
+    )
 
 
 def _texts(path: Path, names: np.ndarray) -> tuple[str, ...]:
@@ -328,7 +403,10 @@ def _hold_out(images: ImageSet) -> Splits:
     for c in range(len(images.class_names)):
         of_class = np.flatnonzero(images.labels == c)
         if len(of_class) == 1:
-            raise InputError(f"{images.name}: class '{images.class_names[c]}' has 1 image; one to train and one to test on are needed")
+            raise InputError(
+                f"{images.name}: class '{images.class_names[c]}' has 1 image; one to train and one to test "
+                "on are needed"
+            )
         drawn = np.random.Generator(np.random.Philox(key=np.array([0, c], np.uint64))).permutation(of_class)
         test[drawn[: max(1, round(TEST_SHARE * len(of_class)))]] = bool(len(of_class))
     train, held_out = images.take(np.flatnonzero(~test)), images.take(np.flatnonzero(test))

@@ -12,7 +12,9 @@ from brats_seg.classification.settings import Method
 from brats_seg.core.shapes import Counts
 from brats_seg.errors import InputError, UsageError
 
-Synthesizer = Literal["SMOTE", "BorderlineSMOTE", "KMeansSMOTE", "OneSidedSelection", "EditedNearestNeighbours"]
+Synthesizer = Literal[
+    "SMOTE", "BorderlineSMOTE", "KMeansSMOTE", "OneSidedSelection", "EditedNearestNeighbours"
+]
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,10 @@ def remedies(methods: Mapping[str, Method]) -> tuple[Remedy, ...]:
         UsageError: an unknown kind, or knobs that it does not take.
     """
     return tuple(
-        remedy(name, method.model_copy(update={"imbalance_ratio": (ratio,)})) for name, method in methods.items()
+        remedy(name, method.model_copy(update={"imbalance_ratio": (ratio,)}))
+        for name, method in methods.items()
         for ratio in method.imbalance_ratio
-    )  # fmt: skip
+    )
 
 
 def remedy(name: str, knobs: Method) -> Remedy:
@@ -106,21 +109,33 @@ def remedy(name: str, knobs: Method) -> Remedy:
         raise UsageError(f"methods.{name}: no method '{kind}'; the names are {', '.join(METHODS)}")
     recipe = METHODS[kind]
     if knobs.imbalance_ratio != (1.0,) and recipe.sampler not in ("oversample", "undersample"):
-        raise UsageError(f"methods.{name}.imbalance_ratio: '{kind}' takes none; oversample, undersample, perturbed_copies do")
+        raise UsageError(
+            f"methods.{name}.imbalance_ratio: '{kind}' takes none; oversample, undersample, perturbed_copies "
+            "do"
+        )
     if knobs.redraw != "never" and kind != "undersample":
         raise UsageError(f"methods.{name}.redraw: only 'undersample' has a subset to draw anew")
     if knobs.two_phase and recipe.committee:
-        raise UsageError(f"methods.{name}.two_phase: '{kind}' is several networks; a second phase goes on from one")
+        raise UsageError(
+            f"methods.{name}.two_phase: '{kind}' is several networks; a second phase goes on from one"
+        )
     return Remedy(name, recipe, knobs)
 
 
 def synthesize(
-    kind: Synthesizer, images: Float32[np.ndarray, "n features"], labels: Int64[np.ndarray, " n"], *, neighbors: int, seed: int
+    kind: Synthesizer,
+    images: Float32[np.ndarray, "n features"],
+    labels: Int64[np.ndarray, " n"],
+    *,
+    neighbors: int,
+    seed: int,
 ) -> tuple[Float32[np.ndarray, "m features"], Int64[np.ndarray, " m"]]:
-    """Training images made anew by a sampler of imbalanced-learn (Lemaitre et al. 2017); test images are no business of it.
+    """Training images made anew by a sampler of imbalanced-learn (Lemaitre et al. 2017); test images are no
+    business of it.
 
     Args:
-        kind: name of its class. The first three interpolate new images of the rare classes, the last two remove images.
+        kind: name of its class. The first three interpolate new images of the rare classes, the last two
+            remove images.
         images, labels: of the imbalanced training set.
         neighbors: looked at; fewer where the rarest class has no more.
         seed: of its draws.
@@ -129,24 +144,33 @@ def synthesize(
         UsageError: imbalanced-learn is not installed.
         InputError: a class is too small for it, or it finds no cluster.
 
-    KMeansSMOTE interpolates within clusters of all images. Its own default takes clusters in which the rare class is common,
-    and on digits with a rho of 50 there are none. Here each cluster counts in which the class is no rarer than the rarest
-    class of the set. Where no cluster has enough images of the class, it looks at fewer neighbors.
+    KMeansSMOTE interpolates within clusters of all images. Its own default takes clusters in which the rare
+    class is common, and on digits with a rho of 50 there are none. Here each cluster counts in which the
+    class is no rarer than the rarest class of the set. Where no cluster has enough images of the class, it
+    looks at fewer neighbors.
     """
     try:
         rooms = (import_module("imblearn.over_sampling"), import_module("imblearn.under_sampling"))
     except ImportError:
-        raise UsageError(f"{kind}: imbalanced-learn is not installed; pip install 'brats-seg[imbalanced]'") from None
+        raise UsageError(
+            f"{kind}: imbalanced-learn is not installed; pip install 'brats-seg[imbalanced]'"
+        ) from None
     rarest = int(np.bincount(labels)[np.unique(labels)].min())
     makers = {
         "SMOTE": lambda room: room.SMOTE(k_neighbors=min(neighbors, rarest - 1), random_state=seed),
-        "BorderlineSMOTE": lambda room: room.BorderlineSMOTE(k_neighbors=min(neighbors, rarest - 1), random_state=seed),
-        "KMeansSMOTE": lambda room: _ClusterSmote(room.KMeansSMOTE, neighbors=min(neighbors, rarest - 1), seed=seed),
+        "BorderlineSMOTE": lambda room: room.BorderlineSMOTE(
+            k_neighbors=min(neighbors, rarest - 1), random_state=seed
+        ),
+        "KMeansSMOTE": lambda room: _ClusterSmote(
+            room.KMeansSMOTE, neighbors=min(neighbors, rarest - 1), seed=seed
+        ),
         "OneSidedSelection": lambda room: room.OneSidedSelection(random_state=seed),
         "EditedNearestNeighbours": lambda room: room.EditedNearestNeighbours(n_neighbors=neighbors),
     }
     if "SMOTE" in kind and rarest < 2:
-        raise InputError(f"{kind}: a class with 1 image has no neighbor to interpolate to; take a smaller rho")
+        raise InputError(
+            f"{kind}: a class with 1 image has no neighbor to interpolate to; take a smaller rho"
+        )
     room = next(room for room in rooms if hasattr(room, kind))
     try:
         made, of = makers[kind](room).fit_resample(images, labels)
@@ -164,10 +188,14 @@ class _ClusterSmote:
     seed: int
 
     def fit_resample(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """With as many neighbors as the clusters allow. Raises `RuntimeError` where none has two images of a class."""
+        """With as many neighbors as the clusters allow. Raises `RuntimeError` where none has two images of a
+        class.
+        """
         share = int(np.bincount(labels)[np.unique(labels)].min()) / len(labels)
         for neighbors in range(self.neighbors, 0, -1):
-            sampler = self.maker(k_neighbors=neighbors, random_state=self.seed, cluster_balance_threshold=share)
+            sampler = self.maker(
+                k_neighbors=neighbors, random_state=self.seed, cluster_balance_threshold=share
+            )
             try:
                 made: tuple[np.ndarray, np.ndarray] = sampler.fit_resample(images, labels)
             except RuntimeError:
@@ -178,8 +206,11 @@ class _ClusterSmote:
         return made
 
 
-def kept_by_cascade(own: Float32[np.ndarray, " n"], labels: Int64[np.ndarray, " n"], *, goal: Counts) -> Int64[np.ndarray, " m"]:
-    """Positions that stay in BalanceCascade (Liu et al. 2009, figure 3): of each class the `goal` images the network knows least.
+def kept_by_cascade(
+    own: Float32[np.ndarray, " n"], labels: Int64[np.ndarray, " n"], *, goal: Counts
+) -> Int64[np.ndarray, " m"]:
+    """Positions that stay in BalanceCascade (Liu et al. 2009, figure 3): of each class the `goal` images the
+    network knows least.
 
     Args:
         own: the network's probability of each image's own class.
@@ -191,9 +222,11 @@ def kept_by_cascade(own: Float32[np.ndarray, " n"], labels: Int64[np.ndarray, " 
 
 
 def cascade_goals(counts: Counts, *, round_: int, rounds: int) -> Counts:
-    """Images of each class after round number `round_` (from 1) of `rounds`: each falls by one factor a round, to the rarest in the last.
+    """Images of each class after round number `round_` (from 1) of `rounds`: each falls by one factor a
+    round, to the rarest in the last.
 
-    The factor of a class is (n_min / n)^(1 / (rounds - 1)) (Liu et al. 2009, section 3.2), here for any number of classes.
+    The factor of a class is (n_min / n)^(1 / (rounds - 1)) (Liu et al. 2009, section 3.2), here for any
+    number of classes.
     """
     rarest = counts[counts > 0].min()
     share = (rarest / np.maximum(counts, 1)) ** (round_ / (rounds - 1))

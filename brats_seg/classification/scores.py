@@ -9,7 +9,9 @@ from jaxtyping import Bool, Float, Float64, Int64, Integer
 from brats_seg.errors import InputError
 
 Outputs = Float[np.ndarray, "n k"]
-"""A network's output for each image and class: probabilities, or anything that is larger for the likelier class."""
+"""A network's output for each image and class: probabilities, or anything that is larger for the likelier
+class.
+"""
 Labels = Integer[np.ndarray, " n"]
 """Class of each image, 0 to K - 1."""
 PerClass = Float64[np.ndarray, " k"]
@@ -23,12 +25,14 @@ class Scores:
 
     Attributes:
         n: images.
-        auc: area under the ROC curve: mean over the classes of one against the rest (Provost and Domingos 2003).
+        auc: area under the ROC curve: mean over the classes of one against the rest (Provost and Domingos
+            2003).
         accuracy: share of images that are right; `error` is the rest.
         balanced_accuracy: mean recall.
         f_score: mean F-score.
         auc_per_class: NaN where no image, or every image, is of the class.
-        recall_per_class: share of a class that is found; another name is sensitivity. NaN where no image is of the class.
+        recall_per_class: share of a class that is found; another name is sensitivity. NaN where no image is
+            of the class.
         precision_per_class: share that is right of those called a class. NaN where none is called so.
         f_score_per_class: 2 right / (images of the class + called so). NaN where there are none of either.
         confusion: (k, k) images by class (rows) and what they were called (columns).
@@ -52,12 +56,18 @@ class Scores:
 
     def row(self) -> dict[str, Any]:
         """The scores as plain values that JSON takes: None for NaN, lists over the classes."""
-        means = {name: getattr(self, name) for name in ("auc", "accuracy", "balanced_accuracy", "error", "f_score")}
-        per_class = {name: getattr(self, f"{name}_per_class") for name in ("auc", "recall", "precision", "f_score")}
+        means = {
+            name: getattr(self, name) for name in ("auc", "accuracy", "balanced_accuracy", "error", "f_score")
+        }
+        per_class = {
+            name: getattr(self, f"{name}_per_class") for name in ("auc", "recall", "precision", "f_score")
+        }
         return {
             "n_test": self.n,
             **{name: _plain(value) for name, value in means.items()},
-            **{f"{name}_per_class": [_plain(value) for value in values] for name, values in per_class.items()},
+            **{
+                f"{name}_per_class": [_plain(value) for value in values] for name, values in per_class.items()
+            },
             "confusion": self.confusion.tolist(),
         }
 
@@ -74,8 +84,14 @@ def score_outputs(outputs: Outputs, labels: Labels, *, decided: Labels | None = 
         InputError: no image, an output that is no number, or a label that is no class.
     """
     _check(outputs, labels)
-    confusion = confusion_matrix(labels, outputs.argmax(axis=1) if decided is None else decided, n_classes=outputs.shape[1])
-    right, of_class, called = np.diag(confusion).astype(np.float64), confusion.sum(axis=1), confusion.sum(axis=0)
+    confusion = confusion_matrix(
+        labels, outputs.argmax(axis=1) if decided is None else decided, n_classes=outputs.shape[1]
+    )
+    right, of_class, called = (
+        np.diag(confusion).astype(np.float64),
+        confusion.sum(axis=1),
+        confusion.sum(axis=0),
+    )
     auc = roc_auc(outputs, labels)
     recall, f_score = _share(right, of_class), _share(2 * right, of_class + called)
     return Scores(
@@ -92,14 +108,17 @@ def score_outputs(outputs: Outputs, labels: Labels, *, decided: Labels | None = 
     )
 
 
-def confusion_matrix(labels: Labels, decided: Integer[np.ndarray, " n"], *, n_classes: int) -> Int64[np.ndarray, "k k"]:
+def confusion_matrix(
+    labels: Labels, decided: Integer[np.ndarray, " n"], *, n_classes: int
+) -> Int64[np.ndarray, "k k"]:
     """Images by class (rows) and what they were called (columns)."""
     pairs = labels.astype(np.int64) * n_classes + decided
     return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes).astype(np.int64)
 
 
 def roc_auc(outputs: Outputs, labels: Labels) -> PerClass:
-    """Area under the ROC curve of each class against the rest: the share of pairs that are in order, ties counting half.
+    """Area under the ROC curve of each class against the rest: the share of pairs that are in order, ties
+    counting half.
 
     By ranks (Hanley and McNeil 1982): one sort a class, no curve. Equal outputs share their mean rank.
     """
@@ -109,7 +128,9 @@ def roc_auc(outputs: Outputs, labels: Labels) -> PerClass:
         positive = labels == c
         n_positive = int(positive.sum())
         if 0 < n_positive < n:
-            areas[c] = (_rank_sum(outputs[:, c], positive) - n_positive * (n_positive + 1) / 2) / (n_positive * (n - n_positive))
+            areas[c] = (_rank_sum(outputs[:, c], positive) - n_positive * (n_positive + 1) / 2) / (
+                n_positive * (n - n_positive)
+            )
     return areas
 
 
@@ -130,7 +151,9 @@ def roc_curve(
     """
     n_positive = int(positive.sum())
     if not 0 < n_positive < len(positive):
-        raise InputError(f"a ROC curve needs images of the class and others; {n_positive} of {len(positive)} are of it")
+        raise InputError(
+            f"a ROC curve needs images of the class and others; {n_positive} of {len(positive)} are of it"
+        )
     order = np.argsort(-outputs, kind="stable")
     last = np.append(np.diff(outputs[order]) != 0, True)  # one point where equal outputs end
     hits = np.concatenate([[0], np.cumsum(positive[order])[last]])
@@ -141,7 +164,8 @@ def roc_curve(
 
 
 def roc_curves(outputs: Outputs, labels: Labels) -> list[list[list[float]]]:
-    """False- and true-positive rates of each class against the rest as plain values, at most 200 points of each.
+    """False- and true-positive rates of each class against the rest as plain values, at most 200 points of
+    each.
 
     Both are empty for a class of which there is no image, or every one.
     """
@@ -151,7 +175,9 @@ def roc_curves(outputs: Outputs, labels: Labels) -> list[list[list[float]]]:
             curves.append([[], []])
             continue
         alarms, hits = roc_curve(outputs[:, k], labels == k)
-        kept = np.unique(np.linspace(0, len(alarms) - 1, min(len(alarms), ROC_POINTS)).round().astype(np.int64))
+        kept = np.unique(
+            np.linspace(0, len(alarms) - 1, min(len(alarms), ROC_POINTS)).round().astype(np.int64)
+        )
         curves.append([np.round(alarms[kept], 5).tolist(), np.round(hits[kept], 5).tolist()])
     return curves
 
@@ -171,11 +197,19 @@ def _rank_sum(values: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"])
 
 def _check(outputs: Outputs, labels: Labels) -> None:
     if len(labels) == 0 or len(labels) != len(outputs):
-        raise InputError(f"{len(outputs)} outputs and {len(labels)} labels; as many of each, and one at least")
+        raise InputError(
+            f"{len(outputs)} outputs and {len(labels)} labels; as many of each, and one at least"
+        )
     if np.isnan(outputs).any():
-        raise InputError(f"{int(np.isnan(outputs).any(axis=1).sum())} of {len(outputs)} images have an output that is no number")
+        raise InputError(
+            f"{int(np.isnan(outputs).any(axis=1).sum())} of {len(outputs)} images have an output that is no "
+            "number"
+        )
     if not 0 <= labels.min() <= labels.max() < outputs.shape[1]:
-        raise InputError(f"labels lie in {labels.min()}..{labels.max()}; {outputs.shape[1]} outputs take 0..{outputs.shape[1] - 1}")
+        raise InputError(
+            f"labels lie in {labels.min()}..{labels.max()}; {outputs.shape[1]} outputs take "
+            f"0..{outputs.shape[1] - 1}"
+        )
 
 
 def _share(part: Float64[np.ndarray, " k"], whole: Int64[np.ndarray, " k"]) -> PerClass:

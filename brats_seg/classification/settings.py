@@ -1,4 +1,6 @@
-"""Every knob of an image study: which images, how unbalanced, which remedies, and how a network is trained."""
+"""Every knob of an image study: which images, how unbalanced, which remedies, and how a network is
+trained.
+"""
 
 from typing import Annotated, Literal
 
@@ -14,8 +16,9 @@ Count = Annotated[int, Field(gt=0)]
 class Images(Section):
     """Which images.
 
-    `folder` None is the folder of that name under BRATS_SEG_DATA. `preprocessing` of CIFAR-10: global contrast normalization and ZCA
-    whitening, fitted on the training images. `classes` keeps some classes, in the order given.
+    `folder` None is the folder of that name under BRATS_SEG_DATA. `preprocessing` of CIFAR-10: global
+    contrast normalization and ZCA whitening, fitted on the training images. `classes` keeps some classes, in
+    the order given.
     """
 
     name: Literal["mnist", "cifar10", "folder", "npz"] = "mnist"
@@ -27,8 +30,8 @@ class Images(Section):
 class Distribution(Section):
     """Unbalanced training sets: one for each `rho`, `mu` and repeat.
 
-    `minority` says which classes are rare: drawn anew for each repeat, or the first ones. `methods` keeps some of the study's methods;
-    `repeats` None is the study's number.
+    `minority` says which classes are rare: drawn anew for each repeat, or the first ones. `methods` keeps
+    some of the study's methods; `repeats` None is the study's number.
     """
 
     kind: Literal["balanced", "step", "linear", "long_tail", "given"] = "step"
@@ -53,14 +56,16 @@ class Method(Section):
 
     Attributes:
         kind: a name in `methods.METHODS`; None is the name it has in the study.
-        imbalance_ratio: of over- and undersampling: the majority over the minority that is left; several make a network each.
+        imbalance_ratio: of over- and undersampling: the majority over the minority that is left; several make
+            a network each.
         redraw: of undersampling: one fixed subset, or a new one each epoch.
         two_phase: go on from the finished network with its output layer alone, at the natural frequencies.
         tau: of logit adjustment.
         weights_from: of deferred re-weighting: share of the iterations before the weights hold.
         augment: of perturbed copies: what is done to an image of a rare class.
-        hard: of hard-example replay: the threshold, whether a pool starts again, its age. Without it, the network looks at all
-            images of a class, and a pool starts again when it is used up, as in the studies that are stored.
+        hard: of hard-example replay: the threshold, whether a pool starts again, its age. Without it, the
+            network looks at all images of a class, and a pool starts again when it is used up, as in the
+            studies that are stored.
         networks: of EasyEnsemble and BalanceCascade.
         neighbors: of the samplers of imbalanced-learn that look at neighbors.
     """
@@ -71,7 +76,9 @@ class Method(Section):
     two_phase: bool = False
     tau: Annotated[float, Field(gt=0)] = 1.0
     weights_from: Annotated[float, Field(ge=0, lt=1)] = 0.8
-    augment: Augment = Augment(flip=0.0, rotate_degrees=10.0, scale=(0.9, 1.1), affine_probability=1.0, noise_sd=(0.0, 0.05))
+    augment: Augment = Augment(
+        flip=0.0, rotate_degrees=10.0, scale=(0.9, 1.1), affine_probability=1.0, noise_sd=(0.0, 0.05)
+    )
     hard: Hard = Hard(subset=None, recycle=True)
     networks: Annotated[int, Field(ge=2)] = 4
     neighbors: Annotated[int, Field(ge=1)] = 5
@@ -89,7 +96,9 @@ class Network(Section):
 
 
 class Training(Section):
-    """The budget, equal for every distribution and method; `seed` is the study's. `phase2_lr_factor` is the second phase's rate."""
+    """The budget, equal for every distribution and method; `seed` is the study's. `phase2_lr_factor` is the
+    second phase's rate.
+    """
 
     iterations: Count = 10_000
     batch_size: Count = 64
@@ -98,22 +107,27 @@ class Training(Section):
 
 
 class Search(Section):
-    """Several trainings of one set and method, of which the table takes the best: each of `rates`, `runs` times."""
+    """Several trainings of one set and method, of which the table takes the best: each of `rates`, `runs`
+    times.
+    """
 
     rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
     runs: Count = 1
 
 
-Score = Literal["loss", "auc", "accuracy", "balanced_accuracy", "sensitivity", "f_score", "sensitivity_and_f_score"]
+Score = Literal[
+    "loss", "auc", "accuracy", "balanced_accuracy", "sensitivity", "f_score", "sensitivity_and_f_score"
+]
 
 
 class Validation(Section):
     """Images that pick a checkpoint, stop a training, choose thresholds and choose among runs.
 
-    `held_out`: so many training images of each class are kept out of every distribution, and scored on. `images` says what validates:
-    nothing; `train`, further training images, `per_class` of each, which are neither trained nor scored on; those held out; every second
-    test image (scores on the rest are then given as well); the test set itself, as both sources did; or the set's own validation images.
-    Sensitivity and F-score are `of` a class; without it the mean over the classes.
+    `held_out`: so many training images of each class are kept out of every distribution, and scored on.
+    `images` says what validates: nothing; `train`, further training images, `per_class` of each, which are
+    neither trained nor scored on; those held out; every second test image (scores on the rest are then given
+    as well); the test set itself, as both sources did; or the set's own validation images. Sensitivity and
+    F-score are `of` a class; without it the mean over the classes.
     """
 
     held_out: Annotated[int, Field(ge=0)] = 0
@@ -128,19 +142,27 @@ class Validation(Section):
     @model_validator(mode="after")
     def _something_to_look_at(self) -> "Validation":
         if self.images == "none" and (self.checkpoint == "best" or self.patience is not None):
-            raise ValueError("checkpoint 'best' and patience look at a score; validation.images says on which images")
+            raise ValueError(
+                "checkpoint 'best' and patience look at a score; validation.images says on which images"
+            )
         if self.images == "held_out" and self.held_out == 0:
-            raise ValueError("images 'held_out' needs validation.held_out, the training images of each class to keep out")
+            raise ValueError(
+                "images 'held_out' needs validation.held_out, the training images of each class to keep out"
+            )
         if (self.images == "train") != (self.per_class > 0):
-            raise ValueError("per_class, the training images of each class that validate, goes with images 'train' and with nothing else")
+            raise ValueError(
+                "per_class, the training images of each class that validate, goes with images 'train' and "
+                "with nothing else"
+            )
         return self
 
 
 class Decisions(Section):
     """How classes are decided from probabilities, beside the largest one; no network is trained for these.
 
-    `priors`: divide by the class frequencies of the imbalanced set (`set`, as published) or of what the network saw (`ledger`).
-    `tuned`: thresholds that are best by these scores on the validation images. `costs[i][j]`: of saying j where it is i.
+    `priors`: divide by the class frequencies of the imbalanced set (`set`, as published) or of what the
+    network saw (`ledger`). `tuned`: thresholds that are best by these scores on the validation images.
+    `costs[i][j]`: of saying j where it is i.
     """
 
     priors: tuple[Literal["set", "ledger"], ...] = ("set",)
@@ -149,7 +171,9 @@ class Decisions(Section):
 
 
 class Record(Section):
-    """What is kept beside the scores: learning curves (every so many iterations; 0 for none), ROC curves, scores on the training images."""
+    """What is kept beside the scores: learning curves (every so many iterations; 0 for none), ROC curves,
+    scores on the training images.
+    """
 
     curve_every: Annotated[int, Field(ge=0)] = 0
     roc: bool = False
@@ -159,18 +183,27 @@ class Record(Section):
 class StudySettings(Section):
     """A whole study: every distribution x repeat x method x rate x run is a network.
 
-    `base` is the number of images of a majority class; None takes all of the rarest class's. `published` names a table of the systematic
-    study to print beside ours.
+    `base` is the number of images of a majority class; None takes all of the rarest class's. `published`
+    names a table of the systematic study to print beside ours.
     """
 
     images: Images = Images()
     base: Count | None = 5000
-    distributions: Annotated[tuple[Distribution, ...], Field(min_length=1)] = (Distribution(kind="step", rho=(10.0,), mu=(0.5,)),)
+    distributions: Annotated[tuple[Distribution, ...], Field(min_length=1)] = (
+        Distribution(kind="step", rho=(10.0,), mu=(0.5,)),
+    )
     repeats: Count = 1
     methods: dict[str, Method] = Field(default_factory=lambda: {"baseline": Method()})
     network: Network = Network()
     optimizer: Optimizer = Optimizer(
-        kind="sgd", lr=0.01, weight_decay=5e-4, decay="everything", nesterov=False, schedule="inverse", gamma=1e-4, power=0.75
+        kind="sgd",
+        lr=0.01,
+        weight_decay=5e-4,
+        decay="everything",
+        nesterov=False,
+        schedule="inverse",
+        gamma=1e-4,
+        power=0.75,
     )
     training: Training = Training()
     search: Search = Search()
@@ -184,7 +217,12 @@ class StudySettings(Section):
         for distribution in self.distributions:
             for name in distribution.methods or ():
                 if name not in self.methods:
-                    raise ValueError(f"distributions: no method '{name}'; the study's are {', '.join(self.methods)}")
+                    raise ValueError(
+                        f"distributions: no method '{name}'; the study's are {', '.join(self.methods)}"
+                    )
         if self.decisions.tuned and self.validation.images == "none":
-            raise ValueError("decisions.tuned needs validation.images: thresholds are chosen on images that were not trained on")
+            raise ValueError(
+                "decisions.tuned needs validation.images: thresholds are chosen on images that were not "
+                "trained on"
+            )
         return self

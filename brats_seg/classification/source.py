@@ -38,10 +38,11 @@ class ImageBatch(NamedTuple):
 
 
 class Source:
-    """Some images of a set, on a device. A source never chooses: `index` says which ids there are of each class, a sampler draws of them.
+    """Some images of a set, on a device. A source never chooses: `index` says which ids there are of each
+    class, a sampler draws of them.
 
-    An id is a position in the source: 0 to n - 1. Pixels of a set in memory are held once, as they are (bytes, or whitened floats), and
-    shared by all sources made of each other by `restrict`.
+    An id is a position in the source: 0 to n - 1. Pixels of a set in memory are held once, as they are
+    (bytes, or whitened floats), and shared by all sources made of each other by `restrict`.
     """
 
     def __init__(
@@ -57,7 +58,8 @@ class Source:
 
         Args:
             images: the set.
-            role: whether images of a folder are cut at random and mirrored, or in the middle; sets in memory are never changed.
+            role: whether images of a folder are cut at random and mirrored, or in the middle; sets in memory
+                are never changed.
             seed: of the cuts; they follow from (seed, number of the step).
             device: where batches are wanted; sets in memory are moved there whole.
             threads: that decode the images of a folder.
@@ -96,14 +98,17 @@ class Source:
         return ClassIndex.from_labels(self.labels, self.class_names)
 
     def restrict(self, ids: Ids, *, seed: int | None = None) -> "Source":
-        """Some of these images, in the order given; pixels are shared. `seed` is of their cuts; None keeps it.
+        """Some of these images, in the order given; pixels are shared. `seed` is of their cuts; None keeps
+        it.
 
         Raises:
             InputError: an id that is none.
         """
         self._check(ids)
         other = object.__new__(Source)
-        other.__dict__ = {name: value for name, value in self.__dict__.items() if name not in ("labels", "index")}
+        other.__dict__ = {
+            name: value for name, value in self.__dict__.items() if name not in ("labels", "index")
+        }
         other.rows = self.rows[ids]
         other._seed = self._seed if seed is None else seed
         return other
@@ -147,7 +152,8 @@ class Source:
         elif self._pixels.dtype == torch.float32:
             torch.index_select(self._pixels, 0, there, out=inputs)
         else:
-            # Bytes are gathered first, 4 times less to move, into a buffer that is kept; then made floats and scaled in one place.
+            # Bytes are gathered first, 4 times less to move, into a buffer that is kept; then made floats and
+            # scaled in one place.
             if self._gathered is None or self._gathered.shape != inputs.shape:
                 self._gathered = torch.empty(inputs.shape, dtype=torch.uint8, device=self.device)
             inputs.copy_(torch.index_select(self._pixels, 0, there, out=self._gathered))
@@ -156,7 +162,11 @@ class Source:
 
     def _decode(self, rows: Ids, *, number: int) -> UInt8[np.ndarray, "b y x c"]:
         assert isinstance(self.set.images, FolderImages)
-        crops = random_crops(len(rows), seed=self._seed, step=number) if self._role == "train" else center_crops(len(rows))
+        crops = (
+            random_crops(len(rows), seed=self._seed, step=number)
+            if self._role == "train"
+            else center_crops(len(rows))
+        )
         return self.set.images.decode(rows, crops=crops, threads=self._threads)
 
     def _empty(self, n: int) -> ImageBatch:
@@ -167,7 +177,9 @@ class Source:
 
     def _check(self, ids: Ids) -> None:
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < len(self):
-            raise InputError(f"{self.set.name}: ids lie in {ids.min()}..{ids.max()}; there are 0..{len(self) - 1}")
+            raise InputError(
+                f"{self.set.name}: ids lie in {ids.min()}..{ids.max()}; there are 0..{len(self) - 1}"
+            )
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ class Plan:
         n_cells: networks and what goes on from them, computed together.
         n_finished: of the cells, in the folder that was given.
         by_method: networks of each method.
-        iteration_ms: one iteration of one network on one thread, and one of its second phase; None without the images.
+        iteration_ms: one iteration of one network on one thread, and one of its second phase; None without
+            the images.
         hours: for what is left, on so many workers; None without the images.
         workers: processes.
         disk_mb: of the finished store.
@@ -58,12 +59,16 @@ class Plan:
 
 
 def cells(settings: StudySettings) -> tuple[Cell, ...]:
-    """Every cell of a study: a set, a method, a learning rate and a run; the first repeat of all sets comes first.
+    """Every cell of a study: a set, a method, a learning rate and a run; the first repeat of all sets comes
+    first.
 
     Raises:
         UsageError: a method that is none, or knobs it does not take.
     """
-    known = [(remedy, recorded("method", remedy.knobs.model_dump(mode="json"))) for remedy in remedies(settings.methods)]
+    known = [
+        (remedy, recorded("method", remedy.knobs.model_dump(mode="json")))
+        for remedy in remedies(settings.methods)
+    ]
     repeats = max(distribution.repeats or settings.repeats for distribution in settings.distributions)
     return tuple(
         _cell(point, remedy, knobs=knobs, rate=rate, run=run)
@@ -87,8 +92,8 @@ def make_plan(
 ) -> Plan:
     """Count, and time a few iterations. Images that are not there leave time and memory unknown.
 
-    Images are whitened only where a store was begun with them and is to be gone on with: whitening CIFAR-10 takes a minute.
-    `say` takes a line before anything slow.
+    Images are whitened only where a store was begun with them and is to be gone on with: whitening CIFAR-10
+    takes a minute. `say` takes a line before anything slow.
 
     Raises:
         UsageError: as `run_study`, where the images are there.
@@ -102,7 +107,10 @@ def make_plan(
         _check(grid, settings, images)
     begun = [other for other in _stores(store) if (other / STORE).exists()] if store is not None else []
     if store is not None and begun and images is not None:
-        identity = _identity(settings, open_images(settings.images, image_folder(settings.images, folder), cache=store / "images"))
+        identity = _identity(
+            settings,
+            open_images(settings.images, image_folder(settings.images, folder), cache=store / "images"),
+        )
         for other in begun:
             check_identity(other, identity)
     finished = _finished(store) if store is not None else {}
@@ -120,18 +128,36 @@ def make_plan(
         first = sum(remedy.n_networks - remedy.knobs.two_phase for remedy in left)
         second = sum(remedy.knobs.two_phase for remedy in left)
         hours = settings.training.iterations * (first * timing[0] + second * timing[1]) / workers / 3.6e6
-    rules = 1 + len(settings.decisions.priors) + len(settings.decisions.tuned) + (settings.decisions.costs is not None)
+    rules = (
+        1
+        + len(settings.decisions.priors)
+        + len(settings.decisions.tuned)
+        + (settings.decisions.costs is not None)
+    )
     n_networks = sum(by_method.values())
     return Plan(
-        n_sets=len({json.dumps(cell.job["set"], sort_keys=True) for cell in grid}), n_networks=n_networks, n_cells=len(grid),
-        n_finished=len(grid) - len(todo), by_method=by_method, iteration_ms=timing, hours=hours, workers=workers,
-        disk_mb=n_networks * rules * len(scored_parts(settings)) * ROW_BYTES / 1e6 + _cache_mb(settings, images),
+        n_sets=len({json.dumps(cell.job["set"], sort_keys=True) for cell in grid}),
+        n_networks=n_networks,
+        n_cells=len(grid),
+        n_finished=len(grid) - len(todo),
+        by_method=by_method,
+        iteration_ms=timing,
+        hours=hours,
+        workers=workers,
+        disk_mb=n_networks * rules * len(scored_parts(settings)) * ROW_BYTES / 1e6
+        + _cache_mb(settings, images),
         memory_mb=_memory_mb(settings, images),
-    )  # fmt: skip
+    )
 
 
 def run_study(
-    settings: StudySettings, out: Path, *, folder: Path | None, workers: int, part: tuple[int, int] | None = None, device: str = "auto"
+    settings: StudySettings,
+    out: Path,
+    *,
+    folder: Path | None,
+    workers: int,
+    part: tuple[int, int] | None = None,
+    device: str = "auto",
 ) -> GridReport:
     """Train what the store does not hold yet.
 
@@ -140,11 +166,13 @@ def run_study(
         out: store; made if absent, gone on with if it is of this study.
         folder: of the images, in place of the one in the settings.
         workers: processes, one thread each; 0 for one per core.
-        part: (I, N): every N-th cell from the I-th on, into `OUT/part_I_of_N`; what other parts finished is not computed again.
+        part: (I, N): every N-th cell from the I-th on, into `OUT/part_I_of_N`; what other parts finished is
+            not computed again.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
-        UsageError: a method that is none, knobs it does not take, images without a folder, or a distribution that they cannot fill.
+        UsageError: a method that is none, knobs it does not take, images without a folder, or a distribution
+            that they cannot fill.
         InputError: images that are missing or damaged, a store of another study, or a full disk.
     """
     grid = cells(settings)
@@ -161,10 +189,20 @@ def run_study(
     _check(grid, settings, images)
     if not any(read_cells(other) for other in _stores(out)):
         _check_files(images)
-    write_text(out / SETTINGS, dump_config(settings))  # before anything is trained: a killed study has its table
+    write_text(
+        out / SETTINGS, dump_config(settings)
+    )  # before anything is trained: a killed study has its table
     n = n_workers(workers)
-    worker = CellWorker(settings=_recipe(settings), folder=str(where), cache=str(cache), device=device, decoders=max(1, n_workers(0) // n))
-    return run_grid(worker, mine, store=store, identity=identity, workers=n, label="networks", note=_note, known=finished)
+    worker = CellWorker(
+        settings=_recipe(settings),
+        folder=str(where),
+        cache=str(cache),
+        device=device,
+        decoders=max(1, n_workers(0) // n),
+    )
+    return run_grid(
+        worker, mine, store=store, identity=identity, workers=n, label="networks", note=_note, known=finished
+    )
 
 
 def describe(plan: Plan) -> str:
@@ -191,9 +229,14 @@ def study_table(out: Path) -> StudyTable:
 
 
 def draw_figures(out: Path) -> tuple[Path, ...]:
-    """Draw what the finished networks allow into `OUT/figures`; gives the files. Raises `InputError` where there are none."""
+    """Draw what the finished networks allow into `OUT/figures`; gives the files. Raises `InputError` where
+    there are none.
+    """
     rows = study_rows(out)
-    return write_figures({**study_figures(rows), **two_class_figures(rows, class_names=rows[0]["class_names"])}, out / "figures")
+    return write_figures(
+        {**study_figures(rows), **two_class_figures(rows, class_names=rows[0]["class_names"])},
+        out / "figures",
+    )
 
 
 def _kept(out: Path) -> Path:
@@ -204,13 +247,20 @@ def _kept(out: Path) -> Path:
 
 
 def _duration(hours: float) -> str:
-    return f"{hours * 60:.0f} minutes" if hours < 2 else f"{hours:.0f} hours" if hours < 72 else f"{hours / 24:.0f} days"
+    return (
+        f"{hours * 60:.0f} minutes"
+        if hours < 2
+        else f"{hours:.0f} hours"
+        if hours < 72
+        else f"{hours / 24:.0f} days"
+    )
 
 
 def study_rows(out: Path) -> list[Row]:
     """Rows of every finished cell that a study asks for now, those of all parts together, none twice.
 
-    A method whose knobs were changed since is another cell; the rows of the old one stay in the store and are not mixed in.
+    A method whose knobs were changed since is another cell; the rows of the old one stay in the store and are
+    not mixed in.
 
     Raises:
         InputError: no study there.
@@ -227,10 +277,16 @@ def _rows_and_missing(out: Path) -> tuple[list[Row], StudySettings, int]:
     """The rows of `study_rows`, the settings that the study keeps, and how many cells are not finished."""
     found = _finished(out)
     if not found:
-        raise InputError(f"{out}: no finished network of a study; `brats-seg study run CONFIG {out}` trains some")
+        raise InputError(
+            f"{out}: no finished network of a study; `brats-seg study run CONFIG {out}` trains some"
+        )
     settings = load_settings(StudySettings, _kept(out))
     asked = {cell.digest for cell in cells(settings)}
-    return [row for digest, rows in found.items() if digest in asked for row in rows], settings, len(asked - found.keys())
+    return (
+        [row for digest, rows in found.items() if digest in asked for row in rows],
+        settings,
+        len(asked - found.keys()),
+    )
 
 
 def _finished(out: Path) -> dict[str, list[Row]]:
@@ -248,22 +304,35 @@ def _stores(out: Path) -> tuple[Path, ...]:
 def _points(distribution: Distribution, repeat: int) -> list[dict[str, Any]]:
     """The sets of a distribution in one repeat, as plain values."""
     counts = list(distribution.counts) if distribution.counts else None
-    shared = {"kind": distribution.kind, "minority": distribution.minority, "counts": counts, "repeat": repeat}
+    shared = {
+        "kind": distribution.kind,
+        "minority": distribution.minority,
+        "counts": counts,
+        "repeat": repeat,
+    }
     return [{**shared, "rho": rho, "mu": mu} for rho in distribution.rho for mu in distribution.mu or (None,)]
 
 
-def _cell(point: Mapping[str, Any], remedy: Remedy, *, knobs: Mapping[str, Any], rate: float, run: int) -> Cell:
+def _cell(
+    point: Mapping[str, Any], remedy: Remedy, *, knobs: Mapping[str, Any], rate: float, run: int
+) -> Cell:
     job = {"set": dict(point), "method": remedy.name, "knobs": knobs, "rate": rate, "run": run}
     ratio = f" to {remedy.imbalance_ratio:g}" if remedy.imbalance_ratio != 1 else ""
     where = f"{point['kind']} rho {point['rho']:g}" + (f" mu {point['mu']:g}" if point["mu"] else "")
     where += " " + "-".join(map(str, point["counts"])) if point["counts"] else ""
-    where += f", {point['minority']} classes rare" if point["kind"] != "balanced" and not point["counts"] else ""
-    return Cell(key=f"{where}, repeat {point['repeat']}, {remedy.name}{ratio}, rate {rate:g}, run {run}", job=job)
+    where += (
+        f", {point['minority']} classes rare" if point["kind"] != "balanced" and not point["counts"] else ""
+    )
+    return Cell(
+        key=f"{where}, repeat {point['repeat']}, {remedy.name}{ratio}, rate {rate:g}, run {run}", job=job
+    )
 
 
 def _remedy_of(settings: StudySettings, cell: Cell) -> Remedy:
     name, ratio = cell.job["method"], tuple(cell.job["knobs"]["imbalance_ratio"])
-    return next(remedy for remedy in remedies({name: settings.methods[name]}) if remedy.knobs.imbalance_ratio == ratio)
+    return next(
+        remedy for remedy in remedies({name: settings.methods[name]}) if remedy.knobs.imbalance_ratio == ratio
+    )
 
 
 def _identity(settings: StudySettings, images: Splits) -> dict[str, Any]:
@@ -271,10 +340,14 @@ def _identity(settings: StudySettings, images: Splits) -> dict[str, Any]:
 
 
 def _check_files(images: Splits) -> None:
-    """Decode the files of an image folder once, before the first network of a study: one may be drawn after days only."""
+    """Decode the files of an image folder once, before the first network of a study: one may be drawn after
+    days only.
+    """
     with ThreadPoolExecutor(n_workers(0)) as threads:
         for part in images.parts:
-            broken = broken_images(part.images, threads=threads) if isinstance(part.images, FolderImages) else ()
+            broken = (
+                broken_images(part.images, threads=threads) if isinstance(part.images, FolderImages) else ()
+            )
             if broken:
                 others = f" ({len(broken) - 1} more are broken too)" if len(broken) > 1 else ""
                 raise InputError(broken[0] + others)
@@ -293,7 +366,11 @@ def _images_if_there(settings: StudySettings, folder: Path | None) -> Splits | N
         where = image_folder(settings.images, folder)
     except UsageError:
         return None
-    return open_images(settings.images.model_copy(update={"preprocessing": "none"}), where, cache=None) if where.exists() else None
+    return (
+        open_images(settings.images.model_copy(update={"preprocessing": "none"}), where, cache=None)
+        if where.exists()
+        else None
+    )
 
 
 def _memory_mb(settings: StudySettings, images: Splits | None) -> float | None:
@@ -307,7 +384,9 @@ def _cache_mb(settings: StudySettings, images: Splits | None) -> float:
     """Of the whitened images that a study keeps, float32."""
     if images is None or settings.images.preprocessing == "none":
         return 0.0
-    return sum(part.images.size for part in images.parts if not isinstance(part.images, FolderImages)) * 4 / 1e6
+    return (
+        sum(part.images.size for part in images.parts if not isinstance(part.images, FolderImages)) * 4 / 1e6
+    )
 
 
 def _note(key: str, rows: Sequence[Row]) -> str:

@@ -1,4 +1,6 @@
-"""The figures of the two-class report: distribution, learning curves, confusion, ROC on training and test images, scores side by side."""
+"""The figures of the two-class report: distribution, learning curves, confusion, ROC on training and test
+images, scores side by side.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,7 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from brats_seg.classification.figures import TEST, by_picking, curve_lines, grid, legend_below, method_look, method_name
+from brats_seg.classification.figures import (
+    TEST,
+    by_picking,
+    curve_lines,
+    grid,
+    legend_below,
+    method_look,
+    method_name,
+)
 from brats_seg.classification.table import ARGMAX
 from brats_seg.core.grid import Row
 from brats_seg.reporting.figures import INK, QUIET, RULE, row_shares
@@ -26,7 +36,9 @@ _COLUMNS = 4
 
 
 def two_class_figures(rows: Sequence[Row], *, class_names: Sequence[str] = ("0", "1")) -> dict[str, Figure]:
-    """Every figure that the rows of a study of two classes have the numbers for, by the name of its file; none for more classes."""
+    """Every figure that the rows of a study of two classes have the numbers for, by the name of its file;
+    none for more classes.
+    """
     return by_picking(rows, partial(_two_class_figures, class_names=class_names))
 
 
@@ -39,7 +51,10 @@ def _two_class_figures(rows: Sequence[Row], *, class_names: Sequence[str]) -> di
         "two_class_distribution": distribution(chosen, class_names=class_names),
         "two_class_curves": curves(chosen, score="accuracy"),
         "two_class_loss": curves(chosen, score="loss"),
-        **{f"two_class_confusion_{part}": confusion(chosen, part=part, class_names=class_names) for part in parts},
+        **{
+            f"two_class_confusion_{part}": confusion(chosen, part=part, class_names=class_names)
+            for part in parts
+        },
         "two_class_roc": roc(chosen, class_names=class_names),
         "two_class_scores": score_bars(chosen, parts=parts, class_names=class_names),
     }
@@ -47,7 +62,9 @@ def _two_class_figures(rows: Sequence[Row], *, class_names: Sequence[str]) -> di
 
 
 def runs(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by run, as the report calls it: the baseline on a balanced set is 'balanced', on an unbalanced one 'unbalanced'."""
+    """Rows by run, as the report calls it: the baseline on a balanced set is 'balanced', on an unbalanced one
+    'unbalanced'.
+    """
     named: dict[str, list[Row]] = {}
     for row in rows:
         name = row["method"]
@@ -66,18 +83,25 @@ def distribution(rows: Sequence[Row], *, class_names: Sequence[str]) -> Figure:
         bars = ax.bar(range(2), counts, width=0.6, color=["#0072B2", "#E69F00"])
         ax.bar_label(bars, [f"{n:,}" for n in counts], fontsize=8.5, color=INK, padding=2)
         ax.set_xticks(range(2), class_names)
-        ax.set_title("balanced" if counts[0] == counts[1] else "unbalanced", fontsize=9, color=INK, loc="left")
+        ax.set_title(
+            "balanced" if counts[0] == counts[1] else "unbalanced", fontsize=9, color=INK, loc="left"
+        )
         ax.set_ylim(0, 1.12 * max(max(c) for c in sets))
     axes[0][0].set_ylabel("training images")
     return figure
 
 
 def curves(rows: Sequence[Row], *, score: Literal["accuracy", "loss"]) -> Figure | None:
-    """Accuracy or loss on training and test images over the iterations, a panel for each run; a line for each repeat.
+    """Accuracy or loss on training and test images over the iterations, a panel for each run; a line for each
+    repeat.
 
     None without a curve; studies that were trained before the loss was recorded have none of it.
     """
-    curved = [row for row in rows if row["part"] == TEST and any(f"{TEST}_{score}" in point for point in row.get("curve") or ())]
+    curved = [
+        row
+        for row in rows
+        if row["part"] == TEST and any(f"{TEST}_{score}" in point for point in row.get("curve") or ())
+    ]
     named = runs(curved)
     if not named:
         return None
@@ -89,13 +113,19 @@ def curves(rows: Sequence[Row], *, score: Literal["accuracy", "loss"]) -> Figure
                 ax.plot(x, [line.points[v][0] for v in x], color=line.look[0], linewidth=1.2, alpha=0.85)
         ax.set(xlabel="iteration", ylim=(0, 103 if score == "accuracy" else None))
         _title(ax, method_name(name))
-    legend_below(figure, {_PARTS[part][0]: Line2D([], [], color=_PARTS[part][1]) for part in (TRAIN, TEST)}, n_columns=2)
+    legend_below(
+        figure,
+        {_PARTS[part][0]: Line2D([], [], color=_PARTS[part][1]) for part in (TRAIN, TEST)},
+        n_columns=2,
+    )
     panels[0].set_ylabel("accuracy, %" if score == "accuracy" else "loss (cross-entropy)")
     return figure
 
 
 def confusion(rows: Sequence[Row], *, part: str, class_names: Sequence[str]) -> Figure | None:
-    """Confusion matrices at a threshold of 0.5, a panel for each run: images (summed over repeats) and shares of each row."""
+    """Confusion matrices at a threshold of 0.5, a panel for each run: images (summed over repeats) and shares
+    of each row.
+    """
     named = runs([row for row in rows if row["part"] == part and row.get("confusion")])
     if not named:
         return None
@@ -105,12 +135,18 @@ def confusion(rows: Sequence[Row], *, part: str, class_names: Sequence[str]) -> 
         _matrix(ax, counts, class_names=class_names)
         _title(ax, method_name(name))
     n, repeats = found[0]["n_test"], max(len(found) for found in named.values())
-    figure.supxlabel(f"{_part_name(part)}, n = {n:,}" + (f", {repeats} repeats together" if repeats > 1 else ""), fontsize=8, color=QUIET)
+    figure.supxlabel(
+        f"{_part_name(part)}, n = {n:,}" + (f", {repeats} repeats together" if repeats > 1 else ""),
+        fontsize=8,
+        color=QUIET,
+    )
     return figure
 
 
 def roc(rows: Sequence[Row], *, class_names: Sequence[str]) -> Figure | None:
-    """ROC curves of the positive class on the training images (blue) and those tested on (red), a panel for each run."""
+    """ROC curves of the positive class on the training images (blue) and those tested on (red), a panel for
+    each run.
+    """
     named = runs([row for row in rows if row.get("roc")])
     if not named:
         return None
@@ -121,7 +157,11 @@ def roc(rows: Sequence[Row], *, class_names: Sequence[str]) -> Figure | None:
         for row in found:
             _, color, dashes = _PARTS.get(row["part"], (row["part"], "#66717f", ":"))
             alarms, hits = row["roc"][POSITIVE]
-            label = f"{_part_name(row['part'])}, n = {row['n_test']:,}" if row["part"] != TRAIN else _part_name(TRAIN)
+            label = (
+                f"{_part_name(row['part'])}, n = {row['n_test']:,}"
+                if row["part"] != TRAIN
+                else _part_name(TRAIN)
+            )
             shown[label] = ax.plot(alarms, hits, color=color, linestyle=dashes, linewidth=1.3, alpha=0.85)[0]
         ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), aspect="equal")
         ax.set_xlabel("false-positive rate")
@@ -132,7 +172,9 @@ def roc(rows: Sequence[Row], *, class_names: Sequence[str]) -> Figure | None:
 
 
 def score_bars(rows: Sequence[Row], *, parts: Sequence[str], class_names: Sequence[str]) -> Figure | None:
-    """AUC, recall and precision of the positive class by run: bars to the mean, a point for each repeat; a row of panels for each part."""
+    """AUC, recall and precision of the positive class by run: bars to the mean, a point for each repeat; a
+    row of panels for each part.
+    """
     scores = {
         "AUC": lambda row: row["auc"],
         f"recall of {class_names[POSITIVE]}": lambda row: row["recall_per_class"][POSITIVE],
@@ -149,9 +191,20 @@ def score_bars(rows: Sequence[Row], *, parts: Sequence[str], class_names: Sequen
                 color = "#1d2733" if name in ("balanced", "unbalanced") else method_look(name, every)[0]
                 if values:
                     ax.barh(place, np.mean(values), height=0.62, color=color, alpha=0.8)
-                    ax.scatter(values, np.full(len(values), place), s=9, color="white", edgecolors=INK, linewidths=0.6, zorder=3)
+                    ax.scatter(
+                        values,
+                        np.full(len(values), place),
+                        s=9,
+                        color="white",
+                        edgecolors=INK,
+                        linewidths=0.6,
+                        zorder=3,
+                    )
             ax.set(xlim=(0, 1.02), ylim=(len(every) - 0.4, -0.6))
-            ax.set_yticks(range(len(every)), [method_name(name) for name in every] if ax is line[0] else [""] * len(every))
+            ax.set_yticks(
+                range(len(every)),
+                [method_name(name) for name in every] if ax is line[0] else [""] * len(every),
+            )
             ax.grid(axis="y", visible=False)
             ax.grid(axis="x", color=RULE, linewidth=0.7)
             n = next((found[0]["n_test"] for found in named.values()), 0)
@@ -173,7 +226,15 @@ def _matrix(ax: Axes, counts: np.ndarray, *, class_names: Sequence[str]) -> None
     for i in range(2):
         for j in range(2):
             share = "" if np.isnan(shares[i, j]) else f"\n{100 * shares[i, j]:.1f} %"
-            ax.text(j, i, f"{counts[i, j]:,}{share}", ha="center", va="center", fontsize=8.5, color="white" if shares[i, j] > 0.7 else INK)
+            ax.text(
+                j,
+                i,
+                f"{counts[i, j]:,}{share}",
+                ha="center",
+                va="center",
+                fontsize=8.5,
+                color="white" if shares[i, j] > 0.7 else INK,
+            )
     ax.set_xticks(range(2), class_names)
     ax.set_yticks(range(2), class_names, rotation=90, va="center")
     ax.tick_params(length=0)

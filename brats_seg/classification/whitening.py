@@ -12,7 +12,9 @@ from brats_seg.core.files import atomic
 from brats_seg.errors import InputError
 
 CONTRAST = 55.0
-"""What a normalized image's deviation is scaled to, and `ZCA_BIAS` with it: as in pylearn2's CIFAR-10 of Goodfellow et al. 2013."""
+"""What a normalized image's deviation is scaled to, and `ZCA_BIAS` with it: as in pylearn2's CIFAR-10 of
+Goodfellow et al. 2013.
+"""
 CONTRAST_FLOOR = 1e-8
 ZCA_BIAS = 0.1
 _BLOCK = 4096
@@ -27,16 +29,22 @@ class Whitening:
 
 
 def normalize_contrast(images: UInt8[np.ndarray, "n y x c"]) -> Float32[np.ndarray, "n features"]:
-    """Each image minus its own mean and over its own length, times 55 (Goodfellow et al. 2013); an even image is 0."""
+    """Each image minus its own mean and over its own length, times 55 (Goodfellow et al. 2013); an even image
+    is 0.
+    """
     flat = images.reshape(len(images), -1).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
-    flat *= np.where(length > CONTRAST_FLOOR, CONTRAST / np.maximum(length, CONTRAST_FLOOR), 0).astype(np.float32)
+    flat *= np.where(length > CONTRAST_FLOOR, CONTRAST / np.maximum(length, CONTRAST_FLOOR), 0).astype(
+        np.float32
+    )
     return flat
 
 
 def fit_whitening(flat: Float32[np.ndarray, "n features"]) -> Whitening:
-    """ZCA: U (S + 0.1)^-1/2 U' of the covariance (over n) of the training images. Of 3,072 features half a minute on one core."""
+    """ZCA: U (S + 0.1)^-1/2 U' of the covariance (over n) of the training images. Of 3,072 features half a
+    minute on one core.
+    """
     mean = flat.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((flat.shape[1], flat.shape[1]), np.float64)
     for start in range(0, len(flat), _BLOCK):
@@ -51,19 +59,27 @@ def whiten(images: UInt8[np.ndarray, "n y x c"], whitening: Whitening) -> Float3
     """Normalize the contrast of images and whiten them."""
     out = np.empty((len(images), whitening.mean.size), np.float32)
     for start in range(0, len(images), _BLOCK):
-        np.matmul(normalize_contrast(images[start : start + _BLOCK]) - whitening.mean, whitening.matrix, out=out[start : start + _BLOCK])
+        np.matmul(
+            normalize_contrast(images[start : start + _BLOCK]) - whitening.mean,
+            whitening.matrix,
+            out=out[start : start + _BLOCK],
+        )
     return out.reshape(images.shape)
 
 
 def whitened(
-    train: UInt8[np.ndarray, "n y x c"], others: tuple[UInt8[np.ndarray, "_ y x c"], ...], *, cache: Path | None
+    train: UInt8[np.ndarray, "n y x c"],
+    others: tuple[UInt8[np.ndarray, "_ y x c"], ...],
+    *,
+    cache: Path | None,
 ) -> tuple[Float32[np.ndarray, "..."], ...]:
     """Whiten training images and others by what the training images say.
 
     Args:
         train: fitted on.
         others: test or validation images, each of any number.
-        cache: folder in which the result is kept (4 bytes a value) and mapped from, so that processes share it; None keeps none.
+        cache: folder in which the result is kept (4 bytes a value) and mapped from, so that processes share
+            it; None keeps none.
 
     Returns:
         float32 images, of `train` first.

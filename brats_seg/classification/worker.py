@@ -14,7 +14,15 @@ from torch import nn
 
 from brats_seg.classification.bench import Bench, open_bench, open_images
 from brats_seg.classification.decisions import Probabilities, divide_by_prior, tune_factors, weigh_costs
-from brats_seg.classification.fitting import Fitted, Watch, build_network, check_loss, fit, fit_second_phase, probabilities
+from brats_seg.classification.fitting import (
+    Fitted,
+    Watch,
+    build_network,
+    check_loss,
+    fit,
+    fit_second_phase,
+    probabilities,
+)
 from brats_seg.classification.folder import FolderImages
 from brats_seg.classification.identity import Purpose, config_digest, study_seed
 from brats_seg.classification.images import ImageSet, Splits
@@ -61,47 +69,79 @@ class CellWorker:
 
     def __call__(self, job: Mapping[str, Any]) -> list[Row]:
         """The rows of a cell."""
-        runtime = _runtime(worker_device(self.device, worker=worker_number()), self.settings.network.precision)
+        runtime = _runtime(
+            worker_device(self.device, worker=worker_number()), self.settings.network.precision
+        )
         bench = _bench(self.settings.model_dump_json(), self.folder, self.cache, runtime, self.decoders)
         return train_cell(job, settings=self.settings, bench=bench, runtime=runtime)
 
 
-def train_cell(job: Mapping[str, Any], *, settings: StudySettings, bench: Bench, runtime: Runtime) -> list[Row]:
-    """Train the network (or committee) of a cell and what goes on from it; a row for each, by decision and part.
+def train_cell(
+    job: Mapping[str, Any], *, settings: StudySettings, bench: Bench, runtime: Runtime
+) -> list[Row]:
+    """Train the network (or committee) of a cell and what goes on from it; a row for each, by decision and
+    part.
 
-    Sets, first weights and draws follow from the study's seed, the distribution, the repeat and the run: methods share them, and sets
-    have nothing in common, so that each is a draw of its own (Buda et al. 2018, section 3.3.1).
+    Sets, first weights and draws follow from the study's seed, the distribution, the repeat and the run:
+    methods share them, and sets have nothing in common, so that each is a draw of its own (Buda et al. 2018,
+    section 3.3.1).
     """
     point = job["set"]
     which = _number_of(point)
     drawn = draw_subset(
-        _distribution(point), bench.available.labels, n_classes=bench.available.index.n_classes, most=settings.base,
-        minority=point["minority"], seed=study_seed(settings, Purpose.SET, which),
-    )  # fmt: skip
+        _distribution(point),
+        bench.available.labels,
+        n_classes=bench.available.index.n_classes,
+        most=settings.base,
+        minority=point["minority"],
+        seed=study_seed(settings, Purpose.SET, which),
+    )
     seed = study_seed(settings, Purpose.NETWORK, which, job["run"])
     cell = _Cell(
         settings, bench, runtime, bench.available.restrict(drawn.ids, seed=seed), _remedy(job),
         settings.optimizer.model_copy(update={"lr": job["rate"]}), seed,
     )  # fmt: skip
     about = {
-        "images": settings.images.name, "kind": point["kind"], "rho": point["rho"], "mu": point["mu"], "given": point["counts"],
-        "minority_rule": point["minority"], "repeat": point["repeat"], "minority": list(drawn.minority), "counts": drawn.counts.tolist(),
-        "n_train": int(drawn.counts.sum()), "class_names": list(cell.pool.source.class_names[:MOST_CONFUSION_CLASSES]),
-        "imbalance_ratio": cell.remedy.imbalance_ratio, "rate": job["rate"], "run": job["run"],
-        "seed": cell.seed, "batch_size": settings.training.batch_size, "network": settings.network.name,
-        "precision": settings.network.precision, "versions": library_versions(), "config": config_digest(settings),
-    }  # fmt: skip
+        "images": settings.images.name,
+        "kind": point["kind"],
+        "rho": point["rho"],
+        "mu": point["mu"],
+        "given": point["counts"],
+        "minority_rule": point["minority"],
+        "repeat": point["repeat"],
+        "minority": list(drawn.minority),
+        "counts": drawn.counts.tolist(),
+        "n_train": int(drawn.counts.sum()),
+        "class_names": list(cell.pool.source.class_names[:MOST_CONFUSION_CLASSES]),
+        "imbalance_ratio": cell.remedy.imbalance_ratio,
+        "rate": job["rate"],
+        "run": job["run"],
+        "seed": cell.seed,
+        "batch_size": settings.training.batch_size,
+        "network": settings.network.name,
+        "precision": settings.network.precision,
+        "versions": library_versions(),
+        "config": config_digest(settings),
+    }
     return [about | row for row in cell.rows()]
 
 
 def check_cell(job: Mapping[str, Any], *, settings: StudySettings, splits: Splits) -> None:
-    """Raise `UsageError` where the images cannot fill a cell's set, or its method cannot do with what they fill it with."""
+    """Raise `UsageError` where the images cannot fill a cell's set, or its method cannot do with what they
+    fill it with.
+    """
     point, knobs = job["set"], settings.validation
     available = splits.train.counts - knobs.held_out - knobs.per_class
     order = class_order(
-        available, most=settings.base, minority=point["minority"], seed=study_seed(settings, Purpose.SET, _number_of(point))
+        available,
+        most=settings.base,
+        minority=point["minority"],
+        seed=study_seed(settings, Purpose.SET, _number_of(point)),
     )
-    check_loss(_remedy(job), counts=class_counts(_distribution(point), available=available, most=settings.base, order=order))
+    check_loss(
+        _remedy(job),
+        counts=class_counts(_distribution(point), available=available, most=settings.base, order=order),
+    )
 
 
 @dataclass(frozen=True)
@@ -124,7 +164,9 @@ class _Cell:
         if self.remedy.knobs.two_phase:
             start = time.perf_counter()
             second = self._second_phase(networks[0])
-            found += self._rows(f"two_phase_{self.remedy.name}", [second], phase=2, seconds=time.perf_counter() - start)
+            found += self._rows(
+                f"two_phase_{self.remedy.name}", [second], phase=2, seconds=time.perf_counter() - start
+            )
         return found
 
     def _train(self) -> list[Fitted]:
@@ -135,36 +177,61 @@ class _Cell:
         members, n_members, counts = [], self.remedy.knobs.networks, pool.index.counts
         undersampling = replace(self.remedy, recipe=replace(recipe, sampler="undersample"))
         for number in range(1, n_members + 1):
-            members.append(self._fit(pool, undersampling, int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])))
+            members.append(
+                self._fit(
+                    pool, undersampling, int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
+                )
+            )
             if recipe.committee == "cascade" and number < n_members:
                 known = probabilities(members[-1].network, pool, runtime=self.runtime)
                 own = known[np.arange(len(known)), pool.labels].astype(np.float32)
-                pool = pool.restrict(kept_by_cascade(own, pool.labels, goal=cascade_goals(counts, round_=number, rounds=n_members)))
+                pool = pool.restrict(
+                    kept_by_cascade(
+                        own, pool.labels, goal=cascade_goals(counts, round_=number, rounds=n_members)
+                    )
+                )
         return members
 
     def _fit(self, pool: Pool, remedy: Remedy, seed: int) -> Fitted:
         network = build_network(self.settings, pool.source.set, seed=seed, runtime=self.runtime)
         return fit(
-            network, pool, remedy, settings=self.settings, optimizer=self.optimizer, seed=seed, runtime=self.runtime,
-            watch=self._watch(), curve=self._curve,
-        )  # fmt: skip
+            network,
+            pool,
+            remedy,
+            settings=self.settings,
+            optimizer=self.optimizer,
+            seed=seed,
+            runtime=self.runtime,
+            watch=self._watch(),
+            curve=self._curve,
+        )
 
     def _second_phase(self, first: Fitted) -> Fitted:
         if first.diverged:
             return first
         return fit_second_phase(
-            first, self.pool, settings=self.settings, optimizer=self.optimizer, seed=self.seed, runtime=self.runtime,
-            watch=self._watch(), curve=self._curve,
-        )  # fmt: skip
+            first,
+            self.pool,
+            settings=self.settings,
+            optimizer=self.optimizer,
+            seed=self.seed,
+            runtime=self.runtime,
+            watch=self._watch(),
+            curve=self._curve,
+        )
 
     def _synthetic(self) -> Pool:
         """The training images made anew, in memory."""
         images, kind = self.pool.plain.set, self.remedy.recipe.synthesizer
         if isinstance(images.images, FolderImages):
-            raise UsageError(f"methods.{self.remedy.name}: looks for neighbors in memory; images of a folder are not there")
+            raise UsageError(
+                f"methods.{self.remedy.name}: looks for neighbors in memory; images of a folder are not there"
+            )
         assert kind is not None
         given = self.pool.plain.values(np.arange(len(self.pool.plain)))
-        values, labels = synthesize(kind, given, self.pool.labels, neighbors=self.remedy.knobs.neighbors, seed=self.seed % 2**32)
+        values, labels = synthesize(
+            kind, given, self.pool.labels, neighbors=self.remedy.knobs.neighbors, seed=self.seed % 2**32
+        )
         pixels = values.reshape(-1, *images.image_size, images.n_channels)
         made = ImageSet(f"{images.name}, {kind}", pixels, labels, images.class_names, 1.0)
         return Pool.whole(Source(made, device=self.runtime.device))
@@ -194,17 +261,25 @@ class _Cell:
         last = networks[-1]
         counts = self.pool.index.counts
         about = {
-            "method": name, "phase": phase, "networks": len(networks), "iterations": sum(fitted.iterations for fitted in networks),
-            "seen": np.sum([fitted.seen for fitted in networks], axis=0).tolist(), "loss": last.loss, "diverged": last.diverged,
-            "validation": last.validation, "seconds": round(seconds, 2),
-        }  # fmt: skip
+            "method": name,
+            "phase": phase,
+            "networks": len(networks),
+            "iterations": sum(fitted.iterations for fitted in networks),
+            "seen": np.sum([fitted.seen for fitted in networks], axis=0).tolist(),
+            "loss": last.loss,
+            "diverged": last.diverged,
+            "validation": last.validation,
+            "seconds": round(seconds, 2),
+        }
         parts = dict(self.bench.parts) | ({"train": self.pool} if self.settings.record.train else {})
         rules = self._rules(networks, counts, last.prior)
         found = []
         for part, pool in parts.items():
             known = self._probabilities(networks, pool)
             for rule, decide in rules.items():
-                row = about | {"part": part, "decision": rule} | score_outputs(decide(known), pool.labels).row()
+                row = (
+                    about | {"part": part, "decision": rule} | score_outputs(decide(known), pool.labels).row()
+                )
                 if len(counts) > MOST_CONFUSION_CLASSES:
                     del row["confusion"]
                 if rule == ARGMAX and part == "test":
@@ -233,7 +308,9 @@ class _Cell:
         return rules
 
     def _probabilities(self, networks: list[Fitted], pool: Pool) -> Probabilities:
-        """Of one network, or the mean of a committee. A network that diverged knows nothing: all classes alike."""
+        """Of one network, or the mean of a committee. A network that diverged knows nothing: all classes
+        alike.
+        """
         n_classes = pool.index.n_classes
         sure = [
             np.full((len(pool.labels), n_classes), 1 / n_classes)
@@ -245,7 +322,9 @@ class _Cell:
 
 
 def validation_score(known: Probabilities, pool: Pool, *, score: str, of: str | None) -> float:
-    """A validation score, higher is better: minus the mean log loss, or one of the scores; of a class, or the mean over the classes."""
+    """A validation score, higher is better: minus the mean log loss, or one of the scores; of a class, or the
+    mean over the classes.
+    """
     if score == "loss":
         own = known[np.arange(len(known)), pool.labels]
         return float(np.log(np.maximum(own, 1e-300)).mean())
@@ -259,22 +338,42 @@ def validation_score(known: Probabilities, pool: Pool, *, score: str, of: str | 
     return sum(values) / len(values)
 
 
-def time_iterations(settings: StudySettings, splits: Splits, *, device: str = "cpu", n: int = 30) -> tuple[float, float]:
-    """Milliseconds of an iteration of a network, and of one of its second phase, on a device or one thread: medians of `n`.
+def time_iterations(
+    settings: StudySettings, splits: Splits, *, device: str = "cpu", n: int = 30
+) -> tuple[float, float]:
+    """Milliseconds of an iteration of a network, and of one of its second phase, on a device or one thread:
+    medians of `n`.
 
     Of a network whose iteration takes over half a second three are enough.
     """
     runtime = _runtime(device, settings.network.precision)
     plain = Source(splits.train, device=runtime.device)
-    source = Source(splits.train, role="train", device=runtime.device) if isinstance(splits.train.images, FolderImages) else plain
+    source = (
+        Source(splits.train, role="train", device=runtime.device)
+        if isinstance(splits.train.images, FolderImages)
+        else plain
+    )
     pool = Pool(source, plain).restrict(np.arange(0, len(plain), max(1, len(plain) // 1000)))
     network = build_network(settings, splits.train, seed=0, runtime=runtime)
     moments: list[float] = []
     for n_steps in (min(n, 3), n):
-        short = settings.model_copy(update={"training": settings.training.model_copy(update={"iterations": n_steps})})
-        shared: dict[str, Any] = {"settings": short, "optimizer": settings.optimizer, "seed": 0, "runtime": runtime}
+        short = settings.model_copy(
+            update={"training": settings.training.model_copy(update={"iterations": n_steps})}
+        )
+        shared: dict[str, Any] = {
+            "settings": short,
+            "optimizer": settings.optimizer,
+            "seed": 0,
+            "runtime": runtime,
+        }
         moments.clear()
-        fitted = fit(network, pool, remedy("baseline", Method()), **shared, on_step=lambda: moments.append(time.perf_counter()))
+        fitted = fit(
+            network,
+            pool,
+            remedy("baseline", Method()),
+            **shared,
+            on_step=lambda: moments.append(time.perf_counter()),
+        )
         first = float(np.median(np.diff(moments)))
         if first > _SLOW_S:
             break
@@ -292,7 +391,12 @@ def _runtime(device: str, precision: str) -> Runtime:
 def _bench(settings_json: str, folder: str, cache: str, runtime: Runtime, decoders: int) -> Bench:
     """Once for each process: the cells of a study follow one another."""
     settings = StudySettings.model_validate_json(settings_json)
-    return open_bench(settings, open_images(settings.images, Path(folder), cache=Path(cache)), runtime=runtime, decoders=decoders)
+    return open_bench(
+        settings,
+        open_images(settings.images, Path(folder), cache=Path(cache)),
+        runtime=runtime,
+        decoders=decoders,
+    )
 
 
 def _remedy(job: Mapping[str, Any]) -> Remedy:
@@ -300,7 +404,12 @@ def _remedy(job: Mapping[str, Any]) -> Remedy:
 
 
 def _distribution(point: Mapping[str, Any]) -> Distribution:
-    return Distribution(point["kind"], rho=point["rho"], mu=point["mu"], counts=tuple(point["counts"]) if point["counts"] else None)
+    return Distribution(
+        point["kind"],
+        rho=point["rho"],
+        mu=point["mu"],
+        counts=tuple(point["counts"]) if point["counts"] else None,
+    )
 
 
 def _number_of(point: Mapping[str, Any]) -> int:

@@ -37,7 +37,9 @@ _DAMAGE: tuple[type[Exception], ...] = (
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What the header of a `.npy` file says: number type, lengths of the axes, order in memory, and where the numbers begin."""
+    """What the header of a `.npy` file says: number type, lengths of the axes, order in memory, and where the
+    numbers begin.
+    """
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -51,7 +53,9 @@ class ArrayHeader:
 
 
 def parse_npy_header(start: bytes) -> ArrayHeader:
-    """The header of a `.npy` file from its first `NPY_HEADER_BYTES`. Raises `ValueError` where it is none that NumPy writes of numbers."""
+    """The header of a `.npy` file from its first `NPY_HEADER_BYTES`. Raises `ValueError` where it is none
+    that NumPy writes of numbers.
+    """
     match = _START.match(start)
     if match is None:
         raise ValueError("not a .npy file")
@@ -99,17 +103,21 @@ def read_npy(path: Path) -> np.ndarray:
 
 
 def read_npz(path: Path, *, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` file, all or those of some names that are there. Nothing in the file is executed.
+    """The arrays of an `.npz` file, all or those of some names that are there. Nothing in the file is
+    executed.
 
     Raises:
-        InputError: not a zip file of arrays of numbers or texts, truncated, encrypted, or packed in another way than NumPy packs.
+        InputError: not a zip file of arrays of numbers or texts, truncated, encrypted, or packed in another
+            way than NumPy packs.
         OSError: it cannot be opened.
     """
     with open_regular(path) as file:
         try:
             with zipfile.ZipFile(file) as archive:
                 members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
-                wanted = members if names is None else {name: members[name] for name in names if name in members}
+                wanted = (
+                    members if names is None else {name: members[name] for name in names if name in members}
+                )
                 return {name: _member(archive, member) for name, member in wanted.items()}
         except _DAMAGE as error:
             said = printable(" ".join(str(error).split()) or type(error).__name__, limit=150)
@@ -121,11 +129,15 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
         raise ValueError(f"{name} is encrypted, or packed by another method than stored or deflated")
     if member.file_size > MAX_INFLATION * member.compress_size:
-        raise ValueError(f"{name} claims {member.file_size:,} bytes, its {member.compress_size:,} cannot hold them")
+        raise ValueError(
+            f"{name} claims {member.file_size:,} bytes, its {member.compress_size:,} cannot hold them"
+        )
     with archive.open(member) as stream:
         header = parse_npy_header(archive.open(member).read(NPY_HEADER_BYTES))
         if header.offset + header.n_bytes != member.file_size:
-            raise ValueError(f"{name} has {member.file_size:,} bytes, its header claims {header.offset + header.n_bytes:,}")
+            raise ValueError(
+                f"{name} has {member.file_size:,} bytes, its header claims {header.offset + header.n_bytes:,}"
+            )
         stream.read(header.offset)
         raw = fill(stream, header.n_bytes)
         if raw.size < header.n_bytes or stream.read(1):  # the read at the end checks the checksum

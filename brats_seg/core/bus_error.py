@@ -16,10 +16,12 @@ _LINE = ctypes.create_string_buffer(4096)
 
 @contextmanager
 def say_bus_error(line: str) -> Iterator[None]:
-    """For the time of the block, a bus error prints a line on standard error and ends the process with exit code 1.
+    """For the time of the block, a bus error prints a line on standard error and ends the process with exit
+    code 1.
 
-    A read beyond the end of a mapped file is a bus error, which ends a process without a word. A handler in Python does not
-    help: Python runs it after the read, and the read never ends. Does nothing on Windows, which has no bus errors.
+    A read beyond the end of a mapped file is a bus error, which ends a process without a word. A handler in
+    Python does not help: Python runs it after the read, and the read never ends. Does nothing on Windows,
+    which has no bus errors.
 
     Args:
         line: is cut after 4,000 bytes.

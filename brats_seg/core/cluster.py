@@ -49,25 +49,33 @@ class Outcome(Generic[T, V]):
         return isinstance(self.error, WorkerDiedError)
 
 
-def run_tasks(function: Callable[[T], V], tasks: Sequence[T], *, workers: int, label: str) -> Iterator[Outcome[T, V]]:
-    """Call a function on each task behind a progress bar and yield what became of each; see `iterate_outcomes`."""
+def run_tasks(
+    function: Callable[[T], V], tasks: Sequence[T], *, workers: int, label: str
+) -> Iterator[Outcome[T, V]]:
+    """Call a function on each task behind a progress bar and yield what became of each; see
+    `iterate_outcomes`.
+    """
     yield from track(iterate_outcomes(function, tasks, workers=workers), total=len(tasks), label=label)
 
 
 def iterate_outcomes(
     function: Callable[[T], V], tasks: Sequence[T], *, workers: int, threads: int | None = None
 ) -> Iterator[Outcome[T, V]]:
-    """Call a function on each task, in processes that stay alive between tasks, and yield what became of each as they end.
+    """Call a function on each task, in processes that stay alive between tasks, and yield what became of each
+    as they end.
 
-    A task whose worker dies (killed, out of memory) is tried once more after all others, alone; then it is an error. Other tasks are not
-    touched by it: each worker has a pipe of its own, so that one that dies in the middle of a word garbles nobody else's. Any exception
-    the function raises is its task's error. Workers do not outlive this process, even when it is killed.
+    A task whose worker dies (killed, out of memory) is tried once more after all others, alone; then it is an
+    error. Other tasks are not touched by it: each worker has a pipe of its own, so that one that dies in the
+    middle of a word garbles nobody else's. Any exception the function raises is its task's error. Workers do
+    not outlive this process, even when it is killed.
 
     Args:
         function: at module level, since processes import it.
         tasks: picklable.
-        workers: processes at a time; with 1 the tasks run here, one after the other, and a kill ends this process.
-        threads: how many each process computes with; None leaves it to the libraries. Tasks that run here are not touched by it.
+        workers: processes at a time; with 1 the tasks run here, one after the other, and a kill ends this
+            process.
+        threads: how many each process computes with; None leaves it to the libraries. Tasks that run here are
+            not touched by it.
     """
     if workers == 1:
         for task in tasks:
@@ -89,7 +97,9 @@ def worker_number() -> int:
 
 
 def connect(address: str) -> Executor:
-    """An executor on a running Dask scheduler, such as "tcp://host:8786". Raises `UsageError` without the extra `cluster`."""
+    """An executor on a running Dask scheduler, such as "tcp://host:8786". Raises `UsageError` without the
+    extra `cluster`.
+    """
     try:
         distributed = import_module("distributed")
     except ImportError:
@@ -115,11 +125,18 @@ class _Worker:
             value, error = pickle.loads(self.pipe.recv_bytes())
         except (EOFError, OSError, pickle.UnpicklingError):
             self.process.join(timeout=_PATIENCE_S)
-            return Outcome(task, error=WorkerDiedError(f"its process ended with {self.process.exitcode}: killed, or out of memory"))
+            return Outcome(
+                task,
+                error=WorkerDiedError(
+                    f"its process ended with {self.process.exitcode}: killed, or out of memory"
+                ),
+            )
         return Outcome(task, value=value, error=error)
 
 
-def _run_in_pool(function: Callable[[T], V], tasks: Sequence[T], *, workers: int, threads: int | None) -> Iterator[Outcome[T, V]]:
+def _run_in_pool(
+    function: Callable[[T], V], tasks: Sequence[T], *, workers: int, threads: int | None
+) -> Iterator[Outcome[T, V]]:
     queue, idle, done = deque(tasks), [], []  # type: deque[T], list[_Worker], list[Outcome[T, V]]
     busy: dict[Connection, tuple[_Worker, T]] = {}
     free: Iterator[int] = count()
@@ -158,7 +175,9 @@ def _hire(function: Callable[..., Any], threads: int | None, *, number: int) -> 
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, function), daemon=True)
-    with _environment({_NUMBER: str(number)} | ({} if threads is None else dict.fromkeys(THREAD_SETTINGS, str(threads)))):
+    with _environment(
+        {_NUMBER: str(number)} | ({} if threads is None else dict.fromkeys(THREAD_SETTINGS, str(threads)))
+    ):
         process.start()
     theirs.close()
     return _Worker(process, ours, number)
@@ -180,7 +199,9 @@ def _environment(settings: dict[str, str]) -> Iterator[None]:
 
 def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
     """The life of a worker: task in, (value, error) out, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes of a terminal; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:

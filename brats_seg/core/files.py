@@ -1,4 +1,6 @@
-"""Reading that fails in one line, atomic writes, checksums and locks: what is on disk is whole, and nobody else is writing it."""
+"""Reading that fails in one line, atomic writes, checksums and locks: what is on disk is whole, and nobody
+else is writing it.
+"""
 
 import csv
 import hashlib
@@ -39,10 +41,11 @@ M = TypeVar("M", bound=BaseModel)
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what is written there takes the place of `path` when the block ends well.
+    """Yield a temporary path beside `path`; what is written there takes the place of `path` when the block
+    ends well.
 
-    The temporary file is named `.{name}.{machine}-{pid}.{thread}.part`. A block that raises leaves nothing. A killed process leaves that
-    file, and the next writer of `path` on the same machine removes it.
+    The temporary file is named `.{name}.{machine}-{pid}.{thread}.part`. A block that raises leaves nothing. A
+    killed process leaves that file, and the next writer of `path` on the same machine removes it.
 
     Raises:
         InputError: the folder of `path` does not exist.
@@ -75,14 +78,18 @@ def write_json(path: Path, tree: Any) -> None:
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """Open a file to read bytes. Raises `OSError` where it is absent, or no regular file: a pipe or a device could be read for ever."""
+    """Open a file to read bytes. Raises `OSError` where it is absent, or no regular file: a pipe or a device
+    could be read for ever.
+    """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(None, "not a regular file", str(path))
     return path.open("rb")
 
 
 def read_bytes(path: Path, *, limit: int = MOST_TEXT_BYTES) -> bytes:
-    """All bytes of a regular file. Raises `InputError` where it cannot be read or has more than `limit` bytes."""
+    """All bytes of a regular file. Raises `InputError` where it cannot be read or has more than `limit`
+    bytes.
+    """
     try:
         with open_regular(path) as file:
             if (n_bytes := os.fstat(file.fileno()).st_size) > limit:
@@ -102,7 +109,9 @@ def decode(raw: bytes, *, name: str, encoding: str = "utf-8") -> str:
     try:
         return raw.decode(encoding)
     except UnicodeDecodeError as error:
-        raise InputError(f"{name}: not text in UTF-8 ({error.reason} at byte {error.start:,}); write it again") from None
+        raise InputError(
+            f"{name}: not text in UTF-8 ({error.reason} at byte {error.start:,}); write it again"
+        ) from None
 
 
 def read_table(
@@ -113,12 +122,15 @@ def read_table(
     Args:
         path: the file.
         delimiter: between cells.
-        short_rows: what is done with a row that has fewer cells than there are columns: "fill" takes the absent ones for "".
+        short_rows: what is done with a row that has fewer cells than there are columns: "fill" takes the
+            absent ones for "".
 
     Raises:
         InputError: as `read_text`; not CSV; a row with more cells than there are columns, or a short one.
     """
-    return parse_table(read_text(path, encoding="utf-8-sig"), name=str(path), delimiter=delimiter, short_rows=short_rows)
+    return parse_table(
+        read_text(path, encoding="utf-8-sig"), name=str(path), delimiter=delimiter, short_rows=short_rows
+    )
 
 
 def parse_table(
@@ -133,12 +145,18 @@ def parse_table(
     columns = tuple(lines[0][1]) if lines else ()
     for number, cells in lines[1:]:
         if any(cells[len(columns) :]) or (len(cells) < len(columns) and short_rows == "refuse"):
-            raise InputError(f"{name}: not a table: line {number} has {len(cells)} cells for {len(columns)} columns")
-    return columns, [dict.fromkeys(columns, "") | dict(zip(columns, cells, strict=False)) for _, cells in lines[1:]]
+            raise InputError(
+                f"{name}: not a table: line {number} has {len(cells)} cells for {len(columns)} columns"
+            )
+    return columns, [
+        dict.fromkeys(columns, "") | dict(zip(columns, cells, strict=False)) for _, cells in lines[1:]
+    ]
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON as plain types. Raises `ValueError` in one line, also for what is nested too deep or has a number of thousands of digits."""
+    """JSON as plain types. Raises `ValueError` in one line, also for what is nested too deep or has a number
+    of thousands of digits.
+    """
     try:
         return json.loads(text)
     except RecursionError:
@@ -162,7 +180,8 @@ def read_model(model: type[M], path: Path, *, mend: str) -> M:
         mend: what to do about a damaged one.
 
     Raises:
-        InputError: absent, unreadable, not JSON, or with a field that is missing or of another type; the first is named.
+        InputError: absent, unreadable, not JSON, or with a field that is missing or of another type; the
+            first is named.
     """
     return parse_model(model, read_bytes(path), name=str(path), mend=mend)
 
@@ -179,7 +198,8 @@ def parse_model(model: type[M], raw: str | bytes, *, name: str, mend: str) -> M:
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML as plain types. No key twice in a mapping, no anchors: a few hundred bytes of them stand for gigabytes.
+    """YAML as plain types. No key twice in a mapping, no anchors: a few hundred bytes of them stand for
+    gigabytes.
 
     Raises:
         ValueError: in one line, whatever the text.
@@ -222,8 +242,8 @@ def lock(
     Args:
         path: the file, made where it is not there.
         holders: "shared" lets others in that share it too. Windows has no such lock: there it is held alone.
-        without: what happens where the folder cannot be written to, its file system has no locks, or Windows has no shared
-            lock; "go_on" runs the block without a lock.
+        without: what happens where the folder cannot be written to, its file system has no locks, or Windows
+            has no shared lock; "go_on" runs the block without a lock.
         busy: what the error says where another process holds the lock.
 
     Raises:
@@ -282,13 +302,17 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain types only, no anchors, and no key twice in one mapping: YAML would take the last and say nothing."""
+    """Plain types only, no anchors, and no key twice in one mapping: YAML would take the last and say
+    nothing.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Refuse what stands for something elsewhere in the text."""
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise yaml.composer.ComposerError(None, None, "anchors (&, *) are not read; write the value out", event.start_mark)
+            raise yaml.composer.ComposerError(
+                None, None, "anchors (&, *) are not read; write the value out", event.start_mark
+            )
         return super().compose_node(parent, index)
 
     def fetch_flow_collection_start(self, kind: type[yaml.Token]) -> None:
@@ -301,13 +325,17 @@ class _Loader(yaml.SafeLoader):
         """Refuse a number that no field holds."""
         number = super().construct_yaml_int(node)
         if not -(2**63) <= number < 2**63:
-            raise yaml.constructor.ConstructorError(None, None, "a whole number beyond 64 bits", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, "a whole number beyond 64 bits", node.start_mark
+            )
         return number
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         """Refuse a value that would take long to convert."""
         if isinstance(node, yaml.ScalarNode) and len(node.value) > _LONGEST_SCALAR:
-            raise yaml.constructor.ConstructorError(None, None, f"a value of {len(node.value):,} characters", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a value of {len(node.value):,} characters", node.start_mark
+            )
         return super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -315,7 +343,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if str(key.value) in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is given twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{key.value}' is given twice", key.start_mark
+                )
             seen.add(str(key.value))
         return super().construct_mapping(node, deep=deep)
 

@@ -29,14 +29,18 @@ _as_pointer: Any = intrinsic(_code_as_pointer)
 
 
 def _code_prefetch(typingctx: Any, address: Any) -> Any:
-    """Ask for the cache line at an address, which need not be valid. Reading a plane ahead made the gather 1.2 times faster."""
+    """Ask for the cache line at an address, which need not be valid. Reading a plane ahead made the gather
+    1.2 times faster.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         i32 = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, i32, i32, i32])
         prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         to_read, into_every_cache, data = (ir.Constant(i32, n) for n in (0, 3, 1))
-        builder.call(prefetch, [builder.inttoptr(args[0], cgutils.voidptr_t), to_read, into_every_cache, data])
+        builder.call(
+            prefetch, [builder.inttoptr(args[0], cgutils.voidptr_t), to_read, into_every_cache, data]
+        )
         return context.get_dummy_value()
 
     return types.void(types.uint64), generate
@@ -80,7 +84,9 @@ _CPU_WIDENS = bool(get_host_cpu_features().get("f16c", False)) or platform.machi
 _widen: Any = intrinsic(_code_widen) if _CPU_WIDENS else _widen_by_bits
 
 FRACTION_BITS = 24
-"""Positions between voxels are whole numbers of 2**-24 voxels: the same on every machine, in whatever order they are added."""
+"""Positions between voxels are whole numbers of 2**-24 voxels: the same on every machine, in whatever order
+they are added.
+"""
 _ONE = 1 << FRACTION_BITS
 _HALF = _ONE >> 1
 _STEP = np.float32(1 / _ONE)
@@ -96,7 +102,9 @@ def _load_two_voxels(builder: Any, address: Any) -> Any:
 def _between(builder: Any, low: Any, high: Any, fraction: Any) -> Any:
     """Vector `low + fraction * (high - low)`."""
     n = low.type.count
-    first = builder.insert_element(ir.Constant(low.type, ir.Undefined), fraction, ir.Constant(ir.IntType(32), 0))
+    first = builder.insert_element(
+        ir.Constant(low.type, ir.Undefined), fraction, ir.Constant(ir.IntType(32), 0)
+    )
     everywhere = builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(ir.IntType(32), n), [0] * n))
     step = builder.fmul(everywhere, builder.fsub(high, low), flags=("contract",))
     return builder.fadd(low, step, flags=("contract",))
@@ -104,13 +112,17 @@ def _between(builder: Any, low: Any, high: Any, fraction: Any) -> Any:
 
 def _write_between_columns(builder: Any, both: Any, fraction: Any, to: Any) -> None:
     places = ir.VectorType(ir.IntType(32), 4)
-    left, right = (builder.shuffle_vector(both, both, ir.Constant(places, [*range(n, n + 4)])) for n in (0, 4))
+    left, right = (
+        builder.shuffle_vector(both, both, ir.Constant(places, [*range(n, n + 4)])) for n in (0, 4)
+    )
     values = _between(builder, left, right, fraction)
     builder.store(values, builder.inttoptr(to, values.type.as_pointer()), align=4)
 
 
 def _code_blend_4(typingctx: Any, source: Any, row: Any, y: Any, x: Any, to: Any) -> Any:
-    """Write 4 modalities between 2 x 2 voxels; the addresses are those of the first voxel, of a row below, and of the result."""
+    """Write 4 modalities between 2 x 2 voxels; the addresses are those of the first voxel, of a row below,
+    and of the result.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, row, y, x, to = args
@@ -145,7 +157,8 @@ _blend_8: Any = intrinsic(_code_blend_8)
 def widen(bits: AnyArray, values: AnyArray) -> None:
     """Write the float16 numbers of `bits` (n,) uint16 as float32 `values` (n,), exactly.
 
-    Subnormal numbers and infinities are exact too; a NaN keeps its sign and payload and becomes quiet, as IEEE 754 converts.
+    Subnormal numbers and infinities are exact too; a NaN keeps its sign and payload and becomes quiet, as
+    IEEE 754 converts.
     """
     for i in range(bits.size):
         values[i] = _widen(bits[i])
@@ -153,7 +166,9 @@ def widen(bits: AnyArray, values: AnyArray) -> None:
 
 @numba.njit(cache=True, nogil=True)
 def widen_by_bits(bits: AnyArray, values: AnyArray) -> None:
-    """`widen` by integer arithmetic, for processors that cannot convert float16 (x86 before 2012): 2.1 times slower."""
+    """`widen` by integer arithmetic, for processors that cannot convert float16 (x86 before 2012): 2.1 times
+    slower.
+    """
     for i in range(bits.size):
         values[i] = _widen_by_bits(bits[i])
 
@@ -166,12 +181,21 @@ def widen_numpy(bits: AnyArray, values: AnyArray) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _locate(images: AnyArray, labels: AnyArray, shapes: AnyArray, ids: AnyArray, patch: Any, maps: Any, plane: Any, slices_up: Any) -> Any:
+def _locate(
+    images: AnyArray,
+    labels: AnyArray,
+    shapes: AnyArray,
+    ids: AnyArray,
+    patch: Any,
+    maps: Any,
+    plane: Any,
+    slices_up: Any,
+) -> Any:
     """Where a plane of the batch is read: plane p lies in patch p // depth.
 
-    Addresses of the image and the label, their shape, the first position, the steps to the next row and column,
-    in 2**-24 voxels, and whether the plane has a map. Twice the way to the middle of a patch is a whole number,
-    and matrices are in 2**-23: no number is rounded.
+    Addresses of the image and the label, their shape, the first position, the steps to the next row and
+    column, in 2**-24 voxels, and whether the plane has a map. Twice the way to the middle of a patch is a
+    whole number, and matrices are in 2**-23: no number is rounded.
     """
     offsets, matrices, is_flat = maps
     number, depth = plane // patch[0], plane % patch[0]
@@ -186,8 +210,10 @@ def _locate(images: AnyArray, labels: AnyArray, shapes: AnyArray, ids: AnyArray,
     z += slices_up
     if not matrices.size or _is_identity(matrices, number):
         first = (
-            (z - patch[0] // 2 + depth) << FRACTION_BITS, (y - patch[1] // 2) << FRACTION_BITS, (x - patch[2] // 2) << FRACTION_BITS
-        )  # fmt: skip
+            (z - patch[0] // 2 + depth) << FRACTION_BITS,
+            (y - patch[1] // 2) << FRACTION_BITS,
+            (x - patch[2] // 2) << FRACTION_BITS,
+        )
         return volume, shape, first, (0, _ONE, 0), (0, 0, _ONE), False
     z_at = (z << FRACTION_BITS) - (1 - patch[0] % 2) * _HALF
     y_at = (y << FRACTION_BITS) - (1 - patch[1] % 2) * _HALF
@@ -197,10 +223,24 @@ def _locate(images: AnyArray, labels: AnyArray, shapes: AnyArray, ids: AnyArray,
     y_at += of_y[1] * to_y + of_y[2] * to_x
     x_at += of_x[1] * to_y + of_x[2] * to_x
     if is_flat:
-        return volume, shape, (z_at, y_at, x_at), (0, 2 * of_y[1], 2 * of_x[1]), (0, 2 * of_y[2], 2 * of_x[2]), True
+        return (
+            volume,
+            shape,
+            (z_at, y_at, x_at),
+            (0, 2 * of_y[1], 2 * of_x[1]),
+            (0, 2 * of_y[2], 2 * of_x[2]),
+            True,
+        )
     z_at += of_z[0] * to_z + of_z[1] * to_y + of_z[2] * to_x
     first = z_at, y_at + of_y[0] * to_z, x_at + of_x[0] * to_z
-    return volume, shape, first, (2 * of_z[1], 2 * of_y[1], 2 * of_x[1]), (2 * of_z[2], 2 * of_y[2], 2 * of_x[2]), True
+    return (
+        volume,
+        shape,
+        first,
+        (2 * of_z[1], 2 * of_y[1], 2 * of_x[1]),
+        (2 * of_z[2], 2 * of_y[2], 2 * of_x[2]),
+        True,
+    )
 
 
 @numba.njit(cache=True, nogil=True)
@@ -213,8 +253,19 @@ def _is_identity(matrices: AnyArray, number: Any) -> Any:
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _blank(values: AnyArray, targets: AnyArray, first: Any, stop: Any, n_m: Any, n_all: Any, channel: Any, outside: Any) -> None:
-    """Set `n_m` of the `n_all` values of each voxel to 0, from `channel` on, and the targets, unless empty, to `outside`."""
+def _blank(
+    values: AnyArray,
+    targets: AnyArray,
+    first: Any,
+    stop: Any,
+    n_m: Any,
+    n_all: Any,
+    channel: Any,
+    outside: Any,
+) -> None:
+    """Set `n_m` of the `n_all` values of each voxel to 0, from `channel` on, and the targets, unless empty,
+    to `outside`.
+    """
     if n_m == n_all:
         for i in range(first * n_m, stop * n_m):
             values[i] = np.float32(0)
@@ -231,7 +282,8 @@ def _blank(values: AnyArray, targets: AnyArray, first: Any, stop: Any, n_m: Any,
 def _count(targets: AnyArray, first: Any, n: Any, counts: AnyArray) -> None:
     """Add the classes of a run of targets to `counts`; what is no class goes to the last place.
 
-    One pass over the run for each class: it stays in the nearest cache, and 64 comparisons are one instruction.
+    One pass over the run for each class: it stays in the nearest cache, and 64 comparisons are one
+    instruction.
     """
     for start in range(_U(0), n, _U(32768)):  # 16-bit sums cannot run over
         stop = min(start + _U(32768), n)
@@ -247,10 +299,18 @@ def _count(targets: AnyArray, first: Any, n: Any, counts: AnyArray) -> None:
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _ask_for(ahead: Any, y: Any, width: Any, n_m: Any) -> None:
-    """Prefetch row `y` of a plane; where it is mapped, at every eighth position, as the rows beside it ask for what lies between."""
+    """Prefetch row `y` of a plane; where it is mapped, at every eighth position, as the rows beside it ask
+    for what lies between.
+    """
     (image, label), shape, first, by_row, step, is_mapped = ahead
     z_at, y_at, x_at = first[0] + y * by_row[0], first[1] + y * by_row[1], first[2] + y * by_row[2]
-    place = _U(max(((z_at >> FRACTION_BITS) * shape[1] + (y_at >> FRACTION_BITS)) * shape[2] + (x_at >> FRACTION_BITS), 0))
+    place = _U(
+        max(
+            ((z_at >> FRACTION_BITS) * shape[1] + (y_at >> FRACTION_BITS)) * shape[2]
+            + (x_at >> FRACTION_BITS),
+            0,
+        )
+    )
     if is_mapped:
         for x in range((y & 1) * 4, width, 8):
             row = ((z_at + x * step[0]) >> FRACTION_BITS) * shape[1] + ((y_at + x * step[1]) >> FRACTION_BITS)
@@ -348,8 +408,19 @@ def _weight(place: Any, which: Any) -> Any:
 
 
 @numba.njit(cache=True, nogil=True)
-def _blend_row(volume: Any, shape: Any, at: Any, step: Any, is_flat: bool, part: Any, channels: Any, outside: Any, to: Any) -> None:
-    """Write the voxels of a `part` of a row, whose nearest voxels lie in the volume; `at` is the position of the row's first voxel.
+def _blend_row(
+    volume: Any,
+    shape: Any,
+    at: Any,
+    step: Any,
+    is_flat: bool,
+    part: Any,
+    channels: Any,
+    outside: Any,
+    to: Any,
+) -> None:
+    """Write the voxels of a `part` of a row, whose nearest voxels lie in the volume; `at` is the position of
+    the row's first voxel.
 
     Volumes and results are addresses: numba counts the owners of an array argument, which costs as much as a
     short row. `volume`: image and label. `channels`: values to write, and values of a voxel. `to`: values and
@@ -360,7 +431,11 @@ def _blend_row(volume: Any, shape: Any, at: Any, step: Any, is_flat: bool, part:
     nearest = carray(_as_pointer(to[1]), (part[1],), np.uint8)
     for x in range(part[0], part[1]):
         z_at, y_at, x_at = at[0] + x * step[0], at[1] + x * step[1], at[2] + x * step[2]
-        z_near, y_near, x_near = (z_at + _HALF) >> FRACTION_BITS, (y_at + _HALF) >> FRACTION_BITS, (x_at + _HALF) >> FRACTION_BITS
+        z_near, y_near, x_near = (
+            (z_at + _HALF) >> FRACTION_BITS,
+            (y_at + _HALF) >> FRACTION_BITS,
+            (x_at + _HALF) >> FRACTION_BITS,
+        )
         found = label[_U((z_near * shape[1] + y_near) * shape[2] + x_near)]
         nearest[_U(x)] = found
         if found != outside:
@@ -368,8 +443,11 @@ def _blend_row(volume: Any, shape: Any, at: Any, step: Any, is_flat: bool, part:
 
 
 @numba.njit(cache=True, nogil=True)
-def _blend_row_of_4(volume: Any, shape: Any, at: Any, step: Any, is_flat: bool, part: Any, n_all: Any, to: Any, scratch: Any) -> None:
-    """`_blend_row` for 4 modalities where all voxels beside the positions lie in the volume; it does not look at the labels.
+def _blend_row_of_4(
+    volume: Any, shape: Any, at: Any, step: Any, is_flat: bool, part: Any, n_all: Any, to: Any, scratch: Any
+) -> None:
+    """`_blend_row` for 4 modalities where all voxels beside the positions lie in the volume; it does not look
+    at the labels.
 
     In passes over the row: processors do the arithmetic of several positions at once, but not the reading.
     """
@@ -389,7 +467,9 @@ def _blend_row_of_4(volume: Any, shape: Any, at: Any, step: Any, is_flat: bool, 
     to_address = to[0] + _U(part[0]) * voxel_bytes
     for i in range(n):
         rest_y, rest_x = np.int32(y & (_ONE - 1)), np.int32(x & (_ONE - 1))
-        place = np.uint32(np.uint32(np.uint32(y >> FRACTION_BITS) * np.uint32(n_x)) + np.uint32(x >> FRACTION_BITS))
+        place = np.uint32(
+            np.uint32(np.uint32(y >> FRACTION_BITS) * np.uint32(n_x)) + np.uint32(x >> FRACTION_BITS)
+        )
         low[i] = place
         near[i] = np.uint32(place + np.uint32(rest_y >= _HALF) * np.uint32(n_x) + np.uint32(rest_x >= _HALF))
         f_y[i], f_x[i] = np.float32(rest_y) * _STEP, np.float32(rest_x) * _STEP
@@ -427,7 +507,9 @@ def _copy_row(volume: Any, shape: Any, at: Any, step: Any, part: Any, channels: 
     label = carray(_as_pointer(volume[1]), (n,), np.uint8)
     values = carray(_as_pointer(to[0]), (part[1] * np.int64(n_all),), np.float32)
     nearest = carray(_as_pointer(to[1]), (part[1],), np.uint8)
-    source = ((at[0] >> FRACTION_BITS) * shape[1] + (at[1] >> FRACTION_BITS)) * shape[2] + (at[2] >> FRACTION_BITS)
+    source = ((at[0] >> FRACTION_BITS) * shape[1] + (at[1] >> FRACTION_BITS)) * shape[2] + (
+        at[2] >> FRACTION_BITS
+    )
     by = step[2] >> FRACTION_BITS
     for x in range(part[0], part[1]):
         nearest[_U(x)] = label[_U(source + by * x)]
@@ -459,7 +541,9 @@ def _map_slice(
     targets: AnyArray,
     scratch: AnyArray,
 ) -> None:
-    """Write a plane of positions between voxels: `first` is the first, `by_row` and `step` lead to the next row and column."""
+    """Write a plane of positions between voxels: `first` is the first, `by_row` and `step` lead to the next
+    row and column.
+    """
     width, (n_m, n_all) = size[1], channels
     nearest, places = scratch[:width], _U(scratch.ctypes.data) + _U(-(-width // 8) * 8)
     to_nearest, to_values = _U(scratch.ctypes.data), _U(values.ctypes.data)
@@ -474,7 +558,8 @@ def _map_slice(
         start, stop, inner_start, inner_stop = 0, width, 0, width
         end = at[0] + (width - 1) * step[0], at[1] + (width - 1) * step[1], at[2] + (width - 1) * step[2]
         if not (_is_within(at, last) and _is_within(end, last)):
-            # where the nearest voxel lies in the volume, and within it where all voxels beside the position do
+            # where the nearest voxel lies in the volume, and within it where all voxels beside the position
+            # do
             start, stop = _clip_to(0, width, (at[0] + _HALF, at[1] + _HALF, at[2] + _HALF), step, ends)
             inner_start, inner_stop = _clip_to(start, stop, at, step, last)
         if not is_of_4:
@@ -489,7 +574,9 @@ def _map_slice(
             if start < inner_start:
                 _blend_row(volume, shape, at, step, is_flat, (start, inner_start), channels, outside, to)
             if inner_start < inner_stop:
-                _blend_row_of_4(volume, shape, at, step, is_flat, (inner_start, inner_stop), n_all, to, places)
+                _blend_row_of_4(
+                    volume, shape, at, step, is_flat, (inner_start, inner_stop), n_all, to, places
+                )
             if inner_stop < stop:
                 _blend_row(volume, shape, at, step, is_flat, (inner_stop, stop), channels, outside, to)
         for x in range(stop, width):
@@ -514,7 +601,9 @@ def _is_within(at: Any, ends: Any) -> Any:
 
 @numba.njit(cache=True, nogil=True)
 def _clip_to(start: Any, stop: Any, at: Any, step: Any, ends: Any) -> Any:
-    """The part of the range `start` to `stop` of a row that lies in a box; an empty part is (start, start)."""
+    """The part of the range `start` to `stop` of a row that lies in a box; an empty part is (start,
+    start).
+    """
     first, last = start, stop
     for axis in range(3):
         first, last = _clip(first, last, at[axis], step[axis], ends[axis])
@@ -541,12 +630,18 @@ def _gather_plane(
     scratch: Any,
 ) -> None:
     """One plane of `gather_planes`; the plane `ahead` is asked for meanwhile."""
-    size, base, n_values = (patch[1], patch[2]), _U(plane) * _U(patch[1]) * _U(patch[2]), n_channels * (2 * slices_around + 1)
+    size, base, n_values = (
+        (patch[1], patch[2]),
+        _U(plane) * _U(patch[1]) * _U(patch[2]),
+        n_channels * (2 * slices_around + 1),
+    )
     no_targets = targets[:0]
     for s in range(-slices_around, slices_around + 1):
         to_targets = targets if s == 0 else no_targets
         channel = _U((s + slices_around) * n_channels)
-        volume, shape, first, by_row, step, is_mapped = _locate(images, labels, shapes, ids, patch, maps, plane, s)
+        volume, shape, first, by_row, step, is_mapped = _locate(
+            images, labels, shapes, ids, patch, maps, plane, s
+        )
         next_plane = _locate(images, labels, shapes, ids, patch, maps, ahead, s)
         if is_mapped:
             _map_slice(
@@ -558,8 +653,20 @@ def _gather_plane(
             label = carray(_as_pointer(volume[1]), (shape[0] * shape[1] * shape[2],), np.uint8)
             voxel = first[0] >> FRACTION_BITS, first[1] >> FRACTION_BITS, first[2] >> FRACTION_BITS
             _copy_slice(
-                image, label, shape, voxel, size, n_channels, n_values, outside, base, channel, next_plane, values, to_targets
-            )  # fmt: skip
+                image,
+                label,
+                shape,
+                voxel,
+                size,
+                n_channels,
+                n_values,
+                outside,
+                base,
+                channel,
+                next_plane,
+                values,
+                to_targets,
+            )
     n_voxels = _U(size[0]) * _U(size[1])
     if table.size:
         for i in range(base, base + n_voxels):
@@ -587,26 +694,32 @@ def gather_planes(
 ) -> None:
     """Copy the planes of a batch of patches out of mapped volumes, and count their classes.
 
-    Any number of threads may call this for one batch: each takes the next planes until none are left. None waits for another, which
-    costs as much as half a batch where Python does it; `wait_for` tells when all are done.
+    Any number of threads may call this for one batch: each takes the next planes until none are left. None
+    waits for another, which costs as much as half a batch where Python does it; `wait_for` tells when all are
+    done.
 
     Args:
         images, labels: (C,) uint64, the address of each case's first float16 (Z, Y, X, M) and byte (Z, Y, X).
-        shapes: (C, 3) int64, (Z, Y, X) of each case. Nothing here is checked: a wrong one reads where it must not.
+        shapes: (C, 3) int64, (Z, Y, X) of each case. Nothing here is checked: a wrong one reads where it must
+            not.
         ids: (B,) int64, case << 32 | flat position of each patch's center.
         patch: (depth, height, width); a 2-D patch has the depth 1.
         n_channels, outside: M; the target where a patch hangs over its volume, whose image is 0 there.
         table: uint8, what each of the 256 targets becomes, `outside` too; empty to leave them as they are.
-        maps: offsets (B, 3) int64 added to the centers; matrices (B, 3, 3) int64 in 2**-23; whether the patches
-            are 2-D. The arrays are empty where no patch has a map.
+        maps: offsets (B, 3) int64 added to the centers; matrices (B, 3, 3) int64 in 2**-23; whether the
+            patches are 2-D. The arrays are empty where no patch has a map.
         slices_around: n, the slices on either side of a 2-D patch that are gathered too.
         progress: address of two int64, 0 before the batch: planes taken and planes done, of B * depth.
         n_at_once: planes taken at a time.
-        values, targets: flat float32 (B * depth * height * width * (2 n + 1) * M,) and uint8 (B * depth * height * width,), written.
-        counts: (K + 1,) int64 of this thread, added to: targets of each class, and in the last place all others.
+        values, targets: flat float32 (B * depth * height * width * (2 n + 1) * M,) and uint8 (B * depth *
+            height * width,), written.
+        counts: (K + 1,) int64 of this thread, added to: targets of each class, and in the last place all
+            others.
     """
     n_planes, width = ids.size * patch[0], patch[2]
-    scratch = np.empty(8 + width * 21, np.uint8)  # of a row: the nearest labels, and places and shares beside each position
+    scratch = np.empty(
+        8 + width * 21, np.uint8
+    )  # of a row: the nearest labels, and places and shares beside each position
     while True:
         first = _add_shared(_U(progress), np.int64(n_at_once))
         if first >= n_planes:
@@ -615,15 +728,31 @@ def gather_planes(
         for plane in range(first, stop):
             ahead = min(plane + 1, stop - 1)
             _gather_plane(
-                images, labels, shapes, ids, patch, n_channels, outside, table, maps, slices_around, plane, ahead, values, targets, counts,
+                images,
+                labels,
+                shapes,
+                ids,
+                patch,
+                n_channels,
+                outside,
+                table,
+                maps,
+                slices_around,
+                plane,
+                ahead,
+                values,
+                targets,
+                counts,
                 scratch,
-            )  # fmt: skip
+            )
         _add_shared(_U(progress) + _U(8), np.int64(stop - first))
 
 
 @numba.njit(cache=True, nogil=True)
 def wait_for(progress: int, n_planes: int, patience: int) -> bool:
-    """Look, at most `patience` times, whether all planes of a batch are done: a few nanoseconds each, without letting go of the core."""
+    """Look, at most `patience` times, whether all planes of a batch are done: a few nanoseconds each, without
+    letting go of the core.
+    """
     for _ in range(patience):  # noqa: SIM110, numba has no any()
         if _add_shared(_U(progress) + _U(8), np.int64(0)) >= n_planes:
             return True

@@ -30,7 +30,8 @@ class Cell:
 
     Attributes:
         key: its name for people.
-        job: what decides its result, all of it, as plain values; what does not (where files go) is no part of it.
+        job: what decides its result, all of it, as plain values; what does not (where files go) is no part of
+            it.
     """
 
     key: str
@@ -39,7 +40,9 @@ class Cell:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the job, whatever the order of its keys."""
-        return hashlib.sha256(json.dumps(self.job, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps(self.job, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        ).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -72,23 +75,25 @@ def run_grid(
 ) -> GridReport:
     """Compute the cells that a store does not hold yet, and keep the rows of each the moment it ends.
 
-    A killed worker's cell is tried once more, alone; a killed study goes on where it was. Ctrl-C and SIGTERM raise `KeyboardInterrupt`
-    once the workers have ended.
+    A killed worker's cell is tried once more, alone; a killed study goes on where it was. Ctrl-C and SIGTERM
+    raise `KeyboardInterrupt` once the workers have ended.
 
     Args:
-        function: job -> rows of plain values (no NaN); at module level. In a worker the libraries are told to use one thread.
+        function: job -> rows of plain values (no NaN); at module level. In a worker the libraries are told to
+            use one thread.
         cells: no two of one key or one job.
         store: folder of `grid.json` and `rows.jsonl`; made if absent.
         identity: what all cells of the store share, such as the data they were computed on.
         workers: processes; with 1 the cells run in this one.
         label: of the progress bar.
-        note: key and rows of a cell just finished -> what the bar says beside the count; where standard error is no terminal, a line of
-            its own says it.
+        note: key and rows of a cell just finished -> what the bar says beside the count; where standard error
+            is no terminal, a line of its own says it.
         known: rows by digest of cells that were finished elsewhere; those that are asked for are taken over.
 
     Raises:
         UsageError: two cells of one key or one job.
-        InputError: a store of another study, a damaged one, one that another process writes to, or a full disk. Nothing finished is lost.
+        InputError: a store of another study, a damaged one, one that another process writes to, or a full
+            disk. Nothing finished is lost.
     """
     _check(cells)
     store.mkdir(parents=True, exist_ok=True)
@@ -99,7 +104,9 @@ def run_grid(
             if cell.digest in (known or {}) and cell.digest not in finished.by_digest:
                 finished.append(cell, (known or {})[cell.digest])
         todo = [cell for cell in cells if cell.digest not in finished.by_digest]
-        failed = _compute(function, todo, finished, n_cells=len(cells), workers=workers, label=label, note=note)
+        failed = _compute(
+            function, todo, finished, n_cells=len(cells), workers=workers, label=label, note=note
+        )
     return GridReport(
         rows=tuple(row for cell in cells for row in finished.by_digest.get(cell.digest, ())),
         n_kept=len(cells) - len(todo),
@@ -109,7 +116,9 @@ def run_grid(
 
 
 def read_rows(store: Path) -> list[Row]:
-    """Rows of every finished cell of a store, in the order they ended. A line that is still being written is left out."""
+    """Rows of every finished cell of a store, in the order they ended. A line that is still being written is
+    left out.
+    """
     return [row for line in _lines(store / "rows.jsonl")[0] for row in line["rows"]]
 
 
@@ -119,7 +128,9 @@ def read_cells(store: Path) -> dict[str, list[Row]]:
 
 
 def check_identity(store: Path, identity: Mapping[str, Any]) -> None:
-    """Raise `InputError` where a folder is a store of another identity; one that is no store yet is anybody's."""
+    """Raise `InputError` where a folder is a store of another identity; one that is no store yet is
+    anybody's.
+    """
     path, ours = store / STORE, json.loads(json.dumps(identity))
     if not path.exists():
         return
@@ -128,7 +139,9 @@ def check_identity(store: Path, identity: Mapping[str, Any]) -> None:
         theirs = theirs if isinstance(theirs, dict) else {}
         name = next((k for k in [*ours, *theirs] if ours.get(k) != theirs.get(k)), "identity")
         was, asked = shown(theirs.get(name)), shown(ours.get(name))
-        raise InputError(f"{store}: a store of another study: its {name} is {was}, this one's {asked}; choose a new folder")
+        raise InputError(
+            f"{store}: a store of another study: its {name} is {was}, this one's {asked}; choose a new folder"
+        )
 
 
 def _check(cells: Sequence[Cell]) -> None:
@@ -174,7 +187,8 @@ class _Rows:
         except OSError as error:
             if self.path.exists():
                 os.truncate(self.path, size)
-            raise InputError(f"{self.path}: cannot be written: {error.strerror or error}; make room and start again, "
+            raise InputError(f"{self.path}: cannot be written: {error.strerror or error}; make room and "
+                             "start again, "
                              f"the {len(self.by_digest)} finished cells are kept") from None  # fmt: skip
         self.by_digest[cell.digest] = rows
 
@@ -194,7 +208,9 @@ def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
             if not (is_sound and all(isinstance(row, dict) and row for row in found["rows"])):
                 raise ValueError("rows")
         except (ValueError, TypeError, KeyError):
-            raise InputError(f"{path}: line {number} is damaged; delete that line, and its cell is computed again") from None
+            raise InputError(
+                f"{path}: line {number} is damaged; delete that line, and its cell is computed again"
+            ) from None
     return lines, whole
 
 
@@ -215,7 +231,9 @@ def _compute(
     start, n_kept = time.monotonic(), n_cells - len(cells)
     with progress_bar() as bar, _interrupted_by_sigterm():
         task = bar.add_task(label, total=n_cells, completed=n_kept, note="")
-        for n_new, outcome in enumerate(iterate_outcomes(_Call(function), jobs, workers=workers, threads=1), start=1):
+        for n_new, outcome in enumerate(
+            iterate_outcomes(_Call(function), jobs, workers=workers, threads=1), start=1
+        ):
             cell = by_digest[outcome.task[0]]
             problem = _keep(cell, outcome, finished)
             if problem:
@@ -223,9 +241,16 @@ def _compute(
                 said = f"failed {cell.key}: {problem}"
             else:
                 said = note(cell.key, finished.by_digest[cell.digest]) if note else cell.key
-            bar.update(task, advance=1, note=f"{n_new / (time.monotonic() - start) * 3600:.0f} an hour  {said}")
+            bar.update(
+                task, advance=1, note=f"{n_new / (time.monotonic() - start) * 3600:.0f} an hour  {said}"
+            )
             if not bar.console.is_terminal:  # a log of hours of work says how far it is
-                bar.console.print(f"{label} {n_kept + n_new}/{n_cells}: {said}", markup=False, highlight=False, soft_wrap=True)
+                bar.console.print(
+                    f"{label} {n_kept + n_new}/{n_cells}: {said}",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
     return failed
 
 
@@ -245,7 +270,9 @@ def _keep(cell: Cell, outcome: Outcome[Any, list[Row]], finished: _Rows) -> str:
         error = outcome.error
         if isinstance(error, OSError) and error.filename:
             return f"{error.filename}: {error.strerror}"
-        return str(error) if isinstance(error, InputError | UsageError) else f"{type(error).__name__}: {error}"
+        return (
+            str(error) if isinstance(error, InputError | UsageError) else f"{type(error).__name__}: {error}"
+        )
     try:
         finished.append(cell, outcome.value or [])
     except (TypeError, ValueError) as error:

@@ -11,10 +11,12 @@ AnyArray = NDArray[Any]
 
 @numba.njit(cache=True, nogil=True)
 def joint_counts(a: AnyArray, b: AnyArray, words_a: AnyArray, words_b: AnyArray, n_classes: int) -> AnyArray:
-    """Count pairs of classes (n_classes, n_classes) of two byte arrays of one length, given also as 64-bit words.
+    """Count pairs of classes (n_classes, n_classes) of two byte arrays of one length, given also as 64-bit
+    words.
 
-    The entry [0, 0] of a pair with a class of `n_classes` or more is not counted: the counts then sum to less than the length.
-    Eight voxels that are healthy in both are one comparison: 98 % of a head is that, so this runs at the speed of reading.
+    The entry [0, 0] of a pair with a class of `n_classes` or more is not counted: the counts then sum to less
+    than the length. Eight voxels that are healthy in both are one comparison: 98 % of a head is that, so this
+    runs at the speed of reading.
     """
     counts = np.zeros((n_classes, n_classes), np.int64)
     n_healthy = 0
@@ -32,7 +34,9 @@ def joint_counts(a: AnyArray, b: AnyArray, words_a: AnyArray, words_b: AnyArray,
     return counts
 
 
-def joint_counts_numpy(a: AnyArray, b: AnyArray, words_a: AnyArray, words_b: AnyArray, n_classes: int) -> AnyArray:
+def joint_counts_numpy(
+    a: AnyArray, b: AnyArray, words_a: AnyArray, words_b: AnyArray, n_classes: int
+) -> AnyArray:
     """Twin of `joint_counts`."""
     valid = (a < n_classes) & (b < n_classes)
     pairs = a[valid].astype(np.int64) * n_classes + b[valid]
@@ -41,7 +45,9 @@ def joint_counts_numpy(a: AnyArray, b: AnyArray, words_a: AnyArray, words_b: Any
 
 @numba.njit(cache=True, nogil=True)
 def joint_box(a: AnyArray, b: AnyArray) -> AnyArray:
-    """Bounds (z0, z1, y0, y1, x0, x1), upper ones exclusive, of voxels not 0 in `a` or `b` (Z, Y, X) uint8; all 0 where none is."""
+    """Bounds (z0, z1, y0, y1, x0, x1), upper ones exclusive, of voxels not 0 in `a` or `b` (Z, Y, X) uint8;
+    all 0 where none is.
+    """
     n_z, n_y, n_x = a.shape
     columns = np.zeros(n_x, np.uint8)
     z0, z1, y0, y1, x0, x1 = n_z, 0, n_y, 0, 0, n_x
@@ -53,7 +59,9 @@ def joint_box(a: AnyArray, b: AnyArray) -> AnyArray:
                 any_set |= row_a[x] | row_b[x]
             if any_set != 0:
                 z0, z1, y0, y1 = min(z0, z), z + 1, min(y0, y), max(y1, y + 1)
-                for x in range(n_x):  # without a branch; looking for the two ends of each row took three times as long
+                for x in range(
+                    n_x
+                ):  # without a branch; looking for the two ends of each row took three times as long
                     columns[x] |= row_a[x] | row_b[x]
     if z1 == 0:
         return np.zeros(6, np.int64)
@@ -78,7 +86,8 @@ def joint_box_numpy(a: AnyArray, b: AnyArray) -> AnyArray:
 def surface_voxels(labels: AnyArray, inside: AnyArray) -> AnyArray:
     """Voxels of a region with a face on a voxel that is not in it; beyond the array nothing is.
 
-    labels (Z, Y, X) uint8; inside (256,) bool, whether a label belongs to the region. No mask is made: that alone took longer.
+    labels (Z, Y, X) uint8; inside (256,) bool, whether a label belongs to the region. No mask is made: that
+    alone took longer.
     """
     n_z, n_y, n_x = labels.shape
     surface = np.zeros(labels.shape, np.bool_)
@@ -95,7 +104,9 @@ def surface_voxels(labels: AnyArray, inside: AnyArray) -> AnyArray:
                     to[x] = (
                         x == 0
                         or x == n_x - 1
-                        or not (inside[row[x - 1]] and inside[row[x + 1]] and inside[front[x]] and inside[back[x]])
+                        or not (
+                            inside[row[x - 1]] and inside[row[x + 1]] and inside[front[x]] and inside[back[x]]
+                        )
                         or not (inside[below[x]] and inside[above[x]])
                     )
     return surface
@@ -105,13 +116,17 @@ def surface_voxels_numpy(labels: AnyArray, inside: AnyArray) -> AnyArray:
     """Twin of `surface_voxels`."""
     mask = inside[labels]
     padded = np.pad(mask, 1)
-    inner = padded[:-2, 1:-1, 1:-1] & padded[2:, 1:-1, 1:-1] & padded[1:-1, :-2, 1:-1] & padded[1:-1, 2:, 1:-1]
+    inner = (
+        padded[:-2, 1:-1, 1:-1] & padded[2:, 1:-1, 1:-1] & padded[1:-1, :-2, 1:-1] & padded[1:-1, 2:, 1:-1]
+    )
     return mask & ~(inner & padded[1:-1, 1:-1, :-2] & padded[1:-1, 1:-1, 2:])
 
 
 @numba.njit(cache=True, nogil=True)
 def steps_along_x(surface: AnyArray) -> AnyArray:
-    """Voxels from each voxel of (Z, Y, X) bool to the nearest one set in its row, int32; -1 all along a row without one."""
+    """Voxels from each voxel of (Z, Y, X) bool to the nearest one set in its row, int32; -1 all along a row
+    without one.
+    """
     n_z, n_y, n_x = surface.shape
     steps = np.empty(surface.shape, np.int32)
     for z in range(n_z):
@@ -130,16 +145,20 @@ def steps_along_x(surface: AnyArray) -> AnyArray:
 def steps_along_x_numpy(surface: AnyArray) -> AnyArray:
     """Twin of `steps_along_x`."""
     x = np.arange(surface.shape[2])
-    apart = np.where(surface[:, :, None, :], np.abs(x[:, None] - x), np.iinfo(np.int32).max).min(axis=3, initial=np.iinfo(np.int32).max)
+    apart = np.where(surface[:, :, None, :], np.abs(x[:, None] - x), np.iinfo(np.int32).max).min(
+        axis=3, initial=np.iinfo(np.int32).max
+    )
     return np.where(surface.any(axis=2, keepdims=True), apart, -1).astype(np.int32)
 
 
 @numba.njit(cache=True, nogil=True)
 def nearest_in_rows(points: AnyArray, steps: AnyArray, spacing: AnyArray, reach: float) -> AnyArray:
-    """Distance from each point (Z, Y, X) bool, in order, to the nearest voxel set in `steps` (`steps_along_x`); inf for `reach` or more.
+    """Distance from each point (Z, Y, X) bool, in order, to the nearest voxel set in `steps`
+    (`steps_along_x`); inf for `reach` or more.
 
-    spacing (3,) float64 along (Z, Y, X); the distance and `reach` are in its unit. Rows are looked at from the point's own outward,
-    until a row is farther off than what was found: for a distance of d voxels some 3 d^2 rows, each one number.
+    spacing (3,) float64 along (Z, Y, X); the distance and `reach` are in its unit. Rows are looked at from
+    the point's own outward, until a row is farther off than what was found: for a distance of d voxels some 3
+    d^2 rows, each one number.
     """
     n_z, n_y, _ = points.shape
     found = np.full(points.sum(), np.inf)
@@ -176,7 +195,11 @@ def nearest_in_rows_numpy(points: AnyArray, steps: AnyArray, spacing: AnyArray, 
     found = np.full(int(points.sum()), np.inf)
     z, y = (axis.astype(np.float64) for axis in np.indices(points.shape[:2]))
     for n, (at_z, at_y, at_x) in enumerate(np.argwhere(points)):
-        squares = ((z - at_z) * spacing[0]) ** 2 + ((y - at_y) * spacing[1]) ** 2 + (steps[:, :, at_x] * spacing[2]) ** 2
+        squares = (
+            ((z - at_z) * spacing[0]) ** 2
+            + ((y - at_y) * spacing[1]) ** 2
+            + (steps[:, :, at_x] * spacing[2]) ** 2
+        )
         best = squares.min(initial=reach * reach, where=steps[:, :, at_x] >= 0)
         if best < reach * reach:
             found[n] = np.sqrt(best)
@@ -185,10 +208,12 @@ def nearest_in_rows_numpy(points: AnyArray, steps: AnyArray, spacing: AnyArray, 
 
 @numba.njit(cache=True, nogil=True)
 def largest_class(logits: AnyArray, inside: AnyArray, shift: AnyArray, out: AnyArray) -> bool:
-    """Write the class of the largest shifted logit of every voxel inside, and 0 outside; False where a logit is NaN.
+    """Write the class of the largest shifted logit of every voxel inside, and 0 outside; False where a logit
+    is NaN.
 
-    logits (n, Y', X', K) float32 with Y' >= Y, X' >= X; inside (n, Y, X) bool; shift (K,) float32; out (n, Y, X) uint8. Of equal
-    logits the first wins. torch.argmax over five interleaved classes takes 80 ns a voxel, a third of the network's own time.
+    logits (n, Y', X', K) float32 with Y' >= Y, X' >= X; inside (n, Y, X) bool; shift (K,) float32; out (n, Y,
+    X) uint8. Of equal logits the first wins. torch.argmax over five interleaved classes takes 80 ns a voxel,
+    a third of the network's own time.
     """
     n, n_y, n_x = out.shape
     n_classes = shift.size
@@ -232,7 +257,8 @@ def mark_nonzero_numpy(values: AnyArray, marks: AnyArray) -> None:
 def histogram16(values: AnyArray) -> AnyArray:
     """How often each of the 65,536 values occurs in `values` (n,) uint16.
 
-    Even and odd places are counted apart: neighbors are alike, and adding to one number twice in a row has to wait.
+    Even and odd places are counted apart: neighbors are alike, and adding to one number twice in a row has to
+    wait.
     """
     counts = np.zeros((2, 65536), np.int64)
     for i in range(0, values.size - 1, 2):
@@ -250,19 +276,25 @@ def histogram16_numpy(values: AnyArray) -> AnyArray:
 
 @numba.njit(cache=True, nogil=True)
 def look_up16(values: AnyArray, table: AnyArray, marks: AnyArray, image: AnyArray, channel: int) -> None:
-    """Write `table[values]` (n,) uint16 into one channel of `image` (n, M) uint16, and 0 where `marks` is 0 (it is 0 or 1)."""
+    """Write `table[values]` (n,) uint16 into one channel of `image` (n, M) uint16, and 0 where `marks` is 0
+    (it is 0 or 1).
+    """
     for i in range(values.size):
         image[i, channel] = table[values[i]] * np.uint16(marks[i])
 
 
-def look_up16_numpy(values: AnyArray, table: AnyArray, marks: AnyArray, image: AnyArray, channel: int) -> None:
+def look_up16_numpy(
+    values: AnyArray, table: AnyArray, marks: AnyArray, image: AnyArray, channel: int
+) -> None:
     """Twin of `look_up16`."""
     image[:, channel] = table[values] * marks.astype(np.uint16)
 
 
 @numba.njit(cache=True, nogil=True)
 def mark_outside(tissue: AnyArray, marks: AnyArray, outside: int) -> int:
-    """Set the healthy (0) of `tissue` (n,) uint8 to `outside` where `marks` (n,) is 0; how many of another class lie there, which stay."""
+    """Set the healthy (0) of `tissue` (n,) uint8 to `outside` where `marks` (n,) is 0; how many of another
+    class lie there, which stay.
+    """
     n_others = 0
     for i in range(tissue.size):
         if marks[i] == 0:
@@ -282,7 +314,8 @@ def mark_outside_numpy(tissue: AnyArray, marks: AnyArray, outside: int) -> int:
 
 @numba.njit(cache=True, nogil=True)
 def group_positions(labels: AnyArray, n_classes: int) -> tuple[AnyArray, AnyArray]:
-    """Count (n_classes,) int64 the classes of `labels` (n,) uint8, and list their positions (uint32) class by class, in order.
+    """Count (n_classes,) int64 the classes of `labels` (n,) uint8, and list their positions (uint32) class by
+    class, in order.
 
     A label of `n_classes` or more is in no class.
     """

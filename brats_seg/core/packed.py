@@ -9,7 +9,9 @@ from isal import isal_zlib
 from jaxtyping import UInt8
 
 MAX_INFLATION = 1040
-"""Deflate packs at most 258 bytes into 2 bits, 1032 to 1: a packed file of n bytes cannot hold more than this times n."""
+"""Deflate packs at most 258 bytes into 2 bits, 1032 to 1: a packed file of n bytes cannot hold more than this
+times n.
+"""
 
 UNPACK_ERRORS: tuple[type[Exception], ...] = (
     EOFError,
@@ -24,7 +26,9 @@ _CHUNK = 1 << 20
 
 
 def fill(stream: Any, n_bytes: int) -> UInt8[np.ndarray, " n"]:
-    """The next bytes of a stream that has `readinto`, up to `n_bytes`: fewer where the stream ends. Memory is used as it is filled."""
+    """The next bytes of a stream that has `readinto`, up to `n_bytes`: fewer where the stream ends. Memory is
+    used as it is filled.
+    """
     buffer = np.empty(n_bytes, np.uint8)
     done = 0
     while done < n_bytes:

@@ -6,13 +6,22 @@ from multiprocessing import parent_process
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 T = TypeVar("T")
 
 
 class _OutermostBar(Progress):
-    """Bars in one another would write over each other: the outermost one draws, and it draws in the main process alone."""
+    """Bars in one another would write over each other: the outermost one draws, and it draws in the main
+    process alone.
+    """
 
     _n_open = 0
 
@@ -29,7 +38,9 @@ class _OutermostBar(Progress):
 
 
 def is_first_rank() -> bool:
-    """Whether this process is the first of those that `torchrun` started, or the only one: it alone speaks."""
+    """Whether this process is the first of those that `torchrun` started, or the only one: it alone
+    speaks.
+    """
     return int(os.environ.get("RANK", "0")) == 0
 
 

@@ -52,15 +52,19 @@ class Runtime:
         return torch.autocast(self.device.type, self.dtype_autocast)
 
     def one_shape(self) -> AbstractContextManager[Any]:
-        """A context in which every pass has the same shape: cuDNN tries its algorithms at the first pass and keeps the fastest."""
+        """A context in which every pass has the same shape: cuDNN tries its algorithms at the first pass and
+        keeps the fastest.
+        """
         if self.device.type != "cuda":
             return nullcontext()
         return torch.backends.cudnn.flags(enabled=True, benchmark=True)
 
     def place(self, network: nn.Module) -> nn.Module:
-        """The network on this device, channels last (what convolutions run fastest on, and how a bank's batches lie in memory).
+        """The network on this device, channels last (what convolutions run fastest on, and how a bank's
+        batches lie in memory).
 
-        Several CUDA ranks share batch statistics; CPU ranks keep their own (torch has no synchronized batch norm there).
+        Several CUDA ranks share batch statistics; CPU ranks keep their own (torch has no synchronized batch
+        norm there).
         """
         if self.world_size > 1 and self.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -103,8 +107,10 @@ def start_runtime(*, device: str = "auto", precision: Precision = "auto", thread
 
     Args:
         device: "auto" (CUDA where there is one, else the CPU), "cpu", "cuda" or "cuda:N".
-        precision: "auto" is bf16 on a device that multiplies it natively, else fp16 on a CUDA device and float32 on a CPU.
-        threads: threads on a CPU; 0 for the number that torch had at the first call (its own: the cores, or OMP_NUM_THREADS).
+        precision: "auto" is bf16 on a device that multiplies it natively, else fp16 on a CUDA device and
+            float32 on a CPU.
+        threads: threads on a CPU; 0 for the number that torch had at the first call (its own: the cores, or
+            OMP_NUM_THREADS).
 
     Raises:
         UsageError: a device or precision that is not there.
@@ -132,17 +138,23 @@ def _own_threads() -> int:
 
 
 def n_cores() -> int:
-    """Cores that this process may use, or where the system cannot say (macOS, Windows), all of the machine."""
+    """Cores that this process may use, or where the system cannot say (macOS, Windows), all of the
+    machine.
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def n_workers(asked: int, *, device: str = "cpu") -> int:
-    """Processes: as asked, or one for each core that this process may use; where they compute on GPUs, one for each."""
+    """Processes: as asked, or one for each core that this process may use; where they compute on GPUs, one
+    for each.
+    """
     return asked or (torch.cuda.device_count() if _on_gpus(device) else n_cores())
 
 
 def worker_device(device: str, *, worker: int) -> str:
-    """Where the n-th of several workers computes: the GPUs in turn. A device that is named by its number is kept."""
+    """Where the n-th of several workers computes: the GPUs in turn. A device that is named by its number is
+    kept.
+    """
     return f"cuda:{worker % torch.cuda.device_count()}" if _on_gpus(device) else device
 
 
@@ -153,8 +165,8 @@ def _on_gpus(device: str) -> bool:
 def set_allocator() -> bool:
     """Keep glibc from handing large blocks back to the kernel after each use; True where it could be set.
 
-    Every step of a network frees and takes the same large arrays. Fresh pages are the slowest part of that: without them U-Net steps
-    ran 1.5 times faster. Does nothing where the C library is not glibc.
+    Every step of a network frees and takes the same large arrays. Fresh pages are the slowest part of that:
+    without them U-Net steps ran 1.5 times faster. Does nothing where the C library is not glibc.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -162,7 +174,11 @@ def set_allocator() -> bool:
         mallopt: Callable[[int, int], int] = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    settings: Sequence[tuple[int, int]] = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 256 << 20))
+    settings: Sequence[tuple[int, int]] = (
+        (_M_MMAP_MAX, 0),
+        (_M_TRIM_THRESHOLD, 2**31 - 1),
+        (_M_TOP_PAD, 256 << 20),
+    )
     return all([mallopt(name, value) == 1 for name, value in settings])
 
 
@@ -178,7 +194,8 @@ class StopRequest:
 
 @contextmanager
 def catch_stop_signals() -> Iterator[StopRequest]:
-    """Note SIGTERM and Ctrl-C instead of dying of them, for the time of the block; a second Ctrl-C interrupts at once.
+    """Note SIGTERM and Ctrl-C instead of dying of them, for the time of the block; a second Ctrl-C interrupts
+    at once.
 
     Signals reach the main thread only: in another one nothing is caught.
     """
@@ -236,7 +253,10 @@ def _find_precision(precision: Precision, device: torch.device) -> torch.dtype |
         return torch.bfloat16
     if precision == "fp16":
         if device.type != "cuda":
-            raise UsageError("precision 'fp16' is for CUDA devices: a CPU has no fast fp16 convolution; use bf16 or float32")
+            raise UsageError(
+                "precision 'fp16' is for CUDA devices: a CPU has no fast fp16 convolution; use bf16 or "
+                "float32"
+            )
         return torch.float16
     if precision != "auto":
         raise UsageError(f"precision '{precision}' is unknown; it must be auto, float32, bf16 or fp16")

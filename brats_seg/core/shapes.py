@@ -1,4 +1,6 @@
-"""Names for the NumPy arrays that cross a room's door: axes, in order, and dtype (checked at run time in the tests)."""
+"""Names for the NumPy arrays that cross a room's door: axes, in order, and dtype (checked at run time in the
+tests).
+"""
 
 import numpy as np
 from jaxtyping import Bool, Float, Float16, Int64, Num, UInt8

@@ -9,7 +9,12 @@ from scipy import stats
 
 
 def bootstrap_interval(
-    values: Sequence[float], patients: Sequence[str], *, level: float = 0.95, n_resamples: int = 5000, seed: int = 0
+    values: Sequence[float],
+    patients: Sequence[str],
+    *,
+    level: float = 0.95,
+    n_resamples: int = 5000,
+    seed: int = 0,
 ) -> tuple[float, float] | None:
     """Percentile interval of the mean under resampling of patients, all scans of a patient together.
 
@@ -34,7 +39,8 @@ def bootstrap_interval(
 
 
 def describe(values: Sequence[float], patients: Sequence[str]) -> dict[str, Any]:
-    """Mean, sd (n - 1), n, number of patients and 95 % interval over patients, as plain types for JSON; None where n is too small.
+    """Mean, sd (n - 1), n, number of patients and 95 % interval over patients, as plain types for JSON; None
+    where n is too small.
 
     Args:
         values: one number for each scan, no NaN.
@@ -51,10 +57,14 @@ def describe(values: Sequence[float], patients: Sequence[str]) -> dict[str, Any]
     }
 
 
-def paired_difference(first: Mapping[str, float], second: Mapping[str, float], *, patient_of: Mapping[str, str]) -> dict[str, Any]:
-    """Second minus first over the scans in both: `describe` of the differences, and `p` of the one paired test of the package.
+def paired_difference(
+    first: Mapping[str, float], second: Mapping[str, float], *, patient_of: Mapping[str, str]
+) -> dict[str, Any]:
+    """Second minus first over the scans in both: `describe` of the differences, and `p` of the one paired
+    test of the package.
 
-    The test is Wilcoxon's signed-rank test, two-sided, over patients: each patient counts once, with the mean over the shared scans.
+    The test is Wilcoxon's signed-rank test, two-sided, over patients: each patient counts once, with the mean
+    over the shared scans.
 
     Args:
         first, second: a number for each scan, no NaN. A scan that only one of them has is left out.

@@ -1,4 +1,6 @@
-"""Names for the torch tensors that cross a room's door: axes, in order, and dtype (checked at run time in the tests)."""
+"""Names for the torch tensors that cross a room's door: axes, in order, and dtype (checked at run time in the
+tests).
+"""
 
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor

@@ -41,11 +41,16 @@ class Reliability:
     probability_sum: Float[np.ndarray, " k"]
 
     def __add__(self, other: "Reliability") -> "Reliability":
-        return Reliability(self.n_voxels + other.n_voxels, self.n_inside + other.n_inside, self.probability_sum + other.probability_sum)
+        return Reliability(
+            self.n_voxels + other.n_voxels,
+            self.n_inside + other.n_inside,
+            self.probability_sum + other.probability_sum,
+        )
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: the mean gap between probability and share inside, bins weighted by voxels; NaN without voxels.
+        """Expected calibration error: the mean gap between probability and share inside, bins weighted by
+        voxels; NaN without voxels.
 
         Of one region against the rest ("classwise", Kull et al., NeurIPS 2019, equation 2).
         """
@@ -75,17 +80,24 @@ def reliability(probability: Float32[np.ndarray, " n"], inside: Bool[np.ndarray,
     return Reliability(
         n_voxels=np.bincount(bins, minlength=N_BINS),
         n_inside=np.bincount(bins[inside], minlength=N_BINS),
-        probability_sum=np.bincount(bins, probability, minlength=N_BINS).astype(np.float64),  # of no voxel at all it is whole numbers
+        probability_sum=np.bincount(bins, probability, minlength=N_BINS).astype(
+            np.float64
+        ),  # of no voxel at all it is whole numbers
     )
 
 
 def score_probabilities(
-    probabilities: Volumes, names: Sequence[str], *, reference: TissueMap, classes: Sequence[str], cavity_in: Sequence[str] = ()
+    probabilities: Volumes,
+    names: Sequence[str],
+    *,
+    reference: TissueMap,
+    classes: Sequence[str],
+    cavity_in: Sequence[str] = (),
 ) -> dict[str, Reliability]:
     """The reliability of each region of a case.
 
-    Air is left out: every voxel whose probability of healthy is 1 (so `predict` saves what is outside the brain) and that the
-    reference calls healthy too.
+    Air is left out: every voxel whose probability of healthy is 1 (so `predict` saves what is outside the
+    brain) and that the reference calls healthy too.
 
     Args:
         probabilities: (K, Z, Y, X), summing to 1 over K.
@@ -97,7 +109,9 @@ def score_probabilities(
     counted: Mask = (probabilities[0] < 1) | (reference != 0)
     return {
         region: reliability(
-            probabilities[list(region_classes(region, names, cavity_in=cavity_in))].sum(axis=0)[counted].clip(0, 1),
+            probabilities[list(region_classes(region, names, cavity_in=cavity_in))]
+            .sum(axis=0)[counted]
+            .clip(0, 1),
             np.isin(reference[counted], region_classes(region, classes, cavity_in=cavity_in)),
         )
         for region in REGIONS
@@ -116,7 +130,9 @@ def read_probabilities(out: Path, case_id: str, *, grid: Geometry) -> tuple[Volu
     listed = path.with_name(CLASSES)
     names = tuple(read_text(listed).split()) if listed.is_file() else ()
     if not names:
-        raise ScanError(path, f"has no {CLASSES} beside it", expected="the names of its classes, as `predict` writes them")
+        raise ScanError(
+            path, f"has no {CLASSES} beside it", expected="the names of its classes, as `predict` writes them"
+        )
     volumes = read_volumes([ScanFile(path, channel) for channel in range(len(names))])
     if not same_grid(volumes[0][1], grid):
         raise ScanError(path, "lies on another grid", expected="the grid of its reference")

@@ -1,4 +1,6 @@
-"""Rows of an experiment -> summary.json: means over cases, paired differences, the mix that each strategy drew."""
+"""Rows of an experiment -> summary.json: means over cases, paired differences, the mix that each strategy
+drew.
+"""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,7 +16,9 @@ SCORES = ("dice", "sensitivity", "precision", "volume_ratio", "hd95_mm")
 MEAN = "mean"
 """Stands for the mean of the three regions."""
 FEWEST = 6
-"""Of fewer patients Wilcoxon's p cannot fall below 0.05, and a 95 % bootstrap interval holds the mean in 50 to 84 % of samples only."""
+"""Of fewer patients Wilcoxon's p cannot fall below 0.05, and a 95 % bootstrap interval holds the mean in 50
+to 84 % of samples only.
+"""
 
 
 def summarize_runs(
@@ -27,21 +31,26 @@ def summarize_runs(
 ) -> dict[str, Any]:
     """The tree of summary.json.
 
-    The unit is the case: a case's score is the mean over the seeds that segmented it. Cases without a region in the reference are left out
-    of its means (n says so); in how many segmentations of them it is found all the same, and how large, is counted apart. A difference is
-    over the runs (fold and seed) that both variants have: a run that failed leaves out its partner too.
+    The unit is the case: a case's score is the mean over the seeds that segmented it. Cases without a region
+    in the reference are left out of its means (n says so); in how many segmentations of them it is found all
+    the same, and how large, is counted apart. A difference is over the runs (fold and seed) that both
+    variants have: a run that failed leaves out its partner too.
 
     Args:
         rows: of one experiment, in the order of its variants.
-        against: label of the variant that differences are taken from, whatever its place; None for the first of each pair.
-        same_brains: names of data whose cases of one name are one brain with another tumor; their differences are compared.
+        against: label of the variant that differences are taken from, whatever its place; None for the first
+            of each pair.
+        same_brains: names of data whose cases of one name are one brain with another tumor; their differences
+            are compared.
         n_asked: runs that the experiment is to have; None for those that there are rows of.
         failed: key and reason of runs that there are no rows of.
     """
     by_variant: dict[Variant, list[Row]] = defaultdict(list)
     for row in rows:
         by_variant[variant_of(row)].append(row)
-    patients: dict[str, dict[str, str]] = defaultdict(dict)  # by the name of the data, which may have cases of the same names
+    patients: dict[str, dict[str, str]] = defaultdict(
+        dict
+    )  # by the name of the data, which may have cases of the same names
     for row in rows:
         patients[row["data"]][row["case"]] = row["patient"]
     tables = {variant: _by_case(found) for variant, found in by_variant.items()}
@@ -59,9 +68,13 @@ def summarize_runs(
         "n_cases": sum(len(patient_of) for patient_of in patients.values()),
         "n_patients": sum(len(set(patient_of.values())) for patient_of in patients.values()),
         "variants": [_variant_tree(v, found, tables[v], patients[v.data]) for v, found in by_variant.items()],
-        "differences": [_difference_tree(*pair, by_variant, patients[pair[0].data], against=against) for pair in pairs],
+        "differences": [
+            _difference_tree(*pair, by_variant, patients[pair[0].data], against=against) for pair in pairs
+        ],
     }
-    return summary | {"changes": _change_trees(summary, by_variant, patients, against=against, same_brains=same_brains)}
+    return summary | {
+        "changes": _change_trees(summary, by_variant, patients, against=against, same_brains=same_brains)
+    }
 
 
 def _scored(rows: Sequence[Row]) -> str:
@@ -71,7 +84,9 @@ def _scored(rows: Sequence[Row]) -> str:
 
 
 def trained_once(variants: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The first variant of each strategy: variants of one are of the same networks, so they have one ledger."""
+    """The first variant of each strategy: variants of one are of the same networks, so they have one
+    ledger.
+    """
     first: dict[tuple[str, str], Mapping[str, Any]] = {}
     for variant in variants:
         first.setdefault((variant["data"], variant["strategy"]), variant)
@@ -91,11 +106,17 @@ def _by_case(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
     for score in SCORES:
         whole, *others = (table[score].get(region, {}) for region in REGIONS)
         # over cases that have all three, so that every strategy's mean is over the same parts
-        table[score][MEAN] = {case: fmean([v, *(o[case] for o in others)]) for case, v in whole.items() if all(case in o for o in others)}
+        table[score][MEAN] = {
+            case: fmean([v, *(o[case] for o in others)])
+            for case, v in whole.items()
+            if all(case in o for o in others)
+        }
     return table
 
 
-def _variant_tree(variant: Variant, rows: Sequence[Row], table: Mapping[str, Any], patient_of: Mapping[str, str]) -> dict[str, Any]:
+def _variant_tree(
+    variant: Variant, rows: Sequence[Row], table: Mapping[str, Any], patient_of: Mapping[str, str]
+) -> dict[str, Any]:
     runs = {(row["fold"], row["seed"]): row for row in rows}
     regions = dict.fromkeys([*REGIONS, MEAN, "healthy", *(row["region"] for row in rows)])
     return {
@@ -110,36 +131,57 @@ def _variant_tree(variant: Variant, rows: Sequence[Row], table: Mapping[str, Any
         "seconds_a_run": fmean([row["seconds"] for row in runs.values()]),
         "regions": {
             region: {
-                score: describe(list(table[score].get(region, {}).values()), [patient_of[c] for c in table[score].get(region, {})])
+                score: describe(
+                    list(table[score].get(region, {}).values()),
+                    [patient_of[c] for c in table[score].get(region, {})],
+                )
                 for score in SCORES
             }
             | _counts([row for row in rows if row["region"] == region])
             for region in regions
         },
-        "ledger": {name: _mix([row for row in rows if row["region"] == name]) for name in regions if name not in (*REGIONS, MEAN)},
+        "ledger": {
+            name: _mix([row for row in rows if row["region"] == name])
+            for name in regions
+            if name not in (*REGIONS, MEAN)
+        },
     }
 
 
 def _counts(rows: Sequence[Row]) -> dict[str, Any]:
-    """How many cases have the region and lack it; in how many segmentations of the latter some is found, and its median size."""
+    """How many cases have the region and lack it; in how many segmentations of the latter some is found, and
+    its median size.
+    """
     absent = [row for row in rows if not row["n_reference_vox"]]
     found = [row["n_prediction_vox"] for row in absent if row["n_prediction_vox"]]
     n_absent = len({row["case"] for row in absent})
     return {
         "n_present": len({row["case"] for row in rows}) - n_absent,
         "n_absent": n_absent,
-        "false_positives": {"n": len(found), "of": len(absent), "median_vox": median(found) if found else None},
+        "false_positives": {
+            "n": len(found),
+            "of": len(absent),
+            "median_vox": median(found) if found else None,
+        },
     }
 
 
 def _mix(rows: Sequence[Row]) -> dict[str, float | None]:
     """Mean over runs of the shares of a class."""
     runs = {(row["fold"], row["seed"]): row for row in rows}.values()
-    return {name: fmean(known) if (known := [row[name] for row in runs if row.get(name) is not None]) else None for name in SHARES}
+    return {
+        name: fmean(known) if (known := [row[name] for row in runs if row.get(name) is not None]) else None
+        for name in SHARES
+    }
 
 
 def _difference_tree(
-    one: Variant, other: Variant, rows: Mapping[Variant, Sequence[Row]], patient_of: Mapping[str, str], *, against: str | None
+    one: Variant,
+    other: Variant,
+    rows: Mapping[Variant, Sequence[Row]],
+    patient_of: Mapping[str, str],
+    *,
+    against: str | None,
 ) -> dict[str, Any]:
     """Other minus one; the one to compare with comes first whatever the order."""
     if other.label == against:
@@ -152,7 +194,9 @@ def _difference_tree(
         "n_runs": len(both),
         "regions": {
             region: {
-                score: paired_difference(first[score].get(region, {}), second[score].get(region, {}), patient_of=patient_of)
+                score: paired_difference(
+                    first[score].get(region, {}), second[score].get(region, {}), patient_of=patient_of
+                )
                 for score in SCORES
             }
             for region in (*REGIONS, MEAN, "healthy")
@@ -160,10 +204,14 @@ def _difference_tree(
     }
 
 
-def _on_the_same_runs(rows: Mapping[Variant, Sequence[Row]], *variants: Variant) -> tuple[set[tuple[int, int]], list[dict[str, Any]]]:
+def _on_the_same_runs(
+    rows: Mapping[Variant, Sequence[Row]], *variants: Variant
+) -> tuple[set[tuple[int, int]], list[dict[str, Any]]]:
     """The runs (fold and seed) that all variants have, and the scores of each by case over these."""
     both = set.intersection(*(_runs(rows[variant]) for variant in variants))
-    return both, [_by_case([row for row in rows[variant] if (row["fold"], row["seed"]) in both]) for variant in variants]
+    return both, [
+        _by_case([row for row in rows[variant] if (row["fold"], row["seed"]) in both]) for variant in variants
+    ]
 
 
 def _change_trees(
@@ -186,17 +234,24 @@ def _change_trees(
         there = by_case.get((same_brains[0], one, other))
         if data != same_brains[0] and there is not None:
             regions = {
-                region: {"dice": paired_difference(there[region], here[region], patient_of=patients[data])} for region in (*REGIONS, MEAN)
+                region: {"dice": paired_difference(there[region], here[region], patient_of=patients[data])}
+                for region in (*REGIONS, MEAN)
             }
             trees.append({"than": same_brains[0], "data": data, "from": one, "to": other, "regions": regions})
     return trees
 
 
-def _differences_by_case(rows: Mapping[Variant, Sequence[Row]], one: Variant, other: Variant) -> dict[str, dict[str, float]]:
+def _differences_by_case(
+    rows: Mapping[Variant, Sequence[Row]], one: Variant, other: Variant
+) -> dict[str, dict[str, float]]:
     """Dice of the other minus that of the one, by region and case."""
     _, (first, second) = _on_the_same_runs(rows, one, other)
-    tables = {region: (first["dice"].get(region, {}), second["dice"].get(region, {})) for region in (*REGIONS, MEAN)}
-    return {region: {case: b[case] - a[case] for case in a.keys() & b.keys()} for region, (a, b) in tables.items()}
+    tables = {
+        region: (first["dice"].get(region, {}), second["dice"].get(region, {})) for region in (*REGIONS, MEAN)
+    }
+    return {
+        region: {case: b[case] - a[case] for case in a.keys() & b.keys()} for region, (a, b) in tables.items()
+    }
 
 
 def _runs(rows: Sequence[Row]) -> set[tuple[int, int]]:

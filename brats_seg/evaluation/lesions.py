@@ -50,11 +50,12 @@ def match_lesions(
     smallest_mm3: float = SMALLEST_MM3,
     distances: Literal["measured", "left_out"] = "measured",
 ) -> Lesions:
-    """Compare every reference lesion with the predicted lesions that touch it (Saluja et al., BraTS 2023 lesion-wise metrics).
+    """Compare every reference lesion with the predicted lesions that touch it (Saluja et al., BraTS 2023
+    lesion-wise metrics).
 
-    Lesions are 26-connected. Reference lesions whose `dilations`-fold growth (faces and edges) meets are one. A reference lesion is
-    compared with all predicted lesions that its growth touches, taken whole. Reference lesions of `smallest_mm3` or less are left
-    out, but what touches them is no false positive.
+    Lesions are 26-connected. Reference lesions whose `dilations`-fold growth (faces and edges) meets are one.
+    A reference lesion is compared with all predicted lesions that its growth touches, taken whole. Reference
+    lesions of `smallest_mm3` or less are left out, but what touches them is no false positive.
 
     Args:
         reference: (Z, Y, X).
@@ -64,7 +65,9 @@ def match_lesions(
         smallest_mm3: volume up to which a reference lesion is left out.
         distances: "left_out" gives no HD95, which takes most of the time.
     """
-    box = _grown(joint_crop(reference.view(np.uint8), prediction.view(np.uint8)), reference.shape, dilations + 1)
+    box = _grown(
+        joint_crop(reference.view(np.uint8), prediction.view(np.uint8)), reference.shape, dilations + 1
+    )
     reference, prediction = reference[box], prediction[box]
     lesions = _merged_lesions(reference, dilations)
     predicted, n_predicted = ndimage.label(prediction, _ALL_NEIGHBORS)
@@ -93,13 +96,19 @@ def match_lesions(
 
 
 def _merged_lesions(reference: Mask, dilations: int) -> Int[np.ndarray, "z y x"]:
-    """Number of the lesion at each voxel of the reference, lesions that meet when grown sharing one; 0 elsewhere."""
-    grown = ndimage.binary_dilation(reference, _FACES_AND_EDGES, iterations=dilations) if dilations else reference
+    """Number of the lesion at each voxel of the reference, lesions that meet when grown sharing one; 0
+    elsewhere.
+    """
+    grown = (
+        ndimage.binary_dilation(reference, _FACES_AND_EDGES, iterations=dilations) if dilations else reference
+    )
     labels, _ = ndimage.label(grown, _ALL_NEIGHBORS)
     return np.where(reference, labels, 0)
 
 
-def _touching(lesion: Bool[np.ndarray, "z y x"], predicted: Int[np.ndarray, "z y x"], dilations: int) -> list[int]:
+def _touching(
+    lesion: Bool[np.ndarray, "z y x"], predicted: Int[np.ndarray, "z y x"], dilations: int
+) -> list[int]:
     grown = ndimage.binary_dilation(lesion, _FACES_AND_EDGES, iterations=dilations) if dilations else lesion
     return [int(i) for i in np.unique(predicted[grown]) if i != 0]
 

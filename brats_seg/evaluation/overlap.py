@@ -20,7 +20,8 @@ Prediction = UInt8[np.ndarray, "pz py px"]
 class Overlap:
     """How a reference and a predicted region overlap, in voxels.
 
-    Every score is NaN where its denominator is 0: what an empty region counts is decided in `scores.py` alone.
+    Every score is NaN where its denominator is 0: what an empty region counts is decided in `scores.py`
+    alone.
     """
 
     n_reference: int
@@ -50,7 +51,8 @@ class Overlap:
 
     @property
     def specificity(self) -> float:
-        """Share of the voxels outside the reference that the prediction leaves out, over the whole image, air included.
+        """Share of the voxels outside the reference that the prediction leaves out, over the whole image, air
+        included.
 
         The challenge's own code counts so too, which is why it is near 1 for any prediction.
         """
@@ -75,7 +77,10 @@ def joint_histogram(reference: TissueMap, prediction: Prediction, n_classes: int
     whole = a.size // 8 * 8
     histogram = joint_counts(a, b, a[:whole].view(np.uint64), b[:whole].view(np.uint64), n_classes)
     if histogram.sum() != a.size:
-        raise InputError(f"class index {max(int(a.max()), int(b.max()))} found; {n_classes} classes have indices 0 to {n_classes - 1}")
+        raise InputError(
+            f"class index {max(int(a.max()), int(b.max()))} found; {n_classes} classes have indices 0 to "
+            f"{n_classes - 1}"
+        )
     return histogram
 
 

@@ -6,7 +6,14 @@ import numpy as np
 
 from brats_seg.core.shapes import Mask, TissueMap
 from brats_seg.evaluation.lesions import Lesions, match_lesions
-from brats_seg.evaluation.surface import Definition, Spacing, SurfaceDistances, joint_crop, patch_distances, region_distances
+from brats_seg.evaluation.surface import (
+    Definition,
+    Spacing,
+    SurfaceDistances,
+    joint_crop,
+    patch_distances,
+    region_distances,
+)
 
 Members = tuple[int, ...]
 """The class indices that make a region."""
@@ -16,7 +23,8 @@ Members = tuple[int, ...]
 class Pair:
     """Both tissue maps (Z, Y, X) of a case, cropped to what is not healthy in either.
 
-    Active and enhancing core are the same voxels, and directed and pooled HD95 look at the same distances: each is measured once.
+    Active and enhancing core are the same voxels, and directed and pooled HD95 look at the same distances:
+    each is measured once.
     """
 
     reference: TissueMap
@@ -38,7 +46,9 @@ class Pair:
             if definition == "surface_weighted":
                 self._distances[key] = patch_distances(*self.masks(members), spacing_mm=self.spacing_mm)
             else:
-                self._distances[key] = region_distances(self.reference, self.prediction, members, spacing_mm=self.spacing_mm)
+                self._distances[key] = region_distances(
+                    self.reference, self.prediction, members, spacing_mm=self.spacing_mm
+                )
         return self._distances[key]
 
     def lesions(self, members: Members) -> Lesions:
@@ -52,12 +62,18 @@ class Pair:
 def make_pair(reference: TissueMap, prediction: TissueMap, *, spacing_mm: Spacing) -> Pair:
     """Crop the maps of a case; `spacing_mm` is the voxel size along (Z, Y, X).
 
-    The crop keeps a rim of voxels where the image has one, so that a lesion grows inside it as it would in the whole image.
+    The crop keeps a rim of voxels where the image has one, so that a lesion grows inside it as it would in
+    the whole image.
     """
     crop = tuple(
-        slice(max(0, s.start - RIM), min(n, s.stop + RIM)) for s, n in zip(joint_crop(reference, prediction), reference.shape, strict=True)
+        slice(max(0, s.start - RIM), min(n, s.stop + RIM))
+        for s, n in zip(joint_crop(reference, prediction), reference.shape, strict=True)
     )
-    return Pair(np.ascontiguousarray(reference[crop]), np.ascontiguousarray(prediction[crop]), tuple(float(s) for s in spacing_mm))
+    return Pair(
+        np.ascontiguousarray(reference[crop]),
+        np.ascontiguousarray(prediction[crop]),
+        tuple(float(s) for s in spacing_mm),
+    )
 
 
 RIM = 4

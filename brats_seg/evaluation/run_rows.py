@@ -43,9 +43,13 @@ COLUMNS: dict[str, type] = {
     "versions": str,
     "cell": str,
 }
-"""Columns of runs.csv. A row is a region or tissue class of a case, segmented by one run; shares stand in the rows of tissue classes."""
+"""Columns of runs.csv. A row is a region or tissue class of a case, segmented by one run; shares stand in the
+rows of tissue classes.
+"""
 SHARES = ("requested_share", "center_share", "voxel_share", "hard_share", "distinct_share")
-"""Of a class: asked for, of the draws, of the patch voxels; and of its draws in an epoch those that were hard, and those that differ."""
+"""Of a class: asked for, of the draws, of the patch voxels; and of its draws in an epoch those that were
+hard, and those that differ.
+"""
 _SHARES = ("dice", "sensitivity", "precision", *SHARES)
 _ANY_SIGN = ("fold", "seed")
 DIGEST = 16
@@ -54,7 +58,9 @@ DIGEST = 16
 
 @dataclass(frozen=True)
 class Variant:
-    """A strategy as it is compared: how it was trained, on what, and how strongly priors were corrected afterwards."""
+    """A strategy as it is compared: how it was trained, on what, and how strongly priors were corrected
+    afterwards.
+    """
 
     data: str
     strategy: str
@@ -63,7 +69,9 @@ class Variant:
     @property
     def label(self) -> str:
         """What a table calls it."""
-        return self.strategy if self.correct_priors == "0" else f"{self.strategy} + priors {self.correct_priors}"
+        return (
+            self.strategy if self.correct_priors == "0" else f"{self.strategy} + priors {self.correct_priors}"
+        )
 
 
 def variant_of(row: Mapping[str, Any]) -> Variant:
@@ -88,7 +96,9 @@ def read_finished(path: Path) -> dict[str, list[Row]]:
         raise InputError(f"{path}: has other columns than a runs.csv of this version: {', '.join(COLUMNS)}")
     try:
         for number, row in enumerate(rows, start=2):
-            finished[row["cell"]].append({name: _read(name, row[name], kind) for name, kind in COLUMNS.items()})
+            finished[row["cell"]].append(
+                {name: _read(name, row[name], kind) for name, kind in COLUMNS.items()}
+            )
             if not row["seconds"]:
                 raise ValueError(f"line {number} lacks seconds")
     except (ValueError, OverflowError) as error:

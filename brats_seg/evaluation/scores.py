@@ -15,7 +15,12 @@ from brats_seg.core.progress import track
 from brats_seg.core.runtime import n_cores
 from brats_seg.core.shapes import TissueMap
 from brats_seg.errors import InputError, UsageError
-from brats_seg.evaluation.calibration import Reliability, calibration_tree, read_probabilities, score_probabilities
+from brats_seg.evaluation.calibration import (
+    Reliability,
+    calibration_tree,
+    read_probabilities,
+    score_probabilities,
+)
 from brats_seg.evaluation.lesions import Lesions
 from brats_seg.evaluation.overlap import JointHistogram, Overlap, joint_histogram, overlap_scores
 from brats_seg.evaluation.pair import Pair, make_pair
@@ -33,11 +38,14 @@ from brats_seg.scans.volume import SUFFIXES, read_volume
 CONVENTIONS: dict[str, Convention] = {
     c.name: c
     for c in (
-        Convention("brats2013", "Menze et al. 2015: empty regions are left out", "directed", NAN, NAN, 0.0, NAN),
+        Convention(
+            "brats2013", "Menze et al. 2015: empty regions are left out", "directed", NAN, NAN, 0.0, NAN
+        ),
         # 373.12866 mm is the diagonal of a BraTS image of 240 x 240 x 155 mm
         Convention(
             "brats2020",
-            "Empty regions as on the BraTS 2017-2021 leaderboards; HD95 the larger directed percentile, as MONAI",
+            "Empty regions as on the BraTS 2017-2021 leaderboards; HD95 the larger directed percentile, as "
+            "MONAI",
             "directed",
             1.0,
             0.0,
@@ -46,7 +54,8 @@ CONVENTIONS: dict[str, Convention] = {
         ),
         Convention(
             "brats2020_pooled_hd95",
-            "Empty regions as on the BraTS 2017-2021 leaderboards; HD95 of both directions together, as MedPy",
+            "Empty regions as on the BraTS 2017-2021 leaderboards; HD95 of both directions together, as "
+            "MedPy",
             "pooled",
             1.0,
             0.0,
@@ -64,13 +73,15 @@ CONVENTIONS: dict[str, Convention] = {
             lesion_wise=True,
             headline=("lesion_dice", "lesion_hd95_mm", "dice"),
         ),
-        Convention("nnunet", "nnU-Net: empty in both is not a number; HD95 as MedPy", "pooled", NAN, NAN, 0.0, NAN),
+        Convention(
+            "nnunet", "nnU-Net: empty in both is not a number; HD95 as MedPy", "pooled", NAN, NAN, 0.0, NAN
+        ),
     )
 }
 """The rules a score can follow, by name."""
 SWAP_GAIN = 0.2
-"""A swap of two tumor classes that would raise the mean Dice of a region by more than this is warned of: the label values are probably
-those of another schema."""
+"""A swap of two tumor classes that would raise the mean Dice of a region by more than this is warned of: the
+label values are probably those of another schema."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,8 @@ def score_case(
         spacing_mm: voxel size along (Z, Y, X).
         conventions: keys of `CONVENTIONS`.
         cavity_in: regions that the resection cavity belongs to.
-        tissues: whether single tissue classes get rows. The healthy one has no surface scores: its surface is the tumor's and the image's.
+        tissues: whether single tissue classes get rows. The healthy one has no surface scores: its surface is
+            the tumor's and the image's.
         case: goes into the rows.
         patient: goes into the rows.
 
@@ -130,7 +142,15 @@ def score_case(
     if tissues:
         parts |= {tissue: (i,) for i, tissue in enumerate(classes)}
     return tuple(
-        _score(pair, rule, region=region, members=members, overlap=overlap_scores(histogram, members), case=case, patient=patient)
+        _score(
+            pair,
+            rule,
+            region=region,
+            members=members,
+            overlap=overlap_scores(histogram, members),
+            case=case,
+            patient=patient,
+        )
         for region, members in parts.items()
         for rule in rules
     )
@@ -152,20 +172,26 @@ def evaluate_folders(
 ) -> EvaluationReport:
     """Score a folder of predictions against the labels of a folder of cases in any layout.
 
-    A case that cannot be scored is named among the problems; the others are scored. The summary holds the voxel confusion of all cases
-    too, and where class probabilities lie beside the predictions, how well they are calibrated.
+    A case that cannot be scored is named among the problems; the others are scored. The summary holds the
+    voxel confusion of all cases too, and where class probabilities lie beside the predictions, how well they
+    are calibrated.
 
     Args:
-        out: predictions, `<case>.nii.gz`, `.nii` or `.mha`, in the label schema that `predictions.csv` names, else in their case's.
+        out: predictions, `<case>.nii.gz`, `.nii` or `.mha`, in the label schema that `predictions.csv` names,
+            else in their case's.
         reference: a folder of cases with labels, or a manifest, as `scans.layouts.find_cases` takes them.
         conventions: keys of `CONVENTIONS`.
         against: a second folder of predictions, tested against the first, patient by patient.
-        output: where `scores.csv` and `summary.json` go; None writes nothing, nor is anything written where no case could be scored.
+        output: where `scores.csv` and `summary.json` go; None writes nothing, nor is anything written where
+            no case could be scored.
         classes: tissue classes to score; None for the finest that the schemas of all scored cases tell apart.
         cavity_in: regions that the resection cavity belongs to.
-        only: ids of the cases meant; None for all. One with neither a prediction nor a labeled reference is a problem.
-        schema: the label schema of the cases whose layout does not say it; without it, such a case is a problem.
-        prediction_schema: the label schema of predictions that no `predictions.csv` beside them tells; None for that of their case.
+        only: ids of the cases meant; None for all. One with neither a prediction nor a labeled reference is a
+            problem.
+        schema: the label schema of the cases whose layout does not say it; without it, such a case is a
+            problem.
+        prediction_schema: the label schema of predictions that no `predictions.csv` beside them tells; None
+            for that of their case.
         workers: threads; 0 for one for each core that this process may use.
 
     Raises:
@@ -176,7 +202,9 @@ def evaluate_folders(
     for name in conventions:
         convention_named(name)
     if prediction_schema is not None and prediction_schema not in SCHEMAS:
-        raise UsageError(f"--prediction-schema {prediction_schema}: unknown; the schemas are {', '.join(SCHEMAS)}")
+        raise UsageError(
+            f"--prediction-schema {prediction_schema}: unknown; the schemas are {', '.join(SCHEMAS)}"
+        )
     for region in cavity_in:
         if region not in REGIONS:
             raise UsageError(f"--cavity-in {region}: unknown; the regions are {', '.join(REGIONS)}")
@@ -188,15 +216,28 @@ def evaluate_folders(
     cases = {c.id: c for c in found.cases if only is None or c.id in only}
     labeled = [case for case in cases.values() if case.label is not None]
     problems = list(found.problems) if only is None else problems_of(only, labeled, found.problems)
-    settings = _Settings(tuple(conventions), tuple(classes) if classes else None, tuple(cavity_in), only, workers, prediction_schema)
+    settings = _Settings(
+        tuple(conventions),
+        tuple(classes) if classes else None,
+        tuple(cavity_in),
+        only,
+        workers,
+        prediction_schema,
+    )
     scored = _score_folder(out, cases, settings, problems)
     scores = [score for case in scored for score in case.scores]
     rules = [convention_named(name) for name in conventions]
     comparison = {}
     if against is not None:
-        others = [score for case in _score_folder(against, cases, settings, problems) for score in case.scores]
+        others = [
+            score for case in _score_folder(against, cases, settings, problems) for score in case.scores
+        ]
         comparison = {"against": {"folder": str(against)} | compare(scores, others, rules)}
-    summary = summarize(scores, rules, problems=[str(p) for p in problems], cavity_in=cavity_in) | _voxel_tree(scored) | comparison
+    summary = (
+        summarize(scores, rules, problems=[str(p) for p in problems], cavity_in=cavity_in)
+        | _voxel_tree(scored)
+        | comparison
+    )
     report = EvaluationReport(tuple(scores), tuple(problems), summary)
     if output is not None and scores:
         output.mkdir(parents=True, exist_ok=True)
@@ -242,7 +283,16 @@ def _voxel_tree(scored: Sequence[_CaseScores]) -> dict[str, Any]:
     return tree | ({"calibration": calibration_tree(calibrated)} if calibrated else {})
 
 
-def _score(pair: Pair, rule: Convention, *, region: str, members: tuple[int, ...], overlap: Overlap, case: str, patient: str) -> Score:
+def _score(
+    pair: Pair,
+    rule: Convention,
+    *,
+    region: str,
+    members: tuple[int, ...],
+    overlap: Overlap,
+    case: str,
+    patient: str,
+) -> Score:
     voxel_ml = math.prod(pair.spacing_mm) / 1000
     hd95, near = _surface_scores(pair, rule, members, overlap)
     return Score(
@@ -253,7 +303,8 @@ def _score(pair: Pair, rule: Convention, *, region: str, members: tuple[int, ...
         n_prediction_vox=overlap.n_prediction,
         dice=_unless_both_empty(overlap.dice, rule, overlap),
         iou=_unless_both_empty(overlap.iou, rule, overlap),
-        sensitivity=overlap.sensitivity,  # 0 / 0 with an empty reference, precision with an empty prediction: left out by every convention
+        # 0 / 0 with an empty reference, precision with an empty prediction: left out by every convention
+        sensitivity=overlap.sensitivity,
         specificity=overlap.specificity,
         precision=overlap.precision,
         hd95_mm=hd95,
@@ -267,11 +318,15 @@ def _score(pair: Pair, rule: Convention, *, region: str, members: tuple[int, ...
 
 
 def _unless_both_empty(value: float, rule: Convention, overlap: Overlap) -> float:
-    """An overlap of the region, or what the convention says of one that is empty in both; NaN of a score that cannot be had otherwise."""
+    """An overlap of the region, or what the convention says of one that is empty in both; NaN of a score that
+    cannot be had otherwise.
+    """
     return rule.both_empty if overlap.n_reference == overlap.n_prediction == 0 else value
 
 
-def _surface_scores(pair: Pair, rule: Convention, members: tuple[int, ...], overlap: Overlap) -> tuple[float, float]:
+def _surface_scores(
+    pair: Pair, rule: Convention, members: tuple[int, ...], overlap: Overlap
+) -> tuple[float, float]:
     """HD95 and surface Dice."""
     if 0 in members:
         return NAN, NAN
@@ -284,7 +339,9 @@ def _surface_scores(pair: Pair, rule: Convention, members: tuple[int, ...], over
 
 
 def _lesion_scores(lesions: Lesions, rule: Convention) -> dict[str, Any]:
-    """Means over reference lesions and false positives; a missed or false lesion counts as an empty region does."""
+    """Means over reference lesions and false positives; a missed or false lesion counts as an empty region
+    does.
+    """
     n = lesions.n_counted
     n_alone = lesions.n_missed + lesions.n_false
     dice = (sum(lesions.dice) + n_alone * rule.one_empty) / n if n else rule.both_empty
@@ -298,18 +355,26 @@ def _lesion_scores(lesions: Lesions, rule: Convention) -> dict[str, Any]:
     }
 
 
-def _score_folder(out: Path, cases: Mapping[str, Case], settings: _Settings, problems: list[Problem]) -> list[_CaseScores]:
+def _score_folder(
+    out: Path, cases: Mapping[str, Case], settings: _Settings, problems: list[Problem]
+) -> list[_CaseScores]:
     pairs = [pair for pair in _pair_up(out, cases, settings.only, problems) if _is_told(pair[0], problems)]
     if not pairs:
         return []
     written = [written_schema(case, path, untold=settings.prediction_schema) for case, path in pairs]
-    classes = settings.classes or common_classes(SCHEMAS[name] for name in (*(case.schema for case, _ in pairs), *written))
+    classes = settings.classes or common_classes(
+        SCHEMAS[name] for name in (*(case.schema for case, _ in pairs), *written)
+    )
     if settings.cavity_in and "resection_cavity" not in classes:
         raise UsageError(
-            f"--cavity-in {settings.cavity_in[0]}: the labels of all cases tell {', '.join(classes)} apart, and no resection cavity; "
+            f"--cavity-in {settings.cavity_in[0]}: the labels of all cases tell {', '.join(classes)} apart, "
+            "and no resection cavity; "
             "score cases of brats2024gli alone"
         )
-    tasks = [(case, path, SCHEMAS[name], classes, settings) for (case, path), name in zip(pairs, written, strict=True)]
+    tasks = [
+        (case, path, SCHEMAS[name], classes, settings)
+        for (case, path), name in zip(pairs, written, strict=True)
+    ]
     scored: list[_CaseScores] = []
     with ThreadPoolExecutor(settings.workers or n_cores()) as threads:
         for result in track(threads.map(_score_files, tasks), total=len(tasks), label="scoring"):
@@ -323,7 +388,9 @@ def _score_folder(out: Path, cases: Mapping[str, Case], settings: _Settings, pro
 
 
 def _swapped(out: Path, scored: Sequence[_CaseScores], cavity_in: Sequence[str]) -> list[Problem]:
-    """A warning where two tumor classes of a whole folder of predictions seem to stand for each other (`SWAP_GAIN`)."""
+    """A warning where two tumor classes of a whole folder of predictions seem to stand for each other
+    (`SWAP_GAIN`).
+    """
     if not scored:
         return []
     classes = scored[0].classes
@@ -341,9 +408,12 @@ def _swapped(out: Path, scored: Sequence[_CaseScores], cavity_in: Sequence[str])
     for one, other in combinations(range(1, len(classes)), 2):
         order = [{one: other, other: one}.get(i, i) for i in range(len(classes))]
         swapped = mean_dice(order)
-        gain, region = max((after - before, i) for i, (before, after) in enumerate(zip(plain, swapped, strict=True)))
+        gain, region = max(
+            (after - before, i) for i, (before, after) in enumerate(zip(plain, swapped, strict=True))
+        )
         if gain > SWAP_GAIN and sum(swapped) > sum(plain):
-            found.append((gain, f"with {classes[one]} and {classes[other]} swapped the mean Dice of {REGIONS[region]} would be "
+            found.append((gain, f"with {classes[one]} and {classes[other]} swapped the mean Dice of "
+                                f"{REGIONS[region]} would be "
                           f"{swapped[region]:.3f} instead of {plain[region]:.3f}"))  # fmt: skip
     expected = "the label values of each case's schema, or --prediction-schema NAME"
     return [Problem("warning", "", str(out), max(found)[1], expected)] if found else []
@@ -357,7 +427,9 @@ def _is_told(case: Case, problems: list[Problem]) -> bool:
     return untold is None
 
 
-def _pair_up(out: Path, cases: Mapping[str, Case], only: Collection[str] | None, problems: list[Problem]) -> list[tuple[Case, Path]]:
+def _pair_up(
+    out: Path, cases: Mapping[str, Case], only: Collection[str] | None, problems: list[Problem]
+) -> list[tuple[Case, Path]]:
     files: dict[str, list[Path]] = {}
     for path in sorted(out.iterdir()):
         suffix = next((s for s in SUFFIXES if path.name.endswith(s)), None)
@@ -372,13 +444,39 @@ def _pair_up(out: Path, cases: Mapping[str, Case], only: Collection[str] | None,
         paths, case = files.get(name, []), cases.get(name)
         if name in lost:
             what = "neither a prediction nor a reference with a label"
-            problems.append(Problem("error", name, str(out), what, f"{out / (name + SUFFIXES[0])}, and a case of this name with a label"))
+            problems.append(
+                Problem(
+                    "error",
+                    name,
+                    str(out),
+                    what,
+                    f"{out / (name + SUFFIXES[0])}, and a case of this name with a label",
+                )
+            )
         elif not paths:
-            problems.append(Problem("error", name, str(out), "no prediction", f"{out / (name + SUFFIXES[0])}"))
+            problems.append(
+                Problem("error", name, str(out), "no prediction", f"{out / (name + SUFFIXES[0])}")
+            )
         elif case is None or case.label is None:
-            problems.append(Problem("error", name, str(paths[0]), "no reference for this prediction", "a case of this name with a label"))
+            problems.append(
+                Problem(
+                    "error",
+                    name,
+                    str(paths[0]),
+                    "no reference for this prediction",
+                    "a case of this name with a label",
+                )
+            )
         elif len(paths) > 1:
-            problems.append(Problem("error", name, str(out), f"{len(paths)} predictions: {', '.join(p.name for p in paths)}", "one"))
+            problems.append(
+                Problem(
+                    "error",
+                    name,
+                    str(out),
+                    f"{len(paths)} predictions: {', '.join(p.name for p in paths)}",
+                    "one",
+                )
+            )
         else:
             pairs.append((case, paths[0]))
     return pairs
@@ -395,11 +493,25 @@ def _score_files(task: tuple[Case, Path, LabelSchema, tuple[str, ...], _Settings
         at = path
         answer, grid = read_volume(path)
         if answer.shape != truth.shape:
-            return Problem("error", case.id, str(path), f"shape {answer.shape} (Z, Y, X)", f"{truth.shape}, as its reference {label}")
+            return Problem(
+                "error",
+                case.id,
+                str(path),
+                f"shape {answer.shape} (Z, Y, X)",
+                f"{truth.shape}, as its reference {label}",
+            )
         if not same_grid(truth_grid, grid):
-            return Problem("error", case.id, str(path), "its affine places voxels elsewhere", f"the grid of its reference {label}")
+            return Problem(
+                "error",
+                case.id,
+                str(path),
+                "its affine places voxels elsewhere",
+                f"the grid of its reference {label}",
+            )
         prediction = to_tissue(answer, written, classes)
-        calibration, problem = _calibrate(case, path.parent, reference, classes=classes, cavity_in=settings.cavity_in, grid=truth_grid)
+        calibration, problem = _calibrate(
+            case, path.parent, reference, classes=classes, cavity_in=settings.cavity_in, grid=truth_grid
+        )
         scores = score_case(
             reference,
             prediction,
@@ -410,7 +522,9 @@ def _score_files(task: tuple[Case, Path, LabelSchema, tuple[str, ...], _Settings
             case=case.id,
             patient=case.patient,
         )
-        return _CaseScores(scores, classes, joint_histogram(reference, prediction, len(classes)), calibration, problem)
+        return _CaseScores(
+            scores, classes, joint_histogram(reference, prediction, len(classes)), calibration, problem
+        )
     except ScanError as error:
         return Problem("error", case.id, str(error.path), error.what, error.expected)
     except InputError as error:
@@ -424,9 +538,17 @@ def _score_files(task: tuple[Case, Path, LabelSchema, tuple[str, ...], _Settings
 
 
 def _calibrate(
-    case: Case, out: Path, reference: TissueMap, *, classes: Sequence[str], cavity_in: Sequence[str], grid: Geometry
+    case: Case,
+    out: Path,
+    reference: TissueMap,
+    *,
+    classes: Sequence[str],
+    cavity_in: Sequence[str],
+    grid: Geometry,
 ) -> tuple[Mapping[str, Reliability] | None, Problem | None]:
-    """The calibration of a case whose probabilities were saved; where they cannot be read, the problem: its other scores stand."""
+    """The calibration of a case whose probabilities were saved; where they cannot be read, the problem: its
+    other scores stand.
+    """
     try:
         saved = read_probabilities(out, case.id, grid=grid)
         if saved is None:
@@ -435,4 +557,6 @@ def _calibrate(
     except ScanError as error:
         return None, Problem("error", case.id, str(error.path), error.what, error.expected)
     except InputError as error:
-        return None, Problem("error", case.id, str(out / "probabilities"), str(error), "probabilities as `predict` saves them")
+        return None, Problem(
+            "error", case.id, str(out / "probabilities"), str(error), "probabilities as `predict` saves them"
+        )

@@ -24,15 +24,17 @@ Spacing = Sequence[float | int]
 """Voxel size in mm along (Z, Y, X)."""
 
 REACH_VOX = 16
-"""How far the search on the grid goes. For a distance of d it takes about 3 d^2 steps: near by (a voxel or two, as between most label
-maps and their references) 20 times faster than a tree, at the far end of a head 10 times slower. A search in vain adds 10 ms."""
+"""How far the search on the grid goes. For a distance of d it takes about 3 d^2 steps: near by (a voxel or
+two, as between most label maps and their references) 20 times faster than a tree, at the far end of a head 10
+times slower. A search in vain adds 10 ms."""
 
 _CORNER_WEIGHTS = np.array([[[128, 64], [32, 16]], [[8, 4], [2, 1]]], np.uint8)
 
 
 @dataclass(frozen=True)
 class SurfaceDistances:
-    """Distance in mm from each element of one surface to the nearest element of the other, with the weight of each element.
+    """Distance in mm from each element of one surface to the nearest element of the other, with the weight of
+    each element.
 
     An element is a surface voxel of weight 1, or a surface patch with its area in mm2.
     """
@@ -44,12 +46,16 @@ class SurfaceDistances:
 
 
 def joint_crop(a: TissueMap, b: TissueMap) -> tuple[slice, slice, slice]:
-    """The smallest block that holds every voxel that is not 0 in either map (empty slices where there is none)."""
+    """The smallest block that holds every voxel that is not 0 in either map (empty slices where there is
+    none).
+    """
     z0, z1, y0, y1, x0, x1 = (int(i) for i in joint_box(a, b))
     return slice(z0, z1), slice(y0, y1), slice(x0, x1)
 
 
-def hd95_mm(reference: Mask, prediction: Mask, *, spacing_mm: Spacing, definition: Definition = "directed") -> float:
+def hd95_mm(
+    reference: Mask, prediction: Mask, *, spacing_mm: Spacing, definition: Definition = "directed"
+) -> float:
     """The 95th percentile of the distances between two surfaces, in mm; NaN where a mask is empty.
 
     Args:
@@ -57,13 +63,18 @@ def hd95_mm(reference: Mask, prediction: Mask, *, spacing_mm: Spacing, definitio
         prediction: the same, same shape.
         spacing_mm: voxel size along (Z, Y, X).
         definition: `directed` is the larger of the two directed 95th percentiles over surface voxels (MONAI's
-            HausdorffDistanceMetric); `pooled` is the percentile of both directions together (MedPy's hd95, nnU-Net);
-            `surface_weighted` is the larger directed percentile over surface patches weighted by area (surface-distance; BraTS 2023).
+            HausdorffDistanceMetric); `pooled` is the percentile of both directions together (MedPy's hd95,
+            nnU-Net); `surface_weighted` is the larger directed percentile over surface patches weighted by
+            area (surface-distance; BraTS 2023).
     """
-    return hd95_of(distances_for(reference, prediction, spacing_mm=spacing_mm, definition=definition), definition)
+    return hd95_of(
+        distances_for(reference, prediction, spacing_mm=spacing_mm, definition=definition), definition
+    )
 
 
-def distances_for(reference: Mask, prediction: Mask, *, spacing_mm: Spacing, definition: Definition) -> SurfaceDistances:
+def distances_for(
+    reference: Mask, prediction: Mask, *, spacing_mm: Spacing, definition: Definition
+) -> SurfaceDistances:
     """The surface distances that a definition of HD95 looks at."""
     if definition == "surface_weighted":
         return patch_distances(reference, prediction, spacing_mm=spacing_mm)
@@ -79,11 +90,16 @@ def hd95_of(distances: SurfaceDistances, definition: Definition) -> float:
         return float(np.percentile(np.concatenate((a, b)), 95))
     if definition == "directed":
         return float(max(np.percentile(a, 95), np.percentile(b, 95)))
-    return max(_weighted_percentile(a, distances.reference_weights), _weighted_percentile(b, distances.prediction_weights))
+    return max(
+        _weighted_percentile(a, distances.reference_weights),
+        _weighted_percentile(b, distances.prediction_weights),
+    )
 
 
 def surface_dice(distances: SurfaceDistances, *, tolerance_mm: float) -> float:
-    """Share of both surfaces, by weight, within the tolerance of the other (Nikolov et al. 2018); NaN where both are empty."""
+    """Share of both surfaces, by weight, within the tolerance of the other (Nikolov et al. 2018); NaN where
+    both are empty.
+    """
     total = distances.reference_weights.sum() + distances.prediction_weights.sum()
     if total == 0:
         return float("nan")
@@ -93,7 +109,8 @@ def surface_dice(distances: SurfaceDistances, *, tolerance_mm: float) -> float:
 
 
 def voxel_distances(reference: Mask, prediction: Mask, *, spacing_mm: Spacing) -> SurfaceDistances:
-    """Distances between surface voxels: those with a face on a voxel outside the mask, or on the border of the array.
+    """Distances between surface voxels: those with a face on a voxel outside the mask, or on the border of
+    the array.
 
     Args:
         reference: (Z, Y, X).
@@ -103,8 +120,12 @@ def voxel_distances(reference: Mask, prediction: Mask, *, spacing_mm: Spacing) -
     return region_distances(reference.view(np.uint8), prediction.view(np.uint8), (1,), spacing_mm=spacing_mm)
 
 
-def region_distances(reference: TissueMap, prediction: TissueMap, members: Sequence[int], *, spacing_mm: Spacing) -> SurfaceDistances:
-    """`voxel_distances` of the region that has these class indices, straight from the two tissue maps (Z, Y, X)."""
+def region_distances(
+    reference: TissueMap, prediction: TissueMap, members: Sequence[int], *, spacing_mm: Spacing
+) -> SurfaceDistances:
+    """`voxel_distances` of the region that has these class indices, straight from the two tissue maps (Z, Y,
+    X).
+    """
     inside = np.zeros(256, bool)
     inside[list(members)] = True
     surface_a, surface_b = surface_voxels(reference, inside), surface_voxels(prediction, inside)
@@ -116,7 +137,8 @@ def region_distances(reference: TissueMap, prediction: TissueMap, members: Seque
 def patch_distances(reference: Mask, prediction: Mask, *, spacing_mm: Spacing) -> SurfaceDistances:
     """Distances between surface patches: the corners between voxels of which some, not all, lie in the mask.
 
-    Same arguments as `voxel_distances`. Weights are areas in mm2 by marching cubes, as google-deepmind/surface-distance has them.
+    Same arguments as `voxel_distances`. Weights are areas in mm2 by marching cubes, as
+    google-deepmind/surface-distance has them.
     """
     box = joint_crop(reference.view(np.uint8), prediction.view(np.uint8))
     codes_a, codes_b = _corner_codes(reference[box]), _corner_codes(prediction[box])
@@ -124,16 +146,23 @@ def patch_distances(reference: Mask, prediction: Mask, *, spacing_mm: Spacing) -
     areas = _patch_areas(tuple(float(s) for s in spacing_mm))
     a, b = _distances(surface_a, surface_b, spacing_mm)
     return SurfaceDistances(
-        a, b, _in_distance_order(areas[codes_a], surface_a, surface_b), _in_distance_order(areas[codes_b], surface_b, surface_a)
+        a,
+        b,
+        _in_distance_order(areas[codes_a], surface_a, surface_b),
+        _in_distance_order(areas[codes_b], surface_b, surface_a),
     )
 
 
-def _distances(a: Bool[np.ndarray, "z y x"], b: Bool[np.ndarray, "z y x"], spacing_mm: Spacing) -> tuple[OfReference, OfPrediction]:
+def _distances(
+    a: Bool[np.ndarray, "z y x"], b: Bool[np.ndarray, "z y x"], spacing_mm: Spacing
+) -> tuple[OfReference, OfPrediction]:
     """Elements of both surfaces first, at distance 0, then the rest: only those need a search."""
     if not a.any() or not b.any():
         return np.full(int(a.sum()), np.inf), np.full(int(b.sum()), np.inf)
     zeros = np.zeros(int((a & b).sum()))
-    return np.concatenate((zeros, _nearest_mm(a & ~b, b, spacing_mm))), np.concatenate((zeros, _nearest_mm(b & ~a, a, spacing_mm)))
+    return np.concatenate((zeros, _nearest_mm(a & ~b, b, spacing_mm))), np.concatenate(
+        (zeros, _nearest_mm(b & ~a, a, spacing_mm))
+    )
 
 
 def _in_distance_order(
@@ -144,10 +173,16 @@ def _in_distance_order(
     return np.concatenate((values[own & other], values[own & ~other]))
 
 
-def _nearest_mm(points: Bool[np.ndarray, "z y x"], surface: Bool[np.ndarray, "z y x"], spacing_mm: Spacing) -> OfReference:
-    """Distance from each point to the nearest element of the surface: near ones on the grid, far ones by a k-d tree."""
+def _nearest_mm(
+    points: Bool[np.ndarray, "z y x"], surface: Bool[np.ndarray, "z y x"], spacing_mm: Spacing
+) -> OfReference:
+    """Distance from each point to the nearest element of the surface: near ones on the grid, far ones by a
+    k-d tree.
+    """
     spacing = np.asarray(spacing_mm, np.float64)
-    nearest = nearest_in_rows(points, steps_along_x(surface), spacing, REACH_VOX * math.sqrt(spacing[0] * spacing[1]))
+    nearest = nearest_in_rows(
+        points, steps_along_x(surface), spacing, REACH_VOX * math.sqrt(spacing[0] * spacing[1])
+    )
     far = np.isinf(nearest)
     if far.any():
         # Unbalanced trees build twice as fast and are searched as fast: the points lie on a grid.
@@ -177,13 +212,16 @@ def _corner_codes(mask: Bool[np.ndarray, "z y x"]) -> UInt8[np.ndarray, "z1 y1 x
 def _patch_areas(spacing_mm: tuple[float, ...]) -> Float64[np.ndarray, "256"]:
     """Area in mm2 of the surface inside one cell between voxel centers, by the code of its eight corners.
 
-    Classic marching cubes (Lorensen 1987) cuts edges in the middle and joins full corners across a face; surface-distance's table
-    takes the code or its complement, whichever has fewer corners set. All 256 areas equal its table (tested).
+    Classic marching cubes (Lorensen 1987) cuts edges in the middle and joins full corners across a face;
+    surface-distance's table takes the code or its complement, whichever has fewer corners set. All 256 areas
+    equal its table (tested).
     """
     areas = np.zeros(256)
     for code in range(1, 255):
         few = code if code.bit_count() <= 4 else 255 - code
         corners = (few & _CORNER_WEIGHTS) != 0
-        vertices, faces, _, _ = marching_cubes(corners.astype(np.float32), 0.5, spacing=spacing_mm, method="lorensen")
+        vertices, faces, _, _ = marching_cubes(
+            corners.astype(np.float32), 0.5, spacing=spacing_mm, method="lorensen"
+        )
         areas[code] = mesh_surface_area(vertices.astype(np.float64), faces)  # float32 of voxels of 1 mm
     return areas

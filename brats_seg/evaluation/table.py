@@ -20,7 +20,8 @@ TOLERANCE_MM = 1.0
 
 @dataclass(frozen=True)
 class Convention:
-    """What a score of an empty region is, and which HD95 is meant. NaN leaves the case out of the mean; n says so.
+    """What a score of an empty region is, and which HD95 is meant. NaN leaves the case out of the mean; n
+    says so.
 
     Attributes:
         name: the key in `CONVENTIONS`.
@@ -47,7 +48,9 @@ class Convention:
 
 @dataclass(frozen=True)
 class Score:
-    """One row of scores.csv: one region of one case under one convention. NaN (empty in the file) means left out."""
+    """One row of scores.csv: one region of one case under one convention. NaN (empty in the file) means left
+    out.
+    """
 
     case: str
     region: str
@@ -73,17 +76,9 @@ class Score:
 
 
 METRICS = (
-    "dice",
-    "iou",
-    "sensitivity",
-    "specificity",
-    "precision",
-    "hd95_mm",
-    "surface_dice",
-    "volume_error_ml",
-    "lesion_dice",
-    "lesion_hd95_mm",
-)
+    "dice", "iou", "sensitivity", "specificity", "precision", "hd95_mm", "surface_dice", "volume_error_ml",
+    "lesion_dice", "lesion_hd95_mm",
+)  # fmt: skip
 """The columns of a score that are averaged over cases."""
 
 
@@ -97,9 +92,15 @@ def write_scores(path: Path, scores: Iterable[Score]) -> None:
 
 
 def summarize(
-    scores: Sequence[Score], rules: Sequence[Convention], *, problems: Sequence[str], cavity_in: Sequence[str] = ()
+    scores: Sequence[Score],
+    rules: Sequence[Convention],
+    *,
+    problems: Sequence[str],
+    cavity_in: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The tree of summary.json: for each convention and region its counts, and mean, sd, n, n_patients and interval of every column."""
+    """The tree of summary.json: for each convention and region its counts, and mean, sd, n, n_patients and
+    interval of every column.
+    """
     return {
         "n_cases": len({s.case for s in scores}),
         "n_patients": len({s.patient for s in scores}),
@@ -108,7 +109,8 @@ def summarize(
         "interval": "95 % of bootstrap means, patients resampled with all their cases",
         "cavity_in": list(cavity_in),
         "specificity": "over all voxels of the image, air included",
-        "surface_dice": "surface voxels, each counted once; where hd95 is surface_weighted, surface elements counted by their area",
+        "surface_dice": "surface voxels, each counted once; where hd95 is surface_weighted, surface elements "
+        "counted by their area",
         "surface_dice_tolerance_mm": TOLERANCE_MM,
         "conventions": {
             rule.name: {
@@ -140,7 +142,11 @@ def _figures(scores: Sequence[Score]) -> dict[str, Any]:
         "n_missed_cases": sum(s.n_prediction_vox == 0 for s in present),
         "dice_where_present": _average(present, "dice"),
     }
-    return figures | {metric: _average(scores, metric) for metric in METRICS if any(not math.isnan(getattr(s, metric)) for s in scores)}
+    return figures | {
+        metric: _average(scores, metric)
+        for metric in METRICS
+        if any(not math.isnan(getattr(s, metric)) for s in scores)
+    }
 
 
 def _average(scores: Sequence[Score], metric: str) -> dict[str, Any]:
@@ -149,8 +155,16 @@ def _average(scores: Sequence[Score], metric: str) -> dict[str, Any]:
 
 
 def few_patients(summary: Mapping[str, Any]) -> str:
-    """A sentence on headline intervals and p values that are over fewer than `FEWEST` patients; empty where none is."""
-    figures = [c["regions"][r].get(m) for c in summary["conventions"].values() for r in REGIONS if r in c["regions"] for m in c["headline"]]
+    """A sentence on headline intervals and p values that are over fewer than `FEWEST` patients; empty where
+    none is.
+    """
+    figures = [
+        c["regions"][r].get(m)
+        for c in summary["conventions"].values()
+        for r in REGIONS
+        if r in c["regions"]
+        for m in c["headline"]
+    ]
     parts = []
     if any(figure and figure["interval95"] and figure["n_patients"] < FEWEST for figure in figures):
         parts.append("the 95 % intervals are too narrow")
@@ -162,7 +176,8 @@ def few_patients(summary: Mapping[str, Any]) -> str:
 def compare(first: Sequence[Score], second: Sequence[Score], rules: Sequence[Convention]) -> dict[str, Any]:
     """`paired_difference` of the headline columns of each convention, region by region; first minus second.
 
-    A scan counts where both have a number for it: one that a folder lacks, or a convention leaves out of one folder, has no pair.
+    A scan counts where both have a number for it: one that a folder lacks, or a convention leaves out of one
+    folder, has no pair.
     """
     patient_of = {s.case: s.patient or s.case for s in first}
     tests = []
@@ -172,10 +187,26 @@ def compare(first: Sequence[Score], second: Sequence[Score], rules: Sequence[Con
                 ours, theirs = (_by_scan(scores, rule.name, region, metric) for scores in (first, second))
                 found = paired_difference(theirs, ours, patient_of=patient_of)
                 if found["n"]:
-                    row = {"convention": rule.name, "region": region, "metric": metric, "n": found["n_patients"], "n_scans": found["n"]}
-                    tests.append(row | {"mean_difference": found["mean"], "interval95": found["interval95"], "p": found["p"]})
+                    row = {
+                        "convention": rule.name,
+                        "region": region,
+                        "metric": metric,
+                        "n": found["n_patients"],
+                        "n_scans": found["n"],
+                    }
+                    tests.append(
+                        row
+                        | {
+                            "mean_difference": found["mean"],
+                            "interval95": found["interval95"],
+                            "p": found["p"],
+                        }
+                    )
     test = "Wilcoxon signed-rank over patients, each the mean over its scans, two-sided"
-    return {"test": f"{test}; first minus second over the scans that both have, mean over scans", "tests": tests}
+    return {
+        "test": f"{test}; first minus second over the scans that both have, mean over scans",
+        "tests": tests,
+    }
 
 
 def _by_scan(scores: Sequence[Score], convention: str, region: str, metric: str) -> dict[str, float]:

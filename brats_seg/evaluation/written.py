@@ -31,16 +31,19 @@ def read_rows(out: Path) -> list[dict[str, str]]:
     unknown = next((row["schema"] for row in rows if row["schema"] not in SCHEMAS), None)
     if unknown is not None:
         raise InputError(
-            f"{path}: has the label schema {shown(unknown)}; the schemas are {', '.join(SCHEMAS)}; give another folder of predictions"
+            f"{path}: has the label schema {shown(unknown)}; the schemas are {', '.join(SCHEMAS)}; give "
+            "another folder of predictions"
         )
     return list({row["case"]: row for row in rows}.values())
 
 
 def written_schema(case: Case, prediction: Path, *, untold: str | None = None) -> str:
-    """The label schema of a prediction: what `predictions.csv` beside it says of this file; else `untold`, else that of the case.
+    """The label schema of a prediction: what `predictions.csv` beside it says of this file; else `untold`,
+    else that of the case.
 
     Raises:
-        InputError: a damaged `predictions.csv`, or one with an unknown schema. The table of another program says nothing.
+        InputError: a damaged `predictions.csv`, or one with an unknown schema. The table of another program
+            says nothing.
     """
     table = prediction.parent / TABLE
     if not table.is_file():

@@ -32,11 +32,19 @@ class Distribution:
 
     def __post_init__(self) -> None:
         if (self.mu is None) != (self.kind != "step"):
-            raise UsageError(f"distribution '{self.kind}': mu is the share of minority classes of 'step', and of no other kind")
+            raise UsageError(
+                f"distribution '{self.kind}': mu is the share of minority classes of 'step', and of no other "
+                "kind"
+            )
         if (self.counts is None) != (self.kind != "given"):
-            raise UsageError(f"distribution '{self.kind}': counts (one number a class) go with 'given', and with no other kind")
+            raise UsageError(
+                f"distribution '{self.kind}': counts (one number a class) go with 'given', and with no other "
+                "kind"
+            )
         if not 1 <= self.rho < np.inf:
-            raise UsageError(f"rho {self.rho:g}: the largest class over the smallest, so a finite number of 1 or more")
+            raise UsageError(
+                f"rho {self.rho:g}: the largest class over the smallest, so a finite number of 1 or more"
+            )
         if self.kind in ("balanced", "given") and self.rho != 1:
             raise UsageError(f"distribution '{self.kind}': takes no rho")
 
@@ -71,10 +79,12 @@ def draw_subset(
         distribution: how many examples each class gets.
         labels: class of each example, 0 to K - 1.
         n_classes: K.
-        most: examples of a majority class; None takes those of the smallest class. Classes that have fewer are minority ones.
-        minority: whether the classes that get fewer examples are drawn by the seed or are those with the lowest labels (in "linear" and
-            "long_tail": the whole order, fewest first).
-        seed: of the classes and of the examples. Of one seed, a set with fewer examples of a class holds some of those of a set with more.
+        most: examples of a majority class; None takes those of the smallest class. Classes that have fewer
+            are minority ones.
+        minority: whether the classes that get fewer examples are drawn by the seed or are those with the
+            lowest labels (in "linear" and "long_tail": the whole order, fewest first).
+        seed: of the classes and of the examples. Of one seed, a set with fewer examples of a class holds some
+            of those of a set with more.
 
     Raises:
         UsageError: a distribution that the labels cannot fill, named with what would do.
@@ -82,11 +92,19 @@ def draw_subset(
     available = np.bincount(labels, minlength=n_classes).astype(np.int64)
     order = class_order(available, most=most, minority=minority, seed=seed)
     counts = class_counts(distribution, available=available, most=most, order=order)
-    return Subset(choose_examples(labels, counts, seed=seed), counts, tuple(int(c) for c in np.flatnonzero(counts < counts.max())))
+    return Subset(
+        choose_examples(labels, counts, seed=seed),
+        counts,
+        tuple(int(c) for c in np.flatnonzero(counts < counts.max())),
+    )
 
 
-def class_order(available: Counts, *, most: int | None, minority: Literal["random", "lowest"], seed: int) -> Ids:
-    """All classes, those first that are to get the fewest examples; classes with fewer than `most` before all others."""
+def class_order(
+    available: Counts, *, most: int | None, minority: Literal["random", "lowest"], seed: int
+) -> Ids:
+    """All classes, those first that are to get the fewest examples; classes with fewer than `most` before all
+    others.
+    """
     names = np.arange(len(available))
     order = names if minority == "lowest" else _generator(seed, _CLASSES).permutation(len(available))
     short = available < most if most is not None else np.zeros(len(available), dtype=bool)
@@ -103,7 +121,8 @@ def class_counts(distribution: Distribution, *, available: Counts, most: int | N
         order: the classes, fewest examples first.
 
     Raises:
-        UsageError: a class has fewer examples than it is to get, or mu or rho leave a class empty or no majority.
+        UsageError: a class has fewer examples than it is to get, or mu or rho leave a class empty or no
+            majority.
     """
     k = len(available)
     if (largest := int(available.min()) if most is None else most) < 1:
@@ -118,9 +137,13 @@ def class_counts(distribution: Distribution, *, available: Counts, most: int | N
 
 
 def choose_examples(labels: Integer[np.ndarray, " examples"], counts: Counts, *, seed: int) -> Ids:
-    """Choose `counts[c]` examples of each class c, every choice equally likely; positions in `labels`, rising."""
+    """Choose `counts[c]` examples of each class c, every choice equally likely; positions in `labels`,
+    rising.
+    """
     chosen = [
-        _generator(seed, _EXAMPLES, c).permutation(np.flatnonzero(labels == c))[:count] for c, count in enumerate(counts.tolist()) if count
+        _generator(seed, _EXAMPLES, c).permutation(np.flatnonzero(labels == c))[:count]
+        for c, count in enumerate(counts.tolist())
+        if count
     ]
     return np.sort(np.concatenate([np.empty(0, np.int64), *chosen])).astype(np.int64)
 
@@ -129,7 +152,9 @@ def _by_rank(distribution: Distribution, *, n_classes: int, most: int) -> Counts
     """Counts, fewest first."""
     rho = distribution.rho
     if rho > most:
-        raise UsageError(f"rho {rho:g} is larger than the class: of {most} examples it leaves none; rho {most} at most")
+        raise UsageError(
+            f"rho {rho:g} is larger than the class: of {most} examples it leaves none; rho {most} at most"
+        )
     fewest = _rounded(most / rho)
     if distribution.kind == "balanced":
         return np.full(n_classes, most, np.int64)
@@ -139,12 +164,15 @@ def _by_rank(distribution: Distribution, *, n_classes: int, most: int) -> Counts
     ranks = np.arange(n_classes) / max(1, n_classes - 1)
     if distribution.kind == "linear":
         return _linear(fewest, most, ranks=ranks)
-    # Cui et al. 2019 (long-tailed CIFAR), there cut off instead of rounded: most * rho ** -(share of the way down).
+    # Cui et al. 2019 (long-tailed CIFAR), there cut off instead of rounded: most * rho ** -(share of the way
+    # down).
     return np.array([_rounded(most * rho ** -(1 - rank)) for rank in ranks.tolist()], np.int64)
 
 
 def _linear(fewest: int, most: int, *, ranks: np.ndarray) -> Counts:
-    """Evenly spaced and rounded so that counts at equal distance from both ends sum alike: the total is that of a step with mu 0.5."""
+    """Evenly spaced and rounded so that counts at equal distance from both ends sum alike: the total is that
+    of a step with mu 0.5.
+    """
     lower = np.array([_rounded(fewest + rank * (most - fewest)) for rank in ranks.tolist()], np.int64)
     half = len(ranks) // 2
     return np.concatenate([lower[: len(ranks) - half], (fewest + most - lower[:half])[::-1]])
@@ -153,19 +181,31 @@ def _linear(fewest: int, most: int, *, ranks: np.ndarray) -> Counts:
 def _n_minority(mu: float | int, *, n_classes: int) -> int:
     n_minority = _rounded(mu * n_classes)
     if abs(mu * n_classes - n_minority) > 1e-6:
-        raise UsageError(f"mu {mu:g}: of {n_classes} classes {mu * n_classes:g} would be minority ones; a multiple of 1/{n_classes}")
+        raise UsageError(
+            f"mu {mu:g}: of {n_classes} classes {mu * n_classes:g} would be minority ones; a multiple of "
+            f"1/{n_classes}"
+        )
     if n_minority >= n_classes:
-        raise UsageError(f"mu {mu:g} leaves no majority class of {n_classes}; {(n_classes - 1) / n_classes:g} at most")
+        raise UsageError(
+            f"mu {mu:g} leaves no majority class of {n_classes}; {(n_classes - 1) / n_classes:g} at most"
+        )
     if n_minority < 1:
-        raise UsageError(f"mu {mu:g} leaves no minority class of {n_classes}; {1 / n_classes:g} at least, or distribution 'balanced'")
+        raise UsageError(
+            f"mu {mu:g} leaves no minority class of {n_classes}; {1 / n_classes:g} at least, or distribution "
+            "'balanced'"
+        )
     return n_minority
 
 
 def _given(counts: Sequence[int], *, n_classes: int) -> Counts:
     if len(counts) != n_classes:
-        raise UsageError(f"distribution 'given': {len(counts)} counts for {n_classes} classes; one number a class")
+        raise UsageError(
+            f"distribution 'given': {len(counts)} counts for {n_classes} classes; one number a class"
+        )
     if min(counts) < 0 or max(counts) < 1:
-        raise UsageError(f"distribution 'given': counts {list(counts)}; none under 0 and one at least over it")
+        raise UsageError(
+            f"distribution 'given': counts {list(counts)}; none under 0 and one at least over it"
+        )
     return np.array(counts, np.int64)
 
 
@@ -174,7 +214,10 @@ def _check_enough(counts: Counts, *, available: Counts) -> None:
     if lacking.any():
         worst = int(np.argmax(counts - available))
         others = f" ({int(lacking.sum()) - 1} more classes lack examples too)" if lacking.sum() > 1 else ""
-        raise UsageError(f"class {worst} is to get {counts[worst]} examples and has {available[worst]}{others}; lower the counts")
+        raise UsageError(
+            f"class {worst} is to get {counts[worst]} examples and has {available[worst]}{others}; lower the "
+            "counts"
+        )
 
 
 def _rounded(value: float) -> int:
@@ -184,4 +227,6 @@ def _rounded(value: float) -> int:
 
 def _generator(seed: int, purpose: int, number: int = 0) -> np.random.Generator:
     counter: Int64[np.ndarray, " 4"] = np.array([0, 0, number, purpose])
-    return np.random.Generator(np.random.Philox(key=np.array([seed, 0], np.uint64), counter=counter.astype(np.uint64)))
+    return np.random.Generator(
+        np.random.Philox(key=np.array([seed, 0], np.uint64), counter=counter.astype(np.uint64))
+    )

@@ -13,28 +13,34 @@ from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.shares import named_classes
 
 NumberLesions = Callable[[int, np.ndarray], np.ndarray]
-"""Case number (row of the whole index) and positions of its tumor voxels (n,) -> number of the lesion of each (n,), from 0 on."""
+"""Case number (row of the whole index) and positions of its tumor voxels (n,) -> number of the lesion of each
+(n,), from 0 on.
+"""
 SIZE_STEPS = (1, 100, 1_000, 10_000)
 """Smallest number of voxels of a lesion in each bin of lesion sizes."""
 
 
 @dataclass(frozen=True)
 class Groups:
-    """The examples of each class in groups. A group is drawn first, every group alike; then an example of that group.
+    """The examples of each class in groups. A group is drawn first, every group alike; then an example of
+    that group.
 
     Attributes:
         ends: for each class, where each of its groups ends in `order` (int64, rising). No group is empty.
-        order: for each class, the rank (see `ClassIndex.pick`) of each example, group after group; None where that is 0, 1, 2, ...
+        order: for each class, the rank (see `ClassIndex.pick`) of each example, group after group; None where
+            that is 0, 1, 2, ...
     """
 
     ends: tuple[Int64[np.ndarray, " _"], ...]
     order: tuple[Integer[np.ndarray, " _"] | None, ...]
 
-    def ranks(self, classes: Int64[np.ndarray, "*draws"], uniform: Float64[np.ndarray, "*draws"]) -> Int64[np.ndarray, "*draws"]:
+    def ranks(
+        self, classes: Int64[np.ndarray, "*draws"], uniform: Float64[np.ndarray, "*draws"]
+    ) -> Int64[np.ndarray, "*draws"]:
         """Rank within its class of each draw, from one random number in [0, 1) for each.
 
-        The number times the number of groups is split: its whole part is the group, its fraction the place in the group. Of the 53 bits
-        of the number, 2^17 groups leave 36 for the place.
+        The number times the number of groups is split: its whole part is the group, its fraction the place in
+        the group. Of the 53 bits of the number, 2^17 groups leave 36 for the place.
         """
         ranks = np.empty(classes.shape, np.int64)
         for k, ends in enumerate(self.ends):
@@ -50,7 +56,9 @@ class Groups:
         return ranks
 
     def keep(self, k: int, ranks: Ids) -> "Groups":
-        """The same groups with some examples of class `k` alone; a group that has none of them is left out."""
+        """The same groups with some examples of class `k` alone; a group that has none of them is left
+        out.
+        """
         order = self.order[k]
         places = np.sort(ranks if order is None else _inverse(order)[ranks])
         n_left = np.bincount(np.searchsorted(self.ends[k], places, side="right"))
@@ -65,7 +73,8 @@ class Lesions:
 
     Attributes:
         groups: of a tumor class, its part of each lesion; of another class, its examples in each case.
-        size_bins: for each class, the bin in `SIZE_STEPS` of the lesion of each example, by rank (uint8); None for a class in no lesion.
+        size_bins: for each class, the bin in `SIZE_STEPS` of the lesion of each example, by rank (uint8);
+            None for a class in no lesion.
     """
 
     groups: Groups
@@ -79,7 +88,8 @@ def group_by_case(index: ClassIndex) -> Groups:
 
 
 def group_by_lesion(index: ClassIndex, number_lesions: NumberLesions) -> Lesions:
-    """The examples of a tumor class in one lesion are one group; the examples of another class in one case are one group.
+    """The examples of a tumor class in one lesion are one group; the examples of another class in one case
+    are one group.
 
     Every case is read once. Kept are 5 bytes for each tumor voxel.
     """

@@ -14,8 +14,8 @@ from brats_seg.errors import InputError, UsageError
 class ClassIndex:
     """Example ids grouped by class over many cases, as compressed rows.
 
-    Only counts are held; the positions of a case are asked for at first use and kept (mapped files stay mapped). An image set is an
-    index of one case. The id of a position is `case_ids[case] + position`.
+    Only counts are held; the positions of a case are asked for at first use and kept (mapped files stay
+    mapped). An image set is an index of one case. The id of a position is `case_ids[case] + position`.
     """
 
     def __init__(
@@ -32,8 +32,9 @@ class ClassIndex:
         Args:
             class_names: name of each of the K classes.
             counts: examples of each class in each case.
-            part: case number (row of `counts`) -> 1-D whole-number array of the positions of that case, grouped by class in the order
-                of `class_names`, `counts[case].sum()` long. Called once for a case, when an example of it is first drawn.
+            part: case number (row of `counts`) -> 1-D whole-number array of the positions of that case,
+                grouped by class in the order of `class_names`, `counts[case].sum()` long. Called once for a
+                case, when an example of it is first drawn.
             case_ids: what is added to a position to make an id (in a bank `case << 32`).
             case_names: what an error calls a case.
         """
@@ -43,7 +44,11 @@ class ClassIndex:
         self._part_sizes = self._every_count.sum(axis=1)
         self._part = part
         self._case_ids = np.asarray(case_ids, dtype=np.int64)
-        self._case_names = tuple(case_names) if case_names is not None else tuple(f"case {i}" for i in range(len(self._every_count)))
+        self._case_names = (
+            tuple(case_names)
+            if case_names is not None
+            else tuple(f"case {i}" for i in range(len(self._every_count)))
+        )
         self._rows = np.arange(len(self._every_count))
         self._parts: dict[int, np.ndarray] = {}
         self._set_ends()
@@ -52,10 +57,19 @@ class ClassIndex:
     def from_labels(cls, labels: Integer[np.ndarray, " n"], class_names: Sequence[str]) -> "ClassIndex":
         """An image set: the id of an example is its position in `labels`, which holds the class of each."""
         if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < len(class_names):
-            raise InputError(f"labels lie in {labels.min()}..{labels.max()}; {len(class_names)} classes take 0..{len(class_names) - 1}")
+            raise InputError(
+                f"labels lie in {labels.min()}..{labels.max()}; {len(class_names)} classes take "
+                f"0..{len(class_names) - 1}"
+            )
         grouped = np.argsort(labels, kind="stable")
         counts = np.bincount(labels, minlength=len(class_names))[None]
-        return cls(class_names, counts, part=(grouped,).__getitem__, case_ids=np.zeros(1, np.int64), case_names=("the image set",))
+        return cls(
+            class_names,
+            counts,
+            part=(grouped,).__getitem__,
+            case_ids=np.zeros(1, np.int64),
+            case_names=("the image set",),
+        )
 
     @property
     def n_classes(self) -> int:
@@ -73,10 +87,16 @@ class ClassIndex:
         return self._every_count[self._rows]
 
     def restrict(self, cases: Sequence[int]) -> "ClassIndex":
-        """The same index over some of its cases (rows of the full index, each once); what is mapped is shared."""
+        """The same index over some of its cases (rows of the full index, each once); what is mapped is
+        shared.
+        """
         rows = np.asarray(cases, dtype=np.int64)
-        if len(np.unique(rows)) != len(rows) or (rows.size and not 0 <= rows.min() <= rows.max() < len(self._every_count)):
-            raise UsageError(f"cases {list(cases)}: each must be given once and lie in 0..{len(self._every_count) - 1}")
+        if len(np.unique(rows)) != len(rows) or (
+            rows.size and not 0 <= rows.min() <= rows.max() < len(self._every_count)
+        ):
+            raise UsageError(
+                f"cases {list(cases)}: each must be given once and lie in 0..{len(self._every_count) - 1}"
+            )
         other = self._copy()
         other._rows = rows
         other._set_ends()
@@ -87,28 +107,43 @@ class ClassIndex:
 
         Args:
             class_names: name of each new class.
-            groups: classes that each new class is made of. They must lie side by side, as the positions of a case do. A class in no
-                group is left out.
+            groups: classes that each new class is made of. They must lie side by side, as the positions of a
+                case do. A class in no group is left out.
 
         Raises:
             UsageError: a group that is empty, has a gap, or shares a class with another.
         """
         members = [number for group in groups for number in group]
-        if len(set(members)) != len(members) or not set(members) <= set(range(self.n_classes)) or len(groups) != len(class_names):
-            raise UsageError(f"groups {groups}: a class of 0..{self.n_classes - 1} has one place at most, and each group a name")
+        if (
+            len(set(members)) != len(members)
+            or not set(members) <= set(range(self.n_classes))
+            or len(groups) != len(class_names)
+        ):
+            raise UsageError(
+                f"groups {groups}: a class of 0..{self.n_classes - 1} has one place at most, and each group "
+                "a name"
+            )
         start, stop = self._every_start, self._every_start + self._every_count
         for group in groups:
-            if len(group) == 0 or any((stop[:, one] != start[:, other]).any() for one, other in pairwise(group)):
-                raise UsageError(f"group {list(group)}: the classes of a group must lie side by side, in order, and be one at least")
+            if len(group) == 0 or any(
+                (stop[:, one] != start[:, other]).any() for one, other in pairwise(group)
+            ):
+                raise UsageError(
+                    f"group {list(group)}: the classes of a group must lie side by side, in order, and be "
+                    "one at least"
+                )
         other = self._copy()
         other.class_names = tuple(class_names)
-        other._every_count = np.stack([self._every_count[:, list(group)].sum(axis=1) for group in groups], axis=1)
+        other._every_count = np.stack(
+            [self._every_count[:, list(group)].sum(axis=1) for group in groups], axis=1
+        )
         other._every_start = start[:, [group[0] for group in groups]]
         other._set_ends()
         return other
 
     def pick(self, classes: Ids, ranks: Ids) -> Ids:
-        """Id of example number `ranks[i]` of class `classes[i]`, counted over all cases in order; O(log cases) each.
+        """Id of example number `ranks[i]` of class `classes[i]`, counted over all cases in order; O(log
+        cases) each.
 
         One call for many examples is much the cheapest: the positions of a case are read in one go.
 
@@ -116,14 +151,21 @@ class ClassIndex:
             UsageError: a class or a number that is out of range.
         """
         if classes.size and not 0 <= classes.min() <= classes.max() < self.n_classes:
-            raise UsageError(f"class number {classes.min()} or {classes.max()} is out of range; there are {self.n_classes} classes")
+            raise UsageError(
+                f"class number {classes.min()} or {classes.max()} is out of range; there are "
+                f"{self.n_classes} classes"
+            )
         rows = np.empty_like(ranks)
         for k in range(self.n_classes):
             of_class = np.flatnonzero(classes == k)
             if of_class.size and not 0 <= ranks[of_class].min() <= ranks[of_class].max() < self._ends[k, -1]:
-                raise UsageError(f"an example of class '{self.class_names[k]}' is out of range; it has {self._ends[k, -1]}")
+                raise UsageError(
+                    f"an example of class '{self.class_names[k]}' is out of range; it has {self._ends[k, -1]}"
+                )
             rows[of_class] = np.searchsorted(self._ends[k], ranks[of_class], side="right")
-        order = np.argsort(rows.astype(np.uint16 if len(self._rows) < 65536 else np.int64), kind="stable")  # 16 bits: a radix sort
+        order = np.argsort(
+            rows.astype(np.uint16 if len(self._rows) < 65536 else np.int64), kind="stable"
+        )  # 16 bits: a radix sort
         rows = rows[order]
         places = ranks[order] + self._shifts[rows, classes[order]]
         positions = np.empty_like(ranks)
@@ -144,13 +186,17 @@ class ClassIndex:
             here = slice(*np.searchsorted(ids, (first, first + (1 << 32))).tolist())
             if here.start < here.stop:
                 own = self.positions(row)[cls]
-                order = np.argsort(own, kind="stable")  # a class made of several lists their positions one class after the other
+                order = np.argsort(
+                    own, kind="stable"
+                )  # a class made of several lists their positions one class after the other
                 places = np.searchsorted(own, (ids[here] - first).astype(own.dtype), sorter=order)
                 ranks[here] = order[places] + self._ends[cls, row] - len(own)
         return ranks
 
     def positions(self, row: int) -> list[np.ndarray]:
-        """Positions of the examples of each class in a case of this index, by the number of the case in it; read, not copied."""
+        """Positions of the examples of each class in a case of this index, by the number of the case in it;
+        read, not copied.
+        """
         case = int(self._rows[row])
         every, starts, counts = self._positions(case), self._every_start[case], self._every_count[case]
         return [every[start : start + n] for start, n in zip(starts, counts, strict=True)]
@@ -182,10 +228,14 @@ class ClassIndex:
             found = np.asarray(self._part(case))
             if len(found) != self._part_sizes[case]:
                 name = self._case_names[case]
-                raise InputError(f"{name}: the index holds {len(found)} voxels; the bank counts {self._part_sizes[case]}")
+                raise InputError(
+                    f"{name}: the index holds {len(found)} voxels; the bank counts {self._part_sizes[case]}"
+                )
             self._parts[case] = found
         return found
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy for a worker process maps its own files: pickling the mapped positions would copy the bank."""
+        """A copy for a worker process maps its own files: pickling the mapped positions would copy the
+        bank.
+        """
         return self.__dict__ | {"_parts": {}}

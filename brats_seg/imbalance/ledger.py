@@ -13,7 +13,9 @@ from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.priors import effective_prior
 from brats_seg.imbalance.samplers import Draw
 
-LEDGER_COLUMNS = ("epoch", "class", "requested_share", "center_share", "voxel_share", "n_draws", "n_distinct", "n_hard")
+LEDGER_COLUMNS = (
+    "epoch", "class", "requested_share", "center_share", "voxel_share", "n_draws", "n_distinct", "n_hard",
+)  # fmt: skip
 CASE_COLUMNS = ("epoch", "case", "class", "n_draws", "n_distinct")
 LESION_COLUMNS = ("epoch", "class", "lesion_voxels_from", "n_draws", "n_distinct")
 OUTSIDE = "outside"
@@ -22,14 +24,18 @@ OUTSIDE = "outside"
 
 @runtime_checkable
 class Countable(Protocol):
-    """Whole numbers (n,) that add up: a NumPy array, or a torch tensor on any device. This package does not know torch."""
+    """Whole numbers (n,) that add up: a NumPy array, or a torch tensor on any device. This package does not
+    know torch.
+    """
 
     def tolist(self) -> Any:
         """The numbers as a list. On a GPU this waits until they are computed."""
 
 
 class Ledger:
-    """Counts what was drawn, epoch by epoch. A step costs two additions; distinct examples are counted when the epoch is closed."""
+    """Counts what was drawn, epoch by epoch. A step costs two additions; distinct examples are counted when
+    the epoch is closed.
+    """
 
     _voxels: Int64[np.ndarray, " k_and_air"]
     _uncounted: Any  # sum of the counts since the last look at them, 0 where there are none
@@ -40,9 +46,11 @@ class Ledger:
         self._open()
 
     def add(self, draw: Draw, counts: Countable) -> None:
-        """One batch: its draw, and its voxels per class as the gather counted them (K + 1 numbers, the last one air).
+        """One batch: its draw, and its voxels per class as the gather counted them (K + 1 numbers, the last
+        one air).
 
-        Counts on a GPU are added there, without waiting for them; they are fetched when the epoch is closed or the state is saved.
+        Counts on a GPU are added there, without waiting for them; they are fetched when the epoch is closed
+        or the state is saved.
         """
         self._draws.append((draw.ids, draw.classes, draw.hard))
         self._uncounted = self._uncounted + counts  # not +=: the next batch writes into the same array
@@ -55,9 +63,10 @@ class Ledger:
     def close_epoch(self, epoch: int, requested: Shares) -> list[dict[str, Any]]:
         """The rows of this epoch, and a fresh page for the next.
 
-        A row per class, its keys `LEDGER_COLUMNS`: `center_share` of the draws and `voxel_share` of the patch voxels inside the brain,
-        both summing to 1 over the classes. Air stands apart, in a last row `outside`: its `voxel_share` is of *all* patch voxels, and it
-        has no draws. `n_distinct` counts how many different examples the draws hit.
+        A row per class, its keys `LEDGER_COLUMNS`: `center_share` of the draws and `voxel_share` of the patch
+        voxels inside the brain, both summing to 1 over the classes. Air stands apart, in a last row
+        `outside`: its `voxel_share` is of *all* patch voxels, and it has no draws. `n_distinct` counts how
+        many different examples the draws hit.
         """
         ids, classes, hard = self._drawn()
         n_classes = len(self.class_names)
@@ -77,7 +86,8 @@ class Ledger:
         return rows
 
     def case_rows(self, epoch: int, *, case_names: Sequence[str]) -> list[dict[str, Any]]:
-        """How often each case was drawn in the open epoch; a row, its keys `CASE_COLUMNS`, for each case and class with a draw.
+        """How often each case was drawn in the open epoch; a row, its keys `CASE_COLUMNS`, for each case and
+        class with a draw.
 
         Args:
             epoch: its number.
@@ -89,18 +99,26 @@ class Ledger:
         places = (ids[first] >> 32) * n_classes + classes[first]
         n_draws, n_distinct = np.bincount(places, n_each), np.bincount(places)
         return [
-            dict(zip(CASE_COLUMNS, (epoch, case_names[at // n_classes], name, int(n_draws[at]), int(n_distinct[at])), strict=True))
+            dict(
+                zip(
+                    CASE_COLUMNS,
+                    (epoch, case_names[at // n_classes], name, int(n_draws[at]), int(n_distinct[at])),
+                    strict=True,
+                )
+            )
             for at in np.flatnonzero(n_distinct).tolist()
             for name in [self.class_names[at % n_classes]]
         ]
 
     def lesion_rows(self, epoch: int, *, index: ClassIndex, lesions: Lesions) -> list[dict[str, Any]]:
-        """How often lesions of each size were drawn in the open epoch; a row, its keys `LESION_COLUMNS`, for each tumor class and size.
+        """How often lesions of each size were drawn in the open epoch; a row, its keys `LESION_COLUMNS`, for
+        each tumor class and size.
 
         Args:
             epoch: its number.
             index: that the draws came from.
-            lesions: its lesions; `lesion_voxels_from` is the smallest number of voxels of a lesion of the row (`SIZE_STEPS`).
+            lesions: its lesions; `lesion_voxels_from` is the smallest number of voxels of a lesion of the row
+                (`SIZE_STEPS`).
         """
         ids, classes, _ = self._drawn()
         rows = []
@@ -109,40 +127,72 @@ class Ledger:
                 continue
             different, n_each = np.unique(ids[classes == k], return_counts=True)
             found = bins[index.ranks_of(k, different)]
-            n_draws, n_distinct = np.bincount(found, n_each, len(SIZE_STEPS)), np.bincount(found, minlength=len(SIZE_STEPS))
-            for smallest, n, n_different in zip(SIZE_STEPS, n_draws.astype(np.int64).tolist(), n_distinct.tolist(), strict=True):
-                rows.append(dict(zip(LESION_COLUMNS, (epoch, self.class_names[k], smallest, n, n_different), strict=True)))
+            n_draws, n_distinct = (
+                np.bincount(found, n_each, len(SIZE_STEPS)),
+                np.bincount(found, minlength=len(SIZE_STEPS)),
+            )
+            for smallest, n, n_different in zip(
+                SIZE_STEPS, n_draws.astype(np.int64).tolist(), n_distinct.tolist(), strict=True
+            ):
+                rows.append(
+                    dict(
+                        zip(
+                            LESION_COLUMNS,
+                            (epoch, self.class_names[k], smallest, n, n_different),
+                            strict=True,
+                        )
+                    )
+                )
         return rows
 
     def voxel_counts(self, *, first_epoch: int = 1, last_epoch: int | None = None) -> Counts:
-        """Patch voxels of each class, air left out, over the closed epochs from `first_epoch` to `last_epoch` (the newest where None)."""
-        counted = [voxels[:-1] for epoch, voxels in self._history if first_epoch <= epoch <= (last_epoch or epoch)]
+        """Patch voxels of each class, air left out, over the closed epochs from `first_epoch` to `last_epoch`
+        (the newest where None).
+        """
+        counted = [
+            voxels[:-1] for epoch, voxels in self._history if first_epoch <= epoch <= (last_epoch or epoch)
+        ]
         return np.sum([np.zeros(len(self.class_names), np.int64), *counted], axis=0)
 
-    def effective_prior(self, *, class_weights: Shares | None = None, first_epoch: int = 1, last_epoch: int | None = None) -> Shares:
-        """The prior the network of `last_epoch` was trained under: patch voxels per class x class weights. See `priors.effective_prior`.
+    def effective_prior(
+        self, *, class_weights: Shares | None = None, first_epoch: int = 1, last_epoch: int | None = None
+    ) -> Shares:
+        """The prior the network of `last_epoch` was trained under: patch voxels per class x class weights.
+        See `priors.effective_prior`.
 
-        Where the mix or the weights changed on the way, ask for the epochs that the network has last learned from.
+        Where the mix or the weights changed on the way, ask for the epochs that the network has last learned
+        from.
         """
         counts = self.voxel_counts(first_epoch=first_epoch, last_epoch=last_epoch)
         if counts.sum() == 0:
             raise UsageError(
-                f"ledger: no closed epoch from {first_epoch} to {last_epoch}; the training prior is known after the first epoch"
+                f"ledger: no closed epoch from {first_epoch} to {last_epoch}; the training prior is known "
+                "after the first epoch"
             )
         return effective_prior(counts, class_weights=class_weights)
 
     def state_dict(self) -> dict[str, Any]:
         """The whole ledger, the open epoch included, in arrays."""
         ids, classes, hard = self._drawn()
-        history = np.array([voxels for _, voxels in self._history], dtype=np.int64).reshape(len(self._history), len(self.class_names) + 1)
+        history = np.array([voxels for _, voxels in self._history], dtype=np.int64).reshape(
+            len(self._history), len(self.class_names) + 1
+        )
         closed = np.array([epoch for epoch, _ in self._history], dtype=np.int64)
-        opened = {"ids": ids, "classes": classes.astype(np.int16), "hard": hard, "voxels": self._counted().copy()}
+        opened = {
+            "ids": ids,
+            "classes": classes.astype(np.int16),
+            "hard": hard,
+            "voxels": self._counted().copy(),
+        }
         return {**opened, "closed_epochs": closed, "closed_voxels": history}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken. Raises `UsageError` where it counts other classes."""
         if len(state["voxels"]) != len(self.class_names) + 1:
-            raise UsageError(f"ledger: {len(state['voxels']) - 1} classes in the checkpoint, {len(self.class_names)} in the bank")
+            raise UsageError(
+                f"ledger: {len(state['voxels']) - 1} classes in the checkpoint, {len(self.class_names)} in "
+                "the bank"
+            )
         self._open()
         self.absorb(state)
         self._history = [

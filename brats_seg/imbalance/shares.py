@@ -27,16 +27,21 @@ def requested_shares(
 ) -> Shares:
     """The share of draws each class is to get; float64, sums to 1.
 
-    `random`: as the class occurs. `oversample`, `undersample`: as it occurs after no class is rarer (or more frequent) than
-    `imbalance_ratio` times under (over) the most frequent (rarest). `balanced`: 1/K. `ratio`, `hard`: `shares` by name (`named_classes`,
-    in equal parts to those of them that are not named themselves; a class left out gets 0), or `healthy_share` and the rest to the tumor
-    classes in their natural ratio, or (`hard` alone) 1/K.
+    `random`: as the class occurs. `oversample`, `undersample`: as it occurs after no class is rarer (or more
+    frequent) than `imbalance_ratio` times under (over) the most frequent (rarest). `balanced`: 1/K. `ratio`,
+    `hard`: `shares` by name (`named_classes`, in equal parts to those of them that are not named themselves;
+    a class left out gets 0), or `healthy_share` and the rest to the tumor classes in their natural ratio, or
+    (`hard` alone) 1/K.
 
     Raises:
-        UsageError: shares off 1 or under 0, an unknown class, or a class asked for that has no example and is not allowed to be absent.
+        UsageError: shares off 1 or under 0, an unknown class, or a class asked for that has no example and is
+            not allowed to be absent.
     """
     if not 1 <= imbalance_ratio < np.inf:
-        raise UsageError(f"sampler.imbalance_ratio {imbalance_ratio:g}: a majority over minority count, so a finite number of 1 or more")
+        raise UsageError(
+            f"sampler.imbalance_ratio {imbalance_ratio:g}: a majority over minority count, so a finite "
+            "number of 1 or more"
+        )
     if shares is not None and healthy_share is not None:
         raise UsageError("sampler.shares and sampler.healthy_share: give one of the two")
     if kind in ("random", "oversample", "undersample"):
@@ -50,37 +55,49 @@ def requested_shares(
     else:
         asked = np.full(len(class_names), 1 / len(class_names))
     wanted = asked > 0 if shares is not None else np.ones(len(class_names), dtype=bool)
-    return _without_absent(asked, class_names, absent=wanted & (counts == 0), counts=counts, allowed=allow_absent_class)
+    return _without_absent(
+        asked, class_names, absent=wanted & (counts == 0), counts=counts, allowed=allow_absent_class
+    )
 
 
 def drifted_shares(shares: Shares, *, counts: Counts, epoch: int, n_epochs: int) -> Shares:
-    """Shares on a straight line from `shares` in epoch 1 to the natural ones in epoch `n_epochs`, which hold from there on.
+    """Shares on a straight line from `shares` in epoch 1 to the natural ones in epoch `n_epochs`, which hold
+    from there on.
 
-    With one epoch alone they stay as they are: a line needs two ends, and natural shares from the start are sampler.kind 'random'.
+    With one epoch alone they stay as they are: a line needs two ends, and natural shares from the start are
+    sampler.kind 'random'.
     """
     way = min(1.0, (epoch - 1) / (n_epochs - 1)) if n_epochs > 1 else 0.0
     return (1 - way) * shares + way * counts / counts.sum()
 
 
 def resampled_counts(kind: str, counts: Counts, *, imbalance_ratio: float = 1.0) -> Counts:
-    """Examples of each class after over- or undersampling to `imbalance_ratio` (majority over minority); 0 stays 0, other kinds as is."""
+    """Examples of each class after over- or undersampling to `imbalance_ratio` (majority over minority); 0
+    stays 0, other kinds as is.
+    """
     present = counts[counts > 0]
     if present.size == 0:
         return counts
     if kind == "oversample":
-        return np.where(counts > 0, np.maximum(counts, np.ceil(present.max() / imbalance_ratio).astype(np.int64)), 0)
+        return np.where(
+            counts > 0, np.maximum(counts, np.ceil(present.max() / imbalance_ratio).astype(np.int64)), 0
+        )
     if kind == "undersample":
         return np.minimum(counts, np.floor(present.min() * imbalance_ratio).astype(np.int64))
     return counts
 
 
-def batch_counts(shares: Shares, *, batch_size: int, steps: Int64[np.ndarray, " s"]) -> Int64[np.ndarray, "s k"]:
-    """Draws of each class in the batches numbered `steps`: a row sums to `batch_size`, an entry is share x batch_size rounded down or up.
+def batch_counts(
+    shares: Shares, *, batch_size: int, steps: Int64[np.ndarray, " s"]
+) -> Int64[np.ndarray, "s k"]:
+    """Draws of each class in the batches numbered `steps`: a row sums to `batch_size`, an entry is share x
+    batch_size rounded down or up.
 
-    The remainder rotates by systematic sampling: the batch's slots i + u, i = 0 .. batch_size - 1, fall into the classes' stretches of
-    [0, batch_size), and u changes from batch to batch as the golden-ratio sequence does. Where all shares x batch_size are multiples of
-    1/n with n <= 4096, u takes each of the n odd multiples of 1/2n in turn: any n batches in a row hold each class as often as asked.
-    A class is never ahead or behind by more than 4 draws (3.5 seen in 3,000 random plans of 1,000 batches).
+    The remainder rotates by systematic sampling: the batch's slots i + u, i = 0 .. batch_size - 1, fall into
+    the classes' stretches of [0, batch_size), and u changes from batch to batch as the golden-ratio sequence
+    does. Where all shares x batch_size are multiples of 1/n with n <= 4096, u takes each of the n odd
+    multiples of 1/2n in turn: any n batches in a row hold each class as often as asked. A class is never
+    ahead or behind by more than 4 draws (3.5 seen in 3,000 random plans of 1,000 batches).
     """
     edges = np.concatenate([[0.0], np.cumsum(shares)])
     edges *= batch_size / edges[-1]
@@ -109,7 +126,9 @@ def _rotation(edges: tuple[float, ...]) -> np.ndarray | None:
 
 
 def named_classes(name: str, class_names: tuple[str, ...]) -> tuple[int, ...]:
-    """Numbers of the classes that a name stands for: its own; `tumor`, where none is called so, for all but `healthy`; else none."""
+    """Numbers of the classes that a name stands for: its own; `tumor`, where none is called so, for all but
+    `healthy`; else none.
+    """
     if name == "tumor" and name not in class_names:
         return tuple(k for k, other in enumerate(class_names) if other != "healthy")
     return tuple(k for k, other in enumerate(class_names) if other == name)
@@ -118,9 +137,15 @@ def named_classes(name: str, class_names: tuple[str, ...]) -> tuple[int, ...]:
 def _by_name(shares: Mapping[str, float], class_names: tuple[str, ...]) -> np.ndarray:
     asked = np.zeros(len(class_names))
     for name, share in shares.items():
-        members = [k for k in named_classes(name, class_names) if class_names[k] == name or class_names[k] not in shares]
+        members = [
+            k
+            for k in named_classes(name, class_names)
+            if class_names[k] == name or class_names[k] not in shares
+        ]
         if not members:
-            raise UsageError(f"sampler.shares: no class '{name}' in the bank; the classes are {', '.join(class_names)}")
+            raise UsageError(
+                f"sampler.shares: no class '{name}' in the bank; the classes are {', '.join(class_names)}"
+            )
         if not 0 <= share <= 1:
             raise UsageError(f"sampler.shares.{name} {share:g}: a share lies in 0..1")
         asked[members] += share / len(members)
@@ -132,7 +157,9 @@ def _by_name(shares: Mapping[str, float], class_names: tuple[str, ...]) -> np.nd
 
 def _with_healthy(share: float, class_names: tuple[str, ...], *, counts: np.ndarray) -> np.ndarray:
     if "healthy" not in class_names:
-        raise UsageError(f"sampler.healthy_share: no class 'healthy' in {', '.join(class_names)}; use sampler.shares")
+        raise UsageError(
+            f"sampler.healthy_share: no class 'healthy' in {', '.join(class_names)}; use sampler.shares"
+        )
     if not 0 <= share <= 1:
         raise UsageError(f"sampler.healthy_share {share:g}: a share lies in 0..1")
     tumor = np.array([name != "healthy" for name in class_names])
@@ -145,11 +172,18 @@ def _without_absent(
 ) -> np.ndarray:
     names = ", ".join(f"'{name}'" for name, gone in zip(class_names, absent, strict=True) if gone)
     if names and not allowed:
-        raise UsageError(f"sampler: no training example of class {names}; add cases that have it, or set sampler.allow_absent_class: true")
+        raise UsageError(
+            f"sampler: no training example of class {names}; add cases that have it, or set "
+            "sampler.allow_absent_class: true"
+        )
     kept = np.where(counts > 0, asked, 0.0)
     if kept.sum() <= 0:
         found = ", ".join(f"{name} {count}" for name, count in zip(class_names, counts.tolist(), strict=True))
         raise UsageError(f"sampler: no training example of any class that has a share; found {found}")
     if names:
-        warnings.warn(f"no training example of class {names}: its share of the draws goes to the other classes in proportion", stacklevel=4)
+        warnings.warn(
+            f"no training example of class {names}: its share of the draws goes to the other classes in "
+            "proportion",
+            stacklevel=4,
+        )
     return kept / kept.sum()

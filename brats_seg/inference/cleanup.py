@@ -1,4 +1,6 @@
-"""Clean-up of a label map: small components of tumor go, a little enhancing core becomes necrotic or non-enhancing core."""
+"""Clean-up of a label map: small components of tumor go, a little enhancing core becomes necrotic or
+non-enhancing core.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,13 +22,15 @@ class Cleanup:
     """What a label map is cleaned of; a threshold of 0 leaves it alone.
 
     Attributes:
-        min_component_mm3: connected tumor (all classes together, 26-connected) of less than this becomes healthy.
-        min_enhancing_mm3: where a case has less enhancing core than this in all, it becomes necrotic core (or the class merged with it).
-            A case without enhancing core scores a Dice of 0 for one false voxel and 1 for none (BraTS 2017-2021), which is why the
-            winners did so (Isensee et al., "nnU-Net for Brain Tumor Segmentation", 2020).
+        min_component_mm3: connected tumor (all classes together, 26-connected) of less than this becomes
+            healthy.
+        min_enhancing_mm3: where a case has less enhancing core than this in all, it becomes necrotic core (or
+            the class merged with it). A case without enhancing core scores a Dice of 0 for one false voxel
+            and 1 for none (BraTS 2017-2021), which is why the winners did so (Isensee et al., "nnU-Net for
+            Brain Tumor Segmentation", 2020).
         min_core_component_mm3: a connected part of the core of less than this becomes edema.
-        min_active_component_mm3: a connected part of the enhancing core of less than this becomes necrotic core (or the class
-            merged with it).
+        min_active_component_mm3: a connected part of the enhancing core of less than this becomes necrotic
+            core (or the class merged with it).
     """
 
     min_component_mm3: float = 0.0
@@ -41,17 +45,31 @@ class Cleanup:
                 raise UsageError(f"{name} {volume:g}: a volume in mm3, 0 for none")
 
 
-def clean_up(labels: TissueMap, *, classes: Sequence[str], spacing_mm: Sequence[float], cleanup: Cleanup) -> TissueMap:
-    """A label map (class indices, healthy 0) without small parts of whole, core and active, then without a little enhancing core."""
+def clean_up(
+    labels: TissueMap, *, classes: Sequence[str], spacing_mm: Sequence[float], cleanup: Cleanup
+) -> TissueMap:
+    """A label map (class indices, healthy 0) without small parts of whole, core and active, then without a
+    little enhancing core.
+    """
     voxel_mm3 = float(np.prod(spacing_mm))
     if cleanup.min_component_mm3 > 0:
-        labels = without_small(labels, "whole", to=0, classes=classes, min_voxels=cleanup.min_component_mm3 / voxel_mm3)
+        labels = without_small(
+            labels, "whole", to=0, classes=classes, min_voxels=cleanup.min_component_mm3 / voxel_mm3
+        )
     if cleanup.min_core_component_mm3 > 0:
         edema = list(classes).index("edema")
-        labels = without_small(labels, "core", to=edema, classes=classes, min_voxels=cleanup.min_core_component_mm3 / voxel_mm3)
+        labels = without_small(
+            labels, "core", to=edema, classes=classes, min_voxels=cleanup.min_core_component_mm3 / voxel_mm3
+        )
     if cleanup.min_active_component_mm3 > 0:
         _, core = enhancing_and_core(classes)
-        labels = without_small(labels, "active", to=core, classes=classes, min_voxels=cleanup.min_active_component_mm3 / voxel_mm3)
+        labels = without_small(
+            labels,
+            "active",
+            to=core,
+            classes=classes,
+            min_voxels=cleanup.min_active_component_mm3 / voxel_mm3,
+        )
     if cleanup.min_enhancing_mm3 > 0:
         enhancing, core = enhancing_and_core(classes)
         found = labels == enhancing
@@ -60,8 +78,12 @@ def clean_up(labels: TissueMap, *, classes: Sequence[str], spacing_mm: Sequence[
     return labels
 
 
-def without_small(labels: TissueMap, region: str, *, to: int, classes: Sequence[str], min_voxels: float) -> TissueMap:
-    """The label map with the connected parts of a region of fewer voxels made the class `to`; voxels that share a corner are connected."""
+def without_small(
+    labels: TissueMap, region: str, *, to: int, classes: Sequence[str], min_voxels: float
+) -> TissueMap:
+    """The label map with the connected parts of a region of fewer voxels made the class `to`; voxels that
+    share a corner are connected.
+    """
     parts: Components = number_components(np.isin(labels, region_classes(region, classes)), connectivity=3)
     small = np.bincount(parts.ravel(), minlength=1) < min_voxels
     small[0] = False
@@ -69,8 +91,13 @@ def without_small(labels: TissueMap, region: str, *, to: int, classes: Sequence[
 
 
 def enhancing_and_core(classes: Sequence[str]) -> tuple[int, int]:
-    """Indices of the enhancing core and of the class it becomes where it is too small. Raises `UsageError` where one is not there."""
+    """Indices of the enhancing core and of the class it becomes where it is too small. Raises `UsageError`
+    where one is not there.
+    """
     core = MERGED if MERGED in classes else "necrotic_core"
     if "enhancing_core" not in classes or core not in classes:
-        raise UsageError(f"clean-up of enhancing core: needs the classes enhancing_core and {core}; the network has {', '.join(classes)}")
+        raise UsageError(
+            f"clean-up of enhancing core: needs the classes enhancing_core and {core}; the network has "
+            f"{', '.join(classes)}"
+        )
     return list(classes).index("enhancing_core"), list(classes).index(core)

@@ -1,4 +1,6 @@
-"""Whole slices (2-D) or the whole volume (3-D) through a fully convolutional network, without windows and without seams."""
+"""Whole slices (2-D) or the whole volume (3-D) through a fully convolutional network, without windows and
+without seams.
+"""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -28,7 +30,9 @@ from brats_seg.models.readout import Readout
 SLICES = 8
 """Slices per forward pass: the fastest of 1, 2, 4, 8, 16 and 33 on two cores."""
 Mirroring = Literal["none", "in_plane", "all_axes"]
-"""Test-time augmentation: one pass, or the mean over all flips of the in-plane axes (four passes) or of all three axes (eight)."""
+"""Test-time augmentation: one pass, or the mean over all flips of the in-plane axes (four passes) or of all
+three axes (eight).
+"""
 Probabilities = Float32[np.ndarray, "k z y x"]
 """Class probabilities of every voxel of a crop, summing to 1."""
 SliceLogits = Float[Tensor, "n k y x"]
@@ -40,18 +44,22 @@ SliceProbabilities = Float32[np.ndarray, "k n y x"]
 Shifts = Float32[np.ndarray, "s k"]
 """What is added to the logits of each class, several times over."""
 
-_NOT_A_NUMBER = "the network's output is not a number: its weights or the image hold NaN; use another checkpoint or float32"
+_NOT_A_NUMBER = (
+    "the network's output is not a number: its weights or the image hold NaN; use another checkpoint or "
+    "float32"
+)
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _MIRRORED: dict[str, tuple[int, ...]] = {"none": (), "in_plane": (1, 2), "all_axes": (0, 1, 2)}
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def ready_for_inference(network: nn.Module, *, runtime: Runtime) -> nn.Module:
-    """A copy of the network in evaluation mode on the runtime's device, its weights in the runtime's precision, channels last.
+    """A copy of the network in evaluation mode on the runtime's device, its weights in the runtime's
+    precision, channels last.
 
-    bfloat16 weights are faster than automatic casting, which rounds the same float32 weights again in every pass. Batch norms are
-    folded into the convolutions before them (in float32): 9 % of the time in bfloat16, 5 % in float32. Instance norms of volumes keep
-    the channels last (`_VolumeNorm`).
+    bfloat16 weights are faster than automatic casting, which rounds the same float32 weights again in every
+    pass. Batch norms are folded into the convolutions before them (in float32): 9 % of the time in bfloat16,
+    5 % in float32. Instance norms of volumes keep the channels last (`_VolumeNorm`).
     """
     ready = copy.deepcopy(network).to(runtime.device).eval()
     _fold_batch_norms(ready)
@@ -68,7 +76,9 @@ def ready_for_inference(network: nn.Module, *, runtime: Runtime) -> nn.Module:
 
 def brain_mask(image: Image) -> Mask:
     """Voxels (Z, Y, X) with any modality that is not 0."""
-    bits = np.ascontiguousarray(image).view(np.uint16)  # NumPy's own test of a half float against 0 takes ten times as long
+    bits = np.ascontiguousarray(image).view(
+        np.uint16
+    )  # NumPy's own test of a half float against 0 takes ten times as long
     if bits.shape[-1] == 4:
         return bits.view(np.uint64)[..., 0] != 0  # all four at once: a quarter of the time
     brain = bits[..., 0] != 0
@@ -78,16 +88,22 @@ def brain_mask(image: Image) -> Mask:
 
 
 def slice_logits(
-    network: nn.Module, image: Image, zs: Ids, *, batch_size: int = SLICES, divisor: int = 16, slices_around: int = 0
+    network: nn.Module,
+    image: Image,
+    zs: Ids,
+    *,
+    batch_size: int = SLICES,
+    divisor: int = 16,
+    slices_around: int = 0,
 ) -> Iterator[tuple[Ids, SliceLogits]]:
     """Run whole slices through a 2-D network, in evaluation mode, without gradients.
 
-    Every pass has the same shape: slices are padded with air, behind to a multiple of `divisor` and on all sides by the network's margin,
-    and the last batch is filled up. The network's mode is put back afterwards.
+    Every pass has the same shape: slices are padded with air, behind to a multiple of `divisor` and on all
+    sides by the network's margin, and the last batch is filled up. The network's mode is put back afterwards.
 
     Args:
-        network: (B, C, Y, X) -> logits (B, K, Y, X), a margin smaller on each side where it has one; on any device, float32 or bfloat16.
-            C is M, or with slices around (2 n + 1) M.
+        network: (B, C, Y, X) -> logits (B, K, Y, X), a margin smaller on each side where it has one; on any
+            device, float32 or bfloat16. C is M, or with slices around (2 n + 1) M.
         image: (Z, Y, X, M) float16; may be a read-only map.
         zs: the slices wanted, in any order.
         batch_size: slices per pass.
@@ -113,7 +129,9 @@ def slice_logits(
 
 
 def volume_logits(network: nn.Module, image: Image, *, divisor: int = 16) -> Float[Tensor, "k z y x"]:
-    """Run a whole crop (Z, Y, X, M) float16 through a 3-D network in one pass, padded as `slice_logits` does."""
+    """Run a whole crop (Z, Y, X, M) float16 through a 3-D network in one pass, padded as `slice_logits`
+    does.
+    """
     n_z, n_y, n_x = image.shape[:3]
     like = next(network.parameters(), torch.zeros(0))
     shape, inside = _fitting(image.shape[:3], margin=margin_of(network), divisor=divisor)
@@ -143,18 +161,27 @@ def label_map(
         n_dims: axes of the network's input.
         divisor: what the network's input sides must be a multiple of.
         batch_size: slices per pass of a 2-D network.
-        window: (Y, X) or (Z, Y, X) to lead the network over the image with (`windowed.choose_window`); None shows it whole.
+        window: (Y, X) or (Z, Y, X) to lead the network over the image with (`windowed.choose_window`); None
+            shows it whole.
         slices_around: slices on either side that a 2-D network sees too (`stack_slices`).
-        slices: those wanted, for a 2-D network that is shown whole slices; None for all. The result holds no others.
+        slices: those wanted, for a 2-D network that is shown whole slices; None for all. The result holds no
+            others.
         class_shift: added to the logits of each class: the logarithm of a prior correction.
 
     Raises:
         InputError: the network's output is not a number.
     """
     (labels,) = label_maps(
-        network, image, n_dims=n_dims, divisor=divisor, batch_size=batch_size, window=window, slices_around=slices_around,
-        slices=slices, class_shifts=(class_shift,),
-    )  # fmt: skip
+        network,
+        image,
+        n_dims=n_dims,
+        divisor=divisor,
+        batch_size=batch_size,
+        window=window,
+        slices_around=slices_around,
+        slices=slices,
+        class_shifts=(class_shift,),
+    )
     return labels
 
 
@@ -175,7 +202,14 @@ def label_maps(
     maps = [np.zeros(brain.shape, np.uint8) for _ in class_shifts]
     sound = True
     for rows, logits in _passes(
-        network, image, n_dims=n_dims, divisor=divisor, batch_size=batch_size, window=window, slices_around=slices_around, slices=slices
+        network,
+        image,
+        n_dims=n_dims,
+        divisor=divisor,
+        batch_size=batch_size,
+        window=window,
+        slices_around=slices_around,
+        slices=slices,
     ):
         find = _largest_on_cpu if logits.device.type == "cpu" else _largest_on_device
         shifts = [np.zeros(logits.shape[1]) if shift is None else shift for shift in class_shifts]
@@ -188,17 +222,25 @@ def label_maps(
     return maps
 
 
-def _largest_on_cpu(logits: SliceLogits, brain: Bool[np.ndarray, "n y x"], shifts: Shifts) -> tuple[list[SliceLabels], bool]:
-    """The class of the largest shifted logit of every voxel of the brain, for each shift; whether no logit is NaN."""
+def _largest_on_cpu(
+    logits: SliceLogits, brain: Bool[np.ndarray, "n y x"], shifts: Shifts
+) -> tuple[list[SliceLabels], bool]:
+    """The class of the largest shifted logit of every voxel of the brain, for each shift; whether no logit is
+    NaN.
+    """
     values = logits.permute(0, 2, 3, 1).float().contiguous().numpy()
     blocks = [np.empty(brain.shape, np.uint8) for _ in shifts]
-    sound = [bool(largest_class(values, brain, shift, block)) for shift, block in zip(shifts, blocks, strict=True)]
+    sound = [
+        bool(largest_class(values, brain, shift, block)) for shift, block in zip(shifts, blocks, strict=True)
+    ]
     return blocks, all(sound)
 
 
-def _largest_on_device(logits: SliceLogits, brain: Bool[np.ndarray, "n y x"], shifts: Shifts) -> tuple[list[SliceLabels], bool]:
-    """`_largest_on_cpu` by torch on the device of the logits: only labels are copied from there, a byte a voxel. Of equal logits the first
-    wins, as torch promises."""
+def _largest_on_device(
+    logits: SliceLogits, brain: Bool[np.ndarray, "n y x"], shifts: Shifts
+) -> tuple[list[SliceLabels], bool]:
+    """`_largest_on_cpu` by torch on the device of the logits: only labels are copied from there, a byte a
+    voxel. Of equal logits the first wins, as torch promises."""
     values, is_brain = logits.float(), torch.from_numpy(brain).to(logits.device)
     factors = torch.from_numpy(shifts).to(logits.device)
     blocks = [(values + shift[:, None, None]).argmax(1).to(torch.uint8) * is_brain for shift in factors]
@@ -220,9 +262,11 @@ def class_probabilities(
     class_shift: Sequence[float] | None = None,
     readout: Readout = "softmax",
 ) -> SliceProbabilities:
-    """Class probabilities (K, Z, Y, X) of every voxel of a crop, the mean over mirrored passes. Other arguments as `label_map`.
+    """Class probabilities (K, Z, Y, X) of every voxel of a crop, the mean over mirrored passes. Other
+    arguments as `label_map`.
 
-    With `slices`, mirroring is in plane at most. `readout` says how probabilities follow from the logits (`models.readout`).
+    With `slices`, mirroring is in plane at most. `readout` says how probabilities follow from the logits
+    (`models.readout`).
 
     One sum is kept, whatever the number of passes: 4 bytes a voxel and class.
 
@@ -235,10 +279,20 @@ def class_probabilities(
     total: np.ndarray | None = None
     for axes in flips:
         for rows, logits in _passes(
-            network, np.flip(image, axes), n_dims=n_dims, divisor=divisor, batch_size=batch_size, window=window,
-            slices_around=slices_around, slices=slices,
-        ):  # fmt: skip
-            shift = torch.zeros(logits.shape[1]) if class_shift is None else torch.tensor(class_shift, dtype=torch.float32)
+            network,
+            np.flip(image, axes),
+            n_dims=n_dims,
+            divisor=divisor,
+            batch_size=batch_size,
+            window=window,
+            slices_around=slices_around,
+            slices=slices,
+        ):
+            shift = (
+                torch.zeros(logits.shape[1])
+                if class_shift is None
+                else torch.tensor(class_shift, dtype=torch.float32)
+            )
             shifted = logits.float() + shift.to(logits.device)[:, None, None]
             part = reading.class_probabilities(shifted, readout=readout).cpu().numpy()
             if total is None:
@@ -246,7 +300,9 @@ def class_probabilities(
             np.flip(total, tuple(axis + 1 for axis in axes))[:, rows] += part.swapaxes(0, 1)
     if total is None:
         raise InputError("an image without slices has no class probabilities")
-    if np.isnan(total[0]).any():  # a softmax with one NaN is NaN in every class, and the largest of NaNs would be healthy
+    if np.isnan(
+        total[0]
+    ).any():  # a softmax with one NaN is NaN in every class, and the largest of NaNs would be healthy
         raise InputError(_NOT_A_NUMBER)
     return total / np.float32(len(flips))
 
@@ -259,9 +315,9 @@ def most_likely(probabilities: Probabilities, brain: Mask, *, readout: Readout =
 class _VolumeNorm(nn.InstanceNorm3d):
     """An instance norm that leaves the channels of a single volume last in memory.
 
-    torch's own lays its input out anew and gives channels first, which the next convolution has to lay out anew again: 8.9 seconds of a
-    core and 5.6 without, for a crop of 145 x 180 x 150 in bfloat16. Of one volume the instance norm is the batch norm with the
-    statistics of the batch.
+    torch's own lays its input out anew and gives channels first, which the next convolution has to lay out
+    anew again: 8.9 seconds of a core and 5.6 without, for a crop of 145 x 180 x 150 in bfloat16. Of one
+    volume the instance norm is the batch norm with the statistics of the batch.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -272,11 +328,15 @@ class _VolumeNorm(nn.InstanceNorm3d):
 
 
 def _fold_batch_norms(network: nn.Module) -> None:
-    """Where one follows a convolution directly; those that go before one, as in SegResNet, are left as they are."""
+    """Where one follows a convolution directly; those that go before one, as in SegResNet, are left as they
+    are.
+    """
     for block in list(network.modules()):
         for before, holder, name in _norms_after_convolutions(block):
             convolution, norm = before.get_submodule("conv"), holder.get_submodule(name)
-            if not isinstance(convolution, _CONVOLUTIONS) or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            if not isinstance(convolution, _CONVOLUTIONS) or not isinstance(
+                norm, nn.modules.batchnorm._BatchNorm
+            ):
                 continue
             if norm.track_running_stats:
                 transposed = isinstance(convolution, nn.ConvTranspose2d | nn.ConvTranspose3d)
@@ -285,9 +345,15 @@ def _fold_batch_norms(network: nn.Module) -> None:
 
 
 def _norms_after_convolutions(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, str]]:
-    """The places in MONAI's blocks: a `Convolution`, and by whom and by what name the norm of its output is held."""
+    """The places in MONAI's blocks: a `Convolution`, and by whom and by what name the norm of its output is
+    held.
+    """
     after = getattr(block, "adn", None)  # norm, dropout and activation, in any order
-    if isinstance(block, Convolution) and isinstance(after, nn.Sequential) and next(iter(dict(after.named_children())), "") == "N":
+    if (
+        isinstance(block, Convolution)
+        and isinstance(after, nn.Sequential)
+        and next(iter(dict(after.named_children())), "") == "N"
+    ):
         yield block, after, "N"
     if isinstance(block, UnetBasicBlock | UnetResBlock):
         for number in (1, 2, 3):
@@ -320,14 +386,18 @@ def _passes(
             parts = window_logits(network, image, window=window, slices_around=slices_around)
         else:
             zs = np.arange(len(image))[slices or slice(None)]
-            parts = slice_logits(network, image, zs, batch_size=batch_size, divisor=divisor, slices_around=slices_around)
+            parts = slice_logits(
+                network, image, zs, batch_size=batch_size, divisor=divisor, slices_around=slices_around
+            )
         first = 0
         for part, logits in parts:
             yield slice(first, first + len(part)), logits
             first += len(part)
 
 
-def _fitting(sides: tuple[int, ...], *, margin: int, divisor: int) -> tuple[tuple[int, ...], tuple[slice, ...]]:
+def _fitting(
+    sides: tuple[int, ...], *, margin: int, divisor: int
+) -> tuple[tuple[int, ...], tuple[slice, ...]]:
     """Sides of the input that an image is put into, and where in it."""
     inside: tuple[slice, ...] = tuple(slice(margin, margin + n) for n in sides)
     return tuple(-(-n // divisor) * divisor + 2 * margin for n in sides), inside

@@ -21,16 +21,19 @@ _SCHEMAS = "# label schemas: "
 
 
 def add_row(out: Path, row: Mapping[str, str | float]) -> None:
-    """Append a case's row to `OUT/predictions.csv`; of several rows of a case the last one counts (`read_rows`).
+    """Append a case's row to `OUT/predictions.csv`; of several rows of a case the last one counts
+    (`read_rows`).
 
-    Several processes may do so at once (parts of one job). The whole table is written anew only where the row has other columns or is of
-    a label schema that `OUT/labels.txt` does not tell yet.
+    Several processes may do so at once (parts of one job). The whole table is written anew only where the row
+    has other columns or is of a label schema that `OUT/labels.txt` does not tell yet.
 
     Raises:
         InputError: another process has held the table for a minute, or it is a table of something else.
     """
     path = out / TABLE
-    row = {name: " ".join(value.splitlines()) if isinstance(value, str) else value for name, value in row.items()}
+    row = {
+        name: " ".join(value.splitlines()) if isinstance(value, str) else value for name, value in row.items()
+    }
     with _held(out):
         columns = _columns(path)
         if not set(row) <= set(columns) or str(row["schema"]) not in _told_schemas(out):
@@ -45,7 +48,8 @@ def add_row(out: Path, row: Mapping[str, str | float]) -> None:
 
 
 def rebuild_table(out: Path) -> list[dict[str, str]]:
-    """Write `OUT/predictions.csv` and `OUT/labels.txt` anew: one row a case, sorted, without cases whose label map is gone.
+    """Write `OUT/predictions.csv` and `OUT/labels.txt` anew: one row a case, sorted, without cases whose
+    label map is gone.
 
     Returns:
         The rows; none where there is no table, and none is made.
@@ -62,7 +66,8 @@ def rebuild_table(out: Path) -> list[dict[str, str]]:
 def label_file(schemas: Iterable[LabelSchema]) -> str:
     """ITK-SNAP's label description of every value of the schemas.
 
-    Where a value means different tissues in different schemas, its name lists them, and the color is that of the first.
+    Where a value means different tissues in different schemas, its name lists them, and the color is that of
+    the first.
     """
     schemas = list(schemas)
     lines = [
@@ -77,13 +82,23 @@ def label_file(schemas: Iterable[LabelSchema]) -> str:
             if value and tissue not in meanings.setdefault(value, []):
                 meanings[value].append(tissue)
     for value, tissues in sorted(meanings.items()):
-        lines.append(_label_line(value, TISSUE_COLORS[tissues[0]], shown=True, name=" / ".join(t.replace("_", " ") for t in tissues)))
+        lines.append(
+            _label_line(
+                value,
+                TISSUE_COLORS[tissues[0]],
+                shown=True,
+                name=" / ".join(t.replace("_", " ") for t in tissues),
+            )
+        )
     return "\n".join(lines) + "\n"
 
 
 def _label_line(value: int, color: str, *, shown: bool, name: str) -> str:
     red, green, blue = bytes.fromhex(color[1:])
-    return f'{value:5d} {red:5d} {green:4d} {blue:4d} {int(shown):8d} {int(shown):2d} {int(shown):2d}    "{name}"'
+    return (
+        f"{value:5d} {red:5d} {green:4d} {blue:4d} {int(shown):8d} {int(shown):2d} {int(shown):2d}    "
+        f'"{name}"'
+    )
 
 
 @contextmanager
@@ -114,7 +129,12 @@ def _told_schemas(out: Path) -> list[str]:
     """Names of the schemas that `OUT/labels.txt` is of; none where an older version wrote the file."""
     path = out / LABELS
     lines = read_text(path).splitlines() if path.is_file() else []
-    return [name for line in lines if line.startswith(_SCHEMAS) for name in line.removeprefix(_SCHEMAS).split(", ")]
+    return [
+        name
+        for line in lines
+        if line.startswith(_SCHEMAS)
+        for name in line.removeprefix(_SCHEMAS).split(", ")
+    ]
 
 
 def _whole_length(file: BinaryIO) -> int:
@@ -142,7 +162,11 @@ def _write_rows(path: Path, rows: Sequence[Mapping[str, str | float]]) -> None:
     seen = dict.fromkeys(key for row in rows for key in row)
     tissues = [f"{tissue}_ml" for tissue in (*TISSUES, MERGED)]
     first = ["case", "file", "schema", "seconds"]
-    columns = [*first, *(c for c in seen if c not in first and c not in tissues and c != "warnings"), *(c for c in tissues if c in seen)]
+    columns = [
+        *first,
+        *(c for c in seen if c not in first and c not in tissues and c != "warnings"),
+        *(c for c in tissues if c in seen),
+    ]
     with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*columns, "warnings"], restval="")
         writer.writeheader()

@@ -34,9 +34,13 @@ from brats_seg.scans.verify import check_case, load_case
 from brats_seg.scans.volume import SUFFIXES, read_header, write_label_map, write_volume
 
 Flaw = Literal["skull", "same_scan"]
-"""What refuses a case unless it is allowed by name: networks see brains without a skull, and a scan of its own in each channel."""
+"""What refuses a case unless it is allowed by name: networks see brains without a skull, and a scan of its
+own in each channel.
+"""
 DEFAULT_SCHEMA, CAVITY_SCHEMA = "brats2023", "brats2024gli"
-"""The label values of cases that have none of their own; the second for networks that know a resection cavity."""
+"""The label values of cases that have none of their own; the second for networks that know a resection
+cavity.
+"""
 _OPTIONS: dict[str, str] = {"skull": "--allow-skull", "same_scan": "--allow-same-scan"}
 
 _MOST_CASES = 6  # at a time: each takes 0.1 GB while it is read
@@ -72,12 +76,18 @@ class PredictReport:
     @property
     def exit_code(self) -> int:
         """1 where a case was refused, or there was none."""
-        return int(not (self.predictions or self.skipped) or any(p.severity == "error" for p in self.problems))
+        return int(
+            not (self.predictions or self.skipped) or any(p.severity == "error" for p in self.problems)
+        )
 
     def summary(self) -> str:
         """One line of counts."""
         n_refused = len({p.case or p.file for p in self.problems if p.severity == "error"})
-        mean = f", {sum(p.seconds for p in self.predictions) / len(self.predictions):.1f} s each" if self.predictions else ""
+        mean = (
+            f", {sum(p.seconds for p in self.predictions) / len(self.predictions):.1f} s each"
+            if self.predictions
+            else ""
+        )
         there = f", {len(self.skipped)} were there already" if self.skipped else ""
         n = len(self.predictions)
         return f"{n} {'case' if n == 1 else 'cases'} segmented{mean}{there}, {n_refused} refused"
@@ -99,12 +109,13 @@ def predict_cases(
     allowed: Collection[Flaw] = (),
     suffix: str = ".nii.gz",
 ) -> PredictReport:
-    """Segment cases into `OUT/<case>.nii.gz`, in the label values, grid and type of each; and `predictions.csv`, `labels.txt`.
+    """Segment cases into `OUT/<case>.nii.gz`, in the label values, grid and type of each; and
+    `predictions.csv`, `labels.txt`.
 
     A case of an unknown label schema gets the values of `DEFAULT_SCHEMA`; `predictions.csv` says so.
 
-    The next cases are read while one is computed, and the last are written. A case that cannot be segmented is named among the
-    problems; the others are segmented.
+    The next cases are read while one is computed, and the last are written. A case that cannot be segmented
+    is named among the problems; the others are segmented.
 
     Args:
         segmenters: one, or several whose probabilities are averaged.
@@ -113,12 +124,15 @@ def predict_cases(
         problems: known before (of finding the cases), to be reported with the others.
         mirroring: averages over flips, of a 2-D network in plane at most.
         thresholds: of the probability of each region; None for the likeliest class.
-        cleanup: volumes below which tumor is taken out; None for none. Saved probabilities are those before it.
-        save_probabilities: also `OUT/probabilities/<case>.nii.gz`, float32, a volume per class, and `classes.txt`, their names.
-        skip_finished: leave cases alone that are there whole: label map, row of the table, and probabilities where they are wanted; those
-            of other networks or settings (column `settings`) are made again.
+        cleanup: volumes below which tumor is taken out; None for none. Saved probabilities are those before
+            it.
+        save_probabilities: also `OUT/probabilities/<case>.nii.gz`, float32, a volume per class, and
+            `classes.txt`, their names.
+        skip_finished: leave cases alone that are there whole: label map, row of the table, and probabilities
+            where they are wanted; those of other networks or settings (column `settings`) are made again.
         resample: take cases whose spacing is over 5 % off the network's: there and back by SimpleITK.
-        allow_missing: take cases that lack some modalities, whose channels are then 0: for networks trained with modality dropout.
+        allow_missing: take cases that lack some modalities, whose channels are then 0: for networks trained
+            with modality dropout.
         allowed: flaws that refuse no case: a head with its skull, one scan given for two modalities.
         suffix: file type, one of `scans.volume.SUFFIXES`.
 
@@ -139,7 +153,9 @@ def predict_cases(
     predictions = []
     done = set(skipped)
     todo = [c for c in cases if c.id not in done]
-    with closing(_pipelined(job, todo)) as results:  # whatever ends the loop: a traceback would keep them, and they go on by themselves
+    with closing(
+        _pipelined(job, todo)
+    ) as results:  # whatever ends the loop: a traceback would keep them, and they go on by themselves
         for result in track(results, total=len(todo), label="segmenting"):
             if isinstance(result, Problem):
                 found.append(result)
@@ -161,14 +177,25 @@ def predict_one(
     allow_missing: bool = False,
     allowed: Collection[Flaw] = (),
 ) -> PredictReport:
-    """Segment one case into the label map `out` itself, and write nothing else. Otherwise as `predict_cases`."""
+    """Segment one case into the label map `out` itself, and write nothing else. Otherwise as
+    `predict_cases`.
+    """
     suffix = next((s for s in SUFFIXES if out.name.endswith(s)), None)
     if suffix is None:
         raise UsageError(f"{out}: its name must end in one of {', '.join(SUFFIXES)}")
     job = _Job(
-        fitting(segmenters), out.parent, suffix, mirroring, save_probabilities=False, resample=resample, single=out,
-        thresholds=thresholds, cleanup=cleanup, allow_missing=allow_missing, allowed=frozenset(allowed),
-    )  # fmt: skip
+        fitting(segmenters),
+        out.parent,
+        suffix,
+        mirroring,
+        save_probabilities=False,
+        resample=resample,
+        single=out,
+        thresholds=thresholds,
+        cleanup=cleanup,
+        allow_missing=allow_missing,
+        allowed=frozenset(allowed),
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     results = list(_pipelined(job, [replace(case, schema=case.schema or job.default_schema)]))
     problems = tuple(r for r in results if isinstance(r, Problem))
@@ -193,14 +220,22 @@ class _Job:
 
     @property
     def default_schema(self) -> str:
-        """Of the label maps of cases whose own schema is unknown: the newest that has all classes of the networks."""
+        """Of the label maps of cases whose own schema is unknown: the newest that has all classes of the
+        networks.
+        """
         return DEFAULT_SCHEMA if "resection_cavity" not in self.segmenters[0].classes else CAVITY_SCHEMA
 
     @cached_property
     def settings(self) -> str:
-        """Digest of what label maps depend on beside the scans: the networks, their arithmetic and how they are used."""
-        networks = [(s.checkpoint, s.window, s.inference, s.class_shift, _arithmetic(s)) for s in self.segmenters]
-        used = repr((networks, self.mirroring, self.thresholds, self.cleanup, self.resample, self.allow_missing))
+        """Digest of what label maps depend on beside the scans: the networks, their arithmetic and how they
+        are used.
+        """
+        networks = [
+            (s.checkpoint, s.window, s.inference, s.class_shift, _arithmetic(s)) for s in self.segmenters
+        ]
+        used = repr(
+            (networks, self.mirroring, self.thresholds, self.cleanup, self.resample, self.allow_missing)
+        )
         return hashlib.sha256(used.encode()).hexdigest()[:12]
 
     @property
@@ -216,7 +251,9 @@ class _Job:
 
 
 def _arithmetic(segmenter: Segmenter) -> list[str]:
-    """Types of numbers and kinds of device: bfloat16 and float32, or a CPU and a GPU, do not give the same label maps."""
+    """Types of numbers and kinds of device: bfloat16 and float32, or a CPU and a GPU, do not give the same
+    label maps.
+    """
     return sorted({f"{p.dtype} {p.device.type}" for p in segmenter.network.parameters()})
 
 
@@ -248,11 +285,15 @@ class _Output:
 
 def _is_finished(job: _Job, case: Case) -> bool:
     """Whether the files of a case are there: a process may have been killed between them."""
-    return job.path_of(case).is_file() and (not job.save_probabilities or job.probabilities_of(case).is_file())
+    return job.path_of(case).is_file() and (
+        not job.save_probabilities or job.probabilities_of(case).is_file()
+    )
 
 
 def _pipelined(job: _Job, cases: Sequence[Case]) -> Generator[Prediction | Problem, None, None]:
-    """Read, compute and write several cases at a time, results in their order; slices of an earlier case are computed first."""
+    """Read, compute and write several cases at a time, results in their order; slices of an earlier case are
+    computed first.
+    """
     n_cores = torch.get_num_threads()
     first_of = {case.id: i for i, case in reversed(list(enumerate(cases)))}
 
@@ -262,7 +303,11 @@ def _pipelined(job: _Job, cases: Sequence[Case]) -> Generator[Prediction | Probl
             return Problem("error", case.id, str(case.folder), "a second case of this id", "ids that differ")
         try:
             source = _read(job, case)
-            output = source if isinstance(source, Problem) else _compute(job, source, computers, n_parts=n_computers)
+            output = (
+                source
+                if isinstance(source, Problem)
+                else _compute(job, source, computers, n_parts=n_computers)
+            )
             if isinstance(output, Problem):
                 return output
             with writing:  # the table and the lists beside the label maps are of all cases
@@ -284,9 +329,15 @@ def _pipelined(job: _Job, cases: Sequence[Case]) -> Generator[Prediction | Probl
 
 
 def _too_large(job: _Job, case: Case) -> Problem:
-    windows = "--inference windowed, " if any(s.window is None or (s.n_dims == 3 and s.inference == "auto") for s in job.segmenters) else ""
+    windows = (
+        "--inference windowed, "
+        if any(s.window is None or (s.n_dims == 3 and s.inference == "auto") for s in job.segmenters)
+        else ""
+    )
     what = "does not fit into memory with this network"
-    return Problem("error", case.id, str(case.folder), what, f"{windows}another --device, or a smaller network")
+    return Problem(
+        "error", case.id, str(case.folder), what, f"{windows}another --device, or a smaller network"
+    )
 
 
 def _read(job: _Job, case: Case) -> _Input | Problem:
@@ -296,12 +347,24 @@ def _read(job: _Job, case: Case) -> _Input | Problem:
     missing = [name for name in first.modalities if name not in case.modalities]
     there = tuple(name for name in first.modalities if name in case.modalities)
     if missing and not (job.allow_missing and there):
-        return Problem("error", case.id, str(case.folder), f"lacks {', '.join(missing)}", f"a scan each for {', '.join(first.modalities)}")
+        return Problem(
+            "error",
+            case.id,
+            str(case.folder),
+            f"lacks {', '.join(missing)}",
+            f"a scan each for {', '.join(first.modalities)}",
+        )
     needed = {name: case.modalities[name] for name in there}
     target = job.path_of(case)
     own = [scan.path for scan in (*case.modalities.values(), *([case.label] if case.label else []))]
     if target.exists() and any(target.samefile(path) for path in own if path.exists()):
-        return Problem("error", case.id, str(target), "is a file of the case itself, which its label map would replace", "another output")
+        return Problem(
+            "error",
+            case.id,
+            str(target),
+            "is a file of the case itself, which its label map would replace",
+            "another output",
+        )
     try:
         schema_named(case.schema)
         loaded = load_case(replace(case, modalities=needed, label=None))
@@ -314,7 +377,10 @@ def _read(job: _Job, case: Case) -> _Input | Problem:
             return _refused(flaws)
         geometry = loaded.volumes[there[0]][1]
         if off_spacing(geometry.spacing_mm, wanted_mm=first.spacing_mm) and not job.resample:
-            have, want = (" x ".join(f"{mm:.3g}" for mm in spacing) for spacing in (geometry.spacing_mm, first.spacing_mm))
+            have, want = (
+                " x ".join(f"{mm:.3g}" for mm in spacing)
+                for spacing in (geometry.spacing_mm, first.spacing_mm)
+            )
             what = f"voxels of {have} mm (Z, Y, X), over 5 % off the network's {want} mm"
             return Problem("error", case.id, str(case.folder), what, "that spacing, or --resample")
         normalized = normalize_volumes(
@@ -328,8 +394,14 @@ def _read(job: _Job, case: Case) -> _Input | Problem:
         )
     except InputError as error:
         return _problem(case, error)
-    warnings = (*(p.what for p in report.problems), *normalized.warnings, *(f"lacks {name}" for name in missing))
-    return _Input(case, _with_all_channels(normalized, there, first.modalities), warnings, time.perf_counter() - start)
+    warnings = (
+        *(p.what for p in report.problems),
+        *normalized.warnings,
+        *(f"lacks {name}" for name in missing),
+    )
+    return _Input(
+        case, _with_all_channels(normalized, there, first.modalities), warnings, time.perf_counter() - start
+    )
 
 
 def _refused(flaws: Sequence[Problem]) -> Problem:
@@ -337,10 +409,17 @@ def _refused(flaws: Sequence[Problem]) -> Problem:
     options = " ".join(dict.fromkeys(_OPTIONS[p.kind] for p in flaws))
     expected = " and ".join(dict.fromkeys(p.expected for p in flaws))
     what = "; ".join(p.what for p in flaws)
-    return replace(flaws[0], severity="error", what=what, expected=f"{expected}, as in the training; {options} takes it all the same")
+    return replace(
+        flaws[0],
+        severity="error",
+        what=what,
+        expected=f"{expected}, as in the training; {options} takes it all the same",
+    )
 
 
-def _with_all_channels(normalized: NormalizedCase, there: Sequence[str], wanted: Sequence[str]) -> NormalizedCase:
+def _with_all_channels(
+    normalized: NormalizedCase, there: Sequence[str], wanted: Sequence[str]
+) -> NormalizedCase:
     """The case with a channel of 0 for each modality it lacks, as modality dropout made them in training."""
     if len(there) == len(wanted):
         return normalized
@@ -355,12 +434,18 @@ def _compute(job: _Job, source: _Input, computers: Executor, *, n_parts: int) ->
     try:
         parts = list(computers.map(partial(_segment, job, image), groups))
         labels = np.concatenate([part.labels for part in parts])
-        probabilities = np.concatenate([part.probabilities for part in parts], axis=1) if job.needs_probabilities else None
+        probabilities = (
+            np.concatenate([part.probabilities for part in parts], axis=1)
+            if job.needs_probabilities
+            else None
+        )
         if job.thresholds is not None and probabilities is not None:
             cut = cut_regions(labels, probabilities, classes=first.classes, thresholds=job.thresholds)
             labels = np.where(brain_mask(image), cut, np.uint8(0))
         if job.cleanup is not None:
-            labels = clean_up(labels, classes=first.classes, spacing_mm=source.normalized.spacing_mm, cleanup=job.cleanup)
+            labels = clean_up(
+                labels, classes=first.classes, spacing_mm=source.normalized.spacing_mm, cleanup=job.cleanup
+            )
     except InputError as error:
         return _problem(source.case, error)
     saved = probabilities if job.save_probabilities else None
@@ -368,10 +453,16 @@ def _compute(job: _Job, source: _Input, computers: Executor, *, n_parts: int) ->
 
 
 def _segment(job: _Job, image: Image, slices: slice | None) -> _Part:
-    """The slices wanted of a crop, or all. The whole crop is there for all groups: a network may see the slices around its own."""
+    """The slices wanted of a crop, or all. The whole crop is there for all groups: a network may see the
+    slices around its own.
+    """
     start = time.perf_counter()
     labels, probabilities = segment_crop(
-        job.segmenters, image, slices=slices, mirroring=job.mirroring, with_probabilities=job.needs_probabilities
+        job.segmenters,
+        image,
+        slices=slices,
+        mirroring=job.mirroring,
+        with_probabilities=job.needs_probabilities,
     )
     return _Part(labels, probabilities, start, time.perf_counter())
 
@@ -386,22 +477,35 @@ def _write(job: _Job, output: _Output) -> Prediction | Problem:
         if output.probabilities is not None:
             _write_probabilities(job, output, output.probabilities)
         same_grid = normalized.spacing_mm == normalized.geometry.spacing_mm
-        volumes_ml = _volumes_ml(output.labels if same_grid else uncrop(output.labels, normalized), normalized.geometry, classes)
+        volumes_ml = _volumes_ml(
+            output.labels if same_grid else uncrop(output.labels, normalized), normalized.geometry, classes
+        )
         seconds = output.source.seconds + output.seconds + time.perf_counter() - start
         if job.single is None:
-            row: dict[str, str | float] = {"case": case.id, "file": path.name, "schema": case.schema, "seconds": round(seconds, 3)}
+            row: dict[str, str | float] = {
+                "case": case.id,
+                "file": path.name,
+                "schema": case.schema,
+                "seconds": round(seconds, 3),
+            }
             row["settings"] = job.settings
-            row |= {f"{name}_ml": round(ml, 3) for name, ml in volumes_ml.items()} | {"warnings": "; ".join(output.source.warnings)}
+            row |= {f"{name}_ml": round(ml, 3) for name, ml in volumes_ml.items()} | {
+                "warnings": "; ".join(output.source.warnings)
+            }
             add_row(job.out, row)
     except InputError as error:
         return _problem(case, error)
     except OSError as error:
-        return Problem("error", case.id, str(path), f"cannot be written: {error.strerror or error}", "a folder with room")
+        return Problem(
+            "error", case.id, str(path), f"cannot be written: {error.strerror or error}", "a folder with room"
+        )
     return Prediction(case.id, path, seconds, volumes_ml, output.source.warnings)
 
 
 def _write_probabilities(job: _Job, output: _Output, probabilities: Probabilities) -> None:
-    """Class probabilities (Z, Y, X, K) on the native grid; healthy is 1 outside the brain, and below 1 in it: so calibration tells them."""
+    """Class probabilities (Z, Y, X, K) on the native grid; healthy is 1 outside the brain, and below 1 in it:
+    so calibration tells them.
+    """
     normalized = output.source.normalized
     brain = brain_mask(normalized.image)
     stack = np.stack([uncrop(p, normalized) for p in probabilities * brain], axis=-1)
@@ -414,7 +518,9 @@ def _write_probabilities(job: _Job, output: _Output, probabilities: Probabilitie
 
 
 def _volumes_ml(tissue: TissueMap, geometry: Geometry, classes: Sequence[str]) -> dict[str, float]:
-    """Of every region and every class but healthy, whose volume is the frame's. What is not in `tissue` is healthy."""
+    """Of every region and every class but healthy, whose volume is the frame's. What is not in `tissue` is
+    healthy.
+    """
     voxel_ml = float(np.prod(geometry.spacing_mm)) / 1000
     counts = [np.count_nonzero(tissue == i) * voxel_ml for i in range(len(classes))]
     regions = {region: float(sum(counts[i] for i in region_classes(region, classes))) for region in REGIONS}

@@ -9,7 +9,15 @@ from torch import nn
 
 from brats_seg.core.shapes import Image
 from brats_seg.errors import UsageError
-from brats_seg.inference.dense import Mirroring, SliceLabels, SliceProbabilities, brain_mask, class_probabilities, label_map, most_likely
+from brats_seg.inference.dense import (
+    Mirroring,
+    SliceLabels,
+    SliceProbabilities,
+    brain_mask,
+    class_probabilities,
+    label_map,
+    most_likely,
+)
 from brats_seg.inference.windowed import choose_window
 from brats_seg.models.readout import Readout
 
@@ -28,8 +36,8 @@ class Segmenter:
         n_dims: 2 for slices, 3 for volumes.
         divisor: what its input sides must be a multiple of.
         window: to lead it over the image with; None shows it whole slices (or volumes).
-        inference: "windowed" takes the window for every image, "auto" where the network does not see the image whole
-            (`windowed.choose_window`).
+        inference: "windowed" takes the window for every image, "auto" where the network does not see the
+            image whole (`windowed.choose_window`).
         slices_around: slices on either side that a 2-D network sees too.
         class_shift: added to the logits of each class: the logarithm of a prior correction; None for none.
         readout: how class probabilities follow from its logits.
@@ -55,18 +63,25 @@ class Segmenter:
         """The window to lead the network over this crop (Z, Y, X, M) with; None shows the crop whole."""
         if self.window is None or self.inference == "windowed":
             return self.window
-        return choose_window(self.network, patch_size=self.window, image_shape=image.shape, divisor=self.divisor)
+        return choose_window(
+            self.network, patch_size=self.window, image_shape=image.shape, divisor=self.divisor
+        )
 
 
 def fitting(segmenters: Sequence[Segmenter]) -> tuple[Segmenter, ...]:
-    """Segmenters whose probabilities can be averaged, their networks in evaluation mode. Raises `UsageError` for others, or none."""
+    """Segmenters whose probabilities can be averaged, their networks in evaluation mode. Raises `UsageError`
+    for others, or none.
+    """
     if not segmenters:
         raise UsageError("no network to segment with; give at least one run")
     first = segmenters[0]
     for name in ("modalities", "classes", "spacing_mm", "percentiles", "n4"):
         for other in segmenters[1:]:
             if getattr(other, name) != getattr(first, name):
-                raise UsageError(f"runs of different {name} cannot be averaged: {getattr(first, name)} and {getattr(other, name)}")
+                raise UsageError(
+                    f"runs of different {name} cannot be averaged: {getattr(first, name)} and "
+                    f"{getattr(other, name)}"
+                )
     for s in segmenters:
         s.network.eval()  # by one thread, before several use it
     return tuple(segmenters)
@@ -86,10 +101,12 @@ def segment_crop(
     mirroring: Mirroring = "none",
     with_probabilities: bool = False,
 ) -> tuple[SliceLabels, SliceProbabilities | None]:
-    """The likeliest class of every voxel of a crop, 0 outside the brain; and the mean of all class probabilities where they are wanted.
+    """The likeliest class of every voxel of a crop, 0 outside the brain; and the mean of all class
+    probabilities where they are wanted.
 
-    `slices` are those wanted, where the networks go by slices; None for all. A 2-D network is mirrored in plane at most. The mean of
-    networks for regions is cut region by region; with one network of another kind among them the likeliest class counts.
+    `slices` are those wanted, where the networks go by slices; None for all. A 2-D network is mirrored in
+    plane at most. The mean of networks for regions is cut region by region; with one network of another kind
+    among them the likeliest class counts.
 
     Raises:
         InputError: a network's output is not a number.
@@ -107,7 +124,9 @@ def segment_crop(
     return most_likely(probabilities, brain, readout=readout), probabilities if with_probabilities else None
 
 
-def _mean_probabilities(segmenters: Sequence[Segmenter], image: Image, *, slices: slice | None, mirroring: Mirroring) -> SliceProbabilities:
+def _mean_probabilities(
+    segmenters: Sequence[Segmenter], image: Image, *, slices: slice | None, mirroring: Mirroring
+) -> SliceProbabilities:
     total: np.ndarray | float = 0.0
     for s in segmenters:
         total = total + class_probabilities(

@@ -6,11 +6,14 @@ from jaxtyping import Float16
 from brats_seg.core.shapes import Ids, Image
 
 Stack = Float16[np.ndarray, "b y x c"]
-"""Slices to be shown to a 2-D network: the channels of slice z - n first, then those of z - n + 1, up to z + n."""
+"""Slices to be shown to a 2-D network: the channels of slice z - n first, then those of z - n + 1, up to z +
+n.
+"""
 
 
 def stack_slices(image: Image, zs: Ids, *, slices_around: int, out: Stack) -> None:
-    """Write slices into the first places of `out`, as the patches of training are gathered: a slice beyond the crop is 0.
+    """Write slices into the first places of `out`, as the patches of training are gathered: a slice beyond
+    the crop is 0.
 
     Args:
         image: (Z, Y, X, M) float16; may be a read-only map.

@@ -13,11 +13,11 @@ from torch import nn
 def computing_threads(networks: Sequence[nn.Module], *, n: int) -> Iterator[Executor]:
     """Threads to run networks in. Of several, each has one core.
 
-    In a pass that is spread over the cores all wait for the one that is held up by reading or writing: with two cores a folder of scans
-    took 1.6 times as long as its networks alone.
+    In a pass that is spread over the cores all wait for the one that is held up by reading or writing: with
+    two cores a folder of scans took 1.6 times as long as its networks alone.
 
-    What ends the block early (Ctrl-C, an error) also ends the work under way: each next pass of a network raises `CancelledError`. A
-    case takes up to a minute by windows, and several are under way.
+    What ends the block early (Ctrl-C, an error) also ends the work under way: each next pass of a network
+    raises `CancelledError`. A case takes up to a minute by windows, and several are under way.
     """
     n_cores = torch.get_num_threads()
     all_started = threading.Barrier(n + 1)

@@ -13,7 +13,8 @@ from brats_seg.scans.labels import REGIONS, region_classes
 
 @dataclass(frozen=True)
 class RegionThresholds:
-    """The probability from which a voxel belongs to a region; None keeps the decision that the network's own classes make.
+    """The probability from which a voxel belongs to a region; None keeps the decision that the network's own
+    classes make.
 
     Attributes:
         whole: P(whole) = 1 - P(healthy), in a network without a resection cavity.
@@ -34,9 +35,14 @@ class RegionThresholds:
 
 
 def cut_regions(
-    labels: TissueMap, probabilities: Float32[np.ndarray, "k z y x"], *, classes: Sequence[str], thresholds: RegionThresholds
+    labels: TissueMap,
+    probabilities: Float32[np.ndarray, "k z y x"],
+    *,
+    classes: Sequence[str],
+    thresholds: RegionThresholds,
 ) -> TissueMap:
-    """The class of every voxel after the thresholds: nested, first whole, then core inside it, then active inside that.
+    """The class of every voxel after the thresholds: nested, first whole, then core inside it, then active
+    inside that.
 
     A voxel that a threshold moves gets the likeliest class of the part of the tumor it now belongs to.
 
@@ -62,7 +68,9 @@ def cut_regions(
     return result
 
 
-def _moved(labels: TissueMap, where: Mask, to: Sequence[int], probabilities: Float32[np.ndarray, "k z y x"]) -> TissueMap:
+def _moved(
+    labels: TissueMap, where: Mask, to: Sequence[int], probabilities: Float32[np.ndarray, "k z y x"]
+) -> TissueMap:
     """The labels, of which those of the mask become the likeliest of the classes `to`."""
     moved = labels.copy()
     moved[where] = np.asarray(to, np.uint8)[probabilities[list(to)][:, where].argmax(axis=0)]

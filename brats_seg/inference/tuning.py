@@ -1,4 +1,6 @@
-"""Strength of prior correction, region thresholds and clean-up thresholds, found on the inner cases of a run or of several."""
+"""Strength of prior correction, region thresholds and clean-up thresholds, found on the inner cases of a run
+or of several.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -45,13 +47,17 @@ KNOBS: Mapping[str, Sequence[float]] = {
     "min_active_component_mm3": COMPONENTS_MM3,
     "min_enhancing_mm3": ENHANCING_MM3,
 }
-"""What is tried after the strength, in this order: from the whole tumor inward, since a region lies in the one before."""
+"""What is tried after the strength, in this order: from the whole tumor inward, since a region lies in the
+one before.
+"""
 FEWEST_PATIENTS = 3
-"""Of fewer patients no threshold is taken over: with two, chance alone lets both gain one time in four, and several values are tried."""
+"""Of fewer patients no threshold is taken over: with two, chance alone lets both gain one time in four, and
+several values are tried.
+"""
 
 Objective = Literal["dice", "lesion_dice"]
-"""What a setting is to raise, case by case: the mean Dice of whole, core and active (empty in reference and prediction: 1), or the
-lesion-wise Dice of the whole tumor (BraTS 2023)."""
+"""What a setting is to raise, case by case: the mean Dice of whole, core and active (empty in reference and
+prediction: 1), or the lesion-wise Dice of the whole tumor (BraTS 2023)."""
 
 Places = Int64[np.ndarray, "n"]
 """Flat positions of n voxels."""
@@ -85,7 +91,12 @@ class Settings:
     @property
     def cleanup(self) -> Cleanup:
         """The smallest volumes."""
-        return Cleanup(self.min_component_mm3, self.min_enhancing_mm3, self.min_core_component_mm3, self.min_active_component_mm3)
+        return Cleanup(
+            self.min_component_mm3,
+            self.min_enhancing_mm3,
+            self.min_core_component_mm3,
+            self.min_active_component_mm3,
+        )
 
     @property
     def thresholds(self) -> RegionThresholds:
@@ -94,7 +105,8 @@ class Settings:
 
 
 class Tuning(Section):
-    """The settings that scored best, and on what. Fields with a default are absent from the files of older versions.
+    """The settings that scored best, and on what. Fields with a default are absent from the files of older
+    versions.
 
     Attributes:
         correct_priors: strength of prior correction.
@@ -135,7 +147,8 @@ class Tuning(Section):
 
 @dataclass(frozen=True, eq=False)
 class SeenCase:
-    """An inner case of a run as its network saw it: the voxels that any setting can call tumor, or that the reference does.
+    """An inner case of a run as its network saw it: the voxels that any setting can call tumor, or that the
+    reference does.
 
     Attributes:
         id: of the case.
@@ -147,7 +160,8 @@ class SeenCase:
         places: flat positions in the box.
         probabilities: of the classes, without prior correction.
         reference: class of each voxel.
-        factors: strength -> what the probability of each class is multiplied by, before they are made to sum to 1 again.
+        factors: strength -> what the probability of each class is multiplied by, before they are made to sum
+            to 1 again.
         scores: those that were asked for already.
     """
 
@@ -173,11 +187,15 @@ def see_cases(
     Args:
         segmenter: without a `class_shift`.
         bank: its selected cases are the inner cases of the run; no other is opened.
-        shifts: strength of prior correction -> what it adds to the logits of each class; the first is none, the last the strongest.
+        shifts: strength of prior correction -> what it adds to the logits of each class; the first is none,
+            the last the strongest.
         run: number of the run.
     """
     nothing = (0.0,) * len(bank.classes)
-    factors = {strength: np.exp(nothing if shift is None else shift).astype(np.float32) for strength, shift in shifts.items()}
+    factors = {
+        strength: np.exp(nothing if shift is None else shift).astype(np.float32)
+        for strength, shift in shifts.items()
+    }
     for number in track(bank.selected, total=len(bank.selected), label="tuning"):
         image, tissue = bank.volume(number)
         reference = np.where(tissue == OUTSIDE, np.uint8(0), tissue)
@@ -191,9 +209,14 @@ def see_cases(
             readout=segmenter.readout,
         )
         brain, needed = brain_mask(image), reference != 0
-        for factor in (factors[min(factors)], factors[max(factors)]):  # between the two ends no voxel is likelier tumor than at one of them
+        for factor in (
+            factors[min(factors)],
+            factors[max(factors)],
+        ):  # between the two ends no voxel is likelier tumor than at one of them
             weighted = probabilities * factor[:, None, None, None]
-            needed |= brain & (weighted[0] < (1.001 - min(THRESHOLDS)) * weighted.sum(axis=0))  # 0.001 for rounding
+            needed |= brain & (
+                weighted[0] < (1.001 - min(THRESHOLDS)) * weighted.sum(axis=0)
+            )  # 0.001 for rounding
         box = _box(needed)
         inside = needed[box]
         seen = np.where(brain[box], probabilities[:, *box], _healthy(len(bank.classes)))
@@ -212,16 +235,20 @@ def see_cases(
         )
 
 
-def search(cases: Sequence[SeenCase], *, objective: Objective = "dice", cleanup: bool = True) -> tuple[Settings, dict[str, Any]]:
+def search(
+    cases: Sequence[SeenCase], *, objective: Objective = "dice", cleanup: bool = True
+) -> tuple[Settings, dict[str, Any]]:
     """The best settings for all cases together: first the strength, then one threshold after the other.
 
-    The strength with the best mean score wins, the smallest among equals. A threshold is taken over where its best value raises the
-    score of at least `FEWEST_PATIENTS` patients' cases by a paired difference whose 95 % interval excludes zero; else its default stays.
+    The strength with the best mean score wins, the smallest among equals. A threshold is taken over where its
+    best value raises the score of at least `FEWEST_PATIENTS` patients' cases by a paired difference whose 95
+    % interval excludes zero; else its default stays.
 
     Args:
         cases: of one run or several; strengths that not all of them know are not tried.
         objective: what is raised.
-        cleanup: whether thresholds are tried at all; without, the strength is the best one for maps as they are.
+        cleanup: whether thresholds are tried at all; without, the strength is the best one for maps as they
+            are.
 
     Returns:
         The settings, and the fields of `Tuning` that say how they were found.
@@ -234,7 +261,11 @@ def search(cases: Sequence[SeenCase], *, objective: Objective = "dice", cleanup:
         return float(np.mean(list(scores(settings).values())))
 
     def gain(first: Settings, second: Settings) -> dict[str, Any]:
-        return paired_difference(scores(first), scores(second), patient_of={f"{case.run} {case.id}": case.patient for case in cases})
+        return paired_difference(
+            scores(first),
+            scores(second),
+            patient_of={f"{case.run} {case.id}": case.patient for case in cases},
+        )
 
     def best_of(candidates: Sequence[Settings]) -> Settings:
         means = [mean(candidate) for candidate in candidates]
@@ -267,7 +298,8 @@ def search(cases: Sequence[SeenCase], *, objective: Objective = "dice", cleanup:
         "objective": objective,
         "score": round(mean(best), 6),
         "score_before": round(mean(Settings()), 6),
-        "gain_interval95": whole_gain["interval95"] and tuple(round(end, 6) for end in whole_gain["interval95"]),
+        "gain_interval95": whole_gain["interval95"]
+        and tuple(round(end, 6) for end in whole_gain["interval95"]),
         "notes": tuple(notes),
     }
 
@@ -276,7 +308,10 @@ def write_tuning(run: Path, tuning: Tuning) -> Path:
     """Write `RUN/tuned.yaml` in one piece."""
     path = run / TUNED
     of = "this run" if tuning.n_runs == 1 else f"{tuning.n_runs} runs"
-    said = f"# Found by `brats-seg tune` on {tuning.n_cases} inner cases of {of}; `brats-seg predict --tuned` uses it.\n"
+    said = (
+        f"# Found by `brats-seg tune` on {tuning.n_cases} inner cases of {of}; `brats-seg predict --tuned` "
+        "uses it.\n"
+    )
     write_text(path, said + yaml.safe_dump(tuning.model_dump(mode="json"), sort_keys=False, width=1000))
     return path
 
@@ -285,7 +320,8 @@ def read_tuning(run: Path, *, checkpoint: str) -> Tuning:
     """Read `RUN/tuned.yaml`.
 
     Raises:
-        InputError: not there, not what `write_tuning` wrote, or found for another checkpoint, whose SHA-256 is not this one.
+        InputError: not there, not what `write_tuning` wrote, or found for another checkpoint, whose SHA-256
+            is not this one.
     """
     path = run / TUNED
     if not path.is_file():
@@ -295,7 +331,10 @@ def read_tuning(run: Path, *, checkpoint: str) -> Tuning:
     except ValueError:  # of pydantic too
         raise InputError(f"{path}: not settings as `brats-seg tune` writes them; run it again") from None
     if tuning.checkpoint != checkpoint:
-        raise InputError(f"{path}: found for a checkpoint of epoch {tuning.epoch} that is not the run's best any more; tune it again")
+        raise InputError(
+            f"{path}: found for a checkpoint of epoch {tuning.epoch} that is not the run's best any more; "
+            "tune it again"
+        )
     return tuning
 
 
@@ -304,7 +343,9 @@ def _score(case: SeenCase, settings: Settings, objective: Objective) -> float:
     key = (settings, objective)
     if key not in case.scores:
         labels = _labels(case, settings)
-        case.scores[key] = _lesion_dice(case, labels) if objective == "lesion_dice" else _mean_dice(case, labels)
+        case.scores[key] = (
+            _lesion_dice(case, labels) if objective == "lesion_dice" else _mean_dice(case, labels)
+        )
     return case.scores[key]
 
 
@@ -319,15 +360,24 @@ def _labels(case: SeenCase, settings: Settings) -> Classes:
     labels = cut_regions(labels, probabilities, classes=case.classes, thresholds=settings.thresholds)
     if settings.cleanup == Cleanup():
         return labels[0, 0]
-    cleaned = clean_up(_in_box(case, labels[0, 0]), classes=case.classes, spacing_mm=case.spacing_mm, cleanup=settings.cleanup)
+    cleaned = clean_up(
+        _in_box(case, labels[0, 0]),
+        classes=case.classes,
+        spacing_mm=case.spacing_mm,
+        cleanup=settings.cleanup,
+    )
     return cleaned.ravel()[case.places]
 
 
 def _mean_dice(case: SeenCase, labels: Classes) -> float:
-    """Over whole, core and active. Dice does not ask for the voxels that both call healthy, which are not stored."""
+    """Over whole, core and active. Dice does not ask for the voxels that both call healthy, which are not
+    stored.
+    """
     histogram = joint_histogram(case.reference[None, None], labels[None, None], len(case.classes))
     values = [overlap_scores(histogram, region_classes(region, case.classes)).dice for region in REGIONS]
-    return float(np.mean([CONVENTIONS["brats2020"].both_empty if np.isnan(value) else value for value in values]))
+    return float(
+        np.mean([CONVENTIONS["brats2020"].both_empty if np.isnan(value) else value for value in values])
+    )
 
 
 def _lesion_dice(case: SeenCase, labels: Classes) -> float:
@@ -336,7 +386,11 @@ def _lesion_dice(case: SeenCase, labels: Classes) -> float:
     reference, prediction = (np.isin(_in_box(case, one), members) for one in (case.reference, labels))
     lesions = match_lesions(reference, prediction, spacing_mm=case.spacing_mm, distances="left_out")
     n_alone = lesions.n_missed + lesions.n_false
-    return (sum(lesions.dice) + n_alone * rule.one_empty) / lesions.n_counted if lesions.n_counted else rule.both_empty
+    return (
+        (sum(lesions.dice) + n_alone * rule.one_empty) / lesions.n_counted
+        if lesions.n_counted
+        else rule.both_empty
+    )
 
 
 def _in_box(case: SeenCase, labels: Classes) -> TissueMap:
@@ -347,10 +401,15 @@ def _in_box(case: SeenCase, labels: Classes) -> TissueMap:
 
 
 def _box(needed: Mask) -> tuple[slice, slice, slice]:
-    """The voxels of a mask and a rim, in which lesions grow as in the whole image; of an empty mask one voxel."""
+    """The voxels of a mask and a rim, in which lesions grow as in the whole image; of an empty mask one
+    voxel.
+    """
     as_map = needed.view(np.uint8)
     z, y, x = joint_crop(as_map, as_map) if needed.any() else (slice(0, 1),) * 3
-    z, y, x = (slice(max(0, s.start - RIM), min(n, s.stop + RIM)) for s, n in zip((z, y, x), needed.shape, strict=True))
+    z, y, x = (
+        slice(max(0, s.start - RIM), min(n, s.stop + RIM))
+        for s, n in zip((z, y, x), needed.shape, strict=True)
+    )
     return z, y, x
 
 

@@ -20,24 +20,30 @@ from brats_seg.inference.slices import stack_slices
 from brats_seg.models.cascade import crop_sides, margin_of
 
 Inference = Literal["auto", "whole", "windowed"]
-"""How a network is led over an image: as `choose_window` says, in whole slices (or the whole volume), or in windows."""
+"""How a network is led over an image: as `choose_window` says, in whole slices (or the whole volume), or in
+windows.
+"""
 
 OVERLAP = 0.5
 """Share of a window that the next one covers too; nnU-Net's default."""
 WHOLE_SHARE = 0.5
-"""Share of a crop that the training patch must cover for a 3-D network with instance or group norm to see the crop whole.
+"""Share of a crop that the training patch must cover for a 3-D network with instance or group norm to see the
+crop whole.
 
-Its norms average over what it sees. From one half on, the larger part of the crop is what a patch of training showed it at one time. No
-other value was tried.
+Its norms average over what it sees. From one half on, the larger part of the crop is what a patch of training
+showed it at one time. No other value was tried.
 """
 MEMORY_SHARE = 0.5
-"""Share of a device's memory that a whole volume may take. It is of all memory, not of what is free at the moment: the same command
-then gives the same label map every time."""
+"""Share of a device's memory that a whole volume may take. It is of all memory, not of what is free at the
+moment: the same command then gives the same label map every time."""
 LAYERS_ALIVE = 12
-"""Outputs of the widest layer that take as much memory as a whole pass: 10 (bfloat16) and 9 (float32) were measured for a residual
-dynunet of 16, 32, 64, 128, 128 channels."""
+"""Outputs of the widest layer that take as much memory as a whole pass: 10 (bfloat16) and 9 (float32) were
+measured for a residual dynunet of 16, 32, 64, 128, 128 channels."""
 _SLICES = 8
-_WINDOWS = {2: 32, 3: 2}  # in one pass, by axes of the window; never 1: MONAI then multiplies the input itself by the Gaussian
+_WINDOWS = {
+    2: 32,
+    3: 2,
+}  # in one pass, by axes of the window; never 1: MONAI then multiplies the input itself by the Gaussian
 _NORMS_BY_EXTENT = (nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 _ATTENTION = (nn.MultiheadAttention, SABlock, CrossAttentionBlock, WindowAttention)
 
@@ -45,8 +51,8 @@ _ATTENTION = (nn.MultiheadAttention, SABlock, CrossAttentionBlock, WindowAttenti
 def needs_windows(network: nn.Module) -> bool:
     """Whether a voxel's output depends on how much of the image the network is shown.
 
-    Instance and group norm average over what is shown, attention weighs against all of it: there a voxel's output is another one in a
-    whole slice than in a patch.
+    Instance and group norm average over what is shown, attention weighs against all of it: there a voxel's
+    output is another one in a whole slice than in a patch.
     """
     return any(isinstance(module, (*_NORMS_BY_EXTENT, *_ATTENTION)) for module in network.modules())
 
@@ -59,17 +65,19 @@ def choose_window(
     image_shape: Sequence[int] | None = None,
     divisor: int = 16,
 ) -> tuple[int, ...] | None:
-    """The window to lead a network over an image with: the patch it was trained on, or None for whole slices (or the whole volume).
+    """The window to lead a network over an image with: the patch it was trained on, or None for whole slices
+    (or the whole volume).
 
-    "auto" shows a 2-D network whole slices unless it `needs_windows`. It shows a 3-D network the whole volume where that fits into
-    memory (`whole_volume_bytes`), unless the network has attention, or norms over what it sees and a patch that covers less than
-    `WHOLE_SHARE` of the crop.
+    "auto" shows a 2-D network whole slices unless it `needs_windows`. It shows a 3-D network the whole volume
+    where that fits into memory (`whole_volume_bytes`), unless the network has attention, or norms over what
+    it sees and a patch that covers less than `WHOLE_SHARE` of the crop.
 
     Args:
         network: ready for inference.
         patch_size: (Y, X) or (Z, Y, X), voxels.
         inference: "whole" and "windowed" leave no choice.
-        image_shape: (Z, Y, X, M) of the crop; None gives the window of a 3-D network for crops that it does not see whole.
+        image_shape: (Z, Y, X, M) of the crop; None gives the window of a 3-D network for crops that it does
+            not see whole.
         divisor: what the sides of the network's input must be a multiple of.
     """
     window = tuple(patch_size)
@@ -77,14 +85,18 @@ def choose_window(
         return window if inference == "windowed" else None
     if len(window) == 2:
         return window if needs_windows(network) else None
-    return None if image_shape is not None and _sees_whole(network, window, tuple(image_shape), divisor) else window
+    return (
+        None
+        if image_shape is not None and _sees_whole(network, window, tuple(image_shape), divisor)
+        else window
+    )
 
 
 def whole_volume_bytes(network: nn.Module, image_shape: Sequence[int], *, divisor: int = 16) -> int:
     """Memory that a 3-D network takes for a whole crop (Z, Y, X, M), roughly.
 
-    Padded voxels x bytes of a number x values of the widest layer for each voxel of the input x `LAYERS_ALIVE`. The widest layer is found
-    by a pass over a cube of twice the divisor.
+    Padded voxels x bytes of a number x values of the widest layer for each voxel of the input x
+    `LAYERS_ALIVE`. The widest layer is found by a pass over a cube of twice the divisor.
     """
     *sides, n_channels = image_shape
     like = next(network.parameters(), torch.zeros(0))
@@ -107,7 +119,9 @@ def whole_volume_bytes(network: nn.Module, image_shape: Sequence[int], *, diviso
     return n_voxels * like.element_size() * LAYERS_ALIVE * widest // (2 * divisor) ** 3
 
 
-def _sees_whole(network: nn.Module, patch_size: tuple[int, ...], image_shape: tuple[int, ...], divisor: int) -> bool:
+def _sees_whole(
+    network: nn.Module, patch_size: tuple[int, ...], image_shape: tuple[int, ...], divisor: int
+) -> bool:
     if any(isinstance(module, _ATTENTION) for module in network.modules()):
         return False
     share = prod(min(side, of) / of for side, of in zip(patch_size, image_shape[:3], strict=True))
@@ -125,15 +139,22 @@ def _memory_bytes(device: torch.device) -> int:
 
 
 def window_logits(
-    network: nn.Module, image: Image, *, window: tuple[int, ...], overlap: float = OVERLAP, slices_around: int = 0
+    network: nn.Module,
+    image: Image,
+    *,
+    window: tuple[int, ...],
+    overlap: float = OVERLAP,
+    slices_around: int = 0,
 ) -> Iterator[tuple[np.ndarray, Float[Tensor, "n k y x"]]]:
-    """Run a network over overlapping windows, which are averaged with Gaussian weights (a standard deviation of an eighth of the window).
+    """Run a network over overlapping windows, which are averaged with Gaussian weights (a standard deviation
+    of an eighth of the window).
 
-    An image smaller than the window is padded with air on both sides. Of a network with a margin the window is what it gives, not what it
-    is shown.
+    An image smaller than the window is padded with air on both sides. Of a network with a margin the window
+    is what it gives, not what it is shown.
 
     Args:
-        network: in evaluation mode, (B, M, *window and margins) -> logits (B, K, *window), on any device, float32 or bfloat16.
+        network: in evaluation mode, (B, M, *window and margins) -> logits (B, K, *window), on any device,
+            float32 or bfloat16.
         image: (Z, Y, X, M) float16; may be a read-only map.
         window: (Y, X), then every slice is a picture of its own, or (Z, Y, X).
         overlap: 0 to below 1.
@@ -158,7 +179,9 @@ def window_logits(
 
     def stitch(pictures: Tensor) -> Tensor:
         with torch.inference_mode():
-            stitched = sliding_window_inference(F.pad(pictures, around), sides, _WINDOWS[len(window)], run, overlap=steps, mode="gaussian")
+            stitched = sliding_window_inference(
+                F.pad(pictures, around), sides, _WINDOWS[len(window)], run, overlap=steps, mode="gaussian"
+            )
         if isinstance(stitched, Tensor):
             return stitched
         assert isinstance(stitched, tuple)  # two outputs in, two outputs back

@@ -1,4 +1,6 @@
-"""LeNet-5, All-CNN, ResNet-10 and the two-class net: the networks of the image studies, name -> network in one dict."""
+"""LeNet-5, All-CNN, ResNet-10 and the two-class net: the networks of the image studies, name -> network in
+one dict.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +12,8 @@ from torch import Tensor, nn
 from brats_seg.errors import UsageError
 
 Builder = Callable[[int, int, tuple[int, int]], nn.Module]
-"""(n_channels, n_classes, (y, x) of an image) -> module from (B, n_channels, Y, X) to logits (B, n_classes)."""
+"""(n_channels, n_classes, (y, x) of an image) -> module from (B, n_channels, Y, X) to logits (B, n_classes).
+"""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ def make_classic(name: str, *, n_channels: int, n_classes: int, image_size: tupl
         image_size: (Y, X) in pixels; LeNet-5 alone keeps to the size it was built for.
 
     Returns:
-        A module from float inputs (B, n_channels, Y, X) to logits (B, K), its weights channels last in memory.
+        A module from float inputs (B, n_channels, Y, X) to logits (B, K), its weights channels last in
+        memory.
 
     Raises:
         UsageError: an unknown name, or images too small for it.
@@ -47,7 +51,10 @@ def make_classic(name: str, *, n_channels: int, n_classes: int, image_size: tupl
         raise UsageError(f"network '{name}' is unknown; the names are {', '.join(CLASSIC)}")
     if min(image_size) < CLASSIC[name].smallest:
         shown = " x ".join(map(str, image_size))
-        raise UsageError(f"network '{name}': images of {shown} are too small; it needs {CLASSIC[name].smallest} pixels a side")
+        raise UsageError(
+            f"network '{name}': images of {shown} are too small; it needs {CLASSIC[name].smallest} pixels a "
+            "side"
+        )
     return CLASSIC[name].build(n_channels, n_classes, image_size)
 
 
@@ -57,17 +64,21 @@ def output_layers(name: str, network: nn.Module) -> tuple[nn.Module, ...]:
 
 
 class ResNet10(nn.Module):
-    """Simon et al. 2016: pre-activation blocks after He et al. 2016b; a batch norm on the input stands for mean and deviation.
+    """Simon et al. 2016: pre-activation blocks after He et al. 2016b; a batch norm on the input stands for
+    mean and deviation.
 
-    As in the Caffe model: the stem has a bias, pooling rounds up, the shortcut of a widening block starts after its first ReLU, and the
-    first block takes the pooled stem as it is.
+    As in the Caffe model: the stem has a bias, pooling rounds up, the shortcut of a widening block starts
+    after its first ReLU, and the first block takes the pooled stem as it is.
     """
 
     def __init__(self, n_channels: int, n_classes: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(n_channels)
         self.stem = nn.Sequential(
-            nn.Conv2d(n_channels, 64, 7, stride=2, padding=3), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, stride=2, ceil_mode=True)
+            nn.Conv2d(n_channels, 64, 7, stride=2, padding=3),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2, ceil_mode=True),
         )
         self.blocks = nn.Sequential(_Block(64, 64), _Block(64, 128), _Block(128, 256), _Block(256, 512))
         self.last = nn.Sequential(nn.BatchNorm2d(512), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -75,7 +86,9 @@ class ResNet10(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 # The stem alone by its fan out, as in the Caffe model.
-                nn.init.kaiming_normal_(module.weight, mode="fan_out" if module is self.stem[0] else "fan_in", nonlinearity="relu")
+                nn.init.kaiming_normal_(
+                    module.weight, mode="fan_out" if module is self.stem[0] else "fan_in", nonlinearity="relu"
+                )
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
@@ -96,7 +109,9 @@ class _Block(nn.Module):
         self.first = nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, bias=False)
         self.between = nn.Sequential(nn.BatchNorm2d(n_out), nn.ReLU())
         self.second = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
-        self.shortcut = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1, stride=stride, bias=False)
+        self.shortcut = (
+            nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1, stride=stride, bias=False)
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, n_in, Y, X) -> (B, n_out, Y / stride, X / stride)."""
@@ -116,13 +131,21 @@ class _Mean(nn.Module):
 def _lenet5(n_channels: int, n_classes: int, image_size: tuple[int, int]) -> nn.Module:
     """Caffe's LeNet (Buda et al. 2018, table 2); the only nonlinearity beside the pooling is one ReLU."""
     y, x = (((side - 4) // 2 - 4) // 2 for side in image_size)
-    features = nn.Sequential(nn.Conv2d(n_channels, 20, 5), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.MaxPool2d(2), nn.Flatten())
-    network = _Named(features=features, hidden=nn.Sequential(nn.Linear(50 * y * x, 500), nn.ReLU()), output=nn.Linear(500, n_classes))
+    features = nn.Sequential(
+        nn.Conv2d(n_channels, 20, 5), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.MaxPool2d(2), nn.Flatten()
+    )
+    network = _Named(
+        features=features,
+        hidden=nn.Sequential(nn.Linear(50 * y * x, 500), nn.ReLU()),
+        output=nn.Linear(500, n_classes),
+    )
     return _caffe_xavier(network)
 
 
 def _all_cnn(n_channels: int, n_classes: int, image_size: tuple[int, int]) -> nn.Module:
-    """All-CNN-C (Springenberg et al. 2014) as in Buda et al. 2018, table 3: no padding in the last 3x3, a ReLU before the average."""
+    """All-CNN-C (Springenberg et al. 2014) as in Buda et al. 2018, table 3: no padding in the last 3x3, a
+    ReLU before the average.
+    """
     del image_size
 
     def layer(n_in: int, n_out: int, side: int, *, stride: int = 1, padding: int = 0) -> list[nn.Module]:
@@ -130,30 +153,47 @@ def _all_cnn(n_channels: int, n_classes: int, image_size: tuple[int, int]) -> nn
 
     features = nn.Sequential(
         nn.Dropout(0.2),
-        *layer(n_channels, 96, 3, padding=1), *layer(96, 96, 3, padding=1), *layer(96, 96, 3, stride=2, padding=1),
+        *layer(n_channels, 96, 3, padding=1),
+        *layer(96, 96, 3, padding=1),
+        *layer(96, 96, 3, stride=2, padding=1),
         nn.Dropout(0.5),
-        *layer(96, 192, 3, padding=1), *layer(192, 192, 3, padding=1), *layer(192, 192, 3, stride=2, padding=1),
+        *layer(96, 192, 3, padding=1),
+        *layer(192, 192, 3, padding=1),
+        *layer(192, 192, 3, stride=2, padding=1),
         nn.Dropout(0.5),
         *layer(192, 192, 3),
-    )  # fmt: skip
+    )
     network = _Named(
-        features=features, hidden=nn.Sequential(*layer(192, 192, 1)), output=nn.Sequential(*layer(192, n_classes, 1)), mean=_Mean()
+        features=features,
+        hidden=nn.Sequential(*layer(192, 192, 1)),
+        output=nn.Sequential(*layer(192, n_classes, 1)),
+        mean=_Mean(),
     )
     return _caffe_xavier(network)
 
 
 def _two_class(n_channels: int, n_classes: int, image_size: tuple[int, int]) -> nn.Module:
-    """The network of the two-class report: 15,458 parameters, Keras's initialization (Glorot uniform, zero bias).
+    """The network of the two-class report: 15,458 parameters, Keras's initialization (Glorot uniform, zero
+    bias).
 
-    The report prints neither its pooling nor its padding. Two max poolings make a step 3 times faster, and 700 steps on the balanced set
-    reach an accuracy of 0.89 where without them it is 0.82.
+    The report prints neither its pooling nor its padding. Two max poolings make a step 3 times faster, and
+    700 steps on the balanced set reach an accuracy of 0.89 where without them it is 0.82.
     """
     del image_size
     features = nn.Sequential(
-        nn.Conv2d(n_channels, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(32, 32, 3), nn.ReLU(), _Mean(),
-    )  # fmt: skip
-    network = _Named(features=features, hidden=nn.Sequential(nn.Linear(32, 32), nn.ReLU()), output=nn.Linear(32, n_classes))
+        nn.Conv2d(n_channels, 16, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 32, 3),
+        nn.ReLU(),
+        _Mean(),
+    )
+    network = _Named(
+        features=features, hidden=nn.Sequential(nn.Linear(32, 32), nn.ReLU()), output=nn.Linear(32, n_classes)
+    )
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -171,7 +211,9 @@ class _Named(nn.Sequential):
 
 
 def _caffe_xavier(network: nn.Module) -> nn.Module:
-    """Caffe's "xavier" filler: uniform with a variance of 1 / fan in (Glorot's has 2 / (fan in + fan out)); zero bias."""
+    """Caffe's "xavier" filler: uniform with a variance of 1 / fan in (Glorot's has 2 / (fan in + fan out));
+    zero bias.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             bound = sqrt(3 / module.weight[0].numel())

@@ -1,4 +1,6 @@
-"""Networks with further, coarser outputs in training, and the loss over all outputs (deep supervision; Isensee et al. 2021)."""
+"""Networks with further, coarser outputs in training, and the loss over all outputs (deep supervision;
+Isensee et al. 2021).
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,15 +15,17 @@ from brats_seg.core.tensors import Logits, PerExample
 from brats_seg.models.losses import Loss
 
 Outputs = Logits | Sequence[Float[Tensor, "b k ..."]]
-"""Logits at full resolution; or several, the first at full resolution and each next one at half the resolution of the one before."""
+"""Logits at full resolution; or several, the first at full resolution and each next one at half the
+resolution of the one before.
+"""
 AnyTargets = Integer[Tensor, "b ..."]
 
 
 class SupervisedDynUNet(DynUNet):
     """MONAI's DynUNet, which gives further outputs at their own resolution in training mode.
 
-    MONAI's own deep supervision interpolates all outputs to full resolution and stacks them, which costs memory. Without further outputs
-    the weights have the names of MONAI's network.
+    MONAI's own deep supervision interpolates all outputs to full resolution and stacks them, which costs
+    memory. Without further outputs the weights have the names of MONAI's network.
     """
 
     def __init__(self, *, n_further: int, **settings: Any) -> None:
@@ -33,11 +37,16 @@ class SupervisedDynUNet(DynUNet):
         """
         super().__init__(**settings)
         # MONAI's output block drops logits out.
-        self.output_block, *heads = (UnetOutBlock(self.spatial_dims, width, self.out_channels) for width in self.filters[: n_further + 1])
+        self.output_block, *heads = (
+            UnetOutBlock(self.spatial_dims, width, self.out_channels)
+            for width in self.filters[: n_further + 1]
+        )
         self.further_heads = nn.ModuleList(heads)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Inputs (B, M, *patch) -> logits (B, K, *patch); in training mode a tuple of them and the coarser ones, if there are any."""
+        """Inputs (B, M, *patch) -> logits (B, K, *patch); in training mode a tuple of them and the coarser
+        ones, if there are any.
+        """
         skips = []
         for down in (self.input_block, *self.downsamples):
             x = down(x)
@@ -51,7 +60,8 @@ class SupervisedDynUNet(DynUNet):
 
 
 class SupervisedMedNeXt(MedNeXt):
-    """MONAI's MedNeXt (Roy et al. 2023), which gives as many further outputs in training mode as are asked for.
+    """MONAI's MedNeXt (Roy et al. 2023), which gives as many further outputs in training mode as are asked
+    for.
 
     MONAI's own deep supervision has an output at every level, and computes them all in prediction too.
     """
@@ -65,10 +75,14 @@ class SupervisedMedNeXt(MedNeXt):
         """
         super().__init__(**settings)
         dims, width, n_classes = settings["spatial_dims"], settings["init_filters"], settings["out_channels"]
-        self.further_heads = nn.ModuleList(MedNeXtOutBlock(width * 2**level, n_classes, f"{dims}d") for level in range(1, n_further + 1))
+        self.further_heads = nn.ModuleList(
+            MedNeXtOutBlock(width * 2**level, n_classes, f"{dims}d") for level in range(1, n_further + 1)
+        )
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Inputs (B, M, *patch) -> logits (B, K, *patch); in training mode a tuple of them and the coarser ones, if there are any."""
+        """Inputs (B, M, *patch) -> logits (B, K, *patch); in training mode a tuple of them and the coarser
+        ones, if there are any.
+        """
         x = self.stem(x)
         skips = []
         for stage, down in zip(self.enc_stages, self.down_blocks, strict=True):
@@ -84,21 +98,26 @@ class SupervisedMedNeXt(MedNeXt):
 
 
 def level_weights(n_outputs: int) -> tuple[float, ...]:
-    """The weight of each output in the loss: each next one half of the one before, summing to 1 (nnU-Net; Isensee et al. 2021)."""
+    """The weight of each output in the loss: each next one half of the one before, summing to 1 (nnU-Net;
+    Isensee et al. 2021).
+    """
     total = sum(0.5**level for level in range(n_outputs))
     return tuple(0.5**level / total for level in range(n_outputs))
 
 
 def coarse_targets(targets: AnyTargets, *, level: int) -> AnyTargets:
-    """Every 2^level-th voxel of targets (B, *patch) along each axis, from the first on: nearest-neighbor downsampling, 255 kept as it is.
+    """Every 2^level-th voxel of targets (B, *patch) along each axis, from the first on: nearest-neighbor
+    downsampling, 255 kept as it is.
 
-    The first voxel of each block of 2^level stands for the block: a convolution of stride 2 and kernel 3 has its centers there.
+    The first voxel of each block of 2^level stands for the block: a convolution of stride 2 and kernel 3 has
+    its centers there.
     """
     return targets[(slice(None), *(slice(None, None, 2**level),) * (targets.dim() - 1))]
 
 
 def supervised_loss(loss: Loss, outputs: Outputs, targets: AnyTargets) -> PerExample:
-    """The weighted sum over all outputs of the loss of each example (B,); see `level_weights` and `coarse_targets`.
+    """The weighted sum over all outputs of the loss of each example (B,); see `level_weights` and
+    `coarse_targets`.
 
     Args:
         loss: (logits, targets) -> one loss for each example.

@@ -14,7 +14,9 @@ from brats_seg.core.tensors import Logits, PerExample
 
 ByLesion = Literal["blob", "components"]
 DICE_SMOOTH = 1e-5
-"""Added to both sides of the Dice fraction, as MONAI and nnU-Net do, so that a class absent from patch and prediction has a value."""
+"""Added to both sides of the Dice fraction, as MONAI and nnU-Net do, so that a class absent from patch and
+prediction has a value.
+"""
 
 
 ClassNumbers = Int64[Tensor, "b *patch"]
@@ -29,22 +31,25 @@ Regions = Int64[np.ndarray, "b *patch"]
 def lesion_loss(logits: Logits, classes: ClassNumbers, counted: Voxels | None, *, by: ByLesion) -> PerExample:
     """Binary cross-entropy plus 1 - soft Dice of tumor against healthy, in a region for each lesion.
 
-    A lesion is a connected component of the reference's tumor (all classes but the first) in the patch; voxels that share a face, an edge
-    or a corner are connected. The lesions are found on the CPU, once for each call, and have no gradient.
+    A lesion is a connected component of the reference's tumor (all classes but the first) in the patch;
+    voxels that share a face, an edge or a corner are connected. The lesions are found on the CPU, once for
+    each call, and have no gradient.
 
     Args:
         logits: (B, K, *patch); class 0 is healthy.
         classes: the reference.
         counted: voxels that count; None for all.
-        by: 'components': the region of a lesion is all voxels nearer to it than to any other lesion (CC-DiceCE, Bouteille et al. 2025, on
-            the regions of CC-Metrics, Jaus et al. 2024). The regions fill the patch; without a lesion the patch is one region. 'blob': the
-            region of a lesion is the patch without the other lesions (blob loss, Kofler et al. 2023). Without a lesion the loss is 0.
+        by: 'components': the region of a lesion is all voxels nearer to it than to any other lesion
+            (CC-DiceCE, Bouteille et al. 2025, on the regions of CC-Metrics, Jaus et al. 2024). The regions
+            fill the patch; without a lesion the patch is one region. 'blob': the region of a lesion is the
+            patch without the other lesions (blob loss, Kofler et al. 2023). Without a lesion the loss is 0.
 
     Returns:
         For each example the mean over its lesions.
     """
     regions, example_of = (
-        torch.from_numpy(a).to(logits.device, non_blocking=True) for a in number_regions(classes.to(torch.uint8).cpu().numpy() > 0, by=by)
+        torch.from_numpy(a).to(logits.device, non_blocking=True)
+        for a in number_regions(classes.to(torch.uint8).cpu().numpy() > 0, by=by)
     )
     tumor = classes > 0
     evidence = torch.logsumexp(logits[:, 1:], 1) - logits[:, 0]
@@ -62,14 +67,17 @@ def lesion_loss(logits: Logits, classes: ClassNumbers, counted: Voxels | None, *
         of_lesions = of_lesions + around[:, example_of]
     both, either, entropy_sum, n_voxels = of_lesions
     losses = 1 - (2 * both + DICE_SMOOTH) / (either + DICE_SMOOTH) + entropy_sum / n_voxels.clamp(min=1)
-    totals, n_lesions = (losses.new_zeros(n_examples).index_add(0, example_of, v) for v in (losses, torch.ones_like(losses)))
+    totals, n_lesions = (
+        losses.new_zeros(n_examples).index_add(0, example_of, v) for v in (losses, torch.ones_like(losses))
+    )
     return (totals / n_lesions.clamp(min=1)).to(logits.dtype)
 
 
 def number_regions(tumor: TumorMasks, *, by: ByLesion) -> tuple[Regions, Ids]:
     """The region of each voxel, and the example of each lesion.
 
-    Region i < B is what belongs to no lesion in example i; the regions of the lesions follow, in the order of the examples.
+    Region i < B is what belongs to no lesion in example i; the regions of the lesions follow, in the order of
+    the examples.
     """
     regions = np.empty(tumor.shape, np.int64)
     example_of: list[int] = []
@@ -83,7 +91,9 @@ def number_regions(tumor: TumorMasks, *, by: ByLesion) -> tuple[Regions, Ids]:
 
 
 def _nearest(lesions: np.ndarray, n: int) -> np.ndarray:
-    """The number of the lesion nearest to each voxel, by Euclidean distance in voxels; 1 where there is one lesion or none."""
+    """The number of the lesion nearest to each voxel, by Euclidean distance in voxels; 1 where there is one
+    lesion or none.
+    """
     if n <= 1:
         return np.ones_like(lesions)
     places = distance_transform_edt(lesions == 0, return_distances=False, return_indices=True)

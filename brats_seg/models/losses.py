@@ -36,7 +36,8 @@ class UnifiedFocal:
     Attributes:
         weight: share of the Tversky part, lambda; the rest is the cross-entropy part.
         delta: weight of a missed tumor voxel; that of a voxel falsely called tumor is 1 - delta.
-        gamma: 0 is no focus; towards 1 sure healthy voxels and badly segmented tumor classes count less and more.
+        gamma: 0 is no focus; towards 1 sure healthy voxels and badly segmented tumor classes count less and
+            more.
     """
 
     weight: float = 0.5
@@ -61,27 +62,32 @@ def make_loss(
 
     Args:
         kind: a name in `LOSSES`.
-        outside: whether a target of 255 counts as class 0 (healthy), not at all, or as class 255 (images, which have no outside).
-        class_weights: a factor for each class on the loss of its voxels; None is 1 for all. Not on the Dice term.
-        classes: their names, for 'region', and for the Dice of 'dice_cross_entropy', which is of all classes where the first is not
-            healthy (a bank grouped to tumor); None: the first is.
+        outside: whether a target of 255 counts as class 0 (healthy), not at all, or as class 255 (images,
+            which have no outside).
+        class_weights: a factor for each class on the loss of its voxels; None is 1 for all. Not on the Dice
+            term.
+        classes: their names, for 'region', and for the Dice of 'dice_cross_entropy', which is of all classes
+            where the first is not healthy (a bank grouped to tumor); None: the first is.
         prior: natural share of each class, for 'logit_adjusted'.
         tau: strength of the adjustment of 'logit_adjusted'.
-        dice: whether the Dice term is of each example, or of all voxels of the batch together (nnU-Net's batch Dice).
-            With 'batch' every example gets the batch's value, so that the mean over the examples is that value. The
-            batch is the examples of one call: one part of `training.accumulate`, on one rank.
+        dice: whether the Dice term is of each example, or of all voxels of the batch together (nnU-Net's
+            batch Dice). With 'batch' every example gets the batch's value, so that the mean over the examples
+            is that value. The batch is the examples of one call: one part of `training.accumulate`, on one
+            rank.
         unified: parameters of 'unified_focal'; None for the published ones.
         by_lesion: a loss of each lesion by itself, on top of 'dice_cross_entropy'; see `lesion_loss`.
         by_lesion_weight: a factor on it.
 
     Returns:
-        A function from logits (B, K, *patch) and uint8 targets (B, *patch) to losses (B,), float32 or, of float64 logits, float64: the
-        mean over the counted voxels of each example. Weights are not normalized away within an example, so that weights and class counts
+        A function from logits (B, K, *patch) and uint8 targets (B, *patch) to losses (B,), float32 or, of
+        float64 logits, float64: the mean over the counted voxels of each example. Weights are not normalized
+            away within an example, so that weights and class counts
         multiply to the effective prior.
 
     Raises:
-        UsageError: an unknown name, weights for a loss that takes none, classes that are not those of the regions, a prior without a
-            class, `dice` 'batch' for a loss without a Dice term, or `by_lesion` with another loss or without a healthy class.
+        UsageError: an unknown name, weights for a loss that takes none, classes that are not those of the
+            regions, a prior without a class, `dice` 'batch' for a loss without a Dice term, or `by_lesion`
+            with another loss or without a healthy class.
     """
     if kind not in LOSSES:
         raise UsageError(f"loss.kind '{kind}' is unknown; the names are {', '.join(LOSSES)}")
@@ -89,9 +95,12 @@ def make_loss(
         raise UsageError(f"loss.class_weights: '{kind}' takes none; use {' or '.join(TAKE_WEIGHTS)}")
     if kind not in WITH_DICE and dice != "example":
         raise UsageError(f"loss.dice '{dice}': '{kind}' has no Dice term; use {' or '.join(WITH_DICE)}")
-    if by_lesion != "none" and (kind != "dice_cross_entropy" or (classes is not None and classes[0] != "healthy")):
+    if by_lesion != "none" and (
+        kind != "dice_cross_entropy" or (classes is not None and classes[0] != "healthy")
+    ):
         raise UsageError(
-            f"loss.by_lesion '{by_lesion}' is added to loss.kind 'dice_cross_entropy' of networks that tell healthy from tumor"
+            f"loss.by_lesion '{by_lesion}' is added to loss.kind 'dice_cross_entropy' of networks that tell "
+            "healthy from tumor"
         )
     if kind == "region":
         _check_regions(classes)
@@ -110,13 +119,19 @@ def make_loss(
         counted = targets != OUTSIDE if outside == "ignore" else None
         classes = targets.long() if outside == "none" else targets.long().masked_fill_(targets == OUTSIDE, 0)
         base = voxelwise(logits, classes, counted, on_device.like(logits))
-        return base if by_lesion == "none" else base + by_lesion_weight * lesion_loss(logits, classes, counted, by=by_lesion)
+        return (
+            base
+            if by_lesion == "none"
+            else base + by_lesion_weight * lesion_loss(logits, classes, counted, by=by_lesion)
+        )
 
     return loss
 
 
 class _PerDevice:
-    """A number for each class, copied once to each device: a copy in every step would make the CPU wait for the GPU."""
+    """A number for each class, copied once to each device: a copy in every step would make the CPU wait for
+    the GPU.
+    """
 
     def __init__(self, factors: Sequence[float] | None) -> None:
         self._factors = factors
@@ -136,7 +151,8 @@ def _check_regions(classes: Sequence[str] | None) -> None:
     if classes is None or tuple(classes) != REGION_CLASSES:
         found = "no names" if classes is None else ", ".join(classes)
         raise UsageError(
-            f"loss.kind 'region' takes the classes {', '.join(REGION_CLASSES)}, not {found}: the regions whole, core and active cannot "
+            f"loss.kind 'region' takes the classes {', '.join(REGION_CLASSES)}, not {found}: the regions "
+            "whole, core and active cannot "
             "tell necrotic from non-enhancing core, nor a cavity from either; use another loss"
         )
 
@@ -147,7 +163,10 @@ def _adjustments(prior: Sequence[float] | None, classes: Sequence[str] | None, t
         raise UsageError("loss.kind 'logit_adjusted' needs the natural share of each class")
     absent = [str(k) if classes is None else classes[k] for k, share in enumerate(prior) if not share > 0]
     if absent:
-        raise UsageError(f"loss.kind 'logit_adjusted': the training cases hold no {', '.join(absent)}, and no share of 0 has a logarithm")
+        raise UsageError(
+            f"loss.kind 'logit_adjusted': the training cases hold no {', '.join(absent)}, and no share of 0 "
+            "has a logarithm"
+        )
     return [tau * log(share) for share in prior]
 
 
@@ -162,12 +181,22 @@ def _focal(logits: Tensor, classes: Tensor, counted: Tensor | None, weights: Ten
 
 
 def _dice_cross_entropy(
-    logits: Tensor, classes: Tensor, counted: Tensor | None, weights: Tensor | None, *, first_class: int = 1, dice: str = "example"
+    logits: Tensor,
+    classes: Tensor,
+    counted: Tensor | None,
+    weights: Tensor | None,
+    *,
+    first_class: int = 1,
+    dice: str = "example",
 ) -> Tensor:
-    """Cross-entropy plus one minus the soft Dice, the mean over the classes except healthy, class 0 (Isensee et al. 2018, equation 2)."""
+    """Cross-entropy plus one minus the soft Dice, the mean over the classes except healthy, class 0 (Isensee
+    et al. 2018, equation 2).
+    """
     probabilities = torch.softmax(logits, 1)[:, first_class:]
     truth = _is_class(classes, logits.shape[1])[:, first_class:]
-    return _one_minus_dice(probabilities, truth, counted, over=dice) + _cross_entropy(logits, classes, counted, weights)
+    return _one_minus_dice(probabilities, truth, counted, over=dice) + _cross_entropy(
+        logits, classes, counted, weights
+    )
 
 
 def _unified_focal(
@@ -181,9 +210,10 @@ def _unified_focal(
 ) -> Tensor:
     """Asymmetric unified focal loss (Yeung et al. 2022), here for any number of tumor classes, the rare ones.
 
-    Cross-entropy part: delta -log p of a tumor voxel, (1 - delta) (1 - p)^gamma -log p of a healthy one. Tversky part, the mean over the
-    classes with miss = 1 - TP / (TP + delta FN + (1 - delta) FP): miss of healthy, miss^(1 - gamma) of a tumor class. Under 1e-5 the power
-    goes on as a line to 0, since its slope at 0 is infinite.
+    Cross-entropy part: delta -log p of a tumor voxel, (1 - delta) (1 - p)^gamma -log p of a healthy one.
+    Tversky part, the mean over the classes with miss = 1 - TP / (TP + delta FN + (1 - delta) FP): miss of
+    healthy, miss^(1 - gamma) of a tumor class. Under 1e-5 the power goes on as a line to 0, since its slope
+    at 0 is infinite.
     """
     u = unified
     entropy = F.cross_entropy(logits, classes, reduction="none")
@@ -195,28 +225,41 @@ def _unified_focal(
     if counted is not None:
         probabilities, truth = probabilities * counted[:, None], truth * counted[:, None]
     both, said, true = (v.flatten(2).sum(2) for v in (probabilities * truth, probabilities, truth))
-    miss = 1 - (both + DICE_SMOOTH) / (both + u.delta * (true - both) + (1 - u.delta) * (said - both) + DICE_SMOOTH)
-    enhanced = torch.where(miss > DICE_SMOOTH, miss.clamp(min=DICE_SMOOTH) ** (1 - u.gamma), miss * DICE_SMOOTH**-u.gamma)
+    miss = 1 - (both + DICE_SMOOTH) / (
+        both + u.delta * (true - both) + (1 - u.delta) * (said - both) + DICE_SMOOTH
+    )
+    enhanced = torch.where(
+        miss > DICE_SMOOTH, miss.clamp(min=DICE_SMOOTH) ** (1 - u.gamma), miss * DICE_SMOOTH**-u.gamma
+    )
     tversky = torch.cat([miss[:, :first_class], enhanced[:, first_class:]], 1).mean(1)
     return u.weight * tversky + (1 - u.weight) * _mean_per_example(focal, counted)
 
 
-def _logit_adjusted(logits: Tensor, classes: Tensor, counted: Tensor | None, adjustments: Tensor | None) -> Tensor:
-    """Menon et al. 2021, equation 10: the cross-entropy of logits with tau log prior added, so that the bare logits are balanced ones."""
+def _logit_adjusted(
+    logits: Tensor, classes: Tensor, counted: Tensor | None, adjustments: Tensor | None
+) -> Tensor:
+    """Menon et al. 2021, equation 10: the cross-entropy of logits with tau log prior added, so that the bare
+    logits are balanced ones.
+    """
     assert adjustments is not None  # `make_loss` sees to it
     return _cross_entropy(logits + adjustments.view(-1, *[1] * (logits.dim() - 2)), classes, counted, None)
 
 
-def _region(logits: Tensor, classes: Tensor, counted: Tensor | None, weights: Tensor | None, *, dice: str = "example") -> Tensor:
-    """A sigmoid for each of whole, core and active: binary cross-entropy plus 1 - soft Dice, means over the three (Isensee et al. 2020).
+def _region(
+    logits: Tensor, classes: Tensor, counted: Tensor | None, weights: Tensor | None, *, dice: str = "example"
+) -> Tensor:
+    """A sigmoid for each of whole, core and active: binary cross-entropy plus 1 - soft Dice, means over the
+    three (Isensee et al. 2020).
 
-    The logit of a region is a difference of class logits (`region_logits`). Where a smaller region is not the likelier one, the class of
-    the largest logit is the one that cutting every sigmoid at 0.5 gives.
+    The logit of a region is a difference of class logits (`region_logits`). Where a smaller region is not the
+    likelier one, the class of the largest logit is the one that cutting every sigmoid at 0.5 gives.
     """
     regions = region_logits(logits)
     truth = torch.stack([classes != 0, (classes == 1) | (classes == 3), classes == 3], 1)
     entropy = F.binary_cross_entropy_with_logits(regions, truth.to(regions.dtype), reduction="none").mean(1)
-    return _mean_per_example(entropy, counted) + _one_minus_dice(torch.sigmoid(regions), truth, counted, over=dice)
+    return _mean_per_example(entropy, counted) + _one_minus_dice(
+        torch.sigmoid(regions), truth, counted, over=dice
+    )
 
 
 def _is_class(classes: Tensor, n_classes: int) -> Tensor:
@@ -226,7 +269,9 @@ def _is_class(classes: Tensor, n_classes: int) -> Tensor:
 
 
 def _one_minus_dice(probabilities: Tensor, truth: Tensor, counted: Tensor | None, *, over: str) -> Tensor:
-    """One minus the soft Dice (B,), the mean over the channels (B, C, *patch); over the 'batch' it is the same for all examples."""
+    """One minus the soft Dice (B,), the mean over the channels (B, C, *patch); over the 'batch' it is the
+    same for all examples.
+    """
     if counted is not None:
         probabilities, truth = probabilities * counted[:, None], truth * counted[:, None]
     both, said, true = (v.flatten(2).sum(2) for v in (probabilities * truth, probabilities, truth))

@@ -18,7 +18,9 @@ from brats_seg.models.deep_supervision import SupervisedDynUNet, SupervisedMedNe
 from brats_seg.models.two_path import PUBLISHED_WIDTHS, InputCascade, TwoPath
 
 Builder = Callable[[Network, int, int, int], nn.Module]
-"""(network, n_channels, n_classes, n_dims) -> module from (B, n_channels, *patch) to logits (B, n_classes, *patch)."""
+"""(network, n_channels, n_classes, n_dims) -> module from (B, n_channels, *patch) to logits (B, n_classes,
+*patch).
+"""
 
 MAX_GROUPS = 8
 """Of a group norm."""
@@ -38,8 +40,8 @@ class Recipe:
         build: makes it.
         dims: numbers of patch axes.
         norms: values of `network.norm`.
-        output: dotted path of its output layer, which two-phase training goes on with; "" for none. `{last}` stands for the number of its
-            last stage of upsampling.
+        output: dotted path of its output layer, which two-phase training goes on with; "" for none. `{last}`
+            stands for the number of its last stage of upsampling.
         divisor: what every side of an input must be a multiple of.
         margin: voxels that its output is smaller than its input on each side.
         drops_out: whether it has layers for `network.dropout`.
@@ -60,18 +62,21 @@ def make_network(network: Network, *, n_channels: int, n_classes: int, n_dims: i
     """Build a network by its name, freshly initialized from torch's global generator.
 
     Returns:
-        A module from float inputs (B, n_channels, *patch) to logits (B, n_classes, *patch), `n_dims` patch axes; with valid convolutions
-        the logits are `margin_of` it smaller on each side. With deep supervision the module gives several logits in training mode: those
-        at full resolution first, each next one at half the resolution. In evaluation mode it gives the first alone.
+        A module from float inputs (B, n_channels, *patch) to logits (B, n_classes, *patch), `n_dims` patch
+        axes; with valid convolutions the logits are `margin_of` it smaller on each side. With deep
+        supervision the module gives several logits in training mode: those at full resolution first, each
+            next one at half the resolution. In evaluation mode it gives the first alone.
 
     Raises:
-        UsageError: an unknown name, a patch of another dimension, or channels, residual units, a norm, dropout or deep supervision that
-            the network cannot take.
+        UsageError: an unknown name, a patch of another dimension, or channels, residual units, a norm,
+            dropout or deep supervision that the network cannot take.
     """
     recipe = _recipe(network)
     if n_dims not in recipe.dims:
         wanted = " or ".join(map(str, recipe.dims))
-        raise UsageError(f"network.name '{network.name}' takes patches of {wanted} axes; patch.size has {n_dims}")
+        raise UsageError(
+            f"network.name '{network.name}' takes patches of {wanted} axes; patch.size has {n_dims}"
+        )
     if network.norm not in recipe.norms:
         raise UsageError(f"network.norm '{network.norm}': '{network.name}' takes {', '.join(recipe.norms)}")
     if min(network.channels, default=1) < 1:
@@ -83,10 +88,15 @@ def make_network(network: Network, *, n_channels: int, n_classes: int, n_dims: i
 
 
 def output_layer(network: Network, module: nn.Module) -> nn.Module:
-    """The layer of a built network that makes logits of its features: the part that learns in the second phase of two-phase training."""
+    """The layer of a built network that makes logits of its features: the part that learns in the second
+    phase of two-phase training.
+    """
     recipe = _recipe(network)
     if not recipe.output:
-        raise UsageError(f"network.name '{network.name}' has no output layer of its own; give the stages their second phase")
+        raise UsageError(
+            f"network.name '{network.name}' has no output layer of its own; give the stages their second "
+            "phase"
+        )
     return module.get_submodule(recipe.output.format(last=len(network.channels) - 2))
 
 
@@ -95,8 +105,11 @@ def network_divisor(network: Network) -> int:
     return _recipe(network).divisor(network)
 
 
-def check_patch_size(network: Network, *, patch_size: tuple[int, ...], n_together: int = 2, jitter: float = 0.0) -> None:
-    """Raise `UsageError` where a network cannot be trained on patches of this size, or (a composed cascade) not at all.
+def check_patch_size(
+    network: Network, *, patch_size: tuple[int, ...], n_together: int = 2, jitter: float = 0.0
+) -> None:
+    """Raise `UsageError` where a network cannot be trained on patches of this size, or (a composed cascade)
+    not at all.
 
     Args:
         network: its knobs.
@@ -106,7 +119,9 @@ def check_patch_size(network: Network, *, patch_size: tuple[int, ...], n_togethe
     """
     recipe, shown = _recipe(network), " x ".join(map(str, patch_size))
     if network.name == "cascade":
-        raise UsageError("network.name 'cascade' is not trained: `brats-seg cascade` composes it of two trained runs")
+        raise UsageError(
+            "network.name 'cascade' is not trained: `brats-seg cascade` composes it of two trained runs"
+        )
     smallest = 2 * recipe.margin + 1
     if recipe.margin and any(side < smallest or side % 2 == 0 for side in patch_size):
         raise UsageError(f"patch.size {shown}: '{network.name}' needs odd sides of at least {smallest}")
@@ -114,15 +129,22 @@ def check_patch_size(network: Network, *, patch_size: tuple[int, ...], n_togethe
     most = (least - smallest) / (least - 1) if recipe.margin else 1.0
     if jitter > most + 1e-6:
         raise UsageError(
-            f"sampler.jitter {jitter:g}: '{network.name}' labels the middle {least - 2 * recipe.margin} of {least} voxels a side, and the "
+            f"sampler.jitter {jitter:g}: '{network.name}' labels the middle {least - 2 * recipe.margin} of "
+            f"{least} voxels a side, and the "
             f"drawn voxel must be one of them; take {int(100 * most) / 100:g} at most"
         )
     divisor = network_divisor(network)
     if any(side % divisor for side in patch_size):
-        raise UsageError(f"patch.size {shown}: '{network.name}' with {len(network.channels)} channels needs multiples of {divisor}")
+        raise UsageError(
+            f"patch.size {shown}: '{network.name}' with {len(network.channels)} channels needs multiples of "
+            f"{divisor}"
+        )
     needs_more = network.norm == "instance" or (network.norm == "batch" and n_together == 1)
     if needs_more and prod(side // divisor for side in patch_size) == 1:
-        raise UsageError(f"patch.size {shown}: one voxel is left at the bottom for the {network.norm} norm; take a side of {2 * divisor}")
+        raise UsageError(
+            f"patch.size {shown}: one voxel is left at the bottom for the {network.norm} norm; take a side "
+            f"of {2 * divisor}"
+        )
 
 
 def _check_supervision(network: Network, recipe: Recipe) -> None:
@@ -130,10 +152,13 @@ def _check_supervision(network: Network, recipe: Recipe) -> None:
     asked, most = network.deep_supervision, len(network.channels) - 2
     if asked and not recipe.supervised:
         names = ", ".join(name for name, other in NETWORKS.items() if other.supervised)
-        raise UsageError(f"network.deep_supervision {asked}: '{network.name}' has none; take 0, or one of {names}")
+        raise UsageError(
+            f"network.deep_supervision {asked}: '{network.name}' has none; take 0, or one of {names}"
+        )
     if asked > max(most, 0):
         raise UsageError(
-            f"network.deep_supervision {asked}: '{network.name}' with {len(network.channels)} channels has {max(most, 0)} outputs below "
+            f"network.deep_supervision {asked}: '{network.name}' with {len(network.channels)} channels has "
+            f"{max(most, 0)} outputs below "
             "full resolution; take fewer"
         )
 
@@ -147,7 +172,8 @@ def _recipe(network: Network) -> Recipe:
 def _unet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
     """MONAI's residual U-Net (Kerfoot et al. 2018); the first layer already halves the resolution.
 
-    The whole uppermost step is its output layer: with residual units the classes are there before the last convolution.
+    The whole uppermost step is its output layer: with residual units the classes are there before the last
+    convolution.
     """
     _need_channels(network, at_least=2)
     return UNet(
@@ -164,10 +190,11 @@ def _unet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.
 
 
 def _basic_unet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """The plain U-Net (Ronneberger et al. 2015; MONAI's form after Falk et al. 2019): two convolutions at full resolution on both sides.
+    """The plain U-Net (Ronneberger et al. 2015; MONAI's form after Falk et al. 2019): two convolutions at
+    full resolution on both sides.
 
-    Every side is a multiple of the divisor, so MONAI's padding before a concatenation never pads; in mixed precision it would still raise
-    both halves to float32: a tenth of a training step on a CPU.
+    Every side is a multiple of the divisor, so MONAI's padding before a concatenation never pads; in mixed
+    precision it would still raise both halves to float32: a tenth of a training step on a CPU.
     """
     if len(network.channels) != BASIC_LEVELS:
         raise _wrong_channels(network, f"{BASIC_LEVELS} numbers, such as 16, 16, 32, 64, 128, 16")
@@ -185,7 +212,9 @@ def _basic_unet(network: Network, n_channels: int, n_classes: int, n_dims: int) 
 
 
 def _attention_unet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """Oktay et al. 2018: gates on the skip connections. A gate weighs each voxel by convolutions, so the network may see whole slices."""
+    """Oktay et al. 2018: gates on the skip connections. A gate weighs each voxel by convolutions, so the
+    network may see whole slices.
+    """
     _need_channels(network, at_least=2)
     built = AttentionUnet(
         spatial_dims=n_dims,
@@ -196,13 +225,17 @@ def _attention_unet(network: Network, n_channels: int, n_classes: int, n_dims: i
         dropout=network.dropout,
     )
     for layer in built.modules():
-        if isinstance(layer, AttentionLayer):  # MONAI's has batch norms but for its joins; instance norms would tie it to windows
+        if isinstance(
+            layer, AttentionLayer
+        ):  # MONAI's has batch norms but for its joins; instance norms would tie it to windows
             layer.merge.get_submodule("adn").N = nn.BatchNorm2d(layer.merge.out_channels)
     return built
 
 
 def _dynunet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """nnU-Net's network (Isensee et al. 2021), the first stage at full resolution; residual blocks where `num_res_units` is not 0."""
+    """nnU-Net's network (Isensee et al. 2021), the first stage at full resolution; residual blocks where
+    `num_res_units` is not 0.
+    """
     _need_channels(network, at_least=3)
     n = len(network.channels)
     return SupervisedDynUNet(
@@ -221,7 +254,9 @@ def _dynunet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> 
 
 
 def _segresnet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """Myronenko 2018, without the autoencoder; four levels of 2 residual units are the published 1, 2, 2, 4 blocks."""
+    """Myronenko 2018, without the autoencoder; four levels of 2 residual units are the published 1, 2, 2, 4
+    blocks.
+    """
     width, n_units = _doubling(network), _need_units(network)
     return SegResNet(
         spatial_dims=n_dims,
@@ -236,7 +271,9 @@ def _segresnet(network: Network, n_channels: int, n_classes: int, n_dims: int) -
 
 
 def _segresnet_ds(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """MONAI's newer form of SegResNet: transposed convolutions, no dropout, further outputs. The same blocks as `segresnet`."""
+    """MONAI's newer form of SegResNet: transposed convolutions, no dropout, further outputs. The same blocks
+    as `segresnet`.
+    """
     width, n_units = _doubling(network), _need_units(network)
     return SegResNetDS(
         spatial_dims=n_dims,
@@ -276,7 +313,9 @@ def _mednext(network: Network, n_channels: int, n_classes: int, n_dims: int) -> 
 def _swin_unetr(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
     """Hatamizadeh et al. 2022; `norm` is that of the convolutions (the transformer keeps its layer norms)."""
     if len(network.channels) != 1 or network.channels[0] % SWIN_WIDTHS:
-        raise _wrong_channels(network, f"1 number, a multiple of {SWIN_WIDTHS} such as 24: its levels double it")
+        raise _wrong_channels(
+            network, f"1 number, a multiple of {SWIN_WIDTHS} such as 24: its levels double it"
+        )
     return SwinUNETR(
         in_channels=n_channels,
         out_channels=n_classes,
@@ -288,11 +327,23 @@ def _swin_unetr(network: Network, n_channels: int, n_classes: int, n_dims: int) 
 
 
 def _two_path(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    return TwoPath(n_channels, n_classes, widths=_two_widths(network), norm=_norm(network, network.channels), dropout=network.dropout)
+    return TwoPath(
+        n_channels,
+        n_classes,
+        widths=_two_widths(network),
+        norm=_norm(network, network.channels),
+        dropout=network.dropout,
+    )
 
 
 def _input_cascade(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    return InputCascade(n_channels, n_classes, widths=_two_widths(network), norm=_norm(network, network.channels), dropout=network.dropout)
+    return InputCascade(
+        n_channels,
+        n_classes,
+        widths=_two_widths(network),
+        norm=_norm(network, network.channels),
+        dropout=network.dropout,
+    )
 
 
 def _cascade(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
@@ -311,7 +362,10 @@ def _stages(network: Network) -> tuple[Network, Network]:
 def _two_widths(network: Network) -> tuple[int, int]:
     if len(network.channels) != 2:
         published = ", ".join(map(str, PUBLISHED_WIDTHS))
-        raise _wrong_channels(network, f"2 numbers, the maps of its local and its global path: {published} are the published ones")
+        raise _wrong_channels(
+            network,
+            f"2 numbers, the maps of its local and its global path: {published} are the published ones",
+        )
     return network.channels[0], network.channels[1]
 
 
@@ -332,7 +386,9 @@ def _doubling(network: Network) -> int:
 def _need_units(network: Network) -> int:
     if network.num_res_units < 1:
         n = network.num_res_units
-        raise UsageError(f"network.num_res_units {n}: '{network.name}' is made of them; give 1 or more, published are 2")
+        raise UsageError(
+            f"network.num_res_units {n}: '{network.name}' is made of them; give 1 or more, published are 2"
+        )
     return network.num_res_units
 
 
@@ -341,7 +397,9 @@ def _wrong_channels(network: Network, wanted: str) -> UsageError:
 
 
 def _norm(network: Network, widths: tuple[int, ...]) -> Any:
-    """MONAI's name and settings; groups are as many as divide the widths of all normalized layers, 8 at most."""
+    """MONAI's name and settings; groups are as many as divide the widths of all normalized layers, 8 at
+    most.
+    """
     if network.norm == "none":
         return None
     if network.norm == "group":
@@ -353,17 +411,37 @@ _VALID_NORMS = ("batch", "none")  # of a patch of 33 x 33 the others make anothe
 
 NETWORKS: dict[str, Recipe] = {
     "unet2d": Recipe(_unet, dims=(2,), output="model.2"),
-    "basic_unet2d": Recipe(_basic_unet, dims=(2,), output="final_conv", divisor=lambda _: 2 ** (BASIC_LEVELS - 2)),
+    "basic_unet2d": Recipe(
+        _basic_unet, dims=(2,), output="final_conv", divisor=lambda _: 2 ** (BASIC_LEVELS - 2)
+    ),
     "attention_unet2d": Recipe(_attention_unet, dims=(2,), output="model.2", norms=("batch",)),
     "unet3d": Recipe(_unet, dims=(3,), output="model.2"),
     "dynunet": Recipe(_dynunet, dims=(2, 3), output="output_block", supervised=True),
     "segresnet": Recipe(_segresnet, dims=(2, 3), output="conv_final.2"),
-    "segresnet_ds": Recipe(_segresnet_ds, dims=(2, 3), output="up_layers.{last}.head", drops_out=False, supervised=True),
-    "mednext": Recipe(_mednext, dims=(2, 3), output="out_0", norms=("instance",), drops_out=False, supervised=True),
-    "swin_unetr": Recipe(_swin_unetr, dims=(2, 3), output="out", divisor=lambda _: 2**5),
-    "two_path": Recipe(_two_path, dims=(2,), output="classifier", norms=_VALID_NORMS, divisor=lambda _: 1, margin=TwoPath.margin),
-    "input_cascade": Recipe(
-        _input_cascade, dims=(2,), output="second.classifier", norms=_VALID_NORMS, divisor=lambda _: 1, margin=InputCascade.margin
+    "segresnet_ds": Recipe(
+        _segresnet_ds, dims=(2, 3), output="up_layers.{last}.head", drops_out=False, supervised=True
     ),
-    "cascade": Recipe(_cascade, dims=(2, 3), output="", divisor=lambda network: lcm(*map(network_divisor, _stages(network)))),
+    "mednext": Recipe(
+        _mednext, dims=(2, 3), output="out_0", norms=("instance",), drops_out=False, supervised=True
+    ),
+    "swin_unetr": Recipe(_swin_unetr, dims=(2, 3), output="out", divisor=lambda _: 2**5),
+    "two_path": Recipe(
+        _two_path,
+        dims=(2,),
+        output="classifier",
+        norms=_VALID_NORMS,
+        divisor=lambda _: 1,
+        margin=TwoPath.margin,
+    ),
+    "input_cascade": Recipe(
+        _input_cascade,
+        dims=(2,),
+        output="second.classifier",
+        norms=_VALID_NORMS,
+        divisor=lambda _: 1,
+        margin=InputCascade.margin,
+    ),
+    "cascade": Recipe(
+        _cascade, dims=(2, 3), output="", divisor=lambda network: lcm(*map(network_divisor, _stages(network)))
+    ),
 }

@@ -11,7 +11,9 @@ from brats_seg.core.shapes import TissueMap
 from brats_seg.scans.labels import MERGED
 
 Readout = Literal["softmax", "regions"]
-"""What a network's logits mean: a softmax over the classes, or a sigmoid for each of whole, core and active (`loss.kind` 'region')."""
+"""What a network's logits mean: a softmax over the classes, or a sigmoid for each of whole, core and active
+(`loss.kind` 'region').
+"""
 REGION_CLASSES = ("healthy", MERGED, "edema", "enhancing_core")
 """The classes that the three regions tell apart, in the order of the logits."""
 
@@ -22,21 +24,25 @@ def readout_of(loss_kind: str) -> Readout:
 
 
 def region_logits(logits: Float[Tensor, "b k *patch"]) -> Float[Tensor, "b 3 *patch"]:
-    """Logits of whole, core and active from those of the four classes (`REGION_CLASSES`): differences of neighbors in
-    the order healthy, edema, necrotic or non-enhancing, enhancing (adjacent categories; Agresti 2010).
+    """Logits of whole, core and active from those of the four classes (`REGION_CLASSES`): differences of
+    neighbors in the order healthy, edema, necrotic or non-enhancing, enhancing (adjacent categories; Agresti
+    2010).
     """
     healthy, merged, edema, enhancing = logits.unbind(1)
     return torch.stack([edema - healthy, merged - edema, enhancing - merged], 1)
 
 
-def class_probabilities(logits: Float[Tensor, "b k *patch"], *, readout: Readout = "softmax") -> Float[Tensor, "b k *patch"]:
+def class_probabilities(
+    logits: Float[Tensor, "b k *patch"], *, readout: Readout = "softmax"
+) -> Float[Tensor, "b k *patch"]:
     """Probabilities of the classes, which sum to 1.
 
-    'regions': P(whole), P(core) and P(active) are the sigmoids of the region logits. Each region contains the next, so
-    P(healthy) = 1 - P(whole), P(edema) = P(whole) - P(core), P(necrotic or non-enhancing) = P(core) - P(active) and
-    P(enhancing) = P(active). The loss trains the three sigmoids one by one, so a smaller region may come out likelier
-    than the region around it. There the logits are first replaced by the nearest ones that do not rise from whole to
-    core to active (isotonic regression; Barlow et al. 1972): the logits in conflict get their mean.
+    'regions': P(whole), P(core) and P(active) are the sigmoids of the region logits. Each region contains the
+    next, so P(healthy) = 1 - P(whole), P(edema) = P(whole) - P(core), P(necrotic or non-enhancing) = P(core)
+    - P(active) and P(enhancing) = P(active). The loss trains the three sigmoids one by one, so a smaller
+      region may come out likelier
+    than the region around it. There the logits are first replaced by the nearest ones that do not rise from
+    whole to core to active (isotonic regression; Barlow et al. 1972): the logits in conflict get their mean.
     """
     if readout == "softmax":
         return logits.softmax(1)
@@ -47,9 +53,10 @@ def class_probabilities(logits: Float[Tensor, "b k *patch"], *, readout: Readout
 def decide(probabilities: Float[np.ndarray, "k z y x"], *, readout: Readout = "softmax") -> TissueMap:
     """The class of every voxel from class probabilities, or from the mean of those of several networks.
 
-    'softmax': the likeliest class. 'regions': the class with the fewest wrong regions to expect, which is to cut P(whole),
-    P(core) and P(active) at one half. Of one network both are the class of the largest logit. The likeliest class can be
-    another one in 'regions': P(healthy) 0.4, P(edema) 0.3, P(enhancing) 0.3 is edema, since P(whole) is 0.6 and P(core) 0.3.
+    'softmax': the likeliest class. 'regions': the class with the fewest wrong regions to expect, which is to
+    cut P(whole), P(core) and P(active) at one half. Of one network both are the class of the largest logit.
+    The likeliest class can be another one in 'regions': P(healthy) 0.4, P(edema) 0.3, P(enhancing) 0.3 is
+    edema, since P(whole) is 0.6 and P(core) 0.3.
     """
     if readout == "softmax":
         return probabilities.argmax(axis=0).astype(np.uint8)
@@ -59,15 +66,19 @@ def decide(probabilities: Float[np.ndarray, "k z y x"], *, readout: Readout = "s
     as_edema = half - healthy
     as_merged = as_edema + (core - half)
     right = np.stack([np.zeros_like(active), as_merged, as_edema, as_merged + (active - half)])
-    right[probabilities == 0] = -np.inf  # two regions of probability one half: the class between them is not meant
+    right[
+        probabilities == 0
+    ] = -np.inf  # two regions of probability one half: the class between them is not meant
     return right.argmax(axis=0).astype(np.uint8)
 
 
 def _nested(logits: Tensor) -> Tensor:
-    """Region logits (B, 3, *patch), replaced by the nearest values, by least squares, that do not rise along axis 1.
+    """Region logits (B, 3, *patch), replaced by the nearest values, by least squares, that do not rise along
+    axis 1.
 
-    Value i is the minimum over starts s <= i of the maximum over ends e >= i of the mean from s to e (the min-max
-    formula; Barlow et al. 1972). A mean of differences of neighbors is the difference of the outer two by the length.
+    Value i is the minimum over starts s <= i of the maximum over ends e >= i of the mean from s to e (the
+    min-max formula; Barlow et al. 1972). A mean of differences of neighbors is the difference of the outer
+    two by the length.
     """
     healthy, merged, edema, enhancing = logits.unbind(1)
     nested = (healthy, edema, merged, enhancing)
@@ -75,5 +86,7 @@ def _nested(logits: Tensor) -> Tensor:
     def mean(start: int, end: int) -> Tensor:
         return (nested[end + 1] - nested[start]) / (end - start + 1)
 
-    highest = [[torch.stack([mean(s, e) for e in range(i, 3)]).amax(0) for s in range(i + 1)] for i in range(3)]
+    highest = [
+        [torch.stack([mean(s, e) for e in range(i, 3)]).amax(0) for s in range(i + 1)] for i in range(3)
+    ]
     return torch.stack([torch.stack(of_start).amin(0) for of_start in highest], 1)

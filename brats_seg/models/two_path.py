@@ -16,18 +16,28 @@ _FINAL = 21
 
 
 class TwoPath(nn.Module):
-    """TwoPathCNN (Havaei et al. 2017, section 3.1.1, figure 2): detail and context side by side; the classifier sees 21 x 21 of both.
+    """TwoPathCNN (Havaei et al. 2017, section 3.1.1, figure 2): detail and context side by side; the
+    classifier sees 21 x 21 of both.
 
-    Local path: 7 x 7 maxout, max-pool 4, 3 x 3 maxout, max-pool 2, all of stride 1. Global path: 13 x 13 maxout. Nothing is padded: of an
-    input (B, M, Y, X) come logits (B, K, Y - 32, X - 32), of 33 x 33 one for its center. A maxout is the larger of two convolutions
-    (Goodfellow et al. 2013). Norm "none" is the paper's; "batch" normalizes each convolution before its maxout, so that Adam's usual rates
-    train it. Dropout is on what the classifier sees.
+    Local path: 7 x 7 maxout, max-pool 4, 3 x 3 maxout, max-pool 2, all of stride 1. Global path: 13 x 13
+    maxout. Nothing is padded: of an input (B, M, Y, X) come logits (B, K, Y - 32, X - 32), of 33 x 33 one for
+    its center. A maxout is the larger of two convolutions (Goodfellow et al. 2013). Norm "none" is the
+    paper's; "batch" normalizes each convolution before its maxout, so that Adam's usual rates train it.
+    Dropout is on what the classifier sees.
     """
 
     margin = TWO_PATH_SIDE // 2
     """Voxels that the output is smaller on each side."""
 
-    def __init__(self, n_channels: int, n_classes: int, *, widths: tuple[int, int] = PUBLISHED_WIDTHS, norm: Any, dropout: float) -> None:
+    def __init__(
+        self,
+        n_channels: int,
+        n_classes: int,
+        *,
+        widths: tuple[int, int] = PUBLISHED_WIDTHS,
+        norm: Any,
+        dropout: float,
+    ) -> None:
         """Kaiming-like start: a maxout of two keeps the mean square of its input.
 
         Args:
@@ -55,16 +65,26 @@ class TwoPath(nn.Module):
 
 
 class InputCascade(nn.Module):
-    """InputCascadeCNN (Havaei et al. 2017, section 3.1.2, figure 3a): class probabilities of a first network beside the second's input.
+    """InputCascadeCNN (Havaei et al. 2017, section 3.1.2, figure 3a): class probabilities of a first network
+    beside the second's input.
 
-    Of 65 x 65 the first gives the class probabilities of the inner 33 x 33; joined to the image there they are the second's input. The
-    paper trains the first alone and then the second; here both learn at once from the second's output, end to end.
+    Of 65 x 65 the first gives the class probabilities of the inner 33 x 33; joined to the image there they
+    are the second's input. The paper trains the first alone and then the second; here both learn at once from
+    the second's output, end to end.
     """
 
     margin = CASCADE_SIDE // 2
     """Voxels that the output is smaller on each side."""
 
-    def __init__(self, n_channels: int, n_classes: int, *, widths: tuple[int, int] = PUBLISHED_WIDTHS, norm: Any, dropout: float) -> None:
+    def __init__(
+        self,
+        n_channels: int,
+        n_classes: int,
+        *,
+        widths: tuple[int, int] = PUBLISHED_WIDTHS,
+        norm: Any,
+        dropout: float,
+    ) -> None:
         """Two networks as `TwoPath`, of the same size."""
         super().__init__()
         self.first = TwoPath(n_channels, n_classes, widths=widths, norm=norm, dropout=dropout)
@@ -93,8 +113,8 @@ class _Maxout(nn.Module):
 class _Classifier(nn.Conv2d):
     """A 21 x 21 convolution onto the classes, computed so that it is fast, and scaled so that it learns.
 
-    Its kernel is held 441 times larger than it acts. A logit sums 224 x 441 maps that rise and fall together: at Adam's usual rates, where
-    every weight moves alike, one step would move it by hundreds.
+    Its kernel is held 441 times larger than it acts. A logit sums 224 x 441 maps that rise and fall together:
+    at Adam's usual rates, where every weight moves alike, one step would move it by hundreds.
     """
 
     def __init__(self, n_in: int, n_classes: int) -> None:
@@ -110,13 +130,16 @@ class _Classifier(nn.Conv2d):
 
 
 def _convolve_in_columns(x: Tensor, kernel: Tensor) -> Tensor:
-    """A valid convolution (B, C, Y, X) with a kernel (K, C, n, n), each of its n columns a convolution of its own.
+    """A valid convolution (B, C, Y, X) with a kernel (K, C, n, n), each of its n columns a convolution of its
+    own.
 
-    On CPUs a wide kernel onto a handful of maps is the slowest case: forward and backward of 8 x 224 x 53 x 53 with 21 x 21 onto 5 took
-    15 s on one core, as 21 columns onto 105 maps 0.2 s.
+    On CPUs a wide kernel onto a handful of maps is the slowest case: forward and backward of 8 x 224 x 53 x
+    53 with 21 x 21 onto 5 took 15 s on one core, as 21 columns onto 105 maps 0.2 s.
     """
     n_classes, _, n, _ = kernel.shape
-    columns = kernel.permute(3, 0, 1, 2).flatten(0, 1)[..., None].contiguous(memory_format=torch.channels_last)
+    columns = (
+        kernel.permute(3, 0, 1, 2).flatten(0, 1)[..., None].contiguous(memory_format=torch.channels_last)
+    )
     # (B, n columns, K, Y, X) -> (B, K, Y, n * X): column k of the kernel counts k voxels to the right ...
     parts = F.conv2d(x, columns).unflatten(1, (n, n_classes)).permute(0, 2, 3, 1, 4)
     width = parts.shape[-1]

@@ -17,7 +17,9 @@ from brats_seg.scans.labels import schema_named, to_tissue
 from brats_seg.scans.volume import read_volume
 
 MODALITY_WORDS = {"t2f": "FLAIR", "t1c": "T1c", "t2w": "T2", "t1n": "T1"}
-"""Modalities in the order in which a person looks at a glioma: edema on the first, the enhancing rim on the second."""
+"""Modalities in the order in which a person looks at a glioma: edema on the first, the enhancing rim on the
+second.
+"""
 MARGIN_VOX = 4
 
 
@@ -49,11 +51,15 @@ class SeenCase:
         return np.any([scan != 0 for scan in self.scans.values()], axis=0) if self.scans else None
 
     def confusion(self) -> JointHistogram:
-        """Voxels by reference and predicted class; air that both call healthy is left out where the scans are at hand."""
+        """Voxels by reference and predicted class; air that both call healthy is left out where the scans are
+        at hand.
+        """
         counts = joint_histogram(self.reference, self.prediction, len(self.classes))
         brain = self.brain
         if brain is not None:
-            counts[HEALTHY, HEALTHY] -= np.count_nonzero(~brain & (self.reference == HEALTHY) & (self.prediction == HEALTHY))
+            counts[HEALTHY, HEALTHY] -= np.count_nonzero(
+                ~brain & (self.reference == HEALTHY) & (self.prediction == HEALTHY)
+            )
         return counts
 
 
@@ -65,28 +71,36 @@ class PictureRow:
     columns: tuple[tuple[str, Picture], ...]
 
 
-def see_case(case: Case, prediction: Path, classes: Sequence[str], *, prediction_schema: str | None = None) -> SeenCase:
-    """Read the reference, the prediction (in the label schema that `written_schema` tells) and the scans of a case.
+def see_case(
+    case: Case, prediction: Path, classes: Sequence[str], *, prediction_schema: str | None = None
+) -> SeenCase:
+    """Read the reference, the prediction (in the label schema that `written_schema` tells) and the scans of a
+    case.
 
     `prediction_schema` is that of a prediction that no `predictions.csv` tells.
 
     A scan that cannot be read, or has another shape, is left out and named in `problems`.
 
     Raises:
-        InputError: no reference, an unreadable label map, shapes that differ, or a label value outside the schema.
+        InputError: no reference, an unreadable label map, shapes that differ, or a label value outside the
+            schema.
     """
     if case.label is None:
         raise InputError(f"{case.id}: no reference label map in {case.folder}")
     stored, geometry = read_volume(case.label)
     predicted, _ = read_volume(prediction)
     if predicted.shape != stored.shape:
-        raise InputError(f"{case.id}: {prediction} has shape {predicted.shape}; its reference has {stored.shape}")
+        raise InputError(
+            f"{case.id}: {prediction} has shape {predicted.shape}; its reference has {stored.shape}"
+        )
     scans, problems = _scans(case, shape=stored.shape)
     return SeenCase(
         case,
         tuple(classes),
         reference=to_tissue(stored, schema_named(case.schema), classes),
-        prediction=to_tissue(predicted, schema_named(written_schema(case, prediction, untold=prediction_schema)), classes),
+        prediction=to_tissue(
+            predicted, schema_named(written_schema(case, prediction, untold=prediction_schema)), classes
+        ),
         scans=scans,
         spacing_mm=geometry.spacing_mm,
         problems=problems,
@@ -117,7 +131,9 @@ def _scans(case: Case, *, shape: tuple[int, ...]) -> tuple[dict[str, Volume], tu
 
 
 def best_slice(seen: SeenCase) -> int:
-    """Index Z of the slice with the largest reference region; without one, with the most predicted tumor; else the middle."""
+    """Index Z of the slice with the largest reference region; without one, with the most predicted tumor;
+    else the middle.
+    """
     for labels in (seen.reference, seen.prediction):
         areas = np.count_nonzero(labels != HEALTHY, axis=(1, 2))
         if areas.any():
@@ -128,7 +144,8 @@ def best_slice(seen: SeenCase) -> int:
 def case_pictures(
     seen: SeenCase, *, modalities: Sequence[str] = ("t2f", "t1c"), z: int | None = None, scale: int = 2
 ) -> tuple[PictureRow, ...]:
-    """Pictures of one axial slice, cropped to the brain: each modality alone, under the reference, under the prediction.
+    """Pictures of one axial slice, cropped to the brain: each modality alone, under the reference, under the
+    prediction.
 
     Args:
         seen: the case.
@@ -140,7 +157,9 @@ def case_pictures(
     z = best_slice(seen) if z is None else z
     if brain is None:
         return ()
-    return tuple(_picture_row(seen, name, brain=brain, z=z, scale=scale) for name in modalities if name in seen.scans)
+    return tuple(
+        _picture_row(seen, name, brain=brain, z=z, scale=scale) for name in modalities if name in seen.scans
+    )
 
 
 def _picture_row(seen: SeenCase, modality: str, *, brain: Mask, z: int, scale: int) -> PictureRow:
@@ -151,7 +170,10 @@ def _picture_row(seen: SeenCase, modality: str, *, brain: Mask, z: int, scale: i
     reference, prediction = seen.reference[z][window], seen.prediction[z][window]
     layers = {"scan alone": np.zeros_like(reference), "reference": reference, "prediction": prediction}
     aspect = seen.spacing_mm[1] / seen.spacing_mm[2]
-    columns = tuple((name, overlay(gray, labels, classes=seen.classes, scale=scale, aspect=aspect)) for name, labels in layers.items())
+    columns = tuple(
+        (name, overlay(gray, labels, classes=seen.classes, scale=scale, aspect=aspect))
+        for name, labels in layers.items()
+    )
     return PictureRow(MODALITY_WORDS[modality], columns)
 
 

@@ -1,4 +1,6 @@
-"""The page of an experiment: tables, paired differences, the ledger, and the same slices under every strategy."""
+"""The page of an experiment: tables, paired differences, the ledger, and the same slices under every
+strategy.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,14 @@ from brats_seg.errors import InputError
 from brats_seg.evaluation.comparison import FEWEST, MEAN, differences_to, trained_once
 from brats_seg.evaluation.run_rows import Row, variant_of
 from brats_seg.reporting.cases import MODALITY_WORDS
-from brats_seg.reporting.experiment_figures import OVER, RIGHT, UNDER, difference_chart, error_overlay, tradeoff_chart
+from brats_seg.reporting.experiment_figures import (
+    OVER,
+    RIGHT,
+    UNDER,
+    difference_chart,
+    error_overlay,
+    tradeoff_chart,
+)
 from brats_seg.reporting.figures import Picture, data_uri, gray_levels, mix_chart, overlay, plot, png
 from brats_seg.reporting.pages import page_templates
 from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes
@@ -80,10 +89,19 @@ def write_experiment_page(
         "classes": classes,
         "differences": differences,
         "changes": summary["changes"],
-        "difference_figure": plot(difference_chart(differences), alt="Paired differences of Dice; the numbers are in table 3.")
-        if differences else None,
+        "difference_figure": plot(
+            difference_chart(differences), alt="Paired differences of Dice; the numbers are in table 3."
+        )
+        if differences
+        else None,
         "tradeoffs": [
-            (data, plot(tradeoff_chart([v for v in variants if v["data"] == data], regions=classes[1:]), alt=_tradeoff_words(data)))
+            (
+                data,
+                plot(
+                    tradeoff_chart([v for v in variants if v["data"] == data], regions=classes[1:]),
+                    alt=_tradeoff_words(data),
+                ),
+            )
             for data in datasets
         ],
         "trained": trained_once(variants),
@@ -96,14 +114,17 @@ def write_experiment_page(
         "banks": sorted({r["bank"] for r in rows}),
         "versions": summary["versions"],
         "version": version("brats-seg"),
-    }  # fmt: skip
+    }
     path = out / "report.html"
     write_text(path, _environment().get_template("experiment.html").render(content))
     return path
 
 
 def _tradeoff_words(data: str) -> str:
-    return f"Sensitivity against precision of each tissue class{f' on {data}' if data else ''}; the numbers are in summary.json."
+    return (
+        f"Sensitivity against precision of each tissue class{f' on {data}' if data else ''}; the numbers are "
+        "in summary.json."
+    )
 
 
 def _mix_figure(variants: Sequence[Mapping[str, Any]], classes: Sequence[str], *, with_data: bool) -> Any:
@@ -112,14 +133,28 @@ def _mix_figure(variants: Sequence[Mapping[str, Any]], classes: Sequence[str], *
     for variant in variants:
         shares = [variant["ledger"].get(c, {}).get("voxel_share") for c in classes]
         if all(share is not None for share in shares):
-            mixes[(f"{variant['data']}: " if with_data else "") + variant["strategy"]] = np.array(shares, np.float64)
+            mixes[(f"{variant['data']}: " if with_data else "") + variant["strategy"]] = np.array(
+                shares, np.float64
+            )
     return (
-        plot(mix_chart(mixes, classes=classes), alt="Shares of the patch voxels by class; the numbers are in table 4.") if mixes else None
+        plot(
+            mix_chart(mixes, classes=classes),
+            alt="Shares of the patch voxels by class; the numbers are in table 4.",
+        )
+        if mixes
+        else None
     )
 
 
-def _look(rows: Sequence[Row], banks: Mapping[str, Path], pictures: Sequence[str] | None, label_maps: Callable[[Row], Path]) -> list[_Seen]:
-    """Three cases of the first fold and seed: the worst, the middle and the best of the first strategy that have every region."""
+def _look(
+    rows: Sequence[Row],
+    banks: Mapping[str, Path],
+    pictures: Sequence[str] | None,
+    label_maps: Callable[[Row], Path],
+) -> list[_Seen]:
+    """Three cases of the first fold and seed: the worst, the middle and the best of the first strategy that
+    have every region.
+    """
     first = rows[0]
     mine = [r for r in rows if all(r[name] == first[name] for name in ("data", "fold", "seed"))]
     variants = {variant_of(r): r for r in mine}
@@ -136,14 +171,20 @@ def _look(rows: Sequence[Row], banks: Mapping[str, Path], pictures: Sequence[str
                 case,
                 image,
                 tissue,
-                {label: m for label, found in maps.items() if (m := found.get(case)) is not None and m.shape == tissue.shape},
+                {
+                    label: m
+                    for label, found in maps.items()
+                    if (m := found.get(case)) is not None and m.shape == tissue.shape
+                },
             )
         )
     return seen
 
 
 def _read_maps(path: Path) -> dict[str, TissueMap]:
-    """Label maps by case; none where the file is absent or damaged, for they are pictures here, and the scores stand without them."""
+    """Label maps by case; none where the file is absent or damaged, for they are pictures here, and the
+    scores stand without them.
+    """
     try:
         return read_npz(path)
     except (OSError, InputError):
@@ -164,7 +205,9 @@ def _picked(rows: Sequence[Row]) -> list[str]:
 
 
 def _card(seen: _Seen, *, classes: Sequence[str]) -> dict[str, Any]:
-    """The slice with the largest core: tissue classes of each, then too much and too little of the whole tumor and of the core."""
+    """The slice with the largest core: tissue classes of each, then too much and too little of the whole
+    tumor and of the core.
+    """
     reference = np.where(seen.tissue == OUTSIDE, np.uint8(0), seen.tissue)
     parts = {region: region_classes(region, classes) for region in REGIONS}
     core = np.isin(reference, parts["core"])
@@ -180,14 +223,18 @@ def _card(seen: _Seen, *, classes: Sequence[str]) -> dict[str, Any]:
     ]
     for region, name in (("whole", names[0]), ("core", names[1])):
         truth = np.isin(reference[z], parts[region])
-        drawn = [(n, error_overlay(grays[name], truth, np.isin(m[z], parts[region]))) for n, m in columns.items()]
+        drawn = [
+            (n, error_overlay(grays[name], truth, np.isin(m[z], parts[region]))) for n, m in columns.items()
+        ]
         pictures.append((f"{region} on {MODALITY_WORDS[name]}", drawn))
     return {
         "case": seen.case,
         "slice_number": z + 1,
         "n_slices": reference.shape[0],
         "heads": list(columns),
-        "rows": [(name, [(column, data_uri(png(picture))) for column, picture in row]) for name, row in pictures],
+        "rows": [
+            (name, [(column, data_uri(png(picture))) for column, picture in row]) for name, row in pictures
+        ],
     }
 
 

@@ -15,44 +15,68 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
     names = [*REGIONS, MEAN]
     with_data = len({v["data"] for v in summary["variants"]}) > 1
     lines = [f"# {title}", "", *_unfinished(summary),
-             f"{summary['n_cases']} cases of {summary['n_patients']} patients, {summary['scored']}. Mean +- sd over cases (n), each case "
-             "the mean over its seeds, over the cases whose reference has the region. False positives are segmentations of cases without "
+             f"{summary['n_cases']} cases of {summary['n_patients']} patients, {summary['scored']}. Mean +- "
+             "sd over cases (n), each case "
+             "the mean over its seeds, over the cases whose reference has the region. False positives are "
+             "segmentations of cases without "
              "active tumor that have some, with its median size.", "", "## Dice", ""]  # fmt: skip
-    dice = [[_name(v, with_data), *(_mean_sd(v["regions"][r]["dice"]) for r in [*names, "healthy"]), _false(v), str(v["n_runs"])]
-            for v in summary["variants"]]  # fmt: skip
+    dice = [
+        [
+            _name(v, with_data),
+            *(_mean_sd(v["regions"][r]["dice"]) for r in [*names, "healthy"]),
+            _false(v),
+            str(v["n_runs"]),
+        ]
+        for v in summary["variants"]
+    ]
     lines += [
         *_table(["strategy", *names, "healthy", "active, false positives", "runs"], dice),
         "",
         "## Predicted over true volume, sensitivity, precision",
         "",
-        "Over the same cases, volumes with their 95 % interval; an empty prediction has no precision, and n says where one is left out.",
+        "Over the same cases, volumes with their 95 % interval; an empty prediction has no precision, and n "
+        "says where one is left out.",
         "",
     ]
     behind = [
         [
             _name(v, with_data),
-            *(" / ".join(_mean(v["regions"][r][s], of=v["regions"][r]["n_present"], interval=s == BEHIND[0]) for s in BEHIND)
-              for r in REGIONS),
+            *(
+                " / ".join(
+                    _mean(v["regions"][r][s], of=v["regions"][r]["n_present"], interval=s == BEHIND[0])
+                    for s in BEHIND
+                )
+                for r in REGIONS
+            ),
         ]
         for v in summary["variants"]
-    ]  # fmt: skip
+    ]
     lines += [
         *_table(["strategy", *REGIONS], behind),
         "",
         "## HD95, mm",
         "",
-        "Over the same cases: the larger directed 95th percentile of the surface distances, without clean-up, so that islands far from the "
+        "Over the same cases: the larger directed 95th percentile of the surface distances, without "
+        "clean-up, so that islands far from the "
         "tumor, which Dice hardly sees, show. An empty prediction has none.",
         "",
         *_table(
             ["strategy", *REGIONS],
-            [[_name(v, with_data), *(_mean_sd(v["regions"][r]["hd95_mm"], digits=1) for r in REGIONS)] for v in summary["variants"]],
+            [
+                [_name(v, with_data), *(_mean_sd(v["regions"][r]["hd95_mm"], digits=1) for r in REGIONS)]
+                for v in summary["variants"]
+            ],
         ),
     ]
     chosen = differences_to(summary, against=against)
-    for score, words, digits in (("dice", "Dice", 3), ("volume_ratio", "predicted over true volume", 3), ("hd95_mm", "HD95, mm", 1)):
+    for score, words, digits in (
+        ("dice", "Dice", 3),
+        ("volume_ratio", "predicted over true volume", 3),
+        ("hd95_mm", "HD95, mm", 1),
+    ):
         lines += ["", f"## Paired differences of {words}", "",
-                  "Mean over cases, 95 % interval (bootstrap over patients), p (Wilcoxon signed-rank over patients), n cases."
+                  "Mean over cases, 95 % interval (bootstrap over patients), p (Wilcoxon signed-rank over "
+                  "patients), n cases."
                   + _few(chosen), ""]  # fmt: skip
         of = names if score == "dice" else REGIONS
         paired = [
@@ -65,18 +89,26 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
         lines += _table(["difference", *of], paired)
     if summary["changes"]:
         than = summary["changes"][0]["than"]
-        words = f"The difference of Dice on a cohort minus that on {than}, over the same brains; interval, p and n as above."
+        words = (
+            f"The difference of Dice on a cohort minus that on {than}, over the same brains; interval, p and "
+            "n as above."
+        )
         lines += ["", "## How the differences change from cohort to cohort", "", words, ""]
         changed = [
-            [f"{c['data']}: {c['to']} - {c['from']}", *(_difference(c["regions"][r]["dice"]) for r in names)] for c in summary["changes"]
+            [f"{c['data']}: {c['to']} - {c['from']}", *(_difference(c["regions"][r]["dice"]) for r in names)]
+            for c in summary["changes"]
         ]
         lines += _table(["change of the difference", *names], changed)
     lines += ["", "## Ledger", "",
-              "Share of the draws / of the patch voxels inside the brain / of a class's draws in an epoch that are different voxels "
+              "Share of the draws / of the patch voxels inside the brain / of a class's draws in an epoch "
+              "that are different voxels "
               "(where it is low, a few are replayed), by class.", ""]  # fmt: skip
     classes = list(summary["variants"][0]["ledger"]) if summary["variants"] else []
     mix = [
-        [f"{v['data']}: {v['strategy']}" if with_data else v["strategy"], *(_shares(v["ledger"].get(c)) for c in classes)]
+        [
+            f"{v['data']}: {v['strategy']}" if with_data else v["strategy"],
+            *(_shares(v["ledger"].get(c)) for c in classes),
+        ]
         for v in trained_once(summary["variants"])
     ]
     return "\n".join([*lines, *_table(["strategy", *(c.replace("_", " ") for c in classes)], mix), ""])
@@ -86,7 +118,11 @@ def _unfinished(summary: Mapping[str, Any]) -> list[str]:
     """What the reader of a table that is not whole must know first."""
     lines = []
     if summary["n_runs"] < summary["n_runs_asked"]:
-        lines += [f"**{summary['n_runs']} of {summary['n_runs_asked']} runs are finished; everything here is over these.**", ""]
+        lines += [
+            f"**{summary['n_runs']} of {summary['n_runs_asked']} runs are finished; everything here is over "
+            "these.**",
+            "",
+        ]
     if summary["failed"]:
         lines += [*(f"- failed: {key}: {reason}" for key, reason in summary["failed"]), ""]
     if len(summary["versions"]) > 1:
@@ -96,8 +132,15 @@ def _unfinished(summary: Mapping[str, Any]) -> list[str]:
 
 def _few(differences: Sequence[Mapping[str, Any]]) -> str:
     """A warning where differences are over few patients."""
-    n = min((d["regions"][region]["dice"]["n_patients"] for d in differences for region in REGIONS), default=FEWEST)
-    return "" if n >= FEWEST else f" With fewer than {FEWEST} patients p cannot fall below 0.05, and the intervals are too narrow."
+    n = min(
+        (d["regions"][region]["dice"]["n_patients"] for d in differences for region in REGIONS),
+        default=FEWEST,
+    )
+    return (
+        ""
+        if n >= FEWEST
+        else f" With fewer than {FEWEST} patients p cannot fall below 0.05, and the intervals are too narrow."
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -130,7 +173,11 @@ def _false(variant: Mapping[str, Any]) -> str:
 def _difference(found: Mapping[str, Any], *, digits: int = 3) -> str:
     if found["mean"] is None:
         return "-"
-    interval = "" if found["interval95"] is None else " [" + ", ".join(f"{end:+.{digits}f}" for end in found["interval95"]) + "]"
+    interval = (
+        ""
+        if found["interval95"] is None
+        else " [" + ", ".join(f"{end:+.{digits}f}" for end in found["interval95"]) + "]"
+    )
     return f"{found['mean']:+.{digits}f}{interval}, p {found['p']:.2g} ({found['n']})"
 
 

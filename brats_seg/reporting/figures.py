@@ -1,4 +1,6 @@
-"""Figures of a report: overlays of a label map on a scan, box plots, curves, ledger, confusion matrix and reliability."""
+"""Figures of a report: overlays of a label map on a scan, box plots, curves, ledger, confusion matrix and
+reliability.
+"""
 
 import base64
 import io
@@ -65,7 +67,8 @@ def overlay(
     scale: int = 2,
     aspect: float = 1.0,
 ) -> Picture:
-    """Lay the tissue classes over a slice: translucent inside, a solid line one screen pixel wide at every border.
+    """Lay the tissue classes over a slice: translucent inside, a solid line one screen pixel wide at every
+    border.
 
     Args:
         gray: the slice, 0 black to 255 white.
@@ -79,7 +82,10 @@ def overlay(
         ValueError: a label has no class.
     """
     height, width = max(round(gray.shape[0] * scale * aspect), 1), gray.shape[1] * scale
-    screen = _few_grays(np.asarray(Image.fromarray(gray).resize((width, height), Image.Resampling.BICUBIC)), n_levels=250 // len(classes))
+    screen = _few_grays(
+        np.asarray(Image.fromarray(gray).resize((width, height), Image.Resampling.BICUBIC)),
+        n_levels=250 // len(classes),
+    )
     picture = np.repeat(screen[:, :, None], 3, axis=2).astype(np.float64)
     classes_on_screen = np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
     present = [int(c) for c in np.unique(classes_on_screen) if c not in (HEALTHY, OUTSIDE)]
@@ -94,7 +100,9 @@ def overlay(
 
 
 def _few_grays(gray: UInt8[np.ndarray, "y x"], *, n_levels: int) -> UInt8[np.ndarray, "y x"]:
-    """So few gray levels that they and their blends with every class fit one palette of 256 colors: half the bytes of a report."""
+    """So few gray levels that they and their blends with every class fit one palette of 256 colors: half the
+    bytes of a report.
+    """
     step = 255 / (n_levels - 1)
     return np.round(np.round(gray / step) * step).astype(np.uint8)
 
@@ -105,9 +113,15 @@ def _eroded(mask: Bool[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
 
 
 def picture_grid(
-    rows: Sequence[Sequence[Picture]], *, row_names: Sequence[str], column_names: Sequence[str], classes: Sequence[str], inches: float = 2.3
+    rows: Sequence[Sequence[Picture]],
+    *,
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    classes: Sequence[str],
+    inches: float = 2.3,
 ) -> Figure:
-    """Pictures in rows and columns, with names at the top and the left and the legend of the tissue classes below.
+    """Pictures in rows and columns, with names at the top and the left and the legend of the tissue classes
+    below.
 
     Args:
         rows: the pictures, all of one size; every row as long as `column_names`.
@@ -127,16 +141,27 @@ def picture_grid(
                 axes[i][j].set_title(column_names[j], fontsize=9.5, color=INK, pad=6)
         axes[i][0].set_ylabel(row_names[i], fontsize=9.5, color=INK, labelpad=6)
     figure.legend(
-        handles=_tissue_patches(classes), loc="lower center", ncols=len(classes), frameon=False, fontsize=9, handlelength=1, handleheight=1
+        handles=_tissue_patches(classes),
+        loc="lower center",
+        ncols=len(classes),
+        frameon=False,
+        fontsize=9,
+        handlelength=1,
+        handleheight=1,
     )
     figure.tight_layout(pad=0.4, w_pad=0.3, h_pad=0.3, rect=(0, 0.26 / figure.get_figheight(), 1, 1))
     return figure
 
 
 def box_plot(
-    values: Mapping[str, Sequence[float]], *, label: str, limits: tuple[float, float] | None = None, center: float | None = None
+    values: Mapping[str, Sequence[float]],
+    *,
+    label: str,
+    limits: tuple[float, float] | None = None,
+    center: float | None = None,
 ) -> Figure:
-    """One box a group over a strip of its points; the whiskers reach the farthest points within 1.5 interquartile ranges.
+    """One box a group over a strip of its points; the whiskers reach the farthest points within 1.5
+    interquartile ranges.
 
     Args:
         values: the numbers of each group by its name; what is not finite is left out.
@@ -148,7 +173,9 @@ def box_plot(
     for row, (name, numbers) in enumerate(values.items()):
         points = np.array([v for v in numbers if np.isfinite(v)])
         _box(axes, points, row=row, color=color_of(name))
-    axes.set_yticks(range(len(values)), [f"{words(n)}\nn = {int(np.isfinite(list(v)).sum())}" for n, v in values.items()])
+    axes.set_yticks(
+        range(len(values)), [f"{words(n)}\nn = {int(np.isfinite(list(v)).sum())}" for n, v in values.items()]
+    )
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(label)
@@ -163,22 +190,37 @@ def box_plot(
 
 def _box(axes: Axes, points: Float[np.ndarray, " n"], *, row: int, color: str) -> None:
     if len(points) == 0:
-        axes.text(0.5, row, "no value", transform=axes.get_yaxis_transform(), ha="center", va="center", color=QUIET)
+        axes.text(
+            0.5, row, "no value", transform=axes.get_yaxis_transform(), ha="center", va="center", color=QUIET
+        )
         return
     if len(points) > 2:
         line = {"color": color, "linewidth": 1.1}
         axes.boxplot(
-            [points], positions=[row], orientation="horizontal", widths=0.44, showfliers=False, patch_artist=True,
+            [points],
+            positions=[row],
+            orientation="horizontal",
+            widths=0.44,
+            showfliers=False,
+            patch_artist=True,
             boxprops={"facecolor": (*to_rgb(color), 0.14), "edgecolor": color, "linewidth": 1.1},
-            medianprops={"color": color, "linewidth": 2.2}, whiskerprops=line, capprops=line,
-        )  # fmt: skip
+            medianprops={"color": color, "linewidth": 2.2},
+            whiskerprops=line,
+            capprops=line,
+        )
     # Spread by rank, not at random: the same numbers always give the same picture.
     spread = 0.13 * np.sin(2.4 * np.arange(len(points)))
-    axes.scatter(points, row + spread, s=20, color=color, alpha=0.75, linewidths=0.6, edgecolors="white", zorder=3)
+    axes.scatter(
+        points, row + spread, s=20, color=color, alpha=0.75, linewidths=0.6, edgecolors="white", zorder=3
+    )
 
 
 def line_chart(
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x_label: str, y_label: str, limits: tuple[float, float] | None = None
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    x_label: str,
+    y_label: str,
+    limits: tuple[float, float] | None = None,
 ) -> Figure:
     """Lines over a common x axis, named at their ends by a legend beside the chart.
 
@@ -192,7 +234,15 @@ def line_chart(
     spare = iter(("#1d2733", "#1f6fb2", "#a35a00", "#7e32a3", "#328073", "#66717f"))
     for name, (x, y) in lines.items():
         color = color_of(name) if name in REGION_COLORS or name in TISSUE_COLORS else next(spare, QUIET)
-        axes.plot(x, y, color=color, linewidth=1.7, marker="o", markersize=3 if len(x) <= 40 else 0, label=words(name))
+        axes.plot(
+            x,
+            y,
+            color=color,
+            linewidth=1.7,
+            marker="o",
+            markersize=3 if len(x) <= 40 else 0,
+            label=words(name),
+        )
     axes.set(xlabel=x_label, ylabel=y_label)
     if limits is not None:
         axes.set_ylim(*limits)
@@ -201,7 +251,14 @@ def line_chart(
         axes.set_xlim(min(ends) - 0.4, max(ends) + 0.4)
     axes.grid(axis="y", color=RULE, linewidth=0.7)
     if len(lines) > 1:
-        axes.legend(frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(1, 1), handlelength=1.2, borderaxespad=0.2)
+        axes.legend(
+            frameon=False,
+            fontsize=8.5,
+            loc="upper left",
+            bbox_to_anchor=(1, 1),
+            handlelength=1.2,
+            borderaxespad=0.2,
+        )
     return figure
 
 
@@ -209,17 +266,28 @@ def mix_chart(shares: Mapping[str, Shares], *, classes: Sequence[str]) -> Figure
     """One stacked bar a mix: which share of it each tissue class has.
 
     Args:
-        shares: the share of every class, in the order of `classes`, by the name of the mix ('requested', 'drawn').
+        shares: the share of every class, in the order of `classes`, by the name of the mix ('requested',
+            'drawn').
         classes: tissue classes, healthy first.
     """
     figure, axes = _chart(width=5.4, height=0.95 + 0.52 * len(shares))
     for row, mix in enumerate(shares.values()):
         left = 0.0
         for name, share in zip(classes, mix, strict=True):
-            axes.barh(row, share, left=left, height=0.62, color=color_of(name), edgecolor="white", linewidth=1)
+            axes.barh(
+                row, share, left=left, height=0.62, color=color_of(name), edgecolor="white", linewidth=1
+            )
             if share >= 0.055:
                 ink = "white" if _is_dark(color_of(name)) else INK
-                axes.text(left + share / 2, row, f"{100 * share:.0f} %", ha="center", va="center", color=ink, fontsize=8)
+                axes.text(
+                    left + share / 2,
+                    row,
+                    f"{100 * share:.0f} %",
+                    ha="center",
+                    va="center",
+                    color=ink,
+                    fontsize=8,
+                )
             left += float(share)
     axes.set_yticks(range(len(shares)), list(shares))
     axes.set_ylim(len(shares) - 0.5, -0.5)
@@ -228,7 +296,15 @@ def mix_chart(shares: Mapping[str, Shares], *, classes: Sequence[str]) -> Figure
     axes.tick_params(axis="y", length=0)
     below = (0.5, -0.28 / len(shares) ** 0.6)
     patches = _tissue_patches(classes, healthy="shown")
-    legend = axes.legend(handles=patches, loc="upper center", bbox_to_anchor=below, ncols=3, handlelength=1, handleheight=1, fontsize=8.5)
+    legend = axes.legend(
+        handles=patches,
+        loc="upper center",
+        bbox_to_anchor=below,
+        ncols=3,
+        handlelength=1,
+        handleheight=1,
+        fontsize=8.5,
+    )
     legend.set_frame_on(False)
     return figure
 
@@ -247,7 +323,15 @@ def confusion_chart(counts: Int64[np.ndarray, "k k"], *, classes: Sequence[str])
     for i in range(k):
         for j in range(k):
             text = "–" if np.isnan(shares[i, j]) else f"{100 * shares[i, j]:.1f} %"
-            axes.text(j, i, text, ha="center", va="center", fontsize=8.5, color="white" if shares[i, j] > 0.7 else INK)
+            axes.text(
+                j,
+                i,
+                text,
+                ha="center",
+                va="center",
+                fontsize=8.5,
+                color="white" if shares[i, j] > 0.7 else INK,
+            )
     names = ["\n".join(words(c).rsplit(" ", 1)) for c in classes]
     axes.set_xticks(range(k), names)
     axes.set_yticks(range(k), names)
@@ -268,7 +352,8 @@ def row_shares(counts: Int64[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
 
 
 def reliability_chart(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Share of voxels inside a region against the probability they were given, bin by bin; below, how many voxels a bin holds.
+    """Share of voxels inside a region against the probability they were given, bin by bin; below, how many
+    voxels a bin holds.
 
     Args:
         curves: bins of each region, as `evaluation.calibration.Reliability.to_dict` has them.
@@ -279,10 +364,24 @@ def reliability_chart(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Fi
     for name, bins in curves.items():
         x, y, n = ([b[key] for b in bins] for key in ("mean_probability", "share_inside", "n_voxels"))
         line = {"color": color_of(name), "linewidth": 1.7, "marker": "o", "label": words(name)}
-        top.plot(x, y, markersize=4.5, markeredgecolor="white", markeredgewidth=0.6, clip_on=False, zorder=3, **line)
+        top.plot(
+            x,
+            y,
+            markersize=4.5,
+            markeredgecolor="white",
+            markeredgewidth=0.6,
+            clip_on=False,
+            zorder=3,
+            **line,
+        )
         bottom.plot(x, n, markersize=2.5, **line)
     counts = [b["n_voxels"] for bins in curves.values() for b in bins] or [1]
-    bottom.set(xlabel="probability given to it", ylabel="voxels", yscale="log", ylim=(min(counts) / 2, 2 * max(counts)))
+    bottom.set(
+        xlabel="probability given to it",
+        ylabel="voxels",
+        yscale="log",
+        ylim=(min(counts) / 2, 2 * max(counts)),
+    )
     top.set(ylabel="share inside the region", xlim=(0, 1), ylim=(0, 1))
     top.legend(frameon=False, fontsize=8.5, loc="upper left", handlelength=1.2, borderaxespad=0.3)
     bottom.yaxis.set_major_locator(LogLocator(numticks=4))
@@ -294,7 +393,8 @@ def reliability_chart(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Fi
 
 
 def volume_chart(volumes: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Predicted against reference volume of each class, one point a case, on axes that are linear under 1 ml and logarithmic over it.
+    """Predicted against reference volume of each class, one point a case, on axes that are linear under 1 ml
+    and logarithmic over it.
 
     Args:
         volumes: reference and predicted volumes in ml, case by case, by class or region name.
@@ -304,7 +404,15 @@ def volume_chart(volumes: Mapping[str, tuple[Sequence[float], Sequence[float]]])
     axes.plot([0, top], [0, top], color=QUIET, linewidth=0.9, zorder=1)
     for name, (reference, prediction) in volumes.items():
         axes.scatter(
-            reference, prediction, s=30, color=color_of(name), alpha=0.85, edgecolors="white", linewidths=0.6, label=words(name), zorder=3
+            reference,
+            prediction,
+            s=30,
+            color=color_of(name),
+            alpha=0.85,
+            edgecolors="white",
+            linewidths=0.6,
+            label=words(name),
+            zorder=3,
         )
     ticks = [t for t in (0, 1, 3, 10, 30, 100, 300, 1000) if t <= top]
     axes.set_xscale("symlog", linthresh=1)
@@ -321,12 +429,17 @@ def volume_chart(volumes: Mapping[str, tuple[Sequence[float], Sequence[float]]])
 
 
 def png(content: Figure | Picture) -> bytes:
-    """A figure (150 dots an inch) or a picture as the bytes of a PNG file; the same content always gives the same bytes."""
+    """A figure (150 dots an inch) or a picture as the bytes of a PNG file; the same content always gives the
+    same bytes.
+    """
     file = io.BytesIO()
     if isinstance(content, Figure):
-        content.savefig(file, format="png", dpi=150, bbox_inches="tight", pad_inches=0.06, metadata={"Software": None})
+        content.savefig(
+            file, format="png", dpi=150, bbox_inches="tight", pad_inches=0.06, metadata={"Software": None}
+        )
     image = Image.open(file).convert("RGB") if isinstance(content, Figure) else Image.fromarray(content)
-    # A palette halves the bytes: exact for an overlay, no visible change for a chart; scans in a figure have too many colors for it.
+    # A palette halves the bytes: exact for an overlay, no visible change for a chart; scans in a figure have
+    # too many colors for it.
     if image.getcolors(MOST_CHART_COLORS) is not None:
         image = image.quantize(256, dither=Image.Dither.NONE)
     file = io.BytesIO()
@@ -335,7 +448,9 @@ def png(content: Figure | Picture) -> bytes:
 
 
 def plot(figure: Figure, *, alt: str) -> Plot:
-    """A figure for a page, drawn at 150 dots an inch and shown at 96 with `alt` as the text that stands for it."""
+    """A figure for a page, drawn at 150 dots an inch and shown at 96 with `alt` as the text that stands for
+    it.
+    """
     content = png(figure)
     width = int.from_bytes(content[16:20], "big")  # the first field of a PNG file's header
     return Plot(data_uri(content), round(width * 96 / 150), alt)
@@ -371,7 +486,9 @@ def _show_picture(axes: Axes, picture: Picture) -> None:
 
 
 def _tissue_patches(classes: Sequence[str], *, healthy: Literal["shown", "hidden"] = "hidden") -> list[Patch]:
-    return [Patch(facecolor=color_of(c), label=words(c)) for c in classes if c != "healthy" or healthy == "shown"]
+    return [
+        Patch(facecolor=color_of(c), label=words(c)) for c in classes if c != "healthy" or healthy == "shown"
+    ]
 
 
 def _is_dark(color: str) -> bool:

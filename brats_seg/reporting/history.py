@@ -21,16 +21,22 @@ NAN = float("nan")
 
 
 def training_section(run: Path) -> dict[str, Any]:
-    """Curves from epochs.csv, mix and table from ledger.csv, and config.yaml as it stands; a file that is not there is left out.
+    """Curves from epochs.csv, mix and table from ledger.csv, and config.yaml as it stands; a file that is not
+    there is left out.
 
     Raises:
         InputError: the folder has none of the three, or a table in it is damaged.
     """
-    epochs = _rows(run / "epochs.csv", numbers=("epoch",), or_empty=("loss", *(f"dice_{region}" for region in REGIONS)))
+    epochs = _rows(
+        run / "epochs.csv", numbers=("epoch",), or_empty=("loss", *(f"dice_{region}" for region in REGIONS))
+    )
     ledger = _rows(run / "ledger.csv", numbers=[column for column in LEDGER_COLUMNS if column != "class"])
     config = run / "config.yaml"
     if not (epochs or ledger or config.is_file()):
-        raise InputError(f"--run {run}: neither epochs.csv nor ledger.csv nor config.yaml is in it; give a folder that train wrote")
+        raise InputError(
+            f"--run {run}: neither epochs.csv nor ledger.csv nor config.yaml is in it; give a folder that "
+            "train wrote"
+        )
     mix = ledger_rows(ledger)
     return {
         "run": run.resolve().name,
@@ -54,11 +60,15 @@ def _epochs_words(n_done: int, config: Path) -> str:
 
 
 def ledger_rows(ledger: Rows) -> list[dict[str, Any]]:
-    """The ledger over all epochs, a row a class: mean shares in percent, sums of draws, and draws for each distinct voxel of an epoch."""
+    """The ledger over all epochs, a row a class: mean shares in percent, sums of draws, and draws for each
+    distinct voxel of an epoch.
+    """
     rows = []
     for name in dict.fromkeys(r["class"] for r in ledger if r["class"] != OUTSIDE):
         found = [r for r in ledger if r["class"] == name]
-        n_draws, n_distinct, n_hard = (sum(int(r[column]) for r in found) for column in ("n_draws", "n_distinct", "n_hard"))
+        n_draws, n_distinct, n_hard = (
+            sum(int(r[column]) for r in found) for column in ("n_draws", "n_distinct", "n_hard")
+        )
         rows.append(
             {
                 "name": name,
@@ -79,24 +89,45 @@ def _mean_percent(rows: Rows, column: str) -> float:
 
 
 def _mix_plot(rows: Sequence[Mapping[str, Any]]) -> Plot:
-    mixes = {"requested": "requested_percent", "patch centers": "center_percent", "patch voxels": "voxel_percent"}
+    mixes = {
+        "requested": "requested_percent",
+        "patch centers": "center_percent",
+        "patch voxels": "voxel_percent",
+    }
     shares = {title: np.array([r[column] / 100 for r in rows]) for title, column in mixes.items()}
-    text = "; ".join(f"{words(r['name'])} {r['requested_percent']:.0f} %, drawn {r['center_percent']:.0f} %" for r in rows)
-    return plot(mix_chart(shares, classes=[r["name"] for r in rows]), alt=f"Class mix requested and drawn at patch centers: {text}.")
+    text = "; ".join(
+        f"{words(r['name'])} {r['requested_percent']:.0f} %, drawn {r['center_percent']:.0f} %" for r in rows
+    )
+    return plot(
+        mix_chart(shares, classes=[r["name"] for r in rows]),
+        alt=f"Class mix requested and drawn at patch centers: {text}.",
+    )
 
 
 def _curves(epochs: Rows) -> list[dict[str, Any]]:
     """One chart of the loss and one of the Dice on the inner split."""
-    lines = {name: line for name in ("loss", *(f"dice_{r}" for r in REGIONS)) if (line := _line(epochs, name))[0]}
+    lines = {
+        name: line for name in ("loss", *(f"dice_{r}" for r in REGIONS)) if (line := _line(epochs, name))[0]
+    }
     dice = {name.removeprefix("dice_"): line for name, line in lines.items() if name != "loss"}
     best = [row["epoch"] for row in epochs if row.get("is_best") == "1"]
     charts = []
     if "loss" in lines:
         loss = {"loss": lines["loss"]}
-        charts.append(_curve(line_chart(loss, x_label="epoch", y_label="loss"), "Training loss,", "mean over the steps of an epoch.", loss))
+        charts.append(
+            _curve(
+                line_chart(loss, x_label="epoch", y_label="loss"),
+                "Training loss,",
+                "mean over the steps of an epoch.",
+                loss,
+            )
+        )
     if dice:
         chart = line_chart(dice, x_label="epoch", y_label="Dice, inner split", limits=(0.0, 1.0))
-        text = "patients of the training set that the network does not train on, none of them held out for the test."
+        text = (
+            "patients of the training set that the network does not train on, none of them held out for the "
+            "test."
+        )
         chosen = f" The best checkpoint is that of epoch {best[-1]}." if best else ""
         charts.append(_curve(chart, "Dice on the inner split,", text + chosen, dice))
     return charts
@@ -114,7 +145,9 @@ def _line(epochs: Rows, column: str) -> Line:
 
 
 def _rows(path: Path, *, numbers: Sequence[str], or_empty: Sequence[str] = ()) -> Rows:
-    """The rows of a table; none where it is not there. Refuses columns that should hold numbers, or numbers and gaps, and do not."""
+    """The rows of a table; none where it is not there. Refuses columns that should hold numbers, or numbers
+    and gaps, and do not.
+    """
     if not path.is_file():
         return []
     try:
@@ -128,7 +161,9 @@ def _rows(path: Path, *, numbers: Sequence[str], or_empty: Sequence[str] = ()) -
         for column in (*numbers, *or_empty):
             value = row.get(column)
             if not (_is_number(value) or (column in or_empty and value == "")):
-                raise InputError(f"{path}: damaged, '{column}' is {shown(value)}, not a number, in line {line}; {_MEND}")
+                raise InputError(
+                    f"{path}: damaged, '{column}' is {shown(value)}, not a number, in line {line}; {_MEND}"
+                )
     return rows
 
 

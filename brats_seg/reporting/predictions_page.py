@@ -36,7 +36,9 @@ def write_predictions_page(out: Path, cases: Sequence[Case], *, output: Path) ->
         "folder": out.resolve().name,
         "columns": columns,
         "classes": classes[1:],
-        "cards": [_card(case, out, rows[case.id], columns) for case in track(cases, total=len(cases), label="page")],
+        "cards": [
+            _card(case, out, rows[case.id], columns) for case in track(cases, total=len(cases), label="page")
+        ],
     }
     write_text(output, page_templates({}).get_template("predictions.html").render(content))
     return output
@@ -45,12 +47,18 @@ def write_predictions_page(out: Path, cases: Sequence[Case], *, output: Path) ->
 def _card(case: Case, out: Path, row: Mapping[str, str], columns: Sequence[str]) -> dict[str, Any]:
     seen = see_prediction(case, out / row["file"], common_classes([schema_named(row["schema"])]))
     z = best_slice(seen)
-    rows = [(r.name, [(name, picture) for name, picture in r.columns if name != "reference"]) for r in case_pictures(seen, z=z)]
+    rows = [
+        (r.name, [(name, picture) for name, picture in r.columns if name != "reference"])
+        for r in case_pictures(seen, z=z)
+    ]
     return {
         "case": case.id,
         "slice_number": z + 1,
         "n_slices": seen.prediction.shape[0],
         "volumes": {name: float(row[f"{name}_ml"]) if row[f"{name}_ml"] else None for name in columns},
         "warnings": [*filter(None, row["warnings"].split("; ")), *seen.problems],
-        "pictures": [{"name": name, "images": [(column, data_uri(png(picture))) for column, picture in images]} for name, images in rows],
+        "pictures": [
+            {"name": name, "images": [(column, data_uri(png(picture))) for column, picture in images]}
+            for name, images in rows
+        ],
     }

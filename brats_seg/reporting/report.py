@@ -1,4 +1,6 @@
-"""One HTML and Markdown report: scores, worst and best cases, volumes, confusion, calibration, what the network was trained on."""
+"""One HTML and Markdown report: scores, worst and best cases, volumes, confusion, calibration, what the
+network was trained on.
+"""
 
 import html
 import math
@@ -49,7 +51,9 @@ _Schemas = tuple[str | None, str | None]
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """A page, and whether everything in it could be scored: 1 where an error is listed, as `evaluate` exits."""
+    """A page, and whether everything in it could be scored: 1 where an error is listed, as `evaluate`
+    exits.
+    """
 
     page: Path
     exit_code: int
@@ -67,7 +71,8 @@ def write_report(
     schema: str | None = None,
     prediction_schema: str | None = None,
 ) -> WrittenReport:
-    """Score a folder of predictions and write one self-contained page, and a Markdown twin beside it. The same input gives the same bytes.
+    """Score a folder of predictions and write one self-contained page, and a Markdown twin beside it. The
+    same input gives the same bytes.
 
     Args:
         out: predictions, `<case>.nii.gz`, with `predictions.csv` where there is one.
@@ -85,13 +90,25 @@ def write_report(
 
     Raises:
         InputError: a folder that is not there, or no case that could be scored.
-        UsageError: an unknown convention, a cavity as `evaluate_folders` refuses it, or an output that does not end in `.html`.
+        UsageError: an unknown convention, a cavity as `evaluate_folders` refuses it, or an output that does
+            not end in `.html`.
     """
-    out, reference, output, run = Path(out), Path(reference), Path(output), Path(run) if run is not None else None
+    out, reference, output, run = (
+        Path(out),
+        Path(reference),
+        Path(output),
+        Path(run) if run is not None else None,
+    )
     if output.suffix != ".html":
         raise UsageError(f"--output {output}: the report is a page; give a name that ends in .html")
     evaluation = evaluate_folders(
-        out, reference, conventions=conventions, cavity_in=cavity_in, only=only, schema=schema, prediction_schema=prediction_schema
+        out,
+        reference,
+        conventions=conventions,
+        cavity_in=cavity_in,
+        only=only,
+        schema=schema,
+        prediction_schema=prediction_schema,
     )
     if not evaluation.scores:
         first = f"; the first problem: {evaluation.problems[0]}" if evaluation.problems else ""
@@ -104,7 +121,9 @@ def write_report(
     return WrittenReport(output, evaluation.exit_code)
 
 
-def _content(evaluation: EvaluationReport, out: Path, reference: Path, *, run: Path | None, schemas: _Schemas) -> dict[str, Any]:
+def _content(
+    evaluation: EvaluationReport, out: Path, reference: Path, *, run: Path | None, schemas: _Schemas
+) -> dict[str, Any]:
     """Everything the templates print."""
     first = evaluation.scores[0].convention
     scores = [s for s in evaluation.scores if s.convention == first]
@@ -122,7 +141,9 @@ def _content(evaluation: EvaluationReport, out: Path, reference: Path, *, run: P
         "folders": {"predictions": out.resolve().name, "reference": reference.resolve().name},
         "regions": REGIONS,
         "names": NAMES,
-        "meanings": {r: words + CAVITY_WORDS * (r in evaluation.summary["cavity_in"]) for r, words in MEANINGS.items()},
+        "meanings": {
+            r: words + CAVITY_WORDS * (r in evaluation.summary["cavity_in"]) for r, words in MEANINGS.items()
+        },
         "classes": classes,
         "tumor_classes": classes[1:],
         "summaries": [_summary_table(name, tree) for name, tree in evaluation.summary["conventions"].items()],
@@ -138,7 +159,9 @@ def _content(evaluation: EvaluationReport, out: Path, reference: Path, *, run: P
         "confusion_note": _air_words(n_without_scans),
         "calibration": _calibration(evaluation.summary.get("calibration")),
         "training": training_section(run) if run is not None else None,
-        "problems": [{"severity": p.severity, "words": str(p)} for p in evaluation.problems] + unread + _warnings(out, ids),
+        "problems": [{"severity": p.severity, "words": str(p)} for p in evaluation.problems]
+        + unread
+        + _warnings(out, ids),
         "version": version("brats-seg"),
     }
 
@@ -146,7 +169,10 @@ def _content(evaluation: EvaluationReport, out: Path, reference: Path, *, run: P
 def _air_words(n_without_scans: int) -> str:
     if n_without_scans == 0:
         return " Air around the head is left out."
-    return f" Healthy includes the air around the head in {_counted(n_without_scans, 'case')} without scans beside the reference."
+    return (
+        f" Healthy includes the air around the head in {_counted(n_without_scans, 'case')} without scans "
+        "beside the reference."
+    )
 
 
 def _summary_table(name: str, tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,7 +180,10 @@ def _summary_table(name: str, tree: Mapping[str, Any]) -> dict[str, Any]:
     rule = CONVENTIONS[name]
     groups, extras = [("Dice", "dice", 3), ("HD95, mm", "hd95_mm", 1)], ["sensitivity", "precision"]
     if rule.lesion_wise:
-        groups, extras = [("Lesion-wise Dice", "lesion_dice", 3), ("Lesion-wise HD95, mm", "lesion_hd95_mm", 1)], ["dice"]
+        groups, extras = (
+            [("Lesion-wise Dice", "lesion_dice", 3), ("Lesion-wise HD95, mm", "lesion_hd95_mm", 1)],
+            ["dice"],
+        )
     rows = []
     for region in REGIONS:
         found = tree["regions"][region]
@@ -169,7 +198,13 @@ def _summary_table(name: str, tree: Mapping[str, Any]) -> dict[str, Any]:
             "n_false_positive": found["n_false_positive_cases"],
             "n_missed": found["n_missed_cases"],
         })  # fmt: skip
-    return {"name": name, "words": convention_words(rule), "groups": [g[0] for g in groups], "extras": extras, "rows": rows}
+    return {
+        "name": name,
+        "words": convention_words(rule),
+        "groups": [g[0] for g in groups],
+        "extras": extras,
+        "rows": rows,
+    }
 
 
 def convention_words(rule: Convention) -> str:
@@ -183,12 +218,15 @@ def convention_words(rule: Convention) -> str:
 
     sentences = [
         f"{rule.source}.",
-        f"A region that is empty in reference and prediction {counted(rule.both_empty, rule.both_empty_hd95_mm)}; "
+        "A region that is empty in reference and prediction "
+        f"{counted(rule.both_empty, rule.both_empty_hd95_mm)}; "
         f"one that is empty in only one of them {counted(rule.one_empty, rule.one_empty_hd95_mm)}.",
         f"HD95 is {HD95_WORDS[rule.hd95]}.",
     ]
     if rule.lesion_wise:
-        sentences.append("Lesion-wise numbers are means over lesions, each missed or false one counted as an empty region.")
+        sentences.append(
+            "Lesion-wise numbers are means over lesions, each missed or false one counted as an empty region."
+        )
     return " ".join(sentences)
 
 
@@ -240,7 +278,8 @@ def _look_at(
     """Read every scored case once.
 
     Returns:
-        Cards of the cases to show, in their order; the confusion of all cases; how many have no scans; what could not be used.
+        Cards of the cases to show, in their order; the confusion of all cases; how many have no scans; what
+        could not be used.
     """
     cases = {c.id: c for c in find_cases(reference, required=(), schema=schemas[0]).cases}
     confusion = np.zeros((len(classes), len(classes)), np.int64)
@@ -260,7 +299,9 @@ def _prediction_of(out: Path, case: Case) -> Path:
     return next(path for suffix in SUFFIXES if (path := out / f"{case.id}{suffix}").exists())
 
 
-def _card(seen: SeenCase, *, rank: str, scores: Sequence[Score], volumes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _card(
+    seen: SeenCase, *, rank: str, scores: Sequence[Score], volumes: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     z = best_slice(seen)
     rows = case_pictures(seen, z=z)
     return {
@@ -270,7 +311,10 @@ def _card(seen: SeenCase, *, rank: str, scores: Sequence[Score], volumes: Sequen
         "n_slices": seen.reference.shape[0],
         "scores": scores,
         "volumes": volumes,
-        "pictures": [{"name": r.name, "images": [(name, figures.data_uri(figures.png(p))) for name, p in r.columns]} for r in rows],
+        "pictures": [
+            {"name": r.name, "images": [(name, figures.data_uri(figures.png(p))) for name, p in r.columns]}
+            for r in rows
+        ],
     }
 
 
@@ -283,31 +327,58 @@ def _volumes_of(scores: Sequence[Score], case: str, classes: Sequence[str]) -> l
     ]
 
 
-def _mean_volumes(scores: Sequence[Score], ids: Sequence[str], classes: Sequence[str]) -> list[dict[str, Any]]:
+def _mean_volumes(
+    scores: Sequence[Score], ids: Sequence[str], classes: Sequence[str]
+) -> list[dict[str, Any]]:
     columns = zip(*(_volumes_of(scores, case, classes) for case in ids), strict=True)
     return [
-        {"name": c[0]["name"]} | {side: sum(v[side] for v in c) / len(c) for side in ("reference_ml", "prediction_ml")} for c in columns
+        {"name": c[0]["name"]}
+        | {side: sum(v[side] for v in c) / len(c) for side in ("reference_ml", "prediction_ml")}
+        for c in columns
     ]
 
 
 def _plots(scores: Sequence[Score], confusion: JointHistogram, classes: Sequence[str]) -> dict[str, Plot]:
     dice = {r: [s.dice for s in scores if s.region == r] for r in REGIONS}
-    distances = {r: [s.hd95_mm for s in scores if s.region == r and s.n_reference_vox and s.n_prediction_vox] for r in REGIONS}
+    distances = {
+        r: [s.hd95_mm for s in scores if s.region == r and s.n_reference_vox and s.n_prediction_vox]
+        for r in REGIONS
+    }
     volumes = {
-        c: ([s.reference_ml for s in scores if s.region == c], [s.prediction_ml for s in scores if s.region == c]) for c in classes[1:]
+        c: (
+            [s.reference_ml for s in scores if s.region == c],
+            [s.prediction_ml for s in scores if s.region == c],
+        )
+        for c in classes[1:]
     }
     errors = {c: [s.volume_error_ml for s in scores if s.region == c] for c in (*classes[1:], "whole")}
     shares = figures.row_shares(confusion)
-    kept = "; ".join(f"{figures.words(c)} {100 * shares[i, i]:.1f} %" for i, c in enumerate(classes) if not np.isnan(shares[i, i]))
+    kept = "; ".join(
+        f"{figures.words(c)} {100 * shares[i, i]:.1f} %"
+        for i, c in enumerate(classes)
+        if not np.isnan(shares[i, i])
+    )
     return {
-        "dice": plot(figures.box_plot(dice, label="Dice", limits=(0.0, 1.0)), alt=f"Box plot of Dice. {_medians(dice, digits=3)}"),
-        "hd95": plot(figures.box_plot(distances, label="HD95, mm"), alt=f"Box plot of HD95 in mm. {_medians(distances, digits=1)}"),
-        "volumes": plot(figures.volume_chart(volumes), alt="Predicted against reference volume in ml; the numbers are in table 3."),
+        "dice": plot(
+            figures.box_plot(dice, label="Dice", limits=(0.0, 1.0)),
+            alt=f"Box plot of Dice. {_medians(dice, digits=3)}",
+        ),
+        "hd95": plot(
+            figures.box_plot(distances, label="HD95, mm"),
+            alt=f"Box plot of HD95 in mm. {_medians(distances, digits=1)}",
+        ),
+        "volumes": plot(
+            figures.volume_chart(volumes),
+            alt="Predicted against reference volume in ml; the numbers are in table 3.",
+        ),
         "volume_errors": plot(
             figures.box_plot(errors, label="prediction minus reference, ml", center=0.0),
             alt=f"Box plot of volume error in ml. {_medians(errors, digits=1)}",
         ),
-        "confusion": plot(figures.confusion_chart(confusion, classes=classes), alt=f"Confusion matrix. Share predicted right: {kept}."),
+        "confusion": plot(
+            figures.confusion_chart(confusion, classes=classes),
+            alt=f"Confusion matrix. Share predicted right: {kept}.",
+        ),
     }
 
 
@@ -319,19 +390,31 @@ def _calibration(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
     rows = []
     for region, bins in curves.items():
         n = sum(b["n_voxels"] for b in bins)
-        means = {key: sum(b["n_voxels"] * b[key] for b in bins) / n if n else math.nan for key in ("mean_probability", "share_inside")}
+        means = {
+            key: sum(b["n_voxels"] * b[key] for b in bins) / n if n else math.nan
+            for key in ("mean_probability", "share_inside")
+        }
         rows.append({"region": region, "ece": found["regions"][region]["ece"]} | means)
     errors = "; ".join(f"{row['region']} {number(row['ece'], 4)}" for row in rows)
     return {
         "n_words": _counted(found["n_cases"], "case"),
         "rows": rows,
-        "figure": plot(figures.reliability_chart(curves), alt=f"Reliability curves. Expected calibration error: {errors}."),
+        "figure": plot(
+            figures.reliability_chart(curves),
+            alt=f"Reliability curves. Expected calibration error: {errors}.",
+        ),
     }
 
 
 def _medians(groups: Mapping[str, Sequence[float]], *, digits: int) -> str:
     known = {name: [v for v in values if math.isfinite(v)] for name, values in groups.items()}
-    return "; ".join(f"{n}: median {np.median(v):.{digits}f}, n = {len(v)}" if v else f"{n}: no value" for n, v in known.items()) + "."
+    return (
+        "; ".join(
+            f"{n}: median {np.median(v):.{digits}f}, n = {len(v)}" if v else f"{n}: no value"
+            for n, v in known.items()
+        )
+        + "."
+    )
 
 
 def _warnings(out: Path, ids: Sequence[str]) -> list[dict[str, str]]:

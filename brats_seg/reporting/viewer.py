@@ -1,4 +1,6 @@
-"""A page to look at a case: one file that opens offline in any browser, shown by NiiVue as an installed package brings it."""
+"""A page to look at a case: one file that opens offline in any browser, shown by NiiVue as an installed
+package brings it.
+"""
 
 import base64
 import gzip
@@ -21,7 +23,15 @@ from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.written import written_schema
 from brats_seg.reporting.figures import color_of, words
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
-from brats_seg.scans.labels import MERGED, REGIONS, SCHEMAS, common_classes, region_classes, schema_named, to_tissue
+from brats_seg.scans.labels import (
+    MERGED,
+    REGIONS,
+    SCHEMAS,
+    common_classes,
+    region_classes,
+    schema_named,
+    to_tissue,
+)
 from brats_seg.scans.volume import Geometry, read_volume, read_volumes, same_grid
 
 PACKAGE = "ipyniivue"
@@ -29,13 +39,23 @@ PACKAGE = "ipyniivue"
 GRAY_PERCENTILES = (0.5, 99.5)
 """Of the voxels of the brain: black and white of a scan."""
 WHITE = 127
-"""The brightest gray level: half of what a byte holds, less than the noise of a scan, makes a page of 7.1 MB one of 6.0 MB."""
+"""The brightest gray level: half of what a byte holds, less than the noise of a scan, makes a page of 7.1 MB
+one of 6.0 MB.
+"""
 
 _NAMES = {"t1n": "T1", "t1c": "T1c", "t2w": "T2", "t2f": "FLAIR"}
 _TITLES = {"t1n": "native T1", "t1c": "T1 with contrast agent", "t2w": "T2", "t2f": "T2-FLAIR"}
 _REGION_NAMES = {"whole": "Whole tumor", "core": "Tumor core", "active": "Enhancing tumor"}
 # From the outside in, as tumors grow: of two classes side by side the deeper one draws the line between them.
-_INWARD = ("healthy", "edema", "enhancing_core", "non_enhancing_core", MERGED, "necrotic_core", "resection_cavity")
+_INWARD = (
+    "healthy",
+    "edema",
+    "enhancing_core",
+    "non_enhancing_core",
+    MERGED,
+    "necrotic_core",
+    "resection_cavity",
+)
 _MARGIN_VOX = 3
 _LITERAL = re.compile(r"[\"`]([\w.!~*'()%-]{500000,})[\"`]", re.ASCII)
 
@@ -88,13 +108,16 @@ class Overlay:
 
 
 def write_page(case: Case, *, prediction: Path | None, reference: Path | None, output: Path) -> Path:
-    """Write one self-contained HTML page that shows a case: three planes, its modalities, label maps laid over them, volumes in ml.
+    """Write one self-contained HTML page that shows a case: three planes, its modalities, label maps laid
+    over them, volumes in ml.
 
-    The scans are cropped to the brain and kept as 127 gray levels: the page is for looking, not for measuring intensities.
+    The scans are cropped to the brain and kept as 127 gray levels: the page is for looking, not for measuring
+    intensities.
 
     Args:
         case: what to show; modalities that it lacks are left out.
-        prediction: a label map in the label schema that `written_schema` tells, on the grid of its scans; None leaves it out.
+        prediction: a label map in the label schema that `written_schema` tells, on the grid of its scans;
+            None leaves it out.
         reference: likewise; None takes the label the case comes with, if any.
         output: the page, ending in `.html`; its folder has to exist.
 
@@ -103,8 +126,8 @@ def write_page(case: Case, *, prediction: Path | None, reference: Path | None, o
 
     Raises:
         UsageError: the extra `view` is not installed, or `output` is not an `.html` file.
-        InputError: a label map whose name says another case, no modality, no voxel above 0, an unreadable file, a file on another grid,
-            values outside the schema.
+        InputError: a label map whose name says another case, no modality, no voxel above 0, an unreadable
+            file, a file on another grid, values outside the schema.
     """
     if output.suffix.lower() != ".html":
         raise UsageError(f"--output {output}: the page is HTML; give it a name that ends in .html")
@@ -112,7 +135,9 @@ def write_page(case: Case, *, prediction: Path | None, reference: Path | None, o
     names, scans, geometry = _read_scans(case)
     classes = common_classes(schema_named(name) for name in _schemas(case, prediction, reference).values())
     overlays = _read_overlays(case, prediction, reference, geometry=geometry, classes=classes)
-    write_text(output, _render(case, names, scans, overlays, geometry=geometry, classes=classes, bundle=bundle))
+    write_text(
+        output, _render(case, names, scans, overlays, geometry=geometry, classes=classes, bundle=bundle)
+    )
     return output
 
 
@@ -120,15 +145,20 @@ def _schemas(case: Case, prediction: Path | None, reference: Path | None) -> dic
     """The label schema of each label map there is, or of the case where there is none."""
     schemas = {} if prediction is None else {"prediction": written_schema(case, prediction)}
     if case.label is not None or reference is not None or prediction is None:
-        schemas["reference"] = case.schema or ("" if case.label is not None or reference is not None else next(iter(SCHEMAS)))
+        schemas["reference"] = case.schema or (
+            "" if case.label is not None or reference is not None else next(iter(SCHEMAS))
+        )
     for name, schema in schemas.items():
         if not schema:
-            raise InputError(f"case {case.id}: nothing says which tissue each value of the {name} is; give --schema NAME")
+            raise InputError(
+                f"case {case.id}: nothing says which tissue each value of the {name} is; give --schema NAME"
+            )
     return schemas
 
 
 def find_bundle() -> Bundle:
-    """NiiVue out of the installed `ipyniivue`, whose widget carries the whole module, percent-encoded, to save pages with.
+    """NiiVue out of the installed `ipyniivue`, whose widget carries the whole module, percent-encoded, to
+    save pages with.
 
     Raises:
         UsageError: the package is absent, or holds no such module.
@@ -136,21 +166,29 @@ def find_bundle() -> Bundle:
     try:
         package = metadata.distribution(PACKAGE)
     except metadata.PackageNotFoundError:
-        raise UsageError(f"view: the package {PACKAGE} is not installed; pip install 'brats-seg[view]'") from None
+        raise UsageError(
+            f"view: the package {PACKAGE} is not installed; pip install 'brats-seg[view]'"
+        ) from None
     origin = f"{PACKAGE} {package.version}"
     widget = Path(str(package.locate_file(f"{PACKAGE}/static/widget.js")))
     script = widget.read_text(encoding="utf-8") if widget.is_file() else ""
     module = unquote(max(_LITERAL.findall(script), key=len, default=""))
     exports = module[module.rfind("export{") :]
     if not all(re.search(rf"\b{name}\b", exports) for name in ("Niivue", "NVImage", "SLICE_TYPE")):
-        raise UsageError(f"view: {origin} holds no NiiVue module that this version can use; pip install '{PACKAGE}==2.4.4'")
-    return Bundle(module, origin, package.read_text("licenses/LICENSE") or f"License: {package.metadata['License']}")
+        raise UsageError(
+            f"view: {origin} holds no NiiVue module that this version can use; pip install '{PACKAGE}==2.4.4'"
+        )
+    return Bundle(
+        module, origin, package.read_text("licenses/LICENSE") or f"License: {package.metadata['License']}"
+    )
 
 
 def _read_scans(case: Case) -> tuple[list[str], list[Volume], Geometry]:
     names = [name for name in MODALITIES if name in case.modalities]
     if not names:
-        raise InputError(f"case {case.id}: no scan in {case.folder}; a page needs at least one of {', '.join(MODALITIES)}")
+        raise InputError(
+            f"case {case.id}: no scan in {case.folder}; a page needs at least one of {', '.join(MODALITIES)}"
+        )
     read = read_volumes([case.modalities[name] for name in names])
     geometry = read[0][1]
     for name, (_, other) in zip(names, read, strict=True):
@@ -161,12 +199,15 @@ def _read_scans(case: Case) -> tuple[list[str], list[Volume], Geometry]:
 def _read_overlays(
     case: Case, prediction: Path | None, reference: Path | None, *, geometry: Geometry, classes: Sequence[str]
 ) -> list[Overlay]:
-    """The label maps there are: alone, one is filled; of two, the reference is a line over the filled prediction."""
+    """The label maps there are: alone, one is filled; of two, the reference is a line over the filled
+    prediction.
+    """
     for path in (prediction, reference):
         named = other_case_in(path.name, case.id) if path is not None else None
         if named:
             raise InputError(
-                f"case {case.id}: {path}: its name says case {named}; give the label map of {case.id}, or the folder of {named}"
+                f"case {case.id}: {path}: its name says case {named}; give the label map of {case.id}, or "
+                f"the folder of {named}"
             )
     expert = case.label if reference is None else ScanFile(reference)
     sources = {"prediction": None if prediction is None else ScanFile(prediction), "reference": expert}
@@ -182,7 +223,9 @@ def _read_overlays(
     ]
 
 
-def _read_labels(source: ScanFile, case: Case, geometry: Geometry, classes: Sequence[str], *, schema: str) -> TissueMap:
+def _read_labels(
+    source: ScanFile, case: Case, geometry: Geometry, classes: Sequence[str], *, schema: str
+) -> TissueMap:
     values, found = read_volume(source)
     _check_grid(case, source, found, geometry)
     try:
@@ -192,7 +235,8 @@ def _read_labels(source: ScanFile, case: Case, geometry: Geometry, classes: Sequ
 
 
 def other_case_in(name: str, case: str) -> str | None:
-    """Another case's id in a file's name, written as the id of this case is but with other numbers; None where there is none.
+    """Another case's id in a file's name, written as the id of this case is but with other numbers; None
+    where there is none.
 
     All cases of a BraTS release have one grid, so the grid of a label map does not tell whose it is.
     """
@@ -205,9 +249,14 @@ def other_case_in(name: str, case: str) -> str | None:
 
 def _check_grid(case: Case, source: ScanFile, found: Geometry, expected: Geometry) -> None:
     if found.shape != expected.shape:
-        raise InputError(f"case {case.id}: {source}: shape {found.shape} (Z, Y, X); the scans have {expected.shape}")
+        raise InputError(
+            f"case {case.id}: {source}: shape {found.shape} (Z, Y, X); the scans have {expected.shape}"
+        )
     if not same_grid(found, expected, tolerance_mm=0.01):
-        raise InputError(f"case {case.id}: {source}: its affine puts the voxels elsewhere; write it with the affine of the scans")
+        raise InputError(
+            f"case {case.id}: {source}: its affine puts the voxels elsewhere; write it with the affine of "
+            "the scans"
+        )
 
 
 def _render(
@@ -227,33 +276,48 @@ def _render(
     affine = _page_affine(geometry, box)
     tissues = {overlay.id: overlay.tissue[box] for overlay in overlays}
     template = resources.files("brats_seg.reporting").joinpath("viewer.html").read_text(encoding="utf-8")
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(template)
+    page = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(template)
     return page.render(
         case=case,
         facts=_facts(case, geometry),
         modalities=[{"name": _NAMES[name], "title": _TITLES[name]} for name in names],
         overlays=overlays,
         **_legend(overlays, geometry=geometry, classes=classes),
-        start_mm=[round(float(v), 3) for v in affine[:3] @ (*_start_vox(brain[box], list(tissues.values())), 1)],
+        start_mm=[
+            round(float(v), 3) for v in affine[:3] @ (*_start_vox(brain[box], list(tissues.values())), 1)
+        ],
         white=WHITE,
         percentiles=GRAY_PERCENTILES,
         bundle=bundle,
         niivue=_base64(bundle.module.encode()),
         scans=_packed([_gray(scan[box], brain[box]) for scan in scans], affine),
-        volumes={name: _packed([tissue, _outline(tissue, classes)], affine) for name, tissue in tissues.items()},
+        volumes={
+            name: _packed([tissue, _outline(tissue, classes)], affine) for name, tissue in tissues.items()
+        },
     )
 
 
-def _legend(overlays: Sequence[Overlay], *, geometry: Geometry, classes: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+def _legend(
+    overlays: Sequence[Overlay], *, geometry: Geometry, classes: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
     """The rows of the table: tissue classes with their color, and regions, with the ml of each overlay."""
     ml_per_vox = float(np.prod(geometry.spacing_mm)) / 1000
     counts = [np.bincount(overlay.tissue.ravel(), minlength=len(classes)) for overlay in overlays]
 
     def row(name: str, members: Sequence[int]) -> dict[str, Any]:
-        return {"name": name, "ml": [_ml_text(float(count[list(members)].sum()) * ml_per_vox) for count in counts]}
+        return {
+            "name": name,
+            "ml": [_ml_text(float(count[list(members)].sum()) * ml_per_vox) for count in counts],
+        }
 
     return {
-        "classes": [row(words(name), [i]) | {"value": i, "color": color_of(name)} for i, name in enumerate(classes) if i > 0],
+        "classes": [
+            row(words(name), [i]) | {"value": i, "color": color_of(name)}
+            for i, name in enumerate(classes)
+            if i > 0
+        ],
         "regions": [row(_REGION_NAMES[region], region_classes(region, classes)) for region in REGIONS],
     }
 
@@ -276,7 +340,9 @@ def _gray(scan: Volume, brain: Mask) -> UInt8[np.ndarray, "z y x"]:
 
 
 def _outline(tissue: TissueMap, classes: Sequence[str]) -> TissueMap:
-    """One line at every border: the voxels of a class that share a face with a class farther out; 0 elsewhere."""
+    """One line at every border: the voxels of a class that share a face with a class farther out; 0
+    elsewhere.
+    """
     depth = np.array([_INWARD.index(name) for name in classes], np.int8)[tissue]
     padded = np.pad(depth, 1)
     border = np.zeros(tissue.shape, bool)
@@ -296,7 +362,9 @@ def _box(mask: Mask) -> Box:
 
 
 def _start_vox(brain: Mask, tissues: Sequence[TissueMap]) -> tuple[int, int, int]:
-    """(x, y, z) to open the page at: inside the largest axial slice of tumor, near its middle; without tumor, the middle."""
+    """(x, y, z) to open the page at: inside the largest axial slice of tumor, near its middle; without tumor,
+    the middle.
+    """
     tumor = np.logical_or.reduce([tissue > 0 for tissue in tissues]) if tissues else np.zeros_like(brain)
     if not tumor.any():
         z, y, x = (n // 2 for n in brain.shape)
@@ -315,7 +383,9 @@ def _page_affine(geometry: Geometry, box: Box) -> np.ndarray:
 
 
 def _packed(frames: Sequence[UInt8[np.ndarray, "z y x"]], affine: np.ndarray) -> str:
-    """Volumes on one grid as the base64 text of a 4-D `.nii.gz`, its header without a word of the source's."""
+    """Volumes on one grid as the base64 text of a 4-D `.nii.gz`, its header without a word of the
+    source's.
+    """
     image = nibabel.Nifti1Image(np.stack(frames).transpose(3, 2, 1, 0), affine)
     image.header.set_xyzt_units("mm")
     return _base64(image.to_bytes())

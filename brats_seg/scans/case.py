@@ -10,7 +10,14 @@ MODALITIES = ("t1n", "t1c", "t2w", "t2f")
 ALIASES: Mapping[str, str] = {
     **{name: name for name in MODALITIES},
     **{"t1": "t1n", "t1w": "t1n", "t1ce": "t1c", "t1gd": "t1c", "t1wce": "t1c", "t1wgd": "t1c", "t2": "t2w"},
-    **{"t1pre": "t1n", "t1native": "t1n", "t1precontrast": "t1n", "t1post": "t1c", "t1contrast": "t1c", "t1postcontrast": "t1c"},
+    **{
+        "t1pre": "t1n",
+        "t1native": "t1n",
+        "t1precontrast": "t1n",
+        "t1post": "t1c",
+        "t1contrast": "t1c",
+        "t1postcontrast": "t1c",
+    },
     **{"flair": "t2f", "t2flair": "t2f", "fla": "t2f"},
 }
 """Every spelling of a modality that a release uses, in lower case without separators -> its name here."""
@@ -46,7 +53,8 @@ class Case:
         id: unique within a data set; names the case's files in a bank and among predictions.
         patient: equal for all cases of one person, across releases where the release names allow to know it.
         layout: the key in `layouts.LAYOUTS` that recognized it.
-        schema: the key in `labels.SCHEMAS` that its label follows (or would follow); "" where nothing tells it.
+        schema: the key in `labels.SCHEMAS` that its label follows (or would follow); "" where nothing tells
+            it.
         modalities: modality name of `MODALITIES` -> where it lies; only those found.
         label: where the expert's label map lies, or None.
         folder: where the case lies.
@@ -68,7 +76,9 @@ def modality_named(text: str) -> str | None:
 
 
 def patient_of(case_id: str) -> str:
-    """The patient a case id names, the same in every release that tells: BraTS2021_00006 and BraTS-GLI-00006-000 give GLI-00006."""
+    """The patient a case id names, the same in every release that tells: BraTS2021_00006 and
+    BraTS-GLI-00006-000 give GLI-00006.
+    """
     for pattern, template in _PATIENTS:
         match = re.fullmatch(pattern, case_id, re.IGNORECASE)
         if match:

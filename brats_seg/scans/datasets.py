@@ -29,7 +29,9 @@ _WORDS = (  # the first that fits, in a name of lower-case letters and spaces
     (r"core|\btc\b", "core"),
 )
 _LONGEST_NAME = 200  # characters of a label's name that are looked at
-_BIDS = re.compile(r"(?P<subject>sub-[^_]+)_(?:(?P<session>ses-[^_]+)_)?(?P<entities>(?:.*_)?)(?P<suffix>T1w|T2w|FLAIR|dseg)\.nii(?:\.gz)?")
+_BIDS = re.compile(
+    r"(?P<subject>sub-[^_]+)_(?:(?P<session>ses-[^_]+)_)?(?P<entities>(?:.*_)?)(?P<suffix>T1w|T2w|FLAIR|dseg)\.nii(?:\.gz)?"
+)
 
 
 @dataclass(frozen=True)
@@ -46,30 +48,46 @@ class Piece:
 
 
 def read_dataset(files: Sequence[Path], problems: list[Problem]) -> list[Piece]:
-    """Cases of every folder with a dataset.json: MSD (stacked channels) or nnU-Net (`_0000` files), told by the file names."""
+    """Cases of every folder with a dataset.json: MSD (stacked channels) or nnU-Net (`_0000` files), told by
+    the file names.
+    """
     pieces: list[Piece] = []
     for file in files:
         if file.name == "dataset.json":
             try:
                 pieces += _dataset(file, [other for other in files if other.is_relative_to(file.parent)])
             except InputError as error:
-                problems.append(Problem("error", "", str(file), str(error), "channel and label names as MSD or nnU-Net write them"))
+                problems.append(
+                    Problem(
+                        "error",
+                        "",
+                        str(file),
+                        str(error),
+                        "channel and label names as MSD or nnU-Net write them",
+                    )
+                )
     return pieces
 
 
 def read_bids(files: Sequence[Path], problems: list[Problem], *, root: Path) -> list[Piece]:
     """Cases `sub-*/[ses-*/]anat`; masks (`*_dseg`) beside them or anywhere under a derivatives/ below `root`.
 
-    A mask under derivatives/ goes to the scans of its subject and session that lie highest beside that folder (in rawdata/, say).
+    A mask under derivatives/ goes to the scans of its subject and session that lie highest beside that folder
+    (in rawdata/, say).
 
-    The values of masks are told by a `*dseg.tsv` with the columns index and name, beside the mask or above it.
+    The values of masks are told by a `*dseg.tsv` with the columns index and name, beside the mask or above
+    it.
     """
     tables = [file for file in files if file.name.endswith("dseg.tsv")]
     pieces = []
     for file in files:
         match = _BIDS.fullmatch(file.name)
         derived = "derivatives" in file.relative_to(root).parts
-        if not match or not (file.parent.name == "anat" or derived) or (derived and match["suffix"] != "dseg"):
+        if (
+            not match
+            or not (file.parent.name == "anat" or derived)
+            or (derived and match["suffix"] != "dseg")
+        ):
             continue
         subject, session = match["subject"], match["session"]
         case_id = f"{subject}_{session}" if session else subject
@@ -85,11 +103,17 @@ def read_bids(files: Sequence[Path], problems: list[Problem], *, root: Path) -> 
 
 
 def read_manifest(
-    file: Path, problems: list[Problem], *, schema_of: Callable[[Path], str | None], unfit: Literal["error", "warning"] = "error"
+    file: Path,
+    problems: list[Problem],
+    *,
+    schema_of: Callable[[Path], str | None],
+    unfit: Literal["error", "warning"] = "error",
 ) -> list[Piece]:
-    """Cases of a CSV file: columns case, t1n, t1c, t2w, t2f; optionally patient, label, schema. Paths count from the CSV's folder.
+    """Cases of a CSV file: columns case, t1n, t1c, t2w, t2f; optionally patient, label, schema. Paths count
+    from the CSV's folder.
 
-    A label without a schema follows the release its file is named after (`schema_of`); a case without a label, that of its scans.
+    A label without a schema follows the release its file is named after (`schema_of`); a case without a
+    label, that of its scans.
 
     Args:
         unfit: how bad it is that the file is no manifest; one met in a folder may be another program's.
@@ -101,21 +125,33 @@ def read_manifest(
         problems.append(Problem(unfit, "", str(file), _said(error, file), "a CSV file in UTF-8"))
         return pieces
     if not rows or "case" not in rows[0]:
-        problems.append(Problem(unfit, "", str(file), "has no column 'case' or no row", f"the columns case, {', '.join(MODALITIES)}"))
+        problems.append(
+            Problem(
+                unfit,
+                "",
+                str(file),
+                "has no column 'case' or no row",
+                f"the columns case, {', '.join(MODALITIES)}",
+            )
+        )
         return pieces
     for row in rows:
         try:
             pieces += _row(file, {key: value.strip() for key, value in row.items()}, schema_of=schema_of)
         except InputError as error:
             expected = "a row that names a case, files that exist, and a known schema"
-            problems.append(Problem("error", printable(row["case"], limit=60), str(file), str(error), expected))
+            problems.append(
+                Problem("error", printable(row["case"], limit=60), str(file), str(error), expected)
+            )
     return pieces
 
 
 def schema_of_names(names: Mapping[str, Sequence[int]]) -> str:
-    """The schema whose values have these tissue (or region) names, such as {"edema": [1], "enhancing tumor": [3], ...}.
+    """The schema whose values have these tissue (or region) names, such as {"edema": [1], "enhancing tumor":
+    [3], ...}.
 
-    One core named alone ("non-enhancing") stands for both. Regions that overlap are taken apart: whole without core is edema.
+    One core named alone ("non-enhancing") stands for both. Regions that overlap are taken apart: whole
+    without core is edema.
 
     Raises:
         InputError: a name that fits no tissue, or values that fit no schema.
@@ -155,7 +191,10 @@ def _without_regions(values: dict[str, set[int]]) -> dict[str, set[int]]:
 
 def _dataset(file: Path, files: Sequence[Path]) -> list[Piece]:
     """The pieces of one MSD or nnU-Net data set; none where no images lie beside its dataset.json."""
-    scans = {part: _scans_in(files, file.parent / part) for part in ("imagesTr", "imagesTs", "labelsTr", "labelsTs")}
+    scans = {
+        part: _scans_in(files, file.parent / part)
+        for part in ("imagesTr", "imagesTs", "labelsTr", "labelsTs")
+    }
     images = scans["imagesTr"] | scans["imagesTs"]
     if not images:
         return []
@@ -173,11 +212,23 @@ def _dataset(file: Path, files: Sequence[Path]) -> list[Piece]:
             case_id, found = stem, [(name, ScanFile(path, int(number))) for number, name in channels.items()]
         for role, scan in found:
             if role is not None:
-                pieces.append(Piece("nnunet" if split else "msd", schema, case_id, patient_of(case_id), role, scan, file.parent))
+                pieces.append(
+                    Piece(
+                        "nnunet" if split else "msd",
+                        schema,
+                        case_id,
+                        patient_of(case_id),
+                        role,
+                        scan,
+                        file.parent,
+                    )
+                )
     known = {piece.case_id for piece in pieces}
     layout = "nnunet" if split else "msd"
     return pieces + [
-        Piece(layout, schema, stem, patient_of(stem), LABEL, ScanFile(path), file.parent) for path, stem in labels.items() if stem in known
+        Piece(layout, schema, stem, patient_of(stem), LABEL, ScanFile(path), file.parent)
+        for path, stem in labels.items()
+        if stem in known
     ]
 
 
@@ -247,19 +298,27 @@ def _bids_role(file: Path, match: re.Match[str], tables: Sequence[Path]) -> tupl
 
 
 def _bids_home(piece: Piece, scanned: Collection[tuple[str, Path]], *, root: Path) -> Path:
-    """The anat/ folder of the scans that a file, raw or derived, belongs to; of several equally high ones none."""
+    """The anat/ folder of the scans that a file, raw or derived, belongs to; of several equally high ones
+    none.
+    """
     inner = piece.folder.relative_to(root).parts
     if "derivatives" not in inner:
         return piece.folder
     beside = Path(root, *inner[: inner.index("derivatives")])
-    homes = [folder for case_id, folder in scanned if case_id == piece.case_id and folder.is_relative_to(beside)]
+    homes = [
+        folder for case_id, folder in scanned if case_id == piece.case_id and folder.is_relative_to(beside)
+    ]
     highest = [home for home in homes if len(home.parts) == min(len(other.parts) for other in homes)]
     return highest[0] if len(highest) == 1 else piece.folder
 
 
 def _bids_schema(file: Path, tables: Sequence[Path]) -> str:
     stem = file.name.split(".")[0]
-    near = [table for table in tables if table.parent in file.parents and (table.stem == stem or not table.name.startswith("sub-"))]
+    near = [
+        table
+        for table in tables
+        if table.parent in file.parents and (table.stem == stem or not table.name.startswith("sub-"))
+    ]
     if not near:
         return ""
     nearest = max(near, key=lambda table: (len(table.parts), table.stem == stem))
@@ -289,7 +348,10 @@ def _row(file: Path, row: Mapping[str, str], *, schema_of: Callable[[Path], str 
         told_by = [files[LABEL]] if LABEL in files else list(files.values())
         schema = next((name for path in told_by if (name := schema_of(path))), "")
     patient = row.get("patient") or patient_of(case_id)
-    return [Piece("manifest", schema, case_id, patient, role, ScanFile(path), file.parent) for role, path in files.items()]
+    return [
+        Piece("manifest", schema, case_id, patient, role, ScanFile(path), file.parent)
+        for role, path in files.items()
+    ]
 
 
 def _is_file(path: Path) -> bool:

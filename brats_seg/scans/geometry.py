@@ -19,13 +19,22 @@ from brats_seg.errors import InputError
 Affine = Float64[np.ndarray, "4 4"]
 Rows = tuple[tuple[float, ...], ...]
 
-_MAX_VOXELS = 2**29  # 640 x 880 x 880, a whole head at 0.25 mm, is 496 million; a bank keeps a flat position in 32 bits
+_MAX_VOXELS = (
+    2**29
+)  # 640 x 880 x 880, a whole head at 0.25 mm, is 496 million; a bank keeps a flat position in 32 bits
 _LPS = ("L", "P", "S")
-_MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # spatial codes of xyzt_units: unknown, meter, millimeter, micron
+_MM_PER_UNIT = {
+    0: 1.0,
+    1: 1000.0,
+    2: 1.0,
+    3: 0.001,
+}  # spatial codes of xyzt_units: unknown, meter, millimeter, micron
 
 
 class ScanError(InputError):
-    """A scan file has a problem. `path`, `what` is wrong and what was `expected` are at hand beside the one line."""
+    """A scan file has a problem. `path`, `what` is wrong and what was `expected` are at hand beside the one
+    line.
+    """
 
     def __init__(self, path: Path, what: str, *, expected: str):
         super().__init__(f"{path}: {what}; expected {expected}")
@@ -58,7 +67,9 @@ def opened_scan(path: Path, *, kind: str) -> Iterator[io.BufferedReader]:
 
 @dataclass(frozen=True)
 class NiftiGrid:
-    """The header fields that place a NIfTI file's voxels in space, as stored, so that they can be written back unchanged."""
+    """The header fields that place a NIfTI file's voxels in space, as stored, so that they can be written
+    back unchanged.
+    """
 
     pixdim: tuple[float, ...]
     qform_code: int
@@ -76,7 +87,8 @@ class Geometry:
     Attributes:
         shape: (Z, Y, X) after reading, in LPS.
         spacing_mm: (Z, Y, X) after reading, in LPS, in millimeters whatever unit the file has.
-        affine: four rows; native voxel index (i, j, k, 1) -> (R, A, S, 1) in the file's own unit, as nibabel gives it.
+        affine: four rows; native voxel index (i, j, k, 1) -> (R, A, S, 1) in the file's own unit, as nibabel
+            gives it.
         axis_codes: the direction in which each native axis i, j, k grows, such as ("L", "P", "S").
         dtype: NumPy name of the stored number type, native byte order.
         nifti: the fields to write back, None where the source is not NIfTI.
@@ -124,13 +136,16 @@ def make_geometry(
     Args:
         shape: (Z, Y, X) in LPS.
         spacing_mm: (Z, Y, X) in LPS; ignored where `affine` is given.
-        orientation: directions of the native axes i, j, k; one volume written in any of them lies in the same place.
+        orientation: directions of the native axes i, j, k; one volume written in any of them lies in the same
+            place.
         affine: native voxel index -> RAS in millimeters; overrides spacing and orientation.
         dtype: NumPy name of the number type to store.
     """
     if affine is None:
         z, y, x = spacing_mm
-        lps_affine = np.array([[-x, 0, 0, 0], [0, -y, 0, (shape[1] - 1) * y], [0, 0, z, 0], [0, 0, 0, 1]])  # the origin BraTS has
+        lps_affine = np.array(
+            [[-x, 0, 0, 0], [0, -y, 0, (shape[1] - 1) * y], [0, 0, z, 0], [0, 0, 0, 1]]
+        )  # the origin BraTS has
         turn = to_lps(orientation)
         native_shape = tuple(shape[::-1][int(axis)] for axis in turn[:, 0])
         affine = lps_affine @ np.linalg.inv(inv_ornt_aff(turn, native_shape))
@@ -142,19 +157,24 @@ def make_geometry(
 def same_grid(a: Geometry, b: Geometry, *, tolerance_mm: float = 1e-3) -> bool:
     """True where two volumes, once read in LPS, have the same shape and each voxel in the same place.
 
-    Every corner of the grid is compared; released files differ by rounding only (-0.0 for 0.0, float32 for float64).
+    Every corner of the grid is compared; released files differ by rounding only (-0.0 for 0.0, float32 for
+    float64).
     """
     if a.shape != b.shape:
         return False
     if a.affine == b.affine and a.axis_codes == b.axis_codes and _unit_mm(a.nifti) == _unit_mm(b.nifti):
         return True  # as most are: a tenth of a millisecond less, and a case has sixteen pairs
-    corners = np.array([[x, y, z, 1] for x in (0, a.shape[2]) for y in (0, a.shape[1]) for z in (0, a.shape[0])], np.float64)
+    corners = np.array(
+        [[x, y, z, 1] for x in (0, a.shape[2]) for y in (0, a.shape[1]) for z in (0, a.shape[0])], np.float64
+    )
     return bool(np.abs(corners @ (a.lps_affine - b.lps_affine).T).max() <= tolerance_mm)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a header says of the data behind it: number type as stored, first byte, volumes stacked, (slope, intercept) if they scale."""
+    """What a header says of the data behind it: number type as stored, first byte, volumes stacked, (slope,
+    intercept) if they scale.
+    """
 
     geometry: Geometry
     dtype: np.dtype[Any]
@@ -164,7 +184,9 @@ class Stored:
 
 
 def to_lps(codes: Sequence[str]) -> np.ndarray:
-    """The turn from native axes to LPS, as nibabel's orientation array: (LPS axis, 1 or -1) per native axis."""
+    """The turn from native axes to LPS, as nibabel's orientation array: (LPS axis, 1 or -1) per native
+    axis.
+    """
     return ornt_transform(axcodes2ornt(tuple(codes)), axcodes2ornt(_LPS))
 
 
@@ -173,32 +195,53 @@ def from_lps(codes: Sequence[str]) -> np.ndarray:
     return ornt_transform(axcodes2ornt(_LPS), axcodes2ornt(tuple(codes)))
 
 
-def place(path: Path, native_shape: Sequence[int], *, affine: np.ndarray, dtype: np.dtype[Any], grid: NiftiGrid | None) -> Geometry:
+def place(
+    path: Path,
+    native_shape: Sequence[int],
+    *,
+    affine: np.ndarray,
+    dtype: np.dtype[Any],
+    grid: NiftiGrid | None,
+) -> Geometry:
     """The geometry of a file. Raises `ScanError` where the affine places no volume in space."""
     try:
         codes = _axis_codes(affine)
     except InputError as error:
         raise ScanError(path, str(error), expected="finite rows and a spacing above 0") from None
     x, y, z = (int(native_shape[axis]) for axis in np.argsort(to_lps(codes)[:, 0]))
-    return Geometry((z, y, x), _spacing(affine, codes, _unit_mm(grid)), _rows(affine), codes, dtype.name, grid)
+    return Geometry(
+        (z, y, x), _spacing(affine, codes, _unit_mm(grid)), _rows(affine), codes, dtype.name, grid
+    )
 
 
 def check_size(path: Path, shape: Sequence[int], *, n_bytes: int, capacity: int) -> None:
-    """Refuse, before anything is allocated, a header that claims more than is sane or than the file can hold."""
+    """Refuse, before anything is allocated, a header that claims more than is sane or than the file can
+    hold.
+    """
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise ScanError(path, f"has the shape {tuple(shape)}", expected="three axes of at least one voxel")
     if math.prod(shape[:3]) > _MAX_VOXELS:
-        raise ScanError(path, f"the header claims {math.prod(shape[:3]):,} voxels", expected=f"{_MAX_VOXELS:,} at most")
+        raise ScanError(
+            path, f"the header claims {math.prod(shape[:3]):,} voxels", expected=f"{_MAX_VOXELS:,} at most"
+        )
     if n_bytes > capacity:
         raise ScanError(
-            path, f"the header claims {n_bytes:,} bytes, the file of {path.stat().st_size:,} cannot hold them", expected="a whole file"
+            path,
+            f"the header claims {n_bytes:,} bytes, the file of {path.stat().st_size:,} cannot hold them",
+            expected="a whole file",
         )
 
 
 def check_channel(path: Path, channel: int | None, *, n_channels: int) -> int:
-    """The channel to read. Raises `ScanError` where a file stacks volumes and none is named, or that one is not there."""
+    """The channel to read. Raises `ScanError` where a file stacks volumes and none is named, or that one is
+    not there.
+    """
     if channel is None and n_channels > 1:
-        raise ScanError(path, f"stacks {n_channels} volumes", expected="one volume, or a dataset.json that names the channels")
+        raise ScanError(
+            path,
+            f"stacks {n_channels} volumes",
+            expected="one volume, or a dataset.json that names the channels",
+        )
     if (channel or 0) >= n_channels:
         raise ScanError(path, f"has no channel {channel}", expected=f"a channel from 0 to {n_channels - 1}")
     return channel or 0
@@ -210,7 +253,11 @@ def _unit_mm(grid: NiftiGrid | None) -> float:
 
 def _axis_codes(affine: np.ndarray) -> tuple[str, str, str]:
     lengths = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    sound = np.isfinite(affine).all() and lengths.min() > 0 and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6
+    sound = (
+        np.isfinite(affine).all()
+        and lengths.min() > 0
+        and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6
+    )
     if not sound or np.isnan(io_orientation(affine)).any():
         raise InputError("the affine is not finite or maps voxels onto a plane")
     i, j, k = aff2axcodes(affine)

@@ -26,8 +26,8 @@ TISSUE_COLORS = {
     "enhancing_core": "#e05217",
     "resection_cavity": "#efde3e",
 }
-"""What a class looks like in every picture, page and label file. Chosen by search: every pair stays over 20 CIEDE2000 apart, also seen with
-each of the three color blindnesses (a test)."""
+"""What a class looks like in every picture, page and label file. Chosen by search: every pair stays over 20
+CIEDE2000 apart, also seen with each of the three color blindnesses (a test)."""
 
 _SHORT_WORDS = {  # for one line about all schemas
     "necrotic_core": "necrotic",
@@ -45,7 +45,9 @@ _REGION_TISSUES = {
     "active": ("enhancing_core",),
 }
 _WHOLE_TOLERANCE = 1e-3
-"""A value rebuilt from `scl_slope` misses its whole number by about 1e-7; interpolated labels miss it by far more than this."""
+"""A value rebuilt from `scl_slope` misses its whole number by about 1e-7; interpolated labels miss it by far
+more than this.
+"""
 _UNEXPECTED = 254
 
 
@@ -66,7 +68,8 @@ class LabelSchema:
     def value_of(self, tissue: str) -> int:
         """The voxel value a tissue class is written as.
 
-        A core this schema does not tell apart takes the merged value, and a resection cavity in a schema without one takes 0 (healthy).
+        A core this schema does not tell apart takes the merged value, and a resection cavity in a schema
+        without one takes 0 (healthy).
 
         Raises:
             InputError: the tissue is none of `TISSUES` and not `MERGED`.
@@ -80,26 +83,44 @@ class LabelSchema:
             return self.merged_value
         if tissue in TISSUES:
             return 0
-        raise InputError(f"tissue class '{tissue}' is unknown; the classes are {', '.join((*TISSUES, MERGED))}")
+        raise InputError(
+            f"tissue class '{tissue}' is unknown; the classes are {', '.join((*TISSUES, MERGED))}"
+        )
 
 
 def _schema(name: str, *, merged_value: int, **values: int) -> LabelSchema:
-    return LabelSchema(name, MappingProxyType({0: "healthy"} | {value: tissue for tissue, value in values.items()}), merged_value)
+    return LabelSchema(
+        name,
+        MappingProxyType({0: "healthy"} | {value: tissue for tissue, value in values.items()}),
+        merged_value,
+    )
 
 
 SCHEMAS: dict[str, LabelSchema] = {
     schema.name: schema
     for schema in (
         # 2013 and 2015, Menze et al. 2015
-        _schema("brats2013", necrotic_core=1, edema=2, non_enhancing_core=3, enhancing_core=4, merged_value=1),
+        _schema(
+            "brats2013", necrotic_core=1, edema=2, non_enhancing_core=3, enhancing_core=4, merged_value=1
+        ),
         # 2017 to 2021, Bakas et al. 2018, Baid et al. 2021: 3 is skipped
         _schema("brats2017", necrotic_or_non_enhancing=1, edema=2, enhancing_core=4, merged_value=1),
         # 2023 adult glioma: enhancing moved from 4 to 3
         _schema("brats2023", necrotic_or_non_enhancing=1, edema=2, enhancing_core=3, merged_value=1),
         # 2024 adult glioma after treatment, de Verdier et al. 2024
-        _schema("brats2024gli", necrotic_or_non_enhancing=1, edema=2, enhancing_core=3, resection_cavity=4, merged_value=1),
-        # 2024 pediatric: 3 is "cystic component"; merged is written as 2, the far larger part, since 1 is enhancing here
-        _schema("brats2024ped", enhancing_core=1, non_enhancing_core=2, necrotic_core=3, edema=4, merged_value=2),
+        _schema(
+            "brats2024gli",
+            necrotic_or_non_enhancing=1,
+            edema=2,
+            enhancing_core=3,
+            resection_cavity=4,
+            merged_value=1,
+        ),
+        # 2024 pediatric: 3 is "cystic component"; merged is written as 2, the far larger part, since 1 is
+        # enhancing here
+        _schema(
+            "brats2024ped", enhancing_core=1, non_enhancing_core=2, necrotic_core=3, edema=4, merged_value=2
+        ),
         # Medical Segmentation Decathlon, Task01, and what nnU-Net converts BraTS to
         _schema("msd", edema=1, necrotic_or_non_enhancing=2, enhancing_core=3, merged_value=2),
     )
@@ -121,21 +142,26 @@ def schema_option(name: str | None) -> str:
 
 
 def schemas_that_fit(values: Iterable[int]) -> str:
-    """The schemas that have all these voxel values, in words, with what each value would mean; those that agree stand together."""
+    """The schemas that have all these voxel values, in words, with what each value would mean; those that
+    agree stand together.
+    """
     found = sorted({int(value) for value in values} - {0})
     names: dict[str, list[str]] = {}
     for schema in SCHEMAS.values():
         if set(found) <= set(schema.values):
             meaning = ", ".join(f"{value} {_SHORT_WORDS[schema.values[value]]}" for value in found)
             names.setdefault(meaning, []).append(schema.name)
-    return " or ".join(f"{' or '.join(fitting)} ({meaning or 'no tumor'})" for meaning, fitting in names.items()) or "no schema"
+    return (
+        " or ".join(f"{' or '.join(fitting)} ({meaning or 'no tumor'})" for meaning, fitting in names.items())
+        or "no schema"
+    )
 
 
 def region_classes(region: str, classes: Sequence[str], *, cavity_in: Sequence[str] = ()) -> tuple[int, ...]:
     """Indices into `classes` of the tissue classes that make a region.
 
-    whole = all tumor classes; core = whole without edema; active = enhancing alone. The resection cavity belongs to no region
-    but those in `cavity_in`.
+    whole = all tumor classes; core = whole without edema; active = enhancing alone. The resection cavity
+    belongs to no region but those in `cavity_in`.
 
     Raises:
         InputError: a region that is none of `REGIONS`.
@@ -150,8 +176,9 @@ def region_classes(region: str, classes: Sequence[str], *, cavity_in: Sequence[s
 def common_classes(schemas: Iterable[LabelSchema]) -> tuple[str, ...]:
     """The finest tissue classes that all schemas tell apart, healthy first, in the order of `TISSUES`.
 
-    One schema that merges the two cores merges them for all (`MERGED`, in the place of the necrotic core). A cavity is a class
-    only where all schemas have it; else it counts as healthy. 2013 alone gives five classes; with 2017 or later beside it, four.
+    One schema that merges the two cores merges them for all (`MERGED`, in the place of the necrotic core). A
+    cavity is a class only where all schemas have it; else it counts as healthy. 2013 alone gives five
+    classes; with 2017 or later beside it, four.
 
     Raises:
         InputError: no schema at all.
@@ -165,24 +192,32 @@ def common_classes(schemas: Iterable[LabelSchema]) -> tuple[str, ...]:
     return tuple(tissue for tissue in _ORDER if tissue in shared)
 
 
-def to_tissue(array: Num[np.ndarray, "*grid"], schema: LabelSchema, classes: Sequence[str]) -> UInt8[np.ndarray, "*grid"]:
+def to_tissue(
+    array: Num[np.ndarray, "*grid"], schema: LabelSchema, classes: Sequence[str]
+) -> UInt8[np.ndarray, "*grid"]:
     """Voxel values as stored -> indices into `classes`, same shape, by one table look-up.
 
     Whole numbers stored as floats are taken. A resection cavity becomes healthy where `classes` has none.
 
     Raises:
-        InputError: values outside the schema (listed), values that are not whole, or a tissue that `classes` cannot express.
+        InputError: values outside the schema (listed), values that are not whole, or a tissue that `classes`
+            cannot express.
     """
-    tissue = np.take(_lookup(schema, classes), whole_values(array, schema))  # two thirds of the time of indexing
+    tissue = np.take(
+        _lookup(schema, classes), whole_values(array, schema)
+    )  # two thirds of the time of indexing
     if np.any(tissue == _UNEXPECTED):
         values = [int(v) for v in np.unique(array) if int(v) not in schema.values]
         raise InputError(
-            f"label values {_listed(values)} are not in schema '{schema.name}'; its values are {_listed(sorted(schema.values))}"
+            f"label values {_listed(values)} are not in schema '{schema.name}'; its values are "
+            f"{_listed(sorted(schema.values))}"
         )
     return tissue
 
 
-def from_tissue(tissue: UInt8[np.ndarray, "*grid"], schema: LabelSchema, classes: Sequence[str]) -> UInt8[np.ndarray, "*grid"]:
+def from_tissue(
+    tissue: UInt8[np.ndarray, "*grid"], schema: LabelSchema, classes: Sequence[str]
+) -> UInt8[np.ndarray, "*grid"]:
     """Indices into `classes` -> voxel values of the schema, same shape; outside the brain (255) becomes 0."""
     table = np.zeros(256, np.uint8)
     table[: len(classes)] = [schema.value_of(name) for name in classes]
@@ -199,7 +234,9 @@ def whole_values(array: Num[np.ndarray, "*grid"], schema: LabelSchema) -> UInt8[
         return array.astype(np.uint8, copy=False)
     with np.errstate(invalid="ignore"):
         values = array.astype(np.uint8)
-    if np.array_equal(values, array):  # whole values that a byte holds, as released: a quarter of the time of the rest
+    if np.array_equal(
+        values, array
+    ):  # whole values that a byte holds, as released: a quarter of the time of the rest
         return values
     low, high = array.min(), array.max()
     choices = _listed(sorted(schema.values))
@@ -213,7 +250,8 @@ def whole_values(array: Num[np.ndarray, "*grid"], schema: LabelSchema) -> UInt8[
     off = np.abs(array - values) > _WHOLE_TOLERANCE
     if off.any():
         raise InputError(
-            f"label values are not whole: {int(off.sum())} voxels such as {array[off].flat[0]:g}; schema '{schema.name}' has {choices}"
+            f"label values are not whole: {int(off.sum())} voxels such as {array[off].flat[0]:g}; schema "
+            f"'{schema.name}' has {choices}"
         )
     return values
 
@@ -226,10 +264,16 @@ def _lookup(schema: LabelSchema, classes: Sequence[str]) -> UInt8[np.ndarray, "2
 
 
 def _index_of(tissue: str, schema: LabelSchema, classes: Sequence[str]) -> int:
-    for name in (tissue, MERGED if tissue in _CORES else tissue, "healthy" if tissue == "resection_cavity" else tissue):
+    for name in (
+        tissue,
+        MERGED if tissue in _CORES else tissue,
+        "healthy" if tissue == "resection_cavity" else tissue,
+    ):
         if name in classes:
             return list(classes).index(name)
-    raise InputError(f"schema '{schema.name}' has '{tissue}', which the classes {', '.join(classes)} cannot express")
+    raise InputError(
+        f"schema '{schema.name}' has '{tissue}', which the classes {', '.join(classes)} cannot express"
+    )
 
 
 def _listed(values: Sequence[int]) -> str:

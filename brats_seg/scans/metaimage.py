@@ -1,6 +1,7 @@
 """MetaImage (.mha) <-> native array + geometry. Files are read here, line by line, and written by SimpleITK.
 
-ITK obeys more than its own files hold: a header that names another file as the voxels, a number of axes that crashes it, "key: value".
+ITK obeys more than its own files hold: a header that names another file as the voxels, a number of axes that
+crashes it, "key: value".
 """
 
 import os
@@ -68,7 +69,9 @@ def read_metaimage(path: Path) -> tuple[Stored, np.ndarray]:
 def write_metaimage(part: Path, native: np.ndarray, geometry: Geometry) -> None:
     """Write a native (i, j, k) array, compressed."""
     if native.ndim != 3:
-        raise InputError(f"{part}: a stack of {native.shape[3]} volumes cannot be written as .mha; use .nii.gz")
+        raise InputError(
+            f"{part}: a stack of {native.shape[3]} volumes cannot be written as .mha; use .nii.gz"
+        )
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(native.T))
     affine = _LPS_TO_RAS @ geometry.affine_mm
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
@@ -107,25 +110,45 @@ def _voxels(path: Path, file: Any) -> tuple[Stored, np.ndarray]:
 def _header(path: Path, file: Any) -> _Header:
     """The checked header of a file that stands at its start."""
     fields, offset = _fields(path, file)
-    if int(fields["NDims"][:9]) != 3 or _numbers(path, fields, "ElementNumberOfChannels", n=1, default=[1.0]) != [1.0]:
+    if int(fields["NDims"][:9]) != 3 or _numbers(
+        path, fields, "ElementNumberOfChannels", n=1, default=[1.0]
+    ) != [1.0]:
         found = f"{fields['NDims']} axes and {fields.get('ElementNumberOfChannels', '1')} numbers per voxel"
         raise ScanError(path, f"has {found}", expected="3 axes and 1 number per voxel")
     shape = [int(n) for n in _numbers(path, fields, "DimSize", n=3)]
     if fields["ElementType"] not in _TYPES:
         raise _senseless(path, "ElementType", fields)
-    if not _flag(path, fields, "BinaryData", default="True") or _numbers(path, fields, "HeaderSize", n=1, default=[0.0]) != [0.0]:
-        raise ScanError(path, "stores its voxels as text, or not behind its header", expected="BinaryData = True, and no HeaderSize")
-    orders = {_flag(path, fields, key, default="False") for key in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB") if key in fields}
+    if not _flag(path, fields, "BinaryData", default="True") or _numbers(
+        path, fields, "HeaderSize", n=1, default=[0.0]
+    ) != [0.0]:
+        raise ScanError(
+            path,
+            "stores its voxels as text, or not behind its header",
+            expected="BinaryData = True, and no HeaderSize",
+        )
+    orders = {
+        _flag(path, fields, key, default="False")
+        for key in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
+        if key in fields
+    }
     if len(orders) > 1:
         raise _senseless(path, "ElementByteOrderMSB", fields)
     dtype = np.dtype((">" if orders == {True} else "<") + _TYPES[fields["ElementType"]])
     n_data = os.fstat(file.fileno()).st_size - offset
     n_bytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
     is_packed = _flag(path, fields, "CompressedData", default="False")
-    n_packed = int(_numbers(path, fields, "CompressedDataSize", n=1, default=[float(n_data)])[0]) if is_packed else None
+    n_packed = (
+        int(_numbers(path, fields, "CompressedDataSize", n=1, default=[float(n_data)])[0])
+        if is_packed
+        else None
+    )
     if n_packed is not None and not 0 <= n_packed <= n_data:
-        raise ScanError(path, f"is truncated: {n_data:,} of {n_packed:,} bytes of data", expected="a whole MetaImage file")
-    check_size(path, shape, n_bytes=n_bytes, capacity=n_data if n_packed is None else n_packed * MAX_INFLATION)
+        raise ScanError(
+            path, f"is truncated: {n_data:,} of {n_packed:,} bytes of data", expected="a whole MetaImage file"
+        )
+    check_size(
+        path, shape, n_bytes=n_bytes, capacity=n_data if n_packed is None else n_packed * MAX_INFLATION
+    )
     native = dtype.newbyteorder("=")
     geometry = place(path, shape, affine=_affine(path, fields), dtype=native, grid=None)
     return _Header(Stored(geometry, native, 0, 1, None), dtype, offset, n_packed)
@@ -141,7 +164,11 @@ def _fields(path: Path, file: Any) -> tuple[dict[str, str], int]:
         match = _LINE.fullmatch(line.decode("latin1").rstrip("\r"))
         if match is None or not newline:
             needed = ", ".join(_NEEDED)
-            raise ScanError(path, "is not a MetaImage file", expected=f"{needed} and ElementDataFile = LOCAL in its header")
+            raise ScanError(
+                path,
+                "is not a MetaImage file",
+                expected=f"{needed} and ElementDataFile = LOCAL in its header",
+            )
         if match[1] in fields:
             raise ScanError(path, f"has {match[1]} twice in its header", expected="each key once")
         fields[match[1]] = match[2].strip()
@@ -150,17 +177,29 @@ def _fields(path: Path, file: Any) -> tuple[dict[str, str], int]:
         raise ScanError(path, "has its voxels in another file", expected="ElementDataFile = LOCAL")
     if not all(re.match(r"\w", fields.get(key, "")) for key in _NEEDED) or not fields["NDims"].isdecimal():
         needed = ", ".join(_NEEDED)
-        raise ScanError(path, "is not a MetaImage file", expected=f"{needed} and ElementDataFile = LOCAL in its header")
+        raise ScanError(
+            path, "is not a MetaImage file", expected=f"{needed} and ElementDataFile = LOCAL in its header"
+        )
     return fields, offset
 
 
 def _affine(path: Path, fields: Mapping[str, str]) -> np.ndarray:
-    """Native voxel index -> RAS in millimeters. A row of the matrix in the file is the direction of an axis of the voxels."""
+    """Native voxel index -> RAS in millimeters. A row of the matrix in the file is the direction of an axis
+    of the voxels.
+    """
     spacing = _numbers(path, fields, _first(fields, "ElementSpacing", "ElementSize"), n=3, default=[1.0] * 3)
-    turn = _numbers(path, fields, _first(fields, "TransformMatrix", "Rotation", "Orientation"), n=9, default=np.eye(3).ravel().tolist())
+    turn = _numbers(
+        path,
+        fields,
+        _first(fields, "TransformMatrix", "Rotation", "Orientation"),
+        n=9,
+        default=np.eye(3).ravel().tolist(),
+    )
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(turn, (3, 3)).T * spacing
-    affine[:3, 3] = _numbers(path, fields, _first(fields, "Offset", "Position", "Origin"), n=3, default=[0.0] * 3)
+    affine[:3, 3] = _numbers(
+        path, fields, _first(fields, "Offset", "Position", "Origin"), n=3, default=[0.0] * 3
+    )
     return _LPS_TO_RAS @ affine
 
 
@@ -169,7 +208,9 @@ def _first(fields: Mapping[str, str], *names: str) -> str:
     return next((name for name in names if name in fields), names[0])
 
 
-def _numbers(path: Path, fields: Mapping[str, str], key: str, *, n: int, default: list[float] | None = None) -> list[float]:
+def _numbers(
+    path: Path, fields: Mapping[str, str], key: str, *, n: int, default: list[float] | None = None
+) -> list[float]:
     if key not in fields and default is not None:
         return default
     try:
@@ -190,4 +231,8 @@ def _flag(path: Path, fields: Mapping[str, str], key: str, *, default: str) -> b
 
 
 def _senseless(path: Path, key: str, fields: Mapping[str, str]) -> ScanError:
-    return ScanError(path, f"has a MetaImage header that makes no sense: {key} = {shown(fields[key])}", expected="a sound one")
+    return ScanError(
+        path,
+        f"has a MetaImage header that makes no sense: {key} = {shown(fields[key])}",
+        expected="a sound one",
+    )

@@ -1,4 +1,6 @@
-"""NIfTI <-> native array + geometry: the header first, checked; the voxels after. Unpacked by isal, parsed by nibabel."""
+"""NIfTI <-> native array + geometry: the header first, checked; the voxels after. Unpacked by isal, parsed by
+nibabel.
+"""
 
 import math
 import os
@@ -13,7 +15,16 @@ from isal import igzip, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 
 from brats_seg.core.packed import MAX_INFLATION, fill
-from brats_seg.scans.geometry import Geometry, NiftiGrid, ScanError, Stored, check_channel, check_size, opened_scan, place
+from brats_seg.scans.geometry import (
+    Geometry,
+    NiftiGrid,
+    ScanError,
+    Stored,
+    check_channel,
+    check_size,
+    opened_scan,
+    place,
+)
 
 _FORM_CODES = frozenset(nibabel.nifti1.xform_codes.value_set())
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -26,7 +37,8 @@ def read_nifti_header(path: Path) -> Stored:
 
 
 def read_nifti(path: Path, channels: Sequence[int | None]) -> tuple[Stored, dict[int, np.ndarray]]:
-    """The header, and the wanted channels as native (i, j, k) arrays, native byte order, scaled, read front to back.
+    """The header, and the wanted channels as native (i, j, k) arrays, native byte order, scaled, read front
+    to back.
 
     Raises:
         ScanError: a header or data with a problem; a channel that is not there.
@@ -45,7 +57,9 @@ def read_nifti(path: Path, channels: Sequence[int | None]) -> tuple[Stored, dict
 
 
 def write_nifti(part: Path, native: np.ndarray, geometry: Geometry, *, compress: bool) -> None:
-    """Write a native (i, j, k) or (i, j, k, channel) array with the geometry's grid and nothing else of its source."""
+    """Write a native (i, j, k) or (i, j, k, channel) array with the geometry's grid and nothing else of its
+    source.
+    """
     header = nibabel.Nifti1Header()
     header.set_data_dtype(native.dtype)
     header.set_data_shape(native.shape)
@@ -72,7 +86,9 @@ def _opened(path: Path) -> Iterator[tuple[Any, Stored]]:
             raise ScanError(path, "is empty (0 bytes)", expected="a NIfTI file")
         if packed != (file.peek(2)[:2] == _GZIP_MAGIC):
             name = "gzip-compressed NIfTI file (.nii.gz)" if packed else "plain NIfTI file (.nii)"
-            raise ScanError(path, f"is not a {name} though its name says so", expected="the content that the suffix names")
+            raise ScanError(
+                path, f"is not a {name} though its name says so", expected="the content that the suffix names"
+            )
         with igzip.IGzipFile(fileobj=file, mode="rb") if packed else file as stream:
             yield stream, _header(path, stream, capacity=size * (MAX_INFLATION if packed else 1))
 
@@ -87,7 +103,9 @@ def _header(path: Path, stream: Any, *, capacity: int) -> Stored:
     try:
         header = kind(block[: kind.sizeof_hdr], check=False)
         if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
-            raise ScanError(path, f"has the magic {bytes(header['magic'])!r}", expected="a single-file NIfTI (n+1)")
+            raise ScanError(
+                path, f"has the magic {bytes(header['magic'])!r}", expected="a single-file NIfTI (n+1)"
+            )
         for code in ("qform_code", "sform_code"):
             if int(header[code]) not in _FORM_CODES:
                 header[code] = 0  # as nibabel takes it: no such transform
@@ -95,7 +113,9 @@ def _header(path: Path, stream: Any, *, capacity: int) -> Stored:
             header["pixdim"][0] = 1  # as the standard has it
         return _understood(path, header, capacity=capacity)
     except (HeaderDataError, KeyError, ValueError, OverflowError) as error:
-        raise ScanError(path, f"has a NIfTI header that makes no sense: {error}", expected="a sound one") from None
+        raise ScanError(
+            path, f"has a NIfTI header that makes no sense: {error}", expected="a sound one"
+        ) from None
 
 
 def _understood(path: Path, header: Any, *, capacity: int) -> Stored:
@@ -110,7 +130,9 @@ def _understood(path: Path, header: Any, *, capacity: int) -> Stored:
     check_size(path, shape, n_bytes=offset + math.prod(shape) * dtype.itemsize, capacity=capacity)
     slope, inter = header.get_slope_inter()
     scaling = None if slope is None or (slope, inter) == (1, 0) else (float(slope), float(inter))
-    geometry = place(path, shape[:3], affine=header.get_best_affine(), dtype=dtype.newbyteorder("="), grid=_grid(header))
+    geometry = place(
+        path, shape[:3], affine=header.get_best_affine(), dtype=dtype.newbyteorder("="), grid=_grid(header)
+    )
     return Stored(geometry, dtype, offset, shape[3] if len(shape) == 4 else 1, scaling)
 
 
@@ -141,7 +163,11 @@ def _place_header(header: nibabel.Nifti1Header, geometry: Geometry) -> None:
         header["xyzt_units"] = 2
         return
     header["pixdim"][:4] = grid.pixdim
-    header["qform_code"], header["sform_code"], header["xyzt_units"] = grid.qform_code, grid.sform_code, grid.xyzt_units
+    header["qform_code"], header["sform_code"], header["xyzt_units"] = (
+        grid.qform_code,
+        grid.sform_code,
+        grid.xyzt_units,
+    )
     for axis, value in zip("bcd", grid.quaternion, strict=True):
         header[f"quatern_{axis}"] = value
     for axis, value, row in zip("xyz", grid.offset, grid.srow, strict=True):
@@ -151,7 +177,11 @@ def _place_header(header: nibabel.Nifti1Header, geometry: Geometry) -> None:
 def _filled(path: Path, stream: Any, n_bytes: int) -> np.ndarray:
     buffer = fill(stream, n_bytes)
     if buffer.size < n_bytes:
-        raise ScanError(path, f"is truncated: it ends {n_bytes - buffer.size:,} bytes too early", expected="a whole NIfTI file")
+        raise ScanError(
+            path,
+            f"is truncated: it ends {n_bytes - buffer.size:,} bytes too early",
+            expected="a whole NIfTI file",
+        )
     return buffer
 
 

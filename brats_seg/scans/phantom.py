@@ -18,10 +18,15 @@ from brats_seg.scans.phantom_files import LAYOUTS, write_case, write_index
 from brats_seg.scans.phantom_image import mimics_of, paint, scan
 from brats_seg.scans.phantom_tumor import Lesion, Traits, grow_tumor, place_tumor
 
-__all__ = ("LAYOUTS", "PHANTOM_VERSION", "Lesion", "PhantomCase", "Traits", "make_case", "make_traits", "plan_lesions", "write_cohort")
+__all__ = (
+    "LAYOUTS", "PHANTOM_VERSION", "Lesion", "PhantomCase", "Traits", "make_case", "make_traits",
+    "plan_lesions", "write_cohort",
+)  # fmt: skip
 
 PHANTOM_VERSION = 1
-"""Raised by any change to what a seed gives: scores on phantoms are those of a version. A test holds the figures of one case of it."""
+"""Raised by any change to what a seed gives: scores on phantoms are those of a version. A test holds the
+figures of one case of it.
+"""
 MIN_SIZE = 48
 FEW = 4
 """From so many cases on, a cohort is planned as a whole; fewer are drawn one by one."""
@@ -41,14 +46,18 @@ class PhantomCase:
     tissue: TissueMap
 
 
-def make_case(seed: int, *, size: int = 96, traits: Traits | None = None, lesion: Lesion | None = None) -> PhantomCase:
-    """Make one case, 1 mm, LPS, (Z, Y, X) = (0.646 size, size, size); the same arguments give the same arrays.
+def make_case(
+    seed: int, *, size: int = 96, traits: Traits | None = None, lesion: Lesion | None = None
+) -> PhantomCase:
+    """Make one case, 1 mm, LPS, (Z, Y, X) = (0.646 size, size, size); the same arguments give the same
+    arrays.
 
     Anatomy, lesion and scanner have a generator each, so a change of `traits` leaves the brain as it is.
 
     Args:
         seed: 0 or more.
-        size: width of a slice in voxels, 48 or more; the brain fills about 0.7 x 0.9 of it (closer than in BraTS, to save voxels).
+        size: width of a slice in voxels, 48 or more; the brain fills about 0.7 x 0.9 of it (closer than in
+            BraTS, to save voxels).
         traits: what the case's cohort is like.
         lesion: what sets this case apart; None draws it.
 
@@ -61,7 +70,9 @@ def make_case(seed: int, *, size: int = 96, traits: Traits | None = None, lesion
     lesion = lesion or plan_lesions(1, growth, traits=traits)[0]
     grid = warp(grid_of(size), anatomy)
     center = place_tumor(growth)
-    radius = float(np.cbrt(0.36 * lesion.scale * traits.tumor))  # of a ball; the brain has 1.5 cubic half widths
+    radius = float(
+        np.cbrt(0.36 * lesion.scale * traits.tumor)
+    )  # of a ball; the brain has 1.5 cubic half widths
     brain = grow_brain(grid, push(grid, center, radius=radius, strength=0.3), anatomy)
     mimics, vessels = mimics_of(brain, anatomy, traits=traits)
     tumor = grow_tumor(brain, grid, growth, center=center, lesion=lesion, traits=traits)
@@ -70,7 +81,9 @@ def make_case(seed: int, *, size: int = 96, traits: Traits | None = None, lesion
 
 
 def make_traits(changes: Mapping[str, float]) -> Traits:
-    """Traits of which some are set by name. Raises `UsageError` for a name that is no trait, or traits that leave no brain."""
+    """Traits of which some are set by name. Raises `UsageError` for a name that is no trait, or traits that
+    leave no brain.
+    """
     names = [field.name for field in fields(Traits)]
     unknown = [name for name in changes if name not in names]
     if unknown:
@@ -79,10 +92,11 @@ def make_traits(changes: Mapping[str, float]) -> Traits:
 
 
 def plan_lesions(n_cases: int, rng: Generator, *, traits: Traits) -> tuple[Lesion, ...]:
-    """Spread a cohort's lesions over the sizes and kinds evenly, in random order, so that even a few cases have the cohort's mean.
+    """Spread a cohort's lesions over the sizes and kinds evenly, in random order, so that even a few cases
+    have the cohort's mean.
 
-    From four cases on, the mean volume is exact, at least one case has no enhancing tumor, and at least one a cavity if the traits
-    have any.
+    From four cases on, the mean volume is exact, at least one case has no enhancing tumor, and at least one a
+    cavity if the traits have any.
     """
     without = rng.permutation(n_cases) < _at_least_one(n_cases, traits.without_enhancing, rng)
     cavity = rng.permutation(n_cases) < _at_least_one(n_cases, traits.cavities, rng)
@@ -94,19 +108,30 @@ def plan_lesions(n_cases: int, rng: Generator, *, traits: Traits) -> tuple[Lesio
         scale[group] = rng.permutation(sizes / mean)
     if n_cases >= FEW:
         scale /= scale.mean()
-    return tuple(Lesion(float(s), not bool(w), bool(c)) for s, w, c in zip(scale, without, cavity, strict=True))
+    return tuple(
+        Lesion(float(s), not bool(w), bool(c)) for s, w, c in zip(scale, without, cavity, strict=True)
+    )
 
 
 def write_cohort(
-    out: Path, *, n_cases: int = 8, layout: str = "brats2021", size: int = 96, seed: int = 0, traits: Traits | None = None
+    out: Path,
+    *,
+    n_cases: int = 8,
+    layout: str = "brats2021",
+    size: int = 96,
+    seed: int = 0,
+    traits: Traits | None = None,
 ) -> list[Path]:
-    """Write a cohort in the layout of a BraTS release (a key of `LAYOUTS`); the same arguments give the same bytes.
+    """Write a cohort in the layout of a BraTS release (a key of `LAYOUTS`); the same arguments give the same
+    bytes.
 
     Returns:
-        The folder of each case; the scan file itself where a layout keeps all cases in one folder (msd, nnunet).
+        The folder of each case; the scan file itself where a layout keeps all cases in one folder (msd,
+        nnunet).
 
     Raises:
-        UsageError: an unknown layout, no cases, a size under 48, a negative seed, or a folder with files that are no phantoms.
+        UsageError: an unknown layout, no cases, a size under 48, a negative seed, or a folder with files that
+            are no phantoms.
     """
     if layout not in LAYOUTS:
         raise UsageError(f"--layout {layout}: no such layout; the layouts are {', '.join(LAYOUTS)}")
@@ -121,7 +146,16 @@ def write_cohort(
     paths = []
     for number, lesion in track(enumerate(lesions, start=1), total=n_cases, label="phantom"):
         case = make_case(seed * 100_000 + number, size=size, traits=traits, lesion=lesion)
-        paths.append(write_case(out, number, layout=layout, modalities=case.modalities, tissue=case.tissue, enhancing=lesion.enhancing))
+        paths.append(
+            write_case(
+                out,
+                number,
+                layout=layout,
+                modalities=case.modalities,
+                tissue=case.tissue,
+                enhancing=lesion.enhancing,
+            )
+        )
     write_index(out, n_cases, layout=layout)
     return paths
 

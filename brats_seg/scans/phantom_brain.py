@@ -1,8 +1,10 @@
-"""The healthy half of a phantom: the shape of a brain and the share of fluid, gray and white matter in every voxel.
+"""The healthy half of a phantom: the shape of a brain and the share of fluid, gray and white matter in every
+voxel.
 
-Lengths are in units of half the slice width, so that one anatomy serves every size: x runs from right (-1) to left (1), y from front
-(-1) to back (1), z from the base of the skull (-0.65) to the crown (0.65). Shapes are signed distances (negative inside), after the
-formulas of Quilez for ellipsoids and capsules; the sulci are the zero set of a smooth noise, cut off at the depth of a sulcus.
+Lengths are in units of half the slice width, so that one anatomy serves every size: x runs from right (-1) to
+left (1), y from front (-1) to back (1), z from the base of the skull (-0.65) to the crown (0.65). Shapes are
+signed distances (negative inside), after the formulas of Quilez for ellipsoids and capsules; the sulci are
+the zero set of a smooth noise, cut off at the depth of a sulcus.
 """
 
 from dataclasses import dataclass
@@ -39,7 +41,9 @@ BASE_Z = -0.24
 
 @dataclass(frozen=True)
 class Grid:
-    """Coordinates of the voxels, (Z, Y, X) float32 each or broadcastable to it, in half widths; `half` is the half width in voxels."""
+    """Coordinates of the voxels, (Z, Y, X) float32 each or broadcastable to it, in half widths; `half` is the
+    half width in voxels.
+    """
 
     x: Axis
     y: Axis
@@ -78,7 +82,9 @@ class Brain:
 
 
 def grid_of(size: int) -> Grid:
-    """The grid of a phantom of this size: (Z, Y, X) = (0.646 size, size, size), the 155 : 240 : 240 of a BraTS volume."""
+    """The grid of a phantom of this size: (Z, Y, X) = (0.646 size, size, size), the 155 : 240 : 240 of a
+    BraTS volume.
+    """
     half = size / 2
 
     def axis(n: int) -> np.ndarray:
@@ -89,7 +95,9 @@ def grid_of(size: int) -> Grid:
 
 
 def smooth_noise(rng: Generator, shape: tuple[int, int, int], *, scale_vox: float) -> Field:
-    """Smooth noise of mean 0 and variance 1, (Z, Y, X): white noise every `scale_vox` voxels, joined by cubic B-splines."""
+    """Smooth noise of mean 0 and variance 1, (Z, Y, X): white noise every `scale_vox` voxels, joined by cubic
+    B-splines.
+    """
     field = rng.standard_normal([int((n - 1) / scale_vox) + 4 for n in shape], dtype=np.float32)
     for axis, n in enumerate(shape):
         place = np.arange(n) / scale_vox
@@ -153,24 +161,42 @@ def push(grid: Grid, center: Point, *, radius: float, strength: float) -> Grid:
 
 
 def grow_brain(grid: Grid, deep: Grid, rng: Generator) -> Brain:
-    """The brain whose outline lies on `grid` and whose deep structures and fissures lie on `deep` (the same grid, pushed by a tumor)."""
+    """The brain whose outline lies on `grid` and whose deep structures and fissures lie on `deep` (the same
+    grid, pushed by a tumor).
+    """
     half, voxel = grid.half, grid.half / 48
     cerebrum, lower, outline = _outline(grid, rng)
     fissure_vox = _fissures(deep) * half
     ventricle_vox = _ventricles(deep, width=float(np.exp(rng.normal(0, 0.25)))) * half
     stem = ellipsoid(deep, *BRAINSTEM) < 0
-    surface_vox = np.minimum(np.maximum(-cerebrum, -lower) * half, np.where(cerebrum < 0, fissure_vox, np.float32(99)))
+    surface_vox = np.minimum(
+        np.maximum(-cerebrum, -lower) * half, np.where(cerebrum < 0, fissure_vox, np.float32(99))
+    )
     surface_vox[stem] = 99
     # |noise| grows by about 1 / 0.62 per scale: the product is close to a distance
-    gyri = 0.065 * half * np.abs(smooth_noise(rng, grid.shape, scale_vox=0.105 * half)) + np.maximum(surface_vox - 0.16 * half, 0)
-    folia = 0.03 * half * np.abs(smooth_noise(rng, grid.shape, scale_vox=0.05 * half)) + np.maximum(surface_vox - 0.12 * half, 0)
+    gyri = 0.065 * half * np.abs(smooth_noise(rng, grid.shape, scale_vox=0.105 * half)) + np.maximum(
+        surface_vox - 0.16 * half, 0
+    )
+    folia = 0.03 * half * np.abs(smooth_noise(rng, grid.shape, scale_vox=0.05 * half)) + np.maximum(
+        surface_vox - 0.12 * half, 0
+    )
     sulcus_vox = np.where(lower < cerebrum, folia + 0.3, gyri)
     fluid = np.maximum(_ramp(0.35 * voxel - sulcus_vox), _ramp(0.3 * voxel - surface_vox))
     csf = np.maximum(fluid, _ramp(-ventricle_vox))
     ribbon = np.maximum(_ramp(2.1 * voxel - sulcus_vox), _ramp(2.4 * voxel - surface_vox))
     nuclei = np.float32(0.8) * _ramp(-np.minimum.reduce([pair(deep, s) for s in DEEP_GRAY]) * half)
     gray = np.minimum(np.maximum(ribbon, nuclei), 1 - csf)
-    return Brain(outline < 0, voxel, csf, gray, 1 - csf - gray, -outline * half, ventricle_vox, fissure_vox, -cerebrum * half)
+    return Brain(
+        outline < 0,
+        voxel,
+        csf,
+        gray,
+        1 - csf - gray,
+        -outline * half,
+        ventricle_vox,
+        fissure_vox,
+        -cerebrum * half,
+    )
 
 
 def _ramp(distance_vox: Field) -> Field:
@@ -188,12 +214,16 @@ def _outline(grid: Grid, rng: Generator) -> tuple[Field, Field, Field]:
 
 
 def _fissures(grid: Grid) -> Field:
-    """Distance to the sheet between the hemispheres (not through the corpus callosum) and to the two Sylvian fissures."""
+    """Distance to the sheet between the hemispheres (not through the corpus callosum) and to the two Sylvian
+    fissures.
+    """
     core = np.hypot(grid.y / 0.46, (grid.z - 0.02) / 0.22)
     between = np.hypot(grid.x, 0.25 * np.maximum(1 - core, 0))
     left = np.abs(grid.x)
     rise = grid.z + 0.10 - 0.25 * (grid.y + 0.1)
-    sylvian = np.sqrt(rise**2 + np.maximum(0.40 - left, 0) ** 2 + np.maximum(np.abs(grid.y + 0.08) - 0.26, 0) ** 2)
+    sylvian = np.sqrt(
+        rise**2 + np.maximum(0.40 - left, 0) ** 2 + np.maximum(np.abs(grid.y + 0.08) - 0.26, 0) ** 2
+    )
     return np.minimum(between, sylvian).astype(np.float32)
 
 

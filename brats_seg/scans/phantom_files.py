@@ -1,7 +1,9 @@
-"""Phantoms on disk: each BraTS release, and what else the reader knows, by its folder and file names. Data, not code.
+"""Phantoms on disk: each BraTS release, and what else the reader knows, by its folder and file names. Data,
+not code.
 
-A template's fields: `n` the number of the case, from 1; `m` the modality as the release spells it; `grade` HGG or LGG and `hl` HG or LG,
-by whether the case has enhancing tumor; `vsd` a number of its own for every file, as the Virtual Skeleton Database gave them.
+A template's fields: `n` the number of the case, from 1; `m` the modality as the release spells it; `grade`
+HGG or LGG and `hl` HG or LG, by whether the case has enhancing tumor; `vsd` a number of its own for every
+file, as the Virtual Skeleton Database gave them.
 """
 
 import csv
@@ -51,7 +53,13 @@ class PhantomLayout:
 
 
 def write_case(
-    out: Path, number: int, *, layout: str, modalities: Int16[np.ndarray, "z y x m"], tissue: TissueMap, enhancing: bool
+    out: Path,
+    number: int,
+    *,
+    layout: str,
+    modalities: Int16[np.ndarray, "z y x m"],
+    tissue: TissueMap,
+    enhancing: bool,
 ) -> Path:
     """Write one case, as int16 scans (1 mm, LPS, the origin of BraTS) and a label map.
 
@@ -127,7 +135,10 @@ def _bids_index(out: Path, n_cases: int) -> None:
     write_json(out / "derivatives" / "segmentation" / "dataset_description.json", about | generated)
     values = "index\tname\n0\tbackground\n1\tnecrotic and non-enhancing core\n2\tedema\n3\tenhancing core\n"
     write_text(out / "derivatives" / "segmentation" / "dseg.tsv", values)
-    write_text(out / "participants.tsv", "participant_id\n" + "".join(f"sub-{n:03d}\n" for n in range(1, n_cases + 1)))
+    write_text(
+        out / "participants.tsv",
+        "participant_id\n" + "".join(f"sub-{n:03d}\n" for n in range(1, n_cases + 1)),
+    )
 
 
 def _manifest(out: Path, n_cases: int) -> None:
@@ -147,17 +158,27 @@ _NAMES_VSD = ("MR_T1", "MR_T1c", "MR_T2", "MR_Flair")
 
 
 def _plain(
-    schema: str, case: str, names: tuple[str, str, str, str], *, joint: str = "_", suffix: str = ".nii.gz", label_dtype: str = "uint8"
+    schema: str,
+    case: str,
+    names: tuple[str, str, str, str],
+    *,
+    joint: str = "_",
+    suffix: str = ".nii.gz",
+    label_dtype: str = "uint8",
 ) -> PhantomLayout:
     """A layout with a folder per case whose files repeat its name."""
     stem = f"{case}/{case.rpartition('/')[2]}{joint}"
-    return PhantomLayout(schema, case, f"{stem}{{m}}{suffix}", f"{stem}seg{suffix}", names, label_dtype=label_dtype)
+    return PhantomLayout(
+        schema, case, f"{stem}{{m}}{suffix}", f"{stem}seg{suffix}", names, label_dtype=label_dtype
+    )
 
 
 def _vsd(case: str, label: str) -> PhantomLayout:
     """A layout with a folder per file, named like it, from the Virtual Skeleton Database."""
     scan, label = "VSD.Brain.XX.O.{m}.{vsd}", label + ".{vsd}"
-    return PhantomLayout("brats2013", case, f"{case}/{scan}/{scan}.mha", f"{case}/{label}/{label}.mha", _NAMES_VSD)
+    return PhantomLayout(
+        "brats2013", case, f"{case}/{scan}/{scan}.mha", f"{case}/{label}/{label}.mha", _NAMES_VSD
+    )
 
 
 LAYOUTS: dict[str, PhantomLayout] = {
@@ -170,7 +191,9 @@ LAYOUTS: dict[str, PhantomLayout] = {
     "brats2021": _plain("brats2017", "BraTS2021_{n:05d}", _NAMES_2017),
     "brats2023": _plain("brats2023", "BraTS-GLI-{n:05d}-000", _NAMES_2023, joint="-", label_dtype="float32"),
     "brats2024gli": _plain("brats2024gli", "BraTS-GLI-{n:05d}-100", _NAMES_2023, joint="-"),
-    "brats2024ped": _plain("brats2024ped", "BraTS2024-PED-TrainingData/BraTS-PED-{n:05d}-000", _NAMES_2023, joint="-"),
+    "brats2024ped": _plain(
+        "brats2024ped", "BraTS2024-PED-TrainingData/BraTS-PED-{n:05d}-000", _NAMES_2023, joint="-"
+    ),
     "msd": PhantomLayout(
         "msd",
         "",
@@ -197,7 +220,12 @@ LAYOUTS: dict[str, PhantomLayout] = {
         index=_bids_index,
     ),
     "manifest": PhantomLayout(
-        "brats2023", "scans/{n:03d}", "scans/{n:03d}/{m}.nii.gz", "scans/{n:03d}/label.nii.gz", _NAMES_2023, index=_manifest
+        "brats2023",
+        "scans/{n:03d}",
+        "scans/{n:03d}/{m}.nii.gz",
+        "scans/{n:03d}/label.nii.gz",
+        _NAMES_2023,
+        index=_manifest,
     ),
 }
 """Every layout a cohort can be written in, by name."""

@@ -20,15 +20,19 @@ LOW_GRADE_CORE = 2.5
 
 @dataclass(frozen=True)
 class Traits:
-    """What a cohort is like on average. Shares are of brain voxels, means over a cohort; lengths are in voxels at size 96.
+    """What a cohort is like on average. Shares are of brain voxels, means over a cohort; lengths are in
+    voxels at size 96.
 
     Attributes:
-        edema, enhancing, necrosis, non_enhancing: shares of the tissue classes; BraTS 2013 has 0.011, 0.0038, 0.0018, 0.0012.
+        edema, enhancing, necrosis, non_enhancing: shares of the tissue classes; BraTS 2013 has 0.011, 0.0038,
+            0.0018, 0.0012.
         without_enhancing: share of cases whose core has no enhancing tumor.
         lesion_sd: standard deviation of the logarithm of a lesion's volume.
-        contrast: 1 as in `phantom_image.INTENSITY`; 0.5 leaves half of what sets a tumor apart from white matter.
+        contrast: 1 as in `phantom_image.INTENSITY`; 0.5 leaves half of what sets a tumor apart from white
+            matter.
         border_vox: how far the drawn border wanders from the visible one.
-        bright_spots: share of healthy voxels that look like edema (white-matter spots, caps of the ventricles).
+        bright_spots: share of healthy voxels that look like edema (white-matter spots, caps of the
+            ventricles).
         vessels: share of healthy voxels that enhance (vessels, sinuses, choroid plexus).
         noise: standard deviation of the noise, in units of white matter on T1.
         bias: standard deviation of the logarithm of the bias field.
@@ -54,7 +58,9 @@ class Traits:
             if not 0 <= value < math.inf:
                 raise UsageError(f"traits: {name} {value:g}: every trait is finite and 0 or more")
         if self.tumor >= 0.1:
-            raise UsageError(f"traits: the tumor shares sum to {self.tumor:g}; they must sum to less than 0.1")
+            raise UsageError(
+                f"traits: the tumor shares sum to {self.tumor:g}; they must sum to less than 0.1"
+            )
 
     @property
     def tumor(self) -> float:
@@ -76,7 +82,8 @@ class Tumor:
 
     Attributes:
         tissue: indices into `labels.TISSUES`, 255 outside the brain.
-        visible: how much of the edema's signal a voxel shows, from 0 to 1; the drawn border is not quite where it is 0.5.
+        visible: how much of the edema's signal a voxel shows, from 0 to 1; the drawn border is not quite
+            where it is 0.5.
     """
 
     tissue: TissueMap
@@ -92,21 +99,28 @@ def place_tumor(rng: Generator) -> Point:
             return x * (1 if rng.random() < 0.5 else -1), y, z
 
 
-def grow_tumor(brain: Brain, grid: Grid, rng: Generator, *, center: Point, lesion: Lesion, traits: Traits) -> Tumor:
+def grow_tumor(
+    brain: Brain, grid: Grid, rng: Generator, *, center: Point, lesion: Lesion, traits: Traits
+) -> Tumor:
     """Grow core and edema to their volumes: the voxels that a bent distance from the center reaches first.
 
-    Necrosis is the middle of the core; the rest is a rim that enhances, but for patches. Edema follows white matter; its drawn border
-    wanders off the visible one, as an expert's does.
+    Necrosis is the middle of the core; the rest is a rim that enhances, but for patches. Edema follows white
+    matter; its drawn border wanders off the visible one, as an expert's does.
     """
     voxel = grid.half / 48
     noise = [smooth_noise(rng, grid.shape, scale_vox=s * voxel) for s in (13, 6, 5, 4, 10, 5, 4)]
     reach = _reach(brain, grid, rng, center=center) * (1 + 0.16 * noise[0] + 0.08 * noise[1])
-    n = {name: round(share * lesion.scale * int(brain.inside.sum())) for name, share in _shares(lesion, traits).items()}
+    n = {
+        name: round(share * lesion.scale * int(brain.inside.sum()))
+        for name, share in _shares(lesion, traits).items()
+    }
     n_core = n["necrosis"] + n["enhancing"] + n["non_enhancing"]
     core = lowest(reach, n_core)
     necrosis = lowest(np.where(core, reach + 0.6 * voxel * noise[2], np.inf), n["necrosis"])
     patches = lowest(np.where(core & ~necrosis, noise[3] + 0.4 * noise[0], np.inf), n["non_enhancing"])
-    delay = _delay(brain, reach, coarse=noise[4], fine=noise[5], start=float(reach[core].max(initial=0)), voxel=voxel)
+    delay = _delay(
+        brain, reach, coarse=noise[4], fine=noise[5], start=float(reach[core].max(initial=0)), voxel=voxel
+    )
     delay[core] = np.inf
     edema = lowest(delay + traits.border_vox * voxel * noise[6], n["edema"])
     tissue = np.where(brain.inside, np.uint8(HEALTHY), np.uint8(OUTSIDE))
@@ -126,17 +140,27 @@ def lowest(field: Field, n: int) -> Mask:
 
 
 def _reach(brain: Brain, grid: Grid, rng: Generator, *, center: Point) -> Field:
-    """Distance from the center in voxels, stretched at random; infinite where no tumor grows: outside, at the surface, in a ventricle."""
+    """Distance from the center in voxels, stretched at random; infinite where no tumor grows: outside, at the
+    surface, in a ventricle.
+    """
     stretch = np.exp(rng.normal(0, 0.12, 3)).astype(np.float32)
-    offsets = ((grid.x - center[0]) * stretch[0], (grid.y - center[1]) * stretch[1], (grid.z - center[2]) * stretch[2])
+    offsets = (
+        (grid.x - center[0]) * stretch[0],
+        (grid.y - center[1]) * stretch[1],
+        (grid.z - center[2]) * stretch[2],
+    )
     distance = np.sqrt(offsets[0] ** 2 + offsets[1] ** 2 + offsets[2] ** 2) * np.float32(grid.half)
     surface_vox = np.float32(1.5 * grid.half / 48)
-    closed = ~brain.inside | (brain.depth_vox < surface_vox) | (brain.ventricle_vox < 0) | (brain.cerebrum_vox < 1)
+    closed = (
+        ~brain.inside | (brain.depth_vox < surface_vox) | (brain.ventricle_vox < 0) | (brain.cerebrum_vox < 1)
+    )
     return np.where(closed, np.float32(np.inf), distance)
 
 
 def _delay(brain: Brain, reach: Field, *, coarse: Field, fine: Field, start: float, voxel: float) -> Field:
-    """How late the edema gets to a voxel, in voxels: early along white matter, late into gray, never into fluid."""
+    """How late the edema gets to a voxel, in voxels: early along white matter, late into gray, never into
+    fluid.
+    """
     ease = 0.45 + 0.9 * gaussian_filter(brain.white, 0.8 * voxel)
     delay = np.maximum(reach - start, 0) / ease + voxel * (1.2 * coarse + 0.35 * fine)
     return np.where((brain.csf > 0.5) | ~np.isfinite(reach), np.float32(np.inf), delay.astype(np.float32))
@@ -145,7 +169,12 @@ def _delay(brain: Brain, reach: Field, *, coarse: Field, fine: Field, start: flo
 def _shares(lesion: Lesion, traits: Traits) -> dict[str, float]:
     """Shares of one case, such that the cohort's means are those of the traits."""
     if not lesion.enhancing:
-        return {"edema": traits.edema, "enhancing": 0.0, "necrosis": 0.0, "non_enhancing": LOW_GRADE_CORE * traits.non_enhancing}
+        return {
+            "edema": traits.edema,
+            "enhancing": 0.0,
+            "necrosis": 0.0,
+            "non_enhancing": LOW_GRADE_CORE * traits.non_enhancing,
+        }
     rest = 1 - traits.without_enhancing
     solid = traits.non_enhancing * (1 - LOW_GRADE_CORE * traits.without_enhancing) / rest
     return {

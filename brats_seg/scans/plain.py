@@ -1,4 +1,6 @@
-"""Folders whose files are named after what they show (t1.nii.gz, FLAIR (1).mha): cases without a word on their label values."""
+"""Folders whose files are named after what they show (t1.nii.gz, FLAIR (1).mha): cases without a word on
+their label values.
+"""
 
 import re
 from collections.abc import Sequence
@@ -14,10 +16,11 @@ _REFERENCES = ("gt", "groundtruth", "label", "labels", "mask", "seg", "segm", "s
 
 
 def read_plain(files: Sequence[Path], *, root: Path) -> list[Piece]:
-    """Cases of files such as `case/{t1,t1ce,t2,flair,seg}.nii.gz`, whatever the case of their letters, also with a trailing " (1)".
+    """Cases of files such as `case/{t1,t1ce,t2,flair,seg}.nii.gz`, whatever the case of their letters, also
+    with a trailing " (1)".
 
-    A case is named after its folder; where two folders have one name, after their path below `root`. Files of a folder without any
-    modality are left alone. The schema of the labels stays "".
+    A case is named after its folder; where two folders have one name, after their path below `root`. Files of
+    a folder without any modality are left alone. The schema of the labels stays "".
 
     Args:
         files: that no other layout claims.
@@ -34,7 +37,10 @@ def read_plain(files: Sequence[Path], *, root: Path) -> list[Piece]:
     for folder, roles in cases.items():
         is_only = names.count(folder.name.lower()) == 1
         case_id = folder.name if is_only or folder == root else "_".join(folder.relative_to(root).parts)
-        pieces += [Piece(NAME, "", case_id, patient_of(case_id), role, ScanFile(file), folder) for role, file in roles]
+        pieces += [
+            Piece(NAME, "", case_id, patient_of(case_id), role, ScanFile(file), folder)
+            for role, file in roles
+        ]
     return pieces
 
 

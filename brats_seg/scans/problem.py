@@ -16,7 +16,8 @@ class Problem:
         file: path of the file or folder, or "".
         what: what is wrong.
         expected: what would be right, or "" where nothing needs to be done.
-        kind: of a warning that `predict` refuses a case for: "skull" (no brain extraction) or "same_scan" (in two modalities); else "".
+        kind: of a warning that `predict` refuses a case for: "skull" (no brain extraction) or "same_scan" (in
+            two modalities); else "".
     """
 
     severity: Literal["error", "warning"]

@@ -24,23 +24,17 @@ from brats_seg.scans.problem import Problem
 from brats_seg.scans.volume import Geometry, ScanError, read_volume, read_volumes, same_grid
 
 __all__ = (
-    "CaseReport",
-    "LoadedCase",
-    "Problem",
-    "Report",
-    "check_case",
-    "load_case",
-    "one_patient",
-    "untold_schema",
-    "verify_case",
-    "verify_cases",
-    "verify_folder",
-)
+    "CaseReport", "LoadedCase", "Problem", "Report", "check_case", "load_case", "one_patient",
+    "untold_schema", "verify_case", "verify_cases", "verify_folder",
+)  # fmt: skip
 
-_UNSTRIPPED_ML = 2200.0  # a brain with its fluid has 1,100 to 1,900 ml (the eight real cases looked at: 1,250 to 1,550), a head over 3,000
+# a brain with its fluid has 1,100 to 1,900 ml (the eight real cases looked at: 1,250 to 1,550), a head over
+# 3,000
+_UNSTRIPPED_ML = 2200.0
 _UNSTRIPPED_SHARE = 0.75  # of the frame; an ellipsoid that touches all six sides has 0.52
 _MASK_SHARE = 0.9  # of the brain that a label calls tumor; the largest of the 15 real cases looked at: 0.16
-_REGISTERED_DICE = 0.9  # of a modality's non-zero voxels with the others': over 0.999 in real cases, 0.87 at a shift of 10 mm
+# of a modality's non-zero voxels with the others': over 0.999 in real cases, 0.87 at a shift of 10 mm
+_REGISTERED_DICE = 0.9
 _LARGEST_LABEL = 9  # BraTS labels end at 4; a scan of whole values up to 9 holds no image
 _FEW_SLICES = 64  # every one of so many is looked at: of four, a brain may lie in three
 _SATURATED_SHARE = 1e-4  # of the brain; one voxel at the maximum is what scaling to a type's range leaves
@@ -64,11 +58,12 @@ class CaseReport:
     Attributes:
         case: the case looked at.
         problems: errors (they refuse the case) and warnings.
-        class_counts: tissue name of its own schema -> voxels in the brain, annotated voxels outside included; empty without a label.
+        class_counts: tissue name of its own schema -> voxels in the brain, annotated voxels outside included;
+            empty without a label.
         shape: (Z, Y, X) in LPS, or None where nothing could be read.
         spacing_mm: (Z, Y, X), likewise.
-        digests: modality -> digest of its content, equal for the same scan stored in another orientation, type or file format;
-            empty where none were asked for.
+        digests: modality -> digest of its content, equal for the same scan stored in another orientation,
+            type or file format; empty where none were asked for.
     """
 
     case: Case
@@ -90,7 +85,8 @@ class Report:
 
     Attributes:
         cases: one report for each case that has its files, in the order of their ids.
-        problems: every problem: of the folder, of cases that lack files, of cases looked at, of pairs of cases.
+        problems: every problem: of the folder, of cases that lack files, of cases looked at, of pairs of
+            cases.
         patients: case id -> patient, where cases that share a scan count as one patient.
     """
 
@@ -115,7 +111,11 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
-        return {"cases": self.rows, "problems": [problem.to_dict() for problem in self.problems], "n_good": len(self.good)}
+        return {
+            "cases": self.rows,
+            "problems": [problem.to_dict() for problem in self.problems],
+            "n_good": len(self.good),
+        }
 
     def _row(self, report: CaseReport) -> dict[str, Any]:
         case, mine = report.case, [problem for problem in self.problems if problem.case == report.case.id]
@@ -143,16 +143,23 @@ def verify_folder(
     schema: str | None = None,
     workers: int = 1,
 ) -> Report:
-    """Look at every case under a folder (or of a manifest). `find_cases` tells the arguments and what is raised.
+    """Look at every case under a folder (or of a manifest). `find_cases` tells the arguments and what is
+    raised.
 
     Args:
-        workers: cases read at the same time, a thread each; a case of BraTS takes about 100 MB while it is looked at.
+        workers: cases read at the same time, a thread each; a case of BraTS takes about 100 MB while it is
+            looked at.
     """
-    return verify_cases(find_cases(folder, layout=layout, synthetic=synthetic, required=required, schema=schema), workers=workers)
+    return verify_cases(
+        find_cases(folder, layout=layout, synthetic=synthetic, required=required, schema=schema),
+        workers=workers,
+    )
 
 
 def verify_cases(found: Found, *, workers: int = 1) -> Report:
-    """Look at every case found, and compare them with each other; of an incomplete case, at the files it has."""
+    """Look at every case found, and compare them with each other; of an incomplete case, at the files it
+    has.
+    """
     cases = (*found.cases, *found.incomplete)
     with ThreadPoolExecutor(workers) as pool:
         looked_at = tuple(track(pool.map(verify_case, cases), total=len(cases), label="verify"))
@@ -186,7 +193,8 @@ def check_case(loaded: LoadedCase, *, digests: Literal["all", "none"] = "all") -
 
     Args:
         loaded: from `load_case`.
-        digests: "none" leaves them out of the report: they take half of the time, and a case that is compared with no other needs none.
+        digests: "none" leaves them out of the report: they take half of the time, and a case that is compared
+            with no other needs none.
     """
     case, problem = loaded.case, partial(_problem, loaded.case)
     problems = [*loaded.problems, *_grid_problems(loaded)]
@@ -210,7 +218,11 @@ def check_case(loaded: LoadedCase, *, digests: Literal["all", "none"] = "all") -
         counts, wrong_label = _check_label(loaded, brain)
         problems += wrong_label
     geometry = next((geometry for _, geometry in _all_volumes(loaded).values()), None)
-    contents = {name: _digest(array) for name, array in sound.items()} if digests == "all" or _may_be_twins(sound.values()) else {}
+    contents = (
+        {name: _digest(array) for name, array in sound.items()}
+        if digests == "all" or _may_be_twins(sound.values())
+        else {}
+    )
     for name, content in contents.items():
         other = next(earlier for earlier in contents if contents[earlier] == content)
         if other != name:
@@ -281,7 +293,11 @@ def _grid_problems(loaded: LoadedCase) -> list[Problem]:
     spacing = grids[standard].spacing_mm
     if max(abs(mm - 1) for mm in spacing) > _SPACING_MM:
         shown = " x ".join(f"{mm:.3g}" for mm in spacing)
-        problems.append(_problem(loaded.case, "warning", "", f"spacing is {shown} mm (Z, Y, X)", "1 mm, as BraTS releases it"))
+        problems.append(
+            _problem(
+                loaded.case, "warning", "", f"spacing is {shown} mm (Z, Y, X)", "1 mm, as BraTS releases it"
+            )
+        )
     return problems
 
 
@@ -289,7 +305,10 @@ def _difference(grid: Geometry, other: Geometry, *, standard: str) -> tuple[str,
     if grid.shape != other.shape:
         return f"has the shape {grid.shape} (Z, Y, X)", f"{other.shape} as {standard}"
     if not np.allclose(grid.spacing_mm, other.spacing_mm, atol=1e-3):
-        return f"has a spacing of {_rounded(grid.spacing_mm)} mm", f"{_rounded(other.spacing_mm)} as {standard}"
+        return (
+            f"has a spacing of {_rounded(grid.spacing_mm)} mm",
+            f"{_rounded(other.spacing_mm)} as {standard}",
+        )
     a, b = grid.lps_affine, other.lps_affine
     if np.allclose(a[:3, :3], b[:3, :3], atol=1e-3):
         return f"has its origin at {_rounded(a[:3, 3])} mm (R, A, S)", f"{_rounded(b[:3, 3])} as {standard}"
@@ -315,7 +334,10 @@ def _unstripped(brain: Mask, *, spacing_mm: tuple[float, float, float]) -> tuple
     brain_ml = n_brain * float(np.prod(spacing_mm)) / 1000
     if brain_ml <= _UNSTRIPPED_ML and n_brain <= _UNSTRIPPED_SHARE * brain.size:
         return None
-    return f"looks unstripped: {n_brain / brain.size:.0%} of the frame, {brain_ml:,.0f} ml are not 0", "a brain on a background of 0"
+    return (
+        f"looks unstripped: {n_brain / brain.size:.0%} of the frame, {brain_ml:,.0f} ml are not 0",
+        "a brain on a background of 0",
+    )
 
 
 def _brain_warnings(
@@ -325,20 +347,34 @@ def _brain_warnings(
     n_brain = int(np.count_nonzero(brain))
     for name, array in volumes.items():
         if float(limits[name][1]) <= _LARGEST_LABEL and np.array_equal(array, np.rint(array)):
-            warnings.append((name, f"looks like a label map: whole values from {limits[name][0]:g} to {limits[name][1]:g}", "intensities"))
+            warnings.append(
+                (
+                    name,
+                    f"looks like a label map: whole values from {limits[name][0]:g} to {limits[name][1]:g}",
+                    "intensities",
+                )
+            )
         if array.dtype.kind in "iu":
             most = np.iinfo(array.dtype).max
             n = int(np.count_nonzero(array == most)) if limits[name][1] == most else 0
             if n > _SATURATED_SHARE * n_brain and n > 1:
                 warnings.append((name, f"is saturated: {n:,} voxels at {most}, the maximum of {array.dtype}"))
     step = 4 if brain.shape[0] > _FEW_SLICES else 1
-    masks = {name: array[::step, ::2] != 0 for name, array in volumes.items()}  # whole rows: a quarter of the time of every second voxel
+    masks = {
+        name: array[::step, ::2] != 0 for name, array in volumes.items()
+    }  # whole rows: a quarter of the time of every second voxel
     shared = np.add.reduce([mask.view(np.uint8) for mask in masks.values()]) * 2 >= len(masks)
     for name, mask in masks.items():
         n_each = int(np.count_nonzero(mask)) + int(np.count_nonzero(shared))
         dice = 2 * int(np.count_nonzero(mask & shared)) / max(n_each, 1)
         if dice < _REGISTERED_DICE:
-            warnings.append((name, f"looks unregistered: its voxels overlap those of the others with a Dice of {dice:.2f}", "over 0.9"))
+            warnings.append(
+                (
+                    name,
+                    f"looks unregistered: its voxels overlap those of the others with a Dice of {dice:.2f}",
+                    "over 0.9",
+                )
+            )
     return warnings
 
 
@@ -356,23 +392,36 @@ def _check_label(loaded: LoadedCase, brain: Mask | None) -> tuple[dict[str, int]
     found[0] = values.size - found.sum()
     strange = [value for value in np.flatnonzero(found).tolist() if value not in schema.values]
     if strange:
-        return {}, [problem("error", LABEL, *_strange_values(strange, found, schema, layout=loaded.case.layout))]
+        return {}, [
+            problem("error", LABEL, *_strange_values(strange, found, schema, layout=loaded.case.layout))
+        ]
     counts = {tissue: int(found[value]) for value, tissue in schema.values.items()}
     problems = []
     if brain is not None:
         n_outside = int(np.count_nonzero((values != 0) & ~brain))
         counts["healthy"] = int(np.count_nonzero(brain)) - (int(found[1:].sum()) - n_outside)
         if n_outside:
-            problems.append(problem("warning", LABEL, f"has {n_outside:,} annotated voxels outside the brain", "none"))
+            problems.append(
+                problem("warning", LABEL, f"has {n_outside:,} annotated voxels outside the brain", "none")
+            )
     if not any(counts[tissue] for tissue in counts if tissue not in ("healthy", "resection_cavity")):
         problems.append(problem("warning", LABEL, "has no tumor"))
     elif brain is not None and (tumor := 1 - counts["healthy"] / np.count_nonzero(brain)) > _MASK_SHARE:
-        problems.append(problem("warning", LABEL, f"calls {tumor:.0%} of the brain tumor", "a label of the tumor, not a brain mask"))
+        problems.append(
+            problem(
+                "warning",
+                LABEL,
+                f"calls {tumor:.0%} of the brain tumor",
+                "a label of the tumor, not a brain mask",
+            )
+        )
     return counts, problems
 
 
 def untold_schema(case: Case) -> Problem | None:
-    """The problem of a case whose label comes without a word on its values, which are read; None where the schema is known."""
+    """The problem of a case whose label comes without a word on its values, which are read; None where the
+    schema is known.
+    """
     if case.schema or case.label is None:
         return None
     try:
@@ -384,27 +433,40 @@ def untold_schema(case: Case) -> Problem | None:
 def _untold(case: Case, label: Volume) -> Problem:
     """No default decides what a value means: 2 is edema in most releases and tumor core in others."""
     stored = np.unique(label[label != 0])
-    if not np.isfinite(stored).all() or np.any(np.abs(stored - np.rint(stored)) > 1e-3):  # as `labels.whole_values` takes them
+    if not np.isfinite(stored).all() or np.any(
+        np.abs(stored - np.rint(stored)) > 1e-3
+    ):  # as `labels.whole_values` takes them
         return _problem(case, "error", LABEL, "has values that are not whole", "a label map")
     values = [int(value) for value in np.unique(np.rint(stored))]
     listed = ", ".join(map(str, values[:9])) + ", ..." * (len(values) > 9) or "0 alone"
     by_manifest = ", or a column 'schema' in the manifest" if case.layout == "manifest" else ""
     what = f"has the values {listed}, and nothing says which tissue each value is"
-    return _problem(case, "error", LABEL, what, f"--schema NAME{by_manifest}; the values fit {schemas_that_fit(values)}")
+    return _problem(
+        case, "error", LABEL, what, f"--schema NAME{by_manifest}; the values fit {schemas_that_fit(values)}"
+    )
 
 
-def _strange_values(strange: Sequence[int], found: np.ndarray, schema: LabelSchema, *, layout: str) -> tuple[str, str]:
+def _strange_values(
+    strange: Sequence[int], found: np.ndarray, schema: LabelSchema, *, layout: str
+) -> tuple[str, str]:
     listed = ", ".join(f"{value} ({int(found[value]):,} voxels)" for value in strange)
-    fitting = [name for name, other in SCHEMAS.items() if set(np.flatnonzero(found).tolist()) <= set(other.values)]
+    fitting = [
+        name for name, other in SCHEMAS.items() if set(np.flatnonzero(found).tolist()) <= set(other.values)
+    ]
     how = "--schema NAME" if layout == PLAIN else "a manifest CSV names it in its column 'schema'"
     hint = f"; its values fit {' or '.join(fitting)} ({how})" if fitting else ""
-    return f"has the values {listed}", f"{', '.join(str(v) for v in sorted(schema.values))} of schema {schema.name}{hint}"
+    return (
+        f"has the values {listed}",
+        f"{', '.join(str(v) for v in sorted(schema.values))} of schema {schema.name}{hint}",
+    )
 
 
 def _digest(array: Volume) -> str:
-    """Of every second voxel along each axis (an eighth of them): 1.1 million voxels tell scans apart, and take 3 ms instead of 25.
+    """Of every second voxel along each axis (an eighth of them): 1.1 million voxels tell scans apart, and
+    take 3 ms instead of 25.
 
-    Whole numbers are hashed as int32 whatever they are stored as, others (and those that int32 cannot hold) as float32.
+    Whole numbers are hashed as int32 whatever they are stored as, others (and those that int32 cannot hold)
+    as float32.
     """
     sample = array[::2, ::2, ::2]
     small = sample.dtype.kind in "iu" and sample.dtype.itemsize < 4
@@ -416,7 +478,9 @@ def _digest(array: Volume) -> str:
 
 
 def _may_be_twins(volumes: Iterable[Volume]) -> bool:
-    """Whether any two have equal values in a thin sample (one voxel in 512) of what is hashed; those of different scans differ there."""
+    """Whether any two have equal values in a thin sample (one voxel in 512) of what is hashed; those of
+    different scans differ there.
+    """
     with np.errstate(over="ignore"):
         samples = [array[::8, ::8, ::8].astype(np.float32) for array in volumes]
     return any(np.array_equal(a, b) for a, b in combinations(samples, 2))

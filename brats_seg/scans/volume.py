@@ -1,6 +1,7 @@
 """NIfTI and MetaImage <-> array + geometry; the only room that knows file axis order and orientation.
 
-`nifti.py` and `metaimage.py` know one format each, `geometry.py` what both say of space; everybody else imports from here.
+`nifti.py` and `metaimage.py` know one format each, `geometry.py` what both say of space; everybody else
+imports from here.
 """
 
 from collections.abc import Sequence
@@ -27,17 +28,9 @@ from brats_seg.scans.metaimage import read_metaimage, read_metaimage_header, wri
 from brats_seg.scans.nifti import read_nifti, read_nifti_header, write_nifti
 
 __all__ = (
-    "SUFFIXES",
-    "Geometry",
-    "ScanError",
-    "make_geometry",
-    "read_header",
-    "read_volume",
-    "read_volumes",
-    "same_grid",
-    "write_label_map",
-    "write_volume",
-)
+    "SUFFIXES", "Geometry", "ScanError", "make_geometry", "read_header", "read_volume", "read_volumes",
+    "same_grid", "write_label_map", "write_volume",
+)  # fmt: skip
 
 SUFFIXES = (".nii.gz", ".nii", ".mha")
 """The file types read and written."""
@@ -47,7 +40,8 @@ def read_header(path: Path) -> Geometry:
     """Geometry of a file, from its header alone.
 
     Raises:
-        ScanError: not a NIfTI or MetaImage file, or a header that makes no sense or claims more than the file can hold.
+        ScanError: not a NIfTI or MetaImage file, or a header that makes no sense or claims more than the file
+            can hold.
     """
     return (read_metaimage_header(path) if _suffix(path) == ".mha" else read_nifti_header(path)).geometry
 
@@ -55,18 +49,21 @@ def read_header(path: Path) -> Geometry:
 def read_volume(source: ScanFile | Path) -> tuple[Volume, Geometry]:
     """Read one volume as (Z, Y, X) in LPS, C-contiguous and writable, and its geometry.
 
-    Values are as stored (integers stay integers, native byte order) unless `scl_slope` and `scl_inter` scale them: then float32,
-    or float64 for 8-byte and 4-byte-integer sources. A file in LPS is not copied after unpacking; other orientations are turned
-    without interpolation.
+    Values are as stored (integers stay integers, native byte order) unless `scl_slope` and `scl_inter` scale
+    them: then float32, or float64 for 8-byte and 4-byte-integer sources. A file in LPS is not copied after
+    unpacking; other orientations are turned without interpolation.
 
     Raises:
-        ScanError: as `read_header`; truncated or damaged data; a 4-D file without a channel, or without that channel.
+        ScanError: as `read_header`; truncated or damaged data; a 4-D file without a channel, or without that
+            channel.
     """
     return read_volumes([source if isinstance(source, ScanFile) else ScanFile(source)])[0]
 
 
 def read_volumes(sources: Sequence[ScanFile]) -> list[tuple[Volume, Geometry]]:
-    """Read several volumes, each file once, even where channels of one 4-D file are asked for. Otherwise as `read_volume`."""
+    """Read several volumes, each file once, even where channels of one 4-D file are asked for. Otherwise as
+    `read_volume`.
+    """
     wanted: dict[Path, list[int | None]] = {}
     for source in sources:
         wanted.setdefault(source.path, []).append(source.channel)
@@ -77,7 +74,8 @@ def read_volumes(sources: Sequence[ScanFile]) -> list[tuple[Volume, Geometry]]:
 def write_label_map(path: Path, array: Num[np.ndarray, "z y x"], geometry: Geometry, *, dtype: str) -> None:
     """Write a label map (Z, Y, X) in LPS onto the native grid of its source, in one piece.
 
-    Affine, form codes and units are the source's; no text, extension or scaling of its header is carried over.
+    Affine, form codes and units are the source's; no text, extension or scaling of its header is carried
+    over.
 
     Args:
         path: ends in one of `SUFFIXES`.
@@ -91,14 +89,23 @@ def write_label_map(path: Path, array: Num[np.ndarray, "z y x"], geometry: Geome
     if np.dtype(dtype).kind in "iu" and array.size:
         limits = np.iinfo(dtype)
         if array.min() < limits.min or array.max() > limits.max:
-            raise InputError(f"{path}: values from {array.min()} to {array.max()} do not fit in {dtype}; use a wider dtype")
+            raise InputError(
+                f"{path}: values from {array.min()} to {array.max()} do not fit in {dtype}; use a wider dtype"
+            )
     write_volume(path, array, geometry, dtype=dtype)
 
 
-def write_volume(path: Path, array: Num[np.ndarray, "z y x *channels"], geometry: Geometry, *, dtype: str) -> None:
-    """Write a volume (Z, Y, X), or a stack (Z, Y, X, channel), in LPS; stacks as NIfTI only. Otherwise as `write_label_map`."""
+def write_volume(
+    path: Path, array: Num[np.ndarray, "z y x *channels"], geometry: Geometry, *, dtype: str
+) -> None:
+    """Write a volume (Z, Y, X), or a stack (Z, Y, X, channel), in LPS; stacks as NIfTI only. Otherwise as
+    `write_label_map`.
+    """
     if array.shape[:3] != geometry.shape:
-        raise InputError(f"{path}: array of shape {array.shape[:3]} (Z, Y, X); expected the {geometry.shape} of its geometry")
+        raise InputError(
+            f"{path}: array of shape {array.shape[:3]} (Z, Y, X); expected the {geometry.shape} of its "
+            "geometry"
+        )
     suffix = _suffix(path)
     xyz = np.moveaxis(array, (0, 1, 2), (2, 1, 0)).astype(dtype, copy=False)
     native = apply_orientation(xyz, from_lps(geometry.axis_codes))
@@ -113,15 +120,22 @@ def _suffix(path: Path) -> str:
     for suffix in SUFFIXES:
         if path.name.lower().endswith(suffix):
             return suffix
-    raise ScanError(path, "is not a type of file that is read or written", expected=f"one of {', '.join(SUFFIXES)}")
+    raise ScanError(
+        path, "is not a type of file that is read or written", expected=f"one of {', '.join(SUFFIXES)}"
+    )
 
 
-def _read_channels(path: Path, channels: Sequence[int | None]) -> dict[int | None, tuple[np.ndarray, Geometry]]:
+def _read_channels(
+    path: Path, channels: Sequence[int | None]
+) -> dict[int | None, tuple[np.ndarray, Geometry]]:
     if _suffix(path) == ".mha":
         header, only = read_metaimage(path)
         native = {0: only}
     else:
         header, native = read_nifti(path, channels)
     turn = to_lps(header.geometry.axis_codes)
-    lps = {c: np.ascontiguousarray(apply_orientation(array, turn).transpose(2, 1, 0)) for c, array in native.items()}
+    lps = {
+        c: np.ascontiguousarray(apply_orientation(array, turn).transpose(2, 1, 0))
+        for c, array in native.items()
+    }
     return {c: (lps[check_channel(path, c, n_channels=header.n_channels)], header.geometry) for c in channels}

@@ -1,1 +1,3 @@
-"""Trained networks that travel with the package: a folder each, made by `tools/make_starter.py`, read by `brats_seg.packaged`."""
+"""Trained networks that travel with the package: a folder each, made by `tools/make_starter.py`, read by
+`brats_seg.packaged`.
+"""

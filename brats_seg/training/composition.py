@@ -27,13 +27,16 @@ _SHARED = {
 _ONE_SPLIT = "train both stages on one bank with one --fold, training.seed and validation section"
 
 
-def compose_checkpoints(detector: Checkpoint, classifier: Checkpoint, *, paths: tuple[Path, Path]) -> Checkpoint:
+def compose_checkpoints(
+    detector: Checkpoint, classifier: Checkpoint, *, paths: tuple[Path, Path]
+) -> Checkpoint:
     """Two trained stages as one checkpoint to predict with, of network `cascade` and all tissue classes.
 
-    p(healthy) is the detector's; p(class) = (1 - p(healthy)) times the classifier's, each from the image alone. Both priors are
-    composed alike; where the loss of a stage has no prior, the cascade has none. The classifier's training prior is near to what its loss
-    saw and not equal: its patches are averaged over their own tumor voxels, which the ledger counts as if each weighed alike. What it says
-    of the run (seed, schedule, precision) is the detector's, and the epoch the later of the two.
+    p(healthy) is the detector's; p(class) = (1 - p(healthy)) times the classifier's, each from the image
+    alone. Both priors are composed alike; where the loss of a stage has no prior, the cascade has none. The
+    classifier's training prior is near to what its loss saw and not equal: its patches are averaged over
+    their own tumor voxels, which the ledger counts as if each weighed alike. What it says of the run (seed,
+    schedule, precision) is the detector's, and the epoch the later of the two.
 
     Args:
         detector: of a run with task.classes=healthy_or_tumor.
@@ -42,26 +45,36 @@ def compose_checkpoints(detector: Checkpoint, classifier: Checkpoint, *, paths: 
 
     Raises:
         UsageError: stages of another task, or of patches with another number of axes or other slices around.
-        InputError: stages trained on other cases or another bank, so that together they would have seen what one of them held out.
+        InputError: stages trained on other cases or another bank, so that together they would have seen what
+            one of them held out.
     """
     stages = {"detector": detector, "classifier": classifier}
     configs = (detector.parsed_config(), classifier.parsed_config())
     for path, config, (stage, kind) in zip(paths, configs, _TASKS.items(), strict=True):
         if config.task.classes != kind:
-            raise UsageError(f"{path}: the {stage} of a cascade is a run with task.classes={kind}; this one has {config.task.classes}")
+            raise UsageError(
+                f"{path}: the {stage} of a cascade is a run with task.classes={kind}; this one has "
+                f"{config.task.classes}"
+            )
     for name, words in _SHARED.items():
         if getattr(detector, name) != getattr(classifier, name):
             raise InputError(f"{paths[1]}: has not the same {words} as {paths[0]}; {_ONE_SPLIT}")
     if len(configs[0].patch.size) != len(configs[1].patch.size):
         sizes = tuple(" x ".join(map(str, config.patch.size)) for config in configs)
-        raise UsageError(f"{paths[1]}: takes patches of {sizes[1]}, {paths[0]} of {sizes[0]}; the stages need as many axes as each other")
+        raise UsageError(
+            f"{paths[1]}: takes patches of {sizes[1]}, {paths[0]} of {sizes[0]}; the stages need as many "
+            "axes as each other"
+        )
     around = [config.patch.slices_around for config in configs]
     if around[0] != around[1]:
         raise UsageError(
-            f"{paths[1]}: has patch.slices_around {around[1]}, {paths[0]} {around[0]}; the stages of a cascade see the same slices"
+            f"{paths[1]}: has patch.slices_around {around[1]}, {paths[0]} {around[0]}; the stages of a "
+            "cascade see the same slices"
         )
     return Checkpoint(
-        weights={f"{stage}.{name}": value for stage, one in stages.items() for name, value in one.weights.items()},
+        weights={
+            f"{stage}.{name}": value for stage, one in stages.items() for name, value in one.weights.items()
+        },
         config=dump_config(_composed_config(*configs)),
         modalities=detector.modalities,
         classes=(HEALTHY, *classifier.classes),
@@ -85,7 +98,9 @@ def compose_checkpoints(detector: Checkpoint, classifier: Checkpoint, *, paths: 
 
 def _composed_config(detector: Config, classifier: Config) -> Config:
     """The detector's, but for what the classifier has a say in."""
-    without_prior = [config.loss for config in (detector, classifier) if config.loss.kind not in LOSSES_WITH_A_PRIOR]
+    without_prior = [
+        config.loss for config in (detector, classifier) if config.loss.kind not in LOSSES_WITH_A_PRIOR
+    ]
     loss = Loss(kind=without_prior[0].kind) if without_prior else Loss(outside=detector.loss.outside)
     # A case that lacks a modality is taken where both stages were trained for that.
     augment = min((detector.augment, classifier.augment), key=lambda section: section.modality_dropout)
@@ -93,7 +108,9 @@ def _composed_config(detector: Config, classifier: Config) -> Config:
     return detector.model_copy(update={"network": network, "task": Task(), "loss": loss, "augment": augment})
 
 
-def _composed_prior(detector: tuple[float, ...] | None, classifier: tuple[float, ...] | None) -> tuple[float, ...] | None:
+def _composed_prior(
+    detector: tuple[float, ...] | None, classifier: tuple[float, ...] | None
+) -> tuple[float, ...] | None:
     """(healthy, (1 - healthy) times each tumor class's)."""
     if detector is None or classifier is None:
         return None

@@ -34,7 +34,9 @@ _BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), 
 
 
 class Stopwatch:
-    """Seconds of an epoch by what they were spent on; those of sampling and augmentation are part of those of training."""
+    """Seconds of an epoch by what they were spent on; those of sampling and augmentation are part of those of
+    training.
+    """
 
     PARTS = ("training_s", "sampling_s", "augmentation_s", "mining_s", "validation_s", "checkpoint_s")
 
@@ -50,7 +52,10 @@ class Stopwatch:
 
     def row(self, epoch: int, *, n_patches: int) -> dict[str, Any]:
         """The row of `timing.csv`; the watch is set back to 0."""
-        row: dict[str, Any] = {"epoch": epoch, **{part: round(seconds, 4) for part, seconds in self._seconds.items()}}
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            **{part: round(seconds, 4) for part, seconds in self._seconds.items()},
+        }
         row["patches_per_s"] = round(n_patches / max(1e-9, self._seconds["training_s"]), 2)
         row["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._seconds = dict.fromkeys(self.PARTS, 0.0)
@@ -58,9 +63,11 @@ class Stopwatch:
 
 
 class RunLog:
-    """The tables of a run: rows by epoch, kept whole in memory and in the checkpoint, written anew after each epoch.
+    """The tables of a run: rows by epoch, kept whole in memory and in the checkpoint, written anew after each
+    epoch.
 
-    `epochs.csv` and the ledgers hold no clock time, so that a resumed run writes the same bytes as one that was never stopped.
+    `epochs.csv` and the ledgers hold no clock time, so that a resumed run writes the same bytes as one that
+    was never stopped.
     """
 
     def __init__(self, run_dir: Path, *, classes: Sequence[str], tensorboard: bool = False) -> None:
@@ -84,17 +91,22 @@ class RunLog:
         self.epochs, self.ledger, self.timing = (list(state[name]) for name in ("epochs", "ledger", "timing"))
 
     def append(self, name: str, rows: Sequence[Row]) -> None:
-        """Add the rows of an epoch (their first column) to a table that is too long to be kept in memory and in checkpoints.
+        """Add the rows of an epoch (their first column) to a table that is too long to be kept in memory and
+        in checkpoints.
 
-        The first time, lines of this epoch and of later ones are cut off: a run that goes on from an older checkpoint
-        draws them again. A line that does not begin with an epoch is cut off too.
+        The first time, lines of this epoch and of later ones are cut off: a run that goes on from an older
+        checkpoint draws them again. A line that does not begin with an epoch is cut off too.
         """
         path = self._run_dir / f"{name}.csv"
         header, _, lines = table_text(rows).partition("\n")
         if path not in self._begun:
             before = path.read_text(encoding="utf-8").splitlines(keepends=True)[1:] if path.exists() else []
             epochs = [line.partition(",")[0] if line.endswith("\n") else "" for line in before]
-            kept = [line for line, epoch in zip(before, epochs, strict=True) if epoch.isdecimal() and int(epoch) < rows[0]["epoch"]]
+            kept = [
+                line
+                for line, epoch in zip(before, epochs, strict=True)
+                if epoch.isdecimal() and int(epoch) < rows[0]["epoch"]
+            ]
             write_text(path, "".join([header, "\n", *kept]))
             self._begun.add(path)
         with path.open("a", encoding="utf-8") as file:
@@ -108,7 +120,9 @@ class RunLog:
             _show_on_board(self._board, self.epochs[-1])
         started = time.monotonic()
         if is_last or started - self._drawn_at > self._drawing_s / DRAWING_SHARE:
-            draw_progress(self._run_dir / "progress.png", epochs=self.epochs, ledger=self.ledger, classes=self._classes)
+            draw_progress(
+                self._run_dir / "progress.png", epochs=self.epochs, ledger=self.ledger, classes=self._classes
+            )
             self._drawn_at = time.monotonic()
             self._drawing_s = self._drawn_at - started
 
@@ -117,7 +131,9 @@ def _open_board(folder: Path) -> Any:
     try:
         module = importlib.import_module("torch.utils.tensorboard")
     except ImportError:
-        raise UsageError("training.tensorboard: needs a package that is not there: pip install 'brats-seg[tensorboard]'") from None
+        raise UsageError(
+            "training.tensorboard: needs a package that is not there: pip install 'brats-seg[tensorboard]'"
+        ) from None
     return module.SummaryWriter(str(folder))
 
 
@@ -140,8 +156,12 @@ def table_text(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def write_environment(path: Path, *, runtime: Runtime, command: Sequence[str], n_parameters: int, bank: str, initial: str = "") -> None:
-    """Write what the run stood on: machine, libraries, precision, command line, and the SHA-256 of the checkpoint it began with, if any."""
+def write_environment(
+    path: Path, *, runtime: Runtime, command: Sequence[str], n_parameters: int, bank: str, initial: str = ""
+) -> None:
+    """Write what the run stood on: machine, libraries, precision, command line, and the SHA-256 of the
+    checkpoint it began with, if any.
+    """
     write_json(
         path,
         {
@@ -164,12 +184,19 @@ def write_environment(path: Path, *, runtime: Runtime, command: Sequence[str], n
 
 
 def processor_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Model of the CPU where the system names it, else its architecture. Models round products differently: the same run ends elsewhere."""
+    """Model of the CPU where the system names it, else its architecture. Models round products differently:
+    the same run ends elsewhere.
+    """
     try:
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    models = [value.strip() for line in lines for name, _, value in [line.partition(":")] if name.strip() == "model name"]
+    models = [
+        value.strip()
+        for line in lines
+        for name, _, value in [line.partition(":")]
+        if name.strip() == "model name"
+    ]
     return next(iter(models), "") or platform.processor() or platform.machine()
 
 
@@ -177,13 +204,18 @@ def write_bad_batch(path: Path, *, bank: PatchBank, ids: Ids, step: int, loss: f
     """Write which voxels the patches of a batch lay around, and give the names of their cases."""
     places = bank.locate(ids)
     names = [bank.cases[case].id for case in places[:, 0]]
-    voxels = [{"case": name, "id": int(i), "zyx": place[1:].tolist()} for name, i, place in zip(names, ids, places, strict=True)]
+    voxels = [
+        {"case": name, "id": int(i), "zyx": place[1:].tolist()}
+        for name, i, place in zip(names, ids, places, strict=True)
+    ]
     write_json(path, {"step": step, "loss": str(loss), "voxels": voxels})
     return sorted(set(names))
 
 
 def progress_note(epoch: int, *, n_drawn: Counts, loss: float | None) -> str:
-    """What the progress bar says: the epoch, its draws of each class so far in percent, and its mean loss so far."""
+    """What the progress bar says: the epoch, its draws of each class so far in percent, and its mean loss so
+    far.
+    """
     mix = "/".join(f"{100 * n / max(1, n_drawn.sum()):.0f}" for n in n_drawn)
     return f"epoch {epoch}  mix {mix} %" + (f"  loss {loss:.3f}" if loss is not None else "")
 
@@ -193,15 +225,29 @@ def precision_name(runtime: Runtime) -> str:
     return {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}[runtime.dtype_autocast]
 
 
-def draw_progress(path: Path, *, epochs: Sequence[Row], ledger: Sequence[Row], classes: Sequence[str]) -> None:
-    """Draw loss, inner Dice, and the class mix of patch centers and of patch voxels inside the brain, over the epochs."""
+def draw_progress(
+    path: Path, *, epochs: Sequence[Row], ledger: Sequence[Row], classes: Sequence[str]
+) -> None:
+    """Draw loss, inner Dice, and the class mix of patch centers and of patch voxels inside the brain, over
+    the epochs.
+    """
     figure = Figure(figsize=(12, 7), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True)
     x = [row["epoch"] for row in epochs]
     _draw_loss(axes[0, 0], x, epochs)
     _draw_dice(axes[0, 1], epochs)
-    for place, part, title in zip(axes[1], ("center", "voxel"), ("Patch centers", "Voxels of the patches, inside the brain"), strict=True):
-        _draw_mix(place, x, [[row[f"{part}_share"] for row in ledger if row["class"] == name] for name in classes], classes)
+    for place, part, title in zip(
+        axes[1],
+        ("center", "voxel"),
+        ("Patch centers", "Voxels of the patches, inside the brain"),
+        strict=True,
+    ):
+        _draw_mix(
+            place,
+            x,
+            [[row[f"{part}_share"] for row in ledger if row["class"] == name] for name in classes],
+            classes,
+        )
         place.set_title(title)
         place.set_xlabel("epoch")
     axes[0, 1].legend(**_BESIDE)
@@ -226,7 +272,13 @@ def _draw_dice(axes: Axes, epochs: Sequence[Row]) -> None:
     axes.set_title("Dice on the inner cases")
     scored = [row for row in epochs if row["score"] is not None]
     for region, color in zip(REGIONS, _LINES, strict=True):
-        axes.plot([row["epoch"] for row in scored], [row[f"dice_{region}"] for row in scored], color=color, marker=".", label=region)
+        axes.plot(
+            [row["epoch"] for row in scored],
+            [row[f"dice_{region}"] for row in scored],
+            color=color,
+            marker=".",
+            label=region,
+        )
     best = [row["epoch"] for row in epochs if row["is_best"]]
     if best:
         axes.axvline(best[-1], color="gray", linestyle="--", linewidth=1, label=f"best: epoch {best[-1]}")
@@ -234,7 +286,9 @@ def _draw_dice(axes: Axes, epochs: Sequence[Row]) -> None:
     axes.grid(alpha=0.3)
 
 
-def _draw_mix(axes: Axes, x: Sequence[int], shares: Sequence[Sequence[float]], classes: Sequence[str]) -> None:
+def _draw_mix(
+    axes: Axes, x: Sequence[int], shares: Sequence[Sequence[float]], classes: Sequence[str]
+) -> None:
     """Stack the classes' shares; a single epoch is drawn as wide as two."""
     wide = [*x, x[-1] + 1] if len(x) == 1 else x
     stacked = [[*values, values[-1]] if len(x) == 1 else values for values in shares]

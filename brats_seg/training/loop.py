@@ -36,7 +36,14 @@ from brats_seg.training.checkpoint import (
     save_checkpoint,
     take_weights,
 )
-from brats_seg.training.log import RunLog, Stopwatch, precision_name, progress_note, write_bad_batch, write_environment
+from brats_seg.training.log import (
+    RunLog,
+    Stopwatch,
+    precision_name,
+    progress_note,
+    write_bad_batch,
+    write_environment,
+)
 from brats_seg.training.mining import mine
 from brats_seg.training.norms import measure_norms
 from brats_seg.training.phases import Method, Phase
@@ -80,14 +87,16 @@ def train(
         bank: with the patch size to train on; which of its cases are used is the split's say.
         split: case ids by their use.
         config: the resolved config as YAML, for `config.yaml` and the checkpoints.
-        network, task, sampler, hard, loss, augment, optimizer, training, phases, validation: the sections of the config.
+        network, task, sampler, hard, loss, augment, optimizer, training, phases, validation: the sections of
+        the config.
         runtime: device, precision and ranks.
         resume: go on with the run that is there; an empty folder starts one.
         initial: begin with its weights in every layer that fits; the others are named.
 
     Raises:
         UsageError: knobs that do not fit each other or the run to go on with; a used folder without `resume`.
-        InputError: a loss that is not finite (the batch is saved), a bad checkpoint, a bank other than the run's, a folder in use.
+        InputError: a loss that is not finite (the batch is saved), a bad checkpoint, a bank other than the
+            run's, a folder in use.
     """
     n_together = training.batch_size // runtime.world_size // training.accumulate
     check_patch_size(network, patch_size=bank.patch_size, n_together=n_together, jitter=sampler.jitter)
@@ -95,13 +104,24 @@ def train(
     check_metric(validation.metric, of=validation.of, classes=bank.classes)
     seen = bank.select(split.train).to(runtime.device)
     method = Method(
-        network=network, task=task, sampler=sampler, hard=hard, loss=loss, optimizer=optimizer, training=training, phases=phases,
-        index=seen.index, runtime=runtime, number_lesions=LesionNumberer(bank.cases),
-    )  # fmt: skip
+        network=network,
+        task=task,
+        sampler=sampler,
+        hard=hard,
+        loss=loss,
+        optimizer=optimizer,
+        training=training,
+        phases=phases,
+        index=seen.index,
+        runtime=runtime,
+        number_lesions=LesionNumberer(bank.cases),
+    )
     method.check()
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
-        built = make_network(network, n_channels=bank.n_channels, n_classes=len(bank.classes), n_dims=len(bank.patch_size))
+        built = make_network(
+            network, n_channels=bank.n_channels, n_classes=len(bank.classes), n_dims=len(bank.patch_size)
+        )
     if initial is not None and (left_out := take_weights(built, initial)) and runtime.is_writer:
         logger.warning("--from: layers that do not fit begin anew: %s", ", ".join(left_out))
     if initial is not None and runtime.is_writer:
@@ -117,7 +137,11 @@ def train(
         phase=method.first(),
         learner=method.make_learner(method.first(), built),
         augment=Augmenter(
-            augment, seed=training.seed, patch_size=bank.patch_size, n_slices=2 * bank.slices_around + 1, jitter=sampler.jitter
+            augment,
+            seed=training.seed,
+            patch_size=bank.patch_size,
+            n_slices=2 * bank.slices_around + 1,
+            jitter=sampler.jitter,
         ),
         sampler=method.make_sampler(method.first()),
         ledger=Ledger(bank.classes),
@@ -134,13 +158,16 @@ def train(
 
 
 def _warn_of_seen_cases(initial: Checkpoint, held_out: tuple[str, ...]) -> None:
-    """Say so where the weights to begin with were trained or chosen on cases that this run holds out, as far as the ids tell."""
+    """Say so where the weights to begin with were trained or chosen on cases that this run holds out, as far
+    as the ids tell.
+    """
     seen = {*initial.train_cases, *initial.inner_cases}
     both = [case for case in held_out if case in seen]
     if both:
         names = ", ".join(both[:3]) + (", ..." if len(both) > 3 else "")
         logger.warning(
-            "--from: the network to begin with has seen %d of the %d held-out cases (%s): their scores will be too high; "
+            "--from: the network to begin with has seen %d of the %d held-out cases (%s): their scores will "
+            "be too high; "
             "give a run of the same fold",
             len(both), len(held_out), names,
         )  # fmt: skip
@@ -190,13 +217,21 @@ class _Loop:
         """Start in an empty folder or go on in a used one."""
         path = self.run_dir / LAST
         used = path.exists()
-        there = sorted(file.name for file in self.run_dir.glob("[!.]*"))  # the writer makes the folder, maybe later than this rank looks
+        there = sorted(
+            file.name for file in self.run_dir.glob("[!.]*")
+        )  # the writer makes the folder, maybe later than this rank looks
         if there and not resume:
-            what = "a run already; give --resume to go on with it, or" if "config.yaml" in there else f"other files ({there[0]}); give"
+            what = (
+                "a run already; give --resume to go on with it, or"
+                if "config.yaml" in there
+                else f"other files ({there[0]}); give"
+            )
             raise UsageError(f"{self.run_dir} holds {what} another folder")
         if used:
             self._restore(load_checkpoint(path), path)
-        elif (best := self.run_dir / BEST).exists():  # killed before its first checkpoint, or another run, whose best is not written over
+        elif (
+            best := self.run_dir / BEST
+        ).exists():  # killed before its first checkpoint, or another run, whose best is not written over
             self._check_own(load_checkpoint(best), best)
         self.runtime.gather(None)  # nobody writes before everybody has read
         if self.runtime.is_writer:
@@ -204,15 +239,24 @@ class _Loop:
                 part.unlink()
             write_text(self.run_dir / "config.yaml", self.config)
             write_environment(
-                self.run_dir / "environment.json", runtime=self.runtime, command=sys.argv, bank=self.bank.digest,
-                n_parameters=sum(p.numel() for p in self.learner.network.parameters()), initial=self.training.initial,
-            )  # fmt: skip
+                self.run_dir / "environment.json",
+                runtime=self.runtime,
+                command=sys.argv,
+                bank=self.bank.digest,
+                n_parameters=sum(p.numel() for p in self.learner.network.parameters()),
+                initial=self.training.initial,
+            )
 
     def run(self, stop: StopRequest) -> RunResult:
         """Epochs until the budget of every phase is spent, or its score stops rising, or a signal comes."""
         ended: Literal["done", "stopped"] = "done"
         with progress_bar() as bar:
-            task = bar.add_task("training", total=self.method.n_epochs * self.training.steps, completed=self._number(), note="")
+            task = bar.add_task(
+                "training",
+                total=self.method.n_epochs * self.training.steps,
+                completed=self._number(),
+                note="",
+            )
             while ended == "done" and not self._is_over():
                 if self._phase_is_over():
                     self._begin_phase_2()
@@ -245,7 +289,12 @@ class _Loop:
                         return "stopped"
         self._close_epoch(epoch, n_patches)
         to_stop = self.runtime.any_rank(stop.asked)
-        if to_stop or epoch % self.training.checkpoint_epochs == 0 or self._phase_is_over() or self.runtime.any_rank(self._save_is_due()):
+        if (
+            to_stop
+            or epoch % self.training.checkpoint_epochs == 0
+            or self._phase_is_over()
+            or self.runtime.any_rank(self._save_is_due())
+        ):
             self._save_last()
         if self.runtime.is_writer:
             self.log.write(is_last=False)
@@ -256,11 +305,17 @@ class _Loop:
         epoch, number = self.sampler.epoch, self._number()
         with self.watch("sampling_s"):
             draw = self.sampler.next()
-            parameters = self.augment.draw(epoch=epoch, positions=draw.positions, n_modalities=len(self.bank.modalities))
+            parameters = self.augment.draw(
+                epoch=epoch, positions=draw.positions, n_modalities=len(self.bank.modalities)
+            )
             self.batch = self.bank.batch(draw.ids, out=self.batch, maps=self.augment.maps(parameters))
             counts = self.batch.counts
-            if self.margin:  # the network's output is smaller than the patch, and the loss is over the middle alone
-                counts = count_middle(self.batch.targets, margin=self.margin, n_classes=len(self.bank.classes))
+            if (
+                self.margin
+            ):  # the network's output is smaller than the patch, and the loss is over the middle alone
+                counts = count_middle(
+                    self.batch.targets, margin=self.margin, n_classes=len(self.bank.classes)
+                )
             self.ledger.add(draw, counts)
         with self.watch("augmentation_s"):
             inputs, targets = self.augment(self.batch.inputs, self.batch.targets, parameters=parameters)
@@ -305,12 +360,21 @@ class _Loop:
         self.log.ledger += self.ledger.close_epoch(epoch, self.sampler.requested_in(epoch))
         with self.watch("mining_s"):
             if isinstance(self.sampler, HardSampler) and not is_last:
-                n_draws = np.ceil(self.sampler.requested * self.training.batch_size * self.training.steps).astype(np.int64)
+                n_draws = np.ceil(
+                    self.sampler.requested * self.training.batch_size * self.training.steps
+                ).astype(np.int64)
                 pools = mine(
-                    evaluated, self.bank, classes=self.sampler.hard_classes, n_draws=n_draws, hard=self.method.hard,
-                    seed=self.training.seed, epoch=epoch, runtime=self.runtime, divisor=self.divisor,
+                    evaluated,
+                    self.bank,
+                    classes=self.sampler.hard_classes,
+                    n_draws=n_draws,
+                    hard=self.method.hard,
+                    seed=self.training.seed,
+                    epoch=epoch,
+                    runtime=self.runtime,
+                    divisor=self.divisor,
                     groups=self.sampler.groups,
-                )  # fmt: skip
+                )
                 self.sampler.accept_pools(pools)
         scores = None
         with self.watch("validation_s"):
@@ -328,7 +392,9 @@ class _Loop:
         """Write how often each case, and lesions of each size, were drawn."""
         if not self.runtime.is_writer:
             return
-        self.log.append("ledger_cases", self.ledger.case_rows(epoch, case_names=[case.id for case in self.bank.cases]))
+        self.log.append(
+            "ledger_cases", self.ledger.case_rows(epoch, case_names=[case.id for case in self.bank.cases])
+        )
         if self.method.lesions is not None:
             rows = self.ledger.lesion_rows(epoch, index=self.bank.index, lesions=self.method.lesions)
             self.log.append("ledger_lesions", rows)
@@ -343,7 +409,14 @@ class _Loop:
         n_done = epoch * self.training.steps
         dice = {f"dice_{region}": scores.dice[region] if scores is not None else None for region in REGIONS}
         loss = self.loss_sum / self.training.steps
-        row = {"epoch": epoch, "step": n_done, "lr": self.learner.rate(n_done - 1), "loss": loss, **dice, "score": score}
+        row = {
+            "epoch": epoch,
+            "step": n_done,
+            "lr": self.learner.rate(n_done - 1),
+            "loss": loss,
+            **dice,
+            "score": score,
+        }
         self.log.epochs.append({**row, "is_best": int(is_best)})
         self.loss_sum = 0.0
         self.n_drawn[:] = 0
@@ -367,13 +440,17 @@ class _Loop:
         return self._phase_is_over() and self.method.after(self.phase, ended=self.sampler.epoch - 1) is None
 
     def _phase_is_over(self) -> bool:
-        """Whether the phase's epochs are spent, or its score has not risen for `validation.patience` epochs."""
+        """Whether the phase's epochs are spent, or its score has not risen for `validation.patience`
+        epochs.
+        """
         done = self.sampler.epoch - 1
         if done >= self.phase.last_epoch:
             return True
         if self.validation.patience is None or self.best_epoch is None:
             return False
-        return done - max(self.best_epoch, self.method.settled_from(self.phase) - 1) >= self.validation.patience
+        return (
+            done - max(self.best_epoch, self.method.settled_from(self.phase) - 1) >= self.validation.patience
+        )
 
     # Saving and going on
 
@@ -385,21 +462,33 @@ class _Loop:
         here = (precision_name(self.runtime), self.runtime.n_threads)
         if (checkpoint.precision, checkpoint.n_threads) != here:
             was = f"{checkpoint.precision} on {checkpoint.n_threads} threads"
-            logger.warning("%s: written in %s; with %s on %d the run goes on, but not to the same bits", path, was, *here)
+            logger.warning(
+                "%s: written in %s; with %s on %d the run goes on, but not to the same bits", path, was, *here
+            )
         saved = checkpoint.resume
         if (began := saved.get("phase_began", 1)) > 1:
             self._enter(self.method.begun_at(began), self.learner.network)
         self.learner.load_state_dict(saved["learner"], weights=checkpoint.weights)
         self.sampler.load_state_dict(saved["sampler"])
-        self.ledger.load_state_dict(saved["ledger"] if self.runtime.is_writer else _closed_epochs(saved["ledger"]))
+        self.ledger.load_state_dict(
+            saved["ledger"] if self.runtime.is_writer else _closed_epochs(saved["ledger"])
+        )
         self.log.load_state_dict(saved["log"])
-        self.loss_sum, self.best_epoch, self.best_score = saved["loss_sum"], saved["best_epoch"], saved["best_score"]
+        self.loss_sum, self.best_epoch, self.best_score = (
+            saved["loss_sum"],
+            saved["best_epoch"],
+            saved["best_score"],
+        )
 
     def _check_own(self, checkpoint: Checkpoint, path: Path) -> None:
         """Refuse a checkpoint of other data or another run."""
         check_same_data(checkpoint, path, modalities=self.bank.modalities, classes=self.bank.classes)
         check_same_run(
-            checkpoint, path, config=self.config, bank=self.bank.digest, cases=(self.split.train, self.split.inner, self.split.held_out)
+            checkpoint,
+            path,
+            config=self.config,
+            bank=self.bank.digest,
+            cases=(self.split.train, self.split.inner, self.split.held_out),
         )
 
     def _save_last(self) -> None:
@@ -425,12 +514,19 @@ class _Loop:
         self.saved_at = time.monotonic()
 
     def _save_is_due(self) -> bool:
-        return self.runtime.is_writer and time.monotonic() - self.saved_at > 60 * self.training.checkpoint_minutes
+        return (
+            self.runtime.is_writer
+            and time.monotonic() - self.saved_at > 60 * self.training.checkpoint_minutes
+        )
 
     def _save(self, name: str, *, resume: dict[str, Any] | None) -> None:
         if not self.runtime.is_writer:
             return
-        scores = [row["score"] for row in self.log.epochs if row["score"] is not None and row["epoch"] >= self.phase.first_epoch]
+        scores = [
+            row["score"]
+            for row in self.log.epochs
+            if row["score"] is not None and row["epoch"] >= self.phase.first_epoch
+        ]
         prior = self.method.effective_prior(self.phase, self.ledger, epoch=self.sampler.epoch - 1)
         checkpoint = Checkpoint(
             weights=self.learner.weights(),
@@ -462,18 +558,28 @@ class _Loop:
         """What the other ranks drew in the open epoch."""
         if self.runtime.world_size == 1:
             return []
-        return [state for rank, state in enumerate(self.runtime.gather(self.ledger.state_dict())) if rank != self.runtime.rank]
+        return [
+            state
+            for rank, state in enumerate(self.runtime.gather(self.ledger.state_dict()))
+            if rank != self.runtime.rank
+        ]
 
     def _number(self) -> int:
         """Steps done, over all epochs."""
         return (self.sampler.epoch - 1) * self.training.steps + self.sampler.step
 
     def _note(self, epoch: int) -> str:
-        step = self.sampler.step if self.sampler.epoch == epoch else self.training.steps  # the sampler goes on at an epoch's last step
+        step = (
+            self.sampler.step if self.sampler.epoch == epoch else self.training.steps
+        )  # the sampler goes on at an epoch's last step
         n_done = step - len(self.unchecked)
         return progress_note(epoch, n_drawn=self.n_drawn, loss=self.loss_sum / n_done if n_done > 0 else None)
 
 
 def _closed_epochs(ledger: dict[str, Any]) -> dict[str, Any]:
     """A ledger's state without its open epoch, which rank 0 alone takes up."""
-    return {**ledger, **{name: np.zeros_like(ledger[name][:0]) for name in ("ids", "classes", "hard")}, "voxels": ledger["voxels"] * 0}
+    return {
+        **ledger,
+        **{name: np.zeros_like(ledger[name][:0]) for name in ("ids", "classes", "hard")},
+        "voxels": ledger["voxels"] * 0,
+    }

@@ -21,7 +21,8 @@ from brats_seg.models.cascade import margin_of
 _STREAM = 0x312
 """Keeps these random numbers apart from those of the samplers, which share the seed."""
 _VOXELS_AT_ONCE = 240 * 64 * 64
-"""240 patches of the usual size, or 3 of 64 x 64 x 64: 240 of those would take 1 GB before the first layer."""
+"""240 patches of the usual size, or 3 of 64 x 64 x 64: 240 of those would take 1 GB before the first layer.
+"""
 
 Pool = Int64[np.ndarray, " _"]
 """Example ids of one class."""
@@ -42,13 +43,15 @@ def mine(
     divisor: int = 16,
     groups: Groups | None = None,
 ) -> dict[int, Pool]:
-    """The new pool of each class after an epoch: which of `hard.subset` random ids of it the network finds hard.
+    """The new pool of each class after an epoch: which of `hard.subset` random ids of it the network finds
+    hard.
 
     Args:
         network: in evaluation mode, on the runtime's device.
         bank: its selected cases are mined.
         classes: those to mine.
-        n_draws: draws of each class in an epoch (K,): how many ids are tried where `hard.subset` is not given.
+        n_draws: draws of each class in an epoch (K,): how many ids are tried where `hard.subset` is not
+            given.
         hard: threshold and subset.
         seed, epoch: the random ids follow from them.
         runtime: its ranks share the work.
@@ -56,21 +59,35 @@ def mine(
         groups: cases or lesions that the sampler draws first; the random ids are then drawn in the same way.
     """
     n_of_class = n_draws if hard.subset is None else np.full(len(n_draws), hard.subset, np.int64)
-    candidates = draw_candidates(bank.index, classes=classes, n_of_class=n_of_class, seed=seed, epoch=epoch, groups=groups)
-    return find_hard(network, bank, candidates=candidates, threshold=hard.threshold, runtime=runtime, divisor=divisor)
+    candidates = draw_candidates(
+        bank.index, classes=classes, n_of_class=n_of_class, seed=seed, epoch=epoch, groups=groups
+    )
+    return find_hard(
+        network, bank, candidates=candidates, threshold=hard.threshold, runtime=runtime, divisor=divisor
+    )
 
 
 def draw_candidates(
-    index: ClassIndex, *, classes: Sequence[int], n_of_class: Counts, seed: int, epoch: int, groups: Groups | None = None
+    index: ClassIndex,
+    *,
+    classes: Sequence[int],
+    n_of_class: Counts,
+    seed: int,
+    epoch: int,
+    groups: Groups | None = None,
 ) -> dict[int, Pool]:
-    """Different random ids of each class to put to the network after an epoch: `n_of_class[c]`, or all where a class has fewer.
+    """Different random ids of each class to put to the network after an epoch: `n_of_class[c]`, or all where
+    a class has fewer.
 
-    With `groups`, so many ids are drawn group by group, and an id that is drawn twice counts once: a few small lesions give fewer.
+    With `groups`, so many ids are drawn group by group, and an id that is drawn twice counts once: a few
+    small lesions give fewer.
     """
     candidates = {}
     for cls in classes:
         key = np.array([seed, _STREAM << 32 | epoch], np.uint64)
-        generator = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, cls, 0], np.uint64)))
+        generator = np.random.Generator(
+            np.random.Philox(key=key, counter=np.array([0, 0, cls, 0], np.uint64))
+        )
         n = int(n_of_class[cls])
         if groups is None or n >= index.counts[cls]:
             candidates[cls] = index.random_ids(cls, n, generator=generator)
@@ -82,13 +99,20 @@ def draw_candidates(
 
 
 def find_hard(
-    network: nn.Module, bank: PatchBank, *, candidates: Mapping[int, Pool], threshold: float, runtime: Runtime, divisor: int = 16
+    network: nn.Module,
+    bank: PatchBank,
+    *,
+    candidates: Mapping[int, Pool],
+    threshold: float,
+    runtime: Runtime,
+    divisor: int = 16,
 ) -> dict[int, Pool]:
     """The candidates of each class that are hard for the network, sorted; every rank gets them all.
 
-    Hard is misclassified at the center, or right with a probability below the threshold (0 keeps the misclassified alone). The network
-    sees them without augmentation: in whole slices, as in prediction, where that costs no more than one patch for each and a voxel's
-    output does not depend on how much of the slice is shown; else in patches.
+    Hard is misclassified at the center, or right with a probability below the threshold (0 keeps the
+    misclassified alone). The network sees them without augmentation: in whole slices, as in prediction, where
+    that costs no more than one patch for each and a voxel's output does not depend on how much of the slice
+    is shown; else in patches.
 
     Args:
         network: in evaluation mode, on the runtime's device, float32 or bfloat16.
@@ -99,10 +123,14 @@ def find_hard(
         divisor: what the sides of the network's input must be a multiple of.
     """
     ids = np.concatenate([np.empty(0, np.int64), *candidates.values()])
-    classes = np.repeat(np.array(list(candidates), np.int64), [len(of_class) for of_class in candidates.values()])
+    classes = np.repeat(
+        np.array(list(candidates), np.int64), [len(of_class) for of_class in candidates.values()]
+    )
     mine = bank.locate(ids)[:, 0] % runtime.world_size == runtime.rank
     ids, classes = ids[mine], classes[mine]
-    hard = is_hard(center_probabilities(network, bank, ids=ids, divisor=divisor), classes, threshold=threshold)
+    hard = is_hard(
+        center_probabilities(network, bank, ids=ids, divisor=divisor), classes, threshold=threshold
+    )
     found = runtime.gather((ids[hard], classes[hard]))
     ids, classes = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return {cls: np.sort(ids[classes == cls]) for cls in candidates}
@@ -114,7 +142,9 @@ def is_hard(probabilities: Probabilities, classes: Ids, *, threshold: float) -> 
     return (probabilities.argmax(1) != classes) | (own < threshold)
 
 
-def center_probabilities(network: nn.Module, bank: PatchBank, *, ids: Ids, divisor: int = 16) -> Probabilities:
+def center_probabilities(
+    network: nn.Module, bank: PatchBank, *, ids: Ids, divisor: int = 16
+) -> Probabilities:
     """Softmax output at the center voxel of each id, by the cheaper way (see `find_hard`)."""
     if len(ids) and _slices_are_cheaper(network, bank, ids):
         return _from_slices(network, bank, ids, divisor)
@@ -122,12 +152,16 @@ def center_probabilities(network: nn.Module, bank: PatchBank, *, ids: Ids, divis
 
 
 def _slices_are_cheaper(network: nn.Module, bank: PatchBank, ids: np.ndarray) -> bool:
-    """Whether the slices that hold the ids have fewer voxels than a patch for each id, and the network may be given slices."""
+    """Whether the slices that hold the ids have fewer voxels than a patch for each id, and the network may be
+    given slices.
+    """
     if len(bank.patch_size) != 2 or needs_windows(network):
         return False
     slices = np.unique(bank.locate(ids)[:, :2], axis=0)
     air = 2 * margin_of(network)
-    n_voxels = sum((bank.cases[case].shape[1] + air) * (bank.cases[case].shape[2] + air) for case in slices[:, 0])
+    n_voxels = sum(
+        (bank.cases[case].shape[1] + air) * (bank.cases[case].shape[2] + air) for case in slices[:, 0]
+    )
     return n_voxels <= len(ids) * prod(bank.patch_size)
 
 
@@ -137,7 +171,9 @@ def _from_slices(network: nn.Module, bank: PatchBank, ids: np.ndarray, divisor: 
     for case in np.unique(cases):
         image, _ = bank.volume(int(case))
         wanted = np.unique(zs[cases == case])
-        for part, logits in slice_logits(network, image, wanted, divisor=divisor, slices_around=bank.slices_around):
+        for part, logits in slice_logits(
+            network, image, wanted, divisor=divisor, slices_around=bank.slices_around
+        ):
             here = np.flatnonzero((cases == case) & np.isin(zs, part))
             slots = np.searchsorted(part, zs[here])
             places = (torch.from_numpy(i).to(logits.device) for i in (slots, ys[here], xs[here]))
@@ -146,7 +182,8 @@ def _from_slices(network: nn.Module, bank: PatchBank, ids: np.ndarray, divisor: 
 
 
 def _from_patches(network: nn.Module, bank: PatchBank, ids: np.ndarray) -> np.ndarray:
-    # The center of a patch is at its side // 2; without equal margins it stays at the side // 2 of what is left.
+    # The center of a patch is at its side // 2; without equal margins it stays at the side // 2 of what is
+    # left.
     center = (slice(None), slice(None), *((side - 2 * margin_of(network)) // 2 for side in bank.patch_size))
     like = next(network.parameters(), torch.zeros(0))
     found = [torch.empty(0, len(bank.classes))]

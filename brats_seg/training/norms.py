@@ -14,11 +14,11 @@ from brats_seg.inference.windowed import choose_window
 def measure_norms(network: nn.Module, bank: PatchBank, *, divisor: int, runtime: Runtime) -> None:
     """Replace the running mean and variance of every batch norm, in place.
 
-    Training collects the running statistics from augmented patches. Prediction shows whole scans without augmentation, whose statistics
-    differ: the stronger the augmentation, the more. Here the bank's selected cases go through the network once, as
-    in prediction: whole, or in windows where prediction needs them (`choose_window`). Each pass is normalized by its
-    own statistics, and the mean over the passes is kept (Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm",
-    PreciseBN).
+    Training collects the running statistics from augmented patches. Prediction shows whole scans without
+    augmentation, whose statistics differ: the stronger the augmentation, the more. Here the bank's selected
+    cases go through the network once, as in prediction: whole, or in windows where prediction needs them
+    (`choose_window`). Each pass is normalized by its own statistics, and the mean over the passes is kept (Wu
+    and Johnson 2021, "Rethinking 'Batch' in BatchNorm", PreciseBN).
 
     Args:
         network: on the runtime's device; a network without batch norms is left as it is.
@@ -29,11 +29,18 @@ def measure_norms(network: nn.Module, bank: PatchBank, *, divisor: int, runtime:
     measured = deepcopy(network).eval()
     if runtime.dtype_autocast is not None:
         measured = measured.to(runtime.dtype_autocast)
-    norms = [module for module in measured.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = [
+        module
+        for module in measured.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
     cases = bank.selected if norms else ()
     shapes = [(*bank.cases[case].shape, len(bank.modalities)) for case in cases]
     # Chosen before the norms are measured: the choice leads the network over an empty cube.
-    windows = [choose_window(measured, patch_size=bank.patch_size, image_shape=shape, divisor=divisor) for shape in shapes]
+    windows = [
+        choose_window(measured, patch_size=bank.patch_size, image_shape=shape, divisor=divisor)
+        for shape in shapes
+    ]
     for norm in norms:
         norm.float().reset_running_stats()
         norm.momentum = None  # the mean over all passes
@@ -48,7 +55,11 @@ def measure_norms(network: nn.Module, bank: PatchBank, *, divisor: int, runtime:
             window=window,
             slices_around=bank.slices_around,
         )
-    statistics = {name: buffer for name, buffer in measured.named_buffers() if name.rpartition(".")[2].startswith("running_")}
+    statistics = {
+        name: buffer
+        for name, buffer in measured.named_buffers()
+        if name.rpartition(".")[2].startswith("running_")
+    }
     for name, buffer in network.named_buffers():
         if name in statistics:
             buffer.copy_(statistics[name])

@@ -16,8 +16,8 @@ POLY_POWER = 0.9
 def make_optimizer(optimizer: Optimizer, network: nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer over the weights that may move, in torch's fused form.
 
-    With `decay` "kernels" norm scales, shifts and biases (one axis) go without weight decay; with "everything" they decay too, as in Caffe.
-    A group with a rate of its own says so in `lr_factor`.
+    With `decay` "kernels" norm scales, shifts and biases (one axis) go without weight decay; with
+    "everything" they decay too, as in Caffe. A group with a rate of its own says so in `lr_factor`.
     """
     moving = [p for p in network.parameters() if p.requires_grad]
     flat_decay = optimizer.weight_decay if optimizer.decay == "everything" else 0.0
@@ -25,12 +25,18 @@ def make_optimizer(optimizer: Optimizer, network: nn.Module) -> torch.optim.Opti
     groups: list[dict[str, Any]] = [
         {"params": [p for p in moving if p.dim() > 1], "weight_decay": optimizer.weight_decay},
         {"params": [p for p in moving if p.dim() <= 1 and p not in faster], "weight_decay": flat_decay},
-        {"params": [p for p in moving if p in faster], "weight_decay": flat_decay, "lr_factor": optimizer.bias_lr_factor},
+        {
+            "params": [p for p in moving if p in faster],
+            "weight_decay": flat_decay,
+            "lr_factor": optimizer.bias_lr_factor,
+        },
     ]
     groups = [group for group in groups if group["params"]]
     if optimizer.kind == "sgd":
         nesterov = optimizer.nesterov and optimizer.momentum > 0
-        return torch.optim.SGD(groups, lr=optimizer.lr, momentum=optimizer.momentum, nesterov=nesterov, fused=True)
+        return torch.optim.SGD(
+            groups, lr=optimizer.lr, momentum=optimizer.momentum, nesterov=nesterov, fused=True
+        )
     kind = torch.optim.Adam if optimizer.kind == "adam" else torch.optim.AdamW
     return kind(groups, lr=optimizer.lr, fused=True)
 
@@ -43,10 +49,12 @@ def _biases(network: nn.Module) -> set[nn.Parameter]:
 
 
 def learning_rate(optimizer: Optimizer, step: int, *, n_steps: int) -> float:
-    """The rate of a step (from 0) in a run of `n_steps`: a linear warm-up, then the schedule (see `config.Optimizer`).
+    """The rate of a step (from 0) in a run of `n_steps`: a linear warm-up, then the schedule (see
+    `config.Optimizer`).
 
-    "poly", "cosine" and "linear" fall to 0 over the steps after the warm-up, and "inverse" counts those alone; the drops of "steps" are
-    shares of all steps. A function of the step alone, so that there is no schedule to restore.
+    "poly", "cosine" and "linear" fall to 0 over the steps after the warm-up, and "inverse" counts those
+    alone; the drops of "steps" are shares of all steps. A function of the step alone, so that there is no
+    schedule to restore.
     """
     if step < optimizer.warmup_steps:
         return optimizer.lr * (step + 1) / optimizer.warmup_steps
@@ -58,7 +66,9 @@ def learning_rate(optimizer: Optimizer, step: int, *, n_steps: int) -> float:
         "cosine": lambda: (1 + cos(pi * progress)) / 2,
         "linear": lambda: 1 - progress,
         "inverse": lambda: (1 + optimizer.gamma * since) ** -optimizer.power,
-        "steps": lambda: optimizer.drop_factor ** sum(step >= round(drop * n_steps) for drop in optimizer.drops),
+        "steps": lambda: (
+            optimizer.drop_factor ** sum(step >= round(drop * n_steps) for drop in optimizer.drops)
+        ),
     }
     return float(optimizer.lr * factors[optimizer.schedule]())
 
@@ -66,7 +76,8 @@ def learning_rate(optimizer: Optimizer, step: int, *, n_steps: int) -> float:
 class RunningMean:
     """An exponential running mean of a network's weights and batch-norm statistics.
 
-    After n steps the decay is at most (1 + n) / (10 + n), so that the mean forgets the random start of a short run.
+    After n steps the decay is at most (1 + n) / (10 + n), so that the mean forgets the random start of a
+    short run.
     """
 
     def __init__(self, network: nn.Module, *, decay: float) -> None:
@@ -87,4 +98,6 @@ class RunningMean:
 def _tensors(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """The network's parameters and float buffers, and its counters."""
     everything = [*network.parameters(), *network.buffers()]
-    return [t.detach() for t in everything if t.is_floating_point()], [t for t in everything if not t.is_floating_point()]
+    return [t.detach() for t in everything if t.is_floating_point()], [
+        t for t in everything if not t.is_floating_point()
+    ]

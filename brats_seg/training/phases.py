@@ -24,9 +24,11 @@ from brats_seg.training.step import Learner
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of epochs with one sampler, one optimizer on one schedule, and one part of the network that learns.
+    """A stretch of epochs with one sampler, one optimizer on one schedule, and one part of the network that
+    learns.
 
-    Epochs count on from phase to phase. `last_epoch` is the last at the latest: early stopping may end a phase before it.
+    Epochs count on from phase to phase. `last_epoch` is the last at the latest: early stopping may end a
+    phase before it.
     """
 
     number: Literal[1, 2]
@@ -38,9 +40,10 @@ class Phase:
 class Method:
     """How a run learns, phase by phase.
 
-    Phase 1 is as the sections of the config have it. Two-phase training (Havaei et al. 2017, section 3.2) adds phase 2: from the weights to
-    predict with at the end of phase 1, the output layer alone learns, from patches at their natural frequencies and with no class weights,
-    on a whole schedule again at `phases.lr_factor` times the rate. Class weights may be deferred (`loss.weights_from`; Cao et al. 2019,
+    Phase 1 is as the sections of the config have it. Two-phase training (Havaei et al. 2017, section 3.2)
+    adds phase 2: from the weights to predict with at the end of phase 1, the output layer alone learns, from
+    patches at their natural frequencies and with no class weights, on a whole schedule again at
+    `phases.lr_factor` times the rate. Class weights may be deferred (`loss.weights_from`; Cao et al. 2019,
     section 3.3).
 
     Attributes:
@@ -66,7 +69,8 @@ class Method:
         """Refuse, before the run starts, what would fail in one of its phases. Raises `UsageError`."""
         if self.loss.kind == "region" and self.sampler.kind == "hard":
             raise UsageError(
-                "loss.kind 'region' with sampler.kind 'hard': hard replay reads the softmax of the class logits, which this loss does not "
+                "loss.kind 'region' with sampler.kind 'hard': hard replay reads the softmax of the class "
+                "logits, which this loss does not "
                 "train; use another loss or sampler"
             )
         last = Phase(2, self.training.epochs + 1, self.n_epochs)
@@ -100,19 +104,33 @@ class Method:
     # What each of them works with
 
     def make_sampler(self, phase: Phase) -> Sampler:
-        """The sampler of a phase, before its first step. In phase 2 every voxel is drawn alike, whatever `sampler.first` says."""
+        """The sampler of a phase, before its first step. In phase 2 every voxel is drawn alike, whatever
+        `sampler.first` says.
+        """
         return self._make_sampler(phase, groups=self._groups if phase.number == 1 else None)
 
     def _make_sampler(self, phase: Phase, *, groups: Groups | None) -> Sampler:
         # A class without an example has the natural frequency 0: in phase 2 it may be absent.
         section = self.sampler if phase.number == 1 else knobs.Sampler(kind="random", allow_absent_class=True)
         sampler = make_sampler(
-            section.kind, self.index, batch_size=self.training.batch_size, steps=self.training.steps, seed=self.training.seed,
-            rank=self.runtime.rank, n_ranks=self.runtime.world_size, shares=section.shares, healthy_share=section.healthy_share,
-            imbalance_ratio=section.imbalance_ratio, allow_absent_class=section.allow_absent_class,
-            hard_classes=self.hard.classes, recycle=self.hard.recycle, max_age=self.hard.max_age,
-            drift=section.drift, n_epochs=self.training.epochs, groups=groups,
-        )  # fmt: skip
+            section.kind,
+            self.index,
+            batch_size=self.training.batch_size,
+            steps=self.training.steps,
+            seed=self.training.seed,
+            rank=self.runtime.rank,
+            n_ranks=self.runtime.world_size,
+            shares=section.shares,
+            healthy_share=section.healthy_share,
+            imbalance_ratio=section.imbalance_ratio,
+            allow_absent_class=section.allow_absent_class,
+            hard_classes=self.hard.classes,
+            recycle=self.hard.recycle,
+            max_age=self.hard.max_age,
+            drift=section.drift,
+            n_epochs=self.training.epochs,
+            groups=groups,
+        )
         sampler.epoch = phase.first_epoch
         return sampler
 
@@ -132,7 +150,9 @@ class Method:
         return group_by_case(self.index) if self.sampler.first == "case" else None
 
     def make_learner(self, phase: Phase, network: nn.Module) -> Learner:
-        """What moves the weights in a phase, before its first step. In phase 2 `network` holds the weights that phase 1 ended with."""
+        """What moves the weights in a phase, before its first step. In phase 2 `network` holds the weights
+        that phase 1 ended with.
+        """
         is_second = phase.number == 2
         rate = self.optimizer.lr * (self.phases.lr_factor if is_second else 1)
         return Learner(
@@ -173,24 +193,34 @@ class Method:
         return self.index.counts / self.index.counts.sum()
 
     def effective_prior(self, phase: Phase, ledger: Ledger, *, epoch: int) -> Shares | None:
-        """The prior that the weights were trained under when an epoch ended: of the epochs since the mix or the loss last changed.
+        """The prior that the weights were trained under when an epoch ended: of the epochs since the mix or
+        the loss last changed.
 
-        A drifting mix changes every epoch. None for a loss without a prior, and before a phase has ended an epoch.
+        A drifting mix changes every epoch. None for a loss without a prior, and before a phase has ended an
+        epoch.
         """
         if self.loss.kind not in LOSSES_WITH_A_PRIOR or epoch < phase.first_epoch:
             return None
         is_weighted = self._is_weighted(phase, epoch)
         drifts = phase.number == 1 and self.sampler.drift != "none"
         since = epoch if drifts else self._weighted_from if is_weighted else phase.first_epoch
-        mix = ledger.effective_prior(class_weights=self._weights if is_weighted else None, first_epoch=since, last_epoch=epoch)
+        mix = ledger.effective_prior(
+            class_weights=self._weights if is_weighted else None, first_epoch=since, last_epoch=epoch
+        )
         if self.loss.kind != "logit_adjusted":
             return mix
-        adjusted = np.divide(mix, self.natural_prior**self.loss.tau, out=np.zeros_like(mix), where=self.natural_prior > 0)
+        adjusted = np.divide(
+            mix, self.natural_prior**self.loss.tau, out=np.zeros_like(mix), where=self.natural_prior > 0
+        )
         return adjusted / adjusted.sum()
 
     @cached_property
     def _weights(self) -> Shares | None:
-        return None if self.loss.class_weights == "none" else class_weights(self.loss.class_weights, self.index.case_counts)
+        return (
+            None
+            if self.loss.class_weights == "none"
+            else class_weights(self.loss.class_weights, self.index.case_counts)
+        )
 
     @property
     def _weighted_from(self) -> int:

@@ -11,7 +11,8 @@ from brats_seg.errors import UsageError
 class Split:
     """Case ids of a bank by their use. `held_out` is only written down: nothing here opens those cases.
 
-    `fold` is the number of the held-out fold, None where there is none. Without inner cases the last weights count as the best.
+    `fold` is the number of the held-out fold, None where there is none. Without inner cases the last weights
+    count as the best.
     """
 
     train: tuple[str, ...]
@@ -23,7 +24,9 @@ class Split:
         for one, other in (("train", "inner"), ("train", "held_out"), ("inner", "held_out")):
             both = sorted(set(getattr(self, one)) & set(getattr(self, other)))
             if both:
-                raise UsageError(f"split: {', '.join(both)} stand in both '{one}' and '{other}'; a case has one use")
+                raise UsageError(
+                    f"split: {', '.join(both)} stand in both '{one}' and '{other}'; a case has one use"
+                )
         if not self.train:
             raise UsageError("split: no case to train on")
 

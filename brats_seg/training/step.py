@@ -24,7 +24,9 @@ Middle = Integer[Tensor, "b *middle"]
 
 
 class Learner:
-    """A network and all that moves with it. Several ranks hold equal ones and learn from their parts of one batch."""
+    """A network and all that moves with it. Several ranks hold equal ones and learn from their parts of one
+    batch.
+    """
 
     def __init__(
         self,
@@ -52,17 +54,21 @@ class Learner:
             ema: decay of the running mean of the weights; 0 for none.
             seed: dropout derives from it.
             runtime: device, precision and ranks.
-            accumulate: parts of a batch that go through the network one after the other; batch norm sees each by itself.
+            accumulate: parts of a batch that go through the network one after the other; batch norm sees each
+                by itself.
             first_step: number of the step that the schedule begins at.
-            only: the one part of the network that learns. All else is frozen, and the whole network stays in evaluation mode: neither
-                batch-norm statistics nor dropout have a part.
+            only: the one part of the network that learns. All else is frozen, and the whole network stays in
+                evaluation mode: neither batch-norm statistics nor dropout have a part.
 
         Raises:
             UsageError: more parts than a rank has examples.
         """
         if not 1 <= accumulate <= batch_size // runtime.world_size:
             n_examples = batch_size // runtime.world_size
-            raise UsageError(f"training.accumulate {accumulate}: a batch of {n_examples} examples has 1 to {n_examples} parts")
+            raise UsageError(
+                f"training.accumulate {accumulate}: a batch of {n_examples} examples has 1 to {n_examples} "
+                "parts"
+            )
         self.network = runtime.place(network)
         self.loss = loss
         self._all_learns = only is None
@@ -73,10 +79,14 @@ class Learner:
         self._optimizer = make_optimizer(optimizer, self.network)
         self._moving = [p for p in self.network.parameters() if p.requires_grad]
         # Small gradients are 0 in float16: the loss is scaled up, by as much as does not overflow.
-        self._scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype_autocast == torch.float16)
+        self._scaler = torch.amp.GradScaler(
+            runtime.device.type, enabled=runtime.dtype_autocast == torch.float16
+        )
         self._n_steps, self._first_step = n_steps, first_step
         self._batch_size, self._accumulate, self._seed, self._runtime = batch_size, accumulate, seed, runtime
-        self._drops_out = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in network.modules())
+        self._drops_out = any(
+            isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in network.modules()
+        )
 
     def begin_epoch(self) -> None:
         """Put the network back into the mode it learns in."""
@@ -88,7 +98,8 @@ class Learner:
         """One step on this rank's part of a batch.
 
         Args:
-            inputs, targets: on the runtime's device. Where the network's output is smaller than its input, the targets' middle counts.
+            inputs, targets: on the runtime's device. Where the network's output is smaller than its input,
+                the targets' middle counts.
             number: of the step in the run, from 0; the learning rate and dropout follow from it.
             wishes: what this rank asks for; a wish of any rank holds for all.
 
@@ -96,16 +107,22 @@ class Learner:
             The loss of the whole batch, a scalar that may still be computing, and the wishes that hold.
         """
         if self._drops_out:
-            # Dropout takes torch's global generator: seeded by the step, so that a resumed run drops the same.
-            torch.manual_seed(int(np.random.SeedSequence([self._seed, number, self._runtime.rank]).generate_state(1)[0]))
+            # Dropout takes torch's global generator: seeded by the step, so that a resumed run drops the
+            # same.
+            torch.manual_seed(
+                int(np.random.SeedSequence([self._seed, number, self._runtime.rank]).generate_state(1)[0])
+            )
         self._optimizer.zero_grad(set_to_none=True)
         losses = []
-        for part, truth in zip(inputs.tensor_split(self._accumulate), targets.tensor_split(self._accumulate), strict=True):
+        for part, truth in zip(
+            inputs.tensor_split(self._accumulate), targets.tensor_split(self._accumulate), strict=True
+        ):
             with self._runtime.autocast():
                 outputs = self.network(part)
             logits = outputs if isinstance(outputs, Tensor) else outputs[0]
             truth = center_crop(truth, tuple(logits.shape[2:]))
-            # This part's share of the mean over the whole batch: parts and ranks add up to it, whatever their sizes.
+            # This part's share of the mean over the whole batch: parts and ranks add up to it, whatever their
+            # sizes.
             loss = supervised_loss(self.loss, outputs, truth).sum() / self._batch_size
             self._scaler.scale(loss).backward()
             losses.append(loss.detach())
@@ -114,7 +131,9 @@ class Learner:
         return total, wishes
 
     def evaluated(self) -> nn.Module:
-        """The network that is scored, mined with and saved to predict with: the running mean where there is one; in evaluation mode."""
+        """The network that is scored, mined with and saved to predict with: the running mean where there is
+        one; in evaluation mode.
+        """
         network = self.mean.network if self.mean is not None else self.network
         self._runtime.share_buffers(network)
         return network.eval()
@@ -129,7 +148,11 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """All that moves but `weights`, which stand beside it in a checkpoint."""
-        return {"network": self.network.state_dict(), "optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], *, weights: Mapping[str, Tensor]) -> None:
         """Go on where `state` and `weights` were taken, to the bit."""
@@ -146,7 +169,9 @@ class Learner:
             return loss, wishes
         gradients = [p.grad for p in self._moving if p.grad is not None]
         asked = torch.tensor(wishes, dtype=loss.dtype, device=loss.device)
-        message = self._runtime.sum_over_ranks(torch.cat([*(g.flatten() for g in gradients), loss.reshape(1), asked]))
+        message = self._runtime.sum_over_ranks(
+            torch.cat([*(g.flatten() for g in gradients), loss.reshape(1), asked])
+        )
         *sums, total, granted = message.split([*(g.numel() for g in gradients), 1, len(wishes)])
         for gradient, summed in zip(gradients, sums, strict=True):
             gradient.copy_(summed.view(gradient.shape))
@@ -165,13 +190,20 @@ class Learner:
 
 
 def center_crop(targets: AnyTargets, shape: tuple[int, ...]) -> Middle:
-    """The middle of targets (B, *patch), `shape` wide: the center voxel, at index size // 2, stays the center."""
-    where = tuple(slice((side - kept) // 2, (side - kept) // 2 + kept) for side, kept in zip(targets.shape[1:], shape, strict=True))
+    """The middle of targets (B, *patch), `shape` wide: the center voxel, at index size // 2, stays the
+    center.
+    """
+    where = tuple(
+        slice((side - kept) // 2, (side - kept) // 2 + kept)
+        for side, kept in zip(targets.shape[1:], shape, strict=True)
+    )
     return targets[(slice(None), *where)]
 
 
 def count_middle(targets: AnyTargets, *, margin: int, n_classes: int) -> Int64[Tensor, " k"]:
-    """Voxels of each class, and in the last place all others, of targets (B, *patch) without a rim of `margin` voxels; on their device."""
+    """Voxels of each class, and in the last place all others, of targets (B, *patch) without a rim of
+    `margin` voxels; on their device.
+    """
     middle = center_crop(targets, tuple(side - 2 * margin for side in targets.shape[1:]))
     return torch.bincount(middle.flatten().clamp(max=n_classes), minlength=n_classes + 1)
 

@@ -29,7 +29,8 @@ _SCORES: Mapping[str, tuple[Callable[[Overlap], float], ...]] = {
 
 @dataclass(frozen=True)
 class InnerScores:
-    """How the inner cases were segmented: for each region the mean over the cases where it is there, in the reference or in the prediction.
+    """How the inner cases were segmented: for each region the mean over the cases where it is there, in the
+    reference or in the prediction.
 
     Attributes:
         dice: mean Dice by region; NaN where no case has it, or the classes of the task do not make it.
@@ -43,40 +44,55 @@ class InnerScores:
 
 
 def check_metric(metric: Metric, *, of: str | None, classes: Sequence[str]) -> None:
-    """Raise `UsageError` where there is no such metric, or `of` is no region or class (they are listed), or goes with another metric."""
+    """Raise `UsageError` where there is no such metric, or `of` is no region or class (they are listed), or
+    goes with another metric.
+    """
     known = ("mean_dice", *_SCORES, "last")
     if metric not in known:
         raise UsageError(f"validation.metric '{metric}': must be one of {', '.join(known)}")
     choices = _members(classes)
     if metric in _SCORES and of not in choices:
-        raise UsageError(f"validation.of '{of}': metric '{metric}' is of a region or class of the task: {', '.join(choices)}")
+        raise UsageError(
+            f"validation.of '{of}': metric '{metric}' is of a region or class of the task: "
+            f"{', '.join(choices)}"
+        )
     if metric not in _SCORES and of is not None:
         raise UsageError(f"validation.of '{of}': metric '{metric}' is of all of them; leave it out")
 
 
 def score_inner_cases(
-    network: nn.Module, bank: PatchBank, *, runtime: Runtime, divisor: int = 16, metric: Metric = "mean_dice", of: str | None = None
+    network: nn.Module,
+    bank: PatchBank,
+    *,
+    runtime: Runtime,
+    divisor: int = 16,
+    metric: Metric = "mean_dice",
+    of: str | None = None,
 ) -> InnerScores:
     """Segment the bank's selected cases whole and score them; every rank gets the scores.
 
-    A region or class that is empty in reference and prediction alike leaves its case out; empty in one of them is a Dice of 0. Sensitivity
-    leaves out the cases whose reference has none. Voxels outside the brain count as healthy; in a bank grouped to tumor classes alone,
-    what is no tumor is not looked at.
+    A region or class that is empty in reference and prediction alike leaves its case out; empty in one of
+    them is a Dice of 0. Sensitivity leaves out the cases whose reference has none. Voxels outside the brain
+    count as healthy; in a bank grouped to tumor classes alone, what is no tumor is not looked at.
 
     Args:
         network: in evaluation mode, on the runtime's device.
         bank: its selected cases are the inner cases.
         runtime: its ranks share the cases.
         divisor: what the sides of the network's input must be a multiple of.
-        metric: "mean_dice" and "last" give the mean of the regions' Dice (of the tumor's for healthy or tumor, of the classes' among tumor
-            classes alone); the others are of one region or class. "f_score" is its Dice, "sensitivity_and_f_score" the mean of both.
+        metric: "mean_dice" and "last" give the mean of the regions' Dice (of the tumor's for healthy or
+            tumor, of the classes' among tumor classes alone); the others are of one region or class.
+            "f_score" is its Dice, "sensitivity_and_f_score" the mean of both.
         of: name of the region or class.
 
     Raises:
         UsageError: see `check_metric`.
     """
     check_metric(metric, of=of, classes=bank.classes)
-    mine = {case: _histogram(network, bank, case, divisor) for case in bank.selected[runtime.rank :: runtime.world_size]}
+    mine = {
+        case: _histogram(network, bank, case, divisor)
+        for case in bank.selected[runtime.rank :: runtime.world_size]
+    }
     by_case: dict[int, JointHistogram] = {}
     for part in runtime.gather(mine):
         by_case |= part
@@ -95,7 +111,11 @@ def score_inner_cases(
     else:
         found = [mean_of(name, _dice)[0] for name in _judged_by(bank.classes)]
         value = _mean([value for value in found if not np.isnan(value)])
-    return InnerScores({region: mean for region, (mean, _) in dice.items()}, {region: n for region, (_, n) in dice.items()}, value)
+    return InnerScores(
+        {region: mean for region, (mean, _) in dice.items()},
+        {region: n for region, (_, n) in dice.items()},
+        value,
+    )
 
 
 def _members(classes: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -119,7 +139,12 @@ def _histogram(network: nn.Module, bank: PatchBank, case: int, divisor: int) -> 
     image, reference = bank.volume(case)
     window = choose_window(network, patch_size=bank.patch_size, image_shape=image.shape, divisor=divisor)
     predicted = label_map(
-        network, image, n_dims=3 if len(bank.patch_size) == 3 else 2, divisor=divisor, window=window, slices_around=bank.slices_around
+        network,
+        image,
+        n_dims=3 if len(bank.patch_size) == 3 else 2,
+        divisor=divisor,
+        window=window,
+        slices_around=bank.slices_around,
     )
     outside = reference == OUTSIDE
     if HEALTHY in bank.classes:

@@ -12,7 +12,9 @@ ROLES = ("t1", "t1ce", "t2", "flair")
 
 
 def small_scan(seed: int, *, enhancing: bool = True) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Four int16 modalities of a brain of 10 x 12 x 15 voxels, and a label with values 2 (36 voxels), 1 (8) and 4 (4) in it."""
+    """Four int16 modalities of a brain of 10 x 12 x 15 voxels, and a label with values 2 (36 voxels), 1 (8)
+    and 4 (4) in it.
+    """
     rng = np.random.default_rng(seed)
     volumes = {}
     for number, role in enumerate(ROLES):

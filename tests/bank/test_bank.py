@@ -47,7 +47,12 @@ def test_what_a_bank_says_of_itself(small_bank: Path) -> None:
     assert bank.cases[0].n_voxels == (1752, 8, 36, 4)
     assert bank.cases[0].shape == (10, 12, 15)
     assert bank.cases[0].grid_shape == (12, 16, 20)
-    assert bank.index.counts.tolist() == [1752 * 4, 8 * 4, 36 * 3 + 40, 4 * 3]  # the last has edema where the others enhance
+    assert bank.index.counts.tolist() == [
+        1752 * 4,
+        8 * 4,
+        36 * 3 + 40,
+        4 * 3,
+    ]  # the last has edema where the others enhance
     assert sorted(case for fold in bank.folds for case in fold) == [case.id for case in bank.cases]
 
 
@@ -60,12 +65,16 @@ def test_the_center_of_a_patch_has_the_class_of_its_draw(small_bank: Path, size:
     assert batch.inputs.shape == (12, 4, *size)
     assert batch.inputs.movedim(1, -1).is_contiguous()
     assert batch.counts.sum() == batch.targets.numel()
-    assert batch.counts[:4].tolist() == torch.bincount(batch.targets[batch.targets != 255], minlength=4).tolist()
+    assert (
+        batch.counts[:4].tolist() == torch.bincount(batch.targets[batch.targets != 255], minlength=4).tolist()
+    )
 
 
 def test_every_voxel_of_the_brain_can_be_a_center(small_bank: Path) -> None:
     bank = PatchBank(small_bank, patch_size=(8, 8), cases=["BraTS2021_00002"])
-    seen = np.concatenate([bank.index.pick(np.full(n, k), np.arange(n)) for k, n in enumerate(bank.index.counts)])
+    seen = np.concatenate(
+        [bank.index.pick(np.full(n, k), np.arange(n)) for k, n in enumerate(bank.index.counts)]
+    )
     _, label = bank.volume(2)
     assert np.array_equal(np.sort(seen), (2 << 32) + np.flatnonzero(label.reshape(-1) != 255))
     batch = bank.batch(seen)
@@ -117,7 +126,9 @@ def test_tumor_alone_never_draws_a_healthy_center_and_shows_healthy_as_outside(s
     tumor = bank.regroup("tumor")
     assert tumor.classes == ("necrotic_or_non_enhancing", "edema", "enhancing_core")
     assert tumor.index.counts.tolist() == bank.index.counts[1:].tolist()
-    every = np.concatenate([tumor.index.pick(np.full(n, k), np.arange(n)) for k, n in enumerate(tumor.index.counts)])
+    every = np.concatenate(
+        [tumor.index.pick(np.full(n, k), np.arange(n)) for k, n in enumerate(tumor.index.counts)]
+    )
     centers = bank.batch(every).targets[:, 4, 4]
     assert torch.equal(tumor.batch(every).targets[:, 4, 4], centers - 1)
     assert sorted(set(centers.tolist())) == [1, 2, 3]
@@ -146,7 +157,9 @@ def test_volumes_of_a_grouped_bank_hold_its_classes(small_bank: Path) -> None:
     _, tumor = bank.regroup("tumor").volume(0)
     assert same is image
     assert np.array_equal(two, np.where(tissue == 255, 255, tissue != 0))
-    assert np.array_equal(tumor, np.where(tissue == 0, 255, np.where(tissue == 255, 255, tissue.astype(int) - 1)))
+    assert np.array_equal(
+        tumor, np.where(tissue == 0, 255, np.where(tissue == 255, 255, tissue.astype(int) - 1))
+    )
     with pytest.raises(ValueError, match="read-only"):
         two[0] = 0
 
@@ -171,7 +184,9 @@ def test_a_pickled_bank_is_opened_anew(small_bank: Path) -> None:
     assert torch.equal(other.batch(ids).inputs, bank.batch(ids).inputs)
 
 
-def test_a_bank_that_does_not_fit_the_device_is_asked_once_and_copies_each_batch(small_bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bank_that_does_not_fit_the_device_is_asked_once_and_copies_each_batch(
+    small_bank: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The device `meta` stands for one without memory: what is copied there has a shape and no numbers."""
     asked = []
     monkeypatch.setattr(PatchBank, "_fits", lambda bank: bool(asked.append(bank)))
@@ -192,7 +207,9 @@ def test_a_batch_with_maps_and_slices_around(small_bank: Path) -> None:
     bank = PatchBank(small_bank, patch_size=(8, 8), slices_around=1)
     assert (bank.slices_around, bank.n_channels) == (1, 12)
     ids, still = some_ids(bank), PatchBank(small_bank, patch_size=(8, 8))
-    flips = PatchMaps(np.zeros((12, 3), np.int64), np.tile(np.diag([1, -1, 1]).astype(np.float32), (12, 1, 1)))
+    flips = PatchMaps(
+        np.zeros((12, 3), np.int64), np.tile(np.diag([1, -1, 1]).astype(np.float32), (12, 1, 1))
+    )
     batch, plain = bank.batch(ids, maps=flips), still.batch(ids)
     assert batch.inputs.shape == (12, 12, 8, 8)
     assert torch.equal(batch.inputs[:, 4:8], plain.inputs.flip(2))
@@ -208,9 +225,15 @@ def test_a_batch_with_maps_and_slices_around(small_bank: Path) -> None:
 
 @pytest.mark.parametrize(
     ("size", "n", "message"),
-    [((8, 8), 6, "13 slices; the volume of BraTS2021_00000 has 12"), ((8, 8), -1, "0 or more"), ((2, 8, 8), 1, "0 for a 3-D patch")],
+    [
+        ((8, 8), 6, "13 slices; the volume of BraTS2021_00000 has 12"),
+        ((8, 8), -1, "0 or more"),
+        ((2, 8, 8), 1, "0 for a 3-D patch"),
+    ],
 )
-def test_slices_around_that_cannot_be_are_refused(small_bank: Path, size: tuple[int, ...], n: int, message: str) -> None:
+def test_slices_around_that_cannot_be_are_refused(
+    small_bank: Path, size: tuple[int, ...], n: int, message: str
+) -> None:
     with pytest.raises(UsageError, match=f"slices_around {n}: .*{message}"):
         PatchBank(small_bank, patch_size=size, slices_around=n)
 
@@ -267,7 +290,10 @@ def test_a_list_with_something_else_in_a_place_is_refused(copied: Path, key: str
     tree = json.loads((copied / "bank.json").read_text())
     tree["cases"][1][key] = value
     (copied / "bank.json").write_text(json.dumps(tree))
-    with pytest.raises(InputError, match=rf"bank\.json: cases\.1.*{key}.*; build the bank again|bank\.json: .*: counts of 1 classes"):
+    with pytest.raises(
+        InputError,
+        match=rf"bank\.json: cases\.1.*{key}.*; build the bank again|bank\.json: .*: counts of 1 classes",
+    ):
         PatchBank(copied)
 
 
@@ -349,7 +375,9 @@ def relist(bank: Path, case_id: str) -> None:
         ("label.npy", np.uint8(200), "and 1 of none"),
     ],
 )
-def test_numbers_that_cannot_be_are_found_by_verify_whatever_the_checksums(copied: Path, name: str, value: np.generic, said: str) -> None:
+def test_numbers_that_cannot_be_are_found_by_verify_whatever_the_checksums(
+    copied: Path, name: str, value: np.generic, said: str
+) -> None:
     folder = copied / "cases" / "BraTS2021_00000"
     array = np.load(folder / name)
     array.reshape(-1)[1000] = value
@@ -360,12 +388,18 @@ def test_numbers_that_cannot_be_are_found_by_verify_whatever_the_checksums(copie
     assert problem.file == str(folder / name)
     assert said in problem.what
     if name == "label.npy":
-        with pytest.raises(InputError, match=r"label\.npy: has voxels of no class of the bank; build the bank again"):
+        with pytest.raises(
+            InputError, match=r"label\.npy: has voxels of no class of the bank; build the bank again"
+        ):
             PatchBank(copied, patch_size=(8, 8)).volume(0)
 
 
-@pytest.mark.parametrize("folds", [[["BraTS2021_00000"]], [["elsewhere"]], [[]], [], [["BraTS2021_00000"], 5], "x"])
-def test_folds_that_do_not_deal_the_cases_are_refused_and_found_by_verify(copied: Path, folds: object) -> None:
+@pytest.mark.parametrize(
+    "folds", [[["BraTS2021_00000"]], [["elsewhere"]], [[]], [], [["BraTS2021_00000"], 5], "x"]
+)
+def test_folds_that_do_not_deal_the_cases_are_refused_and_found_by_verify(
+    copied: Path, folds: object
+) -> None:
     (copied / "folds.json").write_text(json.dumps({"schema_version": 1, "seed": 0, "folds": folds}))
     change(copied, folds=sha256(copied / "folds.json"))
     with pytest.raises(InputError, match=r"folds\.json: .*; build the bank again"):
@@ -431,7 +465,8 @@ from pathlib import Path
 import numba, numpy as np, torch
 import brats_seg.core.gather_kernels
 def anonymous():
-    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) / 1024
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("RssAnon")).split()[1]) / 1024
 before = anonymous()
 resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 from brats_seg.bank.bank import PatchBank
@@ -451,27 +486,44 @@ print(len(seen), len(os.listdir("/proc/self/fd")), anonymous() - before)
 
 @pytest.mark.parametrize("n_batches", [100, pytest.param(1000, marks=pytest.mark.campaign)])
 def test_a_bank_of_1251_cases_needs_few_descriptors_and_little_memory(tmp_path: Path, n_batches: int) -> None:
-    """Sparse files: every position is 0, the first voxel of its case. Small ones, as some disks read 8 MB ahead of each touch."""
+    """Sparse files: every position is 0, the first voxel of its case. Small ones, as some disks read 8 MB
+    ahead of each touch.
+    """
     shape, counts = (20, 80, 80), [100_000, 2_000, 6_000, 2_000]
     cases = []
     for i in range(1251):
         folder = tmp_path / "cases" / f"case{i:05}"
         folder.mkdir(parents=True)
         sizes = []
-        for name, dtype, size in zip(FILES, ("<f2", "|u1", "<u4"), ((*shape, 4), shape, (sum(counts),)), strict=True):
+        for name, dtype, size in zip(
+            FILES, ("<f2", "|u1", "<u4"), ((*shape, 4), shape, (sum(counts),)), strict=True
+        ):
             with (folder / name).open("wb") as file:
-                np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": size})
+                np.lib.format.write_array_header_1_0(
+                    file, {"descr": dtype, "fortran_order": False, "shape": size}
+                )
                 sizes.append(file.tell() + int(np.prod(size)) * np.dtype(dtype).itemsize)
                 file.truncate(sizes[-1])
         cases.append(
             {
-                "id": folder.name, "patient": folder.name, "schema": "brats2017", "shape": shape, "origin": (0, 0, 0),
-                "grid_shape": (155, 240, 240), "spacing_mm": (1.0, 1.0, 1.0), "counts": counts,
-                "offsets": [0, *np.cumsum(counts).tolist()], "bytes": sizes, "sha256": ["0" * 64] * 3,
+                "id": folder.name,
+                "patient": folder.name,
+                "schema": "brats2017",
+                "shape": shape,
+                "origin": (0, 0, 0),
+                "grid_shape": (155, 240, 240),
+                "spacing_mm": (1.0, 1.0, 1.0),
+                "counts": counts,
+                "offsets": [0, *np.cumsum(counts).tolist()],
+                "bytes": sizes,
+                "sha256": ["0" * 64] * 3,
             }
-        )  # fmt: skip
+        )
     tree = {"schema_version": 1, "modalities": ["t1n", "t1c", "t2w", "t2f"], "spacing_mm": [1.0, 1.0, 1.0]}
-    tree |= {"classes": ["healthy", "necrotic_core", "edema", "enhancing_core"], "normalization": {"percentiles": [1, 99], "n4": False}}
+    tree |= {
+        "classes": ["healthy", "necrotic_core", "edema", "enhancing_core"],
+        "normalization": {"percentiles": [1, 99], "n4": False},
+    }
     (tmp_path / "bank.json").write_text(json.dumps(tree | {"folds": "0" * 64, "cases": cases}))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", MANY, str(tmp_path), str(n_batches)]

@@ -35,7 +35,9 @@ def data(tmp_path: Path) -> Path:
 
 def files_of(bank: Path) -> dict[str, str]:
     """Checksum of every file of a bank that a reader opens."""
-    return {str(p.relative_to(bank)): sha256(p) for p in sorted(bank.rglob("*")) if p.suffix in (".npy", ".json")}
+    return {
+        str(p.relative_to(bank)): sha256(p) for p in sorted(bank.rglob("*")) if p.suffix in (".npy", ".json")
+    }
 
 
 def times_of(bank: Path) -> dict[str, int]:
@@ -45,7 +47,12 @@ def times_of(bank: Path) -> dict[str, int]:
 def test_a_bank_holds_what_its_list_says(data: Path, tmp_path: Path) -> None:
     said: list[str] = []
     report = build_bank(data, tmp_path / "bank", n_folds=2, say=said.append)
-    assert (report.done, report.skipped, report.refused, report.complete) == (tuple(f"BraTS2021_{i:05}" for i in range(3)), (), (), True)
+    assert (report.done, report.skipped, report.refused, report.complete) == (
+        tuple(f"BraTS2021_{i:05}" for i in range(3)),
+        (),
+        (),
+        True,
+    )
     assert any("3 cases to prepare; they need about 0.00 GB" in line for line in said)
     tree = json.loads((tmp_path / "bank" / "bank.json").read_text())
     for case in tree["cases"]:
@@ -102,7 +109,9 @@ def test_a_build_killed_before_its_first_case_goes_on(data: Path, tmp_path: Path
     assert build_bank(data, tmp_path / "b").complete
 
 
-def test_a_scan_is_hashed_again_only_when_its_size_or_time_changed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_is_hashed_again_only_when_its_size_or_time_changed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bank = tmp_path / "bank"
     build_bank(data, bank)
     hashed: list[str] = []
@@ -122,15 +131,25 @@ def test_a_scan_is_hashed_again_only_when_its_size_or_time_changed(data: Path, t
 
 
 def test_another_channel_of_the_same_file_is_another_scan(tmp_path: Path) -> None:
-    """A `dataset.json` whose channels were named in the wrong order, and mended: the file itself has not changed."""
+    """A `dataset.json` whose channels were named in the wrong order, and mended: the file itself has not
+    changed.
+    """
     volumes, label = small_scan(0)
     (tmp_path / "data").mkdir()
-    write_volume(tmp_path / "data" / "a.nii.gz", np.stack(list(volumes.values()), axis=-1), make_geometry(SHAPE), dtype="int16")
+    write_volume(
+        tmp_path / "data" / "a.nii.gz",
+        np.stack(list(volumes.values()), axis=-1),
+        make_geometry(SHAPE),
+        dtype="int16",
+    )
     write_volume(tmp_path / "data" / "a_label.nii.gz", label, make_geometry(SHAPE), dtype="uint8")
     label_file = ScanFile(tmp_path / "data" / "a_label.nii.gz")
 
     def task(order: tuple[int, ...]) -> EntryTask:
-        files = {name: ScanFile(tmp_path / "data" / "a.nii.gz", channel) for name, channel in zip(MODALITIES, order, strict=True)}
+        files = {
+            name: ScanFile(tmp_path / "data" / "a.nii.gz", channel)
+            for name, channel in zip(MODALITIES, order, strict=True)
+        }
         classes = ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
         case = Case("a", "a", "msd", "brats2017", files, label_file, tmp_path / "data")
         return EntryTask(case, tmp_path / "bank", entry.Settings(MODALITIES, classes), threads=1)
@@ -141,7 +160,9 @@ def test_another_channel_of_the_same_file_is_another_scan(tmp_path: Path) -> Non
     assert entry.find_entry(task((1, 0, 2, 3))) is None
 
 
-def test_a_folder_of_scans_that_moved_is_not_done_again(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_scans_that_moved_is_not_done_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build_bank(data, tmp_path / "bank")
     data.rename(tmp_path / "moved")
     monkeypatch.setattr(entry, "sha256", lambda path: pytest.fail(f"{path} was hashed"))
@@ -161,7 +182,12 @@ def test_a_note_of_a_case_that_was_changed_makes_it_again(data: Path, tmp_path: 
     listed = (tmp_path / "bank" / "bank.json").read_bytes()
     path = tmp_path / "bank" / "cases" / "BraTS2021_00002" / "case.json"
     tree = json.loads(path.read_text())
-    tree[key] = {"counts": [1, *tree["counts"][1:]], "origin": [0, 0, 0], "spacing_mm": [1.0, 1.0, 2.0], "digests": {}}.get(key, "0" * 64)
+    tree[key] = {
+        "counts": [1, *tree["counts"][1:]],
+        "origin": [0, 0, 0],
+        "spacing_mm": [1.0, 1.0, 2.0],
+        "digests": {},
+    }.get(key, "0" * 64)
     path.write_text(json.dumps(tree))
     assert build_bank(data, tmp_path / "bank").done == ("BraTS2021_00002",)
     assert (tmp_path / "bank" / "bank.json").read_bytes() == listed
@@ -191,11 +217,17 @@ def test_cases_of_an_earlier_build_that_are_left_out_are_said(data: Path, tmp_pa
     write_scan(tmp_path / "others", "BraTS2021_00050", seed=50)
     report = build_bank(tmp_path / "others", tmp_path / "bank")
     assert report.exit_code == 0
-    assert any("3 cases of an earlier build, such as BraTS2021_00000" in problem.what for problem in report.problems)
+    assert any(
+        "3 cases of an earlier build, such as BraTS2021_00000" in problem.what for problem in report.problems
+    )
 
 
-@pytest.mark.parametrize("percentiles", [(99.5, 0.5), (50.0, 50.0), (-1.0, 99.0), (0.0, 101.0), (float("nan"), 99.0)])
-def test_percentiles_that_do_not_rise_are_refused(data: Path, tmp_path: Path, percentiles: tuple[float, float]) -> None:
+@pytest.mark.parametrize(
+    "percentiles", [(99.5, 0.5), (50.0, 50.0), (-1.0, 99.0), (0.0, 101.0), (float("nan"), 99.0)]
+)
+def test_percentiles_that_do_not_rise_are_refused(
+    data: Path, tmp_path: Path, percentiles: tuple[float, float]
+) -> None:
     with pytest.raises(UsageError, match=r"--percentiles .*0 to 100"):
         build_bank(data, tmp_path / "bank", percentiles=percentiles)
 
@@ -211,16 +243,23 @@ def test_percentiles_that_do_not_rise_are_refused(data: Path, tmp_path: Path, pe
         ({"seed": 1}, "--folds 3 --seed 0", "--folds 4 --seed 1"),
     ],
 )
-def test_a_finished_bank_keeps_its_settings_and_folds(data: Path, tmp_path: Path, other: dict[str, Any], was: str, asked: str) -> None:
+def test_a_finished_bank_keeps_its_settings_and_folds(
+    data: Path, tmp_path: Path, other: dict[str, Any], was: str, asked: str
+) -> None:
     bank = tmp_path / "bank"
     build_bank(data, bank)
     before = files_of(bank)
-    with pytest.raises(UsageError, match=f"bank: this bank is finished, with {was}; this command asks for {asked}; .*--rebuild"):
+    with pytest.raises(
+        UsageError,
+        match=f"bank: this bank is finished, with {was}; this command asks for {asked}; .*--rebuild",
+    ):
         build_bank(data, bank, **other)
     assert files_of(bank) == before
 
 
-def test_a_rebuild_gives_other_settings_to_every_case_and_other_folds_to_none(data: Path, tmp_path: Path) -> None:
+def test_a_rebuild_gives_other_settings_to_every_case_and_other_folds_to_none(
+    data: Path, tmp_path: Path
+) -> None:
     bank = tmp_path / "bank"
     build_bank(data, bank)
     assert build_bank(data, bank, n_folds=2, rebuild=True).done == ()
@@ -242,7 +281,9 @@ def test_a_rebuild_makes_a_damaged_case_again(data: Path, tmp_path: Path) -> Non
 
 
 def test_a_bank_that_is_held_is_not_changed(data: Path, tmp_path: Path) -> None:
-    """A build that has nothing to do goes through; one with a case to make, another fold or a case less is refused."""
+    """A build that has nothing to do goes through; one with a case to make, another fold or a case less is
+    refused.
+    """
     bank = tmp_path / "bank"
     build_bank(data, bank)
     before = files_of(bank)
@@ -268,7 +309,9 @@ def test_a_bank_that_is_about_to_change_is_not_held(data: Path, tmp_path: Path) 
         pass
 
 
-def test_a_bank_is_held_without_a_lock_where_nothing_can_be_written(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bank_is_held_without_a_lock_where_nothing_can_be_written(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build_bank(data, tmp_path / "bank")
     opened = Path.open
 
@@ -328,17 +371,26 @@ def test_a_bad_case_is_refused_by_name_and_the_others_are_done(data: Path, tmp_p
         assert "no label" in wrong["BraTS2021_00007"]
         assert "1 x 1 x 2 mm" in wrong["BraTS2021_00008"]
         assert "--resample" in wrong["BraTS2021_00008"]
-        assert [case.id for case in PatchBank(tmp_path / "bank", patch_size=(4, 4)).cases] == ["BraTS2021_00000", "BraTS2021_00002"]
+        assert [case.id for case in PatchBank(tmp_path / "bank", patch_size=(4, 4)).cases] == [
+            "BraTS2021_00000",
+            "BraTS2021_00002",
+        ]
     assert build_bank(data, tmp_path / "resampled", resample=True).done[-1] == "BraTS2021_00008"
 
 
 def test_a_case_whose_worker_dies_is_refused_and_tried_again_by_the_next_build(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def one_dies(function: Callable[[EntryTask], EntryResult], tasks: Sequence[EntryTask], **more: object) -> Iterator[Outcome]:
+    def one_dies(
+        function: Callable[[EntryTask], EntryResult], tasks: Sequence[EntryTask], **more: object
+    ) -> Iterator[Outcome]:
         for task in tasks:
             died = task.case.id == "BraTS2021_00001"
-            yield Outcome(task, error=WorkerDiedError("killed")) if died else Outcome(task, value=function(task))
+            yield (
+                Outcome(task, error=WorkerDiedError("killed"))
+                if died
+                else Outcome(task, value=function(task))
+            )
 
     with monkeypatch.context() as patch:
         patch.setattr(build, "run_tasks", one_dies)
@@ -368,19 +420,25 @@ def test_a_full_disk_ends_the_build(data: Path, tmp_path: Path, monkeypatch: pyt
 def test_a_write_that_is_cut_short_ends_the_build_and_leaves_nothing_half_written(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    """A limit on the size of files cuts a write as a full disk does, and NumPy raises an error without a number."""
+    """A limit on the size of files cuts a write as a full disk does, and NumPy raises an error without a
+    number.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     monkeypatch.setattr(build, "_check_disk", lambda *args: None)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
-        with pytest.raises(InputError, match=r"bank: the disk is full at BraTS2021_0000\d; .*finished cases are kept") as caught:
+        with pytest.raises(
+            InputError, match=r"bank: the disk is full at BraTS2021_0000\d; .*finished cases are kept"
+        ) as caught:
             build_bank(data, tmp_path / "bank", workers=workers)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert "\n" not in str(caught.value)
-    assert workers == 2 or not list((tmp_path / "bank" / "cases").iterdir())  # a worker that is stopped leaves what the next build clears
+    assert workers == 2 or not list(
+        (tmp_path / "bank" / "cases").iterdir()
+    )  # a worker that is stopped leaves what the next build clears
 
 
 def test_a_case_that_gets_bad_leaves_the_bank(data: Path, tmp_path: Path) -> None:
@@ -432,10 +490,14 @@ def test_a_merged_class_and_an_absent_class_are_said(tmp_path: Path) -> None:
     report = build_bank(tmp_path / "data", tmp_path / "bank", say=said.append)
     assert report.classes == ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
     assert any(line.startswith("brats2013 tells more tissues apart than brats2017") for line in said)
-    assert [p.what for p in report.problems if "occurs in no case" in p.what] == ["tissue class enhancing_core occurs in no case"]
+    assert [p.what for p in report.problems if "occurs in no case" in p.what] == [
+        "tissue class enhancing_core occurs in no case"
+    ]
 
 
-def test_too_little_disk_is_refused_before_anything_is_written(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_is_refused_before_anything_is_written(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(InputError, match=r"3 cases need about 0\.00 GB, 0\.00 GB are free"):
@@ -464,9 +526,14 @@ def test_wrong_ways_to_build(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no case"):
         build_bank(tmp_path / "empty", tmp_path / "bank")
     build_bank(data, tmp_path / "bank")
-    with lock(tmp_path / "bank" / ".part-1-of-1.lock"), pytest.raises(InputError, match="held by another process"):
+    with (
+        lock(tmp_path / "bank" / ".part-1-of-1.lock"),
+        pytest.raises(InputError, match="held by another process"),
+    ):
         build_bank(data, tmp_path / "bank")
-    with lock(tmp_path / "bank" / ".build.lock", holders="shared"):  # a part at work lets other parts in, and no whole build
+    with lock(
+        tmp_path / "bank" / ".build.lock", holders="shared"
+    ):  # a part at work lets other parts in, and no whole build
         assert build_bank(data, tmp_path / "bank", part=(2, 3)).done == ()
         with pytest.raises(InputError, match="held by another process"):
             build_bank(data, tmp_path / "bank")
@@ -475,7 +542,9 @@ def test_wrong_ways_to_build(data: Path, tmp_path: Path) -> None:
 def test_every_case_refused_is_an_error_that_lists_them(data: Path, tmp_path: Path) -> None:
     for label in data.glob("*/*_t2.nii.gz"):
         label.write_bytes(b"")
-    with pytest.raises(InputError, match=r"every case was refused\n.*BraTS2021_00000(.*\n)*.*BraTS2021_00002"):
+    with pytest.raises(
+        InputError, match=r"every case was refused\n.*BraTS2021_00000(.*\n)*.*BraTS2021_00002"
+    ):
         build_bank(data, tmp_path / "bank")
 
 

@@ -11,13 +11,18 @@ from brats_seg.bank.folds import inner_split, make_folds
 from brats_seg.errors import InputError, UsageError
 
 cohorts = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_size=40).map(
-    lambda rows: ({f"c{i}": f"p{patient}" for i, (patient, _) in enumerate(rows)}, {f"c{i}": has for i, (_, has) in enumerate(rows)})
+    lambda rows: (
+        {f"c{i}": f"p{patient}" for i, (patient, _) in enumerate(rows)},
+        {f"c{i}": has for i, (_, has) in enumerate(rows)},
+    )
 )
 
 
 @given(cohorts, st.integers(1, 6), st.integers(0, 100))
 @settings(deadline=None)
-def test_each_case_once_each_patient_in_one_fold(cohort: tuple[dict[str, str], dict[str, bool]], n_folds: int, seed: int) -> None:
+def test_each_case_once_each_patient_in_one_fold(
+    cohort: tuple[dict[str, str], dict[str, bool]], n_folds: int, seed: int
+) -> None:
     patient_of, has = cohort
     folds = make_folds(patient_of, has, n_folds=n_folds, seed=seed)
     assert sorted(case for fold in folds for case in fold) == sorted(patient_of)
@@ -52,7 +57,9 @@ def test_no_fold_is_a_wrong_number() -> None:
 
 @given(cohorts, st.floats(0.01, 0.99), st.integers(0, 100))
 @settings(deadline=None)
-def test_the_inner_split_parts_patients(cohort: tuple[dict[str, str], dict[str, bool]], fraction: float, seed: int) -> None:
+def test_the_inner_split_parts_patients(
+    cohort: tuple[dict[str, str], dict[str, bool]], fraction: float, seed: int
+) -> None:
     patient_of, has = cohort
     n_patients = len(set(patient_of.values()))
     if n_patients < 2:
@@ -73,6 +80,8 @@ def test_one_patient_in_five() -> None:
     patient_of = {f"c{i}": f"p{i}" for i in range(10)}
     _, inner = inner_split(patient_of, dict.fromkeys(patient_of, True), fraction=0.2, seed=0)
     assert len(inner) == 2
-    chosen = {inner_split(patient_of, dict.fromkeys(patient_of, True), fraction=0.2, seed=s)[1] for s in range(20)}
+    chosen = {
+        inner_split(patient_of, dict.fromkeys(patient_of, True), fraction=0.2, seed=s)[1] for s in range(20)
+    }
     assert len(chosen) > 10
     assert np.unique([case for cases in chosen for case in cases]).size == 10

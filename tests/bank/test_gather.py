@@ -1,4 +1,6 @@
-"""Patches: the border policy by hand, two backends that are equal, and maps that read a patch turned, scaled or flipped."""
+"""Patches: the border policy by hand, two backends that are equal, and maps that read a patch turned, scaled
+or flipped.
+"""
 
 import os
 from pathlib import Path
@@ -33,19 +35,37 @@ def volumes_of(shapes: list[tuple[int, int, int]], *, n_channels: int, seed: int
 
 
 def gathered(
-    function: object, volumes: Volumes, ids: np.ndarray, size: tuple[int, ...], *, slices_around: int = 0, **more: object
+    function: object,
+    volumes: Volumes,
+    ids: np.ndarray,
+    size: tuple[int, ...],
+    *,
+    slices_around: int = 0,
+    **more: object,
 ) -> tuple[np.ndarray, ...]:
     """Bits of the inputs, targets and counts, from buffers full of something else."""
     inputs = np.full((len(ids), *size, volumes.n_channels * (2 * slices_around + 1)), 7, np.float32)
     targets, counts = np.full((len(ids), *size), 7, np.uint8), np.full(N_CLASSES + 1, 7, np.int64)
     function(  # type: ignore[operator]
-        volumes, ids, patch_size=size, inputs_out=inputs, targets_out=targets, counts_out=counts, slices_around=slices_around, **more
+        volumes,
+        ids,
+        patch_size=size,
+        inputs_out=inputs,
+        targets_out=targets,
+        counts_out=counts,
+        slices_around=slices_around,
+        **more,
     )
     return inputs.view(np.uint32), targets, counts
 
 
 def by_torch(
-    volumes: Volumes, ids: np.ndarray, size: tuple[int, ...], *, table: np.ndarray | None = None, **more: object
+    volumes: Volumes,
+    ids: np.ndarray,
+    size: tuple[int, ...],
+    *,
+    table: np.ndarray | None = None,
+    **more: object,
 ) -> tuple[np.ndarray, ...]:
     resident = make_resident(volumes, tuple(range(len(volumes.shapes))), device=torch.device("cpu"))
     there = None if table is None else torch.from_numpy(table)
@@ -62,7 +82,9 @@ def by_slices(volumes: Volumes, ids: np.ndarray, size: tuple[int, ...]) -> tuple
         image, label = volumes.pair(example >> 32)
         center = np.unravel_index(example & 0xFFFFFFFF, label.shape)
         around = [(n, n) for n in patch]
-        place = tuple(slice(int(c) + n - n // 2, int(c) + n - n // 2 + n) for c, n in zip(center, patch, strict=True))
+        place = tuple(
+            slice(int(c) + n - n // 2, int(c) + n - n // 2 + n) for c, n in zip(center, patch, strict=True)
+        )
         inputs.append(np.pad(image.view(np.uint16), [*around, (0, 0)])[place].view(np.float16))
         targets.append(np.pad(label, around, constant_values=255)[place])
     shape = (len(ids), *size)
@@ -74,7 +96,9 @@ def finite(volumes: Volumes) -> Volumes:
     rng = np.random.default_rng(0)
     pairs = [volumes.pair(case) for case in range(len(volumes.shapes))]
     images = [rng.normal(size=image.shape) * (label != 255)[..., None] for image, label in pairs]
-    return Volumes.from_arrays([(image.astype(np.float16), label) for image, (_, label) in zip(images, pairs, strict=True)])
+    return Volumes.from_arrays(
+        [(image.astype(np.float16), label) for image, (_, label) in zip(images, pairs, strict=True)]
+    )
 
 
 def random_maps(n: int, *, seed: int, reach: int = 3) -> PatchMaps:
@@ -85,11 +109,18 @@ def random_maps(n: int, *, seed: int, reach: int = 3) -> PatchMaps:
     return PatchMaps(rng.integers(-reach, reach + 1, (n, 3)), matrices.astype(np.float32))
 
 
-def constant_maps(n: int, diagonal: tuple[float, float, float], offset: tuple[int, int, int] = (0, 0, 0)) -> PatchMaps:
-    return PatchMaps(np.tile(np.array(offset, np.int64), (n, 1)), np.tile(np.diag(diagonal).astype(np.float32), (n, 1, 1)))
+def constant_maps(
+    n: int, diagonal: tuple[float, float, float], offset: tuple[int, int, int] = (0, 0, 0)
+) -> PatchMaps:
+    return PatchMaps(
+        np.tile(np.array(offset, np.int64), (n, 1)), np.tile(np.diag(diagonal).astype(np.float32), (n, 1, 1))
+    )
 
 
-sizes = st.one_of(st.tuples(st.integers(1, 9), st.integers(1, 9)), st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9)))
+sizes = st.one_of(
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9)),
+)
 
 
 @given(
@@ -108,13 +139,20 @@ def test_all_backends_are_equal_to_the_bit(
     cases = rng.integers(0, len(shapes), 7)
     ids = (cases << 32) | rng.integers(0, volumes.n_voxels[cases])
     table = None if kind == "as stored" else group_classes(kind, ("healthy", "edema", "core")).table  # type: ignore[arg-type]
-    ours, twin = gathered(gather_patches, volumes, ids, size, table=table), by_torch(volumes, ids, size, table=table)
+    ours, twin = (
+        gathered(gather_patches, volumes, ids, size, table=table),
+        by_torch(volumes, ids, size, table=table),
+    )
     for a, b in zip(ours, twin, strict=True):
         assert np.array_equal(a, b)
     image, label = by_slices(volumes, ids, size)
-    assert np.array_equal(np.nan_to_num(twin[0].view(np.float32)), np.nan_to_num(image.astype(np.float32), posinf=None))
+    assert np.array_equal(
+        np.nan_to_num(twin[0].view(np.float32)), np.nan_to_num(image.astype(np.float32), posinf=None)
+    )
     assert np.array_equal(twin[1], label if table is None else table[label])
-    assert np.array_equal(twin[2], np.bincount(np.minimum(twin[1].ravel(), N_CLASSES), minlength=N_CLASSES + 1))
+    assert np.array_equal(
+        twin[2], np.bincount(np.minimum(twin[1].ravel(), N_CLASSES), minlength=N_CLASSES + 1)
+    )
 
 
 def test_every_float16_comes_through_both_backends() -> None:
@@ -132,7 +170,12 @@ def test_the_corner_voxel_lies_at_the_center_and_the_rest_is_air() -> None:
     image = np.arange(1, 28, dtype=np.float16).reshape(3, 3, 3, 1)
     volumes = Volumes.from_arrays([(image, label)])
     bits, targets, counts = gathered(gather_patches, volumes, np.array([0], np.int64), (4, 4))
-    assert bits.view(np.float32)[0, ..., 0].tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 2], [0, 0, 4, 5]]
+    assert bits.view(np.float32)[0, ..., 0].tolist() == [
+        [0, 0, 0, 0],
+        [0, 0, 0, 0],
+        [0, 0, 1, 2],
+        [0, 0, 4, 5],
+    ]
     assert targets[0].tolist() == [[255] * 4, [255] * 4, [255, 255, 0, 1], [255, 255, 0, 1]]
     assert counts.tolist() == [2, 2, 0, 12]
     _, targets, _ = gathered(gather_patches, volumes, np.array([26], np.int64), (3, 3, 3))
@@ -162,7 +205,9 @@ def test_threads_share_a_batch(threads: int, monkeypatch: pytest.MonkeyPatch) ->
             assert np.array_equal(a, b)
 
 
-def test_a_forked_process_gathers_with_threads_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_forked_process_gathers_with_threads_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(gather, "_SHARE_PER_THREAD", 1)
     volumes, ids = volumes_of([(5, 40, 30)], n_channels=4, seed=1), np.arange(8)
     here = gathered(gather_patches, volumes, ids, (16, 16), threads=2)
@@ -177,7 +222,12 @@ def test_a_forked_process_gathers_with_threads_of_its_own(monkeypatch: pytest.Mo
 def test_a_long_plane_counts_past_16_bits() -> None:
     label = np.zeros((1, 300, 300), np.uint8)
     volumes = Volumes.from_arrays([(np.zeros((1, 300, 300, 1), np.float16), label)])
-    assert gathered(gather_patches, volumes, np.array([150 * 300 + 150]), (300, 300))[2].tolist() == [90000, 0, 0, 0]
+    assert gathered(gather_patches, volumes, np.array([150 * 300 + 150]), (300, 300))[2].tolist() == [
+        90000,
+        0,
+        0,
+        0,
+    ]
 
 
 def test_no_ids_give_an_empty_batch() -> None:
@@ -187,7 +237,11 @@ def test_no_ids_give_an_empty_batch() -> None:
 
 @pytest.mark.parametrize(
     ("voxel", "message"),
-    [(1 << 32, "case number 1; the bank has 1"), (-1, "case number -1"), (24, "position 24 of case number 0, which has 24")],
+    [
+        (1 << 32, "case number 1; the bank has 1"),
+        (-1, "case number -1"),
+        (24, "position 24 of case number 0, which has 24"),
+    ],
 )
 def test_an_id_in_no_case_is_an_error(voxel: int, message: str) -> None:
     volumes = volumes_of([(2, 3, 4)], n_channels=4, seed=0)
@@ -215,7 +269,9 @@ def test_mapped_patches_of_all_backends_are_equal(
     np.testing.assert_allclose(ours[0].view(np.float32), twin[0].view(np.float32), atol=1e-5)
     assert np.array_equal(ours[1], twin[1])
     assert np.array_equal(ours[2], twin[2])
-    assert np.array_equal(ours[2], np.bincount(np.minimum(ours[1].ravel(), N_CLASSES), minlength=N_CLASSES + 1))
+    assert np.array_equal(
+        ours[2], np.bincount(np.minimum(ours[1].ravel(), N_CLASSES), minlength=N_CLASSES + 1)
+    )
     n = n_channels * how["slices_around"]  # type: ignore[operator]
     middle = ours[0].view(np.float32)[..., n : n + n_channels]
     assert (middle[ours[1] == 255] == 0).all()
@@ -226,10 +282,16 @@ BACKENDS = {"numba": lambda *args, **more: gathered(gather_patches, *args, **mor
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", [(8, 8), (7, 6), (4, 8, 8), (3, 6, 7)])
-def test_the_identity_changes_no_bit_and_an_offset_moves_the_center(backend: str, size: tuple[int, ...]) -> None:
+def test_the_identity_changes_no_bit_and_an_offset_moves_the_center(
+    backend: str, size: tuple[int, ...]
+) -> None:
     volumes, gather_by = volumes_of([(5, 12, 15)], n_channels=4, seed=0), BACKENDS[backend]
     ids = np.random.default_rng(0).integers(0, 900, 9)
-    for a, b in zip(gather_by(volumes, ids, size, maps=constant_maps(9, (1, 1, 1))), gather_by(volumes, ids, size), strict=True):
+    for a, b in zip(
+        gather_by(volumes, ids, size, maps=constant_maps(9, (1, 1, 1))),
+        gather_by(volumes, ids, size),
+        strict=True,
+    ):
         assert np.array_equal(a, b)
     center = (2 * 12 + 6) * 15 + 7
     moved = gather_by(volumes, np.array([center]), size, maps=constant_maps(1, (1, 1, 1), (1, -2, 3)))
@@ -242,9 +304,12 @@ def test_the_identity_changes_no_bit_and_an_offset_moves_the_center(backend: str
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
-    ("size", "signs"), [((8, 8), (1, -1, 1)), ((7, 6), (1, -1, -1)), ((4, 8, 8), (-1, 1, -1)), ((3, 6, 7), (-1, -1, -1))]
+    ("size", "signs"),
+    [((8, 8), (1, -1, 1)), ((7, 6), (1, -1, -1)), ((4, 8, 8), (-1, 1, -1)), ((3, 6, 7), (-1, -1, -1))],
 )
-def test_a_negative_diagonal_is_the_flipped_patch(backend: str, size: tuple[int, ...], signs: tuple[int, int, int]) -> None:
+def test_a_negative_diagonal_is_the_flipped_patch(
+    backend: str, size: tuple[int, ...], signs: tuple[int, int, int]
+) -> None:
     volumes, gather_by = finite(volumes_of([(5, 12, 15)], n_channels=4, seed=0)), BACKENDS[backend]
     ids = np.random.default_rng(0).integers(0, 900, 9)
     ours, plain = gather_by(volumes, ids, size, maps=constant_maps(9, signs)), gather_by(volumes, ids, size)
@@ -269,7 +334,9 @@ def test_half_the_size_between_voxels_by_hand(backend: str) -> None:
 def test_a_quarter_turn_is_a_turned_patch(backend: str) -> None:
     volumes = finite(volumes_of([(5, 12, 15)], n_channels=4, seed=0))
     ids, turn = np.arange(9) * 100, np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], np.float32)
-    turned = BACKENDS[backend](volumes, ids, (7, 7), maps=PatchMaps(np.zeros((9, 3), np.int64), np.tile(turn, (9, 1, 1))))
+    turned = BACKENDS[backend](
+        volumes, ids, (7, 7), maps=PatchMaps(np.zeros((9, 3), np.int64), np.tile(turn, (9, 1, 1)))
+    )
     plain = BACKENDS[backend](volumes, ids, (7, 7))
     assert np.array_equal(turned[0].view(np.float32), np.rot90(plain[0].view(np.float32), axes=(1, 2)))
     assert np.array_equal(turned[1], np.rot90(plain[1], axes=(1, 2)))
@@ -283,7 +350,9 @@ def test_no_patch_has_air_that_the_volume_has_not(backend: str, size: tuple[int,
     volumes = Volumes.from_arrays([(image, rng.integers(0, 3, (60, 60, 60)).astype(np.uint8))])
     ids = (30 * 60 + 30) * 60 + 30 + rng.integers(-3, 4, 20)
     maps = random_maps(20, seed=4)
-    inputs, targets, _ = BACKENDS[backend](volumes, ids, size, maps=PatchMaps(maps.offsets, np.clip(maps.matrices, -1.1, 1.1)))
+    inputs, targets, _ = BACKENDS[backend](
+        volumes, ids, size, maps=PatchMaps(maps.offsets, np.clip(maps.matrices, -1.1, 1.1))
+    )
     assert inputs.view(np.float32).min() >= 1
     assert targets.max() < 3
 
@@ -299,7 +368,9 @@ def test_slices_around_are_the_patches_of_those_slices(backend: str, maps: Patch
         plain = maps or constant_maps(6, (1, 1, 1))
         moved = PatchMaps(plain.offsets + np.array([up, 0, 0]), plain.matrices)
         of_slice = gather_by(volumes, ids, (8, 8), maps=moved)
-        assert np.array_equal(inputs[..., number * 3 : number * 3 + 3].view(np.float32), of_slice[0].view(np.float32))
+        assert np.array_equal(
+            inputs[..., number * 3 : number * 3 + 3].view(np.float32), of_slice[0].view(np.float32)
+        )
         if up == 0:
             assert np.array_equal(targets, of_slice[1])
             assert np.array_equal(counts, of_slice[2])
@@ -310,10 +381,17 @@ def test_slices_around_are_the_patches_of_those_slices(backend: str, maps: Patch
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_share_a_mapped_batch(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gather, "_SHARE_PER_THREAD", 1)
-    volumes, ids = finite(volumes_of([(5, 40, 30)], n_channels=4, seed=1)), np.random.default_rng(0).integers(0, 6000, 11)
+    volumes, ids = (
+        finite(volumes_of([(5, 40, 30)], n_channels=4, seed=1)),
+        np.random.default_rng(0).integers(0, 6000, 11),
+    )
     for size in ((16, 16), (3, 16, 16)):
         alone = gathered(gather_patches, volumes, ids, size, maps=random_maps(11, seed=2))
-        for a, b in zip(gathered(gather_patches, volumes, ids, size, maps=random_maps(11, seed=2), threads=threads), alone, strict=True):
+        for a, b in zip(
+            gathered(gather_patches, volumes, ids, size, maps=random_maps(11, seed=2), threads=threads),
+            alone,
+            strict=True,
+        ):
             assert np.array_equal(a, b)
 
 

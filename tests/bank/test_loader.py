@@ -27,7 +27,9 @@ def test_two_passes_give_each_position_of_two_epochs_once_in_order(small_bank: P
     for _ in range(2):
         batches = list(loader)
         assert torch.cat([batch["positions"] for batch in batches]).tolist() == list(range(40))
-        assert torch.cat([batch["ids"] for batch in batches]).tolist() == [i for _ in range(5) for i in expected.next().ids.tolist()]
+        assert torch.cat([batch["ids"] for batch in batches]).tolist() == [
+            i for _ in range(5) for i in expected.next().ids.tolist()
+        ]
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -56,7 +58,9 @@ def test_a_pass_is_the_rest_of_the_epoch(small_bank: Path) -> None:
 
 
 @pytest.mark.parametrize("loader_class", [DataLoader, monai.data.DataLoader])
-def test_loaders_give_whole_batches_and_know_how_many(small_bank: Path, loader_class: type[DataLoader]) -> None:
+def test_loaders_give_whole_batches_and_know_how_many(
+    small_bank: Path, loader_class: type[DataLoader]
+) -> None:
     loader = loader_class(dataset(small_bank), batch_size=None, collate_fn=default_convert)
     assert len(loader) == 5
     for _ in range(2):
@@ -73,7 +77,9 @@ def test_the_length_stays_that_of_an_epoch_after_a_shorter_first_pass(small_bank
 
 
 def test_a_loader_that_joins_examples_is_told_what_to_give_it(small_bank: Path) -> None:
-    with pytest.raises(UsageError, match=r"batch_size=None and collate_fn=torch\.utils\.data\.default_convert"):
+    with pytest.raises(
+        UsageError, match=r"batch_size=None and collate_fn=torch\.utils\.data\.default_convert"
+    ):
         next(iter(monai.data.DataLoader(dataset(small_bank), batch_size=None)))
     with pytest.raises(KeyError, match="mask"):
         next(iter(DataLoader(dataset(small_bank), batch_size=None)))["mask"]

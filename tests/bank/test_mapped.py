@@ -15,7 +15,12 @@ def _npy(header: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "array", [np.arange(24, dtype=np.float16).reshape(2, 3, 4), np.arange(5, dtype=np.uint32), np.zeros((0, 3), np.uint8)]
+    "array",
+    [
+        np.arange(24, dtype=np.float16).reshape(2, 3, 4),
+        np.arange(5, dtype=np.uint32),
+        np.zeros((0, 3), np.uint8),
+    ],
 )
 def test_a_mapped_file_is_what_was_saved_and_cannot_be_written(tmp_path: Path, array: np.ndarray) -> None:
     np.save(tmp_path / "a.npy", array)
@@ -48,7 +53,10 @@ def test_a_map_holds_no_descriptor(tmp_path: Path) -> None:
         (_npy("{'descr': '<f2', 'fortran_order': False, 'shape': (-3,), }"), "has a damaged header"),
         (_npy("{'descr': '|O', 'fortran_order': False, 'shape': (3,), }"), "has a damaged header"),
         (_npy("{'descr': '<f3', 'fortran_order': False, 'shape': (3,), }"), "has a damaged header"),
-        (_npy("{'descr': '<f2', 'fortran_order': False, 'shape': (999999999999, 999999999999), }"), "128 bytes do not hold"),
+        (
+            _npy("{'descr': '<f2', 'fortran_order': False, 'shape': (999999999999, 999999999999), }"),
+            "128 bytes do not hold",
+        ),
         (_npy("{'descr': [('a', '<f2')], 'fortran_order': False, 'shape': (3,), }"), "has a damaged header"),
     ],
 )

@@ -59,18 +59,24 @@ def test_z_scores_equal_the_definition(tmp_path: Path) -> None:
         assert abs(float(normalized.image[..., channel].astype(np.float64).mean())) < 1e-3
 
 
-@given(st.integers(0, 2**32), st.sampled_from(["int16", "uint16", "uint8", "int32", "float32"]), st.booleans())
+@given(
+    st.integers(0, 2**32), st.sampled_from(["int16", "uint16", "uint8", "int32", "float32"]), st.booleans()
+)
 @settings(max_examples=40, deadline=None)
 def test_any_number_type_gives_the_definition(seed: int, dtype: str, fractions: bool) -> None:
     rng = np.random.default_rng(seed)
-    low, high = {"int16": (-32768, 32768), "uint16": (0, 65536), "uint8": (0, 256)}.get(dtype, (-(10**5), 10**5))
+    low, high = {"int16": (-32768, 32768), "uint16": (0, 65536), "uint8": (0, 256)}.get(
+        dtype, (-(10**5), 10**5)
+    )
     volume = rng.integers(low, high, (3, 4, 5)).astype(dtype) * (rng.random((3, 4, 5)) < 0.8).astype(dtype)
     if fractions and dtype == "float32":
         volume = volume + np.float32(0.25) * (volume != 0)
     other = rng.integers(0, 2, (3, 4, 5)).astype(np.int16)  # where this is 1, a voxel of value 0 is brain too
     other[0, 0, 0] = volume[-1, -1, -1] = other[-1, -1, -1] = 1  # so that the box is the whole
     case = Case("c", "p", "l", "brats2017", {}, None, Path())
-    normalized = normalize_volumes(case, {"a": volume, "b": other}, label=None, geometry=make_geometry((3, 4, 5)))
+    normalized = normalize_volumes(
+        case, {"a": volume, "b": other}, label=None, geometry=make_geometry((3, 4, 5))
+    )
     brain = (volume != 0) | (other != 0)
     assert ulps(normalized.image[..., 0], normalize_numpy(volume, brain, percentiles=(0.5, 99.5))) <= 1
     assert not normalized.image[~brain].any()
@@ -79,7 +85,9 @@ def test_any_number_type_gives_the_definition(seed: int, dtype: str, fractions: 
 def test_clipping_by_hand() -> None:
     values = np.array([0, 1, 2, 3, 4, 1000])
     brain = values > 0
-    out = normalize_numpy(values, brain, percentiles=(0.0, 75.0))  # 1 2 3 4 4, of which the mean is 2.8 and the variance 1.36
+    out = normalize_numpy(
+        values, brain, percentiles=(0.0, 75.0)
+    )  # 1 2 3 4 4, of which the mean is 2.8 and the variance 1.36
     assert np.allclose(out[1:], (np.array([1, 2, 3, 4, 4]) - 2.8) / np.sqrt(1.36), atol=1e-3)
     assert out[0] == 0
 
@@ -109,7 +117,9 @@ def test_equal_fractions_are_0_too() -> None:
     constant = np.zeros(SHAPE, np.float32)
     constant[BRAIN] = 0.1
     case = Case("c", "p", "l", "brats2017", {}, None, Path())
-    normalized = normalize_volumes(case, volumes | {"t2": constant}, label=None, geometry=make_geometry(SHAPE))
+    normalized = normalize_volumes(
+        case, volumes | {"t2": constant}, label=None, geometry=make_geometry(SHAPE)
+    )
     assert not normalized.image[..., 2].any()
     assert len(normalized.warnings) == 1
 
@@ -128,7 +138,12 @@ def test_no_brain_no_label_or_a_missing_modality_is_an_error(tmp_path: Path) -> 
 
 def test_files_of_other_grids_are_an_error(tmp_path: Path) -> None:
     folder = write_scan(tmp_path, "BraTS2021_00000")
-    write_volume(folder / "BraTS2021_00000_t2.nii.gz", np.ones((12, 16, 21), np.int16), make_geometry((12, 16, 21)), dtype="int16")
+    write_volume(
+        folder / "BraTS2021_00000_t2.nii.gz",
+        np.ones((12, 16, 21), np.int16),
+        make_geometry((12, 16, 21)),
+        dtype="int16",
+    )
     with pytest.raises(InputError, match=r"BraTS2021_00000.*t2\.nii\.gz.*\(12, 16, 21\)"):
         normalize_case(the_case(tmp_path))
 
@@ -153,7 +168,9 @@ def test_a_resampled_case_comes_back_to_its_grid(tmp_path: Path) -> None:
 
 def test_channels_of_one_4d_file(tmp_path: Path) -> None:
     volumes, _ = small_scan(0)
-    write_volume(tmp_path / "a.nii.gz", np.stack(list(volumes.values()), axis=-1), make_geometry(SHAPE), dtype="int16")
+    write_volume(
+        tmp_path / "a.nii.gz", np.stack(list(volumes.values()), axis=-1), make_geometry(SHAPE), dtype="int16"
+    )
     files = {name: ScanFile(tmp_path / "a.nii.gz", channel) for channel, name in enumerate(MODALITIES)}
     stacked = normalize_case(Case("c", "p", "msd", "msd", files, None, tmp_path))
     write_scan(tmp_path / "apart", "BraTS2021_00000")
@@ -164,7 +181,9 @@ def test_bias_correction_flattens_a_field_and_is_read_again(tmp_path: Path) -> N
     rng = np.random.default_rng(0)
     field = np.exp(np.linspace(-0.5, 0.5, 48))[None, None, :]
     flat = np.zeros((48, 48, 48))
-    flat[6:42, 6:42, 6:42] = 400 + 20 * rng.standard_normal((36, 36, 36)) + 200 * (rng.random((36, 36, 36)) < 0.5)
+    flat[6:42, 6:42, 6:42] = (
+        400 + 20 * rng.standard_normal((36, 36, 36)) + 200 * (rng.random((36, 36, 36)) < 0.5)
+    )
     volume = np.rint(flat * field).astype(np.int16)
     case = Case("c", "p", "l", "brats2017", {}, None, tmp_path)
     geometry = make_geometry((48, 48, 48))

@@ -45,7 +45,13 @@ def tiny_settings(**changes: Any) -> StudySettings:
 def main(images: str, out: str, iterations: str, repeats: str) -> None:
     """A study in a process of its own, to be killed."""
     training = {"iterations": int(iterations), "batch_size": 16}
-    run_study(tiny_settings(training=training, repeats=int(repeats)), Path(out), folder=Path(images), workers=2, device="cpu")
+    run_study(
+        tiny_settings(training=training, repeats=int(repeats)),
+        Path(out),
+        folder=Path(images),
+        workers=2,
+        device="cpu",
+    )
 
 
 if __name__ == "__main__":

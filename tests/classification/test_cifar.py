@@ -28,7 +28,11 @@ def test_binary_rows_are_label_and_channels(tmp_path):
 
 @pytest.mark.parametrize("protocol", range(2, 6))
 def test_python_batches_of_every_protocol_are_the_binary_ones(tmp_path, protocol):
-    path = write_pickle(tmp_path / "batch", {b"data": PIXELS, b"labels": LABELS.tolist(), b"batch_label": b"x"}, protocol=protocol)
+    path = write_pickle(
+        tmp_path / "batch",
+        {b"data": PIXELS, b"labels": LABELS.tolist(), b"batch_label": b"x"},
+        protocol=protocol,
+    )
     images, labels = read_python_batch(path)
     assert np.array_equal(images, PIXELS.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     assert labels.tolist() == LABELS.tolist()
@@ -93,8 +97,14 @@ def test_no_other_name_of_numpy_either(tmp_path, stream):
         ([1, 2], "holds no 'data' and 'labels'; a CIFAR-10 batch does"),
         ({b"data": PIXELS}, "holds no 'data' and 'labels'; a CIFAR-10 batch does"),
         ({b"data": PIXELS, b"labels": [1, 2]}, "6 images and 2 labels; every image has one"),
-        ({b"data": PIXELS[:, :5], b"labels": [1]}, "'data' is no uint8 array of rows of 3072 pixels; get it again"),
-        ({b"data": PIXELS.astype(np.float32), b"labels": [1]}, "'data' is no uint8 array of rows of 3072 pixels; get it again"),
+        (
+            {b"data": PIXELS[:, :5], b"labels": [1]},
+            "'data' is no uint8 array of rows of 3072 pixels; get it again",
+        ),
+        (
+            {b"data": PIXELS.astype(np.float32), b"labels": [1]},
+            "'data' is no uint8 array of rows of 3072 pixels; get it again",
+        ),
         ({b"data": PIXELS, b"labels": ["cat"] * 6}, "'labels' is no list of whole numbers; get it again"),
         ({b"data": PIXELS, b"labels": [10**30] * 6}, "'labels' is no list of whole numbers; get it again"),
         ({b"data": PIXELS, b"labels": [0, 1, 2, 3, 10, 5]}, "row 4 has label 10; the labels are 0..9"),
@@ -111,7 +121,10 @@ def test_a_pickle_cut_short_and_one_that_asks_for_all_memory(tmp_path):
     whole = pickle.dumps({b"data": PIXELS, b"labels": LABELS.tolist()}, protocol=2)
     bomb = io.BytesIO()
     pickle.Pickler(bomb, protocol=2).dump(0)
-    huge = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n\x8a\x07\xff\xff\xff\xff\xff\xff\x0f\x85U\x01b\x87R."
+    huge = (
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+        b"\x8a\x07\xff\xff\xff\xff\xff\xff\x0f\x85U\x01b\x87R."
+    )
     for content in (whole[: len(whole) // 2], b"", huge):
         (tmp_path / "batch").write_bytes(content)
         with pytest.raises(InputError, match="batch: not a pickled CIFAR-10 batch: ") as refused:
@@ -122,7 +135,10 @@ def test_a_pickle_cut_short_and_one_that_asks_for_all_memory(tmp_path):
 def test_binary_files_cut_short_or_of_another_set(tmp_path):
     path = tmp_path / "b.bin"
     path.write_bytes(bytes(3073 + 9))
-    with pytest.raises(InputError, match=r"b\.bin: 3082 bytes are not whole rows of 3073 \(1 label, 3072 pixels\); get it again"):
+    with pytest.raises(
+        InputError,
+        match=r"b\.bin: 3082 bytes are not whole rows of 3073 \(1 label, 3072 pixels\); get it again",
+    ):
         read_binary_batch(path)
     path.write_bytes(bytes(3073) + bytes([77]) + bytes(3072))
     with pytest.raises(InputError, match=r"b\.bin: row 1 has label 77; the labels are 0\.\.9"):
@@ -148,7 +164,9 @@ def nested(n):
 )
 def test_a_pickle_that_asks_for_too_much_is_refused_before_it_is_built(tmp_path, stream, said):
     (tmp_path / "batch").write_bytes(stream)
-    with pytest.raises(InputError, match=f"batch: not a pickled CIFAR-10 batch: .*{said}|batch: holds no 'data'"):
+    with pytest.raises(
+        InputError, match=f"batch: not a pickled CIFAR-10 batch: .*{said}|batch: holds no 'data'"
+    ):
         read_python_batch(tmp_path / "batch")
 
 
@@ -156,5 +174,7 @@ def test_an_array_of_a_shape_that_its_bytes_do_not_fill(tmp_path):
     head = b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
     tail = b"\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R\x89U\x03abctbU\x06labels]K\x07au."
     (tmp_path / "batch").write_bytes(head + b"(K\x01\x8a\x05\x00\x00\x00\x00\x7fM\x00\x0c" + tail)
-    with pytest.raises(InputError, match="batch: not a pickled CIFAR-10 batch: cannot reshape array of size 3"):
+    with pytest.raises(
+        InputError, match="batch: not a pickled CIFAR-10 batch: cannot reshape array of size 3"
+    ):
         read_python_batch(tmp_path / "batch")

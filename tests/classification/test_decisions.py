@@ -21,7 +21,9 @@ def some_probabilities(seed: int, n: int = 300, k: int = 5) -> tuple[np.ndarray,
 def test_thresholding_leaves_the_auc_where_it_was(seed: int, counts: list[int]):
     probabilities, labels = some_probabilities(seed)
     prior = np.array(counts) / sum(counts)
-    before, after = (score_outputs(outputs, labels) for outputs in (probabilities, divide_by_prior(probabilities, prior)))
+    before, after = (
+        score_outputs(outputs, labels) for outputs in (probabilities, divide_by_prior(probabilities, prior))
+    )
     assert after.auc == pytest.approx(before.auc, abs=1e-9)
     assert after.auc_per_class == pytest.approx(before.auc_per_class, abs=1e-9)
 
@@ -29,7 +31,9 @@ def test_thresholding_leaves_the_auc_where_it_was(seed: int, counts: list[int]):
 def test_thresholding_by_hand():
     outputs = divide_by_prior(np.array([[0.8, 0.2]]), np.array([0.9, 0.1]))
     assert outputs[0].tolist() == pytest.approx([0.8 / 0.9, 2.0])  # decided for the rare class
-    assert divide_by_prior(np.array([[0.8, 0.2]]), np.array([1.0, 0.0])).tolist() == [[0.8, 0.2]]  # an absent class stays
+    assert divide_by_prior(np.array([[0.8, 0.2]]), np.array([1.0, 0.0])).tolist() == [
+        [0.8, 0.2]
+    ]  # an absent class stays
 
 
 def test_tuned_factors_never_lower_their_score():
@@ -39,7 +43,9 @@ def test_tuned_factors_never_lower_their_score():
         for name, score in SCORES.items():
             factors = tune_factors(skewed, labels, score=name)
             assert score(labels, (skewed * factors).argmax(1), 5) >= score(labels, skewed.argmax(1), 5)
-        assert SCORES["accuracy"](labels, (skewed * factors).argmax(1), 5) > 0.9 * SCORES["accuracy"](labels, probabilities.argmax(1), 5)
+        assert SCORES["accuracy"](labels, (skewed * factors).argmax(1), 5) > 0.9 * SCORES["accuracy"](
+            labels, probabilities.argmax(1), 5
+        )
 
 
 def test_costs_by_hand():

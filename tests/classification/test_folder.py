@@ -9,7 +9,15 @@ import pytest
 from PIL import Image
 from set_files import write_folder
 
-from brats_seg.classification.folder import CROP, Crops, broken_images, center_crops, list_folder, random_crops, read_image
+from brats_seg.classification.folder import (
+    CROP,
+    Crops,
+    broken_images,
+    center_crops,
+    list_folder,
+    random_crops,
+    read_image,
+)
 from brats_seg.errors import InputError
 
 
@@ -62,7 +70,9 @@ def test_random_cuts_follow_from_seed_and_step_alone(root):
     ids = np.arange(6)
     first = images.decode(ids, crops=random_crops(6, seed=1, step=5), threads=None)
     with ThreadPoolExecutor(2) as threads:
-        assert np.array_equal(first, images.decode(ids, crops=random_crops(6, seed=1, step=5), threads=threads))
+        assert np.array_equal(
+            first, images.decode(ids, crops=random_crops(6, seed=1, step=5), threads=threads)
+        )
     assert not np.array_equal(first, images.decode(ids, crops=random_crops(6, seed=1, step=6), threads=None))
     many = random_crops(4000, seed=0, step=0)
     assert many.mirrored.mean() == pytest.approx(0.5, abs=0.04)
@@ -75,7 +85,9 @@ def test_a_broken_image_is_named_when_it_is_drawn_and_by_the_check(root):
     (root / "cat" / "1.jpg").write_text("no image")
     images, _, _ = list_folder(root)
     for id_, name in ((4, "dog/1.jpg"), (1, "cat/1.jpg")):
-        with pytest.raises(InputError, match=f"{name}: not a whole JPEG or PNG: .*; replace it or remove it") as refused:
+        with pytest.raises(
+            InputError, match=f"{name}: not a whole JPEG or PNG: .*; replace it or remove it"
+        ) as refused:
             images.decode(np.array([0, id_]), crops=center_crops(2), threads=None)
         assert "\n" not in str(refused.value)
     lines = broken_images(images)
@@ -94,7 +106,10 @@ def test_an_image_that_would_become_too_large_is_refused_when_drawn_and_by_the_c
         (tmp_path / name).mkdir()
         Image.new("L", size if name == "a" else (8, 8)).save(tmp_path / name / "x.png")
     images, *_ = list_folder(tmp_path)
-    with pytest.raises(InputError, match=rf"a/x\.png: not a whole JPEG or PNG: {size[0]} x {size[1]} pixels; 67,108,864 pixels and"):
+    with pytest.raises(
+        InputError,
+        match=rf"a/x\.png: not a whole JPEG or PNG: {size[0]} x {size[1]} pixels; 67,108,864 pixels and",
+    ):
         read_image(tmp_path / "a" / "x.png")
     (line,) = broken_images(images)
     assert f"{size[0]} x {size[1]} pixels" in line
@@ -119,12 +134,18 @@ def test_a_text_file_among_the_images(root):
     (root / "cat" / "labels.txt").write_text("cat")
     with pytest.raises(InputError) as refused:
         list_folder(root)
-    assert str(refused.value) == f"{root}/cat/labels.txt: no .jpg, .jpeg or .png; a class folder holds images alone"
+    assert (
+        str(refused.value)
+        == f"{root}/cat/labels.txt: no .jpg, .jpeg or .png; a class folder holds images alone"
+    )
 
 
 def test_a_file_among_the_class_folders(root):
     (root / "readme.txt").write_text("cat")
-    with pytest.raises(InputError, match=r"readme\.txt: a file among the class folders; each image lies in the folder of its class"):
+    with pytest.raises(
+        InputError,
+        match=r"readme\.txt: a file among the class folders; each image lies in the folder of its class",
+    ):
         list_folder(root)
 
 
@@ -132,7 +153,10 @@ def test_empty_and_missing_folders(root):
     (root / "eel").mkdir()
     with pytest.raises(InputError, match="eel: no images in it; fill it or remove it"):
         list_folder(root)
-    with pytest.raises(InputError, match="eel: no class folders in it; put one folder of JPEG or PNG files for each class there"):
+    with pytest.raises(
+        InputError,
+        match="eel: no class folders in it; put one folder of JPEG or PNG files for each class there",
+    ):
         list_folder(root / "eel")
     with pytest.raises(InputError, match="none: cannot be read: No such file or directory"):
         list_folder(root / "none")

@@ -29,9 +29,15 @@ def test_packed_or_not(tmp_path, name):
         (CONTENT + b"\0", "its header says 2 x 3 x 4 = 24 bytes, and more follow; get it again"),
         (CONTENT[:9], "9 bytes are no IDX header of 16; get it again"),
         (b"", "0 bytes are no IDX header of 16; get it again"),
-        (CONTENT[:3] + b"\1" + CONTENT[4:], "begins with 00000801; an IDX file of bytes with 3 axes begins with 00000803"),
+        (
+            CONTENT[:3] + b"\1" + CONTENT[4:],
+            "begins with 00000801; an IDX file of bytes with 3 axes begins with 00000803",
+        ),
         (b"<html>" + CONTENT, "begins with 3c68746d; an IDX file of bytes with 3 axes begins with 00000803"),
-        (CONTENT[:4] + bytes([0, 0, 4, 0]) * 3, "its header says 1024 x 1024 x 1024 = 1073741824 bytes, and 0 follow; get it again"),
+        (
+            CONTENT[:4] + bytes([0, 0, 4, 0]) * 3,
+            "its header says 1024 x 1024 x 1024 = 1073741824 bytes, and 0 follow; get it again",
+        ),
         (CONTENT[:4] + b"\xff" * 12, f"its header asks for {(2**32 - 1) ** 3} bytes; 4294967296 at most"),
     ],
 )
@@ -62,7 +68,9 @@ def test_a_file_that_is_not_packed_and_one_that_is_not_there(tmp_path):
 
 def test_memory_is_not_asked_for_beyond_what_a_file_can_hold(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("brats_seg.core.packed.np.empty", lambda n, kind: asked.append(n) or np.zeros(n, kind))
+    monkeypatch.setattr(
+        "brats_seg.core.packed.np.empty", lambda n, kind: asked.append(n) or np.zeros(n, kind)
+    )
     for name, pack in (("images", bytes), ("images.gz", gzip.compress)):
         (tmp_path / name).write_bytes(pack(CONTENT[:4] + bytes([0, 0, 4, 0]) * 3))
         with pytest.raises(InputError, match="and 0 follow"):

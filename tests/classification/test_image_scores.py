@@ -32,7 +32,8 @@ def test_scores_by_hand():
     assert scores.precision_per_class.tolist() == [1, 1, 0.5]
     assert scores.f_score_per_class == pytest.approx([1, 2 / 3, 2 / 3])
     assert scores.balanced_accuracy == pytest.approx(2.5 / 3)
-    # Class 1: of the 6 pairs with a rest image, 0.7 beats all three and 0.2 beats 0.1 alone. Class 2: 0.6 beats all but 0.7.
+    # Class 1: of the 6 pairs with a rest image, 0.7 beats all three and 0.2 beats 0.1 alone. Class 2: 0.6
+    # beats all but 0.7.
     assert scores.auc_per_class == pytest.approx([1, 4 / 6, 3 / 4])
     assert scores.auc == pytest.approx(np.mean([1, 4 / 6, 3 / 4]))
 
@@ -45,18 +46,27 @@ def test_equal_outputs_count_half():
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 2**32), n=st.integers(6, 200), k=st.integers(2, 6), levels=st.sampled_from([None, 3, 10]))
+@given(
+    seed=st.integers(0, 2**32),
+    n=st.integers(6, 200),
+    k=st.integers(2, 6),
+    levels=st.sampled_from([None, 3, 10]),
+)
 def test_equal_to_scikit_learn(seed, n, k, levels):
     outputs, labels = random_outputs(seed, n, k, levels=levels)
     decided, scores = outputs.argmax(axis=1), score_outputs(outputs, labels)
     areas = [metrics.roc_auc_score(labels == c, outputs[:, c]) for c in range(k)]
     assert scores.auc_per_class == pytest.approx(areas, abs=1e-12)
     if k > 2:
-        assert scores.auc == pytest.approx(metrics.roc_auc_score(labels, outputs, multi_class="ovr", average="macro"), abs=1e-12)
+        assert scores.auc == pytest.approx(
+            metrics.roc_auc_score(labels, outputs, multi_class="ovr", average="macro"), abs=1e-12
+        )
     assert scores.accuracy == pytest.approx(metrics.accuracy_score(labels, decided))
     assert scores.balanced_accuracy == pytest.approx(metrics.balanced_accuracy_score(labels, decided))
     assert np.array_equal(scores.confusion, metrics.confusion_matrix(labels, decided, labels=range(k)))
-    precision, recall, f_score, _ = metrics.precision_recall_fscore_support(labels, decided, labels=range(k), zero_division=np.nan)
+    precision, recall, f_score, _ = metrics.precision_recall_fscore_support(
+        labels, decided, labels=range(k), zero_division=np.nan
+    )
     assert scores.recall_per_class == pytest.approx(recall)
     assert scores.precision_per_class == pytest.approx(precision, nan_ok=True)
     assert scores.f_score_per_class == pytest.approx(np.where(np.isnan(precision), 0.0, f_score))
@@ -69,12 +79,16 @@ def test_the_curve_is_scikit_learns_and_its_area_the_auc(seed, n, levels):
     alarms, hits = roc_curve(outputs[:, 1], labels == 1)
     theirs = metrics.roc_curve(labels, outputs[:, 1], drop_intermediate=False)
     assert metrics.auc(alarms, hits) == pytest.approx(roc_auc(outputs, labels)[1], abs=1e-12)
-    assert {*zip(alarms.round(9), hits.round(9), strict=True)} <= {*zip(theirs[0].round(9), theirs[1].round(9), strict=True)}
+    assert {*zip(alarms.round(9), hits.round(9), strict=True)} <= {
+        *zip(theirs[0].round(9), theirs[1].round(9), strict=True)
+    }
 
 
 def test_a_curve_has_corners_only():
     # Two positives on top, then three negatives, then a tie of one and one.
-    alarms, hits = roc_curve(np.array([9.0, 8, 7, 6, 5, 1, 1]), np.array([True, True, False, False, False, True, False]))
+    alarms, hits = roc_curve(
+        np.array([9.0, 8, 7, 6, 5, 1, 1]), np.array([True, True, False, False, False, True, False])
+    )
     assert alarms.tolist() == [0, 0, 3 / 4, 1]
     assert hits.tolist() == pytest.approx([0, 2 / 3, 2 / 3, 1])
 
@@ -89,7 +103,14 @@ def test_dividing_each_class_by_a_number_keeps_the_auc(seed, factors):
 def test_classes_without_images_are_left_out_of_the_means():
     scores = score_outputs(np.array([[0.7, 0.2, 0.1], [0.3, 0.6, 0.1]]), np.array([0, 1]))
     assert scores.auc_per_class.tolist()[:2] == [1, 1]
-    assert np.isnan([scores.auc_per_class[2], scores.recall_per_class[2], scores.precision_per_class[2], scores.f_score_per_class[2]]).all()
+    assert np.isnan(
+        [
+            scores.auc_per_class[2],
+            scores.recall_per_class[2],
+            scores.precision_per_class[2],
+            scores.f_score_per_class[2],
+        ]
+    ).all()
     assert (scores.auc, scores.balanced_accuracy, scores.f_score) == (1, 1, 1)
     assert np.isnan(score_outputs(np.array([[0.7, 0.3]]), np.array([0])).auc)
 
@@ -115,8 +136,16 @@ def test_confusion_of_small_integers_does_not_overflow():
 @pytest.mark.parametrize(
     ("outputs", "labels", "said"),
     [
-        (np.zeros((0, 2)), np.zeros(0, np.int64), "0 outputs and 0 labels; as many of each, and one at least"),
-        (np.array([[np.nan, 1], [0.5, 0.5]]), np.array([0, 1]), "1 of 2 images have an output that is no number"),
+        (
+            np.zeros((0, 2)),
+            np.zeros(0, np.int64),
+            "0 outputs and 0 labels; as many of each, and one at least",
+        ),
+        (
+            np.array([[np.nan, 1], [0.5, 0.5]]),
+            np.array([0, 1]),
+            "1 of 2 images have an output that is no number",
+        ),
         (np.ones((2, 2)), np.array([0, 2]), "labels lie in 0..2; 2 outputs take 0..1"),
     ],
 )
@@ -127,5 +156,7 @@ def test_refusals(outputs, labels, said):
 
 
 def test_a_curve_of_one_class():
-    with pytest.raises(InputError, match="a ROC curve needs images of the class and others; 3 of 3 are of it"):
+    with pytest.raises(
+        InputError, match="a ROC curve needs images of the class and others; 3 of 3 are of it"
+    ):
         roc_curve(np.ones(3), np.ones(3, dtype=bool))

@@ -25,7 +25,12 @@ def test_mnist(tmp_path, suffix):
     splits = load_images("mnist", tmp_path)
     assert np.array_equal(splits.train.images[..., 0], images)
     assert splits.train.labels.tolist() == labels.tolist()
-    assert (len(splits.train), len(splits.test), splits.train.image_size, splits.train.n_channels) == (40, 20, (28, 28), 1)
+    assert (len(splits.train), len(splits.test), splits.train.image_size, splits.train.n_channels) == (
+        40,
+        20,
+        (28, 28),
+        1,
+    )
     assert splits.train.counts.tolist() == [4] * 10
     assert splits.train.scale == 1 / 256
 
@@ -41,14 +46,20 @@ def test_mnist_with_labels_and_images_of_different_length(tmp_path):
     write_mnist(tmp_path)
     write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.zeros(39, np.uint8))
     images = tmp_path / "train-images-idx3-ubyte.gz"
-    assert refusal("mnist", tmp_path) == f"{images} holds 40 images and train-labels-idx1-ubyte.gz 39 labels; every image has one"
+    assert (
+        refusal("mnist", tmp_path)
+        == f"{images} holds 40 images and train-labels-idx1-ubyte.gz 39 labels; every image has one"
+    )
 
 
 def test_mnist_cut_short_or_with_an_eleventh_digit(tmp_path):
     write_mnist(tmp_path)
     path = tmp_path / "t10k-labels-idx1-ubyte.gz"
     write_idx(path, np.full(20, 10, np.uint8))
-    assert refusal("mnist", tmp_path) == f"{tmp_path}/t10k-images-idx3-ubyte.gz: labels lie in 10..10; 10 classes take 0..9"
+    assert (
+        refusal("mnist", tmp_path)
+        == f"{tmp_path}/t10k-images-idx3-ubyte.gz: labels lie in 10..10; 10 classes take 0..9"
+    )
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-3]))
     assert refusal("mnist", tmp_path) == f"{path}: its header says 20 = 20 bytes, and 17 follow; get it again"
 
@@ -57,12 +68,19 @@ def test_mnist_cut_short_or_with_an_eleventh_digit(tmp_path):
 def test_a_missing_set_says_what_to_put_where(tmp_path, name):
     said = refusal(name, tmp_path / "none")
     assert said.startswith(str(tmp_path / "none"))
-    wanted = {"mnist": "train-images-idx3-ubyte", "cifar10": "cifar-10-batches-bin", "folder": "train/<class>/*.jpg", "npz": "train_images"}
+    wanted = {
+        "mnist": "train-images-idx3-ubyte",
+        "cifar10": "cifar-10-batches-bin",
+        "folder": "train/<class>/*.jpg",
+        "npz": "train_images",
+    }
     assert wanted[name] in said
 
 
 def test_an_unknown_set(tmp_path):
-    with pytest.raises(UsageError, match=r"images\.name 'svhn' is unknown; the names are mnist, cifar10, folder, npz"):
+    with pytest.raises(
+        UsageError, match=r"images\.name 'svhn' is unknown; the names are mnist, cifar10, folder, npz"
+    ):
         load_images("svhn", tmp_path)
 
 
@@ -124,7 +142,10 @@ def test_class_folders_alone_give_a_fifth_of_each_class_for_the_test(tmp_path):
 def test_the_digest_stands_for_images_labels_and_names(tmp_path):
     write_mnist(tmp_path / "a")
     write_folder(tmp_path / "f")
-    splits, again = load_images("mnist", tmp_path / "a"), load_images("mnist", tmp_path / "a", classes=tuple("0123456789"))
+    splits, again = (
+        load_images("mnist", tmp_path / "a"),
+        load_images("mnist", tmp_path / "a", classes=tuple("0123456789")),
+    )
     assert splits.digest == again.digest
     assert splits.n_bytes == 60 * 28 * 28
     assert load_images("mnist", tmp_path / "a", classes=tuple("1023456789")).digest != splits.digest
@@ -140,7 +161,10 @@ def test_the_digest_stands_for_images_labels_and_names(tmp_path):
 def test_folders_with_other_classes(tmp_path):
     write_folder(tmp_path)
     (tmp_path / "test" / "dog").rename(tmp_path / "test" / "eel")
-    assert refusal("folder", tmp_path) == f"{tmp_path}/test: class 'dog' is in one of test and train only; both have the same class folders"
+    assert (
+        refusal("folder", tmp_path)
+        == f"{tmp_path}/test: class 'dog' is in one of test and train only; both have the same class folders"
+    )
 
 
 def write_npz(path, n=30, *, channels=3, **others):
@@ -165,7 +189,12 @@ def test_npz_in_the_form_of_medmnist(tmp_path, channels):
 
 def test_npz_of_images_and_labels_alone(tmp_path):
     labels = np.repeat([0, 1], [20, 5])
-    np.savez(tmp_path / "a.npz", images=np.zeros((25, 4, 4), np.uint8), labels=labels, class_names=np.array(["no", "yes"]))
+    np.savez(
+        tmp_path / "a.npz",
+        images=np.zeros((25, 4, 4), np.uint8),
+        labels=labels,
+        class_names=np.array(["no", "yes"]),
+    )
     splits = load_images("npz", tmp_path / "a.npz")
     assert (splits.train.counts.tolist(), splits.test.counts.tolist()) == ([16, 4], [4, 1])
     assert splits.train.class_names == ("no", "yes")
@@ -174,10 +203,13 @@ def test_npz_of_images_and_labels_alone(tmp_path):
 @pytest.mark.parametrize(
     ("others", "said"),
     [
-        ({"test_labels": None}, "no 'test_labels' in it (found train_images, train_labels, val_images, val_labels, test_images); give "
+        ({"test_labels": None}, "no 'test_labels' in it (found train_images, train_labels, val_images, "
+                                "val_labels, test_images); give "
          "train_ and test_images and _labels, or images and labels"),
-        ({"test_images": np.zeros((30, 8, 8, 3))}, "test_images is float64 of 30 x 8 x 8 x 3; uint8 of n x y x x, or n x y x x x channels"),
-        ({"train_labels": np.zeros((30, 4), np.uint8)}, "train_labels is uint8 of 30 x 4; one whole number an image"),
+        ({"test_images": np.zeros((30, 8, 8, 3))}, "test_images is float64 of 30 x 8 x 8 x 3; uint8 of n x y "
+                                                   "x x, or n x y x x x channels"),
+        ({"train_labels": np.zeros((30, 4), np.uint8)}, "train_labels is uint8 of 30 x 4; one whole number "
+                                                        "an image"),
         ({"train_labels": np.zeros(30)}, "train_labels is float64 of 30; one whole number an image"),
         ({"train_labels": np.full(30, 2**63, np.uint64)},
          f"train_labels go up to {2**63}; labels are numbers of classes, 65535 at most"),
@@ -190,16 +222,25 @@ def test_npz_of_something_else(tmp_path, others, said):
 
 def test_npz_with_labels_and_images_of_different_length(tmp_path):
     write_npz(tmp_path / "a.npz", train_labels=np.zeros(29, np.uint8))
-    assert refusal("npz", tmp_path / "a.npz") == f"{tmp_path}/a.npz train_images: 30 images and 29 labels; every image has one"
+    assert (
+        refusal("npz", tmp_path / "a.npz")
+        == f"{tmp_path}/a.npz train_images: 30 images and 29 labels; every image has one"
+    )
     write_npz(tmp_path / "a.npz", test_labels=np.full(30, 3, np.uint8))
-    assert refusal("npz", tmp_path / "a.npz") == f"{tmp_path}/a.npz test_images: labels lie in 3..3; 3 classes take 0..2"
+    assert (
+        refusal("npz", tmp_path / "a.npz")
+        == f"{tmp_path}/a.npz test_images: labels lie in 3..3; 3 classes take 0..2"
+    )
 
 
 def test_images_of_another_size_to_test_on_and_a_single_class(tmp_path):
     path = tmp_path / "a.npz"
     write_npz(path, test_images=np.zeros((30, 9, 8, 3), np.uint8))
     size = np.load(path)["train_images"].shape[1:]
-    assert refusal("npz", path) == f"{path} test_images: images of 9 x 8 x 3; the training images are {size[0]} x {size[1]} x 3"
+    assert (
+        refusal("npz", path)
+        == f"{path} test_images: images of 9 x 8 x 3; the training images are {size[0]} x {size[1]} x 3"
+    )
     np.savez(path, images=np.zeros((5, 8, 8), np.uint8), labels=np.zeros(5, np.int64))
     assert refusal("npz", path) == f"{path} images train: 1 class; a study tells two apart at least"
 
@@ -234,18 +275,27 @@ def test_npz_whose_header_claims_more_than_there_is(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, images=np.zeros((25, 4, 4), np.uint8), labels=np.zeros(25, np.int64))
     with zipfile.ZipFile(path) as archive:
-        contents = {name: archive.read(name).replace(b"(25, 4, 4)", b"(25, 4, 9)") for name in archive.namelist()}
+        contents = {
+            name: archive.read(name).replace(b"(25, 4, 4)", b"(25, 4, 9)") for name in archive.namelist()
+        }
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in contents.items():
             archive.writestr(name, content)
     assert "its header claims" in refusal("npz", path)
-    np.savez(path, images=np.zeros((25, 4, 4), np.uint8), labels=np.zeros(25, np.int64), class_names=np.full(2, -1, np.int32))
+    np.savez(
+        path,
+        images=np.zeros((25, 4, 4), np.uint8),
+        labels=np.zeros(25, np.int64),
+        class_names=np.full(2, -1, np.int32),
+    )
     assert refusal("npz", path) == f"{path}: class_names is int32 of 2; a text for each class"
 
 
 def test_a_class_of_one_image_cannot_be_parted(tmp_path):
     np.savez(tmp_path / "a.npz", images=np.zeros((3, 4, 4), np.uint8), labels=np.array([0, 0, 1]))
-    assert refusal("npz", tmp_path / "a.npz").endswith("class '1' has 1 image; one to train and one to test on are needed")
+    assert refusal("npz", tmp_path / "a.npz").endswith(
+        "class '1' has 1 image; one to train and one to test on are needed"
+    )
 
 
 def test_negative_labels():

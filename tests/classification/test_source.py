@@ -21,12 +21,17 @@ def small_set(*, k=3, dtype=np.uint8, scale=1 / 255):
     return ImageSet("mine", images, np.arange(N) % k, tuple(map(str, range(k))), scale)
 
 
-@pytest.mark.parametrize(("dtype", "scale"), [(np.uint8, 1 / 256), (np.uint8, 1.0), (np.float32, 1.0), (np.float32, 0.5)])
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(np.uint8, 1 / 256), (np.uint8, 1.0), (np.float32, 1.0), (np.float32, 0.5)]
+)
 def test_a_batch_holds_the_scaled_images_of_its_ids(dtype, scale):
     images = small_set(dtype=dtype, scale=scale)
     ids = np.array([7, 0, 7, 29])
     inputs, targets, counts = Source(images).batch(ids)
-    assert torch.equal(inputs, torch.from_numpy(images.images[ids].astype(np.float32) * np.float32(scale)).permute(0, 3, 1, 2))
+    assert torch.equal(
+        inputs,
+        torch.from_numpy(images.images[ids].astype(np.float32) * np.float32(scale)).permute(0, 3, 1, 2),
+    )
     assert inputs.is_contiguous(memory_format=torch.channels_last)
     assert (targets.dtype, targets.tolist(), counts.tolist()) == (torch.uint8, [1, 0, 1, 2], [1, 2, 1, 0])
 
@@ -45,7 +50,9 @@ def test_a_batch_written_again_is_a_new_one(batches):
 
 
 def test_more_than_255_classes_have_wide_targets():
-    images = ImageSet("mine", np.zeros((300, 2, 2, 1), np.uint8), np.arange(300), tuple(map(str, range(300))), 1.0)
+    images = ImageSet(
+        "mine", np.zeros((300, 2, 2, 1), np.uint8), np.arange(300), tuple(map(str, range(300))), 1.0
+    )
     assert Source(images).batch(np.array([255, 299])).targets.tolist() == [255, 299]
 
 
@@ -73,13 +80,17 @@ def test_a_sampler_draws_of_a_source():
 
 def test_values_are_rows_in_the_order_of_the_set():
     images = small_set()
-    assert Source(images).values(np.array([4, 2])) == pytest.approx(images.images[[4, 2]].reshape(2, -1) / 255)
+    assert Source(images).values(np.array([4, 2])) == pytest.approx(
+        images.images[[4, 2]].reshape(2, -1) / 255
+    )
 
 
 def test_refusals():
     source = Source(small_set())
     for ids in ([0, 30], [-1]):
-        with pytest.raises(InputError, match=rf"mine: ids lie in {min(ids)}\.\.{max(ids)}; there are 0\.\.29"):
+        with pytest.raises(
+            InputError, match=rf"mine: ids lie in {min(ids)}\.\.{max(ids)}; there are 0\.\.29"
+        ):
             source.batch(np.array(ids))
     with pytest.raises(UsageError, match="out holds 2 images; 3 are asked for"):
         source.batch(np.arange(3), out=source.batch(np.arange(2)))

@@ -47,9 +47,14 @@ def networks_of(name: str) -> tuple[int, int]:
 def test_the_published_numbers_of_networks():
     assert networks_of("mnist") == (4050 + 450, 22_500)
     assert networks_of("imagenet") == (5, 15)
-    assert networks_of("mnist_quick") == (18 + 6 + 1, 90 + 6 + 1)  # step; linear and balanced, the baseline alone
+    assert networks_of("mnist_quick") == (
+        18 + 6 + 1,
+        90 + 6 + 1,
+    )  # step; linear and balanced, the baseline alone
     assert networks_of("mnist_methods") == (3, 78)
-    quick = make_plan(load_settings(StudySettings, "cifar10", shelf="studies"), folder=Path("nowhere"), workers=1)
+    quick = make_plan(
+        load_settings(StudySettings, "cifar10", shelf="studies"), folder=Path("nowhere"), workers=1
+    )
     assert quick.n_networks == 480 + 160 + 8  # and the balanced set
 
 
@@ -92,17 +97,26 @@ def test_a_finished_study_trains_nothing_again_and_a_grown_one_only_what_is_new(
     assert (grown.n_new, grown.n_kept) == (6, 6)
     with pytest.raises(InputError, match="another study"):
         run_study(tiny_settings(base=30), tmp_path, folder=images, workers=1, device="cpu")
-    assert study_table(tmp_path).means == make_table(study_rows(tmp_path)).means  # its settings were not overwritten
+    assert (
+        study_table(tmp_path).means == make_table(study_rows(tmp_path)).means
+    )  # its settings were not overwritten
 
 
 def test_a_method_that_was_changed_does_not_mix_with_what_it_was(images: Path, tmp_path: Path):
     for knobs in ({}, {"two_phase": True}):
-        run_study(tiny_settings(methods={"oversample": knobs}), tmp_path, folder=images, workers=1, device="cpu")
+        run_study(
+            tiny_settings(methods={"oversample": knobs}), tmp_path, folder=images, workers=1, device="cpu"
+        )
     table = study_table(tmp_path)
-    assert {(row["method"], row["n"]) for row in table.means} == {("oversample", 1), ("two_phase_oversample", 1)}
+    assert {(row["method"], row["n"]) for row in table.means} == {
+        ("oversample", 1),
+        ("two_phase_oversample", 1),
+    }
 
 
-def test_table_and_figures_of_a_study_that_is_not_finished_say_so(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_table_and_figures_of_a_study_that_is_not_finished_say_so(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     run_study(tiny_settings(), tmp_path, folder=images, workers=1, device="cpu")
     lines = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "rows.jsonl").write_text("".join(lines[:4]))
@@ -120,7 +134,9 @@ def test_random_and_lowest_rare_classes_in_one_study():
 def test_parts_make_the_whole(images: Path, tmp_path: Path):
     whole = run_study(tiny_settings(), tmp_path / "whole", folder=images, workers=1, device="cpu")
     for number in (1, 2):
-        part = run_study(tiny_settings(), tmp_path / "parts", folder=images, workers=1, part=(number, 2), device="cpu")
+        part = run_study(
+            tiny_settings(), tmp_path / "parts", folder=images, workers=1, part=(number, 2), device="cpu"
+        )
         assert part.n_new == 3
     assert without_clocks(study_rows(tmp_path / "parts")) == without_clocks(list(whole.rows))
     merged = run_study(tiny_settings(), tmp_path / "parts", folder=images, workers=1, device="cpu")
@@ -151,14 +167,21 @@ def test_a_plan_of_what_is_damaged_or_cannot_be_is_refused(images: Path, tmp_pat
     with pytest.raises(InputError, match=r"images\.npz"):
         make_plan(tiny_settings(), folder=damaged, workers=1)
     with pytest.raises(UsageError, match="rho 400 is larger than the class"):
-        make_plan(tiny_settings(distributions=[{"kind": "step", "rho": [400], "mu": [0.5]}]), folder=images, workers=1)
+        make_plan(
+            tiny_settings(distributions=[{"kind": "step", "rho": [400], "mu": [0.5]}]),
+            folder=images,
+            workers=1,
+        )
 
 
 def test_labels_with_gaps_and_a_test_set_of_one_class_are_named(images: Path, tmp_path: Path):
     with np.load(images) as archive:
         arrays = dict(archive)
     for changed, said in (
-        ({"train_labels": arrays["train_labels"] + 1, "test_labels": arrays["test_labels"] + 1}, "no image of class '0'"),
+        (
+            {"train_labels": arrays["train_labels"] + 1, "test_labels": arrays["test_labels"] + 1},
+            "no image of class '0'",
+        ),
         ({"test_labels": arrays["test_labels"] * 0}, "its images are all of one class"),
     ):
         np.savez(tmp_path / "odd.npz", **(arrays | changed))
@@ -173,25 +196,38 @@ def test_labels_with_gaps_and_a_test_set_of_one_class_are_named(images: Path, tm
     [
         ({"network": {"name": "vgg"}}, "vgg"),
         ({"validation": {"images": "own"}}, "comes without validation images"),
-        ({"validation": {"held_out": 30, "images": "train", "per_class": 10}}, "held_out 30 and per_class 10"),
+        (
+            {"validation": {"held_out": 30, "images": "train", "per_class": 10}},
+            "held_out 30 and per_class 10",
+        ),
         (
             {"methods": {"logit_adjusted": {}}, "distributions": [{"kind": "given", "counts": [0, 5, 5, 5]}]},
             "share of 0 has a logarithm",
         ),
-        ({"distributions": [{"kind": "step", "rho": [4, 50], "mu": [0.5]}]}, "rho 50 is larger than the class"),
-        ({"distributions": [{"kind": "step", "rho": [4], "mu": [0.5, 0.99]}]}, "mu 0.99: of 4 classes 3.96 would be"),
+        (
+            {"distributions": [{"kind": "step", "rho": [4, 50], "mu": [0.5]}]},
+            "rho 50 is larger than the class",
+        ),
+        (
+            {"distributions": [{"kind": "step", "rho": [4], "mu": [0.5, 0.99]}]},
+            "mu 0.99: of 4 classes 3.96 would be",
+        ),
         ({"base": 41}, "is to get 41 examples and has 40"),
         ({"decisions": {"costs": [[0, 1], [1, 0]]}}, "4 classes take 4 x 4"),
         ({"validation": {"images": "test", "of": "cat"}}, "validation.of 'cat': no such class"),
     ],
 )
-def test_what_the_images_cannot_give_is_said_before_anything_is_trained(images: Path, tmp_path: Path, changes: dict[str, Any], said: str):
+def test_what_the_images_cannot_give_is_said_before_anything_is_trained(
+    images: Path, tmp_path: Path, changes: dict[str, Any], said: str
+):
     with pytest.raises(UsageError, match=said):
         run_study(tiny_settings(**changes), tmp_path, folder=images, workers=1, device="cpu")
     assert not (tmp_path / "rows.jsonl").exists()
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     whole = run_study(tiny_settings(), tmp_path / "whole", folder=images, workers=1, device="cpu")
     n_calls, fsync = itertools.count(), os.fsync
 
@@ -202,7 +238,10 @@ def test_a_full_disk_is_one_line_and_loses_nothing(images: Path, tmp_path: Path,
 
     with monkeypatch.context() as patch:
         patch.setattr("brats_seg.core.grid.os.fsync", full)
-        with pytest.raises(InputError, match=r"rows\.jsonl: cannot be written: No space left .* the 2 finished cells are kept"):
+        with pytest.raises(
+            InputError,
+            match=r"rows\.jsonl: cannot be written: No space left .* the 2 finished cells are kept",
+        ):
             run_study(tiny_settings(), tmp_path / "full", folder=images, workers=1, device="cpu")
     assert len(study_rows(tmp_path / "full")) > 0
     again = run_study(tiny_settings(), tmp_path / "full", folder=images, workers=1, device="cpu")
@@ -210,23 +249,37 @@ def test_a_full_disk_is_one_line_and_loses_nothing(images: Path, tmp_path: Path,
     assert without_clocks(list(again.rows)) == without_clocks(list(whole.rows))
 
 
-def test_a_broken_image_is_named_before_training_and_one_that_breaks_later_costs_its_cell_alone(tmp_path: Path):
+def test_a_broken_image_is_named_before_training_and_one_that_breaks_later_costs_its_cell_alone(
+    tmp_path: Path,
+):
     paths = [tmp_path / "images" / name / f"{number}.png" for name in ("cat", "dog") for number in range(5)]
     for number, path in enumerate(paths):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (64, 64), (20 + number, 40, 60)).save(path)
     asked: dict[str, Any] = {
-        "images": {"name": "folder"}, "base": 4, "methods": {"baseline": {}}, "network": {"name": "two_class"},
-        "training": {"iterations": 1, "batch_size": 8}, "distributions": [{"kind": "balanced"}],
-    }  # fmt: skip
+        "images": {"name": "folder"},
+        "base": 4,
+        "methods": {"baseline": {}},
+        "network": {"name": "two_class"},
+        "training": {"iterations": 1, "batch_size": 8},
+        "distributions": [{"kind": "balanced"}],
+    }
     whole, first = paths[0].read_bytes(), paths[0]
     first.write_bytes(whole[:60])
     with pytest.raises(InputError, match=r"cat/0\.png: not a whole JPEG or PNG"):
-        run_study(tiny_settings(**asked), tmp_path / "out", folder=tmp_path / "images", workers=1, device="cpu")
+        run_study(
+            tiny_settings(**asked), tmp_path / "out", folder=tmp_path / "images", workers=1, device="cpu"
+        )
     first.write_bytes(whole)
     run_study(tiny_settings(**asked), tmp_path / "out", folder=tmp_path / "images", workers=1, device="cpu")
     first.write_bytes(whole[:60] + bytes(len(whole) - 60))
-    grown = run_study(tiny_settings(**asked, repeats=2), tmp_path / "out", folder=tmp_path / "images", workers=1, device="cpu")
+    grown = run_study(
+        tiny_settings(**asked, repeats=2),
+        tmp_path / "out",
+        folder=tmp_path / "images",
+        workers=1,
+        device="cpu",
+    )
     assert (grown.n_kept, grown.n_new, len(grown.failed)) == (1, 0, 1)
     assert [reason.partition(": ")[0] for _, reason in grown.failed] == [str(first)]
 

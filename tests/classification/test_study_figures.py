@@ -26,15 +26,26 @@ def test_figure_1_draws_the_published_counts():
 
 
 def test_a_study_of_two_sets_has_the_layout_of_the_paper():
-    figures = study_figures(a_study() + a_study("cifar10", rhos=(2.0, 10.0, 20.0, 50.0), mus=(0.2, 0.5, 0.8), repeats=1))
+    figures = study_figures(
+        a_study() + a_study("cifar10", rhos=(2.0, 10.0, 20.0, 50.0), mus=(0.2, 0.5, 0.8), repeats=1)
+    )
     assert list(figures) == [
-        "figure1_distributions", "figure3_auc_over_rho", "figure4_auc_over_mu", "figure5_linear", "figure6_accuracy"
-    ]  # fmt: skip
+        "figure1_distributions",
+        "figure3_auc_over_rho",
+        "figure4_auc_over_mu",
+        "figure5_linear",
+        "figure6_accuracy",
+    ]
     assert titles(figures["figure3_auc_over_rho"]) == [
         "(a) MNIST, 2 minority classes", "(b) MNIST, 5 minority classes", "(c) MNIST, 9 minority classes",
-        "(d) CIFAR-10, 2 minority classes", "(e) CIFAR-10, 5 minority classes", "(f) CIFAR-10, 8 minority classes",
+        "(d) CIFAR-10, 2 minority classes", "(e) CIFAR-10, 5 minority classes", "(f) CIFAR-10, 8 minority "
+                                                                                "classes",
     ]  # fmt: skip
-    assert titles(figures["figure4_auc_over_mu"])[:3] == ["(a) MNIST, ρ = 50", "(b) MNIST, ρ = 250", "(c) MNIST, ρ = 1000"]
+    assert titles(figures["figure4_auc_over_mu"])[:3] == [
+        "(a) MNIST, ρ = 50",
+        "(b) MNIST, ρ = 250",
+        "(c) MNIST, ρ = 1000",
+    ]
     assert titles(figures["figure5_linear"]) == ["(a) MNIST, linear", "(b) CIFAR-10, linear"]
     panel = figures["figure3_auc_over_rho"].axes[0]
     assert (len(panel.lines), len(panel.collections)) == (5, 5)
@@ -44,7 +55,11 @@ def test_a_study_of_two_sets_has_the_layout_of_the_paper():
 def test_a_line_is_the_mean_over_repeats_and_its_band_one_standard_deviation():
     rows = a_study()
     panel = study_figures(rows)["figure3_auc_over_rho"].axes[0]
-    values = [100 * r["auc"] for r in rows if (r["method"], r["rho"], r["mu"], r["decision"]) == ("baseline", 250, 0.2, "argmax")]
+    values = [
+        100 * r["auc"]
+        for r in rows
+        if (r["method"], r["rho"], r["mu"], r["decision"]) == ("baseline", 250, 0.2, "argmax")
+    ]
     assert panel.lines[0].get_xdata().tolist() == [50, 250, 1000]
     assert panel.lines[0].get_ydata()[1] == pytest.approx(np.mean(values))
     edges = panel.collections[0].get_paths()[0].vertices
@@ -56,8 +71,13 @@ def test_accuracy_is_drawn_with_and_without_thresholding():
     figure = study_figures(a_study())["figure6_accuracy"]
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == [
-        "baseline", "baseline, thresholding", "oversampling", "oversampling, thresholding", "undersampling", "undersampling, thresholding"
-    ]  # fmt: skip
+        "baseline",
+        "baseline, thresholding",
+        "oversampling",
+        "oversampling, thresholding",
+        "undersampling",
+        "undersampling, thresholding",
+    ]
 
 
 def test_reduced_ratios_end_at_the_baseline():
@@ -65,59 +85,101 @@ def test_reduced_ratios_end_at_the_baseline():
     assert titles(figure) == ["(a) MNIST, ρ = 1000, oversampling", "(b) MNIST, ρ = 1000, undersampling"]
     line = figure.axes[0].lines[0]
     assert line.get_xdata().tolist() == [1, 10, 100, 1000]
-    full = [100 * r["auc"] for r in a_study() if (r["method"], r["rho"], r["mu"], r["decision"]) == ("baseline", 1000, 0.2, "argmax")]
+    full = [
+        100 * r["auc"]
+        for r in a_study()
+        if (r["method"], r["rho"], r["mu"], r["decision"]) == ("baseline", 1000, 0.2, "argmax")
+    ]
     assert line.get_ydata()[-1] == pytest.approx(np.mean(full))
 
 
 def test_convergence_draws_training_and_test_accuracy_on_one_scale():
     figure = study_figures(curved(images="cifar10"))["figure8_convergence"]
-    assert titles(figure) == ["(a) CIFAR-10, baseline", "(b) CIFAR-10, oversampling", "(c) CIFAR-10, undersampling"]
+    assert titles(figure) == [
+        "(a) CIFAR-10, baseline",
+        "(b) CIFAR-10, oversampling",
+        "(c) CIFAR-10, undersampling",
+    ]
     assert len({ax.get_ylim() for ax in figure.axes}) == 1
     assert figure.axes[0].lines[0].get_xdata().tolist() == list(range(50, 1001, 50))
     assert "ρ = 50, 5 minority classes" in figure.legends[0].get_title().get_text()
 
 
 def test_of_several_trainings_the_best_is_drawn():
-    rows = [a_row(rho=rho, rate=rate, auc=auc) for rho in (2.0, 10.0) for rate, auc in ((0.05, 0.7), (0.005, 0.9))]
+    rows = [
+        a_row(rho=rho, rate=rate, auc=auc) for rho in (2.0, 10.0) for rate, auc in ((0.05, 0.7), (0.005, 0.9))
+    ]
     assert study_figures(rows)["figure3_auc_over_rho"].axes[0].lines[0].get_ydata().tolist() == [90, 90]
 
 
 def test_trainings_picked_by_the_validation_images_are_drawn_beside():
     """Two rates: the one that is best on the test images is not the one that validation picks."""
     rows = [
-        a_row(rho=rho, rate=rate, auc=auc, validation=1 - auc) for rho in (2.0, 10.0) for rate, auc in ((0.05, 0.7), (0.005, 0.9))
-    ]  # fmt: skip
+        a_row(rho=rho, rate=rate, auc=auc, validation=1 - auc)
+        for rho in (2.0, 10.0)
+        for rate, auc in ((0.05, 0.7), (0.005, 0.9))
+    ]
     figures = study_figures(rows)
     assert figures["figure3_auc_over_rho"].axes[0].lines[0].get_ydata().tolist() == [90, 90]
-    assert figures["figure3_auc_over_rho_picked_on_validation"].axes[0].lines[0].get_ydata().tolist() == pytest.approx([70, 70])
+    assert figures["figure3_auc_over_rho_picked_on_validation"].axes[0].lines[
+        0
+    ].get_ydata().tolist() == pytest.approx([70, 70])
     assert "by their AUC on the test images" in figures["figure3_auc_over_rho"].get_suptitle()
-    assert "by their score on the validation images" in figures["figure3_auc_over_rho_picked_on_validation"].get_suptitle()
-    assert study_figures(a_study())["figure3_auc_over_rho"].get_suptitle() == ""  # one run each: nothing was picked
+    assert (
+        "by their score on the validation images"
+        in figures["figure3_auc_over_rho_picked_on_validation"].get_suptitle()
+    )
+    assert (
+        study_figures(a_study())["figure3_auc_over_rho"].get_suptitle() == ""
+    )  # one run each: nothing was picked
 
 
 def test_a_study_of_one_point_a_set_of_the_readers_own_and_a_network_that_diverged():
-    rows = [a_row(images="npz", method=method, auc=auc) for method, auc in (("baseline", 0.9), ("smote", 0.8), ("focal", None))]
+    rows = [
+        a_row(images="npz", method=method, auc=auc)
+        for method, auc in (("baseline", 0.9), ("smote", 0.8), ("focal", None))
+    ]
     figures = study_figures(rows)
     assert titles(figures["figure3_auc_over_rho"]) == ["(a) images, 5 minority classes"]
-    assert [text.get_text() for text in figures["figure3_auc_over_rho"].legends[0].get_texts()] == ["baseline", "smote"]
+    assert [text.get_text() for text in figures["figure3_auc_over_rho"].legends[0].get_texts()] == [
+        "baseline",
+        "smote",
+    ]
     assert list(study_figures([])) == []
 
 
 def test_many_methods_on_one_set_are_lines_of_dots_by_name():
     names = [*METHODS[:3], *(f"method_{i}" for i in range(12))]
-    rows = [a_row(m, rho=50.0, repeat=r, decision=d) for m in names for r in range(2) for d in ("argmax", "prior_set")]
+    rows = [
+        a_row(m, rho=50.0, repeat=r, decision=d)
+        for m in names
+        for r in range(2)
+        for d in ("argmax", "prior_set")
+    ]
     figure = study_figures(rows)["figure6_accuracy"]
     panel = figure.axes[0]
-    assert [text.get_text() for text in panel.get_yticklabels()][:4] == ["baseline", "oversampling", "undersampling", "method 0"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["largest probability", "thresholding"]
-    of_baseline = [100 * r["accuracy"] for r in rows if (r["method"], r["decision"]) == ("baseline", "argmax")]
+    assert [text.get_text() for text in panel.get_yticklabels()][:4] == [
+        "baseline",
+        "oversampling",
+        "undersampling",
+        "method 0",
+    ]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "largest probability",
+        "thresholding",
+    ]
+    of_baseline = [
+        100 * r["accuracy"] for r in rows if (r["method"], r["decision"]) == ("baseline", "argmax")
+    ]
     assert panel.lines[0].get_xdata() == pytest.approx(np.mean(of_baseline))
     png(figure)  # warnings are errors: nothing collapses
 
 
 def test_a_long_legend_does_not_cover_the_panels():
     names = [*METHODS[:3], *(f"method_{i}" for i in range(15))]
-    figure = study_figures([a_row(m, rho=rho, decision=d) for m in names for rho in (2.0, 9.0) for d in ("argmax", "prior_set")])
+    figure = study_figures(
+        [a_row(m, rho=rho, decision=d) for m in names for rho in (2.0, 9.0) for d in ("argmax", "prior_set")]
+    )
     drawn = figure["figure6_accuracy"]
     drawn.draw_without_rendering()
     assert drawn.legends[0].get_window_extent().y1 <= drawn.axes[0].get_tightbbox().y0
@@ -137,17 +199,32 @@ def test_the_two_class_report():
     assert study_figures(rows) == {}  # the systematic study's are of step and linear imbalance
     figures = two_class_figures(rows, class_names=("airplane", "automobile"))
     assert list(figures) == [
-        "two_class_distribution", "two_class_curves", "two_class_loss", "two_class_confusion_test", "two_class_confusion_held_out",
-        "two_class_roc", "two_class_scores",
-    ]  # fmt: skip
+        "two_class_distribution",
+        "two_class_curves",
+        "two_class_loss",
+        "two_class_confusion_test",
+        "two_class_confusion_held_out",
+        "two_class_roc",
+        "two_class_scores",
+    ]
     assert titles(figures["two_class_distribution"]) == ["balanced", "unbalanced"]
     assert len(visible(figures["two_class_confusion_test"])) == 7
     unbalanced = visible(figures["two_class_confusion_held_out"])[1]
-    total = np.sum([r["confusion"] for r in rows if r["method"] == "baseline" and r["counts"][1] == 50 and r["part"] == "held_out"], axis=0)
+    total = np.sum(
+        [
+            r["confusion"]
+            for r in rows
+            if r["method"] == "baseline" and r["counts"][1] == 50 and r["part"] == "held_out"
+        ],
+        axis=0,
+    )
     assert unbalanced.texts[3].get_text().splitlines()[0] == f"{total[1, 1]:,}"
     roc = visible(figures["two_class_roc"])[0]
     assert len(roc.lines) == 1 + 9
-    assert titles(figures["two_class_scores"])[::3] == ["AUC: test images, n = 192", "AUC: held-out images, n = 2,000"]
+    assert titles(figures["two_class_scores"])[::3] == [
+        "AUC: test images, n = 192",
+        "AUC: held-out images, n = 2,000",
+    ]
 
 
 def test_loss_is_drawn_as_recorded_and_not_where_it_was_not():
@@ -155,7 +232,9 @@ def test_loss_is_drawn_as_recorded_and_not_where_it_was_not():
     panel = two_class_figures(rows, class_names=("a", "b"))["two_class_loss"].axes[0]
     assert panel.lines[1].get_ydata().tolist() == [point["test_loss"] for point in rows[0]["curve"]]
     for row in rows:
-        row["curve"] = [{key: value for key, value in point.items() if not key.endswith("loss")} for point in row["curve"]]
+        row["curve"] = [
+            {key: value for key, value in point.items() if not key.endswith("loss")} for point in row["curve"]
+        ]
     assert "two_class_loss" not in two_class_figures(rows, class_names=("a", "b"))
 
 

@@ -12,10 +12,25 @@ from brats_seg.core.grid import Row
 def row(method: str, auc: float, **changes: Any) -> Row:
     """A row with what the table looks at."""
     base: Row = {
-        "kind": "step", "rho": 10.0, "mu": 0.1, "given": None, "minority_rule": "random", "repeat": 0, "method": method, "phase": 1,
-        "imbalance_ratio": 1.0, "decision": "argmax", "part": "test", "n_test": 100, "rate": 0.1, "run": 0, "validation": None,
-        "auc": auc, "accuracy": auc - 0.1, "balanced_accuracy": auc - 0.1,
-    }  # fmt: skip
+        "kind": "step",
+        "rho": 10.0,
+        "mu": 0.1,
+        "given": None,
+        "minority_rule": "random",
+        "repeat": 0,
+        "method": method,
+        "phase": 1,
+        "imbalance_ratio": 1.0,
+        "decision": "argmax",
+        "part": "test",
+        "n_test": 100,
+        "rate": 0.1,
+        "run": 0,
+        "validation": None,
+        "auc": auc,
+        "accuracy": auc - 0.1,
+        "balanced_accuracy": auc - 0.1,
+    }
     return base | changes
 
 
@@ -30,43 +45,73 @@ def test_the_best_training_on_the_test_set_and_by_validation():
     rows = [row("baseline", 0.9, rate=0.1, validation=0.5), row("baseline", 0.8, rate=0.01, validation=0.7)]
     assert pick(rows, on="test") == rows[:1]
     assert pick(rows, on="validation") == rows[1:]
-    assert {mean["picked_on"]: mean["auc"] for mean in make_table(rows).means} == {"test": 0.9, "validation": 0.8}
+    assert {mean["picked_on"]: mean["auc"] for mean in make_table(rows).means} == {
+        "test": 0.9,
+        "validation": 0.8,
+    }
 
 
 def test_pairs_share_their_set():
-    rows = [row("baseline", 0.7), row("oversample", 0.8), row("baseline", 0.6, repeat=1), row("oversample", 0.8, repeat=1)]
+    rows = [
+        row("baseline", 0.7),
+        row("oversample", 0.8),
+        row("baseline", 0.6, repeat=1),
+        row("oversample", 0.8, repeat=1),
+    ]
     rows.append(row("oversample", 0.1, repeat=9))  # no baseline to it
-    pair = next(p for p in make_table(rows).pairs if (p["first"], p["second"], p["over"]) == ("oversample", "baseline", "step"))
+    pair = next(
+        p
+        for p in make_table(rows).pairs
+        if (p["first"], p["second"], p["over"]) == ("oversample", "baseline", "step")
+    )
     assert (pair["difference"], pair["n"]) == (pytest.approx(0.15), 2)
 
 
 def test_pairs_say_which_images_picked_the_runs_and_are_given_for_both():
-    """The baseline is trained twice: its best run on the test images is not its best on the validation images."""
+    """The baseline is trained twice: its best run on the test images is not its best on the validation
+    images.
+    """
     rows = [row("baseline", 0.9, rate=0.1, validation=0.5), row("baseline", 0.8, rate=0.01, validation=0.7)]
     rows.append(row("oversample", 0.85, rate=0.1, validation=0.6))
     pairs = [p for p in make_table(rows).pairs if (p["first"], p["over"]) == ("oversample", "step")]
-    assert {p["picked_on"]: p["difference"] for p in pairs} == {"test": pytest.approx(-0.05), "validation": pytest.approx(0.05)}
+    assert {p["picked_on"]: p["difference"] for p in pairs} == {
+        "test": pytest.approx(-0.05),
+        "validation": pytest.approx(0.05),
+    }
     once = make_table([row("baseline", 0.7), row("oversample", 0.8)])
     assert {p["picked_on"] for p in once.pairs} == {""}  # one run each: nothing was picked
     assert "| validation | step | oversample | baseline |" in to_markdown(make_table(rows))
 
 
 def test_pairs_have_the_paired_test_of_the_package():
-    rows = [row(m, 0.5 + gain, repeat=r) for r in range(6) for m, gain in (("baseline", 0.0), ("oversample", 0.01 * (r + 1)))]
+    rows = [
+        row(m, 0.5 + gain, repeat=r)
+        for r in range(6)
+        for m, gain in (("baseline", 0.0), ("oversample", 0.01 * (r + 1)))
+    ]
     pair = next(p for p in make_table(rows).pairs if (p["first"], p["over"]) == ("oversample", "step"))
     assert (pair["n"], pair["p"]) == (6, pytest.approx(2 / 64))
 
 
 def test_rho_and_mu_have_their_own_steps():
-    rows = [row("baseline", auc, rho=rho, mu=mu) for rho, mu, auc in ((10, 0.1, 0.9), (50, 0.1, 0.8), (10, 0.5, 0.7), (50, 0.5, 0.5))]
+    rows = [
+        row("baseline", auc, rho=rho, mu=mu)
+        for rho, mu, auc in ((10, 0.1, 0.9), (50, 0.1, 0.8), (10, 0.5, 0.7), (50, 0.5, 0.5))
+    ]
     steps = {(p["first"], p["second"]): p["difference"] for p in make_table(rows).pairs}
     assert steps["baseline at rho 50", "baseline at rho 10"] == pytest.approx(-0.15)
     assert steps["baseline at mu 0.5", "baseline at mu 0.1"] == pytest.approx(-0.25)
 
 
 def test_step_and_linear_of_one_rho_have_equal_totals_and_are_compared():
-    rows = [row("baseline", auc, rho=rho, mu=mu) for rho, mu, auc in ((10, 0.5, 0.8), (50, 0.5, 0.7), (10, 0.1, 0.95))]
-    rows += [row("baseline", auc, kind="linear", rho=rho, mu=None) for rho, auc in ((10, 0.9), (50, 0.9), (100, 0.1))]
+    rows = [
+        row("baseline", auc, rho=rho, mu=mu)
+        for rho, mu, auc in ((10, 0.5, 0.8), (50, 0.5, 0.7), (10, 0.1, 0.95))
+    ]
+    rows += [
+        row("baseline", auc, kind="linear", rho=rho, mu=None)
+        for rho, auc in ((10, 0.9), (50, 0.9), (100, 0.1))
+    ]
     pair = next(p for p in make_table(rows).pairs if p["over"] == "equal totals")
     assert (pair["first"], pair["second"], pair["n"]) == ("baseline, step mu 0.5", "baseline, linear", 2)
     assert pair["difference"] == pytest.approx(-0.15)

@@ -39,7 +39,9 @@ def test_whitened_training_images_are_uncorrelated():
 def small_splits(tmp_path):
     write_mnist(tmp_path)
     splits = load_images("mnist", tmp_path)
-    return Splits(*(replace(part, images=np.ascontiguousarray(part.images[:, 8:16, 8:16])) for part in splits.parts))
+    return Splits(
+        *(replace(part, images=np.ascontiguousarray(part.images[:, 8:16, 8:16])) for part in splits.parts)
+    )
 
 
 def test_the_cache_gives_the_same_images_and_knows_other_ones(tmp_path):

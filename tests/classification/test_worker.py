@@ -41,7 +41,11 @@ def rows_of(images: Path, **changes: Any) -> list[Row]:
     """All rows of a tiny study, in this process."""
     settings = tiny_settings(**changes)
     bench = bench_of(settings, images)
-    return [row for cell in cells(settings) for row in train_cell(cell.job, settings=settings, bench=bench, runtime=CPU)]
+    return [
+        row
+        for cell in cells(settings)
+        for row in train_cell(cell.job, settings=settings, bench=bench, runtime=CPU)
+    ]
 
 
 def test_a_row_says_what_it_came_from(images: Path):
@@ -50,7 +54,16 @@ def test_a_row_says_what_it_came_from(images: Path):
     row = next(row for row in rows if row["rho"] == 10 and row["method"] == "baseline")
     assert sorted(row["counts"]) == [4, 4, 40, 40]
     assert [k for k, n in enumerate(row["counts"]) if n == 4] == row["minority"]
-    assert {"seed", "counts", "config", "versions", "auc", "accuracy", "recall_per_class", "confusion"} <= set(row)
+    assert {
+        "seed",
+        "counts",
+        "config",
+        "versions",
+        "auc",
+        "accuracy",
+        "recall_per_class",
+        "confusion",
+    } <= set(row)
     assert {r["decision"] for r in rows} == {"argmax", "prior_set", "prior_ledger"}
     assert {r["method"] for r in rows} == {"baseline", "oversample", "two_phase_oversample", "undersample"}
 
@@ -62,7 +75,12 @@ def test_a_last_layer_of_zeros_knows_nothing_at_first_and_one_under_a_relu_is_re
     network = build_network(settings, some, seed=0, runtime=runtime)
     assert network(torch.rand(2, 1, 20, 20)).abs().max() == 0
     with pytest.raises(UsageError, match="'all_cnn' has a ReLU"):
-        build_network(tiny_settings(network={"name": "all_cnn", "output_weights": "zero"}), some, seed=0, runtime=runtime)
+        build_network(
+            tiny_settings(network={"name": "all_cnn", "output_weights": "zero"}),
+            some,
+            seed=0,
+            runtime=runtime,
+        )
 
 
 def test_methods_share_their_set_and_every_training_has_equal_iterations(images: Path):
@@ -74,8 +92,13 @@ def test_methods_share_their_set_and_every_training_has_equal_iterations(images:
 
 
 def test_each_distribution_and_repeat_is_a_draw_of_its_own(images: Path):
-    rows = rows_of(images, methods={"baseline": {}}, repeats=8, base=20, training={"iterations": 1, "batch_size": 4})
-    sets = {rho: [tuple(row["minority"]) for row in rows if row["rho"] == rho and row["decision"] == "argmax"] for rho in (4, 10)}
+    rows = rows_of(
+        images, methods={"baseline": {}}, repeats=8, base=20, training={"iterations": 1, "batch_size": 4}
+    )
+    sets = {
+        rho: [tuple(row["minority"]) for row in rows if row["rho"] == rho and row["decision"] == "argmax"]
+        for rho in (4, 10)
+    }
     assert sets[4] != sets[10]
     assert len({row["seed"] for row in rows}) == 16
 
@@ -83,11 +106,15 @@ def test_each_distribution_and_repeat_is_a_draw_of_its_own(images: Path):
 def test_thresholding_by_either_prior_keeps_the_auc(images: Path):
     rows = rows_of(images)
     for row in rows:
-        plain = next(r for r in rows if (r["rho"], r["method"], r["decision"]) == (row["rho"], row["method"], "argmax"))
+        plain = next(
+            r for r in rows if (r["rho"], r["method"], r["decision"]) == (row["rho"], row["method"], "argmax")
+        )
         assert row["auc"] == pytest.approx(plain["auc"], abs=1e-9)
 
 
-def test_thresholding_divides_by_the_set_before_sampling_or_by_what_was_drawn(images: Path, monkeypatch: pytest.MonkeyPatch):
+def test_thresholding_divides_by_the_set_before_sampling_or_by_what_was_drawn(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+):
     divided: list[np.ndarray] = []
 
     def spy(known: np.ndarray, *, prior: np.ndarray) -> np.ndarray:
@@ -95,7 +122,11 @@ def test_thresholding_divides_by_the_set_before_sampling_or_by_what_was_drawn(im
         return divide_by_prior(known, prior=prior)
 
     monkeypatch.setattr("brats_seg.classification.worker.divide_by_prior", spy)
-    row = rows_of(images, methods={"oversample": {}}, distributions=[{"kind": "step", "rho": [10], "mu": [0.5], "minority": "lowest"}])[0]
+    row = rows_of(
+        images,
+        methods={"oversample": {}},
+        distributions=[{"kind": "step", "rho": [10], "mu": [0.5], "minority": "lowest"}],
+    )[0]
     assert row["counts"] == [4, 4, 40, 40]
     by_set, by_ledger = divided
     assert by_set == pytest.approx(np.array([4, 4, 40, 40]) / 88)
@@ -112,7 +143,13 @@ def test_the_same_seed_gives_the_same_network(images: Path):
 
 
 @pytest.mark.parametrize(
-    ("network", "moves"), [("lenet5", {"output"}), ("all_cnn", {"hidden", "output"}), ("two_class", {"output"}), ("resnet10", {"output"})]
+    ("network", "moves"),
+    [
+        ("lenet5", {"output"}),
+        ("all_cnn", {"hidden", "output"}),
+        ("two_class", {"output"}),
+        ("resnet10", {"output"}),
+    ],
 )
 @pytest.mark.parametrize("features_once", [True, False])
 def test_the_second_phase_moves_the_last_layers_only(
@@ -122,35 +159,57 @@ def test_the_second_phase_moves_the_last_layers_only(
         monkeypatch.setattr("brats_seg.classification.fitting._is_fixed", lambda *_: False)
     settings = tiny_settings(network={"name": network}, training={"iterations": 3, "batch_size": 8})
     bench = bench_of(settings, write_images(tmp_path / "stripes.npz", side=32))
-    shared: dict[str, Any] = {"settings": settings, "optimizer": settings.optimizer, "seed": 0, "runtime": CPU}
+    shared: dict[str, Any] = {
+        "settings": settings,
+        "optimizer": settings.optimizer,
+        "seed": 0,
+        "runtime": CPU,
+    }
     built = build_network(settings, bench.available.source.set, seed=0, runtime=CPU)
     first = fit(built, bench.available, remedy("oversample", Method()), **shared)
     before = {name: weights.clone() for name, weights in first.network.state_dict().items()}
     second = fit_second_phase(first, bench.available, **shared)
-    moved = {name.split(".")[0] for name, weights in second.network.state_dict().items() if not torch.equal(weights, before[name])}
+    moved = {
+        name.split(".")[0]
+        for name, weights in second.network.state_dict().items()
+        if not torch.equal(weights, before[name])
+    }
     assert moved == moves
     assert all(torch.equal(weights, before[name]) for name, weights in first.network.state_dict().items())
 
 
-def test_in_the_second_phase_nothing_is_dropped_and_no_statistics_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_in_the_second_phase_nothing_is_dropped_and_no_statistics_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     modes: list[bool] = []
 
     def spy(network: nn.Module, *rest: Any, **others: Any) -> Learner:
-        network.register_forward_pre_hook(lambda module, _: modes.extend(part.training for part in module.modules()))
+        network.register_forward_pre_hook(
+            lambda module, _: modes.extend(part.training for part in module.modules())
+        )
         return make_learner(network, *rest, **others)
 
-    settings = tiny_settings(network={"name": "all_cnn"}, training={"iterations": 3, "batch_size": 8})  # drops out in three places
+    settings = tiny_settings(
+        network={"name": "all_cnn"}, training={"iterations": 3, "batch_size": 8}
+    )  # drops out in three places
     bench = bench_of(settings, write_images(tmp_path / "stripes.npz", side=32))
     built = build_network(settings, bench.available.source.set, seed=0, runtime=CPU)
     monkeypatch.setattr("brats_seg.classification.fitting.make_learner", spy)
     fit_second_phase(
-        Fitted(built, np.zeros(4, np.int64)), bench.available, settings=settings, optimizer=settings.optimizer, seed=0, runtime=CPU
+        Fitted(built, np.zeros(4, np.int64)),
+        bench.available,
+        settings=settings,
+        optimizer=settings.optimizer,
+        seed=0,
+        runtime=CPU,
     )
     assert modes
     assert not any(modes)
 
 
-def test_the_second_phase_is_a_whole_schedule_at_a_tenth_of_the_rate(images: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_second_phase_is_a_whole_schedule_at_a_tenth_of_the_rate(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+):
     rates: list[float] = []
 
     def spy(network: nn.Module, loss: Loss, optimizer: Optimizer, *rest: Any, **others: Any) -> Learner:
@@ -159,10 +218,13 @@ def test_the_second_phase_is_a_whole_schedule_at_a_tenth_of_the_rate(images: Pat
 
     monkeypatch.setattr("brats_seg.classification.fitting.make_learner", spy)
     rows = rows_of(
-        images, methods={"oversample": {"two_phase": True}}, distributions=[{"kind": "step", "rho": [4], "mu": [0.5]}],
-        search={"rates": [0.02]}, training={"iterations": 60, "batch_size": 16},
+        images,
+        methods={"oversample": {"two_phase": True}},
+        distributions=[{"kind": "step", "rho": [4], "mu": [0.5]}],
+        search={"rates": [0.02]},
+        training={"iterations": 60, "batch_size": 16},
         validation={"images": "test", "score": "loss", "every": 1, "patience": 1, "checkpoint": "best"},
-    )  # fmt: skip
+    )
     first, second = (next(row for row in rows if row["phase"] == phase) for phase in (1, 2))
     assert rates == pytest.approx([0.02, 0.002])
     assert first["iterations"] < 60
@@ -181,13 +243,20 @@ def test_the_second_phase_is_at_the_natural_frequencies_of_the_set_itself(images
 def test_features_once_is_the_second_phase_in_full(images: Path, monkeypatch: pytest.MonkeyPatch):
     settings = tiny_settings(training={"iterations": 20, "batch_size": 8})
     bench = bench_of(settings, images)
-    shared: dict[str, Any] = {"settings": settings, "optimizer": settings.optimizer, "seed": 0, "runtime": CPU}
+    shared: dict[str, Any] = {
+        "settings": settings,
+        "optimizer": settings.optimizer,
+        "seed": 0,
+        "runtime": CPU,
+    }
     built = build_network(settings, bench.available.source.set, seed=0, runtime=CPU)
     first = fit(built, bench.available, remedy("oversample", Method()), **shared)
     quick = fit_second_phase(first, bench.available, **shared)
     monkeypatch.setattr("brats_seg.classification.fitting._is_fixed", lambda *_: False)
     full = fit_second_phase(first, bench.available, **shared)
-    for ours, theirs in zip(quick.network.state_dict().values(), full.network.state_dict().values(), strict=True):
+    for ours, theirs in zip(
+        quick.network.state_dict().values(), full.network.state_dict().values(), strict=True
+    ):
         assert torch.allclose(ours, theirs, atol=1e-6)
 
 
@@ -197,7 +266,12 @@ def test_every_method_gives_rows(images: Path, name: str):
     decisions = {"priors": ["set", "ledger"], "tuned": ["f_score"], "costs": (1 - np.eye(N_CLASSES)).tolist()}
     knobs = {"networks": 2, "neighbors": 2} | ({"hard": {"threshold": 0.9}} if name == "hard_replay" else {})
     sets = [{"kind": "step", "rho": [4], "mu": [0.5]}]
-    asked: dict[str, Any] = {"distributions": sets, "methods": {name: knobs}, "validation": validation, "decisions": decisions}
+    asked: dict[str, Any] = {
+        "distributions": sets,
+        "methods": {name: knobs},
+        "validation": validation,
+        "decisions": decisions,
+    }
     rows = rows_of(images, base=30, **asked)
     assert {row["part"] for row in rows} == {"test", "held_out"}
     assert {"argmax", "prior_set", "tuned_f_score", "costs"} <= {row["decision"] for row in rows}
@@ -207,17 +281,28 @@ def test_every_method_gives_rows(images: Path, name: str):
 
 @pytest.mark.parametrize(
     ("name", "plain"),
-    [("class_weights", "baseline"), ("focal", "baseline"), ("logit_adjusted", "baseline"), ("deferred_weights", "baseline"),
-     ("perturbed_copies", "oversample")],
-)  # fmt: skip
+    [
+        ("class_weights", "baseline"),
+        ("focal", "baseline"),
+        ("logit_adjusted", "baseline"),
+        ("deferred_weights", "baseline"),
+        ("perturbed_copies", "oversample"),
+    ],
+)
 def test_a_remedy_that_draws_like_another_learns_something_else(images: Path, name: str, plain: str):
-    rows = rows_of(images, methods={plain: {}, name: {"weights_from": 0.5}}, distributions=[{"kind": "step", "rho": [4], "mu": [0.5]}])
+    rows = rows_of(
+        images,
+        methods={plain: {}, name: {"weights_from": 0.5}},
+        distributions=[{"kind": "step", "rho": [4], "mu": [0.5]}],
+    )
     first, second = (next(row for row in rows if row["method"] == method) for method in (plain, name))
     assert np.abs(np.subtract(first["seen"], second["seen"])).max() == 0
     assert first["loss"] != second["loss"]
 
 
-def test_replay_is_given_what_the_network_gets_wrong_or_is_unsure_of(images: Path, monkeypatch: pytest.MonkeyPatch):
+def test_replay_is_given_what_the_network_gets_wrong_or_is_unsure_of(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+):
     pools: list[dict[int, np.ndarray]] = []
     monkeypatch.setattr(HardSampler, "accept_pools", lambda _, found: pools.append(found))
     settings = tiny_settings()
@@ -240,7 +325,10 @@ def test_replay_is_given_what_the_network_gets_wrong_or_is_unsure_of(images: Pat
 def test_half_of_the_test_images_validate_and_the_rest_are_scored(images: Path):
     sets = [{"kind": "step", "rho": [4], "mu": [0.5]}]
     rows = rows_of(
-        images, distributions=sets, validation={"images": "half", "score": "auc", "every": 10}, record={"curve_every": 5, "roc": True}
+        images,
+        distributions=sets,
+        validation={"images": "half", "score": "auc", "every": 10},
+        record={"curve_every": 5, "roc": True},
     )
     sizes = {row["part"]: row["n_test"] for row in rows}
     assert sizes == {"test": 80, "half": 40, "rest": 40}
@@ -252,7 +340,9 @@ def test_half_of_the_test_images_validate_and_the_rest_are_scored(images: Path):
 
 
 def test_training_images_that_validate_are_neither_trained_nor_scored_on(images: Path):
-    settings = tiny_settings(base=30, validation={"held_out": 4, "images": "train", "per_class": 5, "score": "loss", "every": 5})
+    settings = tiny_settings(
+        base=30, validation={"held_out": 4, "images": "train", "per_class": 5, "score": "loss", "every": 5}
+    )
     bench = bench_of(settings, images)
     assert bench.validation is not None
     pools = [bench.available, bench.parts["held_out"], bench.validation]
@@ -271,14 +361,21 @@ def test_training_stops_early_and_keeps_the_best(images: Path):
 
 
 def test_a_training_that_diverges_is_a_row_of_no_knowledge(images: Path):
-    rows = rows_of(images, methods={"baseline": {}}, search={"rates": [1e12]}, training={"iterations": 200, "batch_size": 16})
+    rows = rows_of(
+        images,
+        methods={"baseline": {}},
+        search={"rates": [1e12]},
+        training={"iterations": 200, "batch_size": 16},
+    )
     assert all(row["diverged"] and row["auc"] == 0.5 for row in rows)
 
 
 @pytest.mark.parametrize("rate", [1e12, 1e30])
 @pytest.mark.parametrize("iterations", [1, 30])
 @pytest.mark.parametrize("checkpoint", ["last", "best"])
-def test_a_training_that_diverges_is_looked_at_all_the_same(images: Path, rate: float, iterations: int, checkpoint: str):
+def test_a_training_that_diverges_is_looked_at_all_the_same(
+    images: Path, rate: float, iterations: int, checkpoint: str
+):
     rows = rows_of(
         images,
         methods={"oversample": {"two_phase": True}},
@@ -294,7 +391,12 @@ def test_a_training_that_diverges_is_looked_at_all_the_same(images: Path, rate: 
 def test_validation_is_the_score_of_the_weights_that_are_kept(images: Path):
     for checkpoint in ("last", "best"):
         watched = {"images": "test", "score": "auc", "every": 1, "checkpoint": checkpoint}
-        rows = rows_of(images, methods={"baseline": {}}, training={"iterations": 12, "batch_size": 16}, validation=watched)
+        rows = rows_of(
+            images,
+            methods={"baseline": {}},
+            training={"iterations": 12, "batch_size": 16},
+            validation=watched,
+        )
         assert all(row["validation"] == row["auc"] for row in rows if row["decision"] == "argmax")
 
 

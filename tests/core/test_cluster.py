@@ -25,8 +25,17 @@ def _work(task: tuple[Path, int]) -> int:
 
 
 def test_a_killed_task_is_tried_again_alone_and_the_others_are_unharmed(tmp_path: Path) -> None:
-    outcomes = {o.task[1]: o for o in run_tasks(_work, [(tmp_path, n) for n in range(8)], workers=2, label="square")}
-    assert {n: o.value for n, o in outcomes.items() if o.error is None} == {0: 0, 1: 1, 2: 4, 3: 9, 4: 16, 6: 36}
+    outcomes = {
+        o.task[1]: o for o in run_tasks(_work, [(tmp_path, n) for n in range(8)], workers=2, label="square")
+    }
+    assert {n: o.value for n, o in outcomes.items() if o.error is None} == {
+        0: 0,
+        1: 1,
+        2: 4,
+        3: 9,
+        4: 16,
+        6: 36,
+    }
     assert type(outcomes[5].error).__name__ == "WorkerDiedError"
     assert isinstance(outcomes[7].error, ValueError)
 

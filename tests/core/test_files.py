@@ -14,7 +14,18 @@ from threading import Barrier
 import filelock
 import pytest
 
-from brats_seg.core.files import atomic, lock, parse_yaml, read_json, read_table, read_text, sha256, shown, write_json, write_text
+from brats_seg.core.files import (
+    atomic,
+    lock,
+    parse_yaml,
+    read_json,
+    read_table,
+    read_text,
+    sha256,
+    shown,
+    write_json,
+    write_text,
+)
 from brats_seg.errors import InputError
 
 
@@ -97,20 +108,33 @@ def test_checksum_of_no_bytes(tmp_path: Path) -> None:
 
 def test_a_lock_is_held_once_and_let_go(tmp_path: Path) -> None:
     for _ in range(2):
-        with lock(tmp_path / "l"), pytest.raises(InputError, match="held by another process"), lock(tmp_path / "l"):
+        with (
+            lock(tmp_path / "l"),
+            pytest.raises(InputError, match="held by another process"),
+            lock(tmp_path / "l"),
+        ):
             pass
         with lock(tmp_path / "l", holders="shared"), lock(tmp_path / "l", holders="shared"):
             pass
-        with lock(tmp_path / "l", holders="shared"), pytest.raises(InputError, match="held by another"), lock(tmp_path / "l"):
+        with (
+            lock(tmp_path / "l", holders="shared"),
+            pytest.raises(InputError, match="held by another"),
+            lock(tmp_path / "l"),
+        ):
             pass
 
 
-def test_a_file_system_without_locks_is_not_called_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_not_called_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def none_here(file: object, how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", none_here)
-    with pytest.raises(InputError, match=r"l: its file system has no locks \(No locks available\)"), lock(tmp_path / "l"):
+    with (
+        pytest.raises(InputError, match=r"l: its file system has no locks \(No locks available\)"),
+        lock(tmp_path / "l"),
+    ):
         pass
 
 
@@ -159,7 +183,10 @@ def test_what_is_no_table_is_named(tmp_path: Path, content: bytes, said: str) ->
 
 def test_a_table_with_a_byte_order_mark_short_rows_and_commas_at_the_end(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfa,b\r\n1\r\n\r\n2,3,,\r\n")
-    assert read_table(tmp_path / "a.csv", short_rows="fill") == (("a", "b"), [{"a": "1", "b": ""}, {"a": "2", "b": "3"}])
+    assert read_table(tmp_path / "a.csv", short_rows="fill") == (
+        ("a", "b"),
+        [{"a": "1", "b": ""}, {"a": "2", "b": "3"}],
+    )
 
 
 NINE = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
@@ -207,5 +234,9 @@ def test_an_error_is_lines_that_a_terminal_can_show() -> None:
 def test_without_fcntl_locks_are_those_of_filelock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("brats_seg.core.files.fcntl", None)
     monkeypatch.setattr("brats_seg.core.files.lock_descriptor", filelock.lock_descriptor, raising=False)
-    with lock(tmp_path / "l"), pytest.raises(InputError, match="held by another process"), lock(tmp_path / "l", holders="shared"):
+    with (
+        lock(tmp_path / "l"),
+        pytest.raises(InputError, match="held by another process"),
+        lock(tmp_path / "l", holders="shared"),
+    ):
         pass

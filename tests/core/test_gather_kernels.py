@@ -17,7 +17,9 @@ def test_every_float16_widens_as_numpy_does_it(widen: object) -> None:
 
 
 def test_numbers_a_person_knows_widen_to_themselves() -> None:
-    known = np.array([0.0, -0.0, 1.0, -2.5, 65504.0, 2.0**-24, -(2.0**-24), 2.0**-14, np.inf, -np.inf], np.float16)
+    known = np.array(
+        [0.0, -0.0, 1.0, -2.5, 65504.0, 2.0**-24, -(2.0**-24), 2.0**-14, np.inf, -np.inf], np.float16
+    )
     values = np.empty(len(known), np.float32)
     kernels.widen(known.view(np.uint16), values)
     assert np.array_equal(values, known.astype(np.float32))

@@ -37,7 +37,9 @@ def _cells(*numbers: int, **more: Any) -> list[Cell]:
 
 
 def _run(store: Path, cells: list[Cell], *, data: str = "d1", workers: int = 1, **more: Any) -> Any:
-    return run_grid(_square, cells, store=store, identity={"data": data}, workers=workers, label="squares", **more)
+    return run_grid(
+        _square, cells, store=store, identity={"data": data}, workers=workers, label="squares", **more
+    )
 
 
 def test_finished_cells_are_kept_and_new_ones_computed(tmp_path: Path) -> None:
@@ -53,7 +55,11 @@ def test_finished_cells_are_kept_and_new_ones_computed(tmp_path: Path) -> None:
 
 
 def test_a_digest_does_not_hang_on_the_order_of_keys() -> None:
-    assert Cell("a", {"x": 1, "y": 2}).digest == Cell("b", {"y": 2, "x": 1}).digest != Cell("a", {"x": 1, "y": 3}).digest
+    assert (
+        Cell("a", {"x": 1, "y": 2}).digest
+        == Cell("b", {"y": 2, "x": 1}).digest
+        != Cell("a", {"x": 1, "y": 3}).digest
+    )
 
 
 def test_troubled_cells_are_named_and_the_others_finished(tmp_path: Path) -> None:
@@ -75,7 +81,9 @@ def test_a_torn_last_line_is_cut_off_and_computed_again(tmp_path: Path) -> None:
     assert [json.loads(line)["key"] for line in rows.read_text().splitlines()] == ["n1", "n2"]
 
 
-@pytest.mark.parametrize("line", ["{oops", "5", '{"key": "n1"}', '{"digest": "d", "rows": 5}', '{"digest": "d", "rows": [{}]}'])
+@pytest.mark.parametrize(
+    "line", ["{oops", "5", '{"key": "n1"}', '{"digest": "d", "rows": 5}', '{"digest": "d", "rows": [{}]}']
+)
 def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: str) -> None:
     _run(tmp_path, _cells(1, 2))
     rows = tmp_path / "rows.jsonl"
@@ -104,7 +112,9 @@ def test_two_cells_of_one_name_or_one_job_are_refused(tmp_path: Path) -> None:
 
 def test_rows_known_from_elsewhere_are_taken_over(tmp_path: Path) -> None:
     one, two = _cells(1, 2)
-    report = _run(tmp_path, [one, two], known={one.digest: [{"n": 1, "square": "known"}], "another": [{"n": 5}]})
+    report = _run(
+        tmp_path, [one, two], known={one.digest: [{"n": 1, "square": "known"}], "another": [{"n": 5}]}
+    )
     assert [row["square"] for row in report.rows] == ["known", 4]
     assert report.n_kept == 1
     assert len(read_rows(tmp_path)) == 2
@@ -119,7 +129,9 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr("brats_seg.core.grid.os.fsync", full)
-        with pytest.raises(InputError, match=r"No space left on device.*the 1 finished cells are kept") as caught:
+        with pytest.raises(
+            InputError, match=r"No space left on device.*the 1 finished cells are kept"
+        ) as caught:
             _run(tmp_path, _cells(1, 2))
     assert "\n" not in str(caught.value)
     assert (tmp_path / "rows.jsonl").read_bytes() == before
@@ -181,8 +193,12 @@ def test_a_study_killed_again_and_again_ends_with_the_table_of_one_never_killed(
     chance = random.Random(7)
     for blow in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM):
         n_before = len(list(marks.iterdir()))
-        (tmp_path / "most").write_text(str(n_before + 3))  # cells after these wait, so that the study is never finished too early
-        with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": ROOT}, stderr=subprocess.DEVNULL) as study:
+        (tmp_path / "most").write_text(
+            str(n_before + 3)
+        )  # cells after these wait, so that the study is never finished too early
+        with subprocess.Popen(
+            command, env={**os.environ, "PYTHONPATH": ROOT}, stderr=subprocess.DEVNULL
+        ) as study:
             # the moments count from the first cell of this attempt, not from the imports
             assert _wait_until(lambda: len(list(marks.iterdir())) > n_before)  # noqa: B023
             time.sleep(chance.uniform(0, 0.1))
@@ -203,4 +219,7 @@ def test_a_log_says_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[
     _run(tmp_path, _cells(1), note=lambda key, rows: f"{key}: {rows[0]['square']}")
     assert capsys.readouterr().err == "squares 1/1: n1: 1\n"
     _run(tmp_path, _cells(1, 2, 13))
-    assert capsys.readouterr().err.splitlines() == ["squares 2/3: n2", "squares 3/3: failed n13: thirteen: not today"]
+    assert capsys.readouterr().err.splitlines() == [
+        "squares 2/3: n2",
+        "squares 3/3: failed n13: thirteen: not today",
+    ]

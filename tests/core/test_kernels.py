@@ -21,7 +21,10 @@ def test_histogram(values: np.ndarray) -> None:
 @settings(max_examples=50, deadline=None)
 def test_look_up(values: np.ndarray, channel: int) -> None:
     rng = np.random.default_rng(len(values))
-    table, marks = rng.integers(0, 65536, 65536).astype(np.uint16), rng.integers(0, 2, len(values)).astype(np.uint8)
+    table, marks = (
+        rng.integers(0, 65536, 65536).astype(np.uint16),
+        rng.integers(0, 2, len(values)).astype(np.uint8),
+    )
     ours, twin = np.zeros((2, len(values), 3), np.uint16)
     kernels.look_up16(values, table, marks, ours, channel)
     kernels.look_up16_numpy(values, table, marks, twin, channel)
@@ -42,7 +45,11 @@ def test_mark_nonzero_adds_to_what_is_marked(values: np.ndarray) -> None:
 @given(bytes_, st.integers(1, 5))
 @settings(max_examples=100, deadline=None)
 def test_group_positions(labels: np.ndarray, n_classes: int) -> None:
-    for ours, twin in zip(kernels.group_positions(labels, n_classes), kernels.group_positions_numpy(labels, n_classes), strict=True):
+    for ours, twin in zip(
+        kernels.group_positions(labels, n_classes),
+        kernels.group_positions_numpy(labels, n_classes),
+        strict=True,
+    ):
         assert ours.dtype == twin.dtype
         assert np.array_equal(ours, twin)
 

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from brats_seg.core.runtime import Runtime, catch_stop_signals, n_cores, n_workers, set_allocator, start_runtime, worker_device
+from brats_seg.core.runtime import (
+    Runtime,
+    catch_stop_signals,
+    n_cores,
+    n_workers,
+    set_allocator,
+    start_runtime,
+    worker_device,
+)
 from brats_seg.errors import UsageError
 
 
@@ -37,14 +45,19 @@ def test_auto_precision_follows_the_processor() -> None:
     assert start_runtime(device="cpu").dtype_autocast == (torch.bfloat16 if native else None)
 
 
-@pytest.mark.parametrize(("device", "precision"), [("tpu-ish", "auto"), ("meta", "auto"), ("cpu", "fp8"), ("cuda:99", "auto")])
+@pytest.mark.parametrize(
+    ("device", "precision"), [("tpu-ish", "auto"), ("meta", "auto"), ("cpu", "fp8"), ("cuda:99", "auto")]
+)
 def test_what_is_not_there_is_refused_by_value(device: str, precision: str) -> None:
     with pytest.raises(UsageError, match=device if device != "cpu" else precision):
         start_runtime(device=device, precision=precision)  # type: ignore[arg-type]
 
 
 def test_fp16_is_for_cuda() -> None:
-    with pytest.raises(UsageError, match="'fp16' is for CUDA devices: a CPU has no fast fp16 convolution; use bf16 or float32"):
+    with pytest.raises(
+        UsageError,
+        match="'fp16' is for CUDA devices: a CPU has no fast fp16 convolution; use bf16 or float32",
+    ):
         start_runtime(device="cpu", precision="fp16")
 
 
@@ -74,7 +87,9 @@ def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_allocator_can_be_set_on_glibc_only() -> None:
     assert set_allocator() == (
-        sys.platform.startswith("linux") and hasattr(os, "confstr") and "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or "")
+        sys.platform.startswith("linux")
+        and hasattr(os, "confstr")
+        and "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or "")
     )
 
 
@@ -89,7 +104,9 @@ def test_a_signal_asks_and_the_second_interrupt_breaks() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_where_the_system_does_not_say_which_cores_are_ours_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_system_does_not_say_which_cores_are_ours_all_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delattr("os.sched_getaffinity")
     monkeypatch.setattr("os.cpu_count", lambda: 3)
     assert (n_cores(), n_workers(0), n_workers(2)) == (3, 3, 2)

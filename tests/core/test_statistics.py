@@ -7,7 +7,13 @@ from brats_seg.core.statistics import bootstrap_interval, describe, paired_diffe
 
 
 def test_describe_by_hand():
-    assert describe([1.0, 3.0], ["a", "b"]) == {"mean": 2.0, "sd": pytest.approx(2**0.5), "n": 2, "n_patients": 2, "interval95": [1.0, 3.0]}
+    assert describe([1.0, 3.0], ["a", "b"]) == {
+        "mean": 2.0,
+        "sd": pytest.approx(2**0.5),
+        "n": 2,
+        "n_patients": 2,
+        "interval95": [1.0, 3.0],
+    }
     assert describe([0.5], ["a"]) == {"mean": 0.5, "sd": None, "n": 1, "n_patients": 1, "interval95": None}
     assert describe([], []) == {"mean": None, "sd": None, "n": 0, "n_patients": 0, "interval95": None}
 
@@ -37,7 +43,12 @@ def test_paired_difference_by_hand():
     first = {p: 0.9 for p in "abcdef"}
     second = {p: 0.9 - 0.01 * (i + 1) for i, p in enumerate("abcdef")} | {"g": 0.1}
     found = paired_difference(first, second, patient_of=patients)
-    assert (found["mean"], found["n"], found["n_patients"], found["p"]) == (pytest.approx(-0.035), 6, 6, pytest.approx(2 / 64))
+    assert (found["mean"], found["n"], found["n_patients"], found["p"]) == (
+        pytest.approx(-0.035),
+        6,
+        6,
+        pytest.approx(2 / 64),
+    )
     same = paired_difference(first, first, patient_of=patients)
     assert (same["mean"], same["n"], same["p"]) == (0.0, 6, 1.0)
     none = paired_difference(first, {"g": 1.0}, patient_of=patients)
@@ -47,9 +58,13 @@ def test_paired_difference_by_hand():
 def test_further_scans_of_a_patient_add_no_evidence():
     patients = [f"p{i}" for i in range(6)]
     gains = {p: 0.01 * (i + 1) for i, p in enumerate(patients)}
-    once = paired_difference(dict.fromkeys(gains, 0.5), {p: 0.5 + g for p, g in gains.items()}, patient_of={p: p for p in patients})
+    once = paired_difference(
+        dict.fromkeys(gains, 0.5), {p: 0.5 + g for p, g in gains.items()}, patient_of={p: p for p in patients}
+    )
     scans = {f"{p}-{k}": p for p in patients for k in range(5)}
-    often = paired_difference(dict.fromkeys(scans, 0.5), {s: 0.5 + gains[p] for s, p in scans.items()}, patient_of=scans)
+    often = paired_difference(
+        dict.fromkeys(scans, 0.5), {s: 0.5 + gains[p] for s, p in scans.items()}, patient_of=scans
+    )
     assert (once["n"], often["n"], often["n_patients"]) == (6, 30, 6)
     assert once["p"] == often["p"] == pytest.approx(2 / 64)  # all six patients gain
     assert often["interval95"] == pytest.approx(once["interval95"])

@@ -26,7 +26,10 @@ def test_ten_voxels_by_hand():
     assert found.n_inside[13] == 4
     assert found.ece == pytest.approx((5 * 0.1 + 5 * 0.1) / 10)  # 0.9 where 0.8 are inside, 0.1 where none is
     tree = found.to_dict()
-    assert [(b["from"], b["n_voxels"], b["share_inside"]) for b in tree["bins"]] == [(0.0667, 5, 0.0), (0.8667, 5, 0.8)]
+    assert [(b["from"], b["n_voxels"], b["share_inside"]) for b in tree["bins"]] == [
+        (0.0667, 5, 0.0),
+        (0.8667, 5, 0.8),
+    ]
 
 
 def test_a_certain_and_right_network_has_no_error_and_a_certain_and_wrong_one_has_all():
@@ -61,9 +64,15 @@ def test_regions_are_compared_across_class_sets_and_air_is_left_out():
     probabilities[:, 0, 0, 1] = [0, 0, 1, 0, 0]
     probabilities[:, 0, 0, 2] = [1, 0, 0, 0, 0]  # ... and a missed voxel of enhancing core, which counts
     found = score_probabilities(probabilities, FIVE, reference=reference, classes=FOUR)
-    assert {region: int(r.n_voxels.sum()) for region, r in found.items()} == {"whole": 3, "core": 3, "active": 3}
+    assert {region: int(r.n_voxels.sum()) for region, r in found.items()} == {
+        "whole": 3,
+        "core": 3,
+        "active": 3,
+    }
     assert found["whole"].ece == pytest.approx((0.5 + 0 + 1) / 3)
-    assert found["core"].ece == pytest.approx((0.5 + 1) / 3)  # the two voxels at 0 share a bin with a share inside of 1/2
+    assert found["core"].ece == pytest.approx(
+        (0.5 + 1) / 3
+    )  # the two voxels at 0 share a bin with a share inside of 1/2
     assert found["active"].ece == pytest.approx(1 / 3 + 0 / 3)
     tree = calibration_tree([found, found])
     assert tree["n_cases"] == 2

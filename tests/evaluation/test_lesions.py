@@ -20,13 +20,21 @@ def block(*corners: tuple[int, int, int], side: int = 4, shape=(24, 24, 40)) -> 
 def test_found_missed_and_false():
     reference = block((2, 2, 2), (2, 2, 20))
     found = match_lesions(reference, block((2, 2, 2), (16, 16, 30)), spacing_mm=MM)
-    assert (found.dice, found.hd95_mm, found.n_missed, found.n_false, found.n_counted) == ((1.0,), (0.0,), 1, 1, 3)
+    assert (found.dice, found.hd95_mm, found.n_missed, found.n_false, found.n_counted) == (
+        (1.0,),
+        (0.0,),
+        1,
+        1,
+        3,
+    )
     nothing = match_lesions(reference, np.zeros_like(reference), spacing_mm=MM)
     assert (nothing.dice, nothing.n_missed, nothing.n_false) == ((), 2, 0)
 
 
 def test_lesions_that_meet_when_grown_are_one():
-    """Grown three times each, blocks six voxels apart touch; eight apart they do not (26-connected: seven still touch)."""
+    """Grown three times each, blocks six voxels apart touch; eight apart they do not (26-connected: seven
+    still touch).
+    """
     for gap, n in ((6, 1), (8, 2)):
         reference = block((2, 2, 2), (2, 2, 6 + gap))
         assert match_lesions(reference, reference, spacing_mm=MM).n_counted == n
@@ -54,10 +62,16 @@ def test_one_prediction_counts_for_both_lesions_it_touches():
 def test_equal_to_the_published_loop(seed, density, other_density):
     """The challenge's procedure over whole images, lesion by lesion, without our crops."""
     rng = np.random.default_rng(seed)
-    reference, prediction = (ndimage.binary_dilation(rng.random((12, 14, 26)) < d / 6, iterations=2) for d in (density, other_density))
+    reference, prediction = (
+        ndimage.binary_dilation(rng.random((12, 14, 26)) < d / 6, iterations=2)
+        for d in (density, other_density)
+    )
     grow = ndimage.generate_binary_structure(3, 2)
     predicted, n_predicted = ndimage.label(prediction, np.ones((3, 3, 3)))
-    merged = ndimage.label(ndimage.binary_dilation(reference, grow, iterations=3), np.ones((3, 3, 3)))[0] * reference
+    merged = (
+        ndimage.label(ndimage.binary_dilation(reference, grow, iterations=3), np.ones((3, 3, 3)))[0]
+        * reference
+    )
     dice, hd95, n_missed, touched = [], [], 0, set()
     for lesion in range(1, int(merged.max(initial=0)) + 1):
         own = merged == lesion

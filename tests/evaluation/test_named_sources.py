@@ -16,7 +16,13 @@ from scipy import ndimage
 
 from brats_seg.evaluation.overlap import joint_histogram, overlap_scores
 from brats_seg.evaluation.scores import score_case
-from brats_seg.evaluation.surface import SurfaceDistances, distances_for, hd95_mm, patch_distances, surface_dice
+from brats_seg.evaluation.surface import (
+    SurfaceDistances,
+    distances_for,
+    hd95_mm,
+    patch_distances,
+    surface_dice,
+)
 from brats_seg.evaluation.table import Score
 from brats_seg.scans.labels import REGIONS, common_classes, region_classes, schema_named, to_tissue
 from brats_seg.scans.layouts import find_cases
@@ -40,7 +46,10 @@ def source(name: str) -> ModuleType:
     """A module of a package that may be absent; its own warnings are not ours."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pytest.importorskip(name.partition(".")[0], reason=f"{name.partition('.')[0]} is not installed: it comes with the extra `bench`")
+        pytest.importorskip(
+            name.partition(".")[0],
+            reason=f"{name.partition('.')[0]} is not installed: it comes with the extra `bench`",
+        )
         return importlib.import_module(name)
 
 
@@ -49,10 +58,16 @@ def by_medpy(a: np.ndarray, b: np.ndarray, spacing) -> float:
 
 
 def by_panoptica(a: np.ndarray, b: np.ndarray, spacing) -> float:
-    return float(source("panoptica.metrics.hausdorff_distance")._compute_hausdorff_distance95(a, b, voxelspacing=spacing))
+    return float(
+        source("panoptica.metrics.hausdorff_distance")._compute_hausdorff_distance95(
+            a, b, voxelspacing=spacing
+        )
+    )
 
 
-def by_surface_distance(a: np.ndarray, b: np.ndarray, spacing, *, tolerance_mm: float = 1.0) -> tuple[float, float]:
+def by_surface_distance(
+    a: np.ndarray, b: np.ndarray, spacing, *, tolerance_mm: float = 1.0
+) -> tuple[float, float]:
     """HD95 and surface Dice."""
     package = source("surface_distance")
     with warnings.catch_warnings():
@@ -66,7 +81,9 @@ def by_surface_distance(a: np.ndarray, b: np.ndarray, spacing, *, tolerance_mm: 
 
 @pytest.mark.parametrize("hd95", [by_medpy, by_panoptica])
 def test_pooled_hd95_by_hand(hd95):
-    """Ten voxels in line against eleven: one distance of 1 mm among 21, which the 95th percentile just leaves out."""
+    """Ten voxels in line against eleven: one distance of 1 mm among 21, which the 95th percentile just leaves
+    out.
+    """
     line, longer = np.zeros((3, 3, 14), bool), np.zeros((3, 3, 14), bool)
     line[1, 1, :10], longer[1, 1, :11] = True, True
     assert hd95(line, longer, (1.0, 1.0, 1.0)) == 0.0
@@ -77,14 +94,18 @@ def test_pooled_hd95_by_hand(hd95):
 @given(masks_and_spacing())
 def test_pooled_hd95_is_medpys(drawn):
     a, b, spacing = drawn
-    assert hd95_mm(a, b, spacing_mm=spacing, definition="pooled") == pytest.approx(by_medpy(a, b, spacing), abs=1e-6)
+    assert hd95_mm(a, b, spacing_mm=spacing, definition="pooled") == pytest.approx(
+        by_medpy(a, b, spacing), abs=1e-6
+    )
 
 
 @RANDOM
 @given(masks_and_spacing())
 def test_pooled_hd95_and_dice_are_panopticas(drawn):
     a, b, spacing = drawn
-    assert hd95_mm(a, b, spacing_mm=spacing, definition="pooled") == pytest.approx(by_panoptica(a, b, spacing), abs=1e-4)
+    assert hd95_mm(a, b, spacing_mm=spacing, definition="pooled") == pytest.approx(
+        by_panoptica(a, b, spacing), abs=1e-4
+    )
     overlap = overlap_scores(joint_histogram(a.view(np.uint8), b.view(np.uint8), 2), (1,))
     assert overlap.dice == pytest.approx(source("panoptica.metrics.dice")._compute_dice_coefficient(a, b))
 
@@ -124,12 +145,16 @@ def by_monai(a: np.ndarray, b: np.ndarray, spacing) -> tuple[float, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it calls itself by an old name
         dice = DiceMetric(include_background=True, reduction="none")(prediction.float(), reference.float())
-        hd95 = HausdorffDistanceMetric(include_background=True, percentile=95, reduction="none")(prediction, reference, spacing=spacing)
+        hd95 = HausdorffDistanceMetric(include_background=True, percentile=95, reduction="none")(
+            prediction, reference, spacing=spacing
+        )
     return dice.item(), hd95.item()
 
 
 def by_lesion_wise_code(a: np.ndarray, b: np.ndarray, spacing) -> tuple[float, float]:
-    """Lesion-wise Dice and HD95 by the steps of the challenge's own program, over the whole image, with its penalties of 0 and 374 mm."""
+    """Lesion-wise Dice and HD95 by the steps of the challenge's own program, over the whole image, with its
+    penalties of 0 and 374 mm.
+    """
     grow, touch = ndimage.generate_binary_structure(3, 2), np.ones((3, 3, 3), bool)
     predicted, n_predicted = ndimage.label(b, touch)
     lesions = ndimage.label(ndimage.binary_dilation(a, grow, iterations=3), touch)[0] * a
@@ -147,9 +172,13 @@ def by_lesion_wise_code(a: np.ndarray, b: np.ndarray, spacing) -> tuple[float, f
     return tuple(np.mean(scores, axis=0)) if scores else (1.0, 0.0)
 
 
-SOURCE_OF_EMPTY = {"brats2013": ((NAN, NAN), (0.0, NAN)), "nnunet": ((NAN, NAN), (0.0, NAN)),
-                   "brats2020": ((1.0, 0.0), (0.0, 373.12866)), "brats2020_pooled_hd95": ((1.0, 0.0), (0.0, 373.12866)),
-                   "brats2023": ((1.0, 0.0), (0.0, 374.0))}  # fmt: skip
+SOURCE_OF_EMPTY = {
+    "brats2013": ((NAN, NAN), (0.0, NAN)),
+    "nnunet": ((NAN, NAN), (0.0, NAN)),
+    "brats2020": ((1.0, 0.0), (0.0, 373.12866)),
+    "brats2020_pooled_hd95": ((1.0, 0.0), (0.0, 373.12866)),
+    "brats2023": ((1.0, 0.0), (0.0, 374.0)),
+}
 """Dice and HD95 where a region is empty in both, and in one: no package says; the organizers do."""
 
 
@@ -163,25 +192,40 @@ def by_source(convention: str, a: np.ndarray, b: np.ndarray, spacing) -> tuple[f
     return dice, by_surface_distance(a, b, spacing)[0] if convention == "brats2023" else hd95
 
 
-def check_against_sources(reference: np.ndarray, prediction: np.ndarray, classes: tuple[str, ...], spacing) -> None:
+def check_against_sources(
+    reference: np.ndarray, prediction: np.ndarray, classes: tuple[str, ...], spacing
+) -> None:
     """Every region under every convention."""
-    scores = score_case(reference, prediction, classes=classes, spacing_mm=spacing, conventions=tuple(SOURCE_OF_EMPTY), tissues=False)
+    scores = score_case(
+        reference,
+        prediction,
+        classes=classes,
+        spacing_mm=spacing,
+        conventions=tuple(SOURCE_OF_EMPTY),
+        tissues=False,
+    )
     for score in scores:
         members = region_classes(score.region, classes)
         a, b = np.isin(reference, members), np.isin(prediction, members)
         dice, hd95 = by_source(score.convention, a, b, spacing)
         assert score.dice == pytest.approx(dice, abs=1e-4, nan_ok=True), score
-        assert score.hd95_mm == pytest.approx(hd95, abs=1e-4, nan_ok=True) or _is_on_a_step(score, a, b, spacing), score
+        assert score.hd95_mm == pytest.approx(hd95, abs=1e-4, nan_ok=True) or _is_on_a_step(
+            score, a, b, spacing
+        ), score
         if score.convention == "brats2023":
             lesion_dice, lesion_hd95 = by_lesion_wise_code(a, b, spacing)
             assert score.lesion_dice == pytest.approx(lesion_dice, abs=1e-4), score
-            assert score.lesion_hd95_mm == pytest.approx(lesion_hd95, abs=1e-4) or _is_on_a_step(score, a, b, spacing), score
+            assert score.lesion_hd95_mm == pytest.approx(lesion_hd95, abs=1e-4) or _is_on_a_step(
+                score, a, b, spacing
+            ), score
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_every_convention_is_its_source_whatever_is_empty(data):
-    """Blocks of tissue, so that some lesions are over 50 mm3 and some under; each class may be missing on either side, or all of them."""
+    """Blocks of tissue, so that some lesions are over 50 mm3 and some under; each class may be missing on
+    either side, or all of them.
+    """
     shape, spacing = (9, 10, 26), data.draw(st.sampled_from([(1.0, 1.0, 1.0), (2.0, 1.0, 1.0)]))
     maps = []
     for _ in range(2):
@@ -201,19 +245,30 @@ def test_empty_regions_in_every_combination(missing, classes_gone):
     full = np.zeros((9, 10, 12), np.uint8)
     full[1:7, 1:6, 1:6], full[2:5, 2:5, 2:5], full[2:4, 3:5, 6:9] = 2, 1, 3
     without = np.where(np.isin(full, classes_gone), 0, full).astype(np.uint8)
-    reference, prediction = {"in both": (without, without), "in the reference": (without, full), "in the prediction": (full, without)}[
-        missing
-    ]
-    check_against_sources(reference, prediction, ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core"), (1.0, 1.0, 1.0))
+    reference, prediction = {
+        "in both": (without, without),
+        "in the reference": (without, full),
+        "in the prediction": (full, without),
+    }[missing]
+    check_against_sources(
+        reference,
+        prediction,
+        ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core"),
+        (1.0, 1.0, 1.0),
+    )
 
 
 def test_real_regions_are_scored_as_the_sources_score_them(real_data):
-    """A real annotation against itself, moved, with a hole and a false blob: every region, each convention by its own source."""
+    """A real annotation against itself, moved, with a hole and a false blob: every region, each convention by
+    its own source.
+    """
     case = next(c for c in find_cases(real_data).cases if c.label is not None)
     classes = common_classes([schema_named(case.schema)])
     tissue = to_tissue(read_volume(case.label)[0], schema_named(case.schema), classes)
     inside = np.argwhere(tissue != 0)
-    box = tuple(slice(max(0, low - 4), high + 5) for low, high in zip(inside.min(0), inside.max(0), strict=True))
+    box = tuple(
+        slice(max(0, low - 4), high + 5) for low, high in zip(inside.min(0), inside.max(0), strict=True)
+    )
     reference = np.ascontiguousarray(tissue[box])
     prediction = np.roll(reference, (1, 2, -1), (0, 1, 2))
     prediction[tuple(slice(n // 2 - 3, n // 2 + 3) for n in reference.shape)] = 0
@@ -223,9 +278,13 @@ def test_real_regions_are_scored_as_the_sources_score_them(real_data):
     for region in REGIONS:
         members = region_classes(region, classes)
         a, b = np.isin(reference, members), np.isin(prediction, members)
-        assert hd95_mm(a, b, spacing_mm=mm, definition="pooled") == pytest.approx(by_panoptica(a, b, mm), abs=1e-4)
+        assert hd95_mm(a, b, spacing_mm=mm, definition="pooled") == pytest.approx(
+            by_panoptica(a, b, mm), abs=1e-4
+        )
         _, dice = by_surface_distance(a, b, mm)
-        assert surface_dice(distances_for(a, b, spacing_mm=mm, definition="surface_weighted"), tolerance_mm=1.0) == pytest.approx(dice)
+        assert surface_dice(
+            distances_for(a, b, spacing_mm=mm, definition="surface_weighted"), tolerance_mm=1.0
+        ) == pytest.approx(dice)
 
 
 def _is_on_a_step(score: Score, a: np.ndarray, b: np.ndarray, spacing) -> bool:
@@ -233,12 +292,22 @@ def _is_on_a_step(score: Score, a: np.ndarray, b: np.ndarray, spacing) -> bool:
     if score.convention != "brats2023":
         return False
     parts = [ndimage.label(mask, np.ones((3, 3, 3)))[0] for mask in (a, b)]
-    masks = [[mask] + [parts[i] == k for k in range(1, parts[i].max(initial=0) + 1)] for i, mask in enumerate((a, b))]
-    return any(_on_a_step(patch_distances(x, y, spacing_mm=spacing)) for x in masks[0] for y in masks[1] if x.any() and y.any())
+    masks = [
+        [mask] + [parts[i] == k for k in range(1, parts[i].max(initial=0) + 1)]
+        for i, mask in enumerate((a, b))
+    ]
+    return any(
+        _on_a_step(patch_distances(x, y, spacing_mm=spacing))
+        for x in masks[0]
+        for y in masks[1]
+        if x.any() and y.any()
+    )
 
 
 def _on_a_step(distances: SurfaceDistances) -> bool:
-    """95 % of the area falls on the border of two distances: sums in another order may fall on either side."""
+    """95 % of the area falls on the border of two distances: sums in another order may fall on either
+    side.
+    """
     surfaces = (
         (distances.from_reference_mm, distances.reference_weights),
         (distances.from_prediction_mm, distances.prediction_weights),

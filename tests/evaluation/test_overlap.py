@@ -38,7 +38,9 @@ def test_four_voxels_by_hand():
 
 
 def test_an_empty_region_has_no_score_here():
-    nothing = overlap_scores(joint_histogram(np.zeros((2, 2, 2), np.uint8), np.zeros((2, 2, 2), np.uint8), 2), (1,))
+    nothing = overlap_scores(
+        joint_histogram(np.zeros((2, 2, 2), np.uint8), np.zeros((2, 2, 2), np.uint8), 2), (1,)
+    )
     assert math.isnan(nothing.dice)
     assert math.isnan(nothing.sensitivity)
     assert math.isnan(nothing.precision)
@@ -65,7 +67,10 @@ def test_dice_is_monais(data):
     shape = data.draw(SHAPES)
     a, b = (data.draw(arrays(np.uint8, shape, elements=st.integers(0, 3), fill=st.just(0))) for _ in range(2))
     histogram = joint_histogram(a, b, 4)
-    stacked = [torch.from_numpy(np.stack([np.isin(m, r) for r in ((1, 2, 3), (1, 3), (3,))]))[None].float() for m in (b, a)]
+    stacked = [
+        torch.from_numpy(np.stack([np.isin(m, r) for r in ((1, 2, 3), (1, 3), (3,))]))[None].float()
+        for m in (b, a)
+    ]
     theirs = DiceMetric(include_background=True, reduction="none")(*stacked).numpy()[0]
     for region, value in zip(((1, 2, 3), (1, 3), (3,)), theirs, strict=True):
         ours = overlap_scores(histogram, region)
@@ -85,8 +90,15 @@ def test_kernels_equal_their_twins(data):
     inside = np.isin(np.arange(256), (1, 3))
     surface = surface_voxels(a, inside)
     assert np.array_equal(surface, surface_voxels_numpy(a, inside))
-    assert np.array_equal(surface_voxels(a[:, ::-1, 1:], inside), surface_voxels_numpy(a[:, ::-1, 1:], inside))  # views
+    assert np.array_equal(
+        surface_voxels(a[:, ::-1, 1:], inside), surface_voxels_numpy(a[:, ::-1, 1:], inside)
+    )  # views
     steps = steps_along_x(surface)
     assert np.array_equal(steps, steps_along_x_numpy(surface))
-    reach, spacing = data.draw(st.sampled_from([1.5, 3.0, 100.0])), np.array(data.draw(st.sampled_from([(1, 1, 1), (5, 0.7, 1.3)])), float)
-    assert np.array_equal(nearest_in_rows(b > 0, steps, spacing, reach), nearest_in_rows_numpy(b > 0, steps, spacing, reach))
+    reach, spacing = (
+        data.draw(st.sampled_from([1.5, 3.0, 100.0])),
+        np.array(data.draw(st.sampled_from([(1, 1, 1), (5, 0.7, 1.3)])), float),
+    )
+    assert np.array_equal(
+        nearest_in_rows(b > 0, steps, spacing, reach), nearest_in_rows_numpy(b > 0, steps, spacing, reach)
+    )

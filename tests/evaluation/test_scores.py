@@ -33,7 +33,9 @@ def tumor(*, core: int = 0, edema: int = 0, active: int = 0, at: int = 2) -> np.
 
 
 def rows(reference, prediction, **more):
-    scores = score_case(reference, prediction, classes=CLASSES, spacing_mm=(1.0, 1.0, 1.0), conventions=ALL, **more)
+    scores = score_case(
+        reference, prediction, classes=CLASSES, spacing_mm=(1.0, 1.0, 1.0), conventions=ALL, **more
+    )
     return {(s.region, s.convention): s for s in scores}
 
 
@@ -67,7 +69,11 @@ def test_empty_regions(convention):
 
 def test_lesion_wise_empty_regions():
     nothing, active = tumor(edema=3), tumor(edema=3, active=3)
-    for reference, prediction, dice, mm in ((nothing, nothing, 1.0, 0.0), (nothing, active, 0.0, 374.0), (active, nothing, 0.0, 374.0)):
+    for reference, prediction, dice, mm in (
+        (nothing, nothing, 1.0, 0.0),
+        (nothing, active, 0.0, 374.0),
+        (active, nothing, 0.0, 374.0),
+    ):
         found = rows(reference, prediction)["active", "brats2023"]
         assert (found.lesion_dice, found.lesion_hd95_mm) == (dice, mm)
     small = tumor(edema=3, active=2)  # 50 mm3 are not scored: nothing to find
@@ -77,7 +83,9 @@ def test_lesion_wise_empty_regions():
 
 def test_sensitivity_without_reference_and_precision_without_prediction():
     nothing, active = tumor(edema=3), tumor(edema=3, active=3)
-    """Both are 0 / 0 there: left out by every convention, so that a mean never counts a sensitivity for cases without the region."""
+    """Both are 0 / 0 there: left out by every convention, so that a mean never counts a sensitivity for cases
+    without the region.
+    """
     false_positive, missed, neither = rows(nothing, active), rows(active, nothing), rows(nothing, nothing)
     for convention in ALL:
         assert same(false_positive["active", convention].sensitivity, NAN)
@@ -111,10 +119,14 @@ def test_a_case_by_hand():
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_itself_is_perfect_and_every_score_in_its_range(data):
-    a, b = (data.draw(arrays(np.uint8, (4, 5, 6), elements=st.integers(0, 3), fill=st.just(0))) for _ in range(2))
+    a, b = (
+        data.draw(arrays(np.uint8, (4, 5, 6), elements=st.integers(0, 3), fill=st.just(0))) for _ in range(2)
+    )
     for score in rows(a, a).values():
         for metric, best in zip(
-            ("dice", "iou", "surface_dice", "lesion_dice", "hd95_mm", "volume_error_ml"), (1, 1, 1, 1, 0, 0), strict=True
+            ("dice", "iou", "surface_dice", "lesion_dice", "hd95_mm", "volume_error_ml"),
+            (1, 1, 1, 1, 0, 0),
+            strict=True,
         ):
             assert getattr(score, metric) == best or math.isnan(getattr(score, metric))
     for score in rows(a, b).values():
@@ -124,7 +136,9 @@ def test_itself_is_perfect_and_every_score_in_its_range(data):
 
 
 def test_unknown_convention_is_refused():
-    with pytest.raises(UsageError, match="the conventions are brats2013, brats2020, brats2020_pooled_hd95, brats2023, nnunet"):
+    with pytest.raises(
+        UsageError, match="the conventions are brats2013, brats2020, brats2020_pooled_hd95, brats2023, nnunet"
+    ):
         score_case(tumor(), tumor(), classes=CLASSES, spacing_mm=(1, 1, 1), conventions=("brats1999",))
 
 
@@ -144,7 +158,10 @@ def write_map(path: Path, tissue: np.ndarray, *, values=(0, 1, 2, 4), geometry=N
 def test_folders(tmp_path):
     truth = {"BraTS2021_00001": tumor(core=2, edema=2, active=4), "BraTS2021_00002": tumor(core=2, edema=2)}
     reference = write_reference(tmp_path / "reference", truth)
-    answers = {"BraTS2021_00001": tumor(core=2, edema=2, active=3), "BraTS2021_00002": tumor(core=2, edema=2, active=1)}
+    answers = {
+        "BraTS2021_00001": tumor(core=2, edema=2, active=3),
+        "BraTS2021_00002": tumor(core=2, edema=2, active=1),
+    }
     for name, tissue in answers.items():
         write_map(tmp_path / "out" / f"{name}.nii.gz", tissue)
     report = evaluate_folders(tmp_path / "out", reference, conventions=ALL, output=tmp_path / "scores")
@@ -154,18 +171,9 @@ def test_folders(tmp_path):
         table = list(csv.DictReader(file))
     assert len(table) == 2 * (3 + 4) * len(ALL)
     columns = [
-        "case",
-        "region",
-        "convention",
-        "n_reference_vox",
-        "n_prediction_vox",
-        "dice",
-        "iou",
-        "sensitivity",
-        "specificity",
-        "precision",
-        "hd95_mm",
-    ]
+        "case", "region", "convention", "n_reference_vox", "n_prediction_vox", "dice", "iou", "sensitivity",
+        "specificity", "precision", "hd95_mm",
+    ]  # fmt: skip
     assert list(table[0])[:11] == columns
     active = {(r["case"], r["convention"]): r for r in table if r["region"] == "active"}
     assert active["BraTS2021_00002", "brats2020"]["hd95_mm"] == "373.12866"
@@ -178,7 +186,10 @@ def test_folders(tmp_path):
     assert figures["dice"]["n"] == 2
     assert figures["dice"]["interval95"] == pytest.approx([0, first])
     assert figures["dice_where_present"]["mean"] == pytest.approx(first)
-    counted = [figures[key] for key in ("n_cases", "n_present", "n_false_positive_cases", "n_missed_cases", "n_both_empty")]
+    counted = [
+        figures[key]
+        for key in ("n_cases", "n_present", "n_false_positive_cases", "n_missed_cases", "n_both_empty")
+    ]
     assert counted == [2, 1, 1, 0, 0]
     assert summary["conventions"]["nnunet"]["regions"]["active"]["hd95_mm"]["n"] == 1
     assert summary["conventions"]["brats2013"]["both_empty"]["dice"] is None
@@ -187,16 +198,28 @@ def test_folders(tmp_path):
 
 
 def test_every_problem_is_named_and_the_others_scored(tmp_path):
-    names = {k: f"BraTS2021_0000{i}" for i, k in enumerate(("good", "missing", "shape", "moved", "value", "double", "stack", "text"))}
+    names = {
+        k: f"BraTS2021_0000{i}"
+        for i, k in enumerate(("good", "missing", "shape", "moved", "value", "double", "stack", "text"))
+    }
     reference = write_reference(tmp_path / "reference", dict.fromkeys(names.values(), tumor(core=2, edema=2)))
     out = tmp_path / "out"
     for key in ("good", "double"):
         write_map(out / f"{names[key]}.nii.gz", tumor(core=2, edema=2))
     write_map(out / f"{names['double']}.nii", tumor())
-    write_volume(out / f"{names['shape']}.nii.gz", np.zeros((9, 12, 14), np.uint8), make_geometry((9, 12, 14)), dtype="uint8")
-    write_map(out / f"{names['moved']}.nii.gz", tumor(core=2), geometry=make_geometry(SHAPE, spacing_mm=(1, 1, 1.1)))
+    write_volume(
+        out / f"{names['shape']}.nii.gz",
+        np.zeros((9, 12, 14), np.uint8),
+        make_geometry((9, 12, 14)),
+        dtype="uint8",
+    )
+    write_map(
+        out / f"{names['moved']}.nii.gz", tumor(core=2), geometry=make_geometry(SHAPE, spacing_mm=(1, 1, 1.1))
+    )
     write_map(out / f"{names['value']}.nii.gz", tumor(core=2), values=(0, 7, 2, 4))
-    write_volume(out / f"{names['stack']}.nii.gz", np.zeros((*SHAPE, 2), np.uint8), make_geometry(SHAPE), dtype="uint8")
+    write_volume(
+        out / f"{names['stack']}.nii.gz", np.zeros((*SHAPE, 2), np.uint8), make_geometry(SHAPE), dtype="uint8"
+    )
     (out / f"{names['text']}.nii.gz").write_text("not a scan")
     write_map(out / "stranger.nii.gz", tumor())
     report = evaluate_folders(out, reference)
@@ -217,8 +240,12 @@ def test_every_problem_is_named_and_the_others_scored(tmp_path):
 
 
 def test_a_case_asked_for_with_neither_prediction_nor_reference_is_named_once(tmp_path):
-    reference = write_reference(tmp_path / "reference", {"BraTS2021_00001": tumor(core=2), "BraTS2021_00002": tumor(core=2)})
-    write_map(reference / "BraTS2021_00003" / "BraTS2021_00003_flair.nii.gz", tumor())  # a case without a label
+    reference = write_reference(
+        tmp_path / "reference", {"BraTS2021_00001": tumor(core=2), "BraTS2021_00002": tumor(core=2)}
+    )
+    write_map(
+        reference / "BraTS2021_00003" / "BraTS2021_00003_flair.nii.gz", tumor()
+    )  # a case without a label
     write_map(reference / "BraTS2021_00002" / "BraTS2021_00002_seg.nii", tumor())  # a second label: ambiguous
     write_map(tmp_path / "out" / "BraTS2021_00001.nii.gz", tumor(core=2))
     asked = [f"BraTS2021_0000{i}" for i in range(1, 5)]
@@ -242,9 +269,16 @@ def test_problems_of_folders_are_named_where_they_concern_the_cases_asked_for(tm
     found = evaluate_folders(tmp_path / "out", tmp_path / "scans", only=["mine"])
     assert found.exit_code == 0
     assert ["strange.nii.gz" in p.what for p in found.problems] == [True]
-    lost = evaluate_folders(tmp_path / "out", tmp_path / "scans", only=["mine", "BRATS_001"])  # it may be in the broken data set
+    lost = evaluate_folders(
+        tmp_path / "out", tmp_path / "scans", only=["mine", "BRATS_001"]
+    )  # it may be in the broken data set
     assert lost.exit_code == 1
-    assert [(p.severity, p.case) for p in lost.problems] == [("error", ""), ("warning", ""), ("warning", ""), ("error", "BRATS_001")]
+    assert [(p.severity, p.case) for p in lost.problems] == [
+        ("error", ""),
+        ("warning", ""),
+        ("warning", ""),
+        ("error", "BRATS_001"),
+    ]
 
 
 def test_the_cavity_is_scored_in_the_regions_asked_for_alone(tmp_path):
@@ -257,13 +291,20 @@ def test_the_cavity_is_scored_in_the_regions_asked_for_alone(tmp_path):
     (tmp_path / "out" / "probabilities" / "classes.txt").write_text(
         "healthy necrotic_or_non_enhancing edema enhancing_core resection_cavity"
     )
-    write_volume(tmp_path / "out" / "probabilities" / f"{name}.nii.gz", np.eye(5)[truth], make_geometry(SHAPE), dtype="float32")
+    write_volume(
+        tmp_path / "out" / "probabilities" / f"{name}.nii.gz",
+        np.eye(5)[truth],
+        make_geometry(SHAPE),
+        dtype="float32",
+    )
     for cavity_in, dice in (((), 1.0), (("whole",), 200 / 250)):
         report = evaluate_folders(tmp_path / "out", tmp_path / "scans", cavity_in=cavity_in)
         assert (report.problems, report.summary["cavity_in"]) == ((), list(cavity_in))
         found = {s.region: s.dice for s in report.scores}
         assert (found["whole"], found["core"]) == (pytest.approx(dice), 1.0)
-        assert report.summary["calibration"]["regions"]["whole"]["ece"] == 0  # the saved probabilities know the cavity
+        assert (
+            report.summary["calibration"]["regions"]["whole"]["ece"] == 0
+        )  # the saved probabilities know the cavity
     assert report.summary["calibration"]["regions"]["whole"]["bins"][-1]["n_voxels"] == 150
     with pytest.raises(UsageError, match="--cavity-in edema: unknown; the regions are whole, core, active"):
         evaluate_folders(tmp_path / "out", tmp_path / "scans", cavity_in=("edema",))
@@ -272,7 +313,10 @@ def test_the_cavity_is_scored_in_the_regions_asked_for_alone(tmp_path):
 def test_a_cavity_that_the_labels_do_not_tell_apart_joins_no_region(tmp_path):
     reference = write_reference(tmp_path / "reference", {"BraTS2021_00001": tumor(core=2)})
     write_map(tmp_path / "out" / "BraTS2021_00001.nii.gz", tumor(core=2))
-    with pytest.raises(UsageError, match=r"--cavity-in whole: .*, edema, enhancing_core apart, and no resection cavity; .*brats2024gli"):
+    with pytest.raises(
+        UsageError,
+        match=r"--cavity-in whole: .*, edema, enhancing_core apart, and no resection cavity; .*brats2024gli",
+    ):
         evaluate_folders(tmp_path / "out", reference, cavity_in=("whole",))
 
 
@@ -286,7 +330,11 @@ def test_a_cavity_that_the_labels_do_not_tell_apart_joins_no_region(tmp_path):
 )
 def test_few_patients_are_said(tmp_path, n_patients, said):
     """Two cases of each patient: what counts is not the number of cases."""
-    truth = {f"BraTS-GLI-{i:05d}-00{time}": tumor(core=2, edema=2, active=3) for i in range(n_patients) for time in (0, 1)}
+    truth = {
+        f"BraTS-GLI-{i:05d}-00{time}": tumor(core=2, edema=2, active=3)
+        for i in range(n_patients)
+        for time in (0, 1)
+    }
     for name, tissue in truth.items():
         write_map(tmp_path / "scans" / name / f"{name}-seg.nii.gz", tissue, values=(0, 1, 2, 3))
         for out in ("out", "same"):
@@ -296,7 +344,9 @@ def test_few_patients_are_said(tmp_path, n_patients, said):
     assert (figures["n"], figures["n_patients"]) == (2 * n_patients, n_patients)
     assert few_patients(alone) == said.replace(" and p cannot fall below 0.05", "")
     both = evaluate_folders(tmp_path / "out", tmp_path / "scans", against=tmp_path / "same").summary
-    assert few_patients(both) == (said or ("With fewer than 6 patients p cannot fall below 0.05." if n_patients == 1 else ""))
+    assert few_patients(both) == (
+        said or ("With fewer than 6 patients p cannot fall below 0.05." if n_patients == 1 else "")
+    )
 
 
 def test_a_reference_that_cannot_be_used_is_named_and_the_others_scored(tmp_path):
@@ -336,8 +386,12 @@ def test_against_another_folder(tmp_path):
 
 
 def write_time_points(tmp_path: Path, n_patients: int = 8) -> dict[str, np.ndarray]:
-    """Two scans of each patient; every prediction is right at the first time point and misses most of the tumor at the second."""
-    truth = {f"BraTS-GLI-{i:05d}-00{time}": tumor(core=2, edema=3) for i in range(n_patients) for time in (0, 1)}
+    """Two scans of each patient; every prediction is right at the first time point and misses most of the
+    tumor at the second.
+    """
+    truth = {
+        f"BraTS-GLI-{i:05d}-00{time}": tumor(core=2, edema=3) for i in range(n_patients) for time in (0, 1)
+    }
     for name, tissue in truth.items():
         write_map(tmp_path / "scans" / name / f"{name}-seg.nii.gz", tissue, values=(0, 1, 2, 3))
         seen = tissue if name.endswith("0") else tumor(core=1 + int(name[10:15]) % 2)
@@ -351,25 +405,33 @@ def test_a_paired_test_is_over_the_scans_that_both_folders_have(tmp_path):
     """The second folder holds the same maps and lacks the harder time points: nothing differs."""
     write_time_points(tmp_path)
     for out, against in (("out", "fewer"), ("fewer", "out")):
-        tests = evaluate_folders(tmp_path / out, tmp_path / "scans", against=tmp_path / against).summary["against"]["tests"]
+        tests = evaluate_folders(tmp_path / out, tmp_path / "scans", against=tmp_path / against).summary[
+            "against"
+        ]["tests"]
         whole = next(t for t in tests if (t["region"], t["metric"]) == ("whole", "dice"))
         assert (whole["mean_difference"], whole["p"], whole["n"], whole["n_scans"]) == (0.0, 1.0, 8, 8)
 
 
 def test_a_scan_that_the_convention_leaves_out_of_one_folder_is_left_out_of_the_pairs(tmp_path):
-    """HD95 of an empty prediction is left out by brats2013: the other folder's HD95 of that scan must not count either."""
+    """HD95 of an empty prediction is left out by brats2013: the other folder's HD95 of that scan must not
+    count either.
+    """
     truth = write_time_points(tmp_path)
     for name, tissue in truth.items():
         seen = tissue if name.endswith("0") else tumor()
         write_map(tmp_path / "empty" / f"{name}.nii.gz", seen, values=(0, 1, 2, 3))
-    report = evaluate_folders(tmp_path / "out", tmp_path / "scans", against=tmp_path / "empty", conventions=("brats2013",))
+    report = evaluate_folders(
+        tmp_path / "out", tmp_path / "scans", against=tmp_path / "empty", conventions=("brats2013",)
+    )
     tests = {(t["region"], t["metric"]): t for t in report.summary["against"]["tests"]}
     assert (tests["whole", "hd95_mm"]["mean_difference"], tests["whole", "hd95_mm"]["p"]) == (0.0, 1.0)
     assert (tests["whole", "hd95_mm"]["n_scans"], tests["whole", "dice"]["n_scans"]) == (8, 16)
 
 
 MSD_VALUES = (0, 2, 1, 3)
-"""Of healthy, merged core, edema and enhancing core in MSD Task01; `tumor` and the references here have 0, 1, 2, 4."""
+"""Of healthy, merged core, edema and enhancing core in MSD Task01; `tumor` and the references here have 0, 1,
+2, 4.
+"""
 
 
 def write_in_other_values(tmp_path: Path) -> Path:
@@ -382,7 +444,9 @@ def write_in_other_values(tmp_path: Path) -> Path:
 
 def test_predictions_in_other_values_than_their_references_are_scored_where_their_schema_is_named(tmp_path):
     reference = write_in_other_values(tmp_path)
-    assert evaluate_folders(tmp_path / "out", reference).scores == ()  # 3 is no value of the references' schema
+    assert (
+        evaluate_folders(tmp_path / "out", reference).scores == ()
+    )  # 3 is no value of the references' schema
     report = evaluate_folders(tmp_path / "out", reference, prediction_schema="msd")
     assert {s.dice for s in report.scores} == {1.0}
     assert (report.problems, report.exit_code) == ((), 0)
@@ -391,12 +455,18 @@ def test_predictions_in_other_values_than_their_references_are_scored_where_thei
 
 
 def test_a_table_with_a_schema_that_is_unknown_is_not_passed_over(tmp_path):
-    """A newer version may know it: read in the values of the reference, the scores would be wrong without a word."""
+    """A newer version may know it: read in the values of the reference, the scores would be wrong without a
+    word.
+    """
     truth = {"BraTS2021_00000": tumor(core=2, edema=4, active=1)}
     reference = write_reference(tmp_path / "reference", truth)
     write_map(tmp_path / "out" / "BraTS2021_00000.nii.gz", truth["BraTS2021_00000"])
-    (tmp_path / "out" / "predictions.csv").write_text("case,file,schema\nBraTS2021_00000,BraTS2021_00000.nii.gz,brats2099\n")
-    with pytest.raises(InputError, match=r"predictions\.csv: has the label schema 'brats2099'; the schemas are brats2013"):
+    (tmp_path / "out" / "predictions.csv").write_text(
+        "case,file,schema\nBraTS2021_00000,BraTS2021_00000.nii.gz,brats2099\n"
+    )
+    with pytest.raises(
+        InputError, match=r"predictions\.csv: has the label schema 'brats2099'; the schemas are brats2013"
+    ):
         evaluate_folders(tmp_path / "out", reference)
 
 
@@ -410,7 +480,10 @@ def test_a_remap_that_swapped_two_classes_is_warned_of(tmp_path):
     report = evaluate_folders(tmp_path / "swapped", reference)
     (problem,) = report.problems
     assert (problem.severity, report.exit_code) == ("warning", 0)
-    assert "with necrotic_or_non_enhancing and edema swapped the mean Dice of core would be 1.000 instead of 0." in str(problem)
+    assert (
+        "with necrotic_or_non_enhancing and edema swapped the mean Dice of core would be 1.000 instead of 0."
+        in str(problem)
+    )
     assert "--prediction-schema" in str(problem)
     assert str(problem) in report.summary["problems"]
     assert evaluate_folders(tmp_path / "right", reference).problems == ()
@@ -421,7 +494,9 @@ def test_voxels_are_counted_over_all_cases_and_saved_probabilities_are_calibrate
     reference = write_reference(tmp_path / "reference", truth)
     first, second = truth
     write_map(tmp_path / "out" / f"{first}.nii.gz", truth[first])
-    write_map(tmp_path / "out" / f"{second}.nii.gz", np.where(truth[second] == 3, 1, truth[second]).astype(np.uint8))
+    write_map(
+        tmp_path / "out" / f"{second}.nii.gz", np.where(truth[second] == 3, 1, truth[second]).astype(np.uint8)
+    )
     plain = evaluate_folders(tmp_path / "out", reference)
     assert "calibration" not in plain.summary
     confusion = plain.summary["confusion"]
@@ -448,10 +523,16 @@ def test_voxels_are_counted_over_all_cases_and_saved_probabilities_are_calibrate
 def test_a_manifest_is_a_reference_too(tmp_path):
     tissue = tumor(core=2, edema=2, active=3)
     write_reference(tmp_path, {"BraTS2021_00001": tissue})
-    (tmp_path / "list.csv").write_text("case,patient,label,schema\nmine,p,BraTS2021_00001/BraTS2021_00001_seg.nii.gz,brats2017\n")
+    (tmp_path / "list.csv").write_text(
+        "case,patient,label,schema\nmine,p,BraTS2021_00001/BraTS2021_00001_seg.nii.gz,brats2017\n"
+    )
     write_map(tmp_path / "out" / "mine.nii.gz", tissue)
     report = evaluate_folders(tmp_path / "out", tmp_path / "list.csv")
-    assert (report.exit_code, {s.patient for s in report.scores}, {s.dice for s in report.scores}) == (0, {"p"}, {1.0})
+    assert (report.exit_code, {s.patient for s in report.scores}, {s.dice for s in report.scores}) == (
+        0,
+        {"p"},
+        {1.0},
+    )
     with pytest.raises(InputError, match="no such"):
         evaluate_folders(tmp_path / "out", tmp_path / "nothing.csv")
 
@@ -461,7 +542,9 @@ def test_orientation_and_type_of_a_prediction_do_not_matter(tmp_path):
     reference = write_reference(tmp_path / "reference", {"BraTS2021_00001": tissue})
     grid = make_geometry(SHAPE, orientation="RAS")
     (tmp_path / "out").mkdir()
-    write_volume(tmp_path / "out" / "BraTS2021_00001.nii.gz", np.array([0, 1, 2, 4])[tissue], grid, dtype="float32")
+    write_volume(
+        tmp_path / "out" / "BraTS2021_00001.nii.gz", np.array([0, 1, 2, 4])[tissue], grid, dtype="float32"
+    )
     report = evaluate_folders(tmp_path / "out", reference)
     assert report.problems == ()
     assert all(s.dice == 1.0 for s in report.scores)
@@ -484,7 +567,9 @@ def test_where_no_case_could_be_scored_an_older_table_stays(tmp_path):
     for name in ("predictions", "reference"):
         (tmp_path / name).mkdir()
     (tmp_path / "predictions" / "scores.csv").write_text("older")
-    report = evaluate_folders(tmp_path / "predictions", tmp_path / "reference", output=tmp_path / "predictions")
+    report = evaluate_folders(
+        tmp_path / "predictions", tmp_path / "reference", output=tmp_path / "predictions"
+    )
     assert report.scores == ()
     assert [path.name for path in (tmp_path / "predictions").iterdir()] == ["scores.csv"]
     assert (tmp_path / "predictions" / "scores.csv").read_text() == "older"

@@ -11,7 +11,15 @@ from monai.metrics import HausdorffDistanceMetric, SurfaceDiceMetric
 from monai.metrics.utils import create_table_neighbour_code_to_surface_area
 from scipy import ndimage
 
-from brats_seg.evaluation.surface import REACH_VOX, _patch_areas, distances_for, hd95_mm, joint_crop, surface_dice, voxel_distances
+from brats_seg.evaluation.surface import (
+    REACH_VOX,
+    _patch_areas,
+    distances_for,
+    hd95_mm,
+    joint_crop,
+    surface_dice,
+    voxel_distances,
+)
 
 DEFINITIONS = ("directed", "pooled", "surface_weighted")
 SPACING = st.tuples(*[st.sampled_from([0.5, 1.0, 1.25, 5.0])] * 3)
@@ -29,7 +37,9 @@ def test_two_voxels_two_mm_apart(definition):
     here, there = mask_with((2, 2, 2)), mask_with((2, 2, 4))
     assert hd95_mm(here, there, spacing_mm=(3, 3, 1), definition=definition) == 2.0
     assert hd95_mm(here, here, spacing_mm=(3, 3, 1), definition=definition) == 0.0
-    assert hd95_mm(here, mask_with((4, 2, 2)), spacing_mm=(3, 3, 1), definition=definition) == pytest.approx(6.0)
+    assert hd95_mm(here, mask_with((4, 2, 2)), spacing_mm=(3, 3, 1), definition=definition) == pytest.approx(
+        6.0
+    )
 
 
 @pytest.mark.parametrize("definition", DEFINITIONS)
@@ -42,10 +52,13 @@ def test_an_empty_mask_has_no_distance(definition):
 
 
 def test_the_definitions_differ_where_they_should():
-    """Ten voxels on a line against eleven: one voxel is 1 mm off, one in 11 of one surface and one in 21 of both."""
+    """Ten voxels on a line against eleven: one voxel is 1 mm off, one in 11 of one surface and one in 21 of
+    both.
+    """
     line, longer = np.zeros((3, 3, 102), bool), np.zeros((3, 3, 102), bool)
     line[1, 1, :10], longer[1, 1, :11] = True, True
-    # directed: 10 distances 0 and one 1 -> position 9.5 of 0..10, halfway; pooled: 20 zeros and one 1 -> position 19 of 0..20
+    # directed: 10 distances 0 and one 1 -> position 9.5 of 0..10, halfway; pooled: 20 zeros and one 1 ->
+    # position 19 of 0..20
     assert hd95_mm(line, longer, spacing_mm=(1, 1, 1), definition="directed") == pytest.approx(0.5)
     assert hd95_mm(line, longer, spacing_mm=(1, 1, 1), definition="pooled") == 0.0
 
@@ -58,7 +71,9 @@ def test_surface_dice_by_hand():
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (5.0, 0.7, 1.3)])
 def test_near_and_far_voxels_are_found_alike(spacing):
-    """One blob touches the other mask, one is at the other end of the head: farther than the search on the grid goes."""
+    """One blob touches the other mask, one is at the other end of the head: farther than the search on the
+    grid goes.
+    """
     a, b = (np.zeros((40, 60, 70), bool) for _ in range(2))
     a[2:7, 3:9, 4:9] = b[3:8, 3:9, 5:11] = True
     a[34:37, 52:56, 60:64] = True
@@ -78,7 +93,9 @@ def test_areas_are_those_of_surface_distance():
 
 @pytest.mark.parametrize("mm", [1.0, 2.0])
 def test_areas_are_exact(mm):
-    """One corner is cut off by a triangle of three sides of mm / sqrt(2): whether 95 % of the area is reached can hang on the last bit."""
+    """One corner is cut off by a triangle of three sides of mm / sqrt(2): whether 95 % of the area is reached
+    can hang on the last bit.
+    """
     assert _patch_areas((mm, mm, mm))[1] == pytest.approx(mm**2 * math.sqrt(3) / 8, rel=1e-14)
 
 
@@ -98,8 +115,12 @@ def test_hd95_and_surface_dice_are_monais(data):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ours = distances_for(a, b, spacing_mm=spacing, definition="directed")
-        theirs = HausdorffDistanceMetric(include_background=True, percentile=95, reduction="none")(_torch(b), _torch(a), spacing=spacing)
-        near = SurfaceDiceMetric([1.0], include_background=True, reduction="none")(_torch(b), _torch(a), spacing=spacing)
+        theirs = HausdorffDistanceMetric(include_background=True, percentile=95, reduction="none")(
+            _torch(b), _torch(a), spacing=spacing
+        )
+        near = SurfaceDiceMetric([1.0], include_background=True, reduction="none")(
+            _torch(b), _torch(a), spacing=spacing
+        )
     assert hd95_mm(a, b, spacing_mm=spacing) == pytest.approx(theirs.item(), abs=1e-4)
     assert surface_dice(ours, tolerance_mm=1.0) == pytest.approx(near.item(), abs=1e-4)
 
@@ -119,20 +140,32 @@ def test_pooled_and_weighted_by_distance_maps(data):
 
     areas, kernel = create_table_neighbour_code_to_surface_area(spacing)
     table = areas.numpy().astype(float)
-    codes = [ndimage.correlate(np.pad(m, (0, 1)).astype(np.uint8), kernel[0, 0].numpy().astype(np.uint8), mode="constant") for m in (a, b)]
+    codes = [
+        ndimage.correlate(
+            np.pad(m, (0, 1)).astype(np.uint8), kernel[0, 0].numpy().astype(np.uint8), mode="constant"
+        )
+        for m in (a, b)
+    ]
     edges = [(c != 0) & (c != 255) for c in codes]
     maps = [ndimage.distance_transform_edt(~e, sampling=spacing) for e in edges]
     worst = 0.0
-    for distances, areas in ((maps[1][edges[0]], table[codes[0][edges[0]]]), (maps[0][edges[1]], table[codes[1][edges[1]]])):
+    for distances, areas in (
+        (maps[1][edges[0]], table[codes[0][edges[0]]]),
+        (maps[0][edges[1]], table[codes[1][edges[1]]]),
+    ):
         order = np.argsort(distances)
         reached = np.cumsum(areas[order]) / areas.sum()
         worst = max(worst, distances[order][min(np.searchsorted(reached, 0.95 - 1e-7), len(order) - 1)])
     ours = hd95_mm(a, b, spacing_mm=spacing, definition="surface_weighted")
-    assert ours == pytest.approx(worst) or _at_a_step(distances_for(a, b, spacing_mm=spacing, definition="surface_weighted"))
+    assert ours == pytest.approx(worst) or _at_a_step(
+        distances_for(a, b, spacing_mm=spacing, definition="surface_weighted")
+    )
 
 
 def _at_a_step(distances) -> bool:
-    """95 % of the area falls on the border of two distances: float32 and float64 areas may fall on either side."""
+    """95 % of the area falls on the border of two distances: float32 and float64 areas may fall on either
+    side.
+    """
     for mm, weights in (
         (distances.from_reference_mm, distances.reference_weights),
         (distances.from_prediction_mm, distances.prediction_weights),

@@ -2,8 +2,8 @@
 
     python tests/hostile/campaign.py OUT --mutants 4500 [--only nifti,png]
 
-OUT/counts.json says how far each kind is and what was found, so that the same command goes on where it was; OUT/found/ keeps the
-spoiled files that were neither read nor refused in one line.
+OUT/counts.json says how far each kind is and what was found, so that the same command goes on where it was;
+OUT/found/ keeps the spoiled files that were neither read nor refused in one line.
 """
 
 import argparse
@@ -26,18 +26,22 @@ import targets
 from brats_seg.errors import LONGEST_LINE, InputError, UsageError
 
 GOOD = ("read", "refused")
-"""What may become of a spoiled file. The others: traceback, long line, wrong, memory, hang, crash; and peer, where only the reader that
-is compared with dies."""
+"""What may become of a spoiled file. The others: traceback, long line, wrong, memory, hang, crash; and peer,
+where only the reader that is compared with dies."""
 PATIENCE_S = 10.0
 STARVED = 12
-"""Times `PATIENCE_S` after which a process hangs though it has used no time, such as one that waits for a pipe."""
+"""Times `PATIENCE_S` after which a process hangs though it has used no time, such as one that waits for a
+pipe.
+"""
 MEMORY_BYTES = 2 << 30
 AT_ONCE = 250
 """Files that one forked process reads."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--mutants", type=int, default=200, help="of each kind of file")
     parser.add_argument("--only", default="", help="kinds, by comma")
@@ -90,18 +94,24 @@ def _some(name: str, target: targets.Target, sound: bytes, numbers: range, *, fo
             fates[fate] += 1
             following = int(number) + 1
             if fate not in GOOD:
-                _keep(found, name, following - 1, mutant(name, target, sound, following - 1), f"{fate}\n{said}")
+                _keep(
+                    found, name, following - 1, mutant(name, target, sound, following - 1), f"{fate}\n{said}"
+                )
         if following < numbers.stop:
             fate = "peer" if is_read else "hang" if ended == "hang" else "crash"
             fates[fate] += 1
             if fate != "peer":
-                _keep(found, name, following, mutant(name, target, sound, following), f"{fate}\nstatus {status}")
+                _keep(
+                    found, name, following, mutant(name, target, sound, following), f"{fate}\nstatus {status}"
+                )
             following += 1
     return fates
 
 
 def _listen(reader: int, child: int) -> tuple[list[str], str]:
-    """The lines of a process, until it ends or says nothing for `PATIENCE_S`: of its own time, where the machine has other work."""
+    """The lines of a process, until it ends or says nothing for `PATIENCE_S`: of its own time, where the
+    machine has other work.
+    """
     said = b""
     heard_at, used_by_then = time.monotonic(), 0.0
     while True:
@@ -139,7 +149,9 @@ def _serve(name: str, target: targets.Target, sound: bytes, numbers: range, writ
         if fate == "read" and target.compare is not None:
             os.write(writer, f"{number}\tread, and now compared\t\n".encode())
             fate, said = _compared(target, value)
-        os.write(writer, f"{number}\t{fate}\t{' | '.join(said.splitlines())[-2000:]}\n".encode(errors="replace"))
+        os.write(
+            writer, f"{number}\t{fate}\t{' | '.join(said.splitlines())[-2000:]}\n".encode(errors="replace")
+        )
     os._exit(0)
 
 

@@ -1,9 +1,12 @@
-"""Six verbs are killed at random moments and given again: what they leave must be what one undisturbed run leaves.
+"""Six verbs are killed at random moments and given again: what they leave must be what one undisturbed run
+leaves.
 
-    OMP_NUM_THREADS=1 python tests/hostile/kills.py OUT --kills preprocess=240,predict=240,evaluate=240,train=100,experiment=90,study=90
+    OMP_NUM_THREADS=1 python tests/hostile/kills.py OUT --kills
+    preprocess=240,predict=240,evaluate=240,train=100,experiment=90,study=90
 
-OUT/trials.jsonl has a line for each trial, so that the same command goes on where it was; OUT/counts.json has the counts by verb.
-The processes are forked from one that has every module loaded and has computed nothing with more than one thread.
+OUT/trials.jsonl has a line for each trial, so that the same command goes on where it was; OUT/counts.json has
+the counts by verb. The processes are forked from one that has every module loaded and has computed nothing
+with more than one thread.
 """
 
 import argparse
@@ -33,9 +36,14 @@ from brats_seg.config import load_config
 
 SEED = 20261
 SMALL = (
-    "network.channels=[4,4,4,4,4,4]", "patch.size=[32,32]", "training.epochs=3", "training.steps=4", "training.batch_size=8",
-    "training.threads=1", "validation.every=1",
-)  # fmt: skip
+    "network.channels=[4,4,4,4,4,4]",
+    "patch.size=[32,32]",
+    "training.epochs=3",
+    "training.steps=4",
+    "training.batch_size=8",
+    "training.threads=1",
+    "validation.every=1",
+)
 EXPERIMENT = """
 base: demo
 every:
@@ -101,14 +109,35 @@ def make_shop(shop: Path) -> None:
 def make_verbs(shop: Path, out: Path) -> dict[str, Verb]:
     """The commands, by verb, that write to `out`."""
     sets = [text for knob in SMALL for text in ("--set", knob)]
-    to_train = ["train", f"{shop}/bank", f"{out}", "--config", "demo", "--fold", "0", "--device", "cpu", *sets]
+    to_train = [
+        "train", f"{shop}/bank", f"{out}", "--config", "demo", "--fold", "0", "--device", "cpu", *sets,
+    ]  # fmt: skip
     to_predict = ["predict", f"{shop}/run", f"{shop}/some", f"{out}", "--device", "cpu"]
     one = ["--workers", "1"]
     plain = {
         "preprocess": ["preprocess", f"{shop}/some", f"{out}", *one],
         "evaluate": ["evaluate", f"{shop}/predictions", f"{shop}/scans", "--output", f"{out}"],
-        "experiment": ["experiment", f"{shop}/bank", f"{out}", "--config", f"{shop}/experiment.yaml", "--device", "cpu", *one],
-        "study": ["study", "run", f"{shop}/study.yaml", f"{out}", "--images", f"{shop}/images.npz", "--device", "cpu", *one],
+        "experiment": [
+            "experiment",
+            f"{shop}/bank",
+            f"{out}",
+            "--config",
+            f"{shop}/experiment.yaml",
+            "--device",
+            "cpu",
+            *one,
+        ],
+        "study": [
+            "study",
+            "run",
+            f"{shop}/study.yaml",
+            f"{out}",
+            "--images",
+            f"{shop}/images.npz",
+            "--device",
+            "cpu",
+            *one,
+        ],
     }
     return {name: Verb(argv, argv) for name, argv in plain.items()} | {
         "train": Verb(to_train, [*to_train, "--resume"]),
@@ -126,7 +155,9 @@ def start(argv: list[str], log: Path) -> int:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        os.sched_setaffinity(0, {random.choice(sorted(os.sched_getaffinity(0)))})  # one core: no further processes
+        os.sched_setaffinity(
+            0, {random.choice(sorted(os.sched_getaffinity(0)))}
+        )  # one core: no further processes
         brats_seg(argv)
         code = 0
     except SystemExit as ended:
@@ -150,7 +181,9 @@ def run(argv: list[str], log: Path, *, kill_after_s: float | None = None) -> int
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def try_once(verb: Verb, name: str, number: int, *, out: Path, wanted: dict[str, str], length_s: float) -> Trial:
+def try_once(
+    verb: Verb, name: str, number: int, *, out: Path, wanted: dict[str, str], length_s: float
+) -> Trial:
     """Kill a command once to three times, give it again, and compare."""
     chance = random.Random(f"{SEED} {name} {number}")
     shutil.rmtree(out, ignore_errors=True)
@@ -173,7 +206,11 @@ def try_once(verb: Verb, name: str, number: int, *, out: Path, wanted: dict[str,
 
 def outcome(out: Path) -> dict[str, str]:
     """What each file says, but for times, by its name."""
-    return {str(path.relative_to(out)): said(path) for path in sorted(out.rglob("*")) if path.is_file() and path.suffix != ".lock"}
+    return {
+        str(path.relative_to(out)): said(path)
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.suffix != ".lock"
+    }
 
 
 def said(path: Path) -> str:
@@ -193,9 +230,15 @@ def said(path: Path) -> str:
         buffer = io.BytesIO()
         for name, weight in sorted(found["weights"].items()):
             buffer.write(name.encode() + weight.contiguous().numpy().tobytes())
-        return digest(buffer.getvalue() + repr([found[key] for key in ("config", "epoch", "step", "score")]).encode())
+        return digest(
+            buffer.getvalue() + repr([found[key] for key in ("config", "epoch", "step", "score")]).encode()
+        )
     if path.suffix == ".jsonl":
-        return digest("\n".join(sorted(repr(timeless(json.loads(line))) for line in path.read_text().splitlines())).encode())
+        return digest(
+            "\n".join(
+                sorted(repr(timeless(json.loads(line))) for line in path.read_text().splitlines())
+            ).encode()
+        )
     if path.suffix == ".json":
         return digest(repr(timeless(json.loads(path.read_text()))).encode())
     return digest(path.read_bytes())
@@ -214,7 +257,8 @@ def digest(raw: bytes) -> str:
 
 def differences(found: dict[str, str], wanted: dict[str, str]) -> list[str]:
     """Files that are missing, too many or say something else."""
-    return [f"{name}: {found.get(name, 'missing')}, not {wanted.get(name, 'there')}" for name in sorted({*found, *wanted})
+    return [f"{name}: {found.get(name, 'missing')}, not "
+            f"{wanted.get(name, 'there')}" for name in sorted({*found, *wanted})
             if found.get(name) != wanted.get(name)]  # fmt: skip
 
 
@@ -271,7 +315,10 @@ def campaign(folder: Path, kills: dict[str, int], say: Callable[[str], None]) ->
                 say(f"{name} {number}: {trial.problem}")
                 shutil.rmtree(folder / "found" / f"{name}_{number}", ignore_errors=True)
                 shutil.copytree(out, folder / "found" / f"{name}_{number}")
-        say(f"{name}: {sum(trial.kills for trial in own)} kills in {len(own)} trials, {lengths[-1]:.1f} s undisturbed")
+        say(
+            f"{name}: {sum(trial.kills for trial in own)} kills in {len(own)} trials, {lengths[-1]:.1f} s "
+            "undisturbed"
+        )
     counts = {
         name: {
             "kills": sum(trial.kills for trial in done if trial.verb == name),
@@ -285,9 +332,15 @@ def campaign(folder: Path, kills: dict[str, int], say: Callable[[str], None]) ->
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--kills", required=True, help="of each verb, such as train=100,predict=240")
     asked = parser.parse_args()
     pairs = (text.split("=") for text in asked.kills.split(","))
-    print(json.dumps(campaign(asked.out, {name: int(n) for name, n in pairs}, lambda line: print(line, flush=True))))
+    print(
+        json.dumps(
+            campaign(asked.out, {name: int(n) for name, n in pairs}, lambda line: print(line, flush=True))
+        )
+    )

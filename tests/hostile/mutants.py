@@ -10,20 +10,27 @@ from collections.abc import Callable
 
 Mutate = Callable[[bytes, random.Random], bytes]
 
-_INTEGERS = (0, 1, 2, 3, 4, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**63, 2**64 - 1)
-_FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-45, 1e38, 1e308, float("inf"), float("-inf"), float("nan"), 0.5, 1e9, -1e9)
+_INTEGERS = (
+    0, 1, 2, 3, 4, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**53,
+    2**63 - 1, 2**63, 2**64 - 1,
+)  # fmt: skip
+_FLOATS = (
+    0.0, -0.0, 1.0, -1.0, 1e-45, 1e38, 1e308, float("inf"), float("-inf"), float("nan"), 0.5, 1e9, -1e9,
+)  # fmt: skip
 _WORDS = (
-    b"-1", b"0", b"1", b"2", b"0.5",
-    b"1e999", b"-1e308", b"NaN", b"Infinity", b".nan", b".inf", b"9" * 30, b"9" * 5000, b"0x" + b"f" * 5000,
-    b"true", b"null", b"~", b'""', b"[]", b"{}", b"[" * 3000, b'{"a":' * 3000, b"*a", b"&a [1]", b"\xff\xfe", b"\x00", b"\xed\xa0\x80",
-    b"'",
-    b'"', b"\n", b"\r", b"\t", b",", b":", b"=", b"../../etc/passwd", b"/dev/zero", b"1:1:1:1", b"2021-13-45", b"!!python/name:os.system",
-    b"<script>alert(1)</script>", b"x" * 300, b"%s%n", b"\xe2\x80\xa8", b"e", b"True", b"LOCAL", b"healthy", b"1, 2", b"[1, [2, [3]]]",
+    b"-1", b"0", b"1", b"2", b"0.5", b"1e999", b"-1e308", b"NaN", b"Infinity", b".nan", b".inf", b"9" * 30,
+    b"9" * 5000, b"0x" + b"f" * 5000, b"true", b"null", b"~", b'""', b"[]", b"{}", b"[" * 3000,
+    b'{"a":' * 3000, b"*a", b"&a [1]", b"\xff\xfe", b"\x00", b"\xed\xa0\x80", b"'", b'"', b"\n", b"\r", b"\t",
+    b",", b":", b"=", b"../../etc/passwd", b"/dev/zero", b"1:1:1:1", b"2021-13-45",
+    b"!!python/name:os.system", b"<script>alert(1)</script>", b"x" * 300, b"%s%n", b"\xe2\x80\xa8", b"e",
+    b"True", b"LOCAL", b"healthy", b"1, 2", b"[1, [2, [3]]]",
 )  # fmt: skip
 
 
 def any_bytes(content: bytes, dice: random.Random) -> bytes:
-    """One to four edits anywhere: bits, bytes, numbers of every width, blocks cut out, doubled or moved, an end cut off."""
+    """One to four edits anywhere: bits, bytes, numbers of every width, blocks cut out, doubled or moved, an
+    end cut off.
+    """
     changed = bytearray(content)
     for _ in range(dice.choice((1, 1, 1, 2, 3, 4))):
         if not changed:
@@ -51,7 +58,9 @@ def any_bytes(content: bytes, dice: random.Random) -> bytes:
 
 
 def first_bytes(n: int, *, step: int = 2) -> Mutate:
-    """Numbers written over the first `n` bytes, where a binary header keeps its fields; one mutant in four as `any_bytes`."""
+    """Numbers written over the first `n` bytes, where a binary header keeps its fields; one mutant in four as
+    `any_bytes`.
+    """
 
     def mutate(content: bytes, dice: random.Random) -> bytes:
         if dice.random() < 0.25:
@@ -67,7 +76,9 @@ def first_bytes(n: int, *, step: int = 2) -> Mutate:
 
 
 def text(content: bytes, dice: random.Random) -> bytes:
-    """Words put in the place of others, lines and cells doubled, moved or cut out; one mutant in five as `any_bytes`."""
+    """Words put in the place of others, lines and cells doubled, moved or cut out; one mutant in five as
+    `any_bytes`.
+    """
     if dice.random() < 0.2:
         return any_bytes(content, dice)
     changed = content
@@ -97,7 +108,9 @@ def packed(inner: Mutate) -> Mutate:
 
 
 def packed_after(marker: bytes, inner: Mutate) -> Mutate:
-    """A header with zlib data behind `marker`: the header changed by `inner`, the data, or what the data unpack to."""
+    """A header with zlib data behind `marker`: the header changed by `inner`, the data, or what the data
+    unpack to.
+    """
 
     def mutate(content: bytes, dice: random.Random) -> bytes:
         head, _, body = content.partition(marker)
@@ -112,7 +125,9 @@ def packed_after(marker: bytes, inner: Mutate) -> Mutate:
 
 
 def archived(name_ends: str, inner: Mutate) -> Mutate:
-    """A zip archive whose member (its name ends so) is changed, with the right checksum; one in four is damaged outside."""
+    """A zip archive whose member (its name ends so) is changed, with the right checksum; one in four is
+    damaged outside.
+    """
 
     def mutate(content: bytes, dice: random.Random) -> bytes:
         if dice.random() < 0.25:
@@ -144,17 +159,23 @@ def chunked(content: bytes, dice: random.Random) -> bytes:
     if kind == b"IDAT" and dice.random() < 0.5:
         changed = zlib.compress(any_bytes(zlib.decompress(data), dice))
     chunks[which] = (
-        dice.choice((b"tEXt", b"iCCP", b"zTXt", b"tRNS", b"gAMA", b"PLTE", b"fcTL", b"eXIf")) if dice.random() < 0.2 else kind,
+        dice.choice((b"tEXt", b"iCCP", b"zTXt", b"tRNS", b"gAMA", b"PLTE", b"fcTL", b"eXIf"))
+        if dice.random() < 0.2
+        else kind,
         changed,
     )
-    return content[:8] + b"".join(len(d).to_bytes(4, "big") + k + d + zlib.crc32(k + d).to_bytes(4, "big") for k, d in chunks)
+    return content[:8] + b"".join(
+        len(d).to_bytes(4, "big") + k + d + zlib.crc32(k + d).to_bytes(4, "big") for k, d in chunks
+    )
 
 
 def _number(dice: random.Random) -> bytes:
     order = dice.choice("<>")
     if dice.random() < 0.3:
         return (
-            struct.pack(order + dice.choice("ef"), _narrow(dice)) if dice.random() < 0.7 else struct.pack(order + "d", dice.choice(_FLOATS))
+            struct.pack(order + dice.choice("ef"), _narrow(dice))
+            if dice.random() < 0.7
+            else struct.pack(order + "d", dice.choice(_FLOATS))
         )
     width = dice.choice((1, 2, 2, 4, 4, 8))
     return (dice.choice(_INTEGERS) % 2 ** (8 * width)).to_bytes(width, "little" if order == "<" else "big")

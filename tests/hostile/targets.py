@@ -1,4 +1,6 @@
-"""Every kind of file that is read: a sound one, how it is spoiled, how it is read, and what another reader says of it."""
+"""Every kind of file that is read: a sound one, how it is spoiled, how it is read, and what another reader
+says of it.
+"""
 
 import gzip
 import io
@@ -39,7 +41,13 @@ from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.phantom import write_cohort
 from brats_seg.scans.volume import make_geometry, read_header, read_volume, write_volume
 from brats_seg.strategies import load_experiment
-from brats_seg.training.checkpoint import Checkpoint, library_versions, load_checkpoint, restore_network, save_checkpoint
+from brats_seg.training.checkpoint import (
+    Checkpoint,
+    library_versions,
+    load_checkpoint,
+    restore_network,
+    save_checkpoint,
+)
 
 RAMP = np.arange(3 * 4 * 5, dtype=np.int16).reshape(3, 4, 5)
 
@@ -52,7 +60,8 @@ class Target:
         path: of the file in a folder that is ready to be read; its sound content lies there.
         mutate: spoils the content.
         read: reads it, as a verb would.
-        compare: whether what was read is right, where another reader takes the file or it can be told otherwise; None where it cannot.
+        compare: whether what was read is right, where another reader takes the file or it can be told
+            otherwise; None where it cannot.
     """
 
     path: Path
@@ -63,7 +72,14 @@ class Target:
 
 def make_targets(root: Path) -> dict[str, Target]:
     """Every kind by its name, in folders of its own under `root`."""
-    return {**_scans(root), **_bank_files(root), **_settings(root), **_images(root), **_tables(root), "checkpoint": _checkpoint(root)}
+    return {
+        **_scans(root),
+        **_bank_files(root),
+        **_settings(root),
+        **_images(root),
+        **_tables(root),
+        "checkpoint": _checkpoint(root),
+    }
 
 
 def _scans(root: Path) -> dict[str, Target]:
@@ -76,11 +92,16 @@ def _scans(root: Path) -> dict[str, Target]:
         ("metaimage packed", ".mha", mutants.packed_after(b"ElementDataFile = LOCAL\n", mutants.text)),
     ):
         path = _folder(root, name) / f"x{suffix}"
-        write_volume(path, RAMP, make_geometry(RAMP.shape, spacing_mm=(1, 2, 3), orientation="RAS"), dtype="int16")
+        write_volume(
+            path, RAMP, make_geometry(RAMP.shape, spacing_mm=(1, 2, 3), orientation="RAS"), dtype="int16"
+        )
         if name == "metaimage":
             SimpleITK.WriteImage(SimpleITK.ReadImage(path), path, useCompression=False)
         targets[name] = Target(
-            path, mutate, lambda path=path: _read_scan(path), _like_nibabel(path) if "nii" in suffix else _like_itk(path)
+            path,
+            mutate,
+            lambda path=path: _read_scan(path),
+            _like_nibabel(path) if "nii" in suffix else _like_itk(path),
         )
     return targets
 
@@ -101,7 +122,9 @@ def _like_nibabel(path: Path) -> Callable[[Any], bool]:
                 theirs, affine = np.asarray(image.dataobj, np.float64), image.affine
         except Exception:  # it refuses the file
             return True
-        native = np.squeeze(theirs.reshape(theirs.shape + (1,) * (3 - theirs.ndim)), axis=tuple(range(3, theirs.ndim)))
+        native = np.squeeze(
+            theirs.reshape(theirs.shape + (1,) * (3 - theirs.ndim)), axis=tuple(range(3, theirs.ndim))
+        )
         turned = nibabel.orientations.apply_orientation(native, _turn(geometry.axis_codes)).transpose(2, 1, 0)
         same = np.allclose(turned, array, rtol=1e-3, equal_nan=True) if turned.shape == array.shape else False
         return bool(same and np.allclose(affine, geometry.affine, rtol=1e-3, atol=1e-3))
@@ -124,7 +147,10 @@ def _like_itk(path: Path) -> Callable[[Any], bool]:
         affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
         affine[:3, 3] = image.GetOrigin()
         turned = nibabel.orientations.apply_orientation(theirs, _turn(geometry.axis_codes)).transpose(2, 1, 0)
-        return bool(np.array_equal(turned, array) and np.allclose(geometry.affine, np.diag([-1, -1, 1, 1]) @ affine, rtol=1e-6))
+        return bool(
+            np.array_equal(turned, array)
+            and np.allclose(geometry.affine, np.diag([-1, -1, 1, 1]) @ affine, rtol=1e-6)
+        )
 
     return compare
 
@@ -164,8 +190,15 @@ def _bank_files(root: Path) -> dict[str, Target]:
     return {
         "bank.json": Target(listed / "bank.json", mutants.text, lambda: opened(listed)),
         "folds.json": Target(folds / "folds.json", mutants.text, read_changed_folds),
-        "case.json": Target(entry, mutants.text, lambda: read_entry(entry), lambda found: _same_entry(found, sound)),
-        "npy": Target(array, mutants.first_bytes(128, step=1), lambda: map_array(array), lambda found: found.size <= values.size + 128),
+        "case.json": Target(
+            entry, mutants.text, lambda: read_entry(entry), lambda found: _same_entry(found, sound)
+        ),
+        "npy": Target(
+            array,
+            mutants.first_bytes(128, step=1),
+            lambda: map_array(array),
+            lambda found: found.size <= values.size + 128,
+        ),
         "dataset.json": _dataset(root),
         "rows.jsonl": _grid(root),
     }
@@ -184,7 +217,11 @@ def _dataset(root: Path) -> Target:
     labels = {"0": "background", "1": "edema", "2": "non-enhancing tumor", "3": "enhancing tumour"}
     tree = {"modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}, "labels": labels}
     (folder / "dataset.json").write_text(json.dumps(tree, indent=1))
-    return Target(folder / "dataset.json", mutants.text, lambda: [str(problem) for problem in find_cases(folder).problems])
+    return Target(
+        folder / "dataset.json",
+        mutants.text,
+        lambda: [str(problem) for problem in find_cases(folder).problems],
+    )
 
 
 def _grid(root: Path) -> Target:
@@ -207,13 +244,22 @@ def _settings(root: Path) -> dict[str, Target]:
     shutil.copy(Path(__file__).parents[2] / "configs" / "experiments" / "sampling_quick.yaml", study)
     tuned = _folder(root, "tuned.yaml")
     found = tuning.Tuning(
-        correct_priors=0.3, min_component_mm3=50, min_enhancing_mm3=20, epoch=7, checkpoint="ab", n_cases=4, score=0.8, score_before=0.7
+        correct_priors=0.3,
+        min_component_mm3=50,
+        min_enhancing_mm3=20,
+        epoch=7,
+        checkpoint="ab",
+        n_cases=4,
+        score=0.8,
+        score_before=0.7,
     )
     tuning.write_tuning(tuned, found)
     return {
         "config.yaml": Target(config, mutants.text, lambda: dump_config(load_config(config))),
         "experiment.yaml": Target(study, mutants.text, lambda: load_experiment(study)),
-        "tuned.yaml": Target(tuned / "tuned.yaml", mutants.text, lambda: tuning.read_tuning(tuned, checkpoint="ab")),
+        "tuned.yaml": Target(
+            tuned / "tuned.yaml", mutants.text, lambda: tuning.read_tuning(tuned, checkpoint="ab")
+        ),
     }
 
 
@@ -233,10 +279,16 @@ def _images(root: Path) -> dict[str, Target]:
     np.savez(npz, images=images, labels=np.arange(8) % 2, class_names=np.array(["no", "yes"]))
     targets = {
         "idx": Target(idx, mutants.first_bytes(16, step=1), lambda: read_idx(idx, n_axes=3)),
-        "idx packed": Target(idx_packed, mutants.packed(mutants.first_bytes(16, step=1)), lambda: read_idx(idx_packed, n_axes=3)),
+        "idx packed": Target(
+            idx_packed,
+            mutants.packed(mutants.first_bytes(16, step=1)),
+            lambda: read_idx(idx_packed, n_axes=3),
+        ),
         "cifar": Target(cifar, mutants.any_bytes, lambda: read_binary_batch(cifar)),
         "cifar python": Target(batch, _pickle_mutant, lambda: read_python_batch(batch)),
-        "npz": Target(npz, mutants.archived(".npy", mutants.first_bytes(128, step=1)), lambda: load_images("npz", npz)),
+        "npz": Target(
+            npz, mutants.archived(".npy", mutants.first_bytes(128, step=1)), lambda: load_images("npz", npz)
+        ),
     }
     for kind, options in (("png", {}), ("jpeg", {"quality": 90})):
         path = _folder(root, kind) / f"x.{kind}"
@@ -261,25 +313,41 @@ def _tables(root: Path) -> dict[str, Target]:
     for case in ("A", "B"):
         (out / f"{case}.nii.gz").touch()
         outputs.add_row(
-            out, {"case": case, "file": f"{case}.nii.gz", "schema": "brats2023", "seconds": 1.5, "edema_ml": 3.25, "warnings": ""}
+            out,
+            {
+                "case": case,
+                "file": f"{case}.nii.gz",
+                "schema": "brats2023",
+                "seconds": 1.5,
+                "edema_ml": 3.25,
+                "warnings": "",
+            },
         )
     runs = _folder(root, "runs.csv") / "runs.csv"
     row = {name: {str: "a", int: "1", float: "0.5"}[kind] for name, kind in COLUMNS.items()}
     runs.write_text(",".join(row) + "\n" + (",".join(row.values()) + "\n") * 3)
     scans = _folder(root, "manifest.csv")
     (scans / "x.nii.gz").touch()
-    manifest = "case,patient,t1n,t1c,t2w,t2f,label,schema\n" + "".join(f"C{i},P{i}" + ",x.nii.gz" * 5 + ",brats2023\n" for i in range(3))
+    manifest = "case,patient,t1n,t1c,t2w,t2f,label,schema\n" + "".join(
+        f"C{i},P{i}" + ",x.nii.gz" * 5 + ",brats2023\n" for i in range(3)
+    )
     (scans / "manifest.csv").write_text(manifest)
     run = _folder(root, "epochs.csv")
-    (run / "epochs.csv").write_text("epoch,loss,dice_whole,dice_core,dice_active\n1,0.5,0.5,0.4,0.3\n2,0.4,0.6,0.5,0.4\n")
+    (run / "epochs.csv").write_text(
+        "epoch,loss,dice_whole,dice_core,dice_active\n1,0.5,0.5,0.4,0.3\n2,0.4,0.6,0.5,0.4\n"
+    )
     return {
         "predictions.csv": Target(out / "predictions.csv", mutants.text, lambda: outputs.read_rows(out)),
         "runs.csv": Target(runs, mutants.text, lambda: read_finished(runs)),
         "manifest.csv": Target(
-            scans / "manifest.csv", mutants.text, lambda: [str(problem) for problem in find_cases(scans / "manifest.csv").problems]
+            scans / "manifest.csv",
+            mutants.text,
+            lambda: [str(problem) for problem in find_cases(scans / "manifest.csv").problems],
         ),
         "epochs.csv": Target(
-            run / "epochs.csv", mutants.text, lambda: _rows(run / "epochs.csv", numbers=("epoch",), or_empty=("loss", "dice_whole"))
+            run / "epochs.csv",
+            mutants.text,
+            lambda: _rows(run / "epochs.csv", numbers=("epoch",), or_empty=("loss", "dice_whole")),
         ),
     }
 
@@ -321,7 +389,11 @@ def _checkpoint(root: Path) -> Target:
         torch.save(tree, changed)
         return changed.getvalue()
 
-    return Target(path, mutate, lambda: restore_network(load_checkpoint(path), path, runtime=Runtime(torch.device("cpu"))))
+    return Target(
+        path,
+        mutate,
+        lambda: restore_network(load_checkpoint(path), path, runtime=Runtime(torch.device("cpu"))),
+    )
 
 
 def _folder(root: Path, name: str) -> Path:

@@ -12,9 +12,13 @@ HERE = Path(__file__).parent
 
 
 def fates(out: Path, n: int) -> dict[str, dict[str, int]]:
-    """What became of `n` spoiled files of each kind, read by processes of a fresh one: forked from pytest's they would have its threads."""
+    """What became of `n` spoiled files of each kind, read by processes of a fresh one: forked from pytest's
+    they would have its threads.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, HERE / "campaign.py", out, "--mutants", str(n)], check=True, env=environment)
+    subprocess.run(
+        [sys.executable, HERE / "campaign.py", out, "--mutants", str(n)], check=True, env=environment
+    )
     counts: dict[str, dict[str, int]] = json.loads((out / "counts.json").read_text())
     return counts
 
@@ -24,7 +28,10 @@ def test_a_spoiled_file_is_read_or_refused_in_one_line(tmp_path: Path, n: int) -
     counts = fates(tmp_path, n)
     assert len(counts) == 25
     assert all(sum(of_kind.values()) == n for of_kind in counts.values())
-    bad = {kind: {fate: k for fate, k in of_kind.items() if fate not in ("read", "refused", "peer")} for kind, of_kind in counts.items()}
+    bad = {
+        kind: {fate: k for fate, k in of_kind.items() if fate not in ("read", "refused", "peer")}
+        for kind, of_kind in counts.items()
+    }
     assert {kind: of_kind for kind, of_kind in bad.items() if of_kind} == {}, "\n".join(
         path.read_text() for path in sorted((tmp_path / "found").glob("*.txt"))
     )
@@ -35,9 +42,24 @@ def test_what_a_process_dies_or_stands_still_of_is_told_apart(tmp_path: Path) ->
     (tmp_path / "probe.py").write_text(PROBE)
     environment = os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run(
-        [sys.executable, tmp_path / "probe.py", tmp_path], check=True, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, tmp_path / "probe.py", tmp_path],
+        check=True,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
-    wanted = {"read": 2, "refused": 1, "traceback": 1, "long line": 1, "memory": 1, "hang": 1, "crash": 1, "wrong": 1, "peer": 1}
+    wanted = {
+        "read": 2,
+        "refused": 1,
+        "traceback": 1,
+        "long line": 1,
+        "memory": 1,
+        "hang": 1,
+        "crash": 1,
+        "wrong": 1,
+        "peer": 1,
+    }
     assert json.loads(done.stdout) == wanted
 
 

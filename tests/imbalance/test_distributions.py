@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brats_seg.errors import UsageError
-from brats_seg.imbalance.distributions import Distribution, choose_examples, class_counts, class_order, draw_subset
+from brats_seg.imbalance.distributions import (
+    Distribution,
+    choose_examples,
+    class_counts,
+    class_order,
+    draw_subset,
+)
 
 FULL = np.full(10, 5000)
 MNIST_TRAIN = np.array([5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949])
@@ -47,7 +53,10 @@ def test_long_tail_falls_by_one_factor():
 
 
 def test_given_and_balanced():
-    assert counts_of("given", counts=(5000, 50), available=np.array([5000, 5000]), order=np.arange(2)) == [5000, 50]
+    assert counts_of("given", counts=(5000, 50), available=np.array([5000, 5000]), order=np.arange(2)) == [
+        5000,
+        50,
+    ]
     assert counts_of("balanced", available=MNIST_TRAIN) == [5000] * 10
     assert counts_of("balanced", most=None, available=MNIST_TRAIN) == [5421] * 10
 
@@ -66,7 +75,9 @@ def test_classes_with_fewer_examples_are_always_minority_ones():
     for seed in range(10):
         order = class_order(available, most=1000, minority="random", seed=seed)
         assert set(order[:2].tolist()) == {1, 3}
-        counts = class_counts(Distribution("step", rho=10, mu=0.4), available=available, most=1000, order=order)
+        counts = class_counts(
+            Distribution("step", rho=10, mu=0.4), available=available, most=1000, order=order
+        )
         assert counts.tolist() == [1000, 100, 1000, 100, 1000]
 
 
@@ -79,12 +90,18 @@ def test_linear_and_half_step_hold_equally_many(k, rho, most):
     spaced = np.linspace(linear[0], most, k)
     assert np.abs(linear - spaced).max() <= 0.5 + 1e-9
     if k % 2 == 0:
-        step = class_counts(Distribution("step", rho=rho, mu=0.5), available=available, most=most, order=np.arange(k))
+        step = class_counts(
+            Distribution("step", rho=rho, mu=0.5), available=available, most=most, order=np.arange(k)
+        )
         assert linear.sum() == step.sum()
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 2**62), labels=st.lists(st.integers(0, 4), min_size=30, max_size=80), share=st.floats(0, 1))
+@given(
+    seed=st.integers(0, 2**62),
+    labels=st.lists(st.integers(0, 4), min_size=30, max_size=80),
+    share=st.floats(0, 1),
+)
 def test_chosen_examples_are_distinct_and_of_their_class(seed, labels, share):
     labels = np.array(labels)
     counts = np.floor(np.bincount(labels, minlength=5) * share).astype(np.int64)
@@ -97,14 +114,20 @@ def test_chosen_examples_are_distinct_and_of_their_class(seed, labels, share):
 
 def test_each_example_is_equally_likely():
     labels = np.zeros(20, np.int64)
-    hits = sum(np.bincount(choose_examples(labels, np.array([5]), seed=seed), minlength=20) for seed in range(400))
+    hits = sum(
+        np.bincount(choose_examples(labels, np.array([5]), seed=seed), minlength=20) for seed in range(400)
+    )
     assert np.abs(hits - 100).max() < 40  # binomial, sd 8.7
 
 
 def test_a_drawn_set():
     labels = np.repeat(np.arange(10), 50)
-    drawn = draw_subset(Distribution("step", rho=10, mu=0.3), labels, n_classes=10, most=50, minority="random", seed=3)
-    again = draw_subset(Distribution("step", rho=10, mu=0.3), labels, n_classes=10, most=50, minority="random", seed=4)
+    drawn = draw_subset(
+        Distribution("step", rho=10, mu=0.3), labels, n_classes=10, most=50, minority="random", seed=3
+    )
+    again = draw_subset(
+        Distribution("step", rho=10, mu=0.3), labels, n_classes=10, most=50, minority="random", seed=4
+    )
     assert len(drawn.minority) == 3
     assert (drawn.counts[list(drawn.minority)] == 5).all()
     assert len(drawn.ids) == 7 * 50 + 3 * 5
@@ -116,20 +139,32 @@ def test_a_drawn_set():
     ("knobs", "said"),
     [
         ({"kind": "step", "rho": 10, "mu": 1.0}, "mu 1 leaves no majority class of 10; 0.9 at most"),
-        ({"kind": "step", "rho": 10, "mu": 0.0}, "mu 0 leaves no minority class of 10; 0.1 at least, or distribution 'balanced'"),
-        ({"kind": "step", "rho": 10, "mu": 0.25}, "mu 0.25: of 10 classes 2.5 would be minority ones; a multiple of 1/10"),
-        ({"kind": "step", "rho": 5001, "mu": 0.5}, "rho 5001 is larger than the class: of 5000 examples it leaves none; rho 5000 at most"),
-        ({"kind": "linear", "rho": 20000}, "rho 20000 is larger than the class: of 5000 examples it leaves none; rho 5000 at most"),
-        ({"kind": "linear", "rho": 0.5}, "rho 0.5: the largest class over the smallest, so a finite number of 1 or more"),
-        ({"kind": "linear", "rho": float("nan")}, "rho nan: the largest class over the smallest, so a finite number of 1 or more"),
-        ({"kind": "linear", "mu": 0.5}, "distribution 'linear': mu is the share of minority classes of 'step', and of no other kind"),
-        ({"kind": "step", "rho": 5}, "distribution 'step': mu is the share of minority classes of 'step', and of no other kind"),
+        ({"kind": "step", "rho": 10, "mu": 0.0}, "mu 0 leaves no minority class of 10; 0.1 at least, or "
+                                                 "distribution 'balanced'"),
+        ({"kind": "step", "rho": 10, "mu": 0.25}, "mu 0.25: of 10 classes 2.5 would be minority ones; a "
+                                                  "multiple of 1/10"),
+        ({"kind": "step", "rho": 5001, "mu": 0.5}, "rho 5001 is larger than the class: of 5000 examples it "
+                                                   "leaves none; rho 5000 at most"),
+        ({"kind": "linear", "rho": 20000}, "rho 20000 is larger than the class: of 5000 examples it leaves "
+                                           "none; rho 5000 at most"),
+        ({"kind": "linear", "rho": 0.5}, "rho 0.5: the largest class over the smallest, so a finite number "
+                                         "of 1 or more"),
+        ({"kind": "linear", "rho": float("nan")}, "rho nan: the largest class over the smallest, so a finite "
+                                                  "number of 1 or more"),
+        ({"kind": "linear", "mu": 0.5}, "distribution 'linear': mu is the share of minority classes of "
+                                        "'step', and of no other kind"),
+        ({"kind": "step", "rho": 5}, "distribution 'step': mu is the share of minority classes of 'step', "
+                                     "and of no other kind"),
         ({"kind": "balanced", "rho": 5}, "distribution 'balanced': takes no rho"),
-        ({"kind": "given"}, "distribution 'given': counts (one number a class) go with 'given', and with no other kind"),
-        ({"kind": "given", "counts": (5, 5)}, "distribution 'given': 2 counts for 10 classes; one number a class"),
-        ({"kind": "given", "counts": (0,) * 10}, f"distribution 'given': counts {[0] * 10}; none under 0 and one at least over it"),
+        ({"kind": "given"}, "distribution 'given': counts (one number a class) go with 'given', and with no "
+                            "other kind"),
+        ({"kind": "given", "counts": (5, 5)}, "distribution 'given': 2 counts for 10 classes; one number a "
+                                              "class"),
+        ({"kind": "given", "counts": (0,) * 10}, f"distribution 'given': counts {[0] * 10}; none under 0 and "
+                                                 "one at least over it"),
         ({"kind": "balanced", "most": 0}, "the largest class is to have 0 examples: at least 1"),
-        ({"kind": "balanced", "most": 6000}, "class 0 is to get 6000 examples and has 5000 (9 more classes lack examples too); "
+        ({"kind": "balanced", "most": 6000}, "class 0 is to get 6000 examples and has 5000 (9 more classes "
+                                             "lack examples too); "
          "lower the counts"),
     ],
 )  # fmt: skip

@@ -11,10 +11,15 @@ from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.samplers import SAMPLERS, make_sampler
 
 NAMES = ("healthy", "edema", "core")
-# Case 0: healthy 0-99, edema 100-149 and 200-219, core 150-154. Case 1: healthy 0-9, edema 10-14. Case 2: healthy 0-29 alone.
+# Case 0: healthy 0-99, edema 100-149 and 200-219, core 150-154. Case 1: healthy 0-9, edema 10-14. Case 2:
+# healthy 0-29 alone.
 PARTS = (np.r_[0:100, 100:150, 200:220, 150:155], np.r_[0:10, 10:15], np.r_[0:30])
 COUNTS = np.array([[100, 70, 5], [10, 5, 0], [30, 0, 0]])
-LESIONS = {0: lambda p: (p >= 200).astype(np.int32), 1: lambda p: (p >= 13).astype(np.int32), 2: lambda p: p.astype(np.int32)}
+LESIONS = {
+    0: lambda p: (p >= 200).astype(np.int32),
+    1: lambda p: (p >= 13).astype(np.int32),
+    2: lambda p: p.astype(np.int32),
+}
 CASE = 1 << 32
 EDEMA_LESIONS = [range(100, 150), range(200, 220), range(CASE + 10, CASE + 13), range(CASE + 13, CASE + 15)]
 
@@ -33,7 +38,12 @@ def groups_of(index, first):
 
 def sampler_of(kind="balanced", first="lesion", *, index=None, **knobs):
     index = index or small_index()
-    plan = {"batch_size": 12, "steps": 7, "seed": 3, "healthy_share": 0.5 if kind == "ratio" else None} | knobs
+    plan = {
+        "batch_size": 12,
+        "steps": 7,
+        "seed": 3,
+        "healthy_share": 0.5 if kind == "ratio" else None,
+    } | knobs
     return make_sampler(kind, index, groups=groups_of(index, first), **plan)
 
 
@@ -67,11 +77,17 @@ def test_a_lesion_of_2_voxels_is_drawn_as_often_as_one_of_50():
 
 
 def test_each_tumor_voxel_knows_how_large_its_lesion_is():
-    # Two lesions: one of 50 edema voxels, and one of 100 edema voxels and 20,000 core voxels, whose size is over both classes.
+    # Two lesions: one of 50 edema voxels, and one of 100 edema voxels and 20,000 core voxels, whose size is
+    # over both classes.
     def by_size(case, positions):
         return np.minimum(positions // 100, 2) - 1
 
-    big = ClassIndex(NAMES, np.array([[0, 150, 20_000]]), part=(np.r_[150:300, 300:20_300],).__getitem__, case_ids=np.zeros(1, np.int64))
+    big = ClassIndex(
+        NAMES,
+        np.array([[0, 150, 20_000]]),
+        part=(np.r_[150:300, 300:20_300],).__getitem__,
+        case_ids=np.zeros(1, np.int64),
+    )
     bins = group_by_lesion(big, by_size).size_bins
     assert bins[0] is None
     assert bins[1].tolist() == [0] * 50 + [3] * 100
@@ -112,16 +128,32 @@ def test_ranks_interleave_and_a_resumed_run_goes_on_to_the_bit(kind, first):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.sampled_from(list(SAMPLERS)), st.sampled_from(["case", "lesion"]), st.integers(0, 99), st.integers(0, 2**40))
+@given(
+    st.sampled_from(list(SAMPLERS)),
+    st.sampled_from(["case", "lesion"]),
+    st.integers(0, 99),
+    st.integers(0, 2**40),
+)
 def test_each_draw_is_of_its_class_and_the_counts_are_exact(kind, first, number, seed):
     random = np.random.default_rng(number)
     counts = random.integers(0, 30, (4, 3)) + np.array([1, 1, 0])
     counts[0, 2] += 1
-    index = ClassIndex(NAMES, counts, part=[np.arange(n) for n in counts.sum(axis=1)].__getitem__, case_ids=np.arange(4) << 32)
+    index = ClassIndex(
+        NAMES,
+        counts,
+        part=[np.arange(n) for n in counts.sum(axis=1)].__getitem__,
+        case_ids=np.arange(4) << 32,
+    )
     numbers = [random.integers(0, 9, 99).astype(np.int32) for _ in counts]
-    groups = group_by_case(index) if first == "case" else group_by_lesion(index, lambda case, p: numbers[case][p]).groups
+    groups = (
+        group_by_case(index)
+        if first == "case"
+        else group_by_lesion(index, lambda case, p: numbers[case][p]).groups
+    )
     healthy_share = 0.25 if kind == "ratio" else None
-    sampler = make_sampler(kind, index, batch_size=9, steps=5, seed=seed, groups=groups, healthy_share=healthy_share)
+    sampler = make_sampler(
+        kind, index, batch_size=9, steps=5, seed=seed, groups=groups, healthy_share=healthy_share
+    )
     ends = np.cumsum(counts, axis=1)
     for _ in range(6):
         requested = sampler.requested * 9
@@ -152,7 +184,9 @@ def test_hard_examples_come_first_and_the_other_draws_follow_the_lesions():
     sampler = sampler_of("hard", "lesion", recycle=False, batch_size=300, steps=20)
     sampler.accept_pools({1: np.array([100, 101])})
     drawn = [sampler.next() for _ in range(20)]
-    ids, classes, hard = (np.concatenate([getattr(one, name) for one in drawn]) for name in ("ids", "classes", "hard"))
+    ids, classes, hard = (
+        np.concatenate([getattr(one, name) for one in drawn]) for name in ("ids", "classes", "hard")
+    )
     assert sorted(ids[hard].tolist()) == [100, 101]
     edema = ids[(classes == 1) & ~hard]
     assert_alike([np.isin(edema, np.array(lesion)).sum() for lesion in EDEMA_LESIONS], len(edema))
@@ -176,7 +210,9 @@ def test_a_class_without_any_lesion_is_refused_in_one_line():
 
 
 def test_an_epoch_that_shows_every_example_draws_nothing_first():
-    with pytest.raises(UsageError, match=r"sampler\.first: an epoch that shows every example draws no case or lesion first"):
+    with pytest.raises(
+        UsageError, match=r"sampler\.first: an epoch that shows every example draws no case or lesion first"
+    ):
         sampler_of("random", "case", steps=None)
 
 

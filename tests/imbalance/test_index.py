@@ -15,13 +15,25 @@ PARTS = {0: np.array([7, 3, 5], np.uint32), 1: np.array([0, 1], np.uint32)}
 
 
 def small_index(part=PARTS.__getitem__):
-    return ClassIndex(("healthy", "tumor"), np.array([[1, 2], [2, 0]]), part=part, case_ids=np.array([0, 1 << 32]), case_names=("a", "b"))
+    return ClassIndex(
+        ("healthy", "tumor"),
+        np.array([[1, 2], [2, 0]]),
+        part=part,
+        case_ids=np.array([0, 1 << 32]),
+        case_names=("a", "b"),
+    )
 
 
 def test_examples_are_counted_over_cases_in_order():
     index = small_index()
     assert index.counts.tolist() == [3, 2]
-    assert index.pick(np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 0, 1])).tolist() == [7, 1 << 32, (1 << 32) + 1, 3, 5]
+    assert index.pick(np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 0, 1])).tolist() == [
+        7,
+        1 << 32,
+        (1 << 32) + 1,
+        3,
+        5,
+    ]
     assert index.pick(np.array([1, 0, 1]), np.array([1, 2, 0])).tolist() == [5, (1 << 32) + 1, 3]
 
 
@@ -90,7 +102,11 @@ def test_a_gap_left_by_an_earlier_grouping_is_seen():
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.lists(st.integers(0, 5), min_size=4, max_size=4), min_size=1, max_size=6), st.integers(1, 3), st.booleans())
+@given(
+    st.lists(st.lists(st.integers(0, 5), min_size=4, max_size=4), min_size=1, max_size=6),
+    st.integers(1, 3),
+    st.booleans(),
+)
 def test_a_regrouped_index_holds_the_same_ids(counts, cut, drop_first):
     parts = {i: np.random.default_rng(i).permutation(sum(row)) for i, row in enumerate(counts)}
     case_ids = np.arange(len(counts)) << 32
@@ -129,7 +145,12 @@ def test_a_class_there_is_not_is_refused(cls):
 
 def test_the_ranks_of_rising_ids_are_the_way_back_from_pick():
     parts = {0: np.array([7, 3, 5], np.uint32), 1: np.array([0, 1, 4, 9], np.uint32)}
-    index = ClassIndex(("healthy", "tumor"), np.array([[1, 2], [2, 2]]), part=parts.__getitem__, case_ids=np.array([0, 1 << 32]))
+    index = ClassIndex(
+        ("healthy", "tumor"),
+        np.array([[1, 2], [2, 2]]),
+        part=parts.__getitem__,
+        case_ids=np.array([0, 1 << 32]),
+    )
     for view in (index, index.restrict([1, 0]), index.restrict([1])):
         for k in (0, 1):
             ids = np.sort(np.array(every_id(view, k)))
@@ -141,7 +162,10 @@ def test_ranks_in_a_class_that_is_made_of_several_whose_positions_begin_anew():
     # Edema at 4 and 9, enhancing core at 2 and 7: together as tumor the positions are 4, 9, 2, 7.
     part = np.array([0, 4, 9, 2, 7], np.uint32)
     index = ClassIndex(
-        ("healthy", "edema", "enhancing_core"), np.array([[1, 2, 2]]), part=lambda case: part, case_ids=np.zeros(1, np.int64)
+        ("healthy", "edema", "enhancing_core"),
+        np.array([[1, 2, 2]]),
+        part=lambda case: part,
+        case_ids=np.zeros(1, np.int64),
     )
     grouped = index.regroup(("healthy", "tumor"), ((0,), (1, 2)))
     assert grouped.ranks_of(1, np.array([2, 4, 7, 9])).tolist() == [2, 0, 3, 1]
@@ -174,5 +198,7 @@ def test_every_id_is_listed_once_and_under_its_class(counts, data):
     for chosen, view in ((range(len(counts)), index), (cases, index.restrict(cases))):
         for k in range(3):
             n = int(view.counts[k])
-            expected = [(c << 32) + int(p) for c in chosen for p in np.split(parts[c], np.cumsum(counts[c])[:-1])[k]]
+            expected = [
+                (c << 32) + int(p) for c in chosen for p in np.split(parts[c], np.cumsum(counts[c])[:-1])[k]
+            ]
             assert view.pick(np.full(n, k), np.arange(n)).tolist() == expected

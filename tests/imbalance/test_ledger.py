@@ -17,7 +17,12 @@ HALF = np.array([0.5, 0.5])
 
 def draw(ids, classes, hard=None):
     n = len(ids)
-    return Draw(ids=np.array(ids), classes=np.array(classes), hard=np.array(hard or [False] * n, bool), positions=np.arange(n))
+    return Draw(
+        ids=np.array(ids),
+        classes=np.array(classes),
+        hard=np.array(hard or [False] * n, bool),
+        positions=np.arange(n),
+    )
 
 
 def test_an_epoch_in_numbers_a_person_can_check():
@@ -109,7 +114,9 @@ def test_the_draws_of_lesions_of_each_size():
     # Case A: healthy 0-9, tumor 10-12 and 50-149. Case B: tumor 0-9.
     parts = (np.r_[0:10, 10:13, 50:150].astype(np.uint32), np.r_[0:10].astype(np.uint32))
     counts = np.array([[10, 103], [0, 10]])
-    index = ClassIndex(("healthy", "tumor"), counts, part=parts.__getitem__, case_ids=np.arange(2) << 32).restrict([1, 0])
+    index = ClassIndex(
+        ("healthy", "tumor"), counts, part=parts.__getitem__, case_ids=np.arange(2) << 32
+    ).restrict([1, 0])
     lesions = group_by_lesion(index, lambda case, positions: (positions >= 50).astype(np.int32))
     ledger = Ledger(index.class_names)
     ledger.add(draw([3, 10, 12, 149, 50, 50, CASE + 9], [0, 1, 1, 1, 1, 1, 1]), np.zeros(3, np.int64))
@@ -131,7 +138,12 @@ def test_another_ranks_page_adds_up():
     other.add(draw([1, 3], [0, 1], [True, False]), np.array([3, 3, 6]))
     one.absorb(other.state_dict())
     healthy, tumor, outside = one.close_epoch(1, HALF)
-    assert (healthy["n_draws"], healthy["n_distinct"], healthy["n_hard"], healthy["voxel_share"]) == (2, 1, 1, 8 / 12)
+    assert (healthy["n_draws"], healthy["n_distinct"], healthy["n_hard"], healthy["voxel_share"]) == (
+        2,
+        1,
+        1,
+        8 / 12,
+    )
     assert (tumor["n_draws"], tumor["n_distinct"]) == (2, 2)
     assert outside["voxel_share"] == 6 / 18
 
@@ -151,7 +163,12 @@ def test_other_classes_are_refused():
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=3, max_size=3), min_size=1, max_size=12), st.data())
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=3, max_size=3), min_size=1, max_size=12
+    ),
+    st.data(),
+)
 def test_a_resumed_ledger_equals_one_that_never_stopped(batches, data):
     stop = data.draw(st.integers(0, len(batches)))
     straight, resumed = Ledger(("even", "odd")), Ledger(("even", "odd"))
@@ -171,4 +188,8 @@ def test_a_resumed_ledger_equals_one_that_never_stopped(batches, data):
         assert one == other
     ids = {n for batch in batches[len(batches) // 4 * 4 :] for n, _ in batch}
     assert rows[-1][0][0]["n_distinct"] + rows[-1][0][1]["n_distinct"] == len(ids)
-    assert straight.voxel_counts().tolist() == resumed.voxel_counts().tolist() == [sum(range(len(batches))), 2 * len(batches)]
+    assert (
+        straight.voxel_counts().tolist()
+        == resumed.voxel_counts().tolist()
+        == [sum(range(len(batches))), 2 * len(batches)]
+    )

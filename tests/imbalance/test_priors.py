@@ -22,26 +22,37 @@ def test_balanced_is_that_of_scikit_learn():
 
 def test_effective_number_by_hand_and_at_its_ends():
     one, two = 1 / (1 + 0.9), 1 / 1.0  # beta 0.9: the effective number of 2 examples is 1.9, of 1 it is 1
-    assert class_weights("effective_number", np.array([2, 1]), beta=0.9) == pytest.approx([2 * one / (one + two), 2 * two / (one + two)])
+    assert class_weights("effective_number", np.array([2, 1]), beta=0.9) == pytest.approx(
+        [2 * one / (one + two), 2 * two / (one + two)]
+    )
     assert class_weights("effective_number", np.array([90, 10]), beta=0.0).tolist() == [1, 1]
-    assert class_weights("effective_number", np.array([90, 10]), beta=1 - 1e-9) == pytest.approx([0.2, 1.8], rel=1e-4)
+    assert class_weights("effective_number", np.array([90, 10]), beta=1 - 1e-9) == pytest.approx(
+        [0.2, 1.8], rel=1e-4
+    )
 
 
 def test_effective_number_leaves_the_counts_of_a_bank_almost_unweighted():
-    counts = np.array([18_000_000, 30_000, 180_000, 20_000, 62_000])  # as 15 cases of BraTS 2013 have, at 1.2 million healthy voxels each
-    assert class_weights("effective_number", counts) == pytest.approx([0.96, 1.01, 0.96, 1.11, 0.96], abs=0.005)
+    counts = np.array(
+        [18_000_000, 30_000, 180_000, 20_000, 62_000]
+    )  # as 15 cases of BraTS 2013 have, at 1.2 million healthy voxels each
+    assert class_weights("effective_number", counts) == pytest.approx(
+        [0.96, 1.01, 0.96, 1.11, 0.96], abs=0.005
+    )
     assert class_weights("balanced", counts).max() > 100
 
 
 def test_median_frequency_looks_at_the_cases_where_a_class_occurs():
-    # f of class 0 is 150/200; of class 1 it is 40/100, as case 1 has none of it; of class 2 it is 10/200. The median is 0.4.
+    # f of class 0 is 150/200; of class 1 it is 40/100, as case 1 has none of it; of class 2 it is 10/200. The
+    # median is 0.4.
     by_case = np.array([[55, 40, 5], [95, 0, 5]])
     assert class_weights("median_frequency", by_case) == pytest.approx([0.4 / 0.75, 1.0, 0.4 / 0.05])
 
 
 @pytest.mark.parametrize("kind", ["balanced", "effective_number", "median_frequency"])
 def test_an_absent_class_weighs_nothing_and_changes_nothing(kind):
-    assert class_weights(kind, np.array([90, 0, 10])).tolist() == pytest.approx(np.insert(class_weights(kind, np.array([90, 10])), 1, 0))
+    assert class_weights(kind, np.array([90, 0, 10])).tolist() == pytest.approx(
+        np.insert(class_weights(kind, np.array([90, 10])), 1, 0)
+    )
 
 
 def test_no_weights():
@@ -51,7 +62,12 @@ def test_no_weights():
 @pytest.mark.parametrize(
     ("kind", "counts", "beta", "said"),
     [
-        ("inverse", [1, 1], 0.9, "'inverse': must be one of none, balanced, effective_number, median_frequency"),
+        (
+            "inverse",
+            [1, 1],
+            0.9,
+            "'inverse': must be one of none, balanced, effective_number, median_frequency",
+        ),
         ("balanced", [0, 0], 0.9, "no examples"),
         ("effective_number", [1, 1], 1.0, r"beta 1: must lie in \[0, 1\)"),
     ],
@@ -61,7 +77,8 @@ def test_wrong_weights_are_refused(kind, counts, beta, said):
         class_weights(kind, np.array(counts), beta=beta)
 
 
-# Two Gaussians at -1 and +1, of unit variance: the true posterior is known, and logistic regression can express it.
+# Two Gaussians at -1 and +1, of unit variance: the true posterior is known, and logistic regression can
+# express it.
 NATURAL = np.array([0.95, 0.05])
 GRID = np.linspace(-3, 3, 61)
 
@@ -124,13 +141,17 @@ def test_by_hand():
     assert p == pytest.approx([0.8, 0.2])
     half = correct(np.array([0.5, 0.5]), training_prior=even, target_prior=np.array([0.8, 0.2]), strength=0.5)
     assert half == pytest.approx([2 / 3, 1 / 3])  # sqrt(0.8 / 0.2) = 2
-    thresholding = correct(np.array([[0.9, 0.1]]), training_prior=np.array([0.9, 0.1]), target_prior=even, axis=1)
+    thresholding = correct(
+        np.array([[0.9, 0.1]]), training_prior=np.array([0.9, 0.1]), target_prior=even, axis=1
+    )
     assert thresholding == pytest.approx(np.array([[0.5, 0.5]]))
 
 
 def test_a_class_of_target_0_is_taken_out():
     prior, target = np.array([0.5, 0.25, 0.25]), np.array([0.5, 0.5, 0.0])
-    assert correct(np.array([0.2, 0.2, 0.6]), training_prior=prior, target_prior=target) == pytest.approx([1 / 3, 2 / 3, 0])
+    assert correct(np.array([0.2, 0.2, 0.6]), training_prior=prior, target_prior=target) == pytest.approx(
+        [1 / 3, 2 / 3, 0]
+    )
     logits = correct_logits(np.zeros(3, np.float32), training_prior=prior, target_prior=target)
     assert logits[2] == -np.inf
 
@@ -144,9 +165,15 @@ def test_a_class_absent_from_training_and_target_stays_at_0():
 @pytest.mark.parametrize(
     ("knobs", "said"),
     [
-        ({"training_prior": np.array([1.0, 0.0])}, r"classes \[1\] have a target prior but were never trained on"),
+        (
+            {"training_prior": np.array([1.0, 0.0])},
+            r"classes \[1\] have a target prior but were never trained on",
+        ),
         ({"target_prior": np.array([1.5, -0.5])}, "target prior .* must be 0 or more"),
-        ({"training_prior": np.full(3, 1 / 3), "target_prior": np.full(3, 1 / 3)}, "training prior has 3 classes, the logits 2"),
+        (
+            {"training_prior": np.full(3, 1 / 3), "target_prior": np.full(3, 1 / 3)},
+            "training prior has 3 classes, the logits 2",
+        ),
         ({"strength": -0.1}, r"strength -0\.1"),
         ({"strength": float("nan")}, "strength nan"),
         ({"training_prior": np.array([0.5, np.nan])}, "training prior .* must be 0 or more, finite"),
@@ -161,7 +188,9 @@ def test_wrong_priors_are_refused(knobs, said):
 def test_losses_without_a_prior_are_refused():
     require_prior("cross_entropy")
     for kind in ("focal", "dice_cross_entropy"):
-        with pytest.raises(UsageError, match=f"loss.kind '{kind}' has no prior to divide by; it takes cross_entropy"):
+        with pytest.raises(
+            UsageError, match=f"loss.kind '{kind}' has no prior to divide by; it takes cross_entropy"
+        ):
             require_prior(kind)
 
 
@@ -171,7 +200,9 @@ LOGITS = arrays(np.float32, (3, 4, 5), elements=st.floats(-20, 20, width=32))
 
 @settings(deadline=None, max_examples=50)
 @given(LOGITS, PRIORS, PRIORS, st.floats(0, 2))
-def test_moved_logits_are_probabilities_times_the_ratio_and_the_way_back_is_the_same(logits, training, target, strength):
+def test_moved_logits_are_probabilities_times_the_ratio_and_the_way_back_is_the_same(
+    logits, training, target, strength
+):
     moved = correct_logits(logits, training_prior=training, target_prior=target, strength=strength)
     assert moved.dtype == np.float32
     ratio = (target / target.sum()) / (training / training.sum())
@@ -179,5 +210,7 @@ def test_moved_logits_are_probabilities_times_the_ratio_and_the_way_back_is_the_
     np.testing.assert_allclose(softmax(moved, axis=0), expected / expected.sum(axis=0), atol=1e-5)
     back = correct_logits(moved, training_prior=target, target_prior=training, strength=strength)
     np.testing.assert_allclose(back, logits, atol=1e-4)
-    last = correct_logits(np.moveaxis(logits, 0, -1), training_prior=training, target_prior=target, strength=strength, axis=-1)
+    last = correct_logits(
+        np.moveaxis(logits, 0, -1), training_prior=training, target_prior=target, strength=strength, axis=-1
+    )
     np.testing.assert_array_equal(np.moveaxis(last, -1, 0), moved)

@@ -108,7 +108,9 @@ def test_undersampling_draws_from_one_fixed_subset():
     assert set(ids[labels[ids] == 0]) != set(other[labels[other] == 0])
 
 
-@pytest.mark.parametrize(("counts", "ratio", "steps"), [([100, 10], 1.0, 20), ([100, 10], 2.0, 15), ([101, 7, 3], 1.0, 31)])
+@pytest.mark.parametrize(
+    ("counts", "ratio", "steps"), [([100, 10], 1.0, 20), ([100, 10], 2.0, 15), ([101, 7, 3], 1.0, 31)]
+)
 def test_a_class_aware_epoch_of_oversampling_shows_all_and_repeats_evenly(counts, ratio, steps):
     index, labels = index_of(counts)
     sampler = make("oversample", index, steps=None, imbalance_ratio=ratio)
@@ -130,7 +132,14 @@ def test_a_class_aware_epoch_of_undersampling_shows_its_subset_once():
 
 def test_a_class_aware_epoch_is_long_where_the_largest_class_has_a_small_share():
     index, _ = index_of([100, 10])
-    sampler = make("ratio", index, steps=None, batch_size=10, shares={"healthy": 0.001, "edema": 0.999}, healthy_share=None)
+    sampler = make(
+        "ratio",
+        index,
+        steps=None,
+        batch_size=10,
+        shares={"healthy": 0.001, "edema": 0.999},
+        healthy_share=None,
+    )
     ids = np.array([one for draw in draws(sampler, sampler.steps) for one in draw.ids[draw.classes == 0]])
     assert sorted(ids) == list(range(100))
     assert sampler.steps == pytest.approx(10_000, rel=0.05)
@@ -148,7 +157,9 @@ def test_a_whole_random_epoch_shows_each_example_once():
 
 @settings(deadline=None, max_examples=40)
 @given(
-    st.lists(st.integers(1, 400), min_size=2, max_size=5), st.integers(1, 60), st.sampled_from(["balanced", "oversample", "undersample"])
+    st.lists(st.integers(1, 400), min_size=2, max_size=5),
+    st.integers(1, 60),
+    st.sampled_from(["balanced", "oversample", "undersample"]),
 )
 def test_a_class_aware_epoch_shows_the_largest_class_whole(counts, batch_size, kind):
     index, labels = index_of(counts)
@@ -156,12 +167,16 @@ def test_a_class_aware_epoch_shows_the_largest_class_whole(counts, batch_size, k
     largest = min(counts) if kind == "undersample" else max(counts)
     for _ in range(3):
         seen = np.unique(ids_of(draws(sampler, sampler.steps)))
-        assert (np.bincount(labels[seen], minlength=len(counts))[np.array(counts) == max(counts)] == largest).all()
+        assert (
+            np.bincount(labels[seen], minlength=len(counts))[np.array(counts) == max(counts)] == largest
+        ).all()
 
 
 def test_a_largest_class_that_has_no_share_needs_a_number_of_steps():
     index, _ = index_of([100, 10])
-    with pytest.raises(UsageError, match=r"training\.steps: give a number; the largest class 'healthy' has a share of 0"):
+    with pytest.raises(
+        UsageError, match=r"training\.steps: give a number; the largest class 'healthy' has a share of 0"
+    ):
         make("ratio", index, steps=None, shares={"edema": 1.0}, healthy_share=None)
 
 
@@ -264,7 +279,9 @@ DRIFTING = ("balanced", "ratio", "hard")
 
 def drifting(kind="balanced", counts=(900, 90, 10), **knobs):
     index, _ = index_of(list(counts))
-    return make(kind, index, **({"batch_size": 20, "steps": 7, "drift": "to_natural", "n_epochs": 5} | knobs)), index
+    return make(
+        kind, index, **({"batch_size": 20, "steps": 7, "drift": "to_natural", "n_epochs": 5} | knobs)
+    ), index
 
 
 def test_shares_move_in_equal_steps_from_balanced_to_natural():
@@ -315,7 +332,9 @@ def test_a_drifting_run_resumes_to_the_bit_on_any_number_of_ranks(kind, stop):
 
 
 def test_a_class_without_a_share_drifts_in():
-    sampler, _ = drifting("ratio", shares={"healthy": 0.5, "edema": 0.5}, healthy_share=None, counts=(80, 10, 10))
+    sampler, _ = drifting(
+        "ratio", shares={"healthy": 0.5, "edema": 0.5}, healthy_share=None, counts=(80, 10, 10)
+    )
     assert sampler.requested_in(1).tolist() == [0.5, 0.5, 0.0]
     assert sampler.requested_in(3) == pytest.approx([0.65, 0.3, 0.05])
 
@@ -323,7 +342,10 @@ def test_a_class_without_a_share_drifts_in():
 @pytest.mark.parametrize(
     ("knobs", "said"),
     [
-        ({"kind": "random"}, r"sampler\.drift 'to_natural': goes with sampler\.kind balanced, ratio, hard .* got 'random', 5"),
+        (
+            {"kind": "random"},
+            r"sampler\.drift 'to_natural': goes with sampler\.kind balanced, ratio, hard .* got 'random', 5",
+        ),
         ({"n_epochs": None}, "the number of epochs; got 'balanced', None"),
         ({"steps": None}, r"needs training\.steps"),
     ],
@@ -348,7 +370,11 @@ def test_a_drift_over_other_epochs_is_another_run():
 @pytest.mark.parametrize("steps", [7, None])
 def test_the_ranks_lists_interleave_to_exactly_one_ranks_list(kind, steps):
     index, _ = index_of([120, 30, 11])
-    build = lambda **ranks: with_pools(make(kind, index, batch_size=12, steps=steps, **ranks), index, np.random.default_rng(1))  # noqa: E731
+
+    def build(**ranks):
+        sampler = make(kind, index, batch_size=12, steps=steps, **ranks)
+        return with_pools(sampler, index, np.random.default_rng(1))
+
     whole = draws(build(), 16)
     for n_ranks in (2, 3):
         parts = [draws(build(rank=r, n_ranks=n_ranks), 16) for r in range(n_ranks)]
@@ -398,20 +424,29 @@ def test_the_state_is_plain():
     state = sampler.state_dict()
     pools = state.pop("pools")
     assert all(type(value) is int for value in state.values())
-    assert [(pool["class"], pool["epoch"], pool["ids"].tolist()) for pool in pools] == [(0, 1, [2, 4]), (1, 1, [])]
+    assert [(pool["class"], pool["epoch"], pool["ids"].tolist()) for pool in pools] == [
+        (0, 1, [2, 4]),
+        (1, 1, []),
+    ]
 
 
 @pytest.mark.parametrize(
     ("knobs", "said"),
     [
-        ({"kind": "blanced"}, "sampler.kind 'blanced': must be one of random, balanced, ratio, hard, oversample, undersample"),
+        (
+            {"kind": "blanced"},
+            "sampler.kind 'blanced': must be one of random, balanced, ratio, hard, oversample, undersample",
+        ),
         ({"shares": {"healthy": 1.0}}, "takes no shares"),
         ({"batch_size": 0}, "training.batch_size 0"),
         ({"steps": 0}, "training.steps 0"),
         ({"seed": -1}, "training.seed -1"),
         ({"n_ranks": 3}, "training.batch_size 10: 3 ranks"),
         ({"rank": 2, "n_ranks": 2}, r"rank 2: must lie in 0\.\.1"),
-        ({"kind": "hard", "hard_classes": ["ivory"]}, "hard.classes: no class 'ivory' in the bank; the classes are healthy, edema"),
+        (
+            {"kind": "hard", "hard_classes": ["ivory"]},
+            "hard.classes: no class 'ivory' in the bank; the classes are healthy, edema",
+        ),
         ({"kind": "hard", "max_age": 0}, "hard.max_age 0"),
     ],
 )
@@ -431,7 +466,10 @@ def test_wrong_settings_are_refused_before_any_draw(knobs, said):
 )
 def test_no_id_of_another_class_and_exact_counts(kind, counts, per_rank, n_ranks, seed):
     index, labels = index_of(counts)
-    samplers = [make(kind, index, batch_size=per_rank * n_ranks, steps=4, seed=seed, rank=r, n_ranks=n_ranks) for r in range(n_ranks)]
+    samplers = [
+        make(kind, index, batch_size=per_rank * n_ranks, steps=4, seed=seed, rank=r, n_ranks=n_ranks)
+        for r in range(n_ranks)
+    ]
     for sampler in samplers:
         with_pools(sampler, index, np.random.default_rng(0))
     for _ in range(6):
@@ -446,10 +484,18 @@ def test_no_id_of_another_class_and_exact_counts(kind, counts, per_rank, n_ranks
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.integers(1, 5000), min_size=1, max_size=6), st.integers(1, 200), st.integers(1, 3), st.integers(0, 2**40))
+@given(
+    st.lists(st.integers(1, 5000), min_size=1, max_size=6),
+    st.integers(1, 200),
+    st.integers(1, 3),
+    st.integers(0, 2**40),
+)
 def test_random_is_within_6_sigma_for_any_counts(counts, per_rank, n_ranks, seed):
     index, labels = index_of(counts, [str(k) for k in range(len(counts))])
-    samplers = [make("random", index, batch_size=per_rank * n_ranks, steps=20, seed=seed, rank=r, n_ranks=n_ranks) for r in range(n_ranks)]
+    samplers = [
+        make("random", index, batch_size=per_rank * n_ranks, steps=20, seed=seed, rank=r, n_ranks=n_ranks)
+        for r in range(n_ranks)
+    ]
     ids = np.concatenate([ids_of(draws(sampler, 20)) for sampler in samplers])
     n, natural = len(ids), np.array(counts) / sum(counts)
     drawn = np.bincount(labels[ids], minlength=len(counts))
@@ -466,10 +512,15 @@ def test_any_shares_give_exact_counts_in_every_batch(kind, weights, per_rank, n_
     index, labels = index_of([50] * len(weights))
     shares = {name: weight / sum(weights) for name, weight in zip(index.class_names, weights, strict=True)}
     knobs = {"batch_size": per_rank * n_ranks, "steps": 4, "shares": shares, "healthy_share": None}
-    samplers = [with_pools(make(kind, index, rank=r, n_ranks=n_ranks, **knobs), index, np.random.default_rng(0)) for r in range(n_ranks)]
+    samplers = [
+        with_pools(make(kind, index, rank=r, n_ranks=n_ranks, **knobs), index, np.random.default_rng(0))
+        for r in range(n_ranks)
+    ]
     exact = np.array(weights) / sum(weights) * per_rank * n_ranks
     for _ in range(6):
-        counted = np.bincount(labels[np.concatenate([sampler.next().ids for sampler in samplers])], minlength=len(weights))
+        counted = np.bincount(
+            labels[np.concatenate([sampler.next().ids for sampler in samplers])], minlength=len(weights)
+        )
         assert (counted >= np.floor(exact - 1e-9)).all()
         assert (counted <= np.ceil(exact + 1e-9)).all()
 

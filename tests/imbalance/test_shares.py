@@ -28,7 +28,9 @@ def test_shares_of_each_strategy():
 def test_tumor_stands_for_the_classes_but_healthy_that_are_not_named():
     assert asked("ratio", shares={"healthy": 0.2, "tumor": 0.8}) == pytest.approx([0.2, 0.4, 0.4])
     assert asked("hard", shares={"healthy": 0.2, "tumor": 0.5, "core": 0.3}) == pytest.approx([0.2, 0.5, 0.3])
-    two = requested_shares("ratio", ("healthy", "tumor"), counts=np.array([9, 1]), shares={"healthy": 0.3, "tumor": 0.7})
+    two = requested_shares(
+        "ratio", ("healthy", "tumor"), counts=np.array([9, 1]), shares={"healthy": 0.3, "tumor": 0.7}
+    )
     assert two.tolist() == [0.3, 0.7]
     with pytest.raises(UsageError, match="no class 'tumor'"):
         asked("ratio", shares={"edema": 0.5, "core": 0.3, "tumor": 0.2})
@@ -46,16 +48,25 @@ def test_over_and_undersampling_reach_the_ratio_in_full_or_in_part():
 @pytest.mark.parametrize(
     ("knobs", "said"),
     [
-        ({"shares": {"healthy": 1.2, "core": -0.2}}, r"sampler\.shares\.healthy 1\.2: a share lies in 0\.\.1"),
+        (
+            {"shares": {"healthy": 1.2, "core": -0.2}},
+            r"sampler\.shares\.healthy 1\.2: a share lies in 0\.\.1",
+        ),
         ({"shares": {"healthy": 0.5, "core": 0.4}}, r"sampler\.shares sum to 0\.9; they must sum to 1"),
-        ({"shares": {"necrosis": 1.0}}, "no class 'necrosis' in the bank; the classes are healthy, edema, core"),
+        (
+            {"shares": {"necrosis": 1.0}},
+            "no class 'necrosis' in the bank; the classes are healthy, edema, core",
+        ),
         ({"healthy_share": -0.1}, r"sampler\.healthy_share -0\.1"),
         ({"healthy_share": 0.1, "shares": {"core": 1.0}}, "give one of the two"),
         ({"imbalance_ratio": 0.5}, r"sampler\.imbalance_ratio 0\.5"),
         ({"imbalance_ratio": float("nan")}, r"sampler\.imbalance_ratio nan"),
         ({"imbalance_ratio": float("inf")}, r"sampler\.imbalance_ratio inf"),
         ({}, r"needs sampler\.shares"),
-        ({"healthy_share": 0.5, "counts": np.array([9, 0, 1])}, "no training example of class 'edema'; add cases"),
+        (
+            {"healthy_share": 0.5, "counts": np.array([9, 0, 1])},
+            "no training example of class 'edema'; add cases",
+        ),
     ],
 )
 def test_wrong_settings_name_the_knob_and_the_value(knobs, said):
@@ -77,13 +88,19 @@ def test_an_absent_class_is_refused_by_name(kind):
 def test_an_absent_class_that_is_allowed_gives_its_share_to_the_others():
     counts, shares = np.array([900, 60, 0]), {"healthy": 0.2, "edema": 0.6, "core": 0.2}
     with pytest.warns(UserWarning, match="class 'core': its share"):
-        assert asked("ratio", counts=counts, allow_absent_class=True, shares=shares) == pytest.approx([0.25, 0.75, 0])
+        assert asked("ratio", counts=counts, allow_absent_class=True, shares=shares) == pytest.approx(
+            [0.25, 0.75, 0]
+        )
     with pytest.warns(UserWarning, match="class 'core'"):
         assert asked("balanced", counts=counts, allow_absent_class=True) == [0.5, 0.5, 0]
 
 
 def test_an_absent_class_with_a_share_of_0_is_nobodys_concern():
-    assert asked("ratio", counts=np.array([900, 60, 0]), shares={"healthy": 0.5, "edema": 0.5}) == [0.5, 0.5, 0]
+    assert asked("ratio", counts=np.array([900, 60, 0]), shares={"healthy": 0.5, "edema": 0.5}) == [
+        0.5,
+        0.5,
+        0,
+    ]
 
 
 def test_no_example_at_all_is_refused():
@@ -100,7 +117,12 @@ def test_a_remainder_rotates():
     counts = batch_counts(np.full(3, 1 / 3), batch_size=7, steps=np.arange(6))
     assert (counts.sum(axis=1) == 7).all()
     assert set(counts.ravel().tolist()) == {2, 3}
-    assert counts[:3].sum(axis=0).tolist() == counts[3:].sum(axis=0).tolist() == counts[2:5].sum(axis=0).tolist() == [7, 7, 7]
+    assert (
+        counts[:3].sum(axis=0).tolist()
+        == counts[3:].sum(axis=0).tolist()
+        == counts[2:5].sum(axis=0).tolist()
+        == [7, 7, 7]
+    )
 
 
 def test_a_share_too_small_for_a_slot_in_each_batch_gets_one_in_some():
@@ -110,7 +132,11 @@ def test_a_share_too_small_for_a_slot_in_each_batch_gets_one_in_some():
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.integers(0, 10_000), min_size=1, max_size=7).filter(any), st.integers(1, 200), st.integers(0, 10**6))
+@given(
+    st.lists(st.integers(0, 10_000), min_size=1, max_size=7).filter(any),
+    st.integers(1, 200),
+    st.integers(0, 10**6),
+)
 def test_every_batch_is_exact_and_no_class_falls_behind(weights, batch_size, first):
     shares = np.array(weights) / sum(weights)
     counts = batch_counts(shares, batch_size=batch_size, steps=np.arange(first, first + 300))

@@ -34,16 +34,22 @@ def test_a_component_under_the_threshold_goes_and_one_at_it_stays():
 def test_classes_that_touch_at_a_corner_are_one_component():
     labels = empty()
     labels[1, 1, 1], labels[2, 2, 2], labels[3, 3, 3] = 1, 2, 3
-    assert np.array_equal(clean_up(labels, classes=FOUR, spacing_mm=MM, cleanup=Cleanup(min_component_mm3=3.0)), labels)
+    assert np.array_equal(
+        clean_up(labels, classes=FOUR, spacing_mm=MM, cleanup=Cleanup(min_component_mm3=3.0)), labels
+    )
 
 
 def test_thresholds_are_volumes_not_voxels():
     labels = empty()
     labels[1, 1, 1:5] = 3  # 4 voxels of 2 mm3
     for threshold, stays in ((8.0, True), (8.1, False)):
-        thick = clean_up(labels, classes=FOUR, spacing_mm=(2.0, 1.0, 1.0), cleanup=Cleanup(min_component_mm3=threshold))
+        thick = clean_up(
+            labels, classes=FOUR, spacing_mm=(2.0, 1.0, 1.0), cleanup=Cleanup(min_component_mm3=threshold)
+        )
         assert thick.any() == stays
-        core = clean_up(labels, classes=FOUR, spacing_mm=(2.0, 1.0, 1.0), cleanup=Cleanup(min_enhancing_mm3=threshold))
+        core = clean_up(
+            labels, classes=FOUR, spacing_mm=(2.0, 1.0, 1.0), cleanup=Cleanup(min_enhancing_mm3=threshold)
+        )
         assert (core[1, 1, 1] == 3) == stays
 
 
@@ -64,7 +70,9 @@ def test_small_components_go_before_the_enhancing_core_is_measured():
     labels = empty()
     labels[1, 1:4, 1:4] = 2
     labels[1, 2, 2] = labels[4, 9, 9] = 3
-    cleaned = clean_up(labels, classes=FOUR, spacing_mm=MM, cleanup=Cleanup(min_component_mm3=2.0, min_enhancing_mm3=2.0))
+    cleaned = clean_up(
+        labels, classes=FOUR, spacing_mm=MM, cleanup=Cleanup(min_component_mm3=2.0, min_enhancing_mm3=2.0)
+    )
     assert cleaned[4, 9, 9] == 0
     assert cleaned[1, 2, 2] == 1
 
@@ -75,7 +83,12 @@ def test_a_small_part_of_the_core_becomes_edema_and_one_of_the_enhancing_core_ne
     labels[1, 2, 2] = 3  # a core of one voxel
     labels[3, 1:4, 1:4] = 1
     labels[3, 2, 2] = 3  # one enhancing voxel in a core of nine
-    cleaned = clean_up(labels, classes=FOUR, spacing_mm=MM, cleanup=Cleanup(min_core_component_mm3=2.0, min_active_component_mm3=2.0))
+    cleaned = clean_up(
+        labels,
+        classes=FOUR,
+        spacing_mm=MM,
+        cleanup=Cleanup(min_core_component_mm3=2.0, min_active_component_mm3=2.0),
+    )
     assert (cleaned[1, 2, 2], cleaned[3, 2, 2]) == (2, 1)
     assert np.array_equal(cleaned > 0, labels > 0)
 

@@ -43,7 +43,9 @@ class Inner(nn.Module):
 
 def small_unet(*, n_dims: int = 2, n_channels: int = 4) -> nn.Module:
     torch.manual_seed(0)
-    network = UNet(n_dims, n_channels, 3, channels=(4, 8, 8), strides=(2, 2), num_res_units=1, norm="BATCH").eval()
+    network = UNet(
+        n_dims, n_channels, 3, channels=(4, 8, 8), strides=(2, 2), num_res_units=1, norm="BATCH"
+    ).eval()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
             module.running_mean.normal_(0, 0.1)
@@ -51,12 +53,20 @@ def small_unet(*, n_dims: int = 2, n_channels: int = 4) -> nn.Module:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.tuples(*[st.integers(1, 21)] * 3), st.integers(1, 5), st.integers(1, 9), st.sampled_from([1, 2, 8, 16]), st.integers(0, 4))
+@given(
+    st.tuples(*[st.integers(1, 21)] * 3),
+    st.integers(1, 5),
+    st.integers(1, 9),
+    st.sampled_from([1, 2, 8, 16]),
+    st.integers(0, 4),
+)
 def test_identity_comes_back_whole(shape, n_channels, batch_size, divisor, margin):
     image = random_image(shape, n_channels=n_channels)
     network = Inner(margin)
     stitched = np.zeros((shape[0], n_channels, *shape[1:]), np.float32)
-    for zs, logits in slice_logits(network, image, np.arange(shape[0]), batch_size=batch_size, divisor=divisor):
+    for zs, logits in slice_logits(
+        network, image, np.arange(shape[0]), batch_size=batch_size, divisor=divisor
+    ):
         stitched[zs] = logits.numpy()
     assert np.array_equal(stitched, image.transpose(0, 3, 1, 2).astype(np.float32))
     assert np.array_equal(label_map(network, image, divisor=divisor), image.argmax(axis=-1))
@@ -68,7 +78,9 @@ def test_label_maps_of_several_shifts_are_those_of_each_from_one_pass(n_dims, wi
     network, image, n_passes = small_unet(n_dims=n_dims), random_image((9, 20, 17), seed=2), []
     network.register_forward_hook(lambda *_: n_passes.append(1))
     shifts = [None, (0.0, 0.5, -0.5), (0.1, -0.2, 0.4)]
-    one_by_one = [label_map(network, image, n_dims=n_dims, window=window, class_shift=shift) for shift in shifts]
+    one_by_one = [
+        label_map(network, image, n_dims=n_dims, window=window, class_shift=shift) for shift in shifts
+    ]
     n_of_one = len(n_passes) // 3
     together = label_maps(network, image, n_dims=n_dims, window=window, class_shifts=shifts)
     assert len(n_passes) == 4 * n_of_one
@@ -95,7 +107,10 @@ def test_every_pass_has_one_shape():
             seen.append(tuple(x.shape))
             return x
 
-    parts = [list(zs) for zs, _ in slice_logits(Spy(), random_image((11, 17, 30)), np.array([9, 1, 5, 0, 2]), batch_size=2)]
+    parts = [
+        list(zs)
+        for zs, _ in slice_logits(Spy(), random_image((11, 17, 30)), np.array([9, 1, 5, 0, 2]), batch_size=2)
+    ]
     assert parts == [[9, 1], [5, 0], [2]]
     assert set(seen) == {(2, 4, 32, 32)}
 
@@ -106,7 +121,9 @@ def test_whole_slices_equal_the_network_on_the_padded_slice():
     padded[:, :, :20, :18] = torch.from_numpy(image.astype(np.float32)).permute(0, 3, 1, 2)
     with torch.no_grad():
         expected = network(padded)[:, :, :20, :18]
-    for zs, logits in slice_logits(ready_for_inference(network, runtime=CPU), image, np.arange(3), batch_size=2):
+    for zs, logits in slice_logits(
+        ready_for_inference(network, runtime=CPU), image, np.arange(3), batch_size=2
+    ):
         assert torch.allclose(logits, expected[zs], atol=1e-5)
 
 
@@ -117,7 +134,10 @@ def test_mode_and_weights_are_left_as_they_were():
     assert network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     ready = ready_for_inference(network, runtime=Runtime(torch.device("cpu"), torch.bfloat16))
-    assert (next(ready.parameters()).dtype, next(network.parameters()).dtype) == (torch.bfloat16, torch.float32)
+    assert (next(ready.parameters()).dtype, next(network.parameters()).dtype) == (
+        torch.bfloat16,
+        torch.float32,
+    )
     assert not ready.training
 
 
@@ -145,7 +165,11 @@ def test_probabilities_average_over_mirrors():
     assert np.allclose(one.sum(axis=0), 1, atol=1e-6)
     mirrored = class_probabilities(network, image, mirroring="in_plane")
     by_hand = np.mean(
-        [np.flip(class_probabilities(network, np.flip(image, a)), tuple(i + 1 for i in a)) for a in ((), (1,), (2,), (1, 2))], axis=0
+        [
+            np.flip(class_probabilities(network, np.flip(image, a)), tuple(i + 1 for i in a))
+            for a in ((), (1,), (2,), (1, 2))
+        ],
+        axis=0,
     )
     assert np.allclose(mirrored, by_hand, atol=1e-6)
     pointwise = class_probabilities(nn.Identity(), image)
@@ -156,21 +180,31 @@ def test_a_volume_is_mirrored_along_all_three_axes_and_slices_in_plane_alone():
     image, network = random_image((4, 8, 8)), small_unet(n_dims=3)
     by_hand = np.mean(
         [
-            np.flip(class_probabilities(network, np.flip(image, axes), n_dims=3), tuple(axis + 1 for axis in axes))
+            np.flip(
+                class_probabilities(network, np.flip(image, axes), n_dims=3), tuple(axis + 1 for axis in axes)
+            )
             for axes in ((), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2))
         ],
         axis=0,
     )
-    assert np.allclose(class_probabilities(network, image, n_dims=3, mirroring="all_axes"), by_hand, atol=1e-6)
+    assert np.allclose(
+        class_probabilities(network, image, n_dims=3, mirroring="all_axes"), by_hand, atol=1e-6
+    )
     flat = Segmenter(small_unet(), ("t1n", "t1c", "t2w", "t2f"), ("a", "b", "c"))
-    found = [segment_crop([flat], image, mirroring=way, with_probabilities=True)[1] for way in ("all_axes", "in_plane")]
+    found = [
+        segment_crop([flat], image, mirroring=way, with_probabilities=True)[1]
+        for way in ("all_axes", "in_plane")
+    ]
     assert np.array_equal(*found)
 
 
 def test_slices_around_are_further_channels_from_below_to_above():
     image, network = random_image((5, 6, 7), n_channels=2), nn.Identity()
     air = np.zeros((6, 7, 2), np.float16)
-    expected = [np.concatenate([image[z - 1] if z else air, image[z], image[z + 1] if z < 4 else air], axis=-1) for z in range(5)]
+    expected = [
+        np.concatenate([image[z - 1] if z else air, image[z], image[z + 1] if z < 4 else air], axis=-1)
+        for z in range(5)
+    ]
     for zs, logits in slice_logits(network, image, np.arange(5), batch_size=2, slices_around=1):
         assert np.array_equal(logits.permute(0, 2, 3, 1).numpy(), np.stack(expected)[zs].astype(np.float32))
     in_windows = class_probabilities(network, image, slices_around=1, window=(4, 4))
@@ -206,7 +240,9 @@ def test_an_instance_norm_of_a_volume_keeps_the_channels_last_and_its_numbers():
 def test_an_instance_norm_in_bfloat16_is_as_exact_as_its_input():
     """Means of 2 million numbers: added up in bfloat16 they would stop at 256."""
     inputs = (torch.randn(1, 2, 128, 128, 128, generator=torch.Generator().manual_seed(0)) + 3).bfloat16()
-    ready = ready_for_inference(nn.InstanceNorm3d(2, affine=True), runtime=Runtime(torch.device("cpu"), torch.bfloat16))
+    ready = ready_for_inference(
+        nn.InstanceNorm3d(2, affine=True), runtime=Runtime(torch.device("cpu"), torch.bfloat16)
+    )
     exact = inputs.double()
     exact = (exact - exact.mean((2, 3, 4), keepdim=True)) / exact.std((2, 3, 4), keepdim=True)
     with torch.inference_mode():
@@ -221,7 +257,9 @@ def test_the_largest_class_on_a_device_is_that_on_the_cpu(n, n_y, n_x, n_classes
     logits = torch.from_numpy(rng.integers(-2, 3, (n, n_classes, n_y, n_x)).astype(np.float32))  # many ties
     brain, shifts = rng.random((n, n_y, n_x)) < 0.7, rng.integers(-1, 2, (2, n_classes)).astype(np.float32)
     for values in (logits, logits.bfloat16(), torch.where(logits == 2, torch.nan, logits)):
-        (ours, is_sound), (theirs, was_sound) = (find(values, brain, shifts) for find in (_largest_on_device, _largest_on_cpu))
+        (ours, is_sound), (theirs, was_sound) = (
+            find(values, brain, shifts) for find in (_largest_on_device, _largest_on_cpu)
+        )
         assert is_sound == was_sound
         assert is_sound == (not values.isnan().any())
         assert not is_sound or all(np.array_equal(*pair) for pair in zip(ours, theirs, strict=True))

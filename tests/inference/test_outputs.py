@@ -25,7 +25,14 @@ def test_a_value_of_two_meanings_lists_both():
 
 
 def row(name: str, **more: str | float) -> dict[str, str | float]:
-    return {"case": name, "file": f"{name}.nii.gz", "schema": "brats2017", "seconds": 1.0, "edema_ml": 2, "warnings": ""} | more
+    return {
+        "case": name,
+        "file": f"{name}.nii.gz",
+        "schema": "brats2017",
+        "seconds": 1.0,
+        "edema_ml": 2,
+        "warnings": "",
+    } | more
 
 
 def write(out: Path, name: str, **more: str | float) -> None:
@@ -39,7 +46,11 @@ def test_rows_of_parallel_parts_are_all_there(tmp_path):
     names = [f"c{i:02d}" for i in range(12)]
     assert [r["case"] for r in rebuild_table(tmp_path)] == names
     (tmp_path / "c03.nii.gz").unlink()
-    assert [r["case"] for r in rebuild_table(tmp_path)] == [r["case"] for r in read_rows(tmp_path)] == names[:3] + names[4:]
+    assert (
+        [r["case"] for r in rebuild_table(tmp_path)]
+        == [r["case"] for r in read_rows(tmp_path)]
+        == names[:3] + names[4:]
+    )
     assert list(read_rows(tmp_path)[0]) == ["case", "file", "schema", "seconds", "edema_ml", "warnings"]
 
 

@@ -42,7 +42,9 @@ def segmenter(**changes) -> Segmenter:
 
 
 def scans(seed: int = 0) -> np.ndarray:
-    """(Z, Y, X, M): an off-center brain of 600 voxels, each modality a shuffle of the same values, so z-scores keep their order."""
+    """(Z, Y, X, M): an off-center brain of 600 voxels, each modality a shuffle of the same values, so
+    z-scores keep their order.
+    """
     rng = np.random.default_rng(seed)
     volume = np.zeros((*SHAPE, 4), np.int16)
     for m in range(4):
@@ -54,7 +56,9 @@ def expected(volume: np.ndarray) -> np.ndarray:
     return np.where(volume.any(axis=-1), volume.argmax(axis=-1), 0).astype(np.uint8)
 
 
-def write_scans(folder: Path, volume: np.ndarray, *, id: str = "", schema: str = "brats2017", geometry=None, dtype="int16") -> Case:
+def write_scans(
+    folder: Path, volume: np.ndarray, *, id: str = "", schema: str = "brats2017", geometry=None, dtype="int16"
+) -> Case:
     folder.mkdir(parents=True, exist_ok=True)
     geometry = geometry or make_geometry(SHAPE)
     modalities = {}
@@ -67,7 +71,11 @@ def write_scans(folder: Path, volume: np.ndarray, *, id: str = "", schema: str =
 def test_eight_orientations_give_eight_equal_predictions(tmp_path):
     volume = scans()
     cases = [
-        write_scans(tmp_path / code, volume, geometry=make_geometry(SHAPE, spacing_mm=(1.02, 1, 0.98), orientation=code))
+        write_scans(
+            tmp_path / code,
+            volume,
+            geometry=make_geometry(SHAPE, spacing_mm=(1.02, 1, 0.98), orientation=code),
+        )
         for code in ORIENTATIONS
     ]
     report = predict_cases([segmenter()], cases, out=tmp_path / "out")
@@ -95,7 +103,14 @@ def test_eight_orientations_give_eight_equal_predictions(tmp_path):
 
 def test_an_oblique_case_comes_back_on_its_own_grid(tmp_path):
     turn = np.deg2rad(20)
-    affine = np.array([[-np.cos(turn), np.sin(turn), 0, 7], [-np.sin(turn), -np.cos(turn), 0, -3], [0, 0, 1, 11], [0, 0, 0, 1]])
+    affine = np.array(
+        [
+            [-np.cos(turn), np.sin(turn), 0, 7],
+            [-np.sin(turn), -np.cos(turn), 0, -3],
+            [0, 0, 1, 11],
+            [0, 0, 0, 1],
+        ]
+    )
     case = write_scans(tmp_path / "oblique", scans(), geometry=make_geometry(SHAPE, affine=affine))
     (prediction,) = predict_cases([segmenter()], [case], out=tmp_path / "out").predictions
     ours, source = nibabel.load(prediction.path), nibabel.load(case.modalities["t1n"].path)
@@ -103,7 +118,9 @@ def test_an_oblique_case_comes_back_on_its_own_grid(tmp_path):
     assert np.array_equal(read_volume(prediction.path)[0], np.array([0, 1, 2, 4])[expected(scans())])
 
 
-@pytest.mark.parametrize(("schema", "values"), [("brats2017", [0, 1, 2, 4]), ("brats2023", [0, 1, 2, 3]), ("msd", [0, 2, 1, 3])])
+@pytest.mark.parametrize(
+    ("schema", "values"), [("brats2017", [0, 1, 2, 4]), ("brats2023", [0, 1, 2, 3]), ("msd", [0, 2, 1, 3])]
+)
 def test_values_are_those_of_the_source(tmp_path, schema, values):
     case = write_scans(tmp_path / "case", scans(), schema=schema)
     (prediction,) = predict_cases([segmenter()], [case], out=tmp_path / "out").predictions
@@ -113,7 +130,9 @@ def test_values_are_those_of_the_source(tmp_path, schema, values):
 def test_type_is_that_of_the_source_label(tmp_path):
     for dtype in ("int16", "float32"):
         case = write_scans(tmp_path / dtype, scans())
-        write_volume(tmp_path / f"{dtype}-seg.nii.gz", np.zeros(SHAPE, np.uint8), make_geometry(SHAPE), dtype=dtype)
+        write_volume(
+            tmp_path / f"{dtype}-seg.nii.gz", np.zeros(SHAPE, np.uint8), make_geometry(SHAPE), dtype=dtype
+        )
         case = replace(case, label=ScanFile(tmp_path / f"{dtype}-seg.nii.gz"))
         (prediction,) = predict_cases([segmenter()], [case], out=tmp_path / "out").predictions
         assert nibabel.load(prediction.path).get_data_dtype() == np.dtype(dtype)
@@ -144,12 +163,19 @@ def test_bad_cases_are_named_and_the_others_done(tmp_path):
     assert all("\n" not in line for line in named.values())
     assert report.summary().endswith("5 refused")
     files = {p.name for p in (tmp_path / "out").iterdir()}
-    assert files == {"a_good.nii.gz", "z_good.nii.gz", "predictions.csv", "labels.txt", ".predictions.csv.lock"}
+    assert files == {
+        "a_good.nii.gz",
+        "z_good.nii.gz",
+        "predictions.csv",
+        "labels.txt",
+        ".predictions.csv.lock",
+    }
 
 
 def test_table_and_continue(tmp_path):
     cases = [
-        write_scans(tmp_path / name, scans(i), schema=schema) for i, (name, schema) in enumerate((("b", "brats2017"), ("a", "brats2023")))
+        write_scans(tmp_path / name, scans(i), schema=schema)
+        for i, (name, schema) in enumerate((("b", "brats2017"), ("a", "brats2023")))
     ]
     predict_cases([segmenter()], cases[:1], out=tmp_path / "out")
     report = predict_cases([segmenter()], cases, out=tmp_path / "out", skip_finished=True)
@@ -163,14 +189,22 @@ def test_table_and_continue(tmp_path):
     assert float(rows[0]["whole_ml"]) == pytest.approx((truth > 0).sum() / 1000)
     assert float(rows[0]["seconds"]) > 0
     labels = (tmp_path / "out" / "labels.txt").read_text()
-    assert [int(line.split()[0]) for line in labels.splitlines() if not line.startswith("#")] == [0, 1, 2, 3, 4]  # of both schemas
+    assert [int(line.split()[0]) for line in labels.splitlines() if not line.startswith("#")] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]  # of both schemas
 
 
 def test_to_continue_with_another_network_or_other_settings_is_to_begin_anew(tmp_path):
     case, out = write_scans(tmp_path / "a", scans()), tmp_path / "out"
 
     def skipped(*, cleanup: Cleanup | None = None, **changes: object) -> tuple[str, ...]:
-        return predict_cases([segmenter(**changes)], [case], out=out, skip_finished=True, cleanup=cleanup).skipped
+        return predict_cases(
+            [segmenter(**changes)], [case], out=out, skip_finished=True, cleanup=cleanup
+        ).skipped
 
     assert [skipped(checkpoint="1"), skipped(checkpoint="1")] == [(), ("a",)]
     assert [skipped(checkpoint="2"), skipped(checkpoint="2")] == [(), ("a",)]
@@ -192,7 +226,9 @@ def test_to_continue_in_another_precision_is_to_begin_anew(tmp_path):
     case, out = write_scans(tmp_path / "a", scans()), tmp_path / "out"
 
     def skipped(dtype: torch.dtype) -> tuple[str, ...]:
-        return predict_cases([segmenter(network=WithWeight().to(dtype))], [case], out=out, skip_finished=True).skipped
+        return predict_cases(
+            [segmenter(network=WithWeight().to(dtype))], [case], out=out, skip_finished=True
+        ).skipped
 
     assert [skipped(torch.float32), skipped(torch.bfloat16), skipped(torch.bfloat16)] == [(), (), ("a",)]
 
@@ -212,7 +248,10 @@ def test_a_case_is_not_written_over_by_its_own_segmentation(tmp_path):
     (tmp_path / "link").symlink_to(label.parent)
     for out in (label.parent, tmp_path / "link"):
         (problem,) = predict_cases([segmenter()], [case], out=out).problems
-        assert (problem.case, problem.what) == ("a", "is a file of the case itself, which its label map would replace")
+        assert (problem.case, problem.what) == (
+            "a",
+            "is a file of the case itself, which its label map would replace",
+        )
     scan = case.modalities["t1n"].path
     assert predict_one([segmenter()], case, out=scan).exit_code == 1
     assert label.read_bytes() == before
@@ -223,7 +262,9 @@ def test_a_case_that_was_left_half_done_is_done_again(tmp_path):
     out, case = tmp_path / "out", write_scans(tmp_path / "case", scans())
 
     def go_on() -> tuple[str, ...]:
-        return predict_cases([segmenter()], [case], out=out, skip_finished=True, save_probabilities=True).skipped
+        return predict_cases(
+            [segmenter()], [case], out=out, skip_finished=True, save_probabilities=True
+        ).skipped
 
     predict_cases([segmenter()], [case], out=out)
     assert go_on() == ()  # the probabilities were not there
@@ -251,7 +292,13 @@ def test_spacing(tmp_path):
 def test_several_networks_and_mirrors(tmp_path):
     case = write_scans(tmp_path / "case", scans())
     plain = predict_cases([segmenter()], [case], out=tmp_path / "plain")
-    same = predict_cases([segmenter(), segmenter()], [case], out=tmp_path / "same", mirroring="in_plane", save_probabilities=True)
+    same = predict_cases(
+        [segmenter(), segmenter()],
+        [case],
+        out=tmp_path / "same",
+        mirroring="in_plane",
+        save_probabilities=True,
+    )
     assert np.array_equal(*(read_volume(r.predictions[0].path)[0] for r in (plain, same)))
     saved = nibabel.load(tmp_path / "same" / "probabilities" / "case.nii.gz")
     stack = np.asarray(saved.dataobj)
@@ -260,7 +307,9 @@ def test_several_networks_and_mirrors(tmp_path):
     outside = ~scans().any(axis=-1).transpose(2, 1, 0)
     assert (stack[outside] == [1, 0, 0, 0]).all()
     assert (tmp_path / "same" / "probabilities" / "classes.txt").read_text().split() == list(CLASSES)
-    shifted = predict_cases([segmenter(class_shift=(0.0, -np.inf, 0.0, 0.0))], [case], out=tmp_path / "shifted")
+    shifted = predict_cases(
+        [segmenter(class_shift=(0.0, -np.inf, 0.0, 0.0))], [case], out=tmp_path / "shifted"
+    )
     assert 1 not in read_volume(shifted.predictions[0].path)[0]
     # Each network is corrected by its own shift before the mean is taken.
     corrected = segmenter(class_shift=(0.0, -np.inf, 0.0, 0.0))
@@ -272,7 +321,9 @@ def test_several_networks_and_mirrors(tmp_path):
 def test_a_missing_modality_is_a_channel_of_0_where_that_is_allowed(tmp_path):
     whole = write_scans(tmp_path / "case", scans())
     lacking = replace(whole, modalities={k: v for k, v in whole.modalities.items() if k != "t1c"})
-    (prediction,) = predict_cases([segmenter()], [lacking], out=tmp_path / "out", allow_missing=True).predictions
+    (prediction,) = predict_cases(
+        [segmenter()], [lacking], out=tmp_path / "out", allow_missing=True
+    ).predictions
     assert prediction.warnings == ("lacks t1c",)
     z_scores = scans() - scans()[scans() > 0].mean()
     z_scores[..., 1] = 0
@@ -321,7 +372,9 @@ def test_other_number_types_are_the_same_case(tmp_path, dtype):
         image = nibabel.load(scan.path)
         header = nibabel.Nifti1Header(endianness=">") if dtype == ">i2" else nibabel.Nifti1Header()
         header.set_data_dtype(np.dtype(dtype))
-        nibabel.Nifti1Image(np.asarray(image.dataobj).astype(dtype), image.affine, header).to_filename(scan.path)
+        nibabel.Nifti1Image(np.asarray(image.dataobj).astype(dtype), image.affine, header).to_filename(
+            scan.path
+        )
     (prediction,) = predict_cases([segmenter()], [case], out=tmp_path / "out").predictions
     assert np.array_equal(read_volume(prediction.path)[0], np.array([0, 1, 2, 4])[expected(scans())])
 
@@ -404,7 +457,9 @@ class Counting(nn.Module):
 
 
 def test_what_ends_a_run_ends_the_cases_under_way(tmp_path, monkeypatch):
-    """Ctrl-C must not wait for the cases that were begun, of twelve passes each, let alone for those that were not."""
+    """Ctrl-C must not wait for the cases that were begun, of twelve passes each, let alone for those that
+    were not.
+    """
 
     def interrupt(results, **_):
         yield next(results)
@@ -424,9 +479,13 @@ def test_what_ends_a_run_ends_the_cases_under_way(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt) as kept:
             predict_cases([segmenter(network=network)], cases, out=tmp_path / "out")
     assert network.n_passes < 1 + 12
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("computing")], kept.traceback
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("computing")], (
+        kept.traceback
+    )
     assert [p.name for p in (tmp_path / "out").glob("*.nii.gz")] == ["0.nii.gz"]
-    assert predict_cases([segmenter(network=network)], cases[:1], out=tmp_path / "out").exit_code == 0  # the network still is as it was
+    assert (
+        predict_cases([segmenter(network=network)], cases[:1], out=tmp_path / "out").exit_code == 0
+    )  # the network still is as it was
 
 
 def test_threads_begun_later_have_their_number(tmp_path):
@@ -464,12 +523,20 @@ def test_windows_are_no_way_out_of_full_memory_for_a_network_that_has_them(tmp_p
     said = []
     for window in (None, (16, 16)):
         network = Counting(torch.OutOfMemoryError("CUDA out of memory."))
-        said.append(str(predict_cases([segmenter(network=network, window=window)], [case], out=tmp_path / "out").problems[0]))
+        said.append(
+            str(
+                predict_cases(
+                    [segmenter(network=network, window=window)], [case], out=tmp_path / "out"
+                ).problems[0]
+            )
+        )
     assert ["--inference windowed" in line for line in said] == [True, False]
 
 
 def test_brain_of_a_certain_network_is_no_air(tmp_path):
-    """Calibration takes voxels of probability 1 for air; a healthy voxel of the brain is given a little less."""
+    """Calibration takes voxels of probability 1 for air; a healthy voxel of the brain is given a little
+    less.
+    """
 
     class Certain(nn.Module):
         def forward(self, x):
@@ -477,6 +544,8 @@ def test_brain_of_a_certain_network_is_no_air(tmp_path):
 
     case = write_scans(tmp_path / "case", scans())
     predict_cases([segmenter(network=Certain())], [case], out=tmp_path / "out", save_probabilities=True)
-    healthy = np.asarray(nibabel.load(tmp_path / "out" / "probabilities" / "case.nii.gz").dataobj)[..., 0].transpose(2, 1, 0)
+    healthy = np.asarray(nibabel.load(tmp_path / "out" / "probabilities" / "case.nii.gz").dataobj)[
+        ..., 0
+    ].transpose(2, 1, 0)
     assert np.array_equal(healthy < 1, scans().any(axis=-1))
     assert healthy.min() > 1 - 1e-6

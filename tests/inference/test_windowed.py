@@ -20,7 +20,9 @@ def random_image(shape: tuple[int, int, int], *, n_channels: int = 3) -> np.ndar
     return np.random.default_rng(0).standard_normal((*shape, n_channels)).astype(np.float16)
 
 
-def stitched(network: nn.Module, image: np.ndarray, *, window: tuple[int, ...], overlap: float = 0.5) -> np.ndarray:
+def stitched(
+    network: nn.Module, image: np.ndarray, *, window: tuple[int, ...], overlap: float = 0.5
+) -> np.ndarray:
     """Logits (Z, K, Y, X)."""
     parts = list(window_logits(network, image, window=window, overlap=overlap))
     assert np.array_equal(np.concatenate([zs for zs, _ in parts]), np.arange(image.shape[0]))
@@ -28,7 +30,12 @@ def stitched(network: nn.Module, image: np.ndarray, *, window: tuple[int, ...], 
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.tuples(SIDES, SIDES, SIDES), st.lists(st.integers(2, 12), min_size=2, max_size=3), st.floats(0, 0.9), st.integers(0, 3))
+@given(
+    st.tuples(SIDES, SIDES, SIDES),
+    st.lists(st.integers(2, 12), min_size=2, max_size=3),
+    st.floats(0, 0.9),
+    st.integers(0, 3),
+)
 def test_identity_comes_back_whole_for_any_shape_window_overlap_and_margin(shape, window, overlap, margin):
     class Inner(nn.Module):
         def forward(self, x):
@@ -84,8 +91,26 @@ def test_the_choice_can_be_overridden():
     "network",
     [
         nn.MultiheadAttention(8, 2),
-        UNETR(4, 4, (32, 32), feature_size=4, hidden_size=16, mlp_dim=16, num_heads=2, norm_name="batch", spatial_dims=2),
-        SwinUNETR(4, 4, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), norm_name="batch", spatial_dims=2),
+        UNETR(
+            4,
+            4,
+            (32, 32),
+            feature_size=4,
+            hidden_size=16,
+            mlp_dim=16,
+            num_heads=2,
+            norm_name="batch",
+            spatial_dims=2,
+        ),
+        SwinUNETR(
+            4,
+            4,
+            feature_size=12,
+            depths=(1, 1, 1, 1),
+            num_heads=(1, 1, 1, 1),
+            norm_name="batch",
+            spatial_dims=2,
+        ),
     ],
 )
 def test_transformers_need_windows(network):
@@ -96,7 +121,9 @@ def test_transformers_need_windows(network):
 
 
 def volume_network(norm: str) -> nn.Module:
-    network = make_network(Network(name="dynunet", channels=(4, 8, 8), norm=norm), n_channels=4, n_classes=4, n_dims=3)
+    network = make_network(
+        Network(name="dynunet", channels=(4, 8, 8), norm=norm), n_channels=4, n_classes=4, n_dims=3
+    )
     return ready_for_inference(network, runtime=Runtime(torch.device("cpu")))
 
 
@@ -111,16 +138,25 @@ def test_a_volume_is_seen_whole_where_the_training_patch_covers_half_of_it(norm)
     assert chosen(8, 8, 32) is None  # what is narrower than the patch is covered
     assert chosen(16, 16, 33) == (16, 16, 16)
     assert choose_window(network, patch_size=(16, 16, 16)) == (16, 16, 16)
-    assert choose_window(network, patch_size=(16, 16, 16), image_shape=(16, 16, 33, 4), inference="whole") is None
-    assert choose_window(network, patch_size=(16, 16, 16), image_shape=(16, 16, 16, 4), inference="windowed") == (16, 16, 16)
+    assert (
+        choose_window(network, patch_size=(16, 16, 16), image_shape=(16, 16, 33, 4), inference="whole")
+        is None
+    )
+    assert choose_window(
+        network, patch_size=(16, 16, 16), image_shape=(16, 16, 16, 4), inference="windowed"
+    ) == (16, 16, 16)
 
 
 def test_a_volume_that_does_not_fit_into_memory_is_seen_in_windows(monkeypatch):
     network, shape = volume_network("batch"), (15, 16, 33, 4)
     needed = whole_volume_bytes(network, shape, divisor=4)
-    assert needed == 16 * 16 * 36 * 4 * 12 * 4  # voxels, bytes of a number, layers alive, channels at full resolution
+    assert (
+        needed == 16 * 16 * 36 * 4 * 12 * 4
+    )  # voxels, bytes of a number, layers alive, channels at full resolution
     for memory, window in ((2 * needed, None), (2 * needed - 1, (16, 16, 16))):
-        monkeypatch.setattr("brats_seg.inference.windowed._memory_bytes", lambda device, memory=memory: memory)
+        monkeypatch.setattr(
+            "brats_seg.inference.windowed._memory_bytes", lambda device, memory=memory: memory
+        )
         assert choose_window(network, patch_size=(16, 16, 16), image_shape=shape, divisor=4) == window
 
 

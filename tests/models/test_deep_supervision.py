@@ -15,7 +15,9 @@ CROSS_ENTROPY = make_loss("cross_entropy")
 
 
 def knobs(name: str, *, deep_supervision: int, channels: tuple[int, ...] = (4, 8, 16, 32)) -> Network:
-    return Network(name=name, channels=channels, num_res_units=1, norm="instance", deep_supervision=deep_supervision)
+    return Network(
+        name=name, channels=channels, num_res_units=1, norm="instance", deep_supervision=deep_supervision
+    )
 
 
 def build(network: Network, n_dims: int) -> nn.Module:
@@ -64,15 +66,21 @@ def test_outputs_in_training_halve_and_all_weights_learn(name: str, n_dims: int)
     outputs = built(inputs)
     assert [tuple(o.shape) for o in outputs] == [(2, 3, *[side] * n_dims) for side in (16, 8, 4)]
     supervised_loss(CROSS_ENTROPY, outputs, targets).mean().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in output_layer(network, built).parameters())
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in output_layer(network, built).parameters()
+    )
     assert all(p.grad is not None for p in built.parameters())
 
 
 @pytest.mark.parametrize("n_dims", [2, 3])
 @pytest.mark.parametrize("name", SUPERVISED)
-def test_in_evaluation_there_is_one_output_and_without_supervision_in_training_too(name: str, n_dims: int) -> None:
+def test_in_evaluation_there_is_one_output_and_without_supervision_in_training_too(
+    name: str, n_dims: int
+) -> None:
     deep, plain = (build(knobs(name, deep_supervision=n), n_dims) for n in (2, 0))
-    plain.load_state_dict({key: value for key, value in deep.state_dict().items() if key in plain.state_dict()})
+    plain.load_state_dict(
+        {key: value for key, value in deep.state_dict().items() if key in plain.state_dict()}
+    )
     inputs = torch.randn(1, 2, *[16] * n_dims)
     with torch.no_grad():
         first, *others = deep(inputs)
@@ -97,9 +105,15 @@ def test_dynunet_is_monais_with_the_same_names_and_start(res_block: bool) -> Non
 
 
 def test_levels_that_are_not_there_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"deep_supervision 1: 'unet2d' has none; take 0, or one of dynunet, segresnet_ds, mednext"):
+    with pytest.raises(
+        UsageError,
+        match=r"deep_supervision 1: 'unet2d' has none; take 0, or one of dynunet, segresnet_ds, mednext",
+    ):
         build(Network(deep_supervision=1), 2)
-    message = "network.deep_supervision 3: 'dynunet' with 4 channels has 2 outputs below full resolution; take fewer"
+    message = (
+        "network.deep_supervision 3: 'dynunet' with 4 channels has 2 outputs below full resolution; take "
+        "fewer"
+    )
     with pytest.raises(UsageError, match=message):
         build(knobs("dynunet", deep_supervision=3), 3)
 
@@ -108,11 +122,17 @@ def test_the_sizes_that_the_training_page_prints() -> None:
     def n_weights(name: str, **others: object) -> int:
         network = Network.model_validate({"name": name, "norm": "instance", **others})
         with torch.device("meta"):
-            return sum(p.numel() for p in make_network(network, n_channels=4, n_classes=4, n_dims=3).parameters())
+            return sum(
+                p.numel() for p in make_network(network, n_channels=4, n_classes=4, n_dims=3).parameters()
+            )
 
     five = {"channels": (16, 32, 64, 128, 128)}
     assert n_weights("dynunet", num_res_units=0, **five) == 3_746_436
     assert n_weights("dynunet", num_res_units=1, **five) == 3_774_372
-    assert n_weights("dynunet", num_res_units=1, deep_supervision=2, **five) == 3_774_764  # 4 classes x (32 + 1 + 64 + 1)
+    assert (
+        n_weights("dynunet", num_res_units=1, deep_supervision=2, **five) == 3_774_764
+    )  # 4 classes x (32 + 1 + 64 + 1)
     assert n_weights("segresnet_ds", num_res_units=2, channels=(16, 32, 64, 128)) == 4_981_764
-    assert n_weights("mednext", num_res_units=2, channels=(32, 64, 128, 256, 512)) == pytest.approx(5.6e6, rel=0.01)  # published
+    assert n_weights("mednext", num_res_units=2, channels=(32, 64, 128, 256, 512)) == pytest.approx(
+        5.6e6, rel=0.01
+    )  # published

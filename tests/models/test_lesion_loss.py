@@ -1,4 +1,6 @@
-"""Examples by hand: where the network is right it says its answer with a probability of 0.75, -log 0.287682, where it is wrong 1.386294."""
+"""Examples by hand: where the network is right it says its answer with a probability of 0.75, -log 0.287682,
+where it is wrong 1.386294.
+"""
 
 from typing import Literal
 
@@ -48,11 +50,13 @@ def test_voxels_that_share_a_corner_are_one_lesion() -> None:
 @pytest.mark.parametrize(
     ("by", "of_first", "of_second"),
     [
-        # Voxels 0 to 3: Dice 2 x 1.5 / (2.5 + 2) = 0.666667, entropy (3 x 0.287682 + 1.386294) / 4 = 0.562335.
-        # Voxels 4 to 6: Dice 2 x 0.25 / (0.75 + 1) = 0.285714, entropy (2 x 0.287682 + 1.386294) / 3 = 0.653886.
+        # Voxels 0 to 3: Dice 2 x 1.5 / (2.5 + 2) = 0.666667, entropy (3 x 0.287682 + 1.386294) / 4 =
+        # 0.562335. Voxels 4 to 6: Dice 2 x 0.25 / (0.75 + 1) = 0.285714, entropy (2 x 0.287682 + 1.386294) /
+        # 3 = 0.653886.
         ("components", 1 - 0.666667 + 0.562335, 1 - 0.285714 + 0.653886),
         # Voxels 0 to 5: Dice 2 x 1.5 / (3 + 2) = 0.6, entropy (5 x 0.287682 + 1.386294) / 6 = 0.470784.
-        # Voxels 2 to 6: Dice 2 x 0.25 / (1.75 + 1) = 0.181818, entropy (3 x 0.287682 + 2 x 1.386294) / 5 = 0.727127.
+        # Voxels 2 to 6: Dice 2 x 0.25 / (1.75 + 1) = 0.181818, entropy (3 x 0.287682 + 2 x 1.386294) / 5 =
+        # 0.727127.
         ("blob", 1 - 0.6 + 0.470784, 1 - 0.181818 + 0.727127),
     ],
 )
@@ -63,7 +67,10 @@ def test_two_lesions_by_hand(by: By, of_first: float, of_second: float) -> None:
 
 def test_an_example_without_a_lesion() -> None:
     """Eight healthy voxels called tumor with 0.25: one region of Dice 0 and entropy 0.287682; no blob."""
-    logits, healthy = logits_of(torch.full((1, 2, 4), 0.25, dtype=torch.float64)), torch.zeros(1, 2, 4, dtype=torch.int64)
+    logits, healthy = (
+        logits_of(torch.full((1, 2, 4), 0.25, dtype=torch.float64)),
+        torch.zeros(1, 2, 4, dtype=torch.int64),
+    )
     assert lesion_loss(logits, healthy, None, by="components").tolist() == pytest.approx([1.287682], abs=1e-4)
     assert lesion_loss(logits, healthy, None, by="blob").tolist() == [0]
 
@@ -76,11 +83,15 @@ def test_an_example_costs_the_same_in_any_company_and_voxels_left_out_cost_nothi
     truth[1] = 0
     together = lesion_loss(logits, truth, None, by=by)
     for i in range(3):
-        torch.testing.assert_close(together[i : i + 1], lesion_loss(logits[i : i + 1], truth[i : i + 1], None, by=by))
+        torch.testing.assert_close(
+            together[i : i + 1], lesion_loss(logits[i : i + 1], truth[i : i + 1], None, by=by)
+        )
     truth[:, 5:] = 0
     counted = torch.ones(3, 9, 9, dtype=torch.bool)
     counted[:, 5:] = False
-    torch.testing.assert_close(lesion_loss(logits, truth, counted, by=by), lesion_loss(logits[:, :, :5], truth[:, :5], None, by=by))
+    torch.testing.assert_close(
+        lesion_loss(logits, truth, counted, by=by), lesion_loss(logits[:, :, :5], truth[:, :5], None, by=by)
+    )
 
 
 def test_one_lesion_is_the_loss_of_the_whole_patch() -> None:
@@ -102,7 +113,9 @@ def test_it_is_added_to_dice_and_cross_entropy() -> None:
     torch.testing.assert_close(added, alone + 0.5 * lesion_loss(logits, TRUTH, None, by="blob"))
 
 
-@pytest.mark.parametrize(("kind", "classes"), [("focal", None), ("dice_cross_entropy", ("edema", "enhancing_core"))])
+@pytest.mark.parametrize(
+    ("kind", "classes"), [("focal", None), ("dice_cross_entropy", ("edema", "enhancing_core"))]
+)
 def test_it_is_added_to_nothing_else(kind: str, classes: tuple[str, ...] | None) -> None:
     with pytest.raises(UsageError, match=r"loss.by_lesion 'blob' is added to loss.kind 'dice_cross_entropy'"):
         make_loss(kind, classes=classes, by_lesion="blob")

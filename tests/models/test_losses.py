@@ -35,12 +35,16 @@ def test_cross_entropy_equals_torch() -> None:
 
 
 def test_focal_equals_monai() -> None:
-    reference = MonaiFocalLoss(to_onehot_y=True, use_softmax=True, gamma=2.0, reduction="none")(LOGITS, TARGETS[:, None])
+    reference = MonaiFocalLoss(to_onehot_y=True, use_softmax=True, gamma=2.0, reduction="none")(
+        LOGITS, TARGETS[:, None]
+    )
     torch.testing.assert_close(make_loss("focal")(LOGITS, TARGETS), reference.sum(1).flatten(1).mean(1))
 
 
 def test_dice_cross_entropy_equals_monai() -> None:
-    dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, reduction="none")(LOGITS, TARGETS[:, None])
+    dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, reduction="none")(
+        LOGITS, TARGETS[:, None]
+    )
     both = dice.flatten(1).mean(1) + make_loss("cross_entropy")(LOGITS, TARGETS)
     torch.testing.assert_close(make_loss("dice_cross_entropy")(LOGITS, TARGETS), both)
 
@@ -56,7 +60,9 @@ def test_dice_is_of_every_class_where_none_is_healthy() -> None:
 
 
 def test_dice_over_the_batch_is_one_fraction_of_all_its_voxels() -> None:
-    """Two patches of four voxels. In the first the tumor of two voxels is found; in the second a voxel is called tumor that is none."""
+    """Two patches of four voxels. In the first the tumor of two voxels is found; in the second a voxel is
+    called tumor that is none.
+    """
     truth = torch.tensor([[[1, 1, 0, 0]], [[0, 0, 0, 0]]], dtype=torch.uint8)
     said = torch.tensor([[[1, 1, 0, 0]], [[0, 1, 0, 0]]])
     logits = 40 * one_hot(said, 2).movedim(-1, 1).double()
@@ -69,21 +75,29 @@ def test_dice_over_the_batch_is_one_fraction_of_all_its_voxels() -> None:
 
 
 def test_dice_over_the_batch_is_monais() -> None:
-    dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)(LOGITS, TARGETS[:, None])
-    found = make_loss("dice_cross_entropy", dice="batch")(LOGITS, TARGETS) - make_loss("cross_entropy")(LOGITS, TARGETS)
+    dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)(
+        LOGITS, TARGETS[:, None]
+    )
+    found = make_loss("dice_cross_entropy", dice="batch")(LOGITS, TARGETS) - make_loss("cross_entropy")(
+        LOGITS, TARGETS
+    )
     torch.testing.assert_close(found.mean(), dice)
 
 
 @pytest.mark.parametrize("kind", ["cross_entropy", "focal", "logit_adjusted"])
 def test_dice_over_the_batch_needs_a_dice_term(kind: str) -> None:
-    with pytest.raises(UsageError, match=f"loss.dice 'batch': '{kind}' has no Dice term; use dice_cross_entropy or region"):
+    with pytest.raises(
+        UsageError, match=f"loss.dice 'batch': '{kind}' has no Dice term; use dice_cross_entropy or region"
+    ):
         make_loss(kind, dice="batch", classes=CLASSES, prior=PRIOR)
 
 
 def test_weights_are_factors_on_the_voxels_of_a_class() -> None:
     weights = (0.0, 1.0, 2.0, 3.0, 4.0)
     expected = cross_entropy(LOGITS, TARGETS.long(), reduction="none") * torch.tensor(weights)[TARGETS.long()]
-    torch.testing.assert_close(make_loss("cross_entropy", class_weights=weights)(LOGITS, TARGETS), expected.flatten(1).mean(1))
+    torch.testing.assert_close(
+        make_loss("cross_entropy", class_weights=weights)(LOGITS, TARGETS), expected.flatten(1).mean(1)
+    )
 
 
 @pytest.mark.parametrize("kind", sorted(LOSSES))
@@ -100,21 +114,31 @@ def test_outside_counts_as_healthy_or_not_at_all(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", sorted(LOSSES))
 def test_a_patch_of_air_alone_costs_nothing_when_air_is_ignored(kind: str) -> None:
-    assert four_class_loss(kind, outside="ignore")(FOUR_LOGITS, torch.full_like(TARGETS, 255)).tolist() == [0, 0, 0]
+    assert four_class_loss(kind, outside="ignore")(FOUR_LOGITS, torch.full_like(TARGETS, 255)).tolist() == [
+        0,
+        0,
+        0,
+    ]
 
 
 @pytest.mark.parametrize("kind", sorted(LOSSES))
 def test_an_example_costs_the_same_in_any_company_and_in_3d(kind: str) -> None:
     loss = four_class_loss(kind)
-    torch.testing.assert_close(loss(FOUR_LOGITS, FOUR_TARGETS)[1:2], loss(FOUR_LOGITS[1:2], FOUR_TARGETS[1:2]))
+    torch.testing.assert_close(
+        loss(FOUR_LOGITS, FOUR_TARGETS)[1:2], loss(FOUR_LOGITS[1:2], FOUR_TARGETS[1:2])
+    )
     flat = loss(FOUR_LOGITS, FOUR_TARGETS)
-    torch.testing.assert_close(loss(FOUR_LOGITS.unflatten(2, (2, 4)), FOUR_TARGETS.unflatten(1, (2, 4))), flat)
+    torch.testing.assert_close(
+        loss(FOUR_LOGITS.unflatten(2, (2, 4)), FOUR_TARGETS.unflatten(1, (2, 4))), flat
+    )
 
 
 @pytest.mark.parametrize("kind", sorted(LOSSES))
 def test_float64_stays_and_less_becomes_float32(kind: str) -> None:
     loss = four_class_loss(kind)
-    of_double, of_single, of_half = (loss(FOUR_LOGITS.to(dtype), FOUR_TARGETS) for dtype in (torch.float64, torch.float32, torch.bfloat16))
+    of_double, of_single, of_half = (
+        loss(FOUR_LOGITS.to(dtype), FOUR_TARGETS) for dtype in (torch.float64, torch.float32, torch.bfloat16)
+    )
     assert (of_double.dtype, of_single.dtype, of_half.dtype) == (torch.float64, torch.float32, torch.float32)
     torch.testing.assert_close(of_double.float(), of_single)
 
@@ -123,30 +147,43 @@ def test_float64_stays_and_less_becomes_float32(kind: str) -> None:
 
 
 def test_unified_focal_by_hand() -> None:
-    """Four voxels, two of them tumor. p of the reference's class: 0.75 and 0.25 of the tumor voxels, 0.75 each of the healthy ones.
+    """Four voxels, two of them tumor. p of the reference's class: 0.75 and 0.25 of the tumor voxels, 0.75
+    each of the healthy ones.
 
-    Cross-entropy part: tumor 0.6 (0.287682 + 1.386294), healthy 0.4 x 0.25^0.5 x 0.287682 twice: (1.004386 + 0.115073) / 4 = 0.279865.
-    Healthy: TP 1.5, FN 0.5, FP 0.25 + 0.75 = 1: 1 - 1.5 / (1.5 + 0.6 x 0.5 + 0.4 x 1) = 1 - 1.5 / 2.2 = 0.318182.
-    Tumor: TP 1, FN 1, FP 0.5: 1 - 1 / (1 + 0.6 + 0.2) = 0.444444, to the power 0.5 0.666667. Mean of both 0.492424.
-    Half of each part: 0.386145.
+    Cross-entropy part: tumor 0.6 (0.287682 + 1.386294), healthy 0.4 x 0.25^0.5 x 0.287682 twice: (1.004386 +
+    0.115073) / 4 = 0.279865. Healthy: TP 1.5, FN 0.5, FP 0.25 + 0.75 = 1: 1 - 1.5 / (1.5 + 0.6 x 0.5 + 0.4 x
+    1) = 1 - 1.5 / 2.2 = 0.318182. Tumor: TP 1, FN 1, FP 0.5: 1 - 1 / (1 + 0.6 + 0.2) = 0.444444, to the power
+    0.5 0.666667. Mean of both 0.492424. Half of each part: 0.386145.
     """
     tumor = torch.tensor([[[0.75, 0.25, 0.25, 0.25]]], dtype=torch.float64)
     logits = torch.stack([(1 - tumor).log(), tumor.log()], 1)
     loss = make_loss("unified_focal")
-    assert loss(logits, torch.tensor([[[1, 1, 0, 0]]], dtype=torch.uint8)).item() == pytest.approx(0.386145, abs=1e-5)
+    assert loss(logits, torch.tensor([[[1, 1, 0, 0]]], dtype=torch.uint8)).item() == pytest.approx(
+        0.386145, abs=1e-5
+    )
 
 
 def test_unified_focal_without_focus_is_weighted_cross_entropy_and_tversky() -> None:
     loss = make_loss("unified_focal", unified=UnifiedFocal(weight=0.0, delta=0.7, gamma=0.0))
     weighted = make_loss("cross_entropy", class_weights=(0.3, 0.7, 0.7, 0.7, 0.7))
     torch.testing.assert_close(loss(LOGITS, TARGETS), weighted(LOGITS, TARGETS))
-    dice = DiceLoss(include_background=True, to_onehot_y=True, softmax=True, reduction="none")(LOGITS, TARGETS[:, None]).flatten(1).mean(1)
+    dice = (
+        DiceLoss(include_background=True, to_onehot_y=True, softmax=True, reduction="none")(
+            LOGITS, TARGETS[:, None]
+        )
+        .flatten(1)
+        .mean(1)
+    )
     loss = make_loss("unified_focal", unified=UnifiedFocal(weight=1.0, delta=0.5, gamma=0.0))
     torch.testing.assert_close(loss(LOGITS, TARGETS), dice)
 
 
 @pytest.mark.parametrize(
-    ("kind", "by_lesion"), [*((kind, "none") for kind in sorted(LOSSES)), *(("dice_cross_entropy", by) for by in ("blob", "components"))]
+    ("kind", "by_lesion"),
+    [
+        *((kind, "none") for kind in sorted(LOSSES)),
+        *(("dice_cross_entropy", by) for by in ("blob", "components")),
+    ],
 )
 def test_gradients_are_finite_where_all_is_right_wrong_or_healthy(kind: str, by_lesion: str) -> None:
     loss = make_loss(kind, classes=CLASSES, prior=PRIOR, by_lesion=by_lesion)
@@ -163,7 +200,9 @@ def test_gradients_are_finite_where_all_is_right_wrong_or_healthy(kind: str, by_
 # Regions
 
 
-@pytest.mark.parametrize(("truth", "regions"), [(0, ()), (2, ("whole",)), (1, ("whole", "core")), (3, ("whole", "core", "active"))])
+@pytest.mark.parametrize(
+    ("truth", "regions"), [(0, ()), (2, ("whole",)), (1, ("whole", "core")), (3, ("whole", "core", "active"))]
+)
 def test_the_region_loss_is_a_sigmoid_for_each_region(truth: int, regions: tuple[str, ...]) -> None:
     z = torch.tensor([0.5, -0.2, 0.4, 1.0])
     p = {"whole": (z[2] - z[0]).sigmoid(), "core": (z[1] - z[2]).sigmoid(), "active": (z[3] - z[1]).sigmoid()}
@@ -178,8 +217,22 @@ def test_the_likeliest_class_is_where_the_sigmoids_are_cut(steps: list[float]) -
     """Nested regions: active is never likelier than core, nor core than whole."""
     active, core, whole = steps
     assume(min(map(abs, steps)) > 1e-3)
-    z = dict(zip(("healthy", "edema", "necrotic_or_non_enhancing", "enhancing_core"), (0.0, whole, whole + core, sum(steps)), strict=True))
-    by_regions = "healthy" if whole < 0 else "edema" if core < 0 else "necrotic_or_non_enhancing" if active < 0 else "enhancing_core"
+    z = dict(
+        zip(
+            ("healthy", "edema", "necrotic_or_non_enhancing", "enhancing_core"),
+            (0.0, whole, whole + core, sum(steps)),
+            strict=True,
+        )
+    )
+    by_regions = (
+        "healthy"
+        if whole < 0
+        else "edema"
+        if core < 0
+        else "necrotic_or_non_enhancing"
+        if active < 0
+        else "enhancing_core"
+    )
     assert max(z, key=z.__getitem__) == by_regions
 
 
@@ -194,7 +247,10 @@ def test_the_likeliest_class_is_where_the_sigmoids_are_cut(steps: list[float]) -
     ],
 )
 def test_regions_of_other_classes_are_refused_with_the_reason(classes: tuple[str, ...] | None) -> None:
-    with pytest.raises(UsageError, match=r"loss.kind 'region' takes the classes healthy, .*cannot tell necrotic from non-enhancing core"):
+    with pytest.raises(
+        UsageError,
+        match=r"loss.kind 'region' takes the classes healthy, .*cannot tell necrotic from non-enhancing core",
+    ):
         make_loss("region", classes=classes)
 
 
@@ -204,11 +260,15 @@ def test_regions_of_other_classes_are_refused_with_the_reason(classes: tuple[str
 def test_adjusted_logits_are_cross_entropy_of_logits_plus_log_prior() -> None:
     shifted = FOUR_LOGITS + 1.5 * torch.tensor(PRIOR).log()[:, None, None]
     expected = make_loss("cross_entropy")(shifted, FOUR_TARGETS)
-    torch.testing.assert_close(make_loss("logit_adjusted", prior=PRIOR, tau=1.5)(FOUR_LOGITS, FOUR_TARGETS), expected)
+    torch.testing.assert_close(
+        make_loss("logit_adjusted", prior=PRIOR, tau=1.5)(FOUR_LOGITS, FOUR_TARGETS), expected
+    )
 
 
 def test_trained_to_the_end_adjusted_logits_are_the_balanced_ones() -> None:
-    """Of examples that look alike, as many of each class as the prior says, the bare logits learn nothing of the prior."""
+    """Of examples that look alike, as many of each class as the prior says, the bare logits learn nothing of
+    the prior.
+    """
     logits = torch.zeros(1, 4, 100, dtype=torch.float64, requires_grad=True)
     targets = torch.arange(4, dtype=torch.uint8).repeat_interleave(torch.tensor([90, 4, 3, 3]))[None]
     loss = four_class_loss("logit_adjusted")
@@ -224,7 +284,9 @@ def test_trained_to_the_end_adjusted_logits_are_the_balanced_ones() -> None:
         ((0.9, 0.1, 0.0), None, "the training cases hold no 2"),
     ],
 )
-def test_a_prior_without_a_class_is_refused(prior: tuple[float, ...] | None, classes: tuple[str, ...] | None, message: str) -> None:
+def test_a_prior_without_a_class_is_refused(
+    prior: tuple[float, ...] | None, classes: tuple[str, ...] | None, message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         make_loss("logit_adjusted", prior=prior, classes=classes)
 

@@ -1,4 +1,6 @@
-"""Every network by every knob: what it takes works in full, what it does not take is refused with the reason."""
+"""Every network by every knob: what it takes works in full, what it does not take is refused with the
+reason.
+"""
 
 import numpy as np
 import pytest
@@ -13,20 +15,46 @@ from brats_seg.errors import UsageError
 from brats_seg.inference.dense import label_map, ready_for_inference
 from brats_seg.inference.windowed import choose_window, needs_windows
 from brats_seg.models.losses import LOSSES, make_loss
-from brats_seg.models.networks import NETWORKS, check_patch_size, make_network, margin_of, network_divisor, output_layer
+from brats_seg.models.networks import (
+    NETWORKS,
+    check_patch_size,
+    make_network,
+    margin_of,
+    network_divisor,
+    output_layer,
+)
 
 CLASSES = ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
 CHANNELS = {
-    "unet2d": (4, 8), "unet3d": (4, 8), "basic_unet2d": (4,) * 6, "attention_unet2d": (4, 8), "dynunet": (4, 8, 8), "segresnet": (4, 8),
-    "segresnet_ds": (4, 8), "mednext": (4, 8), "swin_unetr": (12,), "two_path": (4, 4), "input_cascade": (4, 4),
-}  # fmt: skip
+    "unet2d": (4, 8),
+    "unet3d": (4, 8),
+    "basic_unet2d": (4,) * 6,
+    "attention_unet2d": (4, 8),
+    "dynunet": (4, 8, 8),
+    "segresnet": (4, 8),
+    "segresnet_ds": (4, 8),
+    "mednext": (4, 8),
+    "swin_unetr": (12,),
+    "two_path": (4, 4),
+    "input_cascade": (4, 4),
+}
 SLOWEST = ("swin_unetr", 3)
-TRAINABLE = [(name, n_dims) for name, recipe in NETWORKS.items() if name != "cascade" for n_dims in recipe.dims]
+TRAINABLE = [
+    (name, n_dims) for name, recipe in NETWORKS.items() if name != "cascade" for n_dims in recipe.dims
+]
 
 
 def knobs(name: str, **others: object) -> Network:
     """The smallest of its kind, with the first norm that it takes."""
-    return Network.model_validate({"name": name, "channels": CHANNELS[name], "num_res_units": 1, "norm": NETWORKS[name].norms[0], **others})
+    return Network.model_validate(
+        {
+            "name": name,
+            "channels": CHANNELS[name],
+            "num_res_units": 1,
+            "norm": NETWORKS[name].norms[0],
+            **others,
+        }
+    )
 
 
 def smallest_side(network: Network, n_dims: int) -> int:
@@ -46,7 +74,9 @@ def batch(network: Network, n_dims: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Two patches (of the 3-D transformer one) and the targets of what comes out."""
     side, generator = smallest_side(network, n_dims), torch.Generator().manual_seed(1)
     n = 1 if (network.name, n_dims) == SLOWEST else 2
-    targets = torch.randint(0, 4, (n, *[side - 2 * NETWORKS[network.name].margin] * n_dims), generator=generator)
+    targets = torch.randint(
+        0, 4, (n, *[side - 2 * NETWORKS[network.name].margin] * n_dims), generator=generator
+    )
     return torch.randn(n, 2, *[side] * n_dims, generator=generator), targets.to(torch.uint8)
 
 
@@ -59,7 +89,9 @@ def cascade_knobs(detector: Network, classifier: Network) -> Network:
 
 @pytest.mark.parametrize(("name", "n_dims"), TRAINABLE)
 def test_every_network_learns_saves_loads_and_predicts(name: str, n_dims: int) -> None:
-    network = knobs(name, **{"norm": "group"} if (name, n_dims) == SLOWEST else {})  # one voxel of one patch has no batch statistics
+    network = knobs(
+        name, **{"norm": "group"} if (name, n_dims) == SLOWEST else {}
+    )  # one voxel of one patch has no batch statistics
     trained, (inputs, targets) = build(network, n_dims), batch(network, n_dims)
     optimizer = torch.optim.SGD(trained.parameters(), lr=1e-3)
     for _ in range(2):
@@ -100,11 +132,17 @@ def test_every_network_takes_two_steps_with_every_loss(name: str, n_dims: int, k
 def test_a_network_takes_a_norm_or_says_which(name: str, n_dims: int, norm: str) -> None:
     network = knobs(name, norm=norm)
     if norm not in NETWORKS[name].norms:
-        with pytest.raises(UsageError, match=rf"network.norm '{norm}': '{name}' takes {NETWORKS[name].norms[0]}"):
+        with pytest.raises(
+            UsageError, match=rf"network.norm '{norm}': '{name}' takes {NETWORKS[name].norms[0]}"
+        ):
             build(network, n_dims)
         return
     built = build(network, n_dims)
-    kinds = {"batch": nn.modules.batchnorm._BatchNorm, "instance": nn.modules.instancenorm._InstanceNorm, "group": nn.GroupNorm}
+    kinds = {
+        "batch": nn.modules.batchnorm._BatchNorm,
+        "instance": nn.modules.instancenorm._InstanceNorm,
+        "group": nn.GroupNorm,
+    }
     found = {key for key, kind in kinds.items() if any(isinstance(m, kind) for m in built.modules())}
     if name == "mednext":  # an instance norm by another name
         assert all(m.num_groups == m.num_channels for m in built.modules() if isinstance(m, nn.GroupNorm))
@@ -143,13 +181,17 @@ def test_networks_have_the_published_sizes() -> None:
         return sum(p.numel() for p in make_network(network, n_channels=4, n_classes=5, n_dims=2).parameters())
 
     assert n_weights() == pytest.approx(1.61e6, rel=0.01)
-    assert n_weights(name="basic_unet2d", channels=(16, 16, 32, 64, 128, 16)) == pytest.approx(0.5e6, rel=0.01)
+    assert n_weights(name="basic_unet2d", channels=(16, 16, 32, 64, 128, 16)) == pytest.approx(
+        0.5e6, rel=0.01
+    )
     weights = 2 * 64 * (4 * 49 + 1) + 2 * 64 * (64 * 9 + 1) + 2 * 160 * (4 * 169 + 1) + 5 * (224 * 441 + 1)
     assert n_weights(name="two_path", channels=(64, 160), norm="none") == weights
 
 
 def test_segresnet_has_the_published_blocks() -> None:
-    network = make_network(Network(name="segresnet", channels=(8, 16, 32, 64)), n_channels=4, n_classes=4, n_dims=3)
+    network = make_network(
+        Network(name="segresnet", channels=(8, 16, 32, 64)), n_channels=4, n_classes=4, n_dims=3
+    )
     assert network.blocks_down == (1, 2, 2, 4)
 
 
@@ -184,10 +226,13 @@ def test_sides_must_fit_the_network() -> None:
 
 
 def test_a_drawn_voxel_lies_where_the_network_labels_voxels() -> None:
-    # Of 33 voxels a side `two_path` labels the middle one, of 49 the middle 17: 16 of the 48 steps from end to end.
+    # Of 33 voxels a side `two_path` labels the middle one, of 49 the middle 17: 16 of the 48 steps from end
+    # to end.
     check_patch_size(Network(), patch_size=(64, 64), jitter=1.0)
     check_patch_size(knobs("two_path"), patch_size=(49, 49), jitter=1 / 3)
-    with pytest.raises(UsageError, match=r"sampler.jitter 0.6: 'two_path' labels the middle 17 of 49 voxels .* 0.33 at most"):
+    with pytest.raises(
+        UsageError, match=r"sampler.jitter 0.6: 'two_path' labels the middle 17 of 49 voxels .* 0.33 at most"
+    ):
         check_patch_size(knobs("two_path"), patch_size=(49, 49), jitter=0.6)
     with pytest.raises(UsageError, match=r"the middle 1 of 33 voxels .* 0 at most"):
         check_patch_size(knobs("two_path"), patch_size=(33, 33), jitter=0.1)
@@ -201,17 +246,25 @@ def test_a_drawn_voxel_lies_where_the_network_labels_voxels() -> None:
         (knobs("two_path"), (34, 33), "patch.size 34 x 33: 'two_path' needs odd sides of at least 33"),
         (knobs("two_path"), (31, 33), "odd sides of at least 33"),
         (knobs("input_cascade"), (33, 33), "odd sides of at least 65"),
-        (knobs("dynunet", norm="instance"), (4, 4, 4), "4 x 4 x 4: one voxel is left at the bottom.*a side of 8"),
+        (
+            knobs("dynunet", norm="instance"),
+            (4, 4, 4),
+            "4 x 4 x 4: one voxel is left at the bottom.*a side of 8",
+        ),
         (Network(name="unet4d"), (64, 64), "network.name 'unet4d' is unknown; the names are unet2d"),
         (cascade_knobs(Network(), Network()), (64, 64), "'cascade' is not trained: `brats-seg cascade`"),
     ],
 )
-def test_patches_that_cannot_be_trained_on_are_refused(network: Network, patch_size: tuple[int, ...], message: str) -> None:
+def test_patches_that_cannot_be_trained_on_are_refused(
+    network: Network, patch_size: tuple[int, ...], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         check_patch_size(network, patch_size=patch_size)
 
 
-@pytest.mark.parametrize(("name", "recipe"), [(name, recipe) for name, recipe in NETWORKS.items() if len(recipe.dims) == 1])
+@pytest.mark.parametrize(
+    ("name", "recipe"), [(name, recipe) for name, recipe in NETWORKS.items() if len(recipe.dims) == 1]
+)
 def test_a_network_of_one_dimension_refuses_the_other(name: str, recipe: object) -> None:
     (own,) = NETWORKS[name].dims
     with pytest.raises(UsageError, match=f"'{name}' takes patches of {own} axes; patch.size has {5 - own}"):
@@ -251,16 +304,23 @@ def test_folded_batch_norms_change_nothing(name: str, n_dims: int) -> None:
         built(inputs)  # gives the batch norms something to fold
     ready = ready_for_inference(built, runtime=Runtime(torch.device("cpu")))
     left = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in ready.modules())
-    assert left == name.startswith("segresnet")  # their norms go before the convolutions, with an activation between
+    assert left == name.startswith(
+        "segresnet"
+    )  # their norms go before the convolutions, with an activation between
     with torch.no_grad():
         torch.testing.assert_close(ready(inputs), built.eval()(inputs), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("stages", [("unet2d", "attention_unet2d"), ("unet2d", "two_path"), ("two_path", "input_cascade")])
+@pytest.mark.parametrize(
+    "stages", [("unet2d", "attention_unet2d"), ("unet2d", "two_path"), ("two_path", "input_cascade")]
+)
 def test_a_cascade_multiplies_the_probabilities_of_its_stages(stages: tuple[str, str]) -> None:
     both = tuple(knobs(name) for name in stages)
     cascade = build(cascade_knobs(*both), 2).eval()
-    detector, classifier = (make_network(knob, n_channels=2, n_classes=n, n_dims=2).eval() for knob, n in zip(both, (2, 3), strict=True))
+    detector, classifier = (
+        make_network(knob, n_channels=2, n_classes=n, n_dims=2).eval()
+        for knob, n in zip(both, (2, 3), strict=True)
+    )
     detector.load_state_dict(cascade.detector.state_dict())
     classifier.load_state_dict(cascade.classifier.state_dict())
     wide = torch.randn(2, 2, 76, 76, generator=torch.Generator().manual_seed(0))
@@ -281,7 +341,8 @@ def test_a_cascade_multiplies_the_probabilities_of_its_stages(stages: tuple[str,
 
 def test_a_cascade_in_bfloat16_still_sums_to_one() -> None:
     ready = ready_for_inference(
-        build(cascade_knobs(knobs("unet2d"), knobs("two_path")), 2), runtime=Runtime(torch.device("cpu"), torch.bfloat16)
+        build(cascade_knobs(knobs("unet2d"), knobs("two_path")), 2),
+        runtime=Runtime(torch.device("cpu"), torch.bfloat16),
     )
     with torch.inference_mode():
         logits = ready(torch.randn(1, 2, 36, 36, dtype=torch.bfloat16))

@@ -10,7 +10,9 @@ from brats_seg.models.readout import class_probabilities, decide, readout_of
 def from_regions(*logits: float) -> torch.Tensor:
     """Class logits (1, 4, 1, 1, 1) whose region logits are those of whole, core and active."""
     whole, core, active = logits
-    return torch.tensor([0.0, whole + core, whole, whole + core + active], dtype=torch.float64).view(1, 4, 1, 1, 1)
+    return torch.tensor([0.0, whole + core, whole, whole + core + active], dtype=torch.float64).view(
+        1, 4, 1, 1, 1
+    )
 
 
 def logit(p: float) -> float:
@@ -18,7 +20,11 @@ def logit(p: float) -> float:
 
 
 def test_only_the_region_loss_is_read_by_regions() -> None:
-    assert [readout_of(kind) for kind in ("cross_entropy", "dice_cross_entropy", "region")] == ["softmax", "softmax", "regions"]
+    assert [readout_of(kind) for kind in ("cross_entropy", "dice_cross_entropy", "region")] == [
+        "softmax",
+        "softmax",
+        "regions",
+    ]
 
 
 def test_a_softmax_is_the_default() -> None:
@@ -27,7 +33,9 @@ def test_a_softmax_is_the_default() -> None:
 
 
 def test_class_probabilities_are_differences_of_those_of_nested_regions() -> None:
-    """P(whole) 0.9, P(core) 0.6, P(active) 0.2: healthy 0.1, necrotic or non-enhancing 0.4, edema 0.3, enhancing 0.2."""
+    """P(whole) 0.9, P(core) 0.6, P(active) 0.2: healthy 0.1, necrotic or non-enhancing 0.4, edema 0.3,
+    enhancing 0.2.
+    """
     found = class_probabilities(from_regions(logit(0.9), logit(0.6), logit(0.2)), readout="regions")
     assert found.flatten().tolist() == pytest.approx([0.1, 0.4, 0.3, 0.2])
 
@@ -41,14 +49,18 @@ def test_class_probabilities_are_differences_of_those_of_nested_regions() -> Non
     ],
 )
 def test_regions_in_conflict_get_their_mean(logits: tuple[float, ...], in_order: tuple[float, ...]) -> None:
-    healthy, merged, edema, active = class_probabilities(from_regions(*logits), readout="regions").flatten().tolist()
+    healthy, merged, edema, active = (
+        class_probabilities(from_regions(*logits), readout="regions").flatten().tolist()
+    )
     regions = [1 / (1 + np.exp(-value)) for value in in_order]
     assert [1 - healthy, merged + active, active] == pytest.approx(regions)
     assert edema == pytest.approx(regions[0] - regions[1])
 
 
 @given(st.lists(st.floats(-8, 8), min_size=4, max_size=4))
-def test_probabilities_of_regions_sum_to_1_and_their_decision_is_the_largest_logit(values: list[float]) -> None:
+def test_probabilities_of_regions_sum_to_1_and_their_decision_is_the_largest_logit(
+    values: list[float],
+) -> None:
     first, second = sorted(values)[:-3:-1]
     assume(first - second > 1e-6)
     logits = torch.tensor(values, dtype=torch.float64).view(1, 4, 1, 1, 1)

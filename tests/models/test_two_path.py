@@ -59,15 +59,36 @@ def test_a_maxout_is_the_larger_of_two_convolutions() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.integers(1, 7), st.integers(0, 9), st.integers(0, 9))
-def test_convolving_in_columns_is_convolving(batch: int, n_in: int, n_classes: int, side: int, more_y: int, more_x: int) -> None:
+@given(
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.integers(1, 7),
+    st.integers(0, 9),
+    st.integers(0, 9),
+)
+def test_convolving_in_columns_is_convolving(
+    batch: int, n_in: int, n_classes: int, side: int, more_y: int, more_x: int
+) -> None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, n_in, side + more_y, side + more_x, generator=generator, dtype=torch.float64, requires_grad=True)
-    kernel = torch.randn(n_classes, n_in, side, side, generator=generator, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(
+        batch,
+        n_in,
+        side + more_y,
+        side + more_x,
+        generator=generator,
+        dtype=torch.float64,
+        requires_grad=True,
+    )
+    kernel = torch.randn(
+        n_classes, n_in, side, side, generator=generator, dtype=torch.float64, requires_grad=True
+    )
     ours, torchs = _convolve_in_columns(x, kernel), F.conv2d(x, kernel)
     torch.testing.assert_close(ours, torchs)
     of = torch.randn(torchs.shape, generator=generator, dtype=torch.float64)
-    for one, other in zip(torch.autograd.grad(ours, (x, kernel), of), torch.autograd.grad(torchs, (x, kernel), of), strict=True):
+    for one, other in zip(
+        torch.autograd.grad(ours, (x, kernel), of), torch.autograd.grad(torchs, (x, kernel), of), strict=True
+    ):
         torch.testing.assert_close(one, other)
 
 
@@ -101,7 +122,9 @@ def test_whole_slices_equal_patches_at_every_voxel(kind: type[nn.Module], norm: 
     windows = torch.cat([logits for _, logits in window_logits(ready, image, window=(4, 5))])
     torch.testing.assert_close(windows, expected, atol=1e-5, rtol=0)
     probabilities = class_probabilities(ready, image, divisor=1)
-    torch.testing.assert_close(torch.from_numpy(probabilities), expected.softmax(1).transpose(0, 1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        torch.from_numpy(probabilities), expected.softmax(1).transpose(0, 1), atol=1e-5, rtol=0
+    )
 
 
 def test_it_learns_the_class_of_the_center() -> None:

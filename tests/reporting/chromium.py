@@ -1,4 +1,6 @@
-"""A headless Chromium, driven over its debugging pipe: open a page, press, look, and hear what it asked for and complained of."""
+"""A headless Chromium, driven over its debugging pipe: open a page, press, look, and hear what it asked for
+and complained of.
+"""
 
 import base64
 import fcntl
@@ -18,12 +20,16 @@ from PIL import Image
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 SWITCHES = (
-    "--headless=new", "--no-sandbox", "--remote-debugging-pipe", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
-    "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--headless=new", "--no-sandbox", "--remote-debugging-pipe", "--use-gl=angle", "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader", "--disable-dev-shm-usage", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 
 
-_START = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+_START = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], "
+    "sys.argv[3:])"
+)
 
 
 def find_chromium() -> str | None:
@@ -31,15 +37,28 @@ def find_chromium() -> str | None:
 
 
 class Browser:
-    """One tab. Messages are JSON ended by a zero byte: ours go to file descriptor 3 of the browser, its own come from 4."""
+    """One tab. Messages are JSON ended by a zero byte: ours go to file descriptor 3 of the browser, its own
+    come from 4.
+    """
 
     def __init__(self, executable: str, profile: Path, *, width: int = 1280, height: int = 800):
         theirs_in, self._out = _pipe()
         self._in, theirs_out = _pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START, str(theirs_in), str(theirs_out), executable, *SWITCHES, f"--user-data-dir={profile}"],
-            pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-c",
+                _START,
+                str(theirs_in),
+                str(theirs_out),
+                executable,
+                *SWITCHES,
+                f"--user-data-dir={profile}",
+            ],
+            pass_fds=(theirs_in, theirs_out),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(theirs_in)
         os.close(theirs_out)
         self._buffer = b""
@@ -48,7 +67,13 @@ class Browser:
         self.events: list[dict[str, Any]] = []
         tab = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=tab, flatten=True)["sessionId"]
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -56,7 +81,11 @@ class Browser:
         """Ask the browser, wait for its answer, and keep the events that come in between."""
         self._n_calls += 1
         session = {} if self._session is None else {"sessionId": self._session}
-        os.write(self._out, json.dumps({"id": self._n_calls, "method": method, "params": parameters} | session).encode() + b"\0")
+        os.write(
+            self._out,
+            json.dumps({"id": self._n_calls, "method": method, "params": parameters} | session).encode()
+            + b"\0",
+        )
         while (message := self._message()).get("id") != self._n_calls:
             self.events.append(message)
         if "error" in message:
@@ -107,14 +136,26 @@ class Browser:
     @property
     def requests(self) -> list[str]:
         """Every address the page asked for."""
-        return [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
+        return [
+            e["params"]["request"]["url"]
+            for e in self.events
+            if e.get("method") == "Network.requestWillBeSent"
+        ]
 
     @property
     def complaints(self) -> list[str]:
         """Exceptions, and errors and warnings in the console."""
-        kinds = {"Runtime.exceptionThrown": "exception", "Log.entryAdded": "log", "Runtime.consoleAPICalled": "console"}
+        kinds = {
+            "Runtime.exceptionThrown": "exception",
+            "Log.entryAdded": "log",
+            "Runtime.consoleAPICalled": "console",
+        }
         found = [(kinds[e["method"]], e["params"]) for e in self.events if e.get("method") in kinds]
-        level = {"exception": lambda p: "error", "log": lambda p: p["entry"]["level"], "console": lambda p: p["type"]}
+        level = {
+            "exception": lambda p: "error",
+            "log": lambda p: p["entry"]["level"],
+            "console": lambda p: p["type"],
+        }
         return [json.dumps(p)[:500] for kind, p in found if level[kind](p) in ("error", "warning", "assert")]
 
     def close(self) -> None:

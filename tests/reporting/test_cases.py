@@ -23,7 +23,12 @@ def seen(study: Study, i: int) -> SeenCase:
 def test_confusion_counts_the_brain(study: Study) -> None:
     confusion = seen(study, 1).confusion()
     assert confusion.sum() == 22 * 18 * 10
-    assert confusion[2].tolist() == [48, 0, 144, 0]  # of 64 edema voxels less 16 core, one slice of four is missed
+    assert confusion[2].tolist() == [
+        48,
+        0,
+        144,
+        0,
+    ]  # of 64 edema voxels less 16 core, one slice of four is missed
     assert confusion[3].tolist() == [0, 0, 0, 32]
 
 
@@ -60,7 +65,10 @@ def test_a_scan_that_cannot_be_used_is_named_and_left_out(study: Study, tmp_path
     case = case_of(study, 0)
     write_nifti(tmp_path / "small.nii.gz", np.ones((4, 4, 4), np.int16))
     (tmp_path / "broken.nii.gz").write_bytes(b"not a scan")
-    modalities = dict(case.modalities) | {"t2f": ScanFile(tmp_path / "small.nii.gz"), "t1c": ScanFile(tmp_path / "broken.nii.gz")}
+    modalities = dict(case.modalities) | {
+        "t2f": ScanFile(tmp_path / "small.nii.gz"),
+        "t1c": ScanFile(tmp_path / "broken.nii.gz"),
+    }
     changed = Case(case.id, case.patient, case.layout, case.schema, modalities, case.label, case.folder)
     look = see_case(changed, study.predictions / f"{case.id}.nii.gz", CLASSES)
     assert sorted(look.scans) == ["t1n", "t2w"]

@@ -14,23 +14,56 @@ from brats_seg.reporting.experiment_figures import OVER, UNDER, error_overlay, t
 from brats_seg.reporting.experiment_table import table_markdown
 
 
-def row(strategy: str, case: str, seed: int, dice: float | None, *, region: str = "whole", **changes: Any) -> dict[str, Any]:
+def row(
+    strategy: str, case: str, seed: int, dice: float | None, *, region: str = "whole", **changes: Any
+) -> dict[str, Any]:
     return {
-        "data": "", "strategy": strategy, "correct_priors": "0", "fold": 0, "seed": seed, "cases": "held_out", "case": case,
-        "patient": case[0], "region": region, "n_reference_vox": 10, "n_prediction_vox": 12, "dice": dice, "sensitivity": 0.5,
-        "precision": 0.25, "volume_ratio": 1.2, "hd95_mm": None, "requested_share": None, "center_share": 0.2, "voxel_share": 0.1,
-        "hard_share": None, "distinct_share": 0.5, "patches": 96, "seconds": 3.0, "config": "c", "bank": "b", "versions": "v",
-        "cell": f"{strategy}{seed}", **changes,
-    }  # fmt: skip
+        "data": "",
+        "strategy": strategy,
+        "correct_priors": "0",
+        "fold": 0,
+        "seed": seed,
+        "cases": "held_out",
+        "case": case,
+        "patient": case[0],
+        "region": region,
+        "n_reference_vox": 10,
+        "n_prediction_vox": 12,
+        "dice": dice,
+        "sensitivity": 0.5,
+        "precision": 0.25,
+        "volume_ratio": 1.2,
+        "hd95_mm": None,
+        "requested_share": None,
+        "center_share": 0.2,
+        "voxel_share": 0.1,
+        "hard_share": None,
+        "distinct_share": 0.5,
+        "patches": 96,
+        "seconds": 3.0,
+        "config": "c",
+        "bank": "b",
+        "versions": "v",
+        "cell": f"{strategy}{seed}",
+        **changes,
+    }
 
 
 ROWS = [
-    row("one", "A", 0, 0.5), row("one", "A", 1, 0.7), row("one", "B", 0, 0.4), row("one", "B", 1, 0.4),
-    row("two", "A", 0, 0.7), row("two", "B", 0, 0.6), row("two", "A", 2, 0.1),
-    row("one", "A", 0, 0.3, region="active"), row("one", "B", 0, 0.0, region="active", n_reference_vox=0),
-    row("two", "A", 0, 0.6, region="active"), row("two", "B", 0, None, region="active", n_reference_vox=0, n_prediction_vox=0),
-    row("one", "A", 0, 0.2, region="core"), row("two", "A", 0, 0.4, region="core"),
-]  # fmt: skip
+    row("one", "A", 0, 0.5),
+    row("one", "A", 1, 0.7),
+    row("one", "B", 0, 0.4),
+    row("one", "B", 1, 0.4),
+    row("two", "A", 0, 0.7),
+    row("two", "B", 0, 0.6),
+    row("two", "A", 2, 0.1),
+    row("one", "A", 0, 0.3, region="active"),
+    row("one", "B", 0, 0.0, region="active", n_reference_vox=0),
+    row("two", "A", 0, 0.6, region="active"),
+    row("two", "B", 0, None, region="active", n_reference_vox=0, n_prediction_vox=0),
+    row("one", "A", 0, 0.2, region="core"),
+    row("two", "A", 0, 0.4, region="core"),
+]
 
 
 def test_a_case_counts_once_however_many_seeds_segmented_it() -> None:
@@ -45,14 +78,25 @@ def test_a_case_counts_once_however_many_seeds_segmented_it() -> None:
 def test_a_case_without_the_region_is_left_out_and_what_is_found_in_it_counted_apart() -> None:
     one, two = (variant["regions"]["active"] for variant in summarize_runs(ROWS)["variants"])
     assert (one["dice"]["mean"], one["dice"]["n"]) == (0.3, 1)
-    assert (one["n_present"], one["n_absent"], one["false_positives"]) == (1, 1, {"n": 1, "of": 1, "median_vox": 12})
+    assert (one["n_present"], one["n_absent"], one["false_positives"]) == (
+        1,
+        1,
+        {"n": 1, "of": 1, "median_vox": 12},
+    )
     assert two["false_positives"] == {"n": 0, "of": 1, "median_vox": None}
 
 
 def test_false_positives_are_counted_by_segmentation_not_by_case() -> None:
-    found = [row("one", "B", seed, 0.0, region="active", n_reference_vox=0, n_prediction_vox=n) for seed, n in enumerate((0, 4, 10))]
+    found = [
+        row("one", "B", seed, 0.0, region="active", n_reference_vox=0, n_prediction_vox=n)
+        for seed, n in enumerate((0, 4, 10))
+    ]
     summary = summarize_runs([*ROWS[:2], *found])
-    assert summary["variants"][0]["regions"]["active"]["false_positives"] == {"n": 2, "of": 3, "median_vox": 7}
+    assert summary["variants"][0]["regions"]["active"]["false_positives"] == {
+        "n": 2,
+        "of": 3,
+        "median_vox": 7,
+    }
     assert "| 2 of 3 (7 vox) |" in table_markdown(summary, title="One")
 
 
@@ -72,15 +116,20 @@ def test_differences_are_taken_case_by_case_over_the_runs_that_both_have() -> No
 
 
 def test_paired_difference_is_second_minus_first_over_what_both_have() -> None:
-    found = paired_difference({"a": 1.0, "b": 2.0, "c": 9.0}, {"a": 2.0, "b": 4.0}, patient_of={"a": "p", "b": "q"})
+    found = paired_difference(
+        {"a": 1.0, "b": 2.0, "c": 9.0}, {"a": 2.0, "b": 4.0}, patient_of={"a": "p", "b": "q"}
+    )
     assert (found["mean"], found["n"], found["p"]) == (1.5, 2, 0.5)
 
 
 def test_p_is_over_patients_and_few_patients_are_said_however_many_scans_they_have() -> None:
     rows = [
         row(strategy, f"{patient}{scan}", 0, 0.5 + 0.1 * (strategy == "two") + 0.01 * scan, region=region)
-        for strategy in ("one", "two") for patient in "ABC" for scan in range(4) for region in ("whole", "core", "active")
-    ]  # fmt: skip
+        for strategy in ("one", "two")
+        for patient in "ABC"
+        for scan in range(4)
+        for region in ("whole", "core", "active")
+    ]
     summary = summarize_runs(rows)
     (difference,) = differences_to(summary)
     whole = difference["regions"]["whole"]["dice"]
@@ -92,7 +141,9 @@ def test_p_is_over_patients_and_few_patients_are_said_however_many_scans_they_ha
 def test_rows_survive_their_file(tmp_path: Path) -> None:
     write_rows(tmp_path / "runs.csv", ROWS)
     finished = read_finished(tmp_path / "runs.csv")
-    assert [r for rows in finished.values() for r in rows] == sorted(ROWS, key=lambda r: list(finished).index(r["cell"]))
+    assert [r for rows in finished.values() for r in rows] == sorted(
+        ROWS, key=lambda r: list(finished).index(r["cell"])
+    )
     assert set(finished) == {"one0", "one1", "two0", "two2"}
     text = (tmp_path / "runs.csv").read_text()
     assert text.splitlines()[0] == ",".join(COLUMNS)
@@ -133,14 +184,20 @@ def test_the_table_names_what_it_holds() -> None:
 
 
 def test_hd95_is_over_the_cases_that_have_one_and_stands_in_a_table() -> None:
-    far = [row("one", "A", 0, 0.5, hd95_mm=2.0), row("one", "B", 0, 0.4, hd95_mm=None), row("two", "A", 0, 0.5, hd95_mm=30.0)]
+    far = [
+        row("one", "A", 0, 0.5, hd95_mm=2.0),
+        row("one", "B", 0, 0.4, hd95_mm=None),
+        row("two", "A", 0, 0.5, hd95_mm=30.0),
+    ]
     text = table_markdown(summarize_runs(far), title="Far")
     assert "| one | 2.0 (1) | - | - |" in text
     assert "| two - one | +28.0, p 1 (1) |" in text
 
 
 def test_the_table_of_an_experiment_that_is_not_finished_says_so() -> None:
-    text = table_markdown(summarize_runs(ROWS, n_asked=6, failed=[("two/fold0/seed1", "the loss is nan")]), title="Two")
+    text = table_markdown(
+        summarize_runs(ROWS, n_asked=6, failed=[("two/fold0/seed1", "the loss is nan")]), title="Two"
+    )
     assert "**4 of 6 runs are finished; everything here is over these.**" in text
     assert "- failed: two/fold0/seed1: the loss is nan" in text
     assert "finished" not in table_markdown(summarize_runs(ROWS, n_asked=4), title="Two")
@@ -154,24 +211,41 @@ def test_runs_of_different_versions_are_told() -> None:
 
 def test_a_precision_that_a_case_lacks_says_over_how_many_it_is() -> None:
     rows = [row("one", "A", 0, 0.5), row("one", "B", 0, 0.0, n_prediction_vox=0, precision=None)]
-    assert "| one | 1.20 [1.20, 1.20] / 0.50 / 0.25 (1) |" in table_markdown(summarize_runs(rows), title="One")
+    assert "| one | 1.20 [1.20, 1.20] / 0.50 / 0.25 (1) |" in table_markdown(
+        summarize_runs(rows), title="One"
+    )
 
 
 def test_the_ledger_has_each_strategy_once_whatever_its_variants() -> None:
-    mixed = [row("one", "A", 0, 0.5, region="healthy", correct_priors=strength) for strength in ("0", "0.5", "1")]
+    mixed = [
+        row("one", "A", 0, 0.5, region="healthy", correct_priors=strength) for strength in ("0", "0.5", "1")
+    ]
     ledger = table_markdown(summarize_runs([*ROWS, *mixed]), title="One").partition("## Ledger")[2]
-    assert [line.split(" | ")[0] for line in ledger.splitlines() if line.startswith("| ")] == ["| strategy", "| ---", "| one", "| two"]
+    assert [line.split(" | ")[0] for line in ledger.splitlines() if line.startswith("| ")] == [
+        "| strategy",
+        "| ---",
+        "| one",
+        "| two",
+    ]
     assert "| one | 20.0 % / 10.0 % / 50.0 % |" in ledger
 
 
 def test_rows_of_a_store_from_before_a_column_are_summarized_without_it() -> None:
-    old = [{name: value for name, value in row("one", "A", 0, 0.5, region="healthy").items() if name != "distinct_share"}]
+    old = [
+        {
+            name: value
+            for name, value in row("one", "A", 0, 0.5, region="healthy").items()
+            if name != "distinct_share"
+        }
+    ]
     assert "| one | 20.0 % / 10.0 % / - |" in table_markdown(summarize_runs(old), title="One")
 
 
 def test_the_table_says_which_cases_were_scored() -> None:
     assert "of the held-out folds" in table_markdown(summarize_runs(ROWS), title="")
-    assert "of the inner splits" in table_markdown(summarize_runs([{**r, "cases": "inner"} for r in ROWS]), title="")
+    assert "of the inner splits" in table_markdown(
+        summarize_runs([{**r, "cases": "inner"} for r in ROWS]), title=""
+    )
 
 
 def test_no_two_of_many_variants_look_alike() -> None:
@@ -184,7 +258,10 @@ def test_no_two_of_many_variants_look_alike() -> None:
 def test_a_variant_that_is_in_one_panel_alone_is_in_the_legend() -> None:
     there = {score: {"mean": 0.5, "interval95": None} for score in ("precision", "sensitivity")}
     absent = {score: {"mean": None, "interval95": None} for score in ("precision", "sensitivity")}
-    variants = [{"label": "one", "regions": {"edema": there, "core": there}}, {"label": "two", "regions": {"edema": absent, "core": there}}]
+    variants = [
+        {"label": "one", "regions": {"edema": there, "core": there}},
+        {"label": "two", "regions": {"edema": absent, "core": there}},
+    ]
     (legend,) = tradeoff_chart(variants, regions=["edema", "core"]).legends
     assert [text.get_text() for text in legend.get_texts()] == ["one", "two"]
 
@@ -192,11 +269,17 @@ def test_a_variant_that_is_in_one_panel_alone_is_in_the_legend() -> None:
 def test_cases_of_one_name_in_two_cohorts_are_two() -> None:
     summary = summarize_runs([*ROWS, *({**r, "data": "another", "patient": "P"} for r in ROWS)])
     assert (summary["n_cases"], summary["n_patients"]) == (4, 3)
-    assert [d["regions"]["whole"]["dice"]["interval95"] is None for d in summary["differences"]] == [False, True]
+    assert [d["regions"]["whole"]["dice"]["interval95"] is None for d in summary["differences"]] == [
+        False,
+        True,
+    ]
 
 
 def test_how_a_difference_changes_is_paired_over_the_same_brains() -> None:
-    ours = [row(name, case, 0, dice) for name, case, dice in (("one", "A", 0.5), ("one", "B", 0.5), ("two", "A", 0.6), ("two", "B", 0.8))]
+    ours = [
+        row(name, case, 0, dice)
+        for name, case, dice in (("one", "A", 0.5), ("one", "B", 0.5), ("two", "A", 0.6), ("two", "B", 0.8))
+    ]
     more = [dict(r, data="faint", dice=r["dice"] - 0.1 if r["strategy"] == "one" else 0.9) for r in ours]
     rows = [*(dict(r, data="plain") for r in ours), *more, *(dict(r, data="other brains") for r in ours)]
     summary = summarize_runs(rows, same_brains=["plain", "faint"])

@@ -16,12 +16,25 @@ from brats_seg.scans.labels import MERGED, REGIONS, TISSUES
 CLASSES = ("healthy", "necrotic_core", "edema", "non_enhancing_core", "enhancing_core")
 BLACK = np.zeros((20, 16, 3), np.uint8)
 
-# Machado, Oliveira and Fernandes 2009, table 1, severity 1.0: linear RGB as a protanope, deuteranope and tritanope sees it.
+# Machado, Oliveira and Fernandes 2009, table 1, severity 1.0: linear RGB as a protanope, deuteranope and
+# tritanope sees it.
 SIGHTS = {
     "full": np.eye(3),
-    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    "protan": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deutan": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritan": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
 }
 
 
@@ -41,7 +54,13 @@ def opened(content: Figure | np.ndarray) -> Image.Image:
 @pytest.mark.parametrize("sight", SIGHTS)
 def test_tissue_colors_stay_apart_for_every_sight(sight: str) -> None:
     tumor = [figures.color_of(t) for t in TISSUES[1:]]
-    assert min(deltaE_ciede2000(seen_lab(a, sight), seen_lab(b, sight)) for a, b in itertools.combinations(tumor, 2)) > 20
+    assert (
+        min(
+            deltaE_ciede2000(seen_lab(a, sight), seen_lab(b, sight))
+            for a, b in itertools.combinations(tumor, 2)
+        )
+        > 20
+    )
 
 
 def test_every_class_and_region_has_a_color_and_words() -> None:
@@ -94,19 +113,42 @@ def test_the_png_of_an_overlay_is_the_overlay(seed: int, scale: int) -> None:
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: figures.box_plot({"whole": [0.9, 0.8, 0.7, float("nan")], "core": [0.5], "active": []}, label="Dice", limits=(0.0, 1.0)),
-        lambda: figures.line_chart({"whole": ([1.0, 2.0, 3.0], [0.1, float("nan"), 0.3])}, x_label="epoch", y_label="Dice"),
-        lambda: figures.mix_chart({"requested": np.full(5, 0.2), "drawn": np.array([0.9, 0.04, 0.03, 0.02, 0.01])}, classes=CLASSES),
+        lambda: figures.box_plot(
+            {"whole": [0.9, 0.8, 0.7, float("nan")], "core": [0.5], "active": []},
+            label="Dice",
+            limits=(0.0, 1.0),
+        ),
+        lambda: figures.line_chart(
+            {"whole": ([1.0, 2.0, 3.0], [0.1, float("nan"), 0.3])}, x_label="epoch", y_label="Dice"
+        ),
+        lambda: figures.mix_chart(
+            {"requested": np.full(5, 0.2), "drawn": np.array([0.9, 0.04, 0.03, 0.02, 0.01])}, classes=CLASSES
+        ),
         lambda: figures.confusion_chart(np.diag([5, 4, 3, 2, 0]), classes=CLASSES),
         lambda: figures.volume_chart({"edema": ([0.0, 10.0], [1.0, 300.0])}),
         lambda: figures.volume_chart({}),
-        lambda: figures.reliability_chart({"whole": [{"mean_probability": 0.1, "share_inside": 0.2, "n_voxels": 900}], "core": []}),
+        lambda: figures.reliability_chart(
+            {"whole": [{"mean_probability": 0.1, "share_inside": 0.2, "n_voxels": 900}], "core": []}
+        ),
         lambda: figures.reliability_chart({"active": []}),
         lambda: figures.picture_grid(
-            [[np.zeros((20, 16, 3), np.uint8)] * 2], row_names=["FLAIR"], column_names=["a", "b"], classes=CLASSES
+            [[np.zeros((20, 16, 3), np.uint8)] * 2],
+            row_names=["FLAIR"],
+            column_names=["a", "b"],
+            classes=CLASSES,
         ),
     ],
-    ids=["box", "line", "mix", "confusion", "volume", "no volume", "reliability", "no reliability", "pictures"],
+    ids=[
+        "box",
+        "line",
+        "mix",
+        "confusion",
+        "volume",
+        "no volume",
+        "reliability",
+        "no reliability",
+        "pictures",
+    ],
 )
 def test_a_figure_is_drawn_and_drawn_again_the_same(draw: Callable[[], Figure]) -> None:
     image = opened(draw())

@@ -40,10 +40,16 @@ def test_curves_have_the_epochs_that_have_a_number(study: Study) -> None:
         ),
         ("epochs.csv", 'epoch\n"1', r"epochs\.csv: not "),
         ("epochs.csv", b"\xff\xfe\x00", r"epochs\.csv: not "),
-        ("ledger.csv", "epoch,class\n1,healthy\n", r"ledger\.csv: damaged, it has no column 'requested_share'"),
+        (
+            "ledger.csv",
+            "epoch,class\n1,healthy\n",
+            r"ledger\.csv: damaged, it has no column 'requested_share'",
+        ),
     ],
 )
-def test_a_damaged_table_is_named_in_one_line(study: Study, tmp_path: Path, table: str, damage: str | bytes, said: str) -> None:
+def test_a_damaged_table_is_named_in_one_line(
+    study: Study, tmp_path: Path, table: str, damage: str | bytes, said: str
+) -> None:
     shutil.copytree(study.run, tmp_path / "run")
     (tmp_path / "run" / table).write_bytes(damage if isinstance(damage, bytes) else damage.encode())
     with pytest.raises(InputError, match=said) as error:

@@ -20,7 +20,13 @@ from brats_seg.reporting.report import _environment, convention_words, write_rep
 @pytest.fixture(scope="module")
 def page(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("pages") / "report.html"
-    return write_report(study.predictions, study.reference, run=study.run, output=output, conventions=("brats2013", "brats2020")).page
+    return write_report(
+        study.predictions,
+        study.reference,
+        run=study.run,
+        output=output,
+        conventions=("brats2013", "brats2020"),
+    ).page
 
 
 def plain(page: str) -> str:
@@ -49,7 +55,8 @@ def test_scores_name_their_convention_n_and_false_positives(page: Path) -> None:
     text = page.with_suffix(".md").read_text(encoding="utf-8")
     first, second = text.split("### Convention brats2020")
     assert "### Convention brats2013" in first
-    # active: cases 0 and 1 are right (Dice 1), case 2 is empty in both and left out, case 3 is a false positive and counts 0
+    # active: cases 0 and 1 are right (Dice 1), case 2 is empty in both and left out, case 3 is a false
+    # positive and counts 0
     row = next(line for line in first.splitlines() if line.startswith("| active"))
     assert row.startswith("| active | 0.667 ± 0.577 |")
     assert row.endswith("| 2 | 1.000 | 0 | 2 | 1 |")
@@ -70,7 +77,10 @@ def test_page_and_twin_have_the_same_numbers(page: Path, study: Study) -> None:
 
 
 def test_intervals_over_few_patients_are_called_too_narrow(page: Path) -> None:
-    for text in (plain(page.read_text(encoding="utf-8")), page.with_suffix(".md").read_text(encoding="utf-8")):
+    for text in (
+        plain(page.read_text(encoding="utf-8")),
+        page.with_suffix(".md").read_text(encoding="utf-8"),
+    ):
         assert text.count("With fewer than 6 patients the 95 % intervals are too narrow.") == 1
 
 
@@ -80,25 +90,35 @@ def test_a_region_that_takes_the_cavity_says_so(tmp_path: Path) -> None:
     write_nifti(tmp_path / "scans" / name / f"{name}-seg.nii.gz", label)
     write_nifti(tmp_path / "out" / f"{name}.nii.gz", label)
     for cavity_in, said in (((), "without edema."), (("core",), "without edema, with the resection cavity.")):
-        page = write_report(tmp_path / "out", tmp_path / "scans", output=tmp_path / "report.html", cavity_in=cavity_in).page
+        page = write_report(
+            tmp_path / "out", tmp_path / "scans", output=tmp_path / "report.html", cavity_in=cavity_in
+        ).page
         assert f"the tumor {said}" in plain(page.read_text(encoding="utf-8"))
         assert f"core: the tumor {said}" in page.with_suffix(".md").read_text(encoding="utf-8")
 
 
 def test_the_same_input_gives_the_same_bytes(page: Path, study: Study, tmp_path: Path) -> None:
     again = write_report(
-        study.predictions, study.reference, run=study.run, output=tmp_path / "report.html", conventions=("brats2013", "brats2020")
+        study.predictions,
+        study.reference,
+        run=study.run,
+        output=tmp_path / "report.html",
+        conventions=("brats2013", "brats2020"),
     ).page
     assert again.read_bytes() == page.read_bytes()
     assert again.with_suffix(".md").read_bytes() == page.with_suffix(".md").read_bytes()
 
 
-def test_a_missing_run_leaves_training_out_and_a_missing_prediction_is_a_problem(study: Study, tmp_path: Path) -> None:
+def test_a_missing_run_leaves_training_out_and_a_missing_prediction_is_a_problem(
+    study: Study, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     out.mkdir()
     for case in study.cases[:2]:
         (out / f"{case}.nii.gz").write_bytes((study.predictions / f"{case}.nii.gz").read_bytes())
-    written = write_report(out, study.reference, output=tmp_path / "deep" / "report.html", only=study.cases[1:3])
+    written = write_report(
+        out, study.reference, output=tmp_path / "deep" / "report.html", only=study.cases[1:3]
+    )
     assert written.exit_code == 1
     page = written.page
     page_text = page.read_text(encoding="utf-8")
@@ -110,17 +130,24 @@ def test_a_missing_run_leaves_training_out_and_a_missing_prediction_is_a_problem
     assert study.cases[3] not in page_text
 
 
-def test_saved_probabilities_add_a_section_and_move_the_numbers_behind_it(study: Study, tmp_path: Path) -> None:
+def test_saved_probabilities_add_a_section_and_move_the_numbers_behind_it(
+    study: Study, tmp_path: Path
+) -> None:
     """Case 0 is predicted right and with certainty; the others have none."""
     out = tmp_path / "out"
     shutil.copytree(study.predictions, out)
     (out / "probabilities").mkdir()
-    (out / "probabilities" / "classes.txt").write_text("healthy\nnecrotic_or_non_enhancing\nedema\nenhancing_core\n")
+    (out / "probabilities" / "classes.txt").write_text(
+        "healthy\nnecrotic_or_non_enhancing\nedema\nenhancing_core\n"
+    )
     sure = np.eye(5, dtype=np.float32)[tumor(enhancing=True)][..., [0, 1, 2, 4]]
     write_nifti(out / "probabilities" / f"{study.cases[0]}.nii.gz", sure)
     page = write_report(out, study.reference, output=tmp_path / "report.html", run=study.run).page
     words, twin = plain(page.read_text(encoding="utf-8")), page.with_suffix(".md").read_text(encoding="utf-8")
-    for text in ("Figure 6. Reliability of the saved probabilities, 1 case together", "Table 5. Expected calibration error"):
+    for text in (
+        "Figure 6. Reliability of the saved probabilities, 1 case together",
+        "Table 5. Expected calibration error",
+    ):
         assert text in words
     assert "Figure 7. Training loss" in words
     assert "Table 6. The ledger" in words
@@ -150,13 +177,17 @@ def test_refusals_name_what_is_wrong(study: Study, tmp_path: Path) -> None:
 
 
 def test_conventions_in_words() -> None:
-    assert "in reference and prediction is left out; one that is empty in only one" in convention_words(CONVENTIONS["brats2013"])
+    assert "in reference and prediction is left out; one that is empty in only one" in convention_words(
+        CONVENTIONS["brats2013"]
+    )
     assert "counts as Dice 0, HD95 373.13 mm" in convention_words(CONVENTIONS["brats2020"])
     assert "Lesion-wise" in convention_words(CONVENTIONS["brats2023"])
     assert all("HD95 is the" in convention_words(rule) for rule in CONVENTIONS.values())
 
 
-def test_report_and_evaluate_score_with_as_many_threads(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_and_evaluate_score_with_as_many_threads(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     n_threads = []
 
     class Counted(ThreadPoolExecutor):

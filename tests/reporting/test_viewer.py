@@ -25,11 +25,18 @@ from brats_seg.scans.volume import Geometry, make_geometry, read_volume, write_l
 
 SHAPE = (20, 28, 24)
 BRAIN = (slice(2, 18), slice(4, 24), slice(5, 19))
-CLASSES = ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")  # of brats2017, whose values are 0, 1, 2, 4
+CLASSES = (
+    "healthy",
+    "necrotic_or_non_enhancing",
+    "edema",
+    "enhancing_core",
+)  # of brats2017, whose values are 0, 1, 2, 4
 
 
 def make_label() -> np.ndarray:
-    """A core of 2 x 5 x 10 = 100 voxels inside edema, 10 of them enhancing; 8 x 10 x 12 voxels of tumor in all."""
+    """A core of 2 x 5 x 10 = 100 voxels inside edema, 10 of them enhancing; 8 x 10 x 12 voxels of tumor in
+    all.
+    """
     label = np.zeros(SHAPE, np.uint8)
     label[6:14, 8:18, 6:18] = 2
     label[9:11, 10:15, 7:17] = 1
@@ -54,7 +61,9 @@ def write_case(folder: Path, geometry: Geometry | None = None) -> Case:
         write_volume(folder / f"{name}.nii.gz", scan, geometry, dtype="int16")
         files[name] = ScanFile(folder / f"{name}.nii.gz")
     write_label_map(folder / "seg.nii.gz", make_label(), geometry, dtype="uint8")
-    return Case("Case <1>", "Case <1>", "brats2021", "brats2017", files, ScanFile(folder / "seg.nii.gz"), folder)
+    return Case(
+        "Case <1>", "Case <1>", "brats2021", "brats2017", files, ScanFile(folder / "seg.nii.gz"), folder
+    )
 
 
 @pytest.fixture
@@ -65,7 +74,9 @@ def case(tmp_path: Path) -> Case:
 @pytest.fixture
 def no_niivue(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything about a page but NiiVue itself can be tested without it."""
-    monkeypatch.setattr(viewer, "find_bundle", lambda: Bundle("export{}", "a package 1.0", "Redistribution is fine"))
+    monkeypatch.setattr(
+        viewer, "find_bundle", lambda: Bundle("export{}", "a package 1.0", "Redistribution is fine")
+    )
 
 
 class Page(HTMLParser):
@@ -83,7 +94,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
-        self.addresses += [given[name] or "" for name in ("src", "href", "srcset", "data", "action") if name in given]
+        self.addresses += [
+            given[name] or "" for name in ("src", "href", "srcset", "data", "action") if name in given
+        ]
         if tag == "script":
             self._script = given.get("id") or "code"
         if tag == "tr":
@@ -129,7 +142,12 @@ def test_a_page_holds_everything_and_asks_for_nothing(case: Case, tmp_path: Path
 def test_scans_are_cropped_to_the_brain_and_quantized(case: Case, tmp_path: Path) -> None:
     page = Page(write_page(case, prediction=None, reference=None, output=tmp_path / "page.html"))
     frames = page.frames("scans")
-    assert frames.shape == (4, 20, 26, 20)  # the brain's 16 x 20 x 14 and three voxels around it, as far as the volume goes
+    assert frames.shape == (
+        4,
+        20,
+        26,
+        20,
+    )  # the brain's 16 x 20 x 14 and three voxels around it, as far as the volume goes
     brain = np.zeros(frames.shape[1:], bool)
     brain[2:18, 3:23, 3:17] = True
     assert np.array_equal(frames > 0, np.broadcast_to(brain, frames.shape))
@@ -142,8 +160,12 @@ def test_scans_are_cropped_to_the_brain_and_quantized(case: Case, tmp_path: Path
 def test_the_legend_says_how_many_ml(case: Case, tmp_path: Path) -> None:
     prediction = make_label()
     prediction[prediction == 4] = 1
-    write_label_map(tmp_path / "p.nii.gz", prediction, make_geometry(SHAPE, spacing_mm=(2, 1, 1)), dtype="uint8")
-    table = Page(write_page(case, prediction=tmp_path / "p.nii.gz", reference=None, output=tmp_path / "page.html")).table()
+    write_label_map(
+        tmp_path / "p.nii.gz", prediction, make_geometry(SHAPE, spacing_mm=(2, 1, 1)), dtype="uint8"
+    )
+    table = Page(
+        write_page(case, prediction=tmp_path / "p.nii.gz", reference=None, output=tmp_path / "page.html")
+    ).table()
     # 960 voxels of tumor, 100 of core, 10 of it enhancing; 2 mm3 each
     assert table["Tissue class"] == ["Prediction", "Reference"]
     assert table["Necrotic or non-enhancing"] == ["0.2", "0.2"]
@@ -159,7 +181,9 @@ def test_overlays_are_class_indices_filled_and_lined(case: Case, tmp_path: Path)
     filled, line = page.frames("reference")
     box = (slice(0, 20), slice(1, 27), slice(2, 22))
     expected = np.zeros(5, np.uint8)
-    expected[[1, 2, 4]] = [CLASSES.index(name) for name in ("necrotic_or_non_enhancing", "edema", "enhancing_core")]
+    expected[[1, 2, 4]] = [
+        CLASSES.index(name) for name in ("necrotic_or_non_enhancing", "edema", "enhancing_core")
+    ]
     assert np.array_equal(filled, expected[make_label()[box]])
     settings = json.loads(page.scripts["page"])
     assert settings["overlays"] == [{"id": "reference", "key": "R", "shown": 1}]
@@ -179,8 +203,13 @@ def test_the_page_opens_inside_the_largest_slice_of_tumor(case: Case, tmp_path: 
 @pytest.mark.usefixtures("no_niivue")
 @pytest.mark.parametrize("orientation", ["RAS", "PIR", "ASL"])
 def test_other_orientations_give_the_same_page(case: Case, tmp_path: Path, orientation: str) -> None:
-    turned = write_case(tmp_path / "turned", make_geometry(SHAPE, spacing_mm=(2, 1, 1), orientation=orientation))
-    pages = [Page(write_page(c, prediction=None, reference=None, output=tmp_path / "page.html")) for c in (case, turned)]
+    turned = write_case(
+        tmp_path / "turned", make_geometry(SHAPE, spacing_mm=(2, 1, 1), orientation=orientation)
+    )
+    pages = [
+        Page(write_page(c, prediction=None, reference=None, output=tmp_path / "page.html"))
+        for c in (case, turned)
+    ]
     for name in ("scans", "reference"):
         one, other = (page.volume(name) for page in pages)
         assert np.array_equal(np.asarray(one.dataobj), np.asarray(other.dataobj))
@@ -190,16 +219,27 @@ def test_other_orientations_give_the_same_page(case: Case, tmp_path: Path, orien
 @pytest.mark.usefixtures("no_niivue")
 def test_the_page_keeps_oblique_planes_in_place(tmp_path: Path) -> None:
     angle = np.deg2rad(12)
-    affine = np.array([[-np.cos(angle), np.sin(angle), 0, 30], [-np.sin(angle), -np.cos(angle), 0, 40], [0, 0, 2, -50], [0, 0, 0, 1]])
+    affine = np.array(
+        [
+            [-np.cos(angle), np.sin(angle), 0, 30],
+            [-np.sin(angle), -np.cos(angle), 0, 40],
+            [0, 0, 2, -50],
+            [0, 0, 0, 1],
+        ]
+    )
     oblique = write_case(tmp_path / "oblique", make_geometry(SHAPE, affine=affine))
-    image = Page(write_page(oblique, prediction=None, reference=None, output=tmp_path / "page.html")).volume("scans")
+    image = Page(write_page(oblique, prediction=None, reference=None, output=tmp_path / "page.html")).volume(
+        "scans"
+    )
     corner = affine @ (2, 1, 0, 1)  # the crop starts at x 2, y 1, z 0
     np.testing.assert_allclose(image.affine @ (0, 0, 0, 1), corner, atol=1e-4)
 
 
 @pytest.mark.usefixtures("no_niivue")
 def test_four_channels_of_one_file(case: Case, tmp_path: Path) -> None:
-    write_volume(tmp_path / "stack.nii.gz", make_scans(), make_geometry(SHAPE, spacing_mm=(2, 1, 1)), dtype="int16")
+    write_volume(
+        tmp_path / "stack.nii.gz", make_scans(), make_geometry(SHAPE, spacing_mm=(2, 1, 1)), dtype="int16"
+    )
     files = {name: ScanFile(tmp_path / "stack.nii.gz", channel) for channel, name in enumerate(MODALITIES)}
     stacked = Case(case.id, case.patient, "msd", "brats2017", files, case.label, tmp_path)
     write_page(case, prediction=None, reference=None, output=tmp_path / "four.html")
@@ -226,10 +266,13 @@ def test_what_cannot_be_shown_is_named(case: Case, tmp_path: Path, no_niivue: No
 
     at_home = make_geometry(SHAPE, spacing_mm=(2, 1, 1))
     assert re.search(
-        r"Case <1>: .*p\.nii\.gz: shape \(4, 4, 4\).*\(20, 28, 24\)", refused(np.zeros((4, 4, 4), np.uint8), make_geometry((4, 4, 4)))
+        r"Case <1>: .*p\.nii\.gz: shape \(4, 4, 4\).*\(20, 28, 24\)",
+        refused(np.zeros((4, 4, 4), np.uint8), make_geometry((4, 4, 4))),
     )
     assert "affine" in refused(make_label(), make_geometry(SHAPE, spacing_mm=(3, 1, 1)))
-    assert re.search(r"p\.nii\.gz: .*values 3 are not in schema", refused(np.full(SHAPE, 3, np.uint8), at_home))
+    assert re.search(
+        r"p\.nii\.gz: .*values 3 are not in schema", refused(np.full(SHAPE, 3, np.uint8), at_home)
+    )
     assert not (tmp_path / "page.html").exists()
 
 
@@ -263,9 +306,16 @@ def test_a_label_map_of_another_case_is_refused_by_its_name(case: Case, tmp_path
 
 
 @pytest.mark.usefixtures("no_niivue")
-@pytest.mark.parametrize(("files", "message"), [("none", "at least one of t1n"), ("empty", "every voxel of its scans is 0")])
+@pytest.mark.parametrize(
+    ("files", "message"), [("none", "at least one of t1n"), ("empty", "every voxel of its scans is 0")]
+)
 def test_a_case_with_nothing_to_show(case: Case, tmp_path: Path, files: str, message: str) -> None:
-    write_volume(tmp_path / "empty.nii.gz", np.zeros(SHAPE, np.int16), make_geometry(SHAPE, spacing_mm=(2, 1, 1)), dtype="int16")
+    write_volume(
+        tmp_path / "empty.nii.gz",
+        np.zeros(SHAPE, np.int16),
+        make_geometry(SHAPE, spacing_mm=(2, 1, 1)),
+        dtype="int16",
+    )
     scans: Mapping[str, ScanFile] = {} if files == "none" else {"t1n": ScanFile(tmp_path / "empty.nii.gz")}
     bare = Case(case.id, case.patient, case.layout, case.schema, scans, None, case.folder)
     with pytest.raises(InputError, match=message):
@@ -344,7 +394,9 @@ def n_colored(stage: np.ndarray, tissue: str) -> int:
 
 @pytest.mark.usefixtures("niivue")
 def test_a_browser_shows_the_page(case: Case, tmp_path: Path, chromium: Browser) -> None:
-    page = write_page(case, prediction=case.label and case.label.path, reference=None, output=tmp_path / "page.html")
+    page = write_page(
+        case, prediction=case.label and case.label.path, reference=None, output=tmp_path / "page.html"
+    )
     assert chromium.open(page) == "ready", chromium.run("document.getElementById('message').textContent")
     flair = stage_of(chromium)
     assert flair.std() > 10
@@ -393,7 +445,8 @@ def test_a_browser_scrolls(case: Case, tmp_path: Path, chromium: Browser) -> Non
     chromium.press("ArrowLeft")
     assert np.subtract(here(), start).tolist() == [1, 0, 2]  # to the patient's right
     x, y = chromium.run(
-        "(({ x, y, width, height }) => [x + width / 4, y + height / 2])(document.querySelector('canvas').getBoundingClientRect())"
+        "(({ x, y, width, height }) => [x + width / 4, y + height / "
+        "2])(document.querySelector('canvas').getBoundingClientRect())"
     )
     chromium.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=-100)
     assert abs(here()[2] - start[2] - 2) == 2

@@ -44,7 +44,9 @@ def scans(seed: int) -> dict[str, np.ndarray]:
 
 
 def make_study(root: Path) -> Study:
-    """Four cases: 0 is predicted right, 1 lacks the edema of a slice, 2 and 3 have no enhancing tumor, but 16 voxels are found in 3."""
+    """Four cases: 0 is predicted right, 1 lacks the edema of a slice, 2 and 3 have no enhancing tumor, but 16
+    voxels are found in 3.
+    """
     cases = tuple(f"BraTS2021_0000{i}" for i in range(4))
     for i, case in enumerate(cases):
         reference = tumor(enhancing=i < 2)
@@ -67,7 +69,11 @@ def make_study(root: Path) -> Study:
 def write_run(folder: Path) -> Path:
     """Two epochs, two classes: 100 draws each an epoch, of 100 healthy and 40 enhancing voxels."""
     folder.mkdir()
-    epochs = ("epoch,step,lr,loss,dice_whole,dice_core,dice_active,score,is_best", "1,10,0.1,0.9,,,,,0", "2,20,0.05,0.5,0.7,0.6,0.4,0.57,1")
+    epochs = (
+        "epoch,step,lr,loss,dice_whole,dice_core,dice_active,score,is_best",
+        "1,10,0.1,0.9,,,,,0",
+        "2,20,0.05,0.5,0.7,0.6,0.4,0.57,1",
+    )
     (folder / "epochs.csv").write_text("\n".join(epochs) + "\n")
     rows = ["epoch,class,requested_share,center_share,voxel_share,n_draws,n_distinct,n_hard"]
     for epoch in (1, 2):

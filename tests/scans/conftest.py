@@ -13,7 +13,9 @@ OLD_NAMES = {"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair", "label": "
 
 
 def small_volumes(seed: int = 0) -> dict[str, np.ndarray]:
-    """Four int16 modalities of a brain of 4 x 6 x 6 voxels, and a uint8 label with values 1 (2 voxels), 2 (4) and 4 (1) in it."""
+    """Four int16 modalities of a brain of 4 x 6 x 6 voxels, and a uint8 label with values 1 (2 voxels), 2 (4)
+    and 4 (1) in it.
+    """
     rng = np.random.default_rng(seed)
     volumes = {}
     for name in ("t1n", "t1c", "t2w", "t2f"):
@@ -33,7 +35,9 @@ def volumes() -> dict[str, np.ndarray]:
 def write_case() -> Callable[..., dict[str, Path]]:
     """Write volumes as a case of 2021: `write_case(folder, volumes, case_id=...)` gives role -> file."""
 
-    def write(folder: Path, volumes: dict[str, np.ndarray], case_id: str = "BraTS2021_00001") -> dict[str, Path]:
+    def write(
+        folder: Path, volumes: dict[str, np.ndarray], case_id: str = "BraTS2021_00001"
+    ) -> dict[str, Path]:
         files = {}
         (folder / case_id).mkdir(parents=True, exist_ok=True)
         for name, array in volumes.items():

@@ -5,7 +5,16 @@ from brats_seg.scans.case import modality_named, patient_of
 
 @pytest.mark.parametrize(
     ("text", "modality"),
-    [("T1ce", "t1c"), ("t1-Gd", "t1c"), ("T1w", "t1n"), ("FLAIR", "t2f"), ("MR_T2", "t2w"), ("t1n", "t1n"), ("DWI", None), ("", None)],
+    [
+        ("T1ce", "t1c"),
+        ("t1-Gd", "t1c"),
+        ("T1w", "t1n"),
+        ("FLAIR", "t2f"),
+        ("MR_T2", "t2w"),
+        ("t1n", "t1n"),
+        ("DWI", None),
+        ("", None),
+    ],
 )
 def test_a_modality_goes_by_many_names(text, modality):
     assert modality_named(text) == modality

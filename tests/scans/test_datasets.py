@@ -19,19 +19,35 @@ def test_msd_stacks_its_modalities(tmp_path):
     first, second = find_cases(tmp_path).cases
     stack = task / "imagesTr/BRATS_001.nii.gz"
     assert (first.id, first.layout, first.schema) == ("BRATS_001", "msd", "msd")
-    assert first.modalities == {name: ScanFile(stack, channel) for name, channel in zip(MODALITIES, (1, 2, 3, 0), strict=True)}
+    assert first.modalities == {
+        name: ScanFile(stack, channel) for name, channel in zip(MODALITIES, (1, 2, 3, 0), strict=True)
+    }
     assert first.label == ScanFile(task / "labelsTr/BRATS_001.nii.gz")
     assert second.label is None
 
 
 NNUNET_LABELS = {
-    "regions": ({"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3]}, "msd"),
+    "regions": (
+        {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3]},
+        "msd",
+    ),
     "tissues": ({"background": 0, "NCR": 1, "edema": 2, "enhancing": 3}, "brats2023"),
-    "both cores": ({"background": 0, "necrosis": 1, "edema": 2, "non-enhancing": 3, "enhancing": 4}, "brats2013"),
-    "merged": ({"background": 0, "necrotic and non-enhancing core": 1, "peritumoral edema": 2, "ET": 4}, "brats2017"),
+    "both cores": (
+        {"background": 0, "necrosis": 1, "edema": 2, "non-enhancing": 3, "enhancing": 4},
+        "brats2013",
+    ),
+    "merged": (
+        {"background": 0, "necrotic and non-enhancing core": 1, "peritumoral edema": 2, "ET": 4},
+        "brats2017",
+    ),
     "cavity": ({"background": 0, "NETC": 1, "SNFH": 2, "ET": 3, "RC": 4}, "brats2024gli"),
     "spelled out": (
-        {"Non-enhancing tumor core": 1, "Surrounding non-enhancing FLAIR hyperintensity": 2, "Enhancing tissue": 3, "Resection cavity": 4},
+        {
+            "Non-enhancing tumor core": 1,
+            "Surrounding non-enhancing FLAIR hyperintensity": 2,
+            "Enhancing tissue": 3,
+            "Resection cavity": 4,
+        },
         "brats2024gli",
     ),
     "contrast": ({"edema": 1, "non-contrast-enhancing core": 2, "contrast-enhancing": 3}, "msd"),
@@ -45,13 +61,22 @@ NNUNET_LABELS = {
 def test_nnunet_names_its_channels_and_labels(tmp_path, which):
     labels, schema = NNUNET_LABELS[which]
     home = tmp_path / "Dataset137_BraTS2021"
-    tree = {"channel_names": {"0": "T1", "1": "T1ce", "2": "T2", "3": "Flair"}, "labels": labels, "file_ending": ".nii.gz"}
+    tree = {
+        "channel_names": {"0": "T1", "1": "T1ce", "2": "T2", "3": "Flair"},
+        "labels": labels,
+        "file_ending": ".nii.gz",
+    }
     touch(home / "dataset.json", json.dumps(tree))
     for channel in range(4):
         touch(home / f"imagesTr/BraTS2021_00006_{channel:04}.nii.gz")
     touch(home / "labelsTr/BraTS2021_00006.nii.gz")
     case = one(find_cases(tmp_path))
-    assert (case.id, case.patient, case.layout, case.schema) == ("BraTS2021_00006", "GLI-00006", "nnunet", schema)
+    assert (case.id, case.patient, case.layout, case.schema) == (
+        "BraTS2021_00006",
+        "GLI-00006",
+        "nnunet",
+        schema,
+    )
     assert case.modalities["t2f"].path.name == "BraTS2021_00006_0003.nii.gz"
     assert case.label is not None
 
@@ -64,12 +89,21 @@ def test_nnunet_names_its_channels_and_labels(tmp_path, which):
         ("{}", "names no channels"),
         ('{"channel_names": {"0": "CT"}}', "channel names CT are no modalities"),
         ('{"channel_names": {"0": "T1"}}', "names no labels"),
-        ('{"channel_names": {"0": "T1"}, "labels": {"background": 0, "liver": 1}}', "'liver' is no tissue class"),
+        (
+            '{"channel_names": {"0": "T1"}, "labels": {"background": 0, "liver": 1}}',
+            "'liver' is no tissue class",
+        ),
         ('{"channel_names": {"0": "T1"}, "labels": {"background": 0, "edema": 7}}', "7 edema fit no schema"),
         ('{"channel_names": {"0": "T1"}, "labels": {"background": "zero"}}', "no whole numbers"),
-        ('{"channel_names": {"0": "T1"}, "labels": {"background": 0, "edema": Infinity}}', "no whole numbers"),
+        (
+            '{"channel_names": {"0": "T1"}, "labels": {"background": 0, "edema": Infinity}}',
+            "no whole numbers",
+        ),
         ('{"channel_names": {"zero": "T1"}, "labels": {"background": 0}}', "numbers its channels zero"),
-        ('{"channel_names": {"0": "T1"}, "labels": {"edema": 1, "swelling (edema)": 2, "necrosis": 3}}', "1 edema, 2 edema"),
+        (
+            '{"channel_names": {"0": "T1"}, "labels": {"edema": 1, "swelling (edema)": 2, "necrosis": 3}}',
+            "1 edema, 2 edema",
+        ),
     ],
 )
 def test_a_dataset_json_that_says_nothing_of_use_is_a_problem(tmp_path, text, said):
@@ -122,7 +156,9 @@ def test_bids_tells_the_values_of_its_masks_in_a_table(tmp_path):
     assert "'bone' is no tissue class" in find_cases(tmp_path).problems[0].what
 
 
-@pytest.mark.parametrize(("homes", "n_labels"), [(["rawdata"], 1), (["."], 1), ([".", "the_copy"], 1), (["one", "two"], 0)])
+@pytest.mark.parametrize(
+    ("homes", "n_labels"), [(["rawdata"], 1), (["."], 1), ([".", "the_copy"], 1), (["one", "two"], 0)]
+)
 def test_a_mask_under_derivatives_goes_to_the_scans_beside_that_folder(tmp_path, homes, n_labels):
     for home in homes:
         for name in ("T1w", "ce-gadolinium_T1w", "T2w", "FLAIR"):
@@ -156,7 +192,10 @@ def test_a_manifest_in_a_folder_claims_its_files_and_knows_the_release_by_the_la
     named(tmp_path, "BraTS2021_00006")
     named(tmp_path, "BraTS2021_00007")
     files = [f"BraTS2021_00006/BraTS2021_00006_{OLD[name]}.nii.gz" for name in (*MODALITIES, "label")]
-    touch(tmp_path / "manifest.csv", "case,t1n,t1c,t2w,t2f,label\n" + ",".join(["BraTS2021_00006", *files]) + "\n")
+    touch(
+        tmp_path / "manifest.csv",
+        "case,t1n,t1c,t2w,t2f,label\n" + ",".join(["BraTS2021_00006", *files]) + "\n",
+    )
     found = find_cases(tmp_path)
     assert [(case.id, case.layout, case.schema) for case in found.cases] == [
         ("BraTS2021_00006", "manifest", "brats2017"),
@@ -189,12 +228,17 @@ def test_a_manifest_with_a_problem_is_named(tmp_path, text, said):
 
 
 @pytest.mark.parametrize("names", [("seg",), ()])
-def test_a_manifest_in_the_working_folder_knows_the_release_by_the_label_or_else_the_scans(tmp_path, monkeypatch, names):
+def test_a_manifest_in_the_working_folder_knows_the_release_by_the_label_or_else_the_scans(
+    tmp_path, monkeypatch, names
+):
     scans = ["t1", "t1ce", "t2", "flair"]
     files = [f"BraTS2021_00006_{name}.nii.gz" for name in (*scans, *names)]
     for file in files:
         touch(tmp_path / file)
-    touch(tmp_path / "list.csv", "case,t1n,t1c,t2w,t2f,label\n" + ",".join(["one", *files, *[""] * (5 - len(files))]) + "\n")
+    touch(
+        tmp_path / "list.csv",
+        "case,t1n,t1c,t2w,t2f,label\n" + ",".join(["one", *files, *[""] * (5 - len(files))]) + "\n",
+    )
     monkeypatch.chdir(tmp_path)
     assert one(find_cases(Path("list.csv"))).schema == "brats2017"
 
@@ -204,7 +248,9 @@ def test_another_programs_manifest_in_a_folder_is_a_warning(tmp_path):
     touch(tmp_path / "manifest.csv", "series,url\n1,http\n")
     found = find_cases(tmp_path)
     assert len(found.cases) == 1
-    assert [(problem.severity, problem.what) for problem in found.problems] == [("warning", "has no column 'case' or no row")]
+    assert [(problem.severity, problem.what) for problem in found.problems] == [
+        ("warning", "has no column 'case' or no row")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -214,8 +260,14 @@ def test_another_programs_manifest_in_a_folder_is_a_warning(tmp_path):
         (b'{"labels": ' + b"9" * 5000 + b"}", "not a JSON file: Exceeds the limit"),
         (b'{"modality": {"0": "\xff"}}', "not text in UTF-8"),
         (b'{"modality": {"' + b"9" * 5000 + b'": "FLAIR"}}', "numbers its channels 9999"),
-        (b'{"modality": {"0": "FLAIR"}, "labels": {"0": "' + b"necro" * 100_000 + b'", "1": "x"}}', "is no tissue class"),
-        (b'{"modality": {"0": "FLAIR"}, "labels": {"edema": 123456789123456789}}', "has labels outside 0 to 255"),
+        (
+            b'{"modality": {"0": "FLAIR"}, "labels": {"0": "' + b"necro" * 100_000 + b'", "1": "x"}}',
+            "is no tissue class",
+        ),
+        (
+            b'{"modality": {"0": "FLAIR"}, "labels": {"edema": 123456789123456789}}',
+            "has labels outside 0 to 255",
+        ),
     ],
     ids=["deep", "digits", "encoding", "channel", "name", "value"],
 )

@@ -4,7 +4,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brats_seg.errors import InputError
-from brats_seg.scans.labels import MERGED, REGIONS, SCHEMAS, common_classes, from_tissue, region_classes, schema_named, to_tissue
+from brats_seg.scans.labels import (
+    MERGED,
+    REGIONS,
+    SCHEMAS,
+    common_classes,
+    from_tissue,
+    region_classes,
+    schema_named,
+    to_tissue,
+)
 
 FIVE = ("healthy", "necrotic_core", "edema", "non_enhancing_core", "enhancing_core")
 FOUR = ("healthy", MERGED, "edema", "enhancing_core")
@@ -64,20 +73,28 @@ def test_values_mean_the_tissues_the_release_says(schema, values, classes, expec
     assert to_tissue(np.array(values), SCHEMAS[schema], classes).tolist() == expected
 
 
-@pytest.mark.parametrize(("schema", "value"), [("brats2013", 1), ("brats2017", 1), ("brats2023", 1), ("msd", 2), ("brats2024ped", 2)])
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [("brats2013", 1), ("brats2017", 1), ("brats2023", 1), ("msd", 2), ("brats2024ped", 2)],
+)
 def test_a_merged_class_is_written_back_as_one_value(schema, value):
     assert from_tissue(np.array([0, 1, 255], np.uint8), SCHEMAS[schema], FOUR).tolist() == [0, value, 0]
 
 
 def test_a_core_the_schema_does_not_tell_apart_takes_the_merged_value():
-    assert [SCHEMAS["brats2017"].value_of(t) for t in ("necrotic_core", "non_enhancing_core", "resection_cavity")] == [1, 1, 0]
+    assert [
+        SCHEMAS["brats2017"].value_of(t) for t in ("necrotic_core", "non_enhancing_core", "resection_cavity")
+    ] == [1, 1, 0]
     with pytest.raises(InputError, match="'gray_matter' is unknown"):
         SCHEMAS["brats2017"].value_of("gray_matter")
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "float32", "float64", "int64"])
 def test_whole_values_of_any_number_type_are_taken(dtype):
-    assert to_tissue(np.array([[0, 1], [2, 4]], dtype), SCHEMAS["brats2017"], FOUR).tolist() == [[0, 1], [2, 3]]
+    assert to_tissue(np.array([[0, 1], [2, 4]], dtype), SCHEMAS["brats2017"], FOUR).tolist() == [
+        [0, 1],
+        [2, 3],
+    ]
 
 
 def test_values_rebuilt_from_a_slope_are_whole_enough():

@@ -113,7 +113,10 @@ def test_pediatric_cases_without_a_year_are_taken_for_2024_and_that_is_said(tmp_
     found = find_cases(tmp_path)
     assert [case.schema for case in found.cases] == ["brats2024ped"]
     assert [problem.severity for problem in found.problems] == ["warning"]
-    assert "1 pediatric cases lie in no folder named BraTS...2023 or BraTS...2024 and are taken for 2024" in found.problems[0].what
+    assert (
+        "1 pediatric cases lie in no folder named BraTS...2023 or BraTS...2024 and are taken for 2024"
+        in found.problems[0].what
+    )
     assert not find_cases(tmp_path, layout="brats2024ped").problems
 
 
@@ -158,7 +161,13 @@ def test_a_folder_may_mix_everything_at_any_depth(tmp_path):
         touch(tmp_path / "flat" / f"BraTS2021_00008_{name}.nii.gz")
         touch(tmp_path / "flat" / f"BraTS2021_00009_{name}.nii.gz")
     found = find_cases(tmp_path)
-    assert [case.id for case in found.cases] == ["BraTS-GLI-00006-000", "BraTS2021_00006", "BraTS2021_00008", "BraTS2021_00009", "HG_0002"]
+    assert [case.id for case in found.cases] == [
+        "BraTS-GLI-00006-000",
+        "BraTS2021_00006",
+        "BraTS2021_00008",
+        "BraTS2021_00009",
+        "HG_0002",
+    ]
     assert found.cases[0].patient == found.cases[1].patient == "GLI-00006"
     assert not found.problems
 
@@ -174,7 +183,10 @@ def test_a_missing_modality_is_named_and_the_others_are_found(tmp_path):
     problem = found.problems[0]
     assert (problem.severity, problem.case) == ("error", "BraTS2021_00002")
     assert "modality t1c missing; found label, t1n, t2f, t2w" in str(problem)
-    assert [case.id for case in find_cases(tmp_path, required=()).cases] == ["BraTS2021_00001", "BraTS2021_00002"]
+    assert [case.id for case in find_cases(tmp_path, required=()).cases] == [
+        "BraTS2021_00001",
+        "BraTS2021_00002",
+    ]
 
 
 def test_two_files_for_one_modality_are_ambiguous(tmp_path):
@@ -287,7 +299,9 @@ def test_what_the_phantom_writes_in_a_layout_is_read_as_that_layout(tmp_path, la
     modalities = rng.integers(1, 1000, (4, 5, 6, 4)).astype(np.int16)
     tissue = rng.integers(0, 5, (4, 5, 6)).astype(np.uint8)
     for number in (1, 2):
-        phantom_files.write_case(tmp_path, number, layout=layout, modalities=modalities, tissue=tissue, enhancing=number == 1)
+        phantom_files.write_case(
+            tmp_path, number, layout=layout, modalities=modalities, tissue=tissue, enhancing=number == 1
+        )
     phantom_files.write_index(tmp_path, 2, layout=layout)
     found = find_cases(tmp_path)
     assert all("taken for 2024" in problem.what for problem in found.problems)
@@ -300,4 +314,6 @@ def test_what_the_phantom_writes_in_a_layout_is_read_as_that_layout(tmp_path, la
     classes = common_classes([SCHEMAS[case.schema]])
     merged = np.array([classes.index(t if t in classes else MERGED) for t in TISSUES[:5]], np.uint8)
     assert case.label is not None
-    assert np.array_equal(to_tissue(read_volume(case.label)[0], SCHEMAS[case.schema], classes), merged[tissue])
+    assert np.array_equal(
+        to_tissue(read_volume(case.label)[0], SCHEMAS[case.schema], classes), merged[tissue]
+    )

@@ -1,4 +1,6 @@
-"""The synthetic cohort: its shares, its signal, how hard it is, and that the reader knows every layout of it."""
+"""The synthetic cohort: its shares, its signal, how hard it is, and that the reader knows every layout
+of it.
+"""
 
 import hashlib
 import re
@@ -118,7 +120,9 @@ def test_edema_is_bright_on_flair_and_enhancing_tumor_on_contrast(voxels):
 
 
 def test_a_rim_of_enhancing_tumor_lies_around_the_necrosis(cohort):
-    """From the middle of the necrosis, a walk to the left and to the right meets the rim before healthy tissue."""
+    """From the middle of the necrosis, a walk to the left and to the right meets the rim before healthy
+    tissue.
+    """
     case = cohort[0]
     z, y, x = np.round(np.argwhere(case.tissue == NECROSIS).mean(axis=0)).astype(int)
     for step in (-1, 1):
@@ -141,7 +145,13 @@ def test_no_linear_rule_on_the_four_intensities_finds_the_tumor(voxels, class_we
 
 
 @settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
-@given(seed=st.integers(0, 2**31), size=st.integers(48, 64), scale=st.floats(0.3, 2.5), enhancing=st.booleans(), cavity=st.booleans())
+@given(
+    seed=st.integers(0, 2**31),
+    size=st.integers(48, 64),
+    scale=st.floats(0.3, 2.5),
+    enhancing=st.booleans(),
+    cavity=st.booleans(),
+)
 def test_any_case_is_whole_and_the_same_again(seed, size, scale, enhancing, cavity):
     lesion = Lesion(scale, enhancing, cavity)
     case, again = (make_case(seed, size=size, lesion=lesion) for _ in range(2))
@@ -168,7 +178,9 @@ def test_traits_change_the_tumor_and_leave_the_brain():
 
 
 def test_noise_has_mean_zero_and_variance_one():
-    noise = np.stack([smooth_noise(np.random.default_rng(seed), (20, 30, 40), scale_vox=3.0) for seed in range(20)])
+    noise = np.stack(
+        [smooth_noise(np.random.default_rng(seed), (20, 30, 40), scale_vox=3.0) for seed in range(20)]
+    )
     assert noise.mean() == pytest.approx(0, abs=0.05)
     assert noise.var() == pytest.approx(1, abs=0.1)
 
@@ -194,8 +206,12 @@ def test_the_reader_knows_every_layout(tmp_path: Path, layout: str):
     assert [case.layout for case in found.cases] == [layout, layout]
     assert len({case.patient for case in found.cases}) == 2
     assert all(path.exists() for path in paths)
-    lesions = plan_lesions(2, np.random.default_rng([4, 2]), traits=Traits(cavities=0.4 if layout == "brats2024gli" else 0.0))
-    expected = {n: make_case(400_000 + n, size=SMALL, lesion=lesion) for n, lesion in enumerate(lesions, start=1)}
+    lesions = plan_lesions(
+        2, np.random.default_rng([4, 2]), traits=Traits(cavities=0.4 if layout == "brats2024gli" else 0.0)
+    )
+    expected = {
+        n: make_case(400_000 + n, size=SMALL, lesion=lesion) for n, lesion in enumerate(lesions, start=1)
+    }
     for case in found.cases:
         number = int(re.search(r"00([1-9])", case.id)[1])
         assert case.schema == LAYOUTS[layout].schema
@@ -226,7 +242,9 @@ def test_phantoms_write_over_phantoms_alone(tmp_path: Path):
         write_cohort(tmp_path / "own", n_cases=1, size=SMALL)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
-    with pytest.raises(UsageError, match=r"other: holds other files \(notes.txt\); give an empty or new folder"):
+    with pytest.raises(
+        UsageError, match=r"other: holds other files \(notes.txt\); give an empty or new folder"
+    ):
         write_cohort(tmp_path / "other", n_cases=1, size=SMALL)
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
 
@@ -234,7 +252,9 @@ def test_phantoms_write_over_phantoms_alone(tmp_path: Path):
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path):
     def digests(folder: str, seed: int) -> dict[str, str]:
         write_cohort(tmp_path / folder, n_cases=1, size=SMALL, seed=seed)
-        return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / folder).rglob("*.nii.gz")}
+        return {
+            p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / folder).rglob("*.nii.gz")
+        }
 
     first, again, other = digests("a", 1), digests("b", 1), digests("c", 2)
     assert len(first) == 5
@@ -259,7 +279,9 @@ def test_a_wrong_setting_is_named_before_anything_is_written(tmp_path: Path, set
 
 def test_a_case_of_this_version_is_what_it_was_when_the_version_was_frozen():
     case = make_case(100_001, size=64)
-    assert PHANTOM_VERSION == 1, "write the new figures here, and say in the docs that scores on phantoms are of another version"
+    assert PHANTOM_VERSION == 1, (
+        "write the new figures here, and say in the docs that scores on phantoms are of another version"
+    )
     counts = np.bincount(case.tissue.ravel(), minlength=256)
     assert counts[[0, 1, 2, 3, 4, 5, 255]] == pytest.approx([42842, 118, 601, 46, 249, 0, 124080], abs=3)
     means = [case.modalities[inside].mean(axis=0) for inside in (case.tissue != OUTSIDE, case.tissue == 4)]
@@ -274,12 +296,16 @@ def test_traits_are_set_by_name():
 
 
 def test_impossible_traits_are_refused():
-    with pytest.raises(UsageError, match=r"^traits: the tumor shares sum to 0\.2068; they must sum to less than 0\.1$"):
+    with pytest.raises(
+        UsageError, match=r"^traits: the tumor shares sum to 0\.2068; they must sum to less than 0\.1$"
+    ):
         Traits(edema=0.2)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.5])
 @pytest.mark.parametrize("trait", ["edema", "contrast", "noise"])
 def test_a_trait_is_finite_and_0_or_more(trait, value):
-    with pytest.raises(UsageError, match=rf"^traits: {trait} {value:g}: every trait is finite and 0 or more$"):
+    with pytest.raises(
+        UsageError, match=rf"^traits: {trait} {value:g}: every trait is finite and 0 or more$"
+    ):
         make_traits({trait: value})

@@ -54,7 +54,10 @@ def test_two_files_that_read_as_one_modality_are_one_line_and_the_other_cases_go
     assert [case.id for case in found.cases] == ["bob"]
     (problem,) = found.problems
     assert (problem.severity, problem.case) == ("error", "ann")
-    assert problem.what == "t1n is ambiguous: T1_pre.nii.gz and t1.nii.gz; t2w is ambiguous: T2 (1).nii.gz and t2.nii.gz"
+    assert (
+        problem.what
+        == "t1n is ambiguous: T1_pre.nii.gz and t1.nii.gz; t2w is ambiguous: T2 (1).nii.gz and t2.nii.gz"
+    )
 
 
 def test_two_references_are_ambiguous_unless_no_label_is_needed(tmp_path):
@@ -81,7 +84,9 @@ def test_files_beside_a_manifest_are_no_further_cases(tmp_path):
 
 
 def test_a_schema_that_there_is_not_is_named_with_the_others(tmp_path):
-    with pytest.raises(UsageError, match=r"--schema brats2012: no such label schema; the schemas are brats2013, "):
+    with pytest.raises(
+        UsageError, match=r"--schema brats2012: no such label schema; the schemas are brats2013, "
+    ):
         find_cases(tmp_path, schema="brats2012")
 
 
@@ -139,5 +144,6 @@ def test_values_that_do_not_fit_the_named_schema_ask_for_another(tmp_path):
     (problem,) = verify_folder(tmp_path, schema="msd").problems
     assert (
         problem.expected
-        == "0, 1, 2, 3 of schema msd; its values fit brats2013 or brats2017 or brats2024gli or brats2024ped (--schema NAME)"
+        == "0, 1, 2, 3 of schema msd; its values fit brats2013 or brats2017 or brats2024gli or brats2024ped "
+        "(--schema NAME)"
     )

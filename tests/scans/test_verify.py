@@ -127,13 +127,25 @@ ERRORS = [
     (spoil_label_7, "seg.nii.gz", "label has the values 7 (3 voxels)", "0, 1, 2, 4 of schema brats2017"),
     (spoil_label_fraction, "seg.nii.gz", "label values are not whole", "schema 'brats2017' has 0, 1, 2, 4"),
     (spoil_label_nan, "seg.nii.gz", "label has NaN or infinite values", "schema 'brats2017' has 0, 1, 2, 4"),
-    (spoil_label_3, "seg.nii.gz", "label has the values 3 (1 voxels)", "its values fit brats2013 or brats2023"),
+    (
+        spoil_label_3,
+        "seg.nii.gz",
+        "label has the values 3 (1 voxels)",
+        "its values fit brats2013 or brats2023",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("spoil", "file", "what", "expected"), ERRORS, ids=[spoil.__name__ for spoil, *_ in ERRORS])
-def test_an_error_names_case_file_fault_and_remedy_and_spares_the_others(tmp_path, volumes, write_case, spoil, file, what, expected):
-    other = {name: np.where(array > 0, array + 1, 0).astype(array.dtype) if name != "label" else array for name, array in volumes.items()}
+@pytest.mark.parametrize(
+    ("spoil", "file", "what", "expected"), ERRORS, ids=[spoil.__name__ for spoil, *_ in ERRORS]
+)
+def test_an_error_names_case_file_fault_and_remedy_and_spares_the_others(
+    tmp_path, volumes, write_case, spoil, file, what, expected
+):
+    other = {
+        name: np.where(array > 0, array + 1, 0).astype(array.dtype) if name != "label" else array
+        for name, array in volumes.items()
+    }
     write_case(tmp_path, other, case_id="BraTS2021_00002")
     spoil(write_case(tmp_path, volumes), volumes)
     report, problems = look(tmp_path)
@@ -156,7 +168,9 @@ def test_other_values_than_the_layout_says_are_named_in_a_manifest(tmp_path, vol
 def test_an_origin_is_said_in_millimeters_whatever_the_file_says(tmp_path, volumes, write_case):
     files = write_case(tmp_path, volumes)
     for name, path in files.items():
-        image = nibabel.Nifti1Image(volumes[name].transpose(2, 1, 0), np.diag([-1000.0, -1000.0, 1000.0, 1.0]))
+        image = nibabel.Nifti1Image(
+            volumes[name].transpose(2, 1, 0), np.diag([-1000.0, -1000.0, 1000.0, 1.0])
+        )
         image.header.set_xyzt_units("micron")
         image.affine[0, 3] = 2500 if name == "label" else 0
         image.to_filename(path)
@@ -238,15 +252,26 @@ def test_a_shifted_modality_looks_unregistered(tmp_path, volumes, write_case):
 
 @pytest.mark.parametrize("n_slices", [2, 4])
 def test_a_brain_in_the_second_of_a_few_slices_is_registered(tmp_path, volumes, write_case, n_slices):
-    write_case(tmp_path, {name: np.concatenate([0 * array[:1], array[2:3], 0 * array[: n_slices - 2]]) for name, array in volumes.items()})
+    write_case(
+        tmp_path,
+        {
+            name: np.concatenate([0 * array[:1], array[2:3], 0 * array[: n_slices - 2]])
+            for name, array in volumes.items()
+        },
+    )
     assert [line for line in look(tmp_path)[1] if "unregistered" in line] == []
 
 
 def test_the_same_scan_in_two_cases_is_named_and_makes_them_one_patient(tmp_path, volumes, write_case):
     write_case(tmp_path, volumes, case_id="BraTS2021_00001")
-    other = {name: np.roll(array, 1, axis=0) if name in ("t1n", "t2w", "t2f") else array for name, array in volumes.items()}
+    other = {
+        name: np.roll(array, 1, axis=0) if name in ("t1n", "t2w", "t2f") else array
+        for name, array in volumes.items()
+    }
     files = write_case(tmp_path, other, case_id="BraTS2021_00002")
-    rewrite(files["t1c"], other["t1c"].astype(np.float32), orientation="RAS")  # another type and orientation, the same scan
+    rewrite(
+        files["t1c"], other["t1c"].astype(np.float32), orientation="RAS"
+    )  # another type and orientation, the same scan
     report = verify_folder(tmp_path)
     assert report.exit_code == 0
     twins = [problem for problem in report.problems if "same as in case BraTS2021_00001" in problem.what]
@@ -280,10 +305,14 @@ def test_no_tumor_but_a_cavity_is_no_tumor(tmp_path, volumes):
 
 def test_numbers_no_integer_holds_are_compared_all_the_same(tmp_path, volumes, write_case):
     for case_id in ("BraTS2021_00001", "BraTS2021_00002"):
-        write_case(tmp_path, volumes | {name: volumes[name] * 1e30 for name in ("t1n", "t2w")}, case_id=case_id)
+        write_case(
+            tmp_path, volumes | {name: volumes[name] * 1e30 for name in ("t1n", "t2w")}, case_id=case_id
+        )
     report, problems = look(tmp_path)
     assert report.exit_code == 0
-    assert problems[0].endswith("4 of its scans are the same as in case BraTS2021_00001; the two count as one patient")
+    assert problems[0].endswith(
+        "4 of its scans are the same as in case BraTS2021_00001; the two count as one patient"
+    )
 
 
 def test_files_of_a_case_that_lacks_one_are_looked_at_too(tmp_path, volumes, write_case):
@@ -294,12 +323,16 @@ def test_files_of_a_case_that_lacks_one_are_looked_at_too(tmp_path, volumes, wri
     report, problems = look(tmp_path)
     assert report.cases == ()
     assert len(problems) == 3
-    for said, problem in zip(("modality t1c missing", "is not a gzip-compressed", "label has the values 7"), problems, strict=True):
+    for said, problem in zip(
+        ("modality t1c missing", "is not a gzip-compressed", "label has the values 7"), problems, strict=True
+    ):
         assert problem.startswith("BraTS2021_00001: ")
         assert said in problem
 
 
-def test_a_file_that_may_not_be_read_or_is_a_broken_link_is_a_problem(tmp_path, volumes, write_case, monkeypatch):
+def test_a_file_that_may_not_be_read_or_is_a_broken_link_is_a_problem(
+    tmp_path, volumes, write_case, monkeypatch
+):
     files = write_case(tmp_path, volumes)
     files["t2w"].unlink()
     files["t2w"].symlink_to(tmp_path / "nowhere")
@@ -341,12 +374,17 @@ def test_a_stack_is_looked_at_by_channel(tmp_path, volumes):
     stack[..., 3] = 0
     geometry = make_geometry((6, 8, 10), orientation="RAS")
     write_volume(tmp_path / "imagesTr/BRATS_001.nii.gz", stack, geometry, dtype="int16")
-    write_volume(tmp_path / "labelsTr/BRATS_001.nii.gz", np.minimum(volumes["label"], 3), geometry, dtype="uint8")
+    write_volume(
+        tmp_path / "labelsTr/BRATS_001.nii.gz", np.minimum(volumes["label"], 3), geometry, dtype="uint8"
+    )
     report, problems = look(tmp_path)
     assert len(problems) == 1
     assert "BRATS_001.nii.gz (channel 3): t2w is empty" in problems[0]
     # value 1 is edema here, and 2 the merged core
-    assert [report.cases[0].class_counts[name] for name in ("edema", "necrotic_or_non_enhancing", "enhancing_core")] == [2, 4, 1]
+    assert [
+        report.cases[0].class_counts[name]
+        for name in ("edema", "necrotic_or_non_enhancing", "enhancing_core")
+    ] == [2, 4, 1]
 
 
 def test_the_fifteen_real_cases_are_good(real_data):

@@ -30,7 +30,11 @@ from brats_seg.scans.volume import (
     write_volume,
 )
 
-ORIENTATIONS = ["".join(codes) for axes in itertools.permutations(("LR", "PA", "SI")) for codes in itertools.product(*axes)]
+ORIENTATIONS = [
+    "".join(codes)
+    for axes in itertools.permutations(("LR", "PA", "SI"))
+    for codes in itertools.product(*axes)
+]
 RAMP = np.arange(3 * 4 * 5, dtype=np.int16).reshape(3, 4, 5)
 
 
@@ -73,7 +77,9 @@ def test_every_orientation_reads_as_the_same_volume_in_the_same_place(tmp_path, 
     assert read.shape == (3, 4, 5)
     assert read.spacing_mm == (1, 2, 3)
     assert same_grid(read, make_geometry(RAMP.shape, spacing_mm=(1, 2, 3)))
-    assert np.array_equal(SimpleITK.GetArrayFromImage(SimpleITK.DICOMOrient(SimpleITK.ReadImage(path), "LPS")), RAMP)
+    assert np.array_equal(
+        SimpleITK.GetArrayFromImage(SimpleITK.DICOMOrient(SimpleITK.ReadImage(path), "LPS")), RAMP
+    )
 
 
 def test_the_first_voxel_of_an_lps_file_is_right_front_bottom(tmp_path):
@@ -100,7 +106,12 @@ def test_an_oblique_affine_comes_back(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
-    "codes", [{"qform_code": 0, "sform_code": 2}, {"qform_code": 3, "sform_code": 0}, {"qform_code": 1, "sform_code": 4}]
+    "codes",
+    [
+        {"qform_code": 0, "sform_code": 2},
+        {"qform_code": 3, "sform_code": 0},
+        {"qform_code": 1, "sform_code": 4},
+    ],
 )
 def test_a_label_map_goes_back_with_the_sources_codes_units_and_affine(tmp_path, codes):
     affine = np.array([[0, -2, 0, 7], [0, 0, 3, 8], [1, 0, 0, 9], [0, 0, 0, 1.0]])
@@ -130,7 +141,9 @@ def test_spacing_is_in_millimeters_whatever_the_file_says(tmp_path, units, scale
     assert np.allclose(read_header(path).spacing_mm, np.array([4, 3, 2]) * scale)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "float32", "float64"])
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "float32", "float64"]
+)
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_number_types_of_both_byte_orders_keep_their_values(tmp_path, dtype, order):
     values = RAMP.transpose(2, 1, 0).astype(np.dtype(dtype).newbyteorder(order))
@@ -151,7 +164,12 @@ def test_a_form_code_that_there_is_not_means_no_such_transform_as_in_nibabel(tmp
     raw[254:256] = struct.pack("<h", 768)  # sform_code
     raw[280:284] = struct.pack("<f", 9.0)  # and its first row
     path.write_bytes(raw)
-    assert read_header(path).affine == ((2.0, 0.0, 0.0, 0.0), (0.0, 3.0, 0.0, 0.0), (0.0, 0.0, 4.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+    assert read_header(path).affine == (
+        (2.0, 0.0, 0.0, 0.0),
+        (0.0, 3.0, 0.0, 0.0),
+        (0.0, 0.0, 4.0, 0.0),
+        (0.0, 0.0, 0.0, 1.0),
+    )
 
 
 def test_a_handedness_of_0_means_1_as_the_standard_has_it(tmp_path):
@@ -194,7 +212,9 @@ def test_a_stack_is_read_by_channel_and_the_file_only_once(tmp_path):
 
 def test_several_gzip_members_are_one_file(tmp_path):
     raw = nifti(tmp_path / "x.nii").read_bytes()
-    (tmp_path / "y.nii.gz").write_bytes(gzip.compress(raw[:100]) + gzip.compress(raw[100:400]) + gzip.compress(raw[400:]))
+    (tmp_path / "y.nii.gz").write_bytes(
+        gzip.compress(raw[:100]) + gzip.compress(raw[100:400]) + gzip.compress(raw[400:])
+    )
     assert np.array_equal(read_volume(tmp_path / "y.nii.gz")[0], RAMP)
 
 
@@ -240,8 +260,18 @@ def test_a_damaged_metaimage_is_refused_and_not_read_as_noise(tmp_path, damage, 
 @pytest.mark.parametrize("pack", [bytes, zlib.compress, gzip.compress])
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_a_metaimage_of_either_byte_order_packed_or_not(tmp_path, pack, order):
-    fields = {"NDims": 3, "BinaryData": True, "BinaryDataByteOrderMSB": order == ">", "CompressedData": pack is not bytes}
-    fields |= {"ElementSpacing": "1 1 1", "DimSize": "5 4 3", "ElementType": "MET_SHORT", "ElementDataFile": "LOCAL"}
+    fields = {
+        "NDims": 3,
+        "BinaryData": True,
+        "BinaryDataByteOrderMSB": order == ">",
+        "CompressedData": pack is not bytes,
+    }
+    fields |= {
+        "ElementSpacing": "1 1 1",
+        "DimSize": "5 4 3",
+        "ElementType": "MET_SHORT",
+        "ElementDataFile": "LOCAL",
+    }
     head = "".join(f"{key} = {value}\n" for key, value in fields.items())
     (tmp_path / "x.mha").write_bytes(head.encode() + pack(RAMP.astype(f"{order}i2").tobytes()))
     array, _ = read_volume(tmp_path / "x.mha")
@@ -250,8 +280,19 @@ def test_a_metaimage_of_either_byte_order_packed_or_not(tmp_path, pack, order):
     assert array.flags.writeable
 
 
-PLAIN = {"ObjectType": "Image", "NDims": "3", "BinaryData": "True", "TransformMatrix": "0 1 0 1 0 0 0 0 -1", "Offset": "1 2 3"}
-PLAIN |= {"ElementSpacing": "1 2 3", "DimSize": "5 4 3", "ElementType": "MET_SHORT", "ElementDataFile": "LOCAL"}
+PLAIN = {
+    "ObjectType": "Image",
+    "NDims": "3",
+    "BinaryData": "True",
+    "TransformMatrix": "0 1 0 1 0 0 0 0 -1",
+    "Offset": "1 2 3",
+}
+PLAIN |= {
+    "ElementSpacing": "1 2 3",
+    "DimSize": "5 4 3",
+    "ElementType": "MET_SHORT",
+    "ElementDataFile": "LOCAL",
+}
 
 
 def metaimage(path, fields):
@@ -287,7 +328,10 @@ def test_a_metaimage_lies_where_simpleitk_puts_it(tmp_path, changes):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ([*list(PLAIN.items())[:-1], ("ElementDataFile", "/etc/passwd"), ("ElementDataFile", "LOCAL")], "has its voxels in another file"),
+        (
+            [*list(PLAIN.items())[:-1], ("ElementDataFile", "/etc/passwd"), ("ElementDataFile", "LOCAL")],
+            "has its voxels in another file",
+        ),
         ([*list(PLAIN.items())[:-1], ("ElementDataFile", "other.raw")], "has its voxels in another file"),
         ([("Comment", "ElementDataFile = LOCAL"), *list(PLAIN.items())[:-1]], "is not a MetaImage file"),
         ([("NDims", "99999999"), *list(PLAIN.items())[2:]], "has 99999999 axes and 1 numbers per voxel"),
@@ -297,14 +341,38 @@ def test_a_metaimage_lies_where_simpleitk_puts_it(tmp_path, changes):
         ([("HeaderSize", "-1"), *PLAIN.items()], "not behind its header"),
         ([("DimSize", "1 1 1"), *PLAIN.items()], "has DimSize twice"),
         ([("ElementNumberOfChannels", "3"), *PLAIN.items()], "3 axes and 3 numbers per voxel"),
-        ([("BinaryData", "False"), *[item for item in PLAIN.items() if item[0] != "BinaryData"]], "stores its voxels as text"),
+        (
+            [("BinaryData", "False"), *[item for item in PLAIN.items() if item[0] != "BinaryData"]],
+            "stores its voxels as text",
+        ),
         ([("CompressedData", "perhaps"), *PLAIN.items()], "makes no sense: CompressedData = 'perhaps'"),
-        ([("ElementByteOrderMSB", "True"), ("BinaryDataByteOrderMSB", "False"), *PLAIN.items()], "makes no sense: ElementByteOrderMSB"),
-        ([item if item[0] != "DimSize" else ("DimSize", "5 4 3.5") for item in PLAIN.items()], "makes no sense: DimSize"),
-        ([item if item[0] != "DimSize" else ("DimSize", "1e300 1e300 1e300") for item in PLAIN.items()], "the header claims"),
-        ([item if item[0] != "DimSize" else ("DimSize", "5 4 nan") for item in PLAIN.items()], "makes no sense: DimSize"),
-        ([item if item[0] != "ElementSpacing" else ("ElementSpacing", "1 1e308 1") for item in PLAIN.items()], "affine is not finite"),
-        ([item if item[0] != "Offset" else ("Offset", "1 2") for item in PLAIN.items()], "makes no sense: Offset = '1 2'"),
+        (
+            [("ElementByteOrderMSB", "True"), ("BinaryDataByteOrderMSB", "False"), *PLAIN.items()],
+            "makes no sense: ElementByteOrderMSB",
+        ),
+        (
+            [item if item[0] != "DimSize" else ("DimSize", "5 4 3.5") for item in PLAIN.items()],
+            "makes no sense: DimSize",
+        ),
+        (
+            [item if item[0] != "DimSize" else ("DimSize", "1e300 1e300 1e300") for item in PLAIN.items()],
+            "the header claims",
+        ),
+        (
+            [item if item[0] != "DimSize" else ("DimSize", "5 4 nan") for item in PLAIN.items()],
+            "makes no sense: DimSize",
+        ),
+        (
+            [
+                item if item[0] != "ElementSpacing" else ("ElementSpacing", "1 1e308 1")
+                for item in PLAIN.items()
+            ],
+            "affine is not finite",
+        ),
+        (
+            [item if item[0] != "Offset" else ("Offset", "1 2") for item in PLAIN.items()],
+            "makes no sense: Offset = '1 2'",
+        ),
     ],
 )
 def test_a_metaimage_header_is_taken_by_its_word_or_refused(tmp_path, fields, said):
@@ -349,8 +417,16 @@ def test_a_metaimage_that_claims_more_than_it_holds_is_refused_unread(tmp_path):
         ("x.nii", gzip.compress(b"not a scan at all" * 50), "is not a plain NIfTI file"),
         ("x.nii.gz", b"", "is empty"),
         ("x.mha", b"", "is not a MetaImage file"),
-        ("x.mha", b"NDims = 3\nElementDataFile = LOCAL\n", "expected NDims, DimSize, ElementType and ElementDataFile = LOCAL"),
-        ("x.mha", b"NDims = 3\nDimSize = 1 1 1\nElementType = MET_ODD\nElementDataFile = LOCAL\n", "makes no sense"),
+        (
+            "x.mha",
+            b"NDims = 3\nElementDataFile = LOCAL\n",
+            "expected NDims, DimSize, ElementType and ElementDataFile = LOCAL",
+        ),
+        (
+            "x.mha",
+            b"NDims = 3\nDimSize = 1 1 1\nElementType = MET_ODD\nElementDataFile = LOCAL\n",
+            "makes no sense",
+        ),
         ("x.nrrd", b"NRRD", "expected one of .nii.gz, .nii, .mha"),
     ],
 )
@@ -388,7 +464,10 @@ def test_a_header_that_makes_no_sense_is_refused(tmp_path, fields, said):
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from([".nii", ".nii.gz", ".mha"]), st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), min_size=1, max_size=8))
+@given(
+    st.sampled_from([".nii", ".nii.gz", ".mha"]),
+    st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), min_size=1, max_size=8),
+)
 def test_a_damaged_header_is_read_or_refused_and_nothing_else(tmp_path_factory, suffix, changes):
     path = tmp_path_factory.mktemp("damage") / f"x{suffix}"
     write_volume(path, RAMP, make_geometry(RAMP.shape), dtype="int16")
@@ -406,7 +485,11 @@ def test_a_geometry_goes_into_json_and_an_error_survives_another_process(tmp_pat
     assert (tree["shape"], tree["spacing_mm"], tree["nifti"]["sform_code"]) == ([3, 4, 5], [1, 1, 1], 2)
     assert json.loads(json.dumps(make_geometry((1, 2, 3)).to_dict()))["nifti"] is None
     error = pickle.loads(pickle.dumps(ScanError(tmp_path, "is odd", expected="even")))
-    assert (str(error), error.what, error.expected) == (f"{tmp_path}: is odd; expected even", "is odd", "even")
+    assert (str(error), error.what, error.expected) == (
+        f"{tmp_path}: is odd; expected even",
+        "is odd",
+        "even",
+    )
 
 
 def test_what_cannot_be_written_leaves_no_file(tmp_path):
@@ -475,7 +558,9 @@ def test_grids_are_compared_in_millimeters_whatever_the_file_says(tmp_path, unit
 
 
 def test_a_metaimage_of_a_file_in_meters_is_on_its_grid(tmp_path):
-    _, geometry = read_volume(nifti(tmp_path / "x.nii", affine=np.diag([0.002, 0.003, 0.004, 1.0]), xyzt_units=METER))
+    _, geometry = read_volume(
+        nifti(tmp_path / "x.nii", affine=np.diag([0.002, 0.003, 0.004, 1.0]), xyzt_units=METER)
+    )
     write_volume(tmp_path / "x.mha", RAMP, geometry, dtype="int16")
     assert SimpleITK.ReadImage(tmp_path / "x.mha").GetSpacing() == pytest.approx((2, 3, 4))
     assert same_grid(read_header(tmp_path / "x.mha"), geometry)

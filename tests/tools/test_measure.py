@@ -19,13 +19,27 @@ def load_measure():
 def test_the_last_line_is_json_with_every_key():
     measure = load_measure()
     result = measure.Result(
-        "sampling", "patches/s", 300.0, 400.0, "MONAI", ratios={"MONAI": 100.0, "TorchIO": 900.0}, share_of_limit=0.75, rows={"ours": 300.0}
+        "sampling",
+        "patches/s",
+        300.0,
+        400.0,
+        "MONAI",
+        ratios={"MONAI": 100.0, "TorchIO": 900.0},
+        share_of_limit=0.75,
+        rows={"ours": 300.0},
     )
     lines = measure.report(result).splitlines()
     assert json.loads(lines[-1]) == {
-        "name": "sampling", "unit": "patches/s", "ours": 300.0, "limit": 400.0, "headline_peer": "MONAI", "ratio": 100.0,
-        "ratios": {"MONAI": 100.0, "TorchIO": 900.0}, "share_of_limit": 0.75, "rows": {"ours": 300.0},
-    }  # fmt: skip
+        "name": "sampling",
+        "unit": "patches/s",
+        "ours": 300.0,
+        "limit": 400.0,
+        "headline_peer": "MONAI",
+        "ratio": 100.0,
+        "ratios": {"MONAI": 100.0, "TorchIO": 900.0},
+        "share_of_limit": 0.75,
+        "rows": {"ours": 300.0},
+    }
     assert "ours / TorchIO: 900" in "\n".join(lines)
 
 

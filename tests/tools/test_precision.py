@@ -28,7 +28,10 @@ def precision():
     ],
 )
 def test_both_bounds(precision, n_voxels, differences, within):
-    rows = [precision.Row("run", f"case{i}", "core", n_voxels, 0.8, 0.8 + d, 0.7) for i, d in enumerate(differences)]
+    rows = [
+        precision.Row("run", f"case{i}", "core", n_voxels, 0.8, 0.8 + d, 0.7)
+        for i, d in enumerate(differences)
+    ]
     found = precision.summary_of(rows)
     assert found["within"] is within
     assert found["n_cases"] == 2
@@ -38,5 +41,8 @@ def test_both_bounds(precision, n_voxels, differences, within):
 
 def test_a_region_s_mean_counts_by_itself(precision):
     """Whole and core cancel out over all; each alone is 0.003 off."""
-    rows = [precision.Row("run", "case", region, 5000, 0.8, 0.8 + d, 0.8) for region, d in (("whole", 0.003), ("core", -0.003))]
+    rows = [
+        precision.Row("run", "case", region, 5000, 0.8, 0.8 + d, 0.8)
+        for region, d in (("whole", 0.003), ("core", -0.003))
+    ]
     assert precision.summary_of(rows)["within"] is False

@@ -39,21 +39,32 @@ def batch(n: int = 6, *, side: int = 16, n_dims: int = 2) -> tuple[torch.Tensor,
 
 
 def augmented(
-    augment: Augment, inputs: torch.Tensor, targets: torch.Tensor, *, positions: Iterable[int], n_slices: int = 1
+    augment: Augment,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    positions: Iterable[int],
+    n_slices: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A copy of a batch after the transforms that follow the gather."""
     size = tuple(inputs.shape[2:])
     augmenter = Augmenter(augment, seed=1, patch_size=size, n_slices=n_slices)
-    parameters = augmenter.draw(epoch=1, positions=np.array(list(positions)), n_modalities=inputs.shape[1] // n_slices)
+    parameters = augmenter.draw(
+        epoch=1, positions=np.array(list(positions)), n_modalities=inputs.shape[1] // n_slices
+    )
     return augmenter(inputs.clone(), targets.clone(), parameters=parameters)
 
 
 def identity(n: int, *, n_dims: int = 2, n_modalities: int = 4) -> Parameters:
-    return draw_parameters(Augment(flip=0), seed=0, epoch=1, positions=np.arange(n), n_modalities=n_modalities, n_dims=n_dims)
+    return draw_parameters(
+        Augment(flip=0), seed=0, epoch=1, positions=np.arange(n), n_modalities=n_modalities, n_dims=n_dims
+    )
 
 
 def drawn(positions: list[int], *, seed: int = 3, epoch: int = 2) -> Parameters:
-    return draw_parameters(EVERYTHING, seed=seed, epoch=epoch, positions=np.array(positions), n_modalities=4, n_dims=2)
+    return draw_parameters(
+        EVERYTHING, seed=seed, epoch=epoch, positions=np.array(positions), n_modalities=4, n_dims=2
+    )
 
 
 # Randomness
@@ -134,14 +145,18 @@ def test_flips_equal_monai() -> None:
 
 def test_a_patch_that_is_left_alone_is_gathered_as_it_lies() -> None:
     assert patch_maps(identity(3), patch_size=(16, 16)) is None
-    maps = patch_maps(replace(identity(2), affine=np.array([False, True]), scale=np.array([1.0, 2.0])), patch_size=(16, 16))
+    maps = patch_maps(
+        replace(identity(2), affine=np.array([False, True]), scale=np.array([1.0, 2.0])), patch_size=(16, 16)
+    )
     assert maps is not None
     assert np.array_equal(maps.matrices[0], np.eye(3))
     assert np.array_equal(maps.offsets, np.zeros((2, 3)))
 
 
 def test_a_map_turns_in_the_plane_and_magnifies() -> None:
-    turned = replace(identity(1), affine=np.array([True]), angle_radians=np.array([[np.pi / 2]]), scale=np.array([2.0]))
+    turned = replace(
+        identity(1), affine=np.array([True]), angle_radians=np.array([[np.pi / 2]]), scale=np.array([2.0])
+    )
     maps = patch_maps(turned, patch_size=(16, 16))
     assert maps is not None
     # A step along y of the patch is half a step along x of the volume, and the slice stays the same.
@@ -159,14 +174,19 @@ def test_a_map_in_three_axes_is_a_rotation_over_the_magnification() -> None:
 
 @pytest.mark.parametrize("patch_size", [(16, 17), (8, 9, 16)])
 @pytest.mark.parametrize("affine", [0.0, 1.0])
-def test_jitter_puts_the_drawn_voxel_anywhere_in_its_share_of_the_patch(patch_size: tuple[int, ...], affine: float) -> None:
+def test_jitter_puts_the_drawn_voxel_anywhere_in_its_share_of_the_patch(
+    patch_size: tuple[int, ...], affine: float
+) -> None:
     augment = Augment(flip=0, rotate_degrees=30, scale=(0.7, 1.4), affine_probability=affine)
     n_dims, n = len(patch_size), 4000
-    p = draw_parameters(augment, seed=0, epoch=1, positions=np.arange(n), n_modalities=4, n_dims=n_dims, jitter=0.5)
+    p = draw_parameters(
+        augment, seed=0, epoch=1, positions=np.arange(n), n_modalities=4, n_dims=n_dims, jitter=0.5
+    )
     maps = patch_maps(p, patch_size=patch_size)
     assert maps is not None
     sides = np.array((1, 1, *patch_size)[-3:])
-    # The gather reads place i of the patch at offset + (middle - center) + matrix (i - middle): solved for the drawn voxel, 0.
+    # The gather reads place i of the patch at offset + (middle - center) + matrix (i - middle): solved for
+    # the drawn voxel, 0.
     beside = -maps.offsets - ((sides - 1) / 2 - sides // 2)
     places = (sides - 1) / 2 + np.einsum("bij,bj->bi", np.linalg.inv(maps.matrices), beside)
     for axis, side in enumerate(sides):
@@ -179,7 +199,9 @@ def test_jitter_puts_the_drawn_voxel_anywhere_in_its_share_of_the_patch(patch_si
 
 def test_without_jitter_the_drawn_voxel_is_the_center() -> None:
     assert (drawn([1, 2, 3]).place == 0).all()
-    with_jitter = draw_parameters(EVERYTHING, seed=3, epoch=2, positions=np.arange(5), n_modalities=4, n_dims=2, jitter=1.0)
+    with_jitter = draw_parameters(
+        EVERYTHING, seed=3, epoch=2, positions=np.arange(5), n_modalities=4, n_dims=2, jitter=1.0
+    )
     assert (with_jitter.place != 0).all()
     for name in set(NUMBERS) - {"place"}:
         assert np.array_equal(getattr(with_jitter, name), getattr(drawn(list(range(5))), name))
@@ -224,23 +246,35 @@ def test_contrast_spreads_the_values_about_their_mean_and_cuts_them_at_their_ran
     inputs[0, 0, 0] = torch.tensor([0.5, 1.0, 2.0, 4.5])
     targets = torch.zeros(1, 2, 4, dtype=torch.uint8)
     for factor, expected in ((0.5, [1.25, 1.5, 2.0, 3.25]), (2.0, [0.5, 0.5, 2.0, 4.5])):
-        changed, _ = apply(inputs.clone(), targets, parameters=replace(identity(1, n_modalities=1), contrast=np.array([[factor]])))
+        changed, _ = apply(
+            inputs.clone(),
+            targets,
+            parameters=replace(identity(1, n_modalities=1), contrast=np.array([[factor]])),
+        )
         assert changed[0, 0, 0].tolist() == expected
         assert changed[0, 0, 1].tolist() == [0, 0, 0, 0]
 
 
 def test_low_resolution_reads_every_other_voxel_and_draws_lines_between_them() -> None:
-    """Six voxels of 1, 2, 4, 8, 16, 32 at half the resolution: the second, fourth and last stand for the pairs."""
+    """Six voxels of 1, 2, 4, 8, 16, 32 at half the resolution: the second, fourth and last stand for the
+    pairs.
+    """
     inputs = torch.zeros(1, 2, 6, 6) + 2.0 ** torch.arange(6)
     targets = torch.zeros(1, 6, 6, dtype=torch.uint8)
-    changed, _ = apply(inputs.clone(), targets, parameters=replace(identity(1, n_modalities=2), resolution=np.array([[0.5, 1.0]])))
+    changed, _ = apply(
+        inputs.clone(),
+        targets,
+        parameters=replace(identity(1, n_modalities=2), resolution=np.array([[0.5, 1.0]])),
+    )
     # the three coarse voxels 2, 8, 32 lie between the pairs of voxels: at 0.5, 2.5 and 4.5
     assert changed[0, 0, 3].tolist() == [2.0, 2 + 0.25 * 6, 2 + 0.75 * 6, 8 + 0.25 * 24, 8 + 0.75 * 24, 32.0]
     assert torch.equal(changed[0, 1], inputs[0, 1])
 
 
 def test_low_resolution_leaves_the_slices_of_a_thin_stack_alone() -> None:
-    """Three slices of 1, 2 and 4, in the channels of a 2-D patch of one modality: none is made of its neighbors."""
+    """Three slices of 1, 2 and 4, in the channels of a 2-D patch of one modality: none is made of its
+    neighbors.
+    """
     inputs = torch.tensor([1.0, 2.0, 4.0])[None, :, None, None].repeat(1, 1, 6, 6)
     p = replace(identity(1, n_modalities=1), resolution=np.array([[0.5]]))
     changed, _ = apply(inputs.clone(), torch.zeros(1, 6, 6, dtype=torch.uint8), parameters=p, n_slices=3)
@@ -273,23 +307,37 @@ def test_a_bias_field_has_no_constant_and_no_degree_above_three() -> None:
 
 def test_new_transforms_leave_the_numbers_of_the_others_alone() -> None:
     without = EVERYTHING.model_copy(
-        update={"contrast": (1.0, 1.0), "gamma_inverted": 0.0, "bias_field": (0.0, 0.0), "low_resolution": (1.0, 1.0)}
+        update={
+            "contrast": (1.0, 1.0),
+            "gamma_inverted": 0.0,
+            "bias_field": (0.0, 0.0),
+            "low_resolution": (1.0, 1.0),
+        }
     )
     p = draw_parameters(without, seed=3, epoch=2, positions=np.arange(40), n_modalities=4, n_dims=2)
     for name in set(NUMBERS) - {"resolution", "bias", "contrast", "inverted"}:
         assert np.array_equal(getattr(p, name), getattr(drawn(list(range(40))), name))
-    assert ((p.resolution == 1).all(), (p.contrast == 1).all(), p.bias.any(), p.inverted.any()) == (True, True, False, False)
+    assert ((p.resolution == 1).all(), (p.contrast == 1).all(), p.bias.any(), p.inverted.any()) == (
+        True,
+        True,
+        False,
+        False,
+    )
 
 
 @pytest.mark.parametrize("knob", ["contrast", "gamma", "bias_field", "low_resolution", "noise_sd"])
 def test_one_knob_of_intensity_turns_the_augmenter_on(knob: str) -> None:
-    assert Augmenter(parse_config({"augment": {"flip": 0, knob: (0.5, 0.9)}}).augment, seed=0, patch_size=(16, 16)).is_on
+    assert Augmenter(
+        parse_config({"augment": {"flip": 0, knob: (0.5, 0.9)}}).augment, seed=0, patch_size=(16, 16)
+    ).is_on
 
 
 def test_3d_patches_are_mirrored_along_each_axis_by_itself() -> None:
     inputs, targets = batch(8, side=4, n_dims=3)
     flips = np.array([[bool(i & 4), bool(i & 2), bool(i & 1)] for i in range(8)])
-    flipped, labels = apply(inputs.clone(), targets.clone(), parameters=replace(identity(8, n_dims=3), flip=flips))
+    flipped, labels = apply(
+        inputs.clone(), targets.clone(), parameters=replace(identity(8, n_dims=3), flip=flips)
+    )
     for i in range(8):
         axes = np.flatnonzero(flips[i]).tolist()
         assert torch.equal(flipped[i], inputs[i].flip([axis + 1 for axis in axes]))
@@ -304,7 +352,12 @@ def test_blurring_equals_scipy_and_sharpening_is_its_mirror_image() -> None:
     changed, _ = apply(inputs.clone(), targets, parameters=p)
     ones = gaussian_filter(np.ones((16, 16)), 1.0, truncate=2.0, mode="constant")
     blurred = torch.from_numpy(
-        np.stack([gaussian_filter(c, 1.0, truncate=2.0, mode="constant") / ones for c in inputs[0].double().numpy()])
+        np.stack(
+            [
+                gaussian_filter(c, 1.0, truncate=2.0, mode="constant") / ones
+                for c in inputs[0].double().numpy()
+            ]
+        )
     )
     detail = inputs[0] - blurred.float()
     torch.testing.assert_close(changed[0, 0], blurred[0].float(), atol=1e-5, rtol=1e-5)
@@ -317,7 +370,9 @@ def test_gain_and_shift_are_what_they_say() -> None:
     inputs, targets = batch(1)
     gain, shift = np.array([[2.0, 1.0, 0.5, 1.0]]), np.array([[0.0, 1.0, -1.0, 0.0]])
     changed, _ = apply(inputs.clone(), targets, parameters=replace(identity(1), gain=gain, shift=shift))
-    expected = inputs * torch.tensor(gain[0])[:, None, None].float() + torch.tensor(shift[0])[:, None, None].float()
+    expected = (
+        inputs * torch.tensor(gain[0])[:, None, None].float() + torch.tensor(shift[0])[:, None, None].float()
+    )
     torch.testing.assert_close(changed, expected)
 
 
@@ -332,7 +387,9 @@ def test_noise_has_the_spread_asked_for_and_differs_between_modalities() -> None
 def test_air_stays_air() -> None:
     inputs, targets = batch(6)
     inputs[:, :, :5] = 0
-    colors = EVERYTHING.model_copy(update={"flip": 0, "affine_probability": 0.0, "intensity_probability": 1.0, "modality_dropout": 0.0})
+    colors = EVERYTHING.model_copy(
+        update={"flip": 0, "affine_probability": 0.0, "intensity_probability": 1.0, "modality_dropout": 0.0}
+    )
     changed, _ = augmented(colors, inputs, targets, positions=range(6))
     assert (changed[:, :, :5] == 0).all()
     assert (changed[:, :, 5:] != inputs[:, :, 5:]).any()
@@ -341,7 +398,9 @@ def test_air_stays_air() -> None:
     no_noise = colors.model_copy(update=of_values)
     with_air, _ = augmented(no_noise, inputs, targets, positions=range(6))
     alone, _ = augmented(no_noise, inputs[:, :, 5:], targets[:, 5:], positions=range(6))
-    torch.testing.assert_close(with_air[:, :, 5:], alone, atol=1e-5, rtol=1e-5)  # air has no part in the statistics
+    torch.testing.assert_close(
+        with_air[:, :, 5:], alone, atol=1e-5, rtol=1e-5
+    )  # air has no part in the statistics
 
 
 def test_modalities_are_dropped_as_often_as_asked_and_one_is_always_kept() -> None:
@@ -349,7 +408,9 @@ def test_modalities_are_dropped_as_often_as_asked_and_one_is_always_kept() -> No
     assert kept.any(axis=1).all()
     # 0.3 of a modality's draws, but for those where all four were dropped and it was the one kept
     assert kept.mean(axis=0) == pytest.approx([0.7 + 0.3**4 / 4] * 4, abs=0.01)
-    most = draw_parameters(Augment(modality_dropout=0.999), seed=0, epoch=1, positions=np.arange(4000), n_modalities=4, n_dims=2).kept
+    most = draw_parameters(
+        Augment(modality_dropout=0.999), seed=0, epoch=1, positions=np.arange(4000), n_modalities=4, n_dims=2
+    ).kept
     assert most.any(axis=1).all()
     assert most.mean(axis=0) == pytest.approx([0.25] * 4, abs=0.03)
 
@@ -359,7 +420,9 @@ def test_a_dropped_modality_is_0_all_over_and_the_others_are_what_they_were() ->
     with_dropout, labels = augmented(EVERYTHING, inputs, targets, positions=range(8))
     without = EVERYTHING.model_copy(update={"modality_dropout": 0.0})
     whole, same_labels = augmented(without, inputs, targets, positions=range(8))
-    kept = torch.from_numpy(draw_parameters(EVERYTHING, seed=1, epoch=1, positions=np.arange(8), n_modalities=4, n_dims=2).kept)
+    kept = torch.from_numpy(
+        draw_parameters(EVERYTHING, seed=1, epoch=1, positions=np.arange(8), n_modalities=4, n_dims=2).kept
+    )
     assert 0 < int(kept.sum()) < 32
     assert torch.equal(with_dropout, whole * kept[:, :, None, None])
     assert torch.equal(labels, same_labels)
@@ -374,7 +437,14 @@ def test_a_patch_without_contrast_stays_finite() -> None:
 
 
 @pytest.mark.parametrize(
-    "knob", [{"gamma": (0.0, 1.0)}, {"gain": (1.2, 0.8)}, {"scale": (-1.0, 1.0)}, {"noise_sd": (-0.1, 0.1)}, {"low_resolution": (0.5, 1.5)}]
+    "knob",
+    [
+        {"gamma": (0.0, 1.0)},
+        {"gain": (1.2, 0.8)},
+        {"scale": (-1.0, 1.0)},
+        {"noise_sd": (-0.1, 0.1)},
+        {"low_resolution": (0.5, 1.5)},
+    ],
 )
 def test_ranges_that_make_no_sense_are_refused(knob: dict[str, tuple[float, float]]) -> None:
     with pytest.raises(UsageError, match=f"augment.{next(iter(knob))}"):

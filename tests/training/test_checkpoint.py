@@ -140,7 +140,9 @@ def test_other_files_and_versions_are_refused(tmp_path: Path) -> None:
 
 
 def test_any_damage_inside_is_one_line(tmp_path: Path) -> None:
-    """Bytes of the pickle changed and the archive's checksums with them: what comes back is refused or a checkpoint, never a traceback."""
+    """Bytes of the pickle changed and the archive's checksums with them: what comes back is refused or a
+    checkpoint, never a traceback.
+    """
     path, dice = tmp_path / "c.pt", random.Random(0)
     save_checkpoint(path, checkpoint())
     with zipfile.ZipFile(path) as archive:
@@ -192,7 +194,15 @@ def test_a_value_that_cannot_be_is_refused_by_name(tmp_path: Path, field: str, v
 
 
 @pytest.mark.parametrize(
-    "config", ["- 1", "{", "a: &a 1", "[" * 5000, "training: 0x" + "f" * 5000, "x: !!python/object/apply:os.system [ls]"]
+    "config",
+    [
+        "- 1",
+        "{",
+        "a: &a 1",
+        "[" * 5000,
+        "training: 0x" + "f" * 5000,
+        "x: !!python/object/apply:os.system [ls]",
+    ],
 )
 def test_a_config_that_is_none_is_refused_when_loaded(tmp_path: Path, config: str) -> None:
     path = tmp_path / "c.pt"
@@ -221,7 +231,9 @@ def test_packed_records_are_refused_before_they_are_unpacked(tmp_path: Path) -> 
         ({"name": "swin_unetr", "channels": [120_000]}, "has the shape "),
     ],
 )
-def test_no_memory_is_asked_for_a_network_that_the_file_does_not_hold(tmp_path: Path, network: dict, said: str) -> None:
+def test_no_memory_is_asked_for_a_network_that_the_file_does_not_hold(
+    tmp_path: Path, network: dict, said: str
+) -> None:
     limits = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), limits[1]))
@@ -249,7 +261,9 @@ def test_every_kind_of_network_comes_back(tmp_path: Path, network: Network, n_di
     assert all(torch.equal(value, built.state_dict()[name]) for name, value in back.state_dict().items())
 
 
-@pytest.mark.parametrize(("field", "value"), [("config", None), ("epoch", "3"), ("modalities", (1, 2)), ("weights", {"a": 1})])
+@pytest.mark.parametrize(
+    ("field", "value"), [("config", None), ("epoch", "3"), ("modalities", (1, 2)), ("weights", {"a": 1})]
+)
 def test_a_field_of_another_type_is_refused_by_name(tmp_path: Path, field: str, value: object) -> None:
     path = tmp_path / "c.pt"
     save_checkpoint(path, checkpoint())
@@ -306,7 +320,11 @@ def with_knobs(**sections: dict[str, object]) -> Checkpoint:
 
 def test_knobs_of_another_version_do_not_keep_a_network_from_predicting() -> None:
     config = with_knobs(training={"turbo": True}, patch={"size": [32, 32]}, plans={"a": 1}).parsed_config()
-    assert (config.network, config.patch.size, config.training) == (CONFIG.network, (32, 32), Config().training)
+    assert (config.network, config.patch.size, config.training) == (
+        CONFIG.network,
+        (32, 32),
+        Config().training,
+    )
     assert with_knobs(training={"epochs": 9}).parsed_config().training.epochs == 9
     with pytest.raises(UsageError, match=r"no knob 'network\.depth'"):
         with_knobs(network={"depth": 3}).parsed_config()
@@ -315,23 +333,38 @@ def test_knobs_of_another_version_do_not_keep_a_network_from_predicting() -> Non
 def test_a_knob_that_is_new_has_its_default_in_an_older_run() -> None:
     tree = yaml.safe_load(dump_config(CONFIG))
     del tree["phases"], tree["optimizer"]["decay"]
-    older, cases = dataclasses.replace(checkpoint(), config=yaml.safe_dump(tree)), (("A", "B"), ("C",), ("D",))
+    older, cases = (
+        dataclasses.replace(checkpoint(), config=yaml.safe_dump(tree)),
+        (("A", "B"), ("C",), ("D",)),
+    )
     check_same_run(older, Path("c.pt"), config=dump_config(CONFIG), bank="abc", cases=cases)
     with pytest.raises(UsageError, match=r"optimizer\.decay is 'everything'; the run has 'kernels'"):
-        check_same_run(older, Path("c.pt"), config=dump_config(knobs(optimizer={"decay": "everything"})), bank="abc", cases=cases)
+        check_same_run(
+            older,
+            Path("c.pt"),
+            config=dump_config(knobs(optimizer={"decay": "everything"})),
+            bank="abc",
+            cases=cases,
+        )
 
 
 def test_going_on_needs_the_same_bank_cases_and_knobs() -> None:
     cases = (("A", "B"), ("C",), ("D",))
     path = Path("c.pt")
     check_same_run(checkpoint(), path, config=dump_config(CONFIG), bank="abc", cases=cases)
-    check_same_run(checkpoint(), path, config=dump_config(knobs(training={"threads": 7})), bank="abc", cases=cases)
+    check_same_run(
+        checkpoint(), path, config=dump_config(knobs(training={"threads": 7})), bank="abc", cases=cases
+    )
     with pytest.raises(InputError, match="digest abc; this one has xyz"):
         check_same_run(checkpoint(), path, config=dump_config(CONFIG), bank="xyz", cases=cases)
     with pytest.raises(InputError, match="the train cases of the run were A, B; now they are A;"):
-        check_same_run(checkpoint(), path, config=dump_config(CONFIG), bank="abc", cases=(("A",), ("C",), ("D",)))
+        check_same_run(
+            checkpoint(), path, config=dump_config(CONFIG), bank="abc", cases=(("A",), ("C",), ("D",))
+        )
     with pytest.raises(UsageError, match=r"training.epochs is 9; the run has 3"):
-        check_same_run(checkpoint(), path, config=dump_config(knobs(training={"epochs": 9})), bank="abc", cases=cases)
+        check_same_run(
+            checkpoint(), path, config=dump_config(knobs(training={"epochs": 9})), bank="abc", cases=cases
+        )
 
 
 def test_a_layer_whose_kernel_does_not_fit_keeps_its_own_bias_too() -> None:
@@ -349,5 +382,7 @@ def test_a_layer_whose_kernel_does_not_fit_keeps_its_own_bias_too() -> None:
 def test_stages_of_a_cascade_that_see_other_slices_around_are_refused() -> None:
     detector = with_knobs(task={"classes": "healthy_or_tumor"})
     classifier = with_knobs(task={"classes": "tumor"}, patch={"slices_around": 1})
-    with pytest.raises(UsageError, match=r"^b: has patch.slices_around 1, a 0; the stages of a cascade see the same slices"):
+    with pytest.raises(
+        UsageError, match=r"^b: has patch.slices_around 1, a 0; the stages of a cascade see the same slices"
+    ):
         compose_checkpoints(detector, classifier, paths=(Path("a"), Path("b")))

@@ -23,8 +23,15 @@ from brats_seg.training.log import (
 )
 
 DICE = {"dice_whole": 0.5, "dice_core": None, "dice_active": 0.1}
-EPOCHS = [{"epoch": e, "step": 10 * e, "lr": 1e-3, "loss": 1 / e, **DICE, "score": 0.3, "is_best": 1} for e in (1, 2)]
-LEDGER = [{"epoch": e, "class": c, "center_share": 0.5, "voxel_share": 0.5} for e in (1, 2) for c in ("healthy", "edema")]
+EPOCHS = [
+    {"epoch": e, "step": 10 * e, "lr": 1e-3, "loss": 1 / e, **DICE, "score": 0.3, "is_best": 1}
+    for e in (1, 2)
+]
+LEDGER = [
+    {"epoch": e, "class": c, "center_share": 0.5, "voxel_share": 0.5}
+    for e in (1, 2)
+    for c in ("healthy", "edema")
+]
 
 
 def test_tables_are_plain_csv_with_nothing_for_what_is_not_known() -> None:
@@ -33,7 +40,9 @@ def test_tables_are_plain_csv_with_nothing_for_what_is_not_known() -> None:
     assert table_text([]) == ""
 
 
-def test_a_long_table_grows_by_epoch_and_a_run_that_goes_on_cuts_off_what_it_draws_again(tmp_path: Path) -> None:
+def test_a_long_table_grows_by_epoch_and_a_run_that_goes_on_cuts_off_what_it_draws_again(
+    tmp_path: Path,
+) -> None:
     def rows(epoch: int) -> list[dict[str, int | str]]:
         return [{"epoch": epoch, "case": "A", "n": 3}, {"epoch": epoch, "case": "B", "n": epoch}]
 
@@ -59,13 +68,17 @@ def test_a_line_that_is_of_no_epoch_is_left_out(tmp_path: Path) -> None:
 
 def test_curves_are_drawn_from_the_first_epoch_on(tmp_path: Path) -> None:
     for n in (1, 2):
-        draw_progress(tmp_path / "progress.png", epochs=EPOCHS[:n], ledger=LEDGER[: 2 * n], classes=("healthy", "edema"))
+        draw_progress(
+            tmp_path / "progress.png", epochs=EPOCHS[:n], ledger=LEDGER[: 2 * n], classes=("healthy", "edema")
+        )
         assert imread(tmp_path / "progress.png").shape == (770, 1320, 4)
 
 
 def test_tables_are_written_each_epoch_and_the_last_curves_always(tmp_path: Path) -> None:
     log = RunLog(tmp_path, classes=("healthy", "edema"))
-    log.load_state_dict({"epochs": EPOCHS[:1], "ledger": LEDGER[:2], "timing": [{"epoch": 1, "training_s": 1.0}]})
+    log.load_state_dict(
+        {"epochs": EPOCHS[:1], "ledger": LEDGER[:2], "timing": [{"epoch": 1, "training_s": 1.0}]}
+    )
     log.write(is_last=False)
     drawn = (tmp_path / "progress.png").stat().st_mtime_ns
     log.epochs.append(EPOCHS[1])
@@ -81,20 +94,37 @@ def test_tables_are_written_each_epoch_and_the_last_curves_always(tmp_path: Path
 
 def test_environment_says_what_the_run_stood_on(tmp_path: Path) -> None:
     runtime = Runtime(torch.device("cpu"), torch.bfloat16, n_threads=3)
-    write_environment(tmp_path / "e.json", runtime=runtime, command=["brats-seg", "train"], n_parameters=7, bank="abc")
+    write_environment(
+        tmp_path / "e.json", runtime=runtime, command=["brats-seg", "train"], n_parameters=7, bank="abc"
+    )
     found = json.loads((tmp_path / "e.json").read_text())
-    assert (found["precision"], found["n_threads"], found["device"], found["n_parameters"]) == ("bf16", 3, "cpu", 7)
-    assert found["versions"]["torch"] == torch.__version__.split("+")[0] or found["versions"]["torch"] == torch.__version__
+    assert (found["precision"], found["n_threads"], found["device"], found["n_parameters"]) == (
+        "bf16",
+        3,
+        "cpu",
+        7,
+    )
+    assert (
+        found["versions"]["torch"] == torch.__version__.split("+")[0]
+        or found["versions"]["torch"] == torch.__version__
+    )
     assert precision_name(Runtime(torch.device("cpu"))) == "float32"
     assert precision_name(Runtime(torch.device("cpu"), torch.float16)) == "fp16"
 
 
 def test_the_processor_is_told_by_its_model_where_the_system_names_it(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor\t: 0\nmodel\t\t: 143\nmodel name\t: AMD EPYC 9654: 96 cores\n\nprocessor\t: 1\nmodel name\t: second\n")
+    cpuinfo.write_text(
+        "processor\t: 0\nmodel\t\t: 143\nmodel name\t: AMD EPYC 9654: 96 cores\n\nprocessor\t: 1\nmodel "
+        "name\t: second\n"
+    )
     assert processor_model(cpuinfo) == "AMD EPYC 9654: 96 cores"
     cpuinfo.write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")  # as on ARM
-    assert processor_model(cpuinfo) == processor_model(tmp_path / "absent") == (platform.processor() or platform.machine())
+    assert (
+        processor_model(cpuinfo)
+        == processor_model(tmp_path / "absent")
+        == (platform.processor() or platform.machine())
+    )
 
 
 def test_the_watch_tells_an_epochs_parts_and_begins_anew() -> None:
@@ -125,10 +155,20 @@ def test_the_board_gets_every_number_of_an_epoch(tmp_path: Path) -> None:
         log.write(is_last=False)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, round(e.value, 6)) for e in events.Scalars("loss")] == [(1, 1.0), (2, 0.5)]
-    assert set(events.Tags()["scalars"]) == {"step", "lr", "loss", "dice_whole", "dice_active", "score", "is_best"}
+    assert set(events.Tags()["scalars"]) == {
+        "step",
+        "lr",
+        "loss",
+        "dice_whole",
+        "dice_active",
+        "score",
+        "is_best",
+    }
 
 
-def test_without_the_package_the_knob_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_knob_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UsageError, match=r"brats-seg\[tensorboard\]"):
         RunLog(tmp_path, classes=("healthy",), tensorboard=True)

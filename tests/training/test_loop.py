@@ -57,7 +57,9 @@ def assert_same_run(one: Path, other: Path) -> None:
     states = [load_checkpoint(run_dir / loop.LAST).resume for run_dir in (one, other)]
     assert states[0] is not None
     assert states[1] is not None
-    assert all(torch.equal(v, states[1]["learner"]["network"][k]) for k, v in states[0]["learner"]["network"].items())
+    assert all(
+        torch.equal(v, states[1]["learner"]["network"][k]) for k, v in states[0]["learner"]["network"].items()
+    )
 
 
 # What a run leaves
@@ -71,7 +73,11 @@ def test_a_run_leaves_everything_and_nothing_half_written(finished: Path) -> Non
 def test_the_checkpoint_says_what_was_trained_on_what(finished: Path) -> None:
     last, best = load_checkpoint(finished / loop.LAST), load_checkpoint(finished / loop.BEST)
     assert (last.epoch, last.step, last.fold) == (3, 0, 0)
-    assert (last.train_cases, last.inner_cases, last.held_out_cases) == (SPLIT.train, SPLIT.inner, SPLIT.held_out)
+    assert (last.train_cases, last.inner_cases, last.held_out_cases) == (
+        SPLIT.train,
+        SPLIT.inner,
+        SPLIT.held_out,
+    )
     assert last.effective_prior is not None
     assert sum(last.effective_prior) == pytest.approx(1)
     assert best.resume is None
@@ -106,7 +112,9 @@ def test_no_held_out_case_is_ever_opened(bank: Path, tmp_path: Path, monkeypatch
     seen: dict[str, set[int]] = {"batch": set(), "volume": set(), "ledger": set(), "candidates": set()}
     batch, volume, add, find = PatchBank.batch, PatchBank.volume, Ledger.add, mining.find_hard
 
-    def spy_batch(self: PatchBank, ids: np.ndarray, *, out: Batch | None = None, maps: PatchMaps | None = None) -> Batch:
+    def spy_batch(
+        self: PatchBank, ids: np.ndarray, *, out: Batch | None = None, maps: PatchMaps | None = None
+    ) -> Batch:
         seen["batch"] |= set((ids >> 32).tolist())
         return batch(self, ids, out=out, maps=maps)
 
@@ -148,26 +156,38 @@ def test_without_inner_cases_the_last_weights_are_the_best(bank: Path, tmp_path:
     assert load_checkpoint(tmp_path / "run" / loop.BEST).epoch == 2
 
 
-def test_training_ends_where_the_score_stops_rising(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_ends_where_the_score_stops_rising(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake = iter([0.5, 0.4, 0.3, 0.2, 0.6])
 
     def score(*_: Any, **__: Any) -> loop.InnerScores:
-        return loop.InnerScores(dice=dict.fromkeys(("whole", "core", "active"), 0.0), n_cases={}, value=next(fake))
+        return loop.InnerScores(
+            dice=dict.fromkeys(("whole", "core", "active"), 0.0), n_cases={}, value=next(fake)
+        )
 
     monkeypatch.setattr(loop, "score_inner_cases", score)
-    result = run(tmp_path / "run", bank, knobs(training={"epochs": 9, "steps": 1}, validation={"patience": 2}))
+    result = run(
+        tmp_path / "run", bank, knobs(training={"epochs": 9, "steps": 1}, validation={"patience": 2})
+    )
     assert (result.ended, result.n_epochs, result.best_epoch, result.best_score) == ("done", 3, 1, 0.5)
     assert load_checkpoint(tmp_path / "run" / loop.BEST).epoch == 1
 
 
-def test_the_last_epoch_can_be_taken_whatever_it_scores(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_epoch_can_be_taken_whatever_it_scores(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake = iter([0.2, 0.6, 0.5])
 
     def score(*_: Any, **__: Any) -> loop.InnerScores:
-        return loop.InnerScores(dice=dict.fromkeys(("whole", "core", "active"), 0.0), n_cases={}, value=next(fake))
+        return loop.InnerScores(
+            dice=dict.fromkeys(("whole", "core", "active"), 0.0), n_cases={}, value=next(fake)
+        )
 
     monkeypatch.setattr(loop, "score_inner_cases", score)
-    result = run(tmp_path / "run", bank, knobs(training={"epochs": 3, "steps": 1}, validation={"metric": "last"}))
+    result = run(
+        tmp_path / "run", bank, knobs(training={"epochs": 3, "steps": 1}, validation={"metric": "last"})
+    )
     assert (result.best_epoch, result.best_score) == (3, 0.5)
     assert load_checkpoint(tmp_path / "run" / loop.BEST).epoch == 3
 
@@ -175,7 +195,9 @@ def test_the_last_epoch_can_be_taken_whatever_it_scores(bank: Path, tmp_path: Pa
 # Going on
 
 
-def test_a_used_folder_is_refused_and_an_empty_one_started(bank: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_used_folder_is_refused_and_an_empty_one_started(
+    bank: Path, finished: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match="holds a run already; give --resume"):
         run(finished, bank, knobs())
     assert run(tmp_path / "new", bank, knobs(training={"epochs": 1, "steps": 1}), resume=True).n_epochs == 1
@@ -200,7 +222,9 @@ def test_going_on_with_a_finished_run_changes_nothing(bank: Path, finished: Path
     assert {name: (finished / name).read_bytes() for name in before} == before
 
 
-def test_the_bar_names_the_epoch_of_its_figures(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_names_the_epoch_of_its_figures(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     notes: list[str] = []
 
     class Bar(Progress):
@@ -211,7 +235,9 @@ def test_the_bar_names_the_epoch_of_its_figures(bank: Path, tmp_path: Path, monk
     monkeypatch.setattr(loop, "progress_bar", lambda: Bar(console=Console(file=StringIO())))
     settings = knobs()
     run(tmp_path / "run", bank, settings)
-    assert [note.split()[1] for note in notes] == [str(epoch) for epoch in (1, 2, 3) for _ in range(settings.training.steps)]
+    assert [note.split()[1] for note in notes] == [
+        str(epoch) for epoch in (1, 2, 3) for _ in range(settings.training.steps)
+    ]
     losses = pd.read_csv(tmp_path / "run" / "epochs.csv")["loss"]
     last_notes = notes[settings.training.steps - 1 :: settings.training.steps]
     assert [note.rpartition(" ")[2] for note in last_notes] == [f"{loss:.3f}" for loss in losses]
@@ -219,7 +245,10 @@ def test_the_bar_names_the_epoch_of_its_figures(bank: Path, tmp_path: Path, monk
 
 def test_a_locked_run_is_refused(bank: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    with lock(tmp_path / "run" / ".lock"), pytest.raises(InputError, match=r"\.lock: held by another process"):
+    with (
+        lock(tmp_path / "run" / ".lock"),
+        pytest.raises(InputError, match=r"\.lock: held by another process"),
+    ):
         run(tmp_path / "run", bank, knobs())
 
 
@@ -245,9 +274,13 @@ def test_stopped_by_a_signal_and_resumed_is_uninterrupted(
     assert_same_run(tmp_path / "run", finished)
 
 
-def test_dropout_and_the_patch_path_of_a_3d_network_resume_too(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropout_and_the_patch_path_of_a_3d_network_resume_too(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = knobs(
-        network={"name": "unet3d", "dropout": 0.2}, patch={"size": (4, 16, 16)}, training={"epochs": 2, "steps": 3, "batch_size": 5}
+        network={"name": "unet3d", "dropout": 0.2},
+        patch={"size": (4, 16, 16)},
+        training={"epochs": 2, "steps": 3, "batch_size": 5},
     )
     run(tmp_path / "whole", bank, config)
     score = loop.score_inner_cases
@@ -264,8 +297,12 @@ def test_dropout_and_the_patch_path_of_a_3d_network_resume_too(bank: Path, tmp_p
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-def test_time_spent_on_checkpoints_is_no_training_time(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that stands still but for a checkpoint, which takes 1,000 s, and a drawing of a batch, which takes 1 s."""
+def test_time_spent_on_checkpoints_is_no_training_time(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that stands still but for a checkpoint, which takes 1,000 s, and a drawing of a batch, which
+    takes 1 s.
+    """
     now, save, draw = 0.0, loop._Loop._save, Ledger.add
 
     def slow_save(self: loop._Loop, name: str, *, resume: dict[str, Any] | None) -> None:
@@ -284,10 +321,15 @@ def test_time_spent_on_checkpoints_is_no_training_time(bank: Path, tmp_path: Pat
     config = knobs(training={"epochs": 1, "steps": 3, "checkpoint_minutes": 1e-9})
     run(tmp_path / "run", bank, config)
     timing = pd.read_csv(tmp_path / "run" / "timing.csv")
-    assert (timing["training_s"].item(), timing["checkpoint_s"].item()) == (3, 2000)  # saved after the first two steps
+    assert (timing["training_s"].item(), timing["checkpoint_s"].item()) == (
+        3,
+        2000,
+    )  # saved after the first two steps
 
 
-def test_a_checkpoint_every_few_epochs_and_a_crash_between(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_every_few_epochs_and_a_crash_between(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = knobs(training={"epochs": 5, "steps": 2, "checkpoint_epochs": 2})
     n_done, add = 0, Ledger.add
 
@@ -333,16 +375,22 @@ def run_in_child(run_dir: Path, bank: Path) -> None:
 
 
 def kill_and_resume(bank: Path, run_dir: Path, *, seed: int, most: int, within_s: float) -> int:
-    """Kill a run at a random moment after a new checkpoint, `most` times or until it ends by itself; how often it was killed."""
+    """Kill a run at a random moment after a new checkpoint, `most` times or until it ends by itself; how
+    often it was killed.
+    """
     dice, n_kills = random.Random(seed), 0
-    while n_kills < most and killed(run_dir, [(run_in_child, run_dir, bank)], wait_s=dice.uniform(0, within_s)):
+    while n_kills < most and killed(
+        run_dir, [(run_in_child, run_dir, bank)], wait_s=dice.uniform(0, within_s)
+    ):
         n_kills += 1
     run(run_dir, bank, knobs(**SLOW), resume=True)
     return n_kills
 
 
 def killed(run_dir: Path, calls: list[tuple[Any, ...]], *, wait_s: float, after: str = loop.LAST) -> bool:
-    """Start processes, wait for a new checkpoint and some time more, and kill them; False where they ended by themselves before."""
+    """Start processes, wait for a new checkpoint and some time more, and kill them; False where they ended by
+    themselves before.
+    """
     last = run_dir / after
     before = last.stat().st_mtime_ns if last.exists() else 0
     processes = [child(*call) for call in calls]
@@ -359,7 +407,9 @@ def killed(run_dir: Path, calls: list[tuple[Any, ...]], *, wait_s: float, after:
 def test_killed_runs_end_as_if_never_killed(bank: Path, tmp_path: Path) -> None:
     run(tmp_path / "whole", bank, knobs(**SLOW))
     in_phase_1 = killed(tmp_path / "run", [(run_in_child, tmp_path / "run", bank)], wait_s=0.02)
-    in_phase_2 = killed(tmp_path / "run", [(run_in_child, tmp_path / "run", bank)], wait_s=0.02, after=loop.PHASE_1)
+    in_phase_2 = killed(
+        tmp_path / "run", [(run_in_child, tmp_path / "run", bank)], wait_s=0.02, after=loop.PHASE_1
+    )
     assert in_phase_1 or in_phase_2
     run(tmp_path / "run", bank, knobs(**SLOW), resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "run")
@@ -377,7 +427,9 @@ def test_twenty_kills_end_as_if_never_killed(bank: Path, tmp_path: Path) -> None
 
 
 def rank_in_child(rank: int, port: int, run_dir: Path, bank: Path, changes: dict[str, Any]) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank))
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank)
+    )
     run(run_dir, bank, knobs(**changes), resume=True)
 
 
@@ -410,7 +462,10 @@ def test_two_ranks_draw_what_one_draws_and_learn_the_same(bank: Path, tmp_path: 
     one, two = (load_checkpoint(tmp_path / name / loop.LAST) for name in ("one", "two"))
     for key, value in one.weights.items():
         torch.testing.assert_close(value, two.weights[key], atol=2e-3, rtol=1e-2)
-    rows = [[line.split(",") for line in (tmp_path / name / "ledger.csv").read_text().splitlines()[1:7]] for name in ("one", "two")]
+    rows = [
+        [line.split(",") for line in (tmp_path / name / "ledger.csv").read_text().splitlines()[1:7]]
+        for name in ("one", "two")
+    ]
     assert rows[0] == rows[1]  # the first epoch: the second one's draws follow from what was found hard
 
 
@@ -426,7 +481,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_voxels(bank: Path,
     assert {voxel["case"] for voxel in saved["voxels"]} <= {"A", "B", "C"}
 
 
-def test_a_patch_the_network_cannot_halve_is_refused_before_anything_is_written(bank: Path, tmp_path: Path) -> None:
+def test_a_patch_the_network_cannot_halve_is_refused_before_anything_is_written(
+    bank: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match=r"patch\.size 15 x 15"):
         run(tmp_path / "run", bank, knobs(patch={"size": (15, 15)}))
     assert not (tmp_path / "run").exists()
@@ -435,9 +492,11 @@ def test_a_patch_the_network_cannot_halve_is_refused_before_anything_is_written(
 def test_the_ledger_counts_the_voxels_that_the_loss_is_over(tmp_path: Path) -> None:
     bank = write_bank(tmp_path / "bank", names=("A", "B"), shape=(3, 40, 36))
     config = knobs(
-        network={"name": "two_path", "channels": (2, 2)}, patch={"size": (33, 33)}, sampler={"kind": "balanced"},
+        network={"name": "two_path", "channels": (2, 2)},
+        patch={"size": (33, 33)},
+        sampler={"kind": "balanced"},
         training={"epochs": 1, "steps": 2, "batch_size": 10},
-    )  # fmt: skip
+    )
     run(tmp_path / "run", bank, config, split=Split(train=("A",), inner=("B",)))
     rows = [line.split(",") for line in (tmp_path / "run" / "ledger.csv").read_text().splitlines()[1:]]
     # 33 x 33 voxels in, one out: the center.
@@ -445,16 +504,26 @@ def test_the_ledger_counts_the_voxels_that_the_loss_is_over(tmp_path: Path) -> N
     assert load_checkpoint(tmp_path / "run" / loop.LAST).effective_prior == (0.2,) * 5
 
 
-@pytest.mark.parametrize(("kind", "classes"), [("healthy_or_tumor", ("healthy", "tumor")), ("tumor", CLASSES[1:])])
-def test_the_stages_of_a_cascade_are_ordinary_runs(bank: Path, tmp_path: Path, kind: str, classes: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "classes"), [("healthy_or_tumor", ("healthy", "tumor")), ("tumor", CLASSES[1:])]
+)
+def test_the_stages_of_a_cascade_are_ordinary_runs(
+    bank: Path, tmp_path: Path, kind: str, classes: tuple[str, ...]
+) -> None:
     result = run(tmp_path / "run", bank, knobs(task={"classes": kind}, training={"epochs": 2, "steps": 2}))
     last = load_checkpoint(tmp_path / "run" / loop.LAST)
-    assert (last.classes, last.parsed_config().task.classes, len(last.natural_prior or ())) == (classes, kind, len(classes))
+    assert (last.classes, last.parsed_config().task.classes, len(last.natural_prior or ())) == (
+        classes,
+        kind,
+        len(classes),
+    )
     assert result.best_score is not None
 
 
 def test_weighted_classes_shift_the_prior_that_is_saved(bank: Path, tmp_path: Path) -> None:
-    config = knobs(loss={"class_weights": "balanced"}, sampler={"kind": "random"}, training={"epochs": 1, "steps": 20})
+    config = knobs(
+        loss={"class_weights": "balanced"}, sampler={"kind": "random"}, training={"epochs": 1, "steps": 20}
+    )
     run(tmp_path / "run", bank, config)
     prior = load_checkpoint(tmp_path / "run" / loop.LAST).effective_prior
     assert prior is not None

@@ -15,7 +15,9 @@ PLANTED = (0.1, 0.5, 0.8, 0.995)
 
 
 class Planted(nn.Module):
-    """Gives the class in channel 1 the probability in channel 0, the other four classes equal parts of the rest."""
+    """Gives the class in channel 1 the probability in channel 0, the other four classes equal parts of the
+    rest.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         p = x[:, :1].clamp(1e-6, 1 - 1e-6)
@@ -70,7 +72,9 @@ def test_slices_are_taken_where_they_cost_less_and_show_the_same(bank: PatchBank
     assert not mining._slices_are_cheaper(network, bank, many[:2])
     assert not mining._slices_are_cheaper(nn.Sequential(network, nn.GroupNorm(1, 5)), bank, many)
     by_slices = center_probabilities(network, bank, ids=many)
-    by_patches = np.concatenate([center_probabilities(network, bank, ids=many[i : i + 2]) for i in range(0, 40, 2)])
+    by_patches = np.concatenate(
+        [center_probabilities(network, bank, ids=many[i : i + 2]) for i in range(0, 40, 2)]
+    )
     np.testing.assert_allclose(by_slices[:40], by_patches, atol=1e-5)
 
 
@@ -86,7 +90,9 @@ def test_slices_around_are_shown_in_slices_as_in_patches(bank: PatchBank) -> Non
 
 
 @pytest.mark.parametrize("patch_size", [(11, 13), (12, 14)])
-def test_the_center_stays_the_center_where_a_network_takes_a_margin_off(bank: PatchBank, patch_size: tuple[int, int]) -> None:
+def test_the_center_stays_the_center_where_a_network_takes_a_margin_off(
+    bank: PatchBank, patch_size: tuple[int, int]
+) -> None:
     class Inner(Planted):
         margin = 5
 
@@ -95,7 +101,10 @@ def test_the_center_stays_the_center_where_a_network_takes_a_margin_off(bank: Pa
 
     bank = PatchBank(bank.path, patch_size=patch_size)
     ids, cls = everything(bank)[2][:9], 2
-    for found in (mining._from_patches(Inner().eval(), bank, ids), mining._from_slices(Inner().eval(), bank, ids, 1)):
+    for found in (
+        mining._from_patches(Inner().eval(), bank, ids),
+        mining._from_slices(Inner().eval(), bank, ids, 1),
+    ):
         np.testing.assert_allclose(found[:, cls], planted(bank, ids), atol=1e-3)
 
 
@@ -110,7 +119,9 @@ def test_two_ranks_find_what_one_finds(bank: PatchBank, monkeypatch: pytest.Monk
         if rank == 0:
             assert all(0 < len(together[cls]) < len(alone[cls]) for cls in alone)  # its half of the cases
             found = np.concatenate(list(together.values()))
-            parts.append((found, np.repeat(np.array(list(together)), [len(ids) for ids in together.values()])))
+            parts.append(
+                (found, np.repeat(np.array(list(together)), [len(ids) for ids in together.values()]))
+            )
     assert all(np.array_equal(together[cls], alone[cls]) for cls in alone)
 
 
@@ -152,9 +163,13 @@ def test_a_class_without_candidates_gets_an_empty_pool(bank: PatchBank) -> None:
 
 
 def test_candidates_follow_the_cases_that_are_drawn_first(bank: PatchBank) -> None:
-    first_case = Groups(tuple(np.arange(1, n + 1) for n in bank.index.case_counts[0]), (None,) * 5)  # the first case alone
+    first_case = Groups(
+        tuple(np.arange(1, n + 1) for n in bank.index.case_counts[0]), (None,) * 5
+    )  # the first case alone
     n_of_class = np.full(5, 10)
-    found = draw_candidates(bank.index, classes=range(5), n_of_class=n_of_class, seed=1, epoch=1, groups=first_case)
+    found = draw_candidates(
+        bank.index, classes=range(5), n_of_class=n_of_class, seed=1, epoch=1, groups=first_case
+    )
     for cls, ids in found.items():
         assert set(ids >> 32) == {0}
         assert 0 < len(set(ids.tolist())) == len(ids) <= 10

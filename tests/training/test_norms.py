@@ -53,7 +53,9 @@ class Watched(OneNorm):
         return super().forward(inputs)
 
 
-def test_a_scan_that_does_not_fit_into_memory_is_shown_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_that_does_not_fit_into_memory_is_shown_in_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(windowed, "_memory_bytes", lambda device: 0)
     write_bank(tmp_path / "bank", shape=(8, 32, 32))
     bank = PatchBank(tmp_path / "bank", patch_size=(4, 16, 16)).select(["A"])
@@ -68,7 +70,9 @@ def test_measured_statistics_replace_the_running_ones_at_the_end_of_a_run(tmp_pa
     write_bank(tmp_path / "bank")
     for kind in ("running", "measured"):
         run(
-            tmp_path / kind, tmp_path / "bank", config=knobs(training={"norm_statistics": kind, "epochs": 2}, validation={"metric": "last"})
+            tmp_path / kind,
+            tmp_path / "bank",
+            config=knobs(training={"norm_statistics": kind, "epochs": 2}, validation={"metric": "last"}),
         )
     running, measured = (load_checkpoint(tmp_path / kind / BEST).weights for kind in ("running", "measured"))
     for name, value in running.items():

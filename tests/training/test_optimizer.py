@@ -56,13 +56,33 @@ def test_rates_by_hand() -> None:
     assert rates(4, schedule="linear") == [1, 0.75, 0.5, 0.25]
     assert rates(3, schedule="inverse", gamma=1.0, power=2.0) == [1, 0.25, round(1 / 9, 4)]
     assert rates(3, schedule="inverse", gamma=1.0, power=2.0, warmup_steps=1) == [1, 1, 0.25]
-    assert rates(10, schedule="steps", drops=(0.3, 0.8), drop_factor=0.5) == [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25]
-    assert rates(6, schedule="poly", warmup_steps=2) == [0.5, 1, 1, round(0.75**0.9, 4), round(0.5**0.9, 4), round(0.25**0.9, 4)]
+    assert rates(10, schedule="steps", drops=(0.3, 0.8), drop_factor=0.5) == [
+        1,
+        1,
+        1,
+        0.5,
+        0.5,
+        0.5,
+        0.5,
+        0.5,
+        0.25,
+        0.25,
+    ]
+    assert rates(6, schedule="poly", warmup_steps=2) == [
+        0.5,
+        1,
+        1,
+        round(0.75**0.9, 4),
+        round(0.5**0.9, 4),
+        round(0.25**0.9, 4),
+    ]
 
 
 def test_a_rate_drops_at_the_step_that_its_share_is_rounded_to() -> None:
     knobs = Optimizer(lr=1.0, schedule="steps", drops=(0.5714286, 0.7142857), drop_factor=0.1)
-    assert [learning_rate(knobs, step, n_steps=70_000) for step in (39_999, 40_000, 49_999, 50_000)] == pytest.approx([1, 0.1, 0.1, 0.01])
+    assert [
+        learning_rate(knobs, step, n_steps=70_000) for step in (39_999, 40_000, 49_999, 50_000)
+    ] == pytest.approx([1, 0.1, 0.1, 0.01])
 
 
 def test_running_mean_by_hand() -> None:
@@ -89,14 +109,29 @@ def test_running_mean_takes_in_batch_statistics_too_and_learns_nothing_itself() 
 
 
 def test_biases_of_convolutions_and_linear_layers_have_a_rate_of_their_own() -> None:
-    """One step of gradient descent by a rate of 0.5: a gradient of 1 moves a weight by 0.5, and a bias at twice the rate by 1."""
+    """One step of gradient descent by a rate of 0.5: a gradient of 1 moves a weight by 0.5, and a bias at
+    twice the rate by 1.
+    """
     net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(1, 1))
-    knobs = Optimizer(kind="sgd", lr=0.5, momentum=0.0, weight_decay=0.0, schedule="constant", bias_lr_factor=2.0)
+    knobs = Optimizer(
+        kind="sgd", lr=0.5, momentum=0.0, weight_decay=0.0, schedule="constant", bias_lr_factor=2.0
+    )
     runtime = Runtime(torch.device("cpu"))
-    learner = Learner(net, loss=make_loss("cross_entropy"), optimizer=knobs, n_steps=1, batch_size=1, ema=0.0, seed=0, runtime=runtime)
+    learner = Learner(
+        net,
+        loss=make_loss("cross_entropy"),
+        optimizer=knobs,
+        n_steps=1,
+        batch_size=1,
+        ema=0.0,
+        seed=0,
+        runtime=runtime,
+    )
     before = {name: weight.detach().clone() for name, weight in net.named_parameters()}
     for parameter in net.parameters():
         parameter.grad = torch.ones_like(parameter)
     learner._move(0)
     moved = {name: float((before[name] - weight).detach().mean()) for name, weight in net.named_parameters()}
-    assert moved == pytest.approx({"0.weight": 0.5, "0.bias": 1, "1.weight": 0.5, "1.bias": 0.5, "3.weight": 0.5, "3.bias": 1})
+    assert moved == pytest.approx(
+        {"0.weight": 0.5, "0.bias": 1, "1.weight": 0.5, "1.bias": 0.5, "3.weight": 0.5, "3.bias": 1}
+    )

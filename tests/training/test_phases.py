@@ -21,7 +21,11 @@ from brats_seg.training.checkpoint import load_checkpoint
 from brats_seg.training.phases import Method, Phase
 
 CPU = Runtime(torch.device("cpu"), None, n_threads=1)
-TWO: dict[str, Any] = {"network": {"dropout": 0.1}, "phases": {"two_phase": True, "epochs": 2}, "training": {"epochs": 2}}
+TWO: dict[str, Any] = {
+    "network": {"dropout": 0.1},
+    "phases": {"two_phase": True, "epochs": 2},
+    "training": {"epochs": 2},
+}
 FILES = ("epochs.csv", "ledger.csv", "ledger_cases.csv", "config.yaml")
 
 
@@ -45,16 +49,26 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def method_of(bank: Path, config: Config) -> Method:
     return Method(
-        network=config.network, task=config.task, sampler=config.sampler, hard=config.hard, loss=config.loss, optimizer=config.optimizer,
-        training=config.training, phases=config.phases, index=PatchBank(bank, patch_size=(16, 16)).select(SPLIT.train).index, runtime=CPU,
-    )  # fmt: skip
+        network=config.network,
+        task=config.task,
+        sampler=config.sampler,
+        hard=config.hard,
+        loss=config.loss,
+        optimizer=config.optimizer,
+        training=config.training,
+        phases=config.phases,
+        index=PatchBank(bank, patch_size=(16, 16)).select(SPLIT.train).index,
+        runtime=CPU,
+    )
 
 
 def fake_scores(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
     following = iter(values)
 
     def score(*_: Any, **__: Any) -> loop.InnerScores:
-        return loop.InnerScores(dice=dict.fromkeys(("whole", "core", "active"), 0.0), n_cases={}, value=next(following))
+        return loop.InnerScores(
+            dice=dict.fromkeys(("whole", "core", "active"), 0.0), n_cases={}, value=next(following)
+        )
 
     monkeypatch.setattr(loop, "score_inner_cases", score)
 
@@ -72,7 +86,9 @@ def test_in_phase_2_nothing_moves_but_the_output_layer(two_phases: Path) -> None
     assert 0 < len(output) < 5
     assert any("running_var" in name for name in before.weights)
     for after in (last.weights, last.resume["learner"]["network"]):  # the running mean, and what is trained
-        assert {name for name, value in before.weights.items() if not torch.equal(value, after[name])} == output
+        assert {
+            name for name, value in before.weights.items() if not torch.equal(value, after[name])
+        } == output
 
 
 def test_phase_2_has_a_tenth_of_the_rate_on_a_whole_schedule_again(two_phases: Path) -> None:
@@ -81,12 +97,22 @@ def test_phase_2_has_a_tenth_of_the_rate_on_a_whole_schedule_again(two_phases: P
     assert [row["step"] for row in rows_of(two_phases / "epochs.csv")] == ["6", "12", "18", "24"]
 
 
-def test_phase_2_draws_at_the_natural_frequencies_and_saves_its_own_prior(bank: Path, two_phases: Path) -> None:
+def test_phase_2_draws_at_the_natural_frequencies_and_saves_its_own_prior(
+    bank: Path, two_phases: Path
+) -> None:
     counts = PatchBank(bank, patch_size=(16, 16)).select(SPLIT.train).index.counts
     ledger = [row for row in rows_of(two_phases / "ledger.csv") if row["class"] != "outside"]
-    assert [float(row["requested_share"]) for row in ledger if row["epoch"] in ("1", "2")] == pytest.approx([0.2] * 10)
-    assert [float(row["requested_share"]) for row in ledger if row["epoch"] == "4"] == pytest.approx((counts / counts.sum()).tolist())
-    assert sum(int(row["n_hard"]) for row in ledger if row["epoch"] in ("3", "4")) == 0 < sum(int(row["n_hard"]) for row in ledger)
+    assert [float(row["requested_share"]) for row in ledger if row["epoch"] in ("1", "2")] == pytest.approx(
+        [0.2] * 10
+    )
+    assert [float(row["requested_share"]) for row in ledger if row["epoch"] == "4"] == pytest.approx(
+        (counts / counts.sum()).tolist()
+    )
+    assert (
+        sum(int(row["n_hard"]) for row in ledger if row["epoch"] in ("3", "4"))
+        == 0
+        < sum(int(row["n_hard"]) for row in ledger)
+    )
     last, before = load_checkpoint(two_phases / loop.LAST), load_checkpoint(two_phases / loop.PHASE_1)
     assert last.resume is not None
     voxels = last.resume["ledger"]["closed_voxels"][:, :-1]
@@ -95,7 +121,9 @@ def test_phase_2_draws_at_the_natural_frequencies_and_saves_its_own_prior(bank: 
     assert (before.epoch, before.step, before.resume) == (2, 0, None)
 
 
-def test_the_best_checkpoint_is_of_phase_2(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_checkpoint_is_of_phase_2(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_scores(monkeypatch, 0.9, 0.8, 0.3, 0.2)
     result = run(tmp_path / "run", bank, knobs(**TWO | {"training": {"epochs": 2, "steps": 1}}))
     assert (result.best_epoch, result.best_score) == (3, 0.3)
@@ -103,9 +131,15 @@ def test_the_best_checkpoint_is_of_phase_2(bank: Path, tmp_path: Path, monkeypat
     assert (best.epoch, best.score) == (3, 0.3)
 
 
-def test_each_phase_ends_where_its_own_score_stops_rising(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_phase_ends_where_its_own_score_stops_rising(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_scores(monkeypatch, 0.9, 0.8, 0.1, 0.2, 0.1, 0.7)
-    changes = TWO | {"training": {"epochs": 5, "steps": 1}, "phases": {"two_phase": True}, "validation": {"patience": 1}}
+    changes = TWO | {
+        "training": {"epochs": 5, "steps": 1},
+        "phases": {"two_phase": True},
+        "validation": {"patience": 1},
+    }
     result = run(tmp_path / "run", bank, knobs(**changes))
     assert (result.n_epochs, result.best_epoch) == (5, 4)  # phase 1 is epochs 1 and 2, phase 2 is 3, 4 and 5
     assert load_checkpoint(tmp_path / "run" / loop.PHASE_1).epoch == 2
@@ -145,7 +179,10 @@ def assert_same_run(one: Path, other: Path) -> None:
 def test_class_weights_do_not_hold_in_phase_2(bank: Path) -> None:
     method = method_of(bank, knobs(phases={"two_phase": True}, loss={"class_weights": "balanced"}))
     logits, targets = torch.randn(2, 5, 4, 4), torch.randint(0, 5, (2, 4, 4), dtype=torch.uint8)
-    first, second = (method.loss_of(phase, epoch=phase.first_epoch)(logits, targets) for phase in (method.first(), Phase(2, 4, 6)))
+    first, second = (
+        method.loss_of(phase, epoch=phase.first_epoch)(logits, targets)
+        for phase in (method.first(), Phase(2, 4, 6))
+    )
     plain = method_of(bank, knobs()).loss_of(Phase(1, 1, 3), epoch=1)(logits, targets)
     assert torch.equal(second, plain)
     assert not torch.allclose(first, plain)
@@ -155,14 +192,21 @@ def test_class_weights_do_not_hold_in_phase_2(bank: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights_from", "epochs", "weighted"), [(0.0, 3, [1, 2, 3]), (0.5, 4, [3, 4]), (0.55, 100, list(range(56, 101))), (0.9, 3, [3])]
+    ("weights_from", "epochs", "weighted"),
+    [(0.0, 3, [1, 2, 3]), (0.5, 4, [3, 4]), (0.55, 100, list(range(56, 101))), (0.9, 3, [3])],
 )
-def test_deferred_weights_hold_from_their_share_of_the_epochs_on(bank: Path, weights_from: float, epochs: int, weighted: list[int]) -> None:
+def test_deferred_weights_hold_from_their_share_of_the_epochs_on(
+    bank: Path, weights_from: float, epochs: int, weighted: list[int]
+) -> None:
     loss = {"class_weights": "balanced", "weights_from": weights_from}
     method = method_of(bank, knobs(loss=loss, training={"epochs": epochs}))
     logits, targets = torch.randn(1, 5, 4, 4), torch.ones((1, 4, 4), dtype=torch.uint8)
-    values = [method.loss_of(method.first(), epoch=epoch)(logits, targets).item() for epoch in range(1, epochs + 1)]
-    assert [epoch for epoch, value in enumerate(values, start=1) if value != min(values)] == (weighted if len(weighted) < epochs else [])
+    values = [
+        method.loss_of(method.first(), epoch=epoch)(logits, targets).item() for epoch in range(1, epochs + 1)
+    ]
+    assert [epoch for epoch, value in enumerate(values, start=1) if value != min(values)] == (
+        weighted if len(weighted) < epochs else []
+    )
     assert method.settled_from(method.first()) == weighted[0]
 
 
@@ -177,19 +221,31 @@ def test_the_prior_after_deferred_weights_is_that_of_the_weighted_epochs(bank: P
     assert after is not None
     assert before.tolist() == [0.9, 0.1, 0, 0, 0]
     counts = method.index.counts
-    product = np.array([4, 1, 1, 1, 1]) / counts  # balanced weights are 1 / count, times what is the same for all
+    product = (
+        np.array([4, 1, 1, 1, 1]) / counts
+    )  # balanced weights are 1 / count, times what is the same for all
     assert after == pytest.approx(product / product.sum())
     adjusted = method_of(bank, knobs(loss={"kind": "logit_adjusted", "tau": 0.5}))
     expected = np.array([13, 2, 1, 1, 1]) / np.sqrt(counts)
-    assert adjusted.effective_prior(adjusted.first(), ledger, epoch=2) == pytest.approx(expected / expected.sum())
+    assert adjusted.effective_prior(adjusted.first(), ledger, epoch=2) == pytest.approx(
+        expected / expected.sum()
+    )
     drifting = method_of(bank, knobs(sampler={"kind": "balanced", "drift": "to_natural"}))
-    assert drifting.effective_prior(drifting.first(), ledger, epoch=2) == pytest.approx(np.array([4, 1, 1, 1, 1]) / 8)
+    assert drifting.effective_prior(drifting.first(), ledger, epoch=2) == pytest.approx(
+        np.array([4, 1, 1, 1, 1]) / 8
+    )
     assert method.effective_prior(Phase(2, 3, 4), ledger, epoch=2) is None
 
 
-def test_early_stopping_waits_for_the_weights(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_stopping_waits_for_the_weights(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_scores(monkeypatch, 0.9, 0.5, 0.5, 0.4, 0.3, 0.2)
-    config = knobs(loss={"class_weights": "balanced", "weights_from": 0.5}, training={"epochs": 6, "steps": 1}, validation={"patience": 1})
+    config = knobs(
+        loss={"class_weights": "balanced", "weights_from": 0.5},
+        training={"epochs": 6, "steps": 1},
+        validation={"patience": 1},
+    )
     assert run(tmp_path / "run", bank, config).n_epochs == 4  # epoch 4 is the first with weights
 
 
@@ -200,7 +256,10 @@ def test_early_stopping_waits_for_the_weights(bank: Path, tmp_path: Path, monkey
     ("changes", "message"),
     [
         ({"loss": {"kind": "region"}}, "'region' with sampler.kind 'hard'"),
-        ({"training": {"accumulate": 11}}, r"training\.accumulate 11: a batch of 10 examples has 1 to 10 parts"),
+        (
+            {"training": {"accumulate": 11}},
+            r"training\.accumulate 11: a batch of 10 examples has 1 to 10 parts",
+        ),
         (
             {"patch": {"size": (2, 2)}, "training": {"accumulate": 6}},
             r"patch\.size 2 x 2: one voxel is left at the bottom for the batch norm",
@@ -236,12 +295,17 @@ def test_lesions_drawn_first_survive_a_stop_and_phase_2_draws_every_voxel_alike(
     assert run(tmp_path / "run", bank, knobs(**changes), resume=True).ended == "done"
     for name in (*FILES, "ledger_lesions.csv"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
-    method = replace(method_of(bank, knobs(**changes)), number_lesions=LesionNumberer(PatchBank(bank, patch_size=(16, 16)).cases))
+    method = replace(
+        method_of(bank, knobs(**changes)),
+        number_lesions=LesionNumberer(PatchBank(bank, patch_size=(16, 16)).cases),
+    )
     assert method.make_sampler(method.first()).groups is not None
     assert method.make_sampler(Phase(2, 3, 4)).groups is None
 
 
 def test_examples_without_lesions_are_refused(bank: Path) -> None:
     method = method_of(bank, knobs(sampler={"first": "lesion"}))
-    with pytest.raises(UsageError, match=r"sampler\.first 'lesion': these examples have no lesions; use 'voxel' or 'case'"):
+    with pytest.raises(
+        UsageError, match=r"sampler\.first 'lesion': these examples have no lesions; use 'voxel' or 'case'"
+    ):
         method.make_sampler(method.first())

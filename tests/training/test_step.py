@@ -24,11 +24,20 @@ INPUTS = torch.randn(6, 4, 16, 16, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.randint(0, 5, (6, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def learner(network: nn.Module, *, runtime: Runtime = CPU, batch_size: int = 6, n_steps: int = 50, **others: Any) -> Learner:
+def learner(
+    network: nn.Module, *, runtime: Runtime = CPU, batch_size: int = 6, n_steps: int = 50, **others: Any
+) -> Learner:
     return Learner(
-        network, loss=make_loss("cross_entropy"), optimizer=Optimizer(lr=0.01), n_steps=n_steps, batch_size=batch_size, ema=0.0, seed=0,
-        runtime=runtime, **others,
-    )  # fmt: skip
+        network,
+        loss=make_loss("cross_entropy"),
+        optimizer=Optimizer(lr=0.01),
+        n_steps=n_steps,
+        batch_size=batch_size,
+        ema=0.0,
+        seed=0,
+        runtime=runtime,
+        **others,
+    )
 
 
 def unet(norm: str) -> nn.Module:
@@ -76,7 +85,11 @@ def test_the_middle_by_hand() -> None:
 def test_a_network_without_padding_learns_from_the_middle_of_the_targets() -> None:
     torch.manual_seed(0)
     learning = learner(nn.Conv2d(4, 5, 5))
-    expected = make_loss("cross_entropy")(learning.network(INPUTS), TARGETS[:, 2:-2, 2:-2].contiguous()).mean().item()
+    expected = (
+        make_loss("cross_entropy")(learning.network(INPUTS), TARGETS[:, 2:-2, 2:-2].contiguous())
+        .mean()
+        .item()
+    )
     assert losses_of(learning, 1) == pytest.approx([expected])
 
 
@@ -93,7 +106,10 @@ def test_all_outputs_are_learned_from_and_the_first_alone_is_evaluated() -> None
     learning, loss = learner(deep_network()), make_loss("cross_entropy")
     with torch.no_grad():
         outputs = learning.network.train()(INPUTS)
-    levels = [loss(logits, TARGETS[:, :: 2**level, :: 2**level]).mean().item() for level, logits in enumerate(outputs)]
+    levels = [
+        loss(logits, TARGETS[:, :: 2**level, :: 2**level]).mean().item()
+        for level, logits in enumerate(outputs)
+    ]
     expected = (4 * levels[0] + 2 * levels[1] + levels[2]) / 7
     losses = losses_of(learning, 20)
     assert losses[0] == pytest.approx(expected, rel=1e-5)
@@ -118,7 +134,9 @@ def test_the_output_layer_alone_learns_from_the_first_output() -> None:
 
 
 def test_only_one_part_learns_and_the_norms_keep_their_statistics() -> None:
-    network = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Conv2d(8, 5, 1))
+    network = nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Conv2d(8, 5, 1)
+    )
     losses_of(learner(network), 3)  # leaves gradients behind
     before = {name: value.clone() for name, value in network.state_dict().items()}
     learning = learner(network, only=network[3], n_steps=10, first_step=100)
@@ -126,7 +144,10 @@ def test_only_one_part_learns_and_the_norms_keep_their_statistics() -> None:
     learning.begin_epoch()
     for number in range(100, 110):
         learning.learn(INPUTS, TARGETS, number=number)
-    assert {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])} == {"3.weight", "3.bias"}
+    assert {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])} == {
+        "3.weight",
+        "3.bias",
+    }
     assert network[0].weight.grad is None
 
 
@@ -171,7 +192,15 @@ N_STEPS = 50
 def train_in_float64(bank: Path, out: Path, runtime: Runtime) -> None:
     """50 steps of a group-norm network; the losses and this rank's draws are saved."""
     opened = PatchBank(bank, patch_size=(16, 16))
-    sampler = make_sampler("balanced", opened.index, batch_size=6, steps=N_STEPS, seed=0, rank=runtime.rank, n_ranks=runtime.world_size)
+    sampler = make_sampler(
+        "balanced",
+        opened.index,
+        batch_size=6,
+        steps=N_STEPS,
+        seed=0,
+        rank=runtime.rank,
+        n_ranks=runtime.world_size,
+    )
     learning = learner(unet("group").double(), runtime=runtime)
     learning.begin_epoch()
     losses, ids = [], []
@@ -184,7 +213,9 @@ def train_in_float64(bank: Path, out: Path, runtime: Runtime) -> None:
 
 
 def rank_in_child(rank: int, port: int, bank: Path, out: Path) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank))
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank)
+    )
     train_in_float64(bank, out, start_runtime(device="cpu", precision="float32", threads=1))
 
 
@@ -195,7 +226,10 @@ def test_two_ranks_and_one_draw_the_same_and_have_the_same_losses(tmp_path: Path
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ranks = [context.Process(target=rank_in_child, args=(rank, port, bank, tmp_path / f"{rank}.npz")) for rank in range(2)]
+    ranks = [
+        context.Process(target=rank_in_child, args=(rank, port, bank, tmp_path / f"{rank}.npz"))
+        for rank in range(2)
+    ]
     for process in ranks:
         process.start()
     train_in_float64(bank, tmp_path / "one.npz", CPU)

@@ -45,7 +45,9 @@ def test_dice_by_hand_with_empty_regions_left_out(tmp_path: Path) -> None:
     b[1] = 255  # outside the brain counts as healthy
     wrong = c.copy()
     wrong[0, 0, 0] = 4  # nothing there, one voxel claimed
-    bank = bank_of(tmp_path / "bank", {"A": a, "B": b, "C": c}, {"A": guess, "B": np.where(b == 255, 0, b), "C": wrong})
+    bank = bank_of(
+        tmp_path / "bank", {"A": a, "B": b, "C": c}, {"A": guess, "B": np.where(b == 255, 0, b), "C": wrong}
+    )
     scores = score_inner_cases(Oracle().eval(), bank.select(["A", "B"]), runtime=CPU)
     assert scores.n_cases == {"whole": 2, "core": 1, "active": 1}
     assert scores.dice == pytest.approx({"whole": 1.0, "core": 2 * 2 / (2 + 3), "active": 2 * 1 / (1 + 2)})
@@ -55,7 +57,9 @@ def test_dice_by_hand_with_empty_regions_left_out(tmp_path: Path) -> None:
 
 @pytest.fixture
 def three(tmp_path: Path) -> PatchBank:
-    """A: 4 edema, 2 enhancing; one enhancing is missed (called edema) and one healthy voxel is called enhancing. B: nothing but healthy."""
+    """A: 4 edema, 2 enhancing; one enhancing is missed (called edema) and one healthy voxel is called
+    enhancing. B: nothing but healthy.
+    """
     a, b = (np.zeros((5, 32, 24), np.uint8) for _ in range(2))
     a[0, 0, :6] = 2, 2, 2, 2, 4, 4
     a[1:3] = 255
@@ -86,7 +90,9 @@ def test_each_metric_by_hand(three: PatchBank, metric: Any, of: str | None, valu
 
 
 def test_a_class_that_no_case_has_gives_no_value(three: PatchBank) -> None:
-    scores = score_inner_cases(Oracle().eval(), three.select(["B"]), runtime=CPU, metric="f_score", of="edema")
+    scores = score_inner_cases(
+        Oracle().eval(), three.select(["B"]), runtime=CPU, metric="f_score", of="edema"
+    )
     assert np.isnan(scores.value)
     assert np.isnan(score_inner_cases(Oracle().eval(), three.select(["B"]), runtime=CPU).value)
 
@@ -118,7 +124,9 @@ def test_tumor_classes_are_judged_among_tumor_voxels_alone(three: PatchBank) -> 
     edema, enhancing = 8 / 9, 2 / 3  # the healthy voxel called enhancing is not looked at
     assert scores.value == pytest.approx((edema + enhancing) / 2)
     assert scores.n_cases == {"whole": 0, "core": 1, "active": 1}
-    assert scores.dice == pytest.approx({"whole": float("nan"), "core": enhancing, "active": enhancing}, nan_ok=True)
+    assert scores.dice == pytest.approx(
+        {"whole": float("nan"), "core": enhancing, "active": enhancing}, nan_ok=True
+    )
 
 
 CLASSES = ("healthy", "edema", "enhancing_core")
@@ -127,15 +135,27 @@ CLASSES = ("healthy", "edema", "enhancing_core")
 @pytest.mark.parametrize(
     ("metric", "of", "classes", "said"),
     [
-        ("iou", "hole", CLASSES, "validation.of 'hole': .* whole, core, active, healthy, edema, enhancing_core"),
+        (
+            "iou",
+            "hole",
+            CLASSES,
+            "validation.of 'hole': .* whole, core, active, healthy, edema, enhancing_core",
+        ),
         ("iou", None, CLASSES, "validation.of 'None'"),
         ("f_score", "core", ("healthy", "tumor"), "'core': .* task: whole, healthy, tumor$"),
         ("f_score", "whole", CLASSES[1:], "'whole': .* core, active, edema, enhancing_core$"),
         ("mean_dice", "core", CLASSES, "'mean_dice' is of all"),
-        ("dice", "core", CLASSES, "'dice': must be one of mean_dice, sensitivity, f_score, sensitivity_and_f_score, iou, last"),
+        (
+            "dice",
+            "core",
+            CLASSES,
+            "'dice': must be one of mean_dice, sensitivity, f_score, sensitivity_and_f_score, iou, last",
+        ),
     ],
 )
-def test_a_metric_of_nothing_known_is_refused_with_the_choices(metric: Any, of: str | None, classes: tuple[str, ...], said: str) -> None:
+def test_a_metric_of_nothing_known_is_refused_with_the_choices(
+    metric: Any, of: str | None, classes: tuple[str, ...], said: str
+) -> None:
     with pytest.raises(UsageError, match=said):
         getattr(check_metric, "__wrapped__", check_metric)(metric, of=of, classes=classes)
 
@@ -147,7 +167,9 @@ def test_a_run_with_slices_around_predicts_as_it_was_validated(tmp_path: Path) -
     (segmenter,) = load_segmenters((tmp_path / "run",), runtime=CPU)
     assert segmenter.slices_around == 1
     bank = PatchBank(path, patch_size=(16, 16), slices_around=1)
-    scores = score_inner_cases(segmenter.network, bank.select(SPLIT.inner), runtime=CPU, divisor=segmenter.divisor)
+    scores = score_inner_cases(
+        segmenter.network, bank.select(SPLIT.inner), runtime=CPU, divisor=segmenter.divisor
+    )
     assert scores.value == result.best_score
     image, _ = bank.volume(3)
     labels, _ = segment_crop([segmenter], image)

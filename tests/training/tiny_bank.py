@@ -20,13 +20,26 @@ KNOBS: dict[str, Any] = {
     "patch": {"size": (16, 16)},
     "sampler": {"kind": "hard"},
     "hard": {"threshold": 0.9},
-    "augment": {"rotate_degrees": 20, "scale": (0.8, 1.2), "gain": (0.8, 1.2), "gamma": (0.8, 1.3), "noise_sd": (0.0, 0.1)},
+    "augment": {
+        "rotate_degrees": 20,
+        "scale": (0.8, 1.2),
+        "gain": (0.8, 1.2),
+        "gamma": (0.8, 1.3),
+        "noise_sd": (0.0, 0.1),
+    },
     "training": {"epochs": 3, "steps": 6, "batch_size": 10, "ema": 0.9, "precision": "float32", "threads": 1},
 }
 
 
-def write_bank(path: Path, *, names: tuple[str, ...] = ("A", "B", "C", "D", "E", "F"), shape: tuple[int, int, int] = (5, 32, 24)) -> Path:
-    """Cases of nested boxes of tissue in a brain with a rim of air; each class has its own mean in each modality."""
+def write_bank(
+    path: Path,
+    *,
+    names: tuple[str, ...] = ("A", "B", "C", "D", "E", "F"),
+    shape: tuple[int, int, int] = (5, 32, 24),
+) -> Path:
+    """Cases of nested boxes of tissue in a brain with a rim of air; each class has its own mean in each
+    modality.
+    """
     entries = []
     for number, name in enumerate(names):
         random = np.random.default_rng(number)
@@ -43,17 +56,29 @@ def write_bank(path: Path, *, names: tuple[str, ...] = ("A", "B", "C", "D", "E",
         order = np.concatenate([np.flatnonzero(flat == k) for k in range(len(CLASSES))]).astype(np.uint32)
         folder = path / "cases" / name
         folder.mkdir(parents=True)
-        for file, array in (("image.npy", image.astype(np.float16)), ("label.npy", label), ("voxels.npy", order)):
+        for file, array in (
+            ("image.npy", image.astype(np.float16)),
+            ("label.npy", label),
+            ("voxels.npy", order),
+        ):
             np.save(folder / file, array)
         files = [folder / file for file in ("image.npy", "label.npy", "voxels.npy")]
         counts = np.bincount(flat[flat != 255], minlength=len(CLASSES))
         entries.append(
             {
-                "id": name, "patient": name, "schema": "brats2013", "shape": shape, "origin": (0, 0, 0), "grid_shape": shape,
-                "spacing_mm": (1.0, 1.0, 1.0), "counts": counts.tolist(), "offsets": [0, *np.cumsum(counts).tolist()],
-                "bytes": [f.stat().st_size for f in files], "sha256": [hashlib.sha256(f.read_bytes()).hexdigest() for f in files],
+                "id": name,
+                "patient": name,
+                "schema": "brats2013",
+                "shape": shape,
+                "origin": (0, 0, 0),
+                "grid_shape": shape,
+                "spacing_mm": (1.0, 1.0, 1.0),
+                "counts": counts.tolist(),
+                "offsets": [0, *np.cumsum(counts).tolist()],
+                "bytes": [f.stat().st_size for f in files],
+                "sha256": [hashlib.sha256(f.read_bytes()).hexdigest() for f in files],
             }
-        )  # fmt: skip
+        )
     tree = {
         "schema_version": 1, "classes": CLASSES, "modalities": MODALITIES, "spacing_mm": (1.0, 1.0, 1.0),
         "normalization": {"percentiles": [0.5, 99.5], "n4": False}, "cases": entries, "folds": "0" * 64,
@@ -64,11 +89,19 @@ def write_bank(path: Path, *, names: tuple[str, ...] = ("A", "B", "C", "D", "E",
 
 def knobs(**sections: dict[str, Any]) -> Config:
     """`KNOBS` with some knobs of some sections changed."""
-    return parse_config({name: KNOBS.get(name, {}) | sections.get(name, {}) for name in {**KNOBS, **sections}})
+    return parse_config(
+        {name: KNOBS.get(name, {}) | sections.get(name, {}) for name in {**KNOBS, **sections}}
+    )
 
 
 def run(
-    run_dir: Path, bank: Path, config: Config, *, split: Split = SPLIT, resume: bool = False, runtime: Runtime | None = None
+    run_dir: Path,
+    bank: Path,
+    config: Config,
+    *,
+    split: Split = SPLIT,
+    resume: bool = False,
+    runtime: Runtime | None = None,
 ) -> RunResult:
     """Train with a whole config on the CPU."""
     return train(
@@ -86,6 +119,7 @@ def run(
         training=config.training,
         phases=config.phases,
         validation=config.validation,
-        runtime=runtime or start_runtime(device="cpu", precision=config.training.precision, threads=config.training.threads),
+        runtime=runtime
+        or start_runtime(device="cpu", precision=config.training.precision, threads=config.training.threads),
         resume=resume,
     )

@@ -14,12 +14,19 @@ from brats_seg.scans.phantom_files import write_case
 
 SHAPE = (155, 240, 240)
 REAL_DATA = "BRATS_SEG_DATA"
-_TISSUE_MEANS = {"healthy": (500, 450, 700, 400), "necrotic_core": (300, 250, 900, 500), "edema": (420, 410, 1100, 800),
-                 "non_enhancing_core": (430, 420, 1000, 700), "enhancing_core": (450, 900, 950, 650)}  # fmt: skip
+_TISSUE_MEANS = {
+    "healthy": (500, 450, 700, 400),
+    "necrotic_core": (300, 250, 900, 500),
+    "edema": (420, 410, 1100, 800),
+    "non_enhancing_core": (430, 420, 1000, 700),
+    "enhancing_core": (450, 900, 950, 650),
+}
 
 
 def open_bank(work: Path, *, n_cases: int = 10, patch_size: tuple[int, ...] = (64, 64)) -> PatchBank:
-    """The bank under `work`, made first where there is none: `n_cases` of 240x240x155 voxels in four modalities, five tissue classes."""
+    """The bank under `work`, made first where there is none: `n_cases` of 240x240x155 voxels in four
+    modalities, five tissue classes.
+    """
     bank, scans = work / f"bank_{n_cases}", work / f"scans_{n_cases}"
     if not (bank / "bank.json").is_file():
         for number in range(1, n_cases + 1):
@@ -29,7 +36,9 @@ def open_bank(work: Path, *, n_cases: int = 10, patch_size: tuple[int, ...] = (6
 
 
 def find_scans(work: Path, *, n_cases: int) -> tuple[Case, ...]:
-    """Up to `n_cases` cases in .nii.gz, with labels: real ones where BRATS_SEG_DATA is set, else phantoms, made first where missing."""
+    """Up to `n_cases` cases in .nii.gz, with labels: real ones where BRATS_SEG_DATA is set, else phantoms,
+    made first where missing.
+    """
     root = os.environ.get(REAL_DATA)
     folder = Path(root) / "brats" if root else work / "scans_nifti"
     if not root:
@@ -37,7 +46,9 @@ def find_scans(work: Path, *, n_cases: int) -> tuple[Case, ...]:
             name = f"BraTS2021_{number:05d}"
             if not (folder / name / f"{name}_seg.nii.gz").is_file():  # written last
                 _write(folder, number, layout="brats2021")
-    cases = [c for c in find_cases(folder).cases if c.label is not None and c.label.path.name.endswith(".nii.gz")]
+    cases = [
+        c for c in find_cases(folder).cases if c.label is not None and c.label.path.name.endswith(".nii.gz")
+    ]
     if not cases:
         raise SystemExit(f"{folder}: no annotated case in .nii.gz; unset {REAL_DATA} to measure on phantoms")
     return tuple(cases[:n_cases])
@@ -61,13 +72,26 @@ def _write(scans: Path, number: int, *, layout: str) -> None:
 
 
 def _tissue(rng: np.random.Generator) -> np.ndarray:
-    """A brain of the usual size (1.6 million voxels) with a tumor of nested shells, as indices into `TISSUES`, 255 outside the brain."""
-    z, y, x = (np.arange(n, dtype=np.float32).reshape(shape) for n, shape in zip(SHAPE, ((-1, 1, 1), (1, -1, 1), (1, 1, -1)), strict=True))
+    """A brain of the usual size (1.6 million voxels) with a tumor of nested shells, as indices into
+    `TISSUES`, 255 outside the brain.
+    """
+    z, y, x = (
+        np.arange(n, dtype=np.float32).reshape(shape)
+        for n, shape in zip(SHAPE, ((-1, 1, 1), (1, -1, 1), (1, 1, -1)), strict=True)
+    )
     brain = ((z - 75) / 66) ** 2 + ((y - 120) / 86) ** 2 + ((x - 120) / 68) ** 2 < 1
     center = (75, 120, 120) + rng.integers(-18, 19, 3) * (1, 1.5, 1.5)
     size = rng.uniform(0.7, 1.25) * np.array((20, 24, 22))
-    depth = sum((((axis - c) / s) ** 2 for axis, c, s in zip((z, y, x), center, size, strict=True)), np.zeros(SHAPE, np.float32))
+    depth = sum(
+        (((axis - c) / s) ** 2 for axis, c, s in zip((z, y, x), center, size, strict=True)),
+        np.zeros(SHAPE, np.float32),
+    )
     tissue = np.where(brain, 0, 255).astype(np.uint8)
-    for limit, name in ((1.0, "edema"), (0.42, "non_enhancing_core"), (0.34, "enhancing_core"), (0.14, "necrotic_core")):
+    for limit, name in (
+        (1.0, "edema"),
+        (0.42, "non_enhancing_core"),
+        (0.34, "enhancing_core"),
+        (0.14, "necrotic_core"),
+    ):
         tissue[(depth < limit) & brain] = TISSUES.index(name)
     return tissue

@@ -21,11 +21,15 @@ PRECISIONS: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bf
 DIVISOR = 16
 SW_BATCH = 120
 CONVOLUTIONS = ((32, 176, 144), (64, 88, 72), (128, 44, 36), (256, 22, 18))
-"""Channels and sides of 3x3 convolutions, those of the network's four levels; each 2 * 9 * channels^2 * Y * X * `SLICES` FLOP."""
+"""Channels and sides of 3x3 convolutions, those of the network's four levels; each 2 * 9 * channels^2 * Y * X
+* `SLICES` FLOP.
+"""
 
 
 def run(*, work: Path, quick: bool) -> Result:
-    """Ours in float32 and bf16 beside MONAI's sliding windows, as documented and at their best, and the machine's own convolutions."""
+    """Ours in float32 and bf16 beside MONAI's sliding windows, as documented and at their best, and the
+    machine's own convolutions.
+    """
     cases = find_scans(work, n_cases=1)
     case = normalize_case(cases[0])
     network = reference_network(len(classes_of(cases)))
@@ -37,7 +41,10 @@ def run(*, work: Path, quick: bool) -> Result:
         *_convolutions(),
     ]
     seconds = interleave(contenders, rounds=1 if quick else 5)
-    agreement = {f"labels as MONAI at its best, float32: ours, {name}": _agreement(case, labels(), theirs) for name, labels in ours.items()}
+    agreement = {
+        f"labels as MONAI at its best, float32: ours, {name}": _agreement(case, labels(), theirs)
+        for name, labels in ours.items()
+    }
     sides = [-(-n // DIVISOR) * DIVISOR for n in case.image.shape[1:3]]
     return _result(seconds, flops_of(network, 1, 4, *sides) * case.image.shape[0], agreement)
 
@@ -49,9 +56,13 @@ def our_labels(network: nn.Module, case: NormalizedCase, *, dtype: torch.dtype) 
     return lambda: label_map(ready, case.image, divisor=DIVISOR)
 
 
-def sliding(network: nn.Module, inputs: Tensor, *, window: tuple[int, ...], overlap: float, batch: int) -> Callable[[], Tensor]:
+def sliding(
+    network: nn.Module, inputs: Tensor, *, window: tuple[int, ...], overlap: float, batch: int
+) -> Callable[[], Tensor]:
     """MONAI's SlidingWindowInferer over all slices, and the likeliest class."""
-    inferer: Callable[..., Any] = SlidingWindowInferer(window, sw_batch_size=batch, overlap=overlap, mode="constant")
+    inferer: Callable[..., Any] = SlidingWindowInferer(
+        window, sw_batch_size=batch, overlap=overlap, mode="constant"
+    )
 
     def labels() -> Tensor:
         with torch.inference_mode():
@@ -73,9 +84,11 @@ def convolving(channels: int, sides: tuple[int, int], *, dtype: torch.dtype) -> 
 
 
 def _monais(network: nn.Module, case: NormalizedCase) -> dict[str, Callable[[], Tensor]]:
-    """As documented: the full frame, windows of 64x64. At its best: the brain's crop as one window a slice, in our layout and precision.
+    """As documented: the full frame, windows of 64x64. At its best: the brain's crop as one window a slice,
+    in our layout and precision.
 
-    Weights are channels last for all of them, which is faster here; cropping, padding and conversion are done before the clock runs.
+    Weights are channels last for all of them, which is faster here; cropping, padding and conversion are done
+    before the clock runs.
     """
     crop = torch.from_numpy(np.ascontiguousarray(np.moveaxis(case.image, -1, 1), dtype=np.float32))
     n_z, _, n_y, n_x = crop.shape
@@ -86,18 +99,24 @@ def _monais(network: nn.Module, case: NormalizedCase) -> dict[str, Callable[[], 
     padded[:, :, :n_y, :n_x] = crop
     plain = channels_last(copy.deepcopy(network))
     theirs = {
-        f"MONAI, 64x64, overlap {overlap}": sliding(plain, frame, window=(64, 64), overlap=overlap, batch=SW_BATCH)
+        f"MONAI, 64x64, overlap {overlap}": sliding(
+            plain, frame, window=(64, 64), overlap=overlap, batch=SW_BATCH
+        )
         for overlap in (0.5, 0.25)
     }
     for name, dtype in PRECISIONS.items():
         inputs = padded.to(dtype=dtype, memory_format=torch.channels_last)
         cast = copy.deepcopy(plain).to(dtype)
-        theirs[f"MONAI at its best, {name}"] = sliding(cast, inputs, window=tuple(padded.shape[2:]), overlap=0.0, batch=SLICES)
+        theirs[f"MONAI at its best, {name}"] = sliding(
+            cast, inputs, window=tuple(padded.shape[2:]), overlap=0.0, batch=SLICES
+        )
     return theirs
 
 
 def _agreement(case: NormalizedCase, ours: np.ndarray, theirs: dict[str, Callable[[], Tensor]]) -> float:
-    """Share of the brain's voxels with the same label as MONAI at its best in float32; what it makes of the air does not count."""
+    """Share of the brain's voxels with the same label as MONAI at its best in float32; what it makes of the
+    air does not count.
+    """
     n_y, n_x = ours.shape[1:]
     brain = (case.image != 0).any(-1)
     labels = theirs["MONAI at its best, float32"]()[:, :n_y, :n_x].numpy()
@@ -116,7 +135,10 @@ def _result(seconds: dict[str, float], flops: float, agreement: dict[str, float]
     """`flops` of the slices asked for: the filling of the last batch does not count as work done."""
     peak = {}
     for name in PRECISIONS:
-        peak[name] = max(2 * 9 * c**2 * n_y * n_x * SLICES / seconds.pop(f"conv {name} {c}") for c, n_y, n_x in CONVOLUTIONS)
+        peak[name] = max(
+            2 * 9 * c**2 * n_y * n_x * SLICES / seconds.pop(f"conv {name} {c}")
+            for c, n_y, n_x in CONVOLUTIONS
+        )
     automatic = "bf16" if start_runtime(device="cpu").dtype_autocast == torch.bfloat16 else "float32"
     ours = 1 / seconds[f"ours, {automatic}"]
     limit = peak[automatic] / flops
@@ -124,14 +146,19 @@ def _result(seconds: dict[str, float], flops: float, agreement: dict[str, float]
     ratios = {"MONAI": ours / rates["MONAI, 64x64, overlap 0.5"]}
     for name in PRECISIONS:
         for overlap in ("0.5", "0.25"):
-            ratios[f"MONAI, 64x64, overlap {overlap}; ours {name}"] = rates[f"ours, {name}"] / rates[f"MONAI, 64x64, overlap {overlap}"]
-        ratios[f"MONAI at its best; both {name}"] = rates[f"ours, {name}"] / rates[f"MONAI at its best, {name}"]
+            ratios[f"MONAI, 64x64, overlap {overlap}; ours {name}"] = (
+                rates[f"ours, {name}"] / rates[f"MONAI, 64x64, overlap {overlap}"]
+            )
+        ratios[f"MONAI at its best; both {name}"] = (
+            rates[f"ours, {name}"] / rates[f"MONAI at its best, {name}"]
+        )
     rows = {f"{name}, s": taken for name, taken in seconds.items()} | {"GFLOP a volume": flops / 1e9}
     for name in PRECISIONS:
         rows[f"conv 3x3 {name}, GFLOP/s"] = peak[name] / 1e9
         rows[f"ours, {name}, GFLOP/s"] = flops * rates[f"ours, {name}"] / 1e9
         rows[f"ours, {name}, share of the limit"] = flops * rates[f"ours, {name}"] / peak[name]
     return Result(
-        "inference", f"volumes per second (ours: {automatic}, the automatic precision here)", ours, limit, "MONAI",
+        "inference", f"volumes per second (ours: {automatic}, the automatic precision "
+                     "here)", ours, limit, "MONAI",
         ratios=ratios, share_of_limit=ours / limit, rows=rates | rows | agreement,
     )  # fmt: skip

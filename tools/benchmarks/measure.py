@@ -15,7 +15,8 @@ class Contender:
         name: its row in the table.
         work: one unit of work; called `per_turn` times in a row, the mean of which is one measurement.
         per_turn: units in a turn; enough that a turn takes a few milliseconds.
-        drain: untimed units at the start of a turn: what worker processes had ready from the time others were measured.
+        drain: untimed units at the start of a turn: what worker processes had ready from the time others were
+            measured.
         settle_s: pause after a turn, until the worker processes have filled their queues and rest.
     """
 
@@ -50,7 +51,9 @@ class Result:
 
 
 def interleave(contenders: Sequence[Contender], *, rounds: int) -> dict[str, float]:
-    """Median seconds of one unit of each contender, over `rounds` rounds of a turn each, after one that does not count."""
+    """Median seconds of one unit of each contender, over `rounds` rounds of a turn each, after one that does
+    not count.
+    """
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for turn in range(rounds + 1):
         for contender in contenders:
@@ -69,7 +72,10 @@ def interleave(contenders: Sequence[Contender], *, rounds: int) -> dict[str, flo
 def report(result: Result) -> str:
     """A table, and last the line of JSON."""
     width = max(len(name) for name in result.rows)
-    lines = [f"{result.name}: {result.unit}", *(f"  {name:{width}s} {figure:12,.4g}" for name, figure in result.rows.items())]
+    lines = [
+        f"{result.name}: {result.unit}",
+        *(f"  {name:{width}s} {figure:12,.4g}" for name, figure in result.rows.items()),
+    ]
     lines += [f"  ours / {name}: {ratio:.3g}" for name, ratio in result.ratios.items()]
     lines += [f"  share of the limit: {result.share_of_limit:.3f}"]
     line = {

@@ -1,4 +1,6 @@
-"""How others draw class-balanced patches, each at its best: cached indices, no deep copies, rows contiguous in memory."""
+"""How others draw class-balanced patches, each at its best: cached indices, no deep copies, rows contiguous
+in memory.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -16,20 +18,43 @@ ENDLESS = 10**7
 
 
 def volumes_of(bank: PatchBank) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Image float32 (M, Z, Y, X) and label uint8 (Z, Y, X) of every case, in memory: the same brain crops that we use."""
+    """Image float32 (M, Z, Y, X) and label uint8 (Z, Y, X) of every case, in memory: the same brain crops
+    that we use.
+    """
     pairs = [bank.volume(case) for case in range(len(bank.cases))]
-    return [(np.ascontiguousarray(np.moveaxis(image, -1, 0), dtype=np.float32), np.array(label)) for image, label in pairs]
+    return [
+        (np.ascontiguousarray(np.moveaxis(image, -1, 0), dtype=np.float32), np.array(label))
+        for image, label in pairs
+    ]
 
 
-def monai_batches(volumes: list[tuple[np.ndarray, np.ndarray]], *, n_classes: int, workers: int, from_cases: int) -> Batches:
-    """MONAI's RandCropByLabelClassesd: 120 / `from_cases` patches of 1x64x64 from each of `from_cases` cases a batch, balanced."""
+def monai_batches(
+    volumes: list[tuple[np.ndarray, np.ndarray]], *, n_classes: int, workers: int, from_cases: int
+) -> Batches:
+    """MONAI's RandCropByLabelClassesd: 120 / `from_cases` patches of 1x64x64 from each of `from_cases` cases
+    a batch, balanced.
+    """
     crop = RandCropByLabelClassesd(
-        keys=["image", "label"], label_key="label", spatial_size=(1, 64, 64), ratios=[1] * n_classes, num_classes=n_classes,
-        num_samples=120 // from_cases, indices_key="label_cls_indices", warn=False,
-    )  # fmt: skip
-    steps = [EnsureTyped(["image", "label"], track_meta=False), ClassesToIndicesd("label", num_classes=n_classes), crop]
-    items = [{"image": torch.from_numpy(image), "label": torch.from_numpy(label)[None]} for image, label in volumes]
-    cached = CacheDataset(items, Compose([*steps, SelectItemsd(["image", "label"])]), progress=False, copy_cache=False)
+        keys=["image", "label"],
+        label_key="label",
+        spatial_size=(1, 64, 64),
+        ratios=[1] * n_classes,
+        num_classes=n_classes,
+        num_samples=120 // from_cases,
+        indices_key="label_cls_indices",
+        warn=False,
+    )
+    steps = [
+        EnsureTyped(["image", "label"], track_meta=False),
+        ClassesToIndicesd("label", num_classes=n_classes),
+        crop,
+    ]
+    items = [
+        {"image": torch.from_numpy(image), "label": torch.from_numpy(label)[None]} for image, label in volumes
+    ]
+    cached = CacheDataset(
+        items, Compose([*steps, SelectItemsd(["image", "label"])]), progress=False, copy_cache=False
+    )
     order = RandomSampler(cached, replacement=True, num_samples=ENDLESS)
     loader = DataLoader(cached, batch_size=from_cases, sampler=order, num_workers=workers)
     return iter(loader).__next__
@@ -39,13 +64,21 @@ def torchio_batches(volumes: list[tuple[np.ndarray, np.ndarray]], *, n_classes: 
     """TorchIO's LabelSampler and Queue: 12 patches from each case, balanced, batches of 120."""
     subjects = [
         torchio.Subject(
-            image=torchio.ScalarImage(tensor=torch.from_numpy(image)), label=torchio.LabelMap(tensor=torch.from_numpy(label)[None])
+            image=torchio.ScalarImage(tensor=torch.from_numpy(image)),
+            label=torchio.LabelMap(tensor=torch.from_numpy(label)[None]),
         )
         for image, label in volumes
     ]
-    sampler = torchio.LabelSampler(patch_size=(1, 64, 64), label_name="label", label_probabilities=dict.fromkeys(range(n_classes), 1))
+    sampler = torchio.LabelSampler(
+        patch_size=(1, 64, 64), label_name="label", label_probabilities=dict.fromkeys(range(n_classes), 1)
+    )
     queue = torchio.Queue(
-        torchio.SubjectsDataset(subjects), max_length=240, samples_per_volume=12, sampler=sampler, num_workers=workers, verbose=False
+        torchio.SubjectsDataset(subjects),
+        max_length=240,
+        samples_per_volume=12,
+        sampler=sampler,
+        num_workers=workers,
+        verbose=False,
     )
     loader = torchio.SubjectsLoader(queue, batch_size=120, num_workers=0)
 
@@ -59,7 +92,8 @@ def torchio_batches(volumes: list[tuple[np.ndarray, np.ndarray]], *, n_classes: 
 def crop_loop_batches(
     volumes: list[tuple[np.ndarray, np.ndarray]], *, n_classes: int, lean: bool = False
 ) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
-    """A plain loop over crops as nnU-Net's loader has it: up to 10,000 known places a class and case; load the slice, crop, pad, stack.
+    """A plain loop over crops as nnU-Net's loader has it: up to 10,000 known places a class and case; load
+    the slice, crop, pad, stack.
 
     `lean` crops before it copies, and draws from a Generator.
     """
@@ -89,8 +123,13 @@ def crop_loop_batches(
 
 
 def byte_copy(bank: PatchBank, *, n_voxels: int) -> Batches:
-    """The limit: as many voxels, float16 to float32, and their labels, from one random stretch of the bank, by torch's copy."""
-    pairs = [tuple(torch.from_numpy(array.reshape(-1)) for array in bank.volume(case)) for case in range(len(bank.cases))]
+    """The limit: as many voxels, float16 to float32, and their labels, from one random stretch of the bank,
+    by torch's copy.
+    """
+    pairs = [
+        tuple(torch.from_numpy(array.reshape(-1)) for array in bank.volume(case))
+        for case in range(len(bank.cases))
+    ]
     channels = len(bank.modalities)
     inputs, targets = torch.empty(n_voxels * channels), torch.empty(n_voxels, dtype=torch.uint8)
     rng = np.random.default_rng(0)

@@ -1,4 +1,6 @@
-"""What bfloat16 costs beside float32, and windows beside whole slices, in Dice against the reference: trained runs, annotated cases."""
+"""What bfloat16 costs beside float32, and windows beside whole slices, in Dice against the reference: trained
+runs, annotated cases.
+"""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +22,9 @@ from brats_seg.scans.layouts import find_cases
 MEAN_WITHIN = 0.002
 EVERY_WITHIN = 0.005
 LARGE_VOX = 1000
-"""bfloat16 may be the default where mean Dice is within the first, and every region of more voxels within the second."""
+"""bfloat16 may be the default where mean Dice is within the first, and every region of more voxels within the
+second.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,15 @@ class Row:
 
 
 def run(runs: Sequence[Path], scans: Path, *, all_cases: bool) -> str:
-    """A table of every region of every case that a run held out (or of all cases), and last a line of JSON."""
+    """A table of every region of every case that a run held out (or of all cases), and last a line of
+    JSON.
+    """
     rows = [row for folder in runs for row in _rows_of(folder, scans, all_cases=all_cases)]
     if not rows:
-        raise SystemExit(f"{scans}: no annotated case that these runs held out; give the scans they were trained on, or --all-cases")
+        raise SystemExit(
+            f"{scans}: no annotated case that these runs held out; give the scans they were trained on, or "
+            "--all-cases"
+        )
     return "\n".join([*_table(rows), *_per_case(rows), json.dumps(summary_of(rows))])
 
 
@@ -54,7 +63,10 @@ def summary_of(rows: Sequence[Row]) -> dict[str, object]:
     differences = np.array([row.difference for row in rows])
     large = np.array([row.difference for row in rows if row.n_voxels > LARGE_VOX])
     mean, worst = float(differences.mean()), float(np.abs(large).max(initial=0.0))
-    by_region = {region: float(np.mean([r.difference for r in rows if r.region == region])) for region in {r.region for r in rows}}
+    by_region = {
+        region: float(np.mean([r.difference for r in rows if r.region == region]))
+        for region in {r.region for r in rows}
+    }
     return {
         "name": "precision",
         "unit": "Dice against the reference, bf16 minus float32",
@@ -69,15 +81,24 @@ def summary_of(rows: Sequence[Row]) -> dict[str, object]:
 
 
 def _rows_of(folder: Path, scans: Path, *, all_cases: bool) -> list[Row]:
-    plain, half = (load_segmenters((folder,), runtime=start_runtime(device="cpu", precision=p))[0] for p in ("float32", "bf16"))
-    windowed = load_segmenters((folder,), runtime=start_runtime(device="cpu", precision="float32"), inference="windowed")[0]
+    plain, half = (
+        load_segmenters((folder,), runtime=start_runtime(device="cpu", precision=p))[0]
+        for p in ("float32", "bf16")
+    )
+    windowed = load_segmenters(
+        (folder,), runtime=start_runtime(device="cpu", precision="float32"), inference="windowed"
+    )[0]
     if plain.n4:
-        raise SystemExit(f"{folder}: was trained on scans corrected by N4; this comparison takes runs without")
+        raise SystemExit(
+            f"{folder}: was trained on scans corrected by N4; this comparison takes runs without"
+        )
     ids = None if all_cases else held_out_cases(folder)
     cases = [c for c in find_cases(scans).cases if c.label is not None and (ids is None or c.id in ids)]
     rows = []
     for case in cases:
-        normalized = normalize_case(case, modalities=plain.modalities, classes=plain.classes, percentiles=plain.percentiles)
+        normalized = normalize_case(
+            case, modalities=plain.modalities, classes=plain.classes, percentiles=plain.percentiles
+        )
         found = [_dice(normalized, segmenter) for segmenter in (plain, half, windowed)]
         for region, n_voxels in _regions(normalized, plain.classes).items():
             rows.append(Row(str(folder), case.id, region, n_voxels, *(dice[region] for dice in found)))
@@ -98,17 +119,30 @@ def _regions(case: NormalizedCase, classes: Sequence[str]) -> dict[str, int]:
 
 def _dice(case: NormalizedCase, segmenter: Segmenter) -> dict[str, float]:
     labels = label_map(
-        segmenter.network, case.image, n_dims=segmenter.n_dims, divisor=segmenter.divisor, window=segmenter.window_for(case.image),
+        segmenter.network,
+        case.image,
+        n_dims=segmenter.n_dims,
+        divisor=segmenter.divisor,
+        window=segmenter.window_for(case.image),
         slices_around=segmenter.slices_around,
-    )  # fmt: skip
+    )
     histogram = joint_histogram(_reference(case), labels, len(segmenter.classes))
-    return {region: overlap_scores(histogram, region_classes(region, segmenter.classes)).dice for region in REGIONS}
+    return {
+        region: overlap_scores(histogram, region_classes(region, segmenter.classes)).dice
+        for region in REGIONS
+    }
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
-    lines = [f"{'run':>8} {'case':24} {'region':8} {'voxels':>8} {'float32':>8} {'bf16':>8} {'bf16 - float32':>15} {'windows - whole':>16}"]
+    lines = [
+        f"{'run':>8} {'case':24} {'region':8} {'voxels':>8} {'float32':>8} {'bf16':>8} "
+        f"{'bf16 - float32':>15} {'windows - whole':>16}"
+    ]
     for r in rows:
-        figures = f"{r.n_voxels:8,} {r.float32:8.4f} {r.bf16:8.4f} {r.difference:+15.5f} {r.windows - r.float32:+16.5f}"
+        figures = (
+            f"{r.n_voxels:8,} {r.float32:8.4f} {r.bf16:8.4f} {r.difference:+15.5f} "
+            f"{r.windows - r.float32:+16.5f}"
+        )
         lines.append(f"{r.run:>8} {r.case:24} {r.region:8} {figures}")
     return lines
 

@@ -1,4 +1,6 @@
-"""A folder of cases from cold files to label maps on disk, beside the network alone; and the memory it takes."""
+"""A folder of cases from cold files to label maps on disk, beside the network alone; and the memory it
+takes.
+"""
 
 import os
 import shutil
@@ -22,7 +24,9 @@ from brats_seg.scans.case import MODALITIES, Case
 
 
 def run(*, work: Path, quick: bool, n_cases: int) -> Result:
-    """Every case twice over, in the automatic precision; with `n_cases`, first as many in a row while the memory is watched."""
+    """Every case twice over, in the automatic precision; with `n_cases`, first as many in a row while the
+    memory is watched.
+    """
     found = find_scans(work, n_cases=2 if quick else 8)
     classes = classes_of(found)
     runtime = start_runtime(device="cpu")
@@ -33,12 +37,25 @@ def run(*, work: Path, quick: bool, n_cases: int) -> Result:
     cases = repeated(found, 2 * len(found))
     folder_s, network_s = _alternate(segmenter, cases, out, rounds=2 if quick else 5)
     ours, limit = len(cases) / folder_s, len(cases) / network_s
-    precision = "float32" if runtime.dtype_autocast is None else str(runtime.dtype_autocast).removeprefix("torch.")
+    precision = (
+        "float32" if runtime.dtype_autocast is None else str(runtime.dtype_autocast).removeprefix("torch.")
+    )
     return Result(
-        "predict", f"cases per second, {len(cases)} from cold files to NIfTI, {precision}", ours, limit, "the network alone",
-        ratios={"the network alone": ours / limit}, share_of_limit=ours / limit,
-        rows={"ours": ours, "the network alone": limit, "a case, ms": 1000 / ours, "its network, ms": 1000 / limit, **memory},
-    )  # fmt: skip
+        "predict",
+        f"cases per second, {len(cases)} from cold files to NIfTI, {precision}",
+        ours,
+        limit,
+        "the network alone",
+        ratios={"the network alone": ours / limit},
+        share_of_limit=ours / limit,
+        rows={
+            "ours": ours,
+            "the network alone": limit,
+            "a case, ms": 1000 / ours,
+            "its network, ms": 1000 / limit,
+            **memory,
+        },
+    )
 
 
 def repeated(cases: Sequence[Case], n: int) -> list[Case]:
@@ -78,9 +95,13 @@ class MemoryWatch:
             thread.join()
 
     def peak(self, first: float, last: float) -> float:
-        """The most bytes while the share of label maps written was from `first` to below `last`; NaN where no sample was taken then."""
+        """The most bytes while the share of label maps written was from `first` to below `last`; NaN where no
+        sample was taken then.
+        """
         total = max(n for n, _ in self.samples) + 1
-        return max((float(taken) for n, taken in self.samples if first <= n / total < last), default=float("nan"))
+        return max(
+            (float(taken) for n, taken in self.samples if first <= n / total < last), default=float("nan")
+        )
 
 
 def anonymous_bytes() -> int:
@@ -90,18 +111,29 @@ def anonymous_bytes() -> int:
 
 
 def _memory_rows(segmenter: Segmenter, cases: Sequence[Case], out: Path) -> dict[str, float]:
-    """In fifths of the run: flat means that the last is as the second (the first includes what is allocated once)."""
+    """In fifths of the run: flat means that the last is as the second (the first includes what is allocated
+    once).
+    """
     shutil.rmtree(out, ignore_errors=True)  # an earlier run's label maps would be counted
     before = anonymous_bytes()
     watch = MemoryWatch(out)
     with watch.watching():
         _predict(segmenter, cases, out)
-    fifths = {f"RssAnon peak, fifth {i + 1} of {len(cases)} cases, GB": watch.peak(i / 5, (i + 1) / 5) / 1e9 for i in range(5)}
-    return {"RssAnon before, GB": before / 1e9, **fifths, "RssAnon, fifth 5 to fifth 2": watch.peak(0.8, 1) / watch.peak(0.2, 0.4)}
+    fifths = {
+        f"RssAnon peak, fifth {i + 1} of {len(cases)} cases, GB": watch.peak(i / 5, (i + 1) / 5) / 1e9
+        for i in range(5)
+    }
+    return {
+        "RssAnon before, GB": before / 1e9,
+        **fifths,
+        "RssAnon, fifth 5 to fifth 2": watch.peak(0.8, 1) / watch.peak(0.2, 0.4),
+    }
 
 
 def _alternate(segmenter: Segmenter, cases: Sequence[Case], out: Path, *, rounds: int) -> tuple[float, float]:
-    """Median seconds of a folder, and of the network alone on the same images, which lie in memory; after a round that does not count."""
+    """Median seconds of a folder, and of the network alone on the same images, which lie in memory; after a
+    round that does not count.
+    """
     images = {case.folder: normalize_case(case).image for case in cases}
     folder_s, network_s = [], []
     for turn in range(rounds + 1):

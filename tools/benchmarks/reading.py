@@ -26,7 +26,9 @@ READING = ("ours", "decompression alone", "nibabel + numpy", "nibabel + numpy, l
 
 
 def run(*, work: Path, quick: bool) -> Result:
-    """Ours beside nibabel + numpy, MONAI and decompression alone; files in the page cache, as many threads as torch has."""
+    """Ours beside nibabel + numpy, MONAI and decompression alone; files in the page cache, as many threads as
+    torch has.
+    """
     case = find_scans(work, n_cases=1)[0]
     threads = torch.get_num_threads()
     classes = classes_of((case,))
@@ -36,14 +38,22 @@ def run(*, work: Path, quick: bool) -> Result:
 
     _check(case, ours(), classes)
     with ThreadPoolExecutor(threads) as pool:
-        reading = (ours, decompressing(case, pool), by_nibabel(case), by_nibabel_lean(case, pool), by_monai(case))
+        reading = (
+            ours,
+            decompressing(case, pool),
+            by_nibabel(case),
+            by_nibabel_lean(case, pool),
+            by_monai(case),
+        )
         contenders = [Contender(name, read) for name, read in zip(READING, reading, strict=True)]
         seconds = interleave([*contenders, *_writing(case, work)], rounds=5 if quick else 15)
     return _result(seconds, {name: path.stat().st_size for name, path in _written(work).items()})
 
 
 def decompressing(case: Case, pool: ThreadPoolExecutor) -> Callable[[], object]:
-    """The limit: unpack the five files, which lie in memory, by isal in threads, into buffers of the right size; nothing else."""
+    """The limit: unpack the five files, which lie in memory, by isal in threads, into buffers of the right
+    size; nothing else.
+    """
     packed = [path.read_bytes() for path in _paths(case)]
 
     def unpack(data: bytes) -> bytes:
@@ -53,7 +63,9 @@ def decompressing(case: Case, pool: ThreadPoolExecutor) -> Callable[[], object]:
 
 
 def by_nibabel(case: Case) -> Callable[[], object]:
-    """What most scripts do: `get_fdata`, then percentiles, clip and z-score over the voxels above 0 by NumPy."""
+    """What most scripts do: `get_fdata`, then percentiles, clip and z-score over the voxels above 0 by
+    NumPy.
+    """
 
     def normalized(path: Path) -> np.ndarray:
         image = _loaded(path).get_fdata()
@@ -87,7 +99,9 @@ def by_nibabel_lean(case: Case, pool: ThreadPoolExecutor) -> Callable[[], object
 
 
 def by_monai(case: Case) -> Callable[[], object]:
-    """MONAI's dictionary transforms: load, channel first, z-score of the non-zero voxels (no percentiles), four channels in one float32."""
+    """MONAI's dictionary transforms: load, channel first, z-score of the non-zero voxels (no percentiles),
+    four channels in one float32.
+    """
     names = [*MODALITIES, "label"]
     transform = Compose(
         [
@@ -116,7 +130,10 @@ def _check(case: Case, ours: NormalizedCase, classes: tuple[str, ...]) -> None:
     """Ours is what the definition in NumPy makes of what nibabel reads; labels outside the brain apart."""
     *scans, label = (read_volume(path)[0] for path in _paths(case))
     stored = [np.asanyarray(_loaded(path).dataobj) for path in _paths(case)]
-    same = all(np.array_equal(np.sort(a, axis=None), np.sort(b, axis=None)) for a, b in zip((*scans, label), stored, strict=True))
+    same = all(
+        np.array_equal(np.sort(a, axis=None), np.sort(b, axis=None))
+        for a, b in zip((*scans, label), stored, strict=True)
+    )
     brain = np.any([scan != 0 for scan in scans], axis=0)
     crop = tuple(slice(first, first + n) for first, n in zip(ours.origin, ours.image.shape[:3], strict=True))
     for m, scan in enumerate(scans):
@@ -133,7 +150,8 @@ def _written(work: Path) -> dict[str, Path]:
 
 
 def _writing(case: Case, work: Path) -> list[Contender]:
-    """A label map of the native grid as uint8 .nii.gz, ours and nibabel's, each with and without waiting for the disk (fsync).
+    """A label map of the native grid as uint8 .nii.gz, ours and nibabel's, each with and without waiting for
+    the disk (fsync).
 
     `write_label_map` always waits: without, `files._flush` alone is left out. nibabel itself never does.
     """
@@ -160,7 +178,12 @@ def _writing(case: Case, work: Path) -> list[Contender]:
         with theirs.open("rb") as file:
             os.fsync(file.fileno())
 
-    work_of = {"ours, fsync": ours, "nibabel, fsync": nibabel_with, "ours, no fsync": ours_without, "nibabel, no fsync": nibabel_without}
+    work_of = {
+        "ours, fsync": ours,
+        "nibabel, fsync": nibabel_with,
+        "ours, no fsync": ours_without,
+        "nibabel, no fsync": nibabel_without,
+    }
     return [Contender(f"write, {name}", write, per_turn=3) for name, write in work_of.items()]
 
 
@@ -168,10 +191,13 @@ def _result(seconds: dict[str, float], n_bytes: dict[str, int]) -> Result:
     ours, limit = seconds["ours"], seconds["decompression alone"]
     ratios = {name: seconds[name] / ours for name in READING[2:]}
     for flush in ("fsync", "no fsync"):
-        ratios[f"nibabel writing a label map, both {flush}"] = seconds[f"write, nibabel, {flush}"] / seconds[f"write, ours, {flush}"]
+        ratios[f"nibabel writing a label map, both {flush}"] = (
+            seconds[f"write, nibabel, {flush}"] / seconds[f"write, ours, {flush}"]
+        )
     rows = {f"{name}, ms": 1000 * taken for name, taken in seconds.items()}
     rows |= {f"written by {name}, bytes": float(n) for name, n in n_bytes.items()}
     return Result(
-        "reading", "cases per second, five .nii.gz to normalized float16", 1 / ours, 1 / limit, "nibabel + numpy",
+        "reading", "cases per second, five .nii.gz to normalized float16", 1 / ours, 1 / limit, "nibabel + "
+                                                                                                "numpy",
         ratios=ratios, share_of_limit=limit / ours, rows={name: 1 / seconds[name] for name in READING} | rows,
     )  # fmt: skip

@@ -13,11 +13,14 @@ from brats_seg.bank.gather import PatchMaps
 from brats_seg.imbalance.samplers import make_sampler
 
 BATCH, BATCH_3D = 120, 4
-DRAWS_PER_TURN = 1092  # whole blocks of the sampler (273 batches of 120), so that the cost of drawing one is in every measurement
+# whole blocks of the sampler (273 batches of 120), so that the cost of drawing one is in every measurement
+DRAWS_PER_TURN = 1092
 
 
 def run(*, work: Path, quick: bool) -> Result:
-    """Ours, drawing and gathering, beside MONAI, TorchIO, a crop loop and the copy of as many bytes; new ids each batch."""
+    """Ours, drawing and gathering, beside MONAI, TorchIO, a crop loop and the copy of as many bytes; new ids
+    each batch.
+    """
     bank = open_bank(work)
     bank_3d = PatchBank(bank.path, patch_size=(64, 64, 64))
     contenders = [
@@ -35,7 +38,8 @@ def run(*, work: Path, quick: bool) -> Result:
     rounds = 5 if quick else 15
     seconds = interleave(contenders, rounds=rounds)
     if not quick:
-        # Apart from the others: their processes go on filling queues after their turn, and took two thirds of our speed.
+        # Apart from the others: their processes go on filling queues after their turn, and took two thirds of
+        # our speed.
         seconds |= interleave(_peers_with_workers(bank), rounds=rounds)
     return _result(seconds)
 
@@ -52,7 +56,10 @@ def gathering(bank: PatchBank, *, batch_size: int, mapped: float = 0.0) -> Calla
     """
     sampler = make_sampler("balanced", bank.index, batch_size=batch_size, steps=1000, seed=0)
     rng = np.random.default_rng(0)
-    some_maps = [random_maps(rng, batch_size, n_dims=len(bank.patch_size), mapped=mapped) if mapped else None for _ in range(50)]
+    some_maps = [
+        random_maps(rng, batch_size, n_dims=len(bank.patch_size), mapped=mapped) if mapped else None
+        for _ in range(50)
+    ]
 
     def forever() -> Iterator[object]:
         out = bank.batch(sampler.next().ids)
@@ -64,7 +71,9 @@ def gathering(bank: PatchBank, *, batch_size: int, mapped: float = 0.0) -> Calla
 
 
 def random_maps(rng: np.random.Generator, n: int, *, n_dims: int, mapped: float) -> PatchMaps:
-    """Maps of `n` patches: a share `mapped` of them turned by up to 30 degrees and scaled by 0.7 to 1.4, the others the identity."""
+    """Maps of `n` patches: a share `mapped` of them turned by up to 30 degrees and scaled by 0.7 to 1.4, the
+    others the identity.
+    """
     matrices = np.tile(np.eye(3), (n, 1, 1))
     for one, other in ((1, 2), (0, 2), (0, 1))[: 1 if n_dims == 2 else 3]:
         turn, angle = np.tile(np.eye(3), (n, 1, 1)), np.deg2rad(rng.uniform(-30, 30, n))
@@ -90,8 +99,20 @@ def _peers(bank: PatchBank) -> list[Contender]:
 def _peers_with_workers(bank: PatchBank) -> list[Contender]:
     volumes, k = volumes_of(bank), len(bank.classes)
     return [
-        Contender("MONAI, 120 of 1 case, 2 workers", monai_batches(volumes, n_classes=k, workers=2, from_cases=1), 12, 4, 0.5),
-        Contender("MONAI, 12 of 10 cases, 2 workers", monai_batches(volumes, n_classes=k, workers=2, from_cases=10), 12, 4, 0.5),
+        Contender(
+            "MONAI, 120 of 1 case, 2 workers",
+            monai_batches(volumes, n_classes=k, workers=2, from_cases=1),
+            12,
+            4,
+            0.5,
+        ),
+        Contender(
+            "MONAI, 12 of 10 cases, 2 workers",
+            monai_batches(volumes, n_classes=k, workers=2, from_cases=10),
+            12,
+            4,
+            0.5,
+        ),
         Contender("TorchIO, 2 workers", torchio_batches(volumes, n_classes=k, workers=2), 2, 2, 2.0),
     ]
 
@@ -111,7 +132,10 @@ def _result(seconds: dict[str, float]) -> Result:
     }
     ours = BATCH / (gather + draw)
     peers = {name: BATCH / taken for name, taken in seconds.items()}
-    best = {peer: max(rate for name, rate in peers.items() if name.startswith(peer)) for peer in ("MONAI", "TorchIO", "crop loop")}
+    best = {
+        peer: max(rate for name, rate in peers.items() if name.startswith(peer))
+        for peer in ("MONAI", "TorchIO", "crop loop")
+    }
     rows = {
         "ours": ours,
         "byte copy": BATCH / copy,
@@ -123,6 +147,12 @@ def _result(seconds: dict[str, float]) -> Result:
         "drawing the ids, share of a batch": draw / (draw + gather),
     }
     return Result(
-        "sampling", "balanced patches of 4x64x64 per second", ours, BATCH / copy, "MONAI",
-        ratios={peer: ours / rate for peer, rate in best.items()}, share_of_limit=copy / (gather + draw), rows=rows,
-    )  # fmt: skip
+        "sampling",
+        "balanced patches of 4x64x64 per second",
+        ours,
+        BATCH / copy,
+        "MONAI",
+        ratios={peer: ours / rate for peer, rate in best.items()},
+        share_of_limit=copy / (gather + draw),
+        rows=rows,
+    )

@@ -1,4 +1,6 @@
-"""Dice, HD95 and a whole case of three regions, from two label maps; every figure equal to MONAI's to 4 decimals."""
+"""Dice, HD95 and a whole case of three regions, from two label maps; every figure equal to MONAI's to 4
+decimals.
+"""
 
 import os
 from collections.abc import Callable, Sequence
@@ -38,9 +40,15 @@ def run(*, work: Path, quick: bool) -> Result:
         ours.append(_ours(reference, prediction, classes, members))
         theirs.append(_monais(reference, prediction, members))
         copies.append(copying(reference, prediction))
-        _check_equal({name: score() for name, score in ours[-1].items()}, {name: score() for name, score in theirs[-1].items()})
+        _check_equal(
+            {name: score() for name, score in ours[-1].items()},
+            {name: score() for name, score in theirs[-1].items()},
+        )
     contenders = [
-        *(Contender(f"ours, {name}", _each([of_case[name] for of_case in ours]), per_turn=3) for name in ours[0]),
+        *(
+            Contender(f"ours, {name}", _each([of_case[name] for of_case in ours]), per_turn=3)
+            for name in ours[0]
+        ),
         *(Contender(f"MONAI, {name}", _each([of_case[name] for of_case in theirs])) for name in theirs[0]),
         Contender("copying both maps", _each(copies), per_turn=3),
     ]
@@ -89,7 +97,14 @@ def _ours(
         return {"hd95": [hd95_of(pair.distances(of_region, "directed"), "directed") for of_region in members]}
 
     def whole_case() -> Scores:
-        scores = score_case(reference, prediction, classes=classes, spacing_mm=SPACING_MM, conventions=("brats2020",), tissues=False)
+        scores = score_case(
+            reference,
+            prediction,
+            classes=classes,
+            spacing_mm=SPACING_MM,
+            conventions=("brats2020",),
+            tissues=False,
+        )
         return {
             "dice": [s.dice for s in scores],
             "hd95": [s.hd95_mm for s in scores],
@@ -100,11 +115,18 @@ def _ours(
     return {"Dice": dice, "HD95": hd95, "whole case": whole_case}
 
 
-def _monais(reference: np.ndarray, prediction: np.ndarray, members: list[tuple[int, ...]]) -> dict[str, Callable[[], Scores]]:
-    """From the label maps, as ours; and, "regions ready", without the time it takes to find the three regions in them."""
+def _monais(
+    reference: np.ndarray, prediction: np.ndarray, members: list[tuple[int, ...]]
+) -> dict[str, Callable[[], Scores]]:
+    """From the label maps, as ours; and, "regions ready", without the time it takes to find the three regions
+    in them.
+    """
 
     def regions() -> tuple[torch.Tensor, torch.Tensor]:
-        masks = (np.stack([np.isin(labels, of_region) for of_region in members]) for labels in (prediction, reference))
+        masks = (
+            np.stack([np.isin(labels, of_region) for of_region in members])
+            for labels in (prediction, reference)
+        )
         a, b = (torch.from_numpy(mask)[None] for mask in masks)
         return a, b
 
@@ -112,11 +134,17 @@ def _monais(reference: np.ndarray, prediction: np.ndarray, members: list[tuple[i
         return {"dice": _listed(DiceMetric(include_background=True, reduction="none")(a.float(), b.float()))}
 
     def hd95(a: torch.Tensor, b: torch.Tensor) -> Scores:
-        return {"hd95": _listed(HausdorffDistanceMetric(include_background=True, percentile=95, reduction="none")(a, b))}
+        return {
+            "hd95": _listed(
+                HausdorffDistanceMetric(include_background=True, percentile=95, reduction="none")(a, b)
+            )
+        }
 
     def confusion(a: torch.Tensor, b: torch.Tensor) -> Scores:
         names = ("sensitivity", "specificity")
-        metric = ConfusionMatrixMetric(include_background=True, metric_name=names, compute_sample=True, reduction="none")
+        metric = ConfusionMatrixMetric(
+            include_background=True, metric_name=names, compute_sample=True, reduction="none"
+        )
         metric(a.float(), b.float())
         return {name: _listed(found) for name, found in zip(names, metric.aggregate(), strict=True)}
 
@@ -145,16 +173,22 @@ def _check_equal(ours: dict[str, Scores], theirs: dict[str, Scores]) -> None:
         for metric, values in scores.items():
             found = ours[task.removesuffix(", regions ready")][metric]
             known = np.isfinite(values)
-            if not np.allclose(np.array(found)[known], np.array(values)[known], rtol=0, atol=0.5 * 10**-DECIMALS):
+            if not np.allclose(
+                np.array(found)[known], np.array(values)[known], rtol=0, atol=0.5 * 10**-DECIMALS
+            ):
                 raise SystemExit(f"scoring: {metric} of {', '.join(REGIONS)} is {found}; MONAI has {values}")
 
 
 def _result(seconds: dict[str, float], tasks: tuple[str, ...]) -> Result:
     ours, limit = seconds["ours, whole case"], seconds["copying both maps"]
-    ratios = {f"MONAI, {task}": seconds[f"MONAI, {task}"] / seconds[f"ours, {task.removesuffix(', regions ready')}"] for task in tasks}
+    ratios = {
+        f"MONAI, {task}": seconds[f"MONAI, {task}"] / seconds[f"ours, {task.removesuffix(', regions ready')}"]
+        for task in tasks
+    }
     rates = {name: 1 / taken for name, taken in seconds.items()}
     return Result(
-        "scoring", "cases per second: Dice, HD95, sensitivity, specificity of three regions", 1 / ours, 1 / limit, "MONAI",
+        "scoring", "cases per second: Dice, HD95, sensitivity, specificity of three "
+                   "regions", 1 / ours, 1 / limit, "MONAI",
         ratios={"MONAI": ratios.pop("MONAI, whole case"), **ratios}, share_of_limit=limit / ours,
         rows=rates | {f"{name}, ms": 1000 * taken for name, taken in seconds.items()},
     )  # fmt: skip

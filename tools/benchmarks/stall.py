@@ -24,7 +24,9 @@ Load = Callable[[], tuple[Tensor, Tensor]]
 
 
 def run(*, work: Path, quick: bool) -> Result:
-    """Seconds until the next batch is there over seconds of the whole step, everyone in one process; MONAI with two workers as well."""
+    """Seconds until the next batch is there over seconds of the whole step, everyone in one process; MONAI
+    with two workers as well.
+    """
     bank = open_bank(work)
     step = _training_step(len(bank.modalities), len(bank.classes))
     volumes = volumes_of(bank)
@@ -33,17 +35,31 @@ def run(*, work: Path, quick: bool) -> Result:
     waits["ours"] += _seconds_to_draw(bank)
     shares = {name: wait / (wait + compute) for name, wait in waits.items()}
     if not quick:
-        shares["MONAI, 2 workers"] = _with_workers(volumes, step, n_classes=len(bank.classes), compute=compute)
-    best = {peer: min(share for name, share in shares.items() if name.startswith(peer)) for peer in ("MONAI", "TorchIO", "crop loop")}
+        shares["MONAI, 2 workers"] = _with_workers(
+            volumes, step, n_classes=len(bank.classes), compute=compute
+        )
+    best = {
+        peer: min(share for name, share in shares.items() if name.startswith(peer))
+        for peer in ("MONAI", "TorchIO", "crop loop")
+    }
     return Result(
-        "stall", "share of a training step spent waiting for patches", shares["ours"], 0.0, "MONAI",
-        ratios={peer: share / shares["ours"] for peer, share in best.items()}, share_of_limit=1 - shares["ours"],
+        "stall",
+        "share of a training step spent waiting for patches",
+        shares["ours"],
+        0.0,
+        "MONAI",
+        ratios={peer: share / shares["ours"] for peer, share in best.items()},
+        share_of_limit=1 - shares["ours"],
         rows={**shares, "step without waiting, ms": 1000 * compute, "our wait, ms": 1000 * waits["ours"]},
-    )  # fmt: skip
+    )
 
 
-def _alternate(loads: dict[str, Load], step: Callable[[Tensor, Tensor], None], *, rounds: int) -> tuple[dict[str, float], float]:
-    """Median seconds each waits for a batch, and of a step, over `rounds` of a step each, after one that does not count."""
+def _alternate(
+    loads: dict[str, Load], step: Callable[[Tensor, Tensor], None], *, rounds: int
+) -> tuple[dict[str, float], float]:
+    """Median seconds each waits for a batch, and of a step, over `rounds` of a step each, after one that does
+    not count.
+    """
     waits: dict[str, list[float]] = {name: [] for name in loads}
     steps: list[float] = []
     for turn in range(rounds + 1):
@@ -58,8 +74,12 @@ def _alternate(loads: dict[str, Load], step: Callable[[Tensor, Tensor], None], *
     return {name: statistics.median(times) for name, times in waits.items()}, statistics.median(steps)
 
 
-def _with_workers(volumes: list[Any], step: Callable[[Tensor, Tensor], None], *, n_classes: int, compute: float) -> float:
-    """What two worker processes cost a step, on cores that they share with it: what it takes over the step alone."""
+def _with_workers(
+    volumes: list[Any], step: Callable[[Tensor, Tensor], None], *, n_classes: int, compute: float
+) -> float:
+    """What two worker processes cost a step, on cores that they share with it: what it takes over the step
+    alone.
+    """
     load = _squeezed(monai_batches(volumes, n_classes=n_classes, workers=2, from_cases=1))
     totals = []
     for _ in range(16):
@@ -70,7 +90,9 @@ def _with_workers(volumes: list[Any], step: Callable[[Tensor, Tensor], None], *,
 
 
 def _seconds_to_draw(bank: PatchBank) -> float:
-    """Mean seconds of drawing a batch's ids: they are drawn for 273 batches at once, so a median of single draws would not see it."""
+    """Mean seconds of drawing a batch's ids: they are drawn for 273 batches at once, so a median of single
+    draws would not see it.
+    """
     draw = drawing(bank)
     start = time.perf_counter()
     for _ in range(DRAWS_PER_TURN):
@@ -101,7 +123,9 @@ def _squeezed(load: Callable[[], Any]) -> Load:
 
     def pair() -> tuple[Tensor, Tensor]:
         batch = load()
-        image, label = (entry["data"] if isinstance(entry, dict) else entry for entry in (batch["image"], batch["label"]))
+        image, label = (
+            entry["data"] if isinstance(entry, dict) else entry for entry in (batch["image"], batch["label"])
+        )
         return image[:, :, 0], label[:, 0, 0]
 
     return pair

@@ -1,7 +1,9 @@
-"""Iterations of LeNet-5 a second: the study's workers beside a plain PyTorch DataLoader loop, an in-memory loop and the arithmetic alone.
+"""Iterations of LeNet-5 a second: the study's workers beside a plain PyTorch DataLoader loop, an in-memory
+loop and the arithmetic alone.
 
-Every contender is one process for each core with one thread, or (the loops, which are the headline peer's own way) one process with all
-cores; all have the allocator set. Real MNIST where BRATS_SEG_DATA holds it, random bytes otherwise.
+Every contender is one process for each core with one thread, or (the loops, which are the headline peer's own
+way) one process with all cores; all have the allocator set. Real MNIST where BRATS_SEG_DATA holds it, random
+bytes otherwise.
 """
 
 import multiprocessing
@@ -34,7 +36,9 @@ LOSS_STEPS = 50
 
 
 def run(*, work: Path, quick: bool) -> Result:
-    """Network-iterations a second of the whole machine, and the share of a worker's time around the arithmetic."""
+    """Network-iterations a second of the whole machine, and the share of a worker's time around the
+    arithmetic.
+    """
     images = _digits()
     cores = torch.get_num_threads()
     n = 10 if quick else 40
@@ -58,13 +62,20 @@ def run(*, work: Path, quick: bool) -> Result:
         "one worker, ms": 1e3 * single["our step"] / n,
         "arithmetic alone, ms": 1e3 * single["arithmetic alone"] / n,
         "overhead around the arithmetic, %": 100 * (single["our step"] / single["arithmetic alone"] - 1),
-        f"largest difference of {LOSS_STEPS} losses to a plain loop of the same seed and order": loss_difference(images),
+        f"largest difference of {LOSS_STEPS} losses to a plain loop of the same seed and "
+        "order": loss_difference(images),
     }
     ratios = {name: rates["ours"] / rate for name, rate in rates.items() if name != "ours"}
     return Result(
-        "study", f"LeNet-5 iterations of {BATCH} images a second, {cores} cores, float32", rates["ours"], limit, "DataLoader loop",
-        ratios=ratios, share_of_limit=rates["ours"] / limit, rows=rows,
-    )  # fmt: skip
+        "study",
+        f"LeNet-5 iterations of {BATCH} images a second, {cores} cores, float32",
+        rates["ours"],
+        limit,
+        "DataLoader loop",
+        ratios=ratios,
+        share_of_limit=rates["ours"] / limit,
+        rows=rows,
+    )
 
 
 def our_step(images: ImageSet) -> Step:
@@ -88,7 +99,9 @@ def our_step(images: ImageSet) -> Step:
 
 
 def arithmetic_step(images: ImageSet) -> Step:
-    """The least that trains this network: one batch, forward, cross-entropy, backward, fused SGD; channels last."""
+    """The least that trains this network: one batch, forward, cross-entropy, backward, fused SGD; channels
+    last.
+    """
     batch = Source(images).batch(np.arange(BATCH))
     return _plain_step(images, lambda: (batch.inputs, batch.targets.long()), channels_last=True, fused=True)
 
@@ -107,19 +120,32 @@ def memory_step(images: ImageSet) -> Step:
 
 def loader_step(images: ImageSet, *, workers: int) -> Step:
     """The usual way: a data set of PIL images made tensors one by one, a shuffling DataLoader, SGD."""
-    loader = DataLoader(_Digits(images), BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0, drop_last=True)
+    loader = DataLoader(
+        _Digits(images),
+        BATCH,
+        shuffle=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        drop_last=True,
+    )
     batches = _forever(loader)
     return _plain_step(images, lambda: next(batches), channels_last=False, fused=False)
 
 
 def loss_difference(images: ImageSet) -> float:
-    """Our losses against those of a plain loop with torch's own SGD that is given the same first weights and the same batches."""
+    """Our losses against those of a plain loop with torch's own SGD that is given the same first weights and
+    the same batches.
+    """
     settings, runtime = _settings(), Runtime(torch.device("cpu"))
     source = Source(images)
     ours = our_step(images)
-    network = build_network(settings, images, seed=0, runtime=runtime).to(memory_format=torch.contiguous_format)
+    network = build_network(settings, images, seed=0, runtime=runtime).to(
+        memory_format=torch.contiguous_format
+    )
     knobs = settings.optimizer
-    optimizer = torch.optim.SGD(network.parameters(), lr=knobs.lr, momentum=knobs.momentum, weight_decay=knobs.weight_decay)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=knobs.lr, momentum=knobs.momentum, weight_decay=knobs.weight_decay
+    )
     draws = Draws(Pool(source, source), remedy("baseline", Method()), settings, seed=0, runtime=runtime)
     worst = 0.0
     for number in range(LOSS_STEPS):
@@ -145,7 +171,9 @@ class _Digits(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         picture = Image.fromarray(np.asarray(self._images.images[i, :, :, 0]))
-        return torch.from_numpy(np.array(picture))[None].float().mul_(self._scale), int(self._images.labels[i])
+        return torch.from_numpy(np.array(picture))[None].float().mul_(self._scale), int(
+            self._images.labels[i]
+        )
 
 
 class _Worker:
@@ -180,8 +208,12 @@ def _together(gang: list[_Worker]) -> None:
         worker.pipe.recv()
 
 
-def _plain_step(images: ImageSet, batch: Callable[[], tuple[Tensor, Tensor]], *, channels_last: bool, fused: bool) -> Step:
-    network: nn.Module = build_network(_settings(), images, seed=0, runtime=Runtime(torch.device("cpu"))).train()
+def _plain_step(
+    images: ImageSet, batch: Callable[[], tuple[Tensor, Tensor]], *, channels_last: bool, fused: bool
+) -> Step:
+    network: nn.Module = build_network(
+        _settings(), images, seed=0, runtime=Runtime(torch.device("cpu"))
+    ).train()
     if not channels_last:
         network = network.to(memory_format=torch.contiguous_format)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=fused)
@@ -220,4 +252,6 @@ def _digits() -> ImageSet:
     except InputError:
         generator = np.random.default_rng(0)
         pixels = generator.integers(0, 256, (60_000, 28, 28, 1), dtype=np.uint8)
-        return ImageSet("random digits", pixels, generator.integers(10, size=60_000), tuple("0123456789"), 1 / 256)
+        return ImageSet(
+            "random digits", pixels, generator.integers(10, size=60_000), tuple("0123456789"), 1 / 256
+        )

@@ -1,4 +1,6 @@
-"""A training step of the published configuration beside the same network on a fixed batch in memory; augmentation beside it."""
+"""A training step of the published configuration beside the same network on a fixed batch in memory;
+augmentation beside it.
+"""
 
 import time
 from collections.abc import Callable
@@ -32,7 +34,9 @@ Step = Callable[[], object]
 
 
 def run(*, work: Path, quick: bool, device: str) -> Result:
-    """Our step (draw, gather, count, learn) with augmentation off and on; on CUDA also the published budget, with hard replay."""
+    """Our step (draw, gather, count, learn) with augmentation off and on; on CUDA also the published budget,
+    with hard replay.
+    """
     config = load_config(CONFIG)
     bank = open_bank(work, patch_size=config.patch.size)
     runtime = start_runtime(device=device, precision=config.training.precision)
@@ -56,7 +60,9 @@ def run(*, work: Path, quick: bool, device: str) -> Result:
 
 
 def our_step(bank: PatchBank, config: Config, runtime: Runtime, *, augment: Augment) -> Step:
-    """What the loop of `training.loop` does for a batch: draw, gather, enter in the ledger, augment, learn, look at the losses."""
+    """What the loop of `training.loop` does for a batch: draw, gather, enter in the ledger, augment, learn,
+    look at the losses.
+    """
     seen, sampler, learner = bank.to(runtime.device), _sampler(bank, config), _learner(bank, config, runtime)
     augmenter, ledger = Augmenter(augment, seed=0, patch_size=bank.patch_size), Ledger(bank.classes)
     batches: list[Batch | None] = [None]
@@ -87,10 +93,14 @@ def fixed_step(bank: PatchBank, config: Config, runtime: Runtime) -> Step:
 
 
 def plain_step(bank: PatchBank, config: Config, runtime: Runtime) -> Step:
-    """The least that trains this network: forward, cross-entropy, backward, fused AdamW; same precision and layout, one batch."""
+    """The least that trains this network: forward, cross-entropy, backward, fused AdamW; same precision and
+    layout, one batch.
+    """
     batch, network = _one_batch(bank, config, runtime), runtime.place(_network(bank, config)).train()
     classes = batch.targets.long().masked_fill_(batch.targets == 255, 0)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay, fused=True
+    )
 
     def step() -> None:
         with runtime.autocast():
@@ -132,7 +142,9 @@ def _turn(step: Step, n: int, runtime: Runtime) -> Step:
 
 
 def _sampler(bank: PatchBank, config: Config) -> Sampler:
-    return make_sampler("balanced", bank.index, batch_size=config.training.batch_size, steps=config.training.steps, seed=0)
+    return make_sampler(
+        "balanced", bank.index, batch_size=config.training.batch_size, steps=config.training.steps, seed=0
+    )
 
 
 def _one_batch(bank: PatchBank, config: Config, runtime: Runtime) -> Batch:
@@ -141,7 +153,12 @@ def _one_batch(bank: PatchBank, config: Config, runtime: Runtime) -> Batch:
 
 def _network(bank: PatchBank, config: Config) -> torch.nn.Module:
     torch.manual_seed(0)
-    return make_network(config.network, n_channels=len(bank.modalities), n_classes=len(bank.classes), n_dims=len(bank.patch_size))
+    return make_network(
+        config.network,
+        n_channels=len(bank.modalities),
+        n_classes=len(bank.classes),
+        n_dims=len(bank.patch_size),
+    )
 
 
 def _learner(bank: PatchBank, config: Config, runtime: Runtime) -> Learner:
@@ -158,25 +175,44 @@ def _learner(bank: PatchBank, config: Config, runtime: Runtime) -> Learner:
 
 
 def _published_budget(bank: PatchBank, *, quick: bool, device: str) -> dict[str, float]:
-    """Minutes of the product's own `train`: 50 epochs x 1,000 x 120 patches, hard replay and augmentation on; `quick` does two."""
+    """Minutes of the product's own `train`: 50 epochs x 1,000 x 120 patches, hard replay and augmentation on;
+    `quick` does two.
+    """
     overrides = ("sampler.kind=hard", *(["training.epochs=2"] if quick else []))
     config = load_config(CONFIG, overrides=overrides)
     runtime = start_runtime(device=device, precision=config.training.precision)
     with TemporaryDirectory() as folder:
         start = time.perf_counter()
         result = train(
-            Path(folder) / "run", bank=bank, split=Split(tuple(case.id for case in bank.cases)), config=dump_config(config),
-            network=config.network, task=config.task, sampler=config.sampler, hard=config.hard, loss=config.loss, augment=config.augment,
-            optimizer=config.optimizer, training=config.training, phases=config.phases, validation=config.validation, runtime=runtime,
-        )  # fmt: skip
+            Path(folder) / "run",
+            bank=bank,
+            split=Split(tuple(case.id for case in bank.cases)),
+            config=dump_config(config),
+            network=config.network,
+            task=config.task,
+            sampler=config.sampler,
+            hard=config.hard,
+            loss=config.loss,
+            augment=config.augment,
+            optimizer=config.optimizer,
+            training=config.training,
+            phases=config.phases,
+            validation=config.validation,
+            runtime=runtime,
+        )
         minutes = (time.perf_counter() - start) / 60
-    return {f"train, {result.n_epochs} epochs x {config.training.steps} x {config.training.batch_size}, hard replay, minutes": minutes}
+    return {
+        f"train, {result.n_epochs} epochs x {config.training.steps} x {config.training.batch_size}, hard "
+        "replay, minutes": minutes
+    }
 
 
 def _result(seconds: dict[str, float], config: Config, runtime: Runtime, more: dict[str, float]) -> Result:
     ours, augmentation = seconds["ours"], seconds.pop("augmentation alone")
     limit = min(seconds["fixed batch"], seconds["fixed batch, plain loop"])
-    rows = {name: 1 / taken for name, taken in seconds.items()} | {f"{name}, ms": 1000 * taken for name, taken in seconds.items()}
+    rows = {name: 1 / taken for name, taken in seconds.items()} | {
+        f"{name}, ms": 1000 * taken for name, taken in seconds.items()
+    }
     rows |= {
         "our step to the fixed batch": ours / seconds["fixed batch"],
         "our step to the plain loop": ours / seconds["fixed batch, plain loop"],
@@ -184,9 +220,12 @@ def _result(seconds: dict[str, float], config: Config, runtime: Runtime, more: d
         "augmentation, share of a step": augmentation / (augmentation + ours),
         "patches per second": config.training.batch_size / ours,
     }
-    precision = "float32" if runtime.dtype_autocast is None else str(runtime.dtype_autocast).removeprefix("torch.")
+    precision = (
+        "float32" if runtime.dtype_autocast is None else str(runtime.dtype_autocast).removeprefix("torch.")
+    )
     return Result(
-        "train", f"steps per second of {config.training.batch_size} patches, {CONFIG}, {runtime.device.type}, {precision}",
+        "train", f"steps per second of {config.training.batch_size} patches, {CONFIG}, "
+                 f"{runtime.device.type}, {precision}",
         1 / ours, 1 / limit, "fixed batch",
         ratios={name: seconds[name] / ours for name in ("fixed batch", "fixed batch, plain loop")},
         share_of_limit=limit / ours, rows=rows | more,
