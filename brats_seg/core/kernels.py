@@ -1,4 +1,4 @@
-"""Loops over voxels by numba, each with a NumPy twin of equal result."""
+"""Loops over voxels by numba, each checked against plain NumPy in the tests."""
 
 from typing import Any
 
@@ -34,15 +34,6 @@ def joint_counts(a: AnyArray, b: AnyArray, words_a: AnyArray, words_b: AnyArray,
     return counts
 
 
-def joint_counts_numpy(
-    a: AnyArray, b: AnyArray, words_a: AnyArray, words_b: AnyArray, n_classes: int
-) -> AnyArray:
-    """Twin of `joint_counts`."""
-    valid = (a < n_classes) & (b < n_classes)
-    pairs = a[valid].astype(np.int64) * n_classes + b[valid]
-    return np.bincount(pairs, minlength=n_classes * n_classes).reshape(n_classes, n_classes)
-
-
 @numba.njit(cache=True, nogil=True)
 def joint_box(a: AnyArray, b: AnyArray) -> AnyArray:
     """Bounds (z0, z1, y0, y1, x0, x1), upper ones exclusive, of voxels not 0 in `a` or `b` (Z, Y, X) uint8;
@@ -70,16 +61,6 @@ def joint_box(a: AnyArray, b: AnyArray) -> AnyArray:
     while columns[x1 - 1] == 0:
         x1 -= 1
     return np.array([z0, z1, y0, y1, x0, x1], np.int64)
-
-
-def joint_box_numpy(a: AnyArray, b: AnyArray) -> AnyArray:
-    """Twin of `joint_box`."""
-    either = (a | b) != 0
-    bounds: list[int] = []
-    for others in ((1, 2), (0, 2), (0, 1)):
-        hit = np.flatnonzero(either.any(axis=others))
-        bounds += [int(hit[0]), int(hit[-1]) + 1] if hit.size else [0, 0]
-    return np.array(bounds, np.int64)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -112,16 +93,6 @@ def surface_voxels(labels: AnyArray, inside: AnyArray) -> AnyArray:
     return surface
 
 
-def surface_voxels_numpy(labels: AnyArray, inside: AnyArray) -> AnyArray:
-    """Twin of `surface_voxels`."""
-    mask = inside[labels]
-    padded = np.pad(mask, 1)
-    inner = (
-        padded[:-2, 1:-1, 1:-1] & padded[2:, 1:-1, 1:-1] & padded[1:-1, :-2, 1:-1] & padded[1:-1, 2:, 1:-1]
-    )
-    return mask & ~(inner & padded[1:-1, 1:-1, :-2] & padded[1:-1, 1:-1, 2:])
-
-
 @numba.njit(cache=True, nogil=True)
 def steps_along_x(surface: AnyArray) -> AnyArray:
     """Voxels from each voxel of (Z, Y, X) bool to the nearest one set in its row, int32; -1 all along a row
@@ -140,15 +111,6 @@ def steps_along_x(surface: AnyArray) -> AnyArray:
                     last = x
                 to[x] = x - last if last >= 0 else -1
     return steps
-
-
-def steps_along_x_numpy(surface: AnyArray) -> AnyArray:
-    """Twin of `steps_along_x`."""
-    x = np.arange(surface.shape[2])
-    apart = np.where(surface[:, :, None, :], np.abs(x[:, None] - x), np.iinfo(np.int32).max).min(
-        axis=3, initial=np.iinfo(np.int32).max
-    )
-    return np.where(surface.any(axis=2, keepdims=True), apart, -1).astype(np.int32)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -190,22 +152,6 @@ def nearest_in_rows(points: AnyArray, steps: AnyArray, spacing: AnyArray, reach:
     return found
 
 
-def nearest_in_rows_numpy(points: AnyArray, steps: AnyArray, spacing: AnyArray, reach: float) -> AnyArray:
-    """Twin of `nearest_in_rows`."""
-    found = np.full(int(points.sum()), np.inf)
-    z, y = (axis.astype(np.float64) for axis in np.indices(points.shape[:2]))
-    for n, (at_z, at_y, at_x) in enumerate(np.argwhere(points)):
-        squares = (
-            ((z - at_z) * spacing[0]) ** 2
-            + ((y - at_y) * spacing[1]) ** 2
-            + (steps[:, :, at_x] * spacing[2]) ** 2
-        )
-        best = squares.min(initial=reach * reach, where=steps[:, :, at_x] >= 0)
-        if best < reach * reach:
-            found[n] = np.sqrt(best)
-    return found
-
-
 @numba.njit(cache=True, nogil=True)
 def largest_class(logits: AnyArray, inside: AnyArray, shift: AnyArray, out: AnyArray) -> bool:
     """Write the class of the largest shifted logit of every voxel inside, and 0 outside; False where a logit
@@ -233,24 +179,11 @@ def largest_class(logits: AnyArray, inside: AnyArray, shift: AnyArray, out: AnyA
     return sound
 
 
-def largest_class_numpy(logits: AnyArray, inside: AnyArray, shift: AnyArray, out: AnyArray) -> bool:
-    """Twin of `largest_class`."""
-    _, n_y, n_x = out.shape
-    shifted = logits[:, :n_y, :n_x] + shift
-    out[...] = np.where(inside, shifted.argmax(axis=-1), 0)
-    return not np.isnan(shifted).any()
-
-
 @numba.njit(cache=True, nogil=True)
 def mark_nonzero(values: AnyArray, marks: AnyArray) -> None:
     """Set to 1 the bytes of `marks` (n,) where `values` (n,) is not 0."""
     for i in range(values.size):
         marks[i] |= np.uint8(values[i] != 0)
-
-
-def mark_nonzero_numpy(values: AnyArray, marks: AnyArray) -> None:
-    """Twin of `mark_nonzero`."""
-    marks |= (values != 0).astype(np.uint8)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -269,11 +202,6 @@ def histogram16(values: AnyArray) -> AnyArray:
     return counts[0] + counts[1]
 
 
-def histogram16_numpy(values: AnyArray) -> AnyArray:
-    """Twin of `histogram16`."""
-    return np.bincount(values, minlength=65536)
-
-
 @numba.njit(cache=True, nogil=True)
 def look_up16(values: AnyArray, table: AnyArray, marks: AnyArray, image: AnyArray, channel: int) -> None:
     """Write `table[values]` (n,) uint16 into one channel of `image` (n, M) uint16, and 0 where `marks` is 0
@@ -281,13 +209,6 @@ def look_up16(values: AnyArray, table: AnyArray, marks: AnyArray, image: AnyArra
     """
     for i in range(values.size):
         image[i, channel] = table[values[i]] * np.uint16(marks[i])
-
-
-def look_up16_numpy(
-    values: AnyArray, table: AnyArray, marks: AnyArray, image: AnyArray, channel: int
-) -> None:
-    """Twin of `look_up16`."""
-    image[:, channel] = table[values] * marks.astype(np.uint16)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -302,13 +223,6 @@ def mark_outside(tissue: AnyArray, marks: AnyArray, outside: int) -> int:
                 tissue[i] = outside
             else:
                 n_others += 1
-    return n_others
-
-
-def mark_outside_numpy(tissue: AnyArray, marks: AnyArray, outside: int) -> int:
-    """Twin of `mark_outside`."""
-    n_others = int(np.count_nonzero(tissue[marks == 0]))
-    tissue[(marks == 0) & (tissue == 0)] = outside
     return n_others
 
 
@@ -330,9 +244,3 @@ def group_positions(labels: AnyArray, n_classes: int) -> tuple[AnyArray, AnyArra
             positions[places[k]] = i
             places[k] += 1
     return counts[:n_classes].copy(), positions
-
-
-def group_positions_numpy(labels: AnyArray, n_classes: int) -> tuple[AnyArray, AnyArray]:
-    """Twin of `group_positions`."""
-    groups = [np.flatnonzero(labels == k).astype(np.uint32) for k in range(n_classes)]
-    return np.array([len(group) for group in groups], np.int64), np.concatenate(groups)

@@ -8,18 +8,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from monai.metrics import DiceMetric
 
-from brats_seg.core.kernels import (
-    joint_box,
-    joint_box_numpy,
-    joint_counts,
-    joint_counts_numpy,
-    nearest_in_rows,
-    nearest_in_rows_numpy,
-    steps_along_x,
-    steps_along_x_numpy,
-    surface_voxels,
-    surface_voxels_numpy,
-)
 from brats_seg.errors import InputError
 from brats_seg.evaluation.overlap import joint_histogram, overlap_scores
 
@@ -76,29 +64,3 @@ def test_dice_is_monais(data):
         ours = overlap_scores(histogram, region)
         if ours.n_reference:  # MONAI has NaN for an empty reference, whatever was predicted
             assert ours.dice == pytest.approx(value, abs=1e-4)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_kernels_equal_their_twins(data):
-    shape = data.draw(SHAPES)
-    a, b = (data.draw(arrays(np.uint8, shape, elements=st.integers(0, 3), fill=st.just(0))) for _ in range(2))
-    flat = a.reshape(-1), b.reshape(-1)
-    words = [f[: f.size // 8 * 8].view(np.uint64) for f in flat]
-    assert np.array_equal(joint_counts(*flat, *words, 3), joint_counts_numpy(*flat, *words, 3))
-    assert np.array_equal(joint_box(a, b), joint_box_numpy(a, b))
-    inside = np.isin(np.arange(256), (1, 3))
-    surface = surface_voxels(a, inside)
-    assert np.array_equal(surface, surface_voxels_numpy(a, inside))
-    assert np.array_equal(
-        surface_voxels(a[:, ::-1, 1:], inside), surface_voxels_numpy(a[:, ::-1, 1:], inside)
-    )  # views
-    steps = steps_along_x(surface)
-    assert np.array_equal(steps, steps_along_x_numpy(surface))
-    reach, spacing = (
-        data.draw(st.sampled_from([1.5, 3.0, 100.0])),
-        np.array(data.draw(st.sampled_from([(1, 1, 1), (5, 0.7, 1.3)])), float),
-    )
-    assert np.array_equal(
-        nearest_in_rows(b > 0, steps, spacing, reach), nearest_in_rows_numpy(b > 0, steps, spacing, reach)
-    )

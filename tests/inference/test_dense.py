@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from monai.networks.nets import UNet
 from torch import nn
 
-from brats_seg.core.kernels import largest_class, largest_class_numpy
 from brats_seg.core.runtime import Runtime
 from brats_seg.errors import InputError
 from brats_seg.inference.dense import (
@@ -281,14 +280,3 @@ def test_nan_is_named():
     for function in (label_map, class_probabilities):
         with pytest.raises(InputError, match="not a number"):
             function(nn.Identity(), image)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.integers(1, 6), st.integers(0, 99))
-def test_largest_class_equals_its_twin(n, n_y, n_x, n_classes, seed):
-    rng = np.random.default_rng(seed)
-    logits = rng.integers(-2, 3, (n, n_y + 2, n_x + 1, n_classes)).astype(np.float32)  # many ties
-    inside, shift = rng.random((n, n_y, n_x)) < 0.7, rng.integers(-1, 2, n_classes).astype(np.float32)
-    ours, twins = np.full(inside.shape, 9, np.uint8), np.full(inside.shape, 9, np.uint8)
-    assert largest_class(logits, inside, shift, ours) == largest_class_numpy(logits, inside, shift, twins)
-    assert np.array_equal(ours, twins)
