@@ -86,8 +86,8 @@ def demo(
     ] = None,
 ) -> None:
     """Everything once, offline: phantom scans, verify, preprocess, train, predict, evaluate, report."""
+    from brats_seg.console import make_console
     from brats_seg.demo import run_demo, run_real_demo
-    from brats_seg.reporting.console import make_console
 
     if real is None:
         run_demo(out, console=make_console())
@@ -134,10 +134,10 @@ def verify(
     schema: Schema = None,
 ) -> None:
     """List everything that is wrong with a data set, at once. Exit 1 if a case must be refused."""
+    from brats_seg import console as screen
     from brats_seg import pipeline
     from brats_seg.bank.format import is_bank
     from brats_seg.core.files import write_json
-    from brats_seg.reporting import console as screen
 
     console = screen.make_console()
     if is_bank(data):
@@ -183,8 +183,8 @@ def preprocess(
     schema: Schema = None,
 ) -> None:
     """Normalize scans into a patch bank indexed per tissue class. Goes on where it was stopped."""
+    from brats_seg import console as screen
     from brats_seg import pipeline
-    from brats_seg.reporting import console as screen
 
     console = screen.make_console()
     built = pipeline.preprocess(
@@ -238,8 +238,8 @@ def train(
     from brats_seg.config import load_config
 
     loaded, number = load_config(config, overrides=tuple(overrides or ())), _parse_fold(fold)
+    from brats_seg import console as screen
     from brats_seg import pipeline
-    from brats_seg.reporting import console as screen
 
     result = pipeline.train(bank, run, loaded, fold=number, resume=resume, initial=initial, device=device)
     screen.show_run(result, console=screen.make_console())
@@ -294,8 +294,8 @@ def tune(
     """Find prior correction, region thresholds and clean-up on inner cases. Cases that a run held out are not
     used for its settings.
     """
+    from brats_seg import console as screen
     from brats_seg import pipeline
-    from brats_seg.reporting import console as screen
 
     runs, console = (run, *(also or ())), screen.make_console()
     found = pipeline.tune(run, bank, also=runs[1:], objective=objective, device=device, precision=precision)
@@ -364,8 +364,8 @@ def predict(
     allow_same_scan: AllowSameScan = False,
 ) -> None:
     """Segment a folder of scans."""
+    from brats_seg import console as screen
     from brats_seg import pipeline
-    from brats_seg.reporting import console as screen
 
     predicted = pipeline.predict(
         run,
@@ -431,8 +431,8 @@ def predict_case(
     """Segment one case from four named files (fewer with --allow-missing), in the label values of BraTS 2023
     (1, 2, 3).
     """
+    from brats_seg import console as screen
     from brats_seg import pipeline
-    from brats_seg.reporting import console as screen
 
     given = {"t1n": t1n, "t1c": t1c, "t2w": t2w, "t2f": t2f}
     files = {name: file for name, file in given.items() if file is not None}
@@ -490,8 +490,8 @@ def evaluate(
     prediction_schema: PredictionSchema = None,
 ) -> None:
     """Score predictions: whole, core and active Dice, HD95 and more, by named conventions."""
+    from brats_seg import console as screen
     from brats_seg import pipeline
-    from brats_seg.reporting import console as screen
 
     console = screen.make_console()
     only = pipeline.held_out_cases(held_out) if held_out is not None else None
@@ -610,8 +610,8 @@ def experiment(
     """Compare strategies on one bank: folds x seeds, one table with error bars. Killed, it goes on. Exit 1 if
     a run failed.
     """
+    from brats_seg import console as screen
     from brats_seg import experiment as room
-    from brats_seg.reporting import console as screen
     from brats_seg.strategies import load_experiment
 
     settings = load_experiment(config, overrides=tuple(overrides or ()))

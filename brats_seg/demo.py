@@ -6,14 +6,14 @@ from rich.console import Console
 
 from brats_seg import pipeline
 from brats_seg.config import load_config
-from brats_seg.errors import InputError, UsageError
-from brats_seg.reporting.console import (
+from brats_seg.console import (
     show_place,
     show_predictions,
     show_problems,
     show_scores,
     show_verification,
 )
+from brats_seg.errors import InputError, UsageError
 from brats_seg.reporting.predictions_page import write_predictions_page
 from brats_seg.reporting.report import WrittenReport
 from brats_seg.scans.layouts import find_cases

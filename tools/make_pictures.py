@@ -11,7 +11,7 @@ import typer
 from brats_seg.core.files import atomic
 from brats_seg.evaluation.scores import evaluate_folders
 from brats_seg.reporting.cases import SeenCase, case_pictures, see_case
-from brats_seg.reporting.figures import picture_grid, png
+from brats_seg.reporting.figures import picture_row, png
 from brats_seg.scans.labels import REGIONS
 from brats_seg.scans.layouts import find_cases
 
@@ -39,9 +39,7 @@ def main(scans: Path, predictions: Path, images: Path) -> None:
     tiles = {row.name: row.columns[0][1] for row in rows} | {
         name: picture for name, picture in rows[-1].columns[1:]
     }
-    figure = picture_grid(
-        [list(tiles.values())], row_names=[""], column_names=list(tiles), classes=seen.classes, inches=1.5
-    )
+    figure = picture_row(tiles, classes=seen.classes, inches=1.5)
     images.mkdir(parents=True, exist_ok=True)
     with atomic(images / "segmentation.png") as part:
         part.write_bytes(png(figure))

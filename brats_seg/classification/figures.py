@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,7 +18,8 @@ from brats_seg.classification.table import ARGMAX, pickings
 from brats_seg.core.files import atomic
 from brats_seg.core.grid import Row
 from brats_seg.imbalance.distributions import Distribution, class_counts
-from brats_seg.reporting.figures import INK, QUIET, RULE, png, words
+from brats_seg.reporting import style
+from brats_seg.reporting.figures import png
 
 TEST = "test"
 THRESHOLDED = "prior_set"
@@ -32,7 +33,6 @@ LOG_FROM = 4
 N_PANELS = 3
 MANY_LINES = 8
 """Lines of a panel that are too many to tell apart where each is a single point."""
-_LEGEND_LINE = 0.2  # inches
 
 _THRESHOLDED = ", thresholding"
 _SCORES = {"auc": "multi-class ROC AUC, %", "accuracy": "accuracy, %"}
@@ -44,14 +44,14 @@ METHODS = {
     "two_phase_oversample": "two-phase, oversampled",
     "two_phase_undersample": "two-phase, undersampled",
 }
-# Okabe and Ito 2008: told apart by readers of every color vision; markers and dashes tell them apart in gray.
-_OTHERS = ("#009E73", "#CC79A7", "#8c6d1f", "#5b5b9e", "#66717f")
+# Markers and dashes tell the methods apart in gray.
+_OTHERS = (style.GREEN, style.PINK, style.OLIVE, style.INDIGO, style.QUIET)
 _LOOKS: dict[str, tuple[str, str, str]] = {
-    "baseline": ("#1d2733", "-", "o"),
-    "oversample": ("#0072B2", "-", "s"),
-    "undersample": ("#D55E00", "-", "^"),
-    "two_phase_oversample": ("#56B4E9", "--", "s"),
-    "two_phase_undersample": ("#E69F00", "--", "^"),
+    "baseline": (style.INK, "-", "o"),
+    "oversample": (style.BLUE, "-", "s"),
+    "undersample": (style.VERMILION, "-", "^"),
+    "two_phase_oversample": (style.SKY, "--", "s"),
+    "two_phase_undersample": (style.ORANGE, "--", "^"),
 }
 _MARKERS = "DvPXd"
 
@@ -96,7 +96,7 @@ def by_picking(
     for name, chosen in pickings(rows).items():
         for file, figure in draw(chosen).items():
             if name:
-                figure.suptitle(heads[name], fontsize=7.5, color=QUIET, x=0.01, ha="left")
+                style.head_line(figure, heads[name])
             figures[file + "_picked_on_validation" * (name == "validation")] = figure
     return figures
 
@@ -139,13 +139,12 @@ def figure1() -> Figure:
     )
     titles = ("(a) step, ρ = 10, μ = 0.5", "(b) step, ρ = 2, μ = 0.9", "(c) linear, ρ = 10")
     full = np.full(10, 5000)
-    figure, axes = grid(1, 3)
+    figure, axes = style.panels(1, 3)
     for ax, shape, title in zip(axes[0], shapes, titles, strict=True):
         counts = class_counts(shape, available=full, most=None, order=np.arange(10))
-        ax.bar(
-            np.arange(10), counts, width=0.75, color=["#E69F00" if n < 5000 else "#0072B2" for n in counts]
-        )
-        ax.set_title(f"{title}: {counts.sum():,} images", fontsize=9, color=INK, loc="left")
+        colors = [style.ORANGE if n < 5000 else style.BLUE for n in counts]
+        ax.bar(np.arange(10), counts, width=0.75, color=colors)
+        style.title(ax, f"{title}: {counts.sum():,} images")
         ax.set(xlabel="class", xticks=range(10), ylim=(0, 5400))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
     axes[0][0].set_ylabel("training images")
@@ -230,7 +229,7 @@ def curve_lines(rows: Sequence[Row], *, score: Literal["accuracy", "loss"] = "ac
     """Accuracy (percent) or loss on training and test images over the iterations; a point that lacks the
     score is left out.
     """
-    looks = {"train": ("#0072B2", "-", ""), TEST: ("#D55E00", "-", "")}
+    looks = {"train": (style.BLUE, "-", ""), TEST: (style.VERMILION, "-", "")}
     lines = []
     for part, look in looks.items():
         points: dict[float, list[float]] = defaultdict(list)
@@ -244,7 +243,7 @@ def curve_lines(rows: Sequence[Row], *, score: Literal["accuracy", "loss"] = "ac
 
 def method_name(method: str) -> str:
     """A method as a person writes it."""
-    return METHODS.get(method, words(method).replace("two phase ", "two-phase, "))
+    return METHODS.get(method, style.words(method).replace("two phase ", "two-phase, "))
 
 
 def method_look(method: str, among: Sequence[str]) -> tuple[str, str, str]:
@@ -258,47 +257,6 @@ def method_look(method: str, among: Sequence[str]) -> tuple[str, str, str]:
         ("-", "--", "-.")[turn % 3],
         _MARKERS[(place + turn) % len(_MARKERS)],
     )
-
-
-def grid(n_rows: int, n_columns: int, *, width: float = 3.1, height: float = 2.5) -> tuple[Figure, Any]:
-    """Empty panels in rows and columns, in the style of all charts."""
-    figure = Figure(
-        figsize=(width * n_columns + 0.3, height * n_rows + 0.3),
-        dpi=150,
-        facecolor="white",
-        layout="constrained",
-    )
-    axes = figure.subplots(n_rows, n_columns, squeeze=False)
-    for ax in axes.flat:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set_color(RULE)
-        ax.tick_params(colors=QUIET, labelcolor=INK, labelsize=8)
-        ax.xaxis.label.set(color=INK, fontsize=8.5)
-        ax.yaxis.label.set(color=INK, fontsize=8.5)
-        ax.grid(axis="y", color=RULE, linewidth=0.7)
-        ax.set_axisbelow(True)
-    return figure, axes
-
-
-def legend_below(figure: Figure, handles: Mapping[str, Any], *, n_columns: int, note: str = "") -> None:
-    """One legend for all panels, under them, with a line in small print over it; the figure grows with its
-    lines.
-    """
-    n_lines = -(-len(handles) // n_columns)
-    width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + _LEGEND_LINE * max(0, n_lines - 2))
-    legend = figure.legend(
-        list(handles.values()),
-        list(handles),
-        loc="outside lower center",
-        ncols=n_columns,
-        frameon=False,
-        fontsize=8.5,
-        handlelength=2.6,
-        title=note or None,
-        title_fontsize=7.5,
-    )
-    legend.get_title().set_color(QUIET)
 
 
 def _lines_figure(
@@ -321,7 +279,7 @@ def _lines_figure(
     ):
         return _dots_figure(panels, score=score, what=what, n_repeats=most)
     n_columns = min(N_PANELS, len(panels))
-    figure, axes = grid(-(-len(panels) // n_columns), n_columns)
+    figure, axes = style.panels(-(-len(panels) // n_columns), n_columns)
     handles: dict[str, Line2D] = {}
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
@@ -334,7 +292,9 @@ def _lines_figure(
         if y_axes == "shared" and number:
             ax.sharey(axes.flat[0])
     band = f"line: mean; band: ± 1 standard deviation over up to {most} repeats" if most > 1 else ""
-    legend_below(figure, handles, n_columns=min(3, len(handles)), note="; ".join(filter(None, (what, band))))
+    style.legend_below(
+        figure, handles, n_columns=min(3, len(handles)), note="; ".join(filter(None, (what, band)))
+    )
     return figure
 
 
@@ -346,7 +306,7 @@ def _dots_figure(
     """
     names = list(dict.fromkeys(line.name.removesuffix(_THRESHOLDED) for _, lines in panels for line in lines))
     n_columns = min(N_PANELS, len(panels))
-    figure, axes = grid(-(-len(panels) // n_columns), n_columns, height=0.7 + 0.22 * len(names))
+    figure, axes = style.panels(-(-len(panels) // n_columns), n_columns, height=0.7 + 0.22 * len(names))
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     handles: dict[str, Line2D] = {}
@@ -357,17 +317,17 @@ def _dots_figure(
                 line.name.endswith(_THRESHOLDED),
             )
             ((_, values),) = line.points.items()
-            color = "#D55E00" if is_thresholded else "#0072B2"
+            color = style.VERMILION if is_thresholded else style.BLUE
             ax.scatter(values, [place] * len(values), s=8, color=color, alpha=0.35, linewidths=0)
             (drawn,) = ax.plot(
                 [np.mean(values)], [place], "D" if is_thresholded else "o", color=color, markersize=5
             )
             handles.setdefault("thresholding" if is_thresholded else "largest probability", drawn)
-        ax.set_title(f"({chr(ord('a') + number)}) {title}", fontsize=9, color=INK, loc="left")
+        style.title(ax, f"({chr(ord('a') + number)}) {title}")
         ax.set(xlabel=_SCORES[score], ylim=(len(names) - 0.4, -0.6))
         ax.set_yticks(range(len(names)), names if number % n_columns == 0 else [""] * len(names))
     dots = f"large: mean; small: each of up to {n_repeats} repeats" if n_repeats > 1 else ""
-    legend_below(figure, handles, n_columns=len(handles), note="; ".join(filter(None, (what, dots))))
+    style.legend_below(figure, handles, n_columns=len(handles), note="; ".join(filter(None, (what, dots))))
     return figure
 
 
@@ -384,7 +344,7 @@ def _draw(ax: Axes, line: Series) -> Line2D:
 
 
 def _dress(ax: Axes, lines: Sequence[Series], *, title: str, x_label: str) -> None:
-    ax.set_title(title, fontsize=9, color=INK, loc="left")
+    style.title(ax, title)
     ax.set_xlabel(x_label)
     x = sorted({float(v) for line in lines for v in line.points})
     if x_label.startswith("imbalance ratio") and x[-1] >= LOG_FROM * x[0]:
@@ -427,13 +387,8 @@ def _method_lines(
 
 
 def _minority_lines(rows: Sequence[Row]) -> list[Series]:
-    looks = (
-        ("#1d2733", "-", "o"),
-        ("#0072B2", "-", "s"),
-        ("#D55E00", "-", "^"),
-        ("#009E73", "-", "D"),
-        ("#CC79A7", "-", "v"),
-    )
+    colors = (style.INK, style.BLUE, style.VERMILION, style.GREEN, style.PINK)
+    looks = [(color, "-", marker) for color, marker in zip(colors, "os^Dv", strict=True)]
     numbers = sorted({len(row["minority"]) for row in rows})
     placed = [
         row | {"left": row["rho"] if row["method"] == "baseline" else row["imbalance_ratio"]} for row in rows

@@ -15,22 +15,21 @@ from brats_seg.classification.figures import (
     TEST,
     by_picking,
     curve_lines,
-    grid,
-    legend_below,
     method_look,
     method_name,
 )
 from brats_seg.classification.table import ARGMAX
 from brats_seg.core.grid import Row
-from brats_seg.reporting.figures import INK, QUIET, RULE, row_shares
+from brats_seg.reporting import style
+from brats_seg.reporting.figures import row_shares
 
 POSITIVE = 1
 """The rare class of the report (automobile); recall and precision are of it."""
 TRAIN = "train"
 _PARTS = {
-    TRAIN: ("training images", "#0072B2", "-"),
-    TEST: ("test images", "#D55E00", "-"),
-    "held_out": ("held-out images", "#E69F00", "--"),
+    TRAIN: ("training images", style.BLUE, "-"),
+    TEST: ("test images", style.VERMILION, "-"),
+    "held_out": ("held-out images", style.ORANGE, "--"),
 }
 _COLUMNS = 4
 
@@ -78,14 +77,12 @@ def runs(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def distribution(rows: Sequence[Row], *, class_names: Sequence[str]) -> Figure:
     """Images of each class in each training set of the study."""
     sets = sorted({tuple(row["counts"]) for row in rows}, reverse=True)
-    figure, axes = grid(1, len(sets), width=2.6)
+    figure, axes = style.panels(1, len(sets), width=2.6)
     for ax, counts in zip(axes[0], sets, strict=True):
-        bars = ax.bar(range(2), counts, width=0.6, color=["#0072B2", "#E69F00"])
-        ax.bar_label(bars, [f"{n:,}" for n in counts], fontsize=8.5, color=INK, padding=2)
+        bars = ax.bar(range(2), counts, width=0.6, color=[style.BLUE, style.ORANGE])
+        ax.bar_label(bars, [f"{n:,}" for n in counts], fontsize=8.5, color=style.INK, padding=2)
         ax.set_xticks(range(2), class_names)
-        ax.set_title(
-            "balanced" if counts[0] == counts[1] else "unbalanced", fontsize=9, color=INK, loc="left"
-        )
+        style.title(ax, "balanced" if counts[0] == counts[1] else "unbalanced")
         ax.set_ylim(0, 1.12 * max(max(c) for c in sets))
     axes[0][0].set_ylabel("training images")
     return figure
@@ -112,8 +109,8 @@ def curves(rows: Sequence[Row], *, score: Literal["accuracy", "loss"]) -> Figure
                 x = sorted(line.points)
                 ax.plot(x, [line.points[v][0] for v in x], color=line.look[0], linewidth=1.2, alpha=0.85)
         ax.set(xlabel="iteration", ylim=(0, 103 if score == "accuracy" else None))
-        _title(ax, method_name(name))
-    legend_below(
+        style.title(ax, method_name(name))
+    style.legend_below(
         figure,
         {_PARTS[part][0]: Line2D([], [], color=_PARTS[part][1]) for part in (TRAIN, TEST)},
         n_columns=2,
@@ -133,12 +130,12 @@ def confusion(rows: Sequence[Row], *, part: str, class_names: Sequence[str]) -> 
     for ax, (name, found) in zip(panels, named.items(), strict=True):
         counts = np.sum([row["confusion"] for row in found], axis=0).astype(np.int64)
         _matrix(ax, counts, class_names=class_names)
-        _title(ax, method_name(name))
+        style.title(ax, method_name(name))
     n, repeats = found[0]["n_test"], max(len(found) for found in named.values())
     figure.supxlabel(
         f"{_part_name(part)}, n = {n:,}" + (f", {repeats} repeats together" if repeats > 1 else ""),
         fontsize=8,
-        color=QUIET,
+        color=style.QUIET,
     )
     return figure
 
@@ -153,9 +150,9 @@ def roc(rows: Sequence[Row], *, class_names: Sequence[str]) -> Figure | None:
     figure, panels = _panels(len(named), height=2.6, width=2.6)
     shown = {}
     for ax, (name, found) in zip(panels, named.items(), strict=True):
-        ax.plot([0, 1], [0, 1], color=RULE, linewidth=1)
+        ax.plot([0, 1], [0, 1], color=style.RULE, linewidth=1)
         for row in found:
-            _, color, dashes = _PARTS.get(row["part"], (row["part"], "#66717f", ":"))
+            _, color, dashes = _PARTS.get(row["part"], (row["part"], style.QUIET, ":"))
             alarms, hits = row["roc"][POSITIVE]
             label = (
                 f"{_part_name(row['part'])}, n = {row['n_test']:,}"
@@ -165,9 +162,9 @@ def roc(rows: Sequence[Row], *, class_names: Sequence[str]) -> Figure | None:
             shown[label] = ax.plot(alarms, hits, color=color, linestyle=dashes, linewidth=1.3, alpha=0.85)[0]
         ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), aspect="equal")
         ax.set_xlabel("false-positive rate")
-        _title(ax, method_name(name))
+        style.title(ax, method_name(name))
     panels[0].set_ylabel(f"true-positive rate ({class_names[POSITIVE]})")
-    legend_below(figure, shown, n_columns=min(3, len(shown)))
+    style.legend_below(figure, shown, n_columns=min(3, len(shown)))
     return figure
 
 
@@ -181,22 +178,22 @@ def score_bars(rows: Sequence[Row], *, parts: Sequence[str], class_names: Sequen
         f"precision of {class_names[POSITIVE]}": lambda row: row["precision_per_class"][POSITIVE],
     }
     every = list(runs(rows))
-    figure, axes = grid(len(parts), 3, width=2.7, height=0.6 + 0.27 * len(every))
+    figure, axes = style.panels(len(parts), 3, width=2.7, height=0.6 + 0.27 * len(every))
     for part, line in zip(parts, axes, strict=True):
         named = runs([row for row in rows if row["part"] == part])
         for ax, (title, value) in zip(line, scores.items(), strict=True):
             for place, name in enumerate(every):
                 # A class that is never called has no precision: nothing is drawn.
                 values = [v for v in map(value, named.get(name, [])) if v is not None]
-                color = "#1d2733" if name in ("balanced", "unbalanced") else method_look(name, every)[0]
+                color = style.INK if name in ("balanced", "unbalanced") else method_look(name, every)[0]
                 if values:
                     ax.barh(place, np.mean(values), height=0.62, color=color, alpha=0.8)
                     ax.scatter(
                         values,
                         np.full(len(values), place),
                         s=9,
-                        color="white",
-                        edgecolors=INK,
+                        color=style.PAPER,
+                        edgecolors=style.INK,
                         linewidths=0.6,
                         zorder=3,
                     )
@@ -206,15 +203,15 @@ def score_bars(rows: Sequence[Row], *, parts: Sequence[str], class_names: Sequen
                 [method_name(name) for name in every] if ax is line[0] else [""] * len(every),
             )
             ax.grid(axis="y", visible=False)
-            ax.grid(axis="x", color=RULE, linewidth=0.7)
+            ax.grid(axis="x", color=style.RULE, linewidth=0.7)
             n = next((found[0]["n_test"] for found in named.values()), 0)
-            _title(ax, f"{title}: {_part_name(part)}, n = {n:,}" if ax is line[0] else title)
+            style.title(ax, f"{title}: {_part_name(part)}, n = {n:,}" if ax is line[0] else title)
     return figure
 
 
 def _panels(n: int, *, width: float = 2.7, height: float = 2.2) -> tuple[Figure, list[Axes]]:
     n_columns = min(_COLUMNS, n)
-    figure, axes = grid(-(-n // n_columns), n_columns, width=width, height=height)
+    figure, axes = style.panels(-(-n // n_columns), n_columns, width=width, height=height)
     for ax in axes.flat[n:]:
         ax.set_visible(False)
     return figure, list(axes.flat[:n])
@@ -222,29 +219,16 @@ def _panels(n: int, *, width: float = 2.7, height: float = 2.2) -> tuple[Figure,
 
 def _matrix(ax: Axes, counts: np.ndarray, *, class_names: Sequence[str]) -> None:
     shares = row_shares(counts)
-    ax.imshow(np.nan_to_num(shares), cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
-    for i in range(2):
-        for j in range(2):
-            share = "" if np.isnan(shares[i, j]) else f"\n{100 * shares[i, j]:.1f} %"
-            ax.text(
-                j,
-                i,
-                f"{counts[i, j]:,}{share}",
-                ha="center",
-                va="center",
-                fontsize=8.5,
-                color="white" if shares[i, j] > 0.7 else INK,
-            )
-    ax.set_xticks(range(2), class_names)
-    ax.set_yticks(range(2), class_names, rotation=90, va="center")
-    ax.tick_params(length=0)
-    ax.grid(visible=False)
-    ax.spines[:].set_visible(False)
+    texts = [
+        [
+            f"{n:,}" + ("" if np.isnan(share) else f"\n{100 * share:.1f} %")
+            for n, share in zip(*row, strict=True)
+        ]
+        for row in zip(counts, shares, strict=True)
+    ]
+    style.shares_matrix(ax, shares, texts=texts, names=class_names)
+    ax.tick_params(axis="y", rotation=90)
     ax.set(xlabel="called", ylabel="is")
-
-
-def _title(ax: Axes, text: str) -> None:
-    ax.set_title(text, fontsize=9, color=INK, loc="left")
 
 
 def _part_name(part: str) -> str:

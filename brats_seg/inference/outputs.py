@@ -12,7 +12,8 @@ from typing import BinaryIO
 from brats_seg.core.files import atomic, lock, read_text, write_text
 from brats_seg.errors import InputError
 from brats_seg.evaluation.written import TABLE, read_rows
-from brats_seg.scans.labels import MERGED, SCHEMAS, TISSUE_COLORS, TISSUES, LabelSchema
+from brats_seg.reporting.style import SCAN, TISSUE_COLORS
+from brats_seg.scans.labels import MERGED, SCHEMAS, TISSUES, LabelSchema
 
 LABELS = "labels.txt"
 
@@ -74,7 +75,7 @@ def label_file(schemas: Iterable[LabelSchema]) -> str:
         "# ITK-SNAP label description file",
         _SCHEMAS + ", ".join(schema.name for schema in schemas),
         "# columns: value, R, G, B, opacity, visible, mesh visible, name",
-        _label_line(0, "#000000", shown=False, name="Clear Label"),
+        _label_line(0, SCAN, shown=False, name="Clear Label"),
     ]
     meanings: dict[int, list[str]] = {}
     for schema in schemas:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.core.arrays import read_npz
@@ -19,16 +18,10 @@ from brats_seg.errors import InputError
 from brats_seg.evaluation.comparison import FEWEST, MEAN, differences_to, trained_once
 from brats_seg.evaluation.run_rows import Row, variant_of
 from brats_seg.reporting.cases import MODALITY_WORDS
-from brats_seg.reporting.experiment_figures import (
-    OVER,
-    RIGHT,
-    UNDER,
-    difference_chart,
-    error_overlay,
-    tradeoff_chart,
-)
+from brats_seg.reporting.experiment_figures import difference_chart, error_overlay, tradeoff_chart
 from brats_seg.reporting.figures import Picture, data_uri, gray_levels, mix_chart, overlay, plot, png
 from brats_seg.reporting.pages import page_templates
+from brats_seg.reporting.style import OVER, RIGHT, UNDER
 from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes
 
 N_CASES = 3
@@ -116,7 +109,7 @@ def write_experiment_page(
         "version": version("brats-seg"),
     }
     path = out / "report.html"
-    write_text(path, _environment().get_template("experiment.html").render(content))
+    write_text(path, page_templates({}).get_template("experiment.html").render(content))
     return path
 
 
@@ -248,12 +241,3 @@ def _gray(pixels: np.ndarray) -> np.ndarray:
     gray = gray_levels(pixels.astype(np.float32), low=float(low) - 0.3, high=float(high))
     gray[pixels == 0] = 0
     return gray
-
-
-def _environment() -> Environment:
-    return page_templates(
-        {
-            "signed": lambda x: "–" if x is None else f"{x:+.3f}".replace("-", "\u2212"),
-            "percent": lambda x: "–" if x is None else f"{100 * x:.1f}",
-        }
-    )

@@ -18,7 +18,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentForma
 from PIL import Image
 
 from brats_seg.core.shapes import Shares
-from brats_seg.scans.labels import OUTSIDE, TISSUE_COLORS
+from brats_seg.reporting import style
+from brats_seg.reporting.style import color_of, words
+from brats_seg.scans.labels import OUTSIDE
 
 Slice = Num[np.ndarray, "y x"]
 """One axial slice: row 0 is anterior, column 0 the patient's right (radiological view)."""
@@ -27,8 +29,6 @@ Labels = UInt8[np.ndarray, "y x"]
 Picture = UInt8[np.ndarray, "row column 3"]
 """Red, green and blue of each pixel."""
 
-REGION_COLORS = {"whole": "#1f6fb2", "core": "#7e32a3", "active": "#e05217"}
-INK, QUIET, RULE = "#1d2733", "#66717f", "#d9dee4"
 HEALTHY = 0
 MOST_CHART_COLORS = 4096
 
@@ -40,16 +40,6 @@ class Plot:
     uri: str
     width: int
     alt: str
-
-
-def words(name: str) -> str:
-    """A class or region name as a person writes it: `necrotic_core` is 'necrotic core'."""
-    return name.replace("non_", "non-").replace("_", " ")
-
-
-def color_of(name: str) -> str:
-    """The one color of a tissue class or region, `#rrggbb`; gray for a name without one."""
-    return TISSUE_COLORS.get(name) or REGION_COLORS.get(name) or QUIET
 
 
 def gray_levels(pixels: Slice, *, low: float, high: float) -> UInt8[np.ndarray, "y x"]:
@@ -93,7 +83,7 @@ def overlay(
         raise ValueError(f"label {present[-1]} has no class; the classes are {', '.join(classes)}")
     for c in present:
         inside = classes_on_screen == c
-        color = np.array(to_rgb(color_of(classes[c]))) * 255
+        color = style.rgb_bytes(color_of(classes[c]))
         picture[inside] = (1 - opacity) * picture[inside] + opacity * color
         picture[inside & ~_eroded(inside)] = color
     return np.round(picture).astype(np.uint8)
@@ -112,44 +102,23 @@ def _eroded(mask: Bool[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
     return padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:] & mask
 
 
-def picture_grid(
-    rows: Sequence[Sequence[Picture]],
-    *,
-    row_names: Sequence[str],
-    column_names: Sequence[str],
-    classes: Sequence[str],
-    inches: float = 2.3,
-) -> Figure:
-    """Pictures in rows and columns, with names at the top and the left and the legend of the tissue classes
-    below.
+def picture_row(pictures: Mapping[str, Picture], *, classes: Sequence[str], inches: float) -> Figure:
+    """Pictures side by side with their names above them, and the legend of the tissue classes below.
 
     Args:
-        rows: the pictures, all of one size; every row as long as `column_names`.
-        row_names: one name a row.
-        column_names: one name a column.
+        pictures: by name, all of one size.
         classes: the classes of the legend; healthy is left out of it.
         inches: width of a picture.
     """
-    height, width = rows[0][0].shape[:2]
-    size = (inches * len(column_names) + 0.35, inches * height / width * len(rows) + 0.75)
-    figure = Figure(figsize=size, dpi=150, facecolor="white")
-    axes = figure.subplots(len(rows), len(column_names), squeeze=False)
-    for i, row in enumerate(rows):
-        for j, picture in enumerate(row):
-            _show_picture(axes[i][j], picture)
-            if i == 0:
-                axes[i][j].set_title(column_names[j], fontsize=9.5, color=INK, pad=6)
-        axes[i][0].set_ylabel(row_names[i], fontsize=9.5, color=INK, labelpad=6)
-    figure.legend(
-        handles=_tissue_patches(classes),
-        loc="lower center",
-        ncols=len(classes),
-        frameon=False,
-        fontsize=9,
-        handlelength=1,
-        handleheight=1,
+    height, width = next(iter(pictures.values())).shape[:2]
+    figure, axes = style.panels(
+        1, len(pictures), width=inches, height=inches * height / width + 0.3, grid="none"
     )
-    figure.tight_layout(pad=0.4, w_pad=0.3, h_pad=0.3, rect=(0, 0.26 / figure.get_figheight(), 1, 1))
+    for panel, (name, picture) in zip(axes[0], pictures.items(), strict=True):
+        panel.imshow(picture, interpolation="lanczos")
+        panel.set_axis_off()
+        style.title(panel, name)
+    style.legend_below(figure, _tissue_patches(classes), n_columns=len(classes))
     return figure
 
 
@@ -169,7 +138,7 @@ def box_plot(
         limits: of the value axis; None follows the numbers.
         center: a value to draw a line at.
     """
-    figure, axes = _chart(width=5.4, height=0.75 + 0.62 * len(values))
+    figure, axes = style.chart(width=5.4, height=0.75 + 0.62 * len(values), grid="x")
     for row, (name, numbers) in enumerate(values.items()):
         points = np.array([v for v in numbers if np.isfinite(v)])
         _box(axes, points, row=row, color=color_of(name))
@@ -183,16 +152,14 @@ def box_plot(
         margin = 0.02 * (limits[1] - limits[0])
         axes.set_xlim(limits[0] - margin, limits[1] + margin)
     if center is not None:
-        axes.axvline(center, color=QUIET, linewidth=0.9, zorder=1)
-    axes.grid(axis="x", color=RULE, linewidth=0.7)
+        axes.axvline(center, color=style.QUIET, linewidth=0.9, zorder=1)
     return figure
 
 
 def _box(axes: Axes, points: Float[np.ndarray, " n"], *, row: int, color: str) -> None:
     if len(points) == 0:
-        axes.text(
-            0.5, row, "no value", transform=axes.get_yaxis_transform(), ha="center", va="center", color=QUIET
-        )
+        place = {"transform": axes.get_yaxis_transform(), "ha": "center", "va": "center"}
+        axes.text(0.5, row, "no value", color=style.QUIET, **place)
         return
     if len(points) > 2:
         line = {"color": color, "linewidth": 1.1}
@@ -211,7 +178,14 @@ def _box(axes: Axes, points: Float[np.ndarray, " n"], *, row: int, color: str) -
     # Spread by rank, not at random: the same numbers always give the same picture.
     spread = 0.13 * np.sin(2.4 * np.arange(len(points)))
     axes.scatter(
-        points, row + spread, s=20, color=color, alpha=0.75, linewidths=0.6, edgecolors="white", zorder=3
+        points,
+        row + spread,
+        s=20,
+        color=color,
+        alpha=0.75,
+        linewidths=0.6,
+        edgecolors=style.PAPER,
+        zorder=3,
     )
 
 
@@ -230,10 +204,10 @@ def line_chart(
         y_label: of the y axis, with the unit.
         limits: of the y axis; None follows the numbers.
     """
-    figure, axes = _chart(width=5.4, height=2.7)
-    spare = iter(("#1d2733", "#1f6fb2", "#a35a00", "#7e32a3", "#328073", "#66717f"))
+    figure, axes = style.chart(width=5.4, height=2.7, grid="y")
+    spare = iter(style.SERIES)
     for name, (x, y) in lines.items():
-        color = color_of(name) if name in REGION_COLORS or name in TISSUE_COLORS else next(spare, QUIET)
+        color = color_of(name) if style.has_color(name) else next(spare, style.QUIET)
         axes.plot(
             x,
             y,
@@ -249,16 +223,8 @@ def line_chart(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if ends := [x for xs, _ in lines.values() for x in xs]:
         axes.set_xlim(min(ends) - 0.4, max(ends) + 0.4)
-    axes.grid(axis="y", color=RULE, linewidth=0.7)
     if len(lines) > 1:
-        axes.legend(
-            frameon=False,
-            fontsize=8.5,
-            loc="upper left",
-            bbox_to_anchor=(1, 1),
-            handlelength=1.2,
-            borderaxespad=0.2,
-        )
+        style.legend_beside(axes)
     return figure
 
 
@@ -270,42 +236,23 @@ def mix_chart(shares: Mapping[str, Shares], *, classes: Sequence[str]) -> Figure
             'drawn').
         classes: tissue classes, healthy first.
     """
-    figure, axes = _chart(width=5.4, height=0.95 + 0.52 * len(shares))
+    figure, axes = style.chart(width=5.4, height=0.95 + 0.52 * len(shares))
     for row, mix in enumerate(shares.values()):
         left = 0.0
         for name, share in zip(classes, mix, strict=True):
-            axes.barh(
-                row, share, left=left, height=0.62, color=color_of(name), edgecolor="white", linewidth=1
-            )
+            color = color_of(name)
+            axes.barh(row, share, left=left, height=0.62, color=color, edgecolor=style.PAPER, linewidth=1)
             if share >= 0.055:
-                ink = "white" if _is_dark(color_of(name)) else INK
-                axes.text(
-                    left + share / 2,
-                    row,
-                    f"{100 * share:.0f} %",
-                    ha="center",
-                    va="center",
-                    color=ink,
-                    fontsize=8,
-                )
+                place = {"ha": "center", "va": "center", "fontsize": 8}
+                middle = left + share / 2
+                axes.text(middle, row, f"{100 * share:.0f} %", color=style.ink_on(color), **place)
             left += float(share)
     axes.set_yticks(range(len(shares)), list(shares))
     axes.set_ylim(len(shares) - 0.5, -0.5)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.tick_params(axis="y", length=0)
-    below = (0.5, -0.28 / len(shares) ** 0.6)
-    patches = _tissue_patches(classes, healthy="shown")
-    legend = axes.legend(
-        handles=patches,
-        loc="upper center",
-        bbox_to_anchor=below,
-        ncols=3,
-        handlelength=1,
-        handleheight=1,
-        fontsize=8.5,
-    )
-    legend.set_frame_on(False)
+    style.legend_below(figure, _tissue_patches(classes, healthy="shown"), n_columns=3)
     return figure
 
 
@@ -318,29 +265,10 @@ def confusion_chart(counts: Int64[np.ndarray, "k k"], *, classes: Sequence[str])
     """
     shares = row_shares(counts)
     k = len(classes)
-    figure, axes = _chart(width=1.6 + 0.85 * k, height=1.0 + 0.55 * k)
-    axes.imshow(np.nan_to_num(shares), cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
-    for i in range(k):
-        for j in range(k):
-            text = "–" if np.isnan(shares[i, j]) else f"{100 * shares[i, j]:.1f} %"
-            axes.text(
-                j,
-                i,
-                text,
-                ha="center",
-                va="center",
-                fontsize=8.5,
-                color="white" if shares[i, j] > 0.7 else INK,
-            )
+    figure, axes = style.chart(width=1.6 + 0.85 * k, height=1.0 + 0.55 * k)
+    texts = [["–" if np.isnan(share) else f"{100 * share:.1f} %" for share in row] for row in shares]
     names = ["\n".join(words(c).rsplit(" ", 1)) for c in classes]
-    axes.set_xticks(range(k), names)
-    axes.set_yticks(range(k), names)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.set_xticks(np.arange(k - 1) + 0.5, minor=True)
-    axes.set_yticks(np.arange(k - 1) + 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=2)
-    axes.tick_params(which="minor", length=0)
+    style.shares_matrix(axes, shares, texts=texts, names=names)
     axes.set(xlabel="prediction", ylabel="reference")
     return figure
 
@@ -358,9 +286,10 @@ def reliability_chart(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Fi
     Args:
         curves: bins of each region, as `evaluation.calibration.Reliability.to_dict` has them.
     """
-    figure = Figure(figsize=(4.6, 4.7), dpi=150, facecolor="white", layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
-    top.plot([0, 1], [0, 1], color=QUIET, linewidth=0.9, zorder=1)
+    figure, ((top,), (bottom,)) = style.panels(
+        2, 1, width=4.3, height=2.2, grid="both", sharex=True, height_ratios=(3.4, 1)
+    )
+    top.plot([0, 1], [0, 1], color=style.QUIET, linewidth=0.9, zorder=1)
     for name, bins in curves.items():
         x, y, n = ([b[key] for b in bins] for key in ("mean_probability", "share_inside", "n_voxels"))
         line = {"color": color_of(name), "linewidth": 1.7, "marker": "o", "label": words(name)}
@@ -368,7 +297,7 @@ def reliability_chart(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Fi
             x,
             y,
             markersize=4.5,
-            markeredgecolor="white",
+            markeredgecolor=style.PAPER,
             markeredgewidth=0.6,
             clip_on=False,
             zorder=3,
@@ -383,12 +312,9 @@ def reliability_chart(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Fi
         ylim=(min(counts) / 2, 2 * max(counts)),
     )
     top.set(ylabel="share inside the region", xlim=(0, 1), ylim=(0, 1))
-    top.legend(frameon=False, fontsize=8.5, loc="upper left", handlelength=1.2, borderaxespad=0.3)
+    style.legend_inside(top, loc="upper left")
     bottom.yaxis.set_major_locator(LogLocator(numticks=4))
     bottom.yaxis.set_minor_locator(NullLocator())
-    for axes in (top, bottom):
-        _plain(axes)
-        axes.grid(color=RULE, linewidth=0.7)
     return figure
 
 
@@ -399,9 +325,9 @@ def volume_chart(volumes: Mapping[str, tuple[Sequence[float], Sequence[float]]])
     Args:
         volumes: reference and predicted volumes in ml, case by case, by class or region name.
     """
-    figure, axes = _chart(width=4.2, height=3.5)
+    figure, axes = style.chart(width=4.2, height=3.5, grid="both")
     top = max([1.0, *(v for pair in volumes.values() for side in pair for v in side)]) * 1.5
-    axes.plot([0, top], [0, top], color=QUIET, linewidth=0.9, zorder=1)
+    axes.plot([0, top], [0, top], color=style.QUIET, linewidth=0.9, zorder=1)
     for name, (reference, prediction) in volumes.items():
         axes.scatter(
             reference,
@@ -409,7 +335,7 @@ def volume_chart(volumes: Mapping[str, tuple[Sequence[float], Sequence[float]]])
             s=30,
             color=color_of(name),
             alpha=0.85,
-            edgecolors="white",
+            edgecolors=style.PAPER,
             linewidths=0.6,
             label=words(name),
             zorder=3,
@@ -422,9 +348,8 @@ def volume_chart(volumes: Mapping[str, tuple[Sequence[float], Sequence[float]]])
         axis.set_minor_locator(NullLocator())
     axes.set(xlim=(-0.08, top), ylim=(-0.08, top))
     axes.set(xlabel="reference, ml", ylabel="prediction, ml")
-    axes.grid(color=RULE, linewidth=0.7)
     if volumes:
-        axes.legend(frameon=False, fontsize=8.5, loc="upper left", handletextpad=0.2, borderaxespad=0.3)
+        style.legend_inside(axes, loc="upper left", handletextpad=0.2)
     return figure
 
 
@@ -461,36 +386,8 @@ def data_uri(png_bytes: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png_bytes).decode("ascii")
 
 
-def _chart(*, width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), dpi=150, facecolor="white", layout="constrained")
-    axes = figure.subplots()
-    _plain(axes)
-    return figure, axes
-
-
-def _plain(axes: Axes) -> None:
-    """Two quiet axes, small letters, the grid behind everything."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(RULE)
-    axes.tick_params(colors=QUIET, labelcolor=INK, labelsize=8.5)
-    axes.xaxis.label.set(color=INK, fontsize=9)
-    axes.yaxis.label.set(color=INK, fontsize=9)
-    axes.set_axisbelow(True)
-
-
-def _show_picture(axes: Axes, picture: Picture) -> None:
-    axes.imshow(picture, interpolation="lanczos")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-
-
-def _tissue_patches(classes: Sequence[str], *, healthy: Literal["shown", "hidden"] = "hidden") -> list[Patch]:
-    return [
-        Patch(facecolor=color_of(c), label=words(c)) for c in classes if c != "healthy" or healthy == "shown"
-    ]
-
-
-def _is_dark(color: str) -> bool:
-    red, green, blue = to_rgb(color)
-    return 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
+def _tissue_patches(
+    classes: Sequence[str], *, healthy: Literal["shown", "hidden"] = "hidden"
+) -> dict[str, Patch]:
+    """The handles of a legend, by the words of each class."""
+    return {words(c): Patch(facecolor=color_of(c)) for c in classes if c != "healthy" or healthy == "shown"}

@@ -1,19 +1,18 @@
 """Templates -> pages: what all HTML and Markdown pages are rendered with."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from brats_seg.reporting.figures import color_of, words
+from brats_seg.reporting import style
 
 
 def page_templates(filters: Mapping[str, Callable[..., Any]]) -> Environment:
     """The templates of this room; a name that a template uses and nobody gives is an error.
 
     Args:
-        filters: those of one page, beside `number`, `count`, `color` and `words`.
+        filters: those of one page, beside `number`, `signed`, `percent`, `count`, `color` and `words`.
     """
     pages = Environment(
         loader=PackageLoader("brats_seg", "reporting"),
@@ -24,15 +23,13 @@ def page_templates(filters: Mapping[str, Callable[..., Any]]) -> Environment:
         keep_trailing_newline=True,
     )
     shared: dict[str, Callable[..., Any]] = {
-        "number": number,
-        "count": lambda n: f"{n:,}".replace(",", "\u202f"),
-        "color": color_of,
-        "words": words,
+        "number": style.number,
+        "signed": style.signed,
+        "percent": style.percent,
+        "count": style.count,
+        "color": style.color_of,
+        "words": style.words,
     }
     pages.filters |= {**shared, **filters}
+    pages.globals["css_variables"] = style.css_variables
     return pages
-
-
-def number(x: float | None, digits: int = 3) -> str:
-    """A number with so many decimals; a dash where there is none."""
-    return "–" if x is None or math.isnan(x) else f"{x:.{digits}f}"

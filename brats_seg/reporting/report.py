@@ -20,11 +20,12 @@ from brats_seg.evaluation.overlap import JointHistogram
 from brats_seg.evaluation.scores import CONVENTIONS, Convention, EvaluationReport, Score, evaluate_folders
 from brats_seg.evaluation.table import few_patients
 from brats_seg.evaluation.written import read_rows
-from brats_seg.reporting import figures
+from brats_seg.reporting import figures, style
 from brats_seg.reporting.cases import SeenCase, best_slice, case_pictures, see_case
 from brats_seg.reporting.figures import Plot, plot
 from brats_seg.reporting.history import training_section
-from brats_seg.reporting.pages import number, page_templates
+from brats_seg.reporting.pages import page_templates
+from brats_seg.reporting.style import number
 from brats_seg.scans.case import Case
 from brats_seg.scans.labels import REGIONS
 from brats_seg.scans.layouts import find_cases
@@ -354,7 +355,7 @@ def _plots(scores: Sequence[Score], confusion: JointHistogram, classes: Sequence
     errors = {c: [s.volume_error_ml for s in scores if s.region == c] for c in (*classes[1:], "whole")}
     shares = figures.row_shares(confusion)
     kept = "; ".join(
-        f"{figures.words(c)} {100 * shares[i, i]:.1f} %"
+        f"{style.words(c)} {100 * shares[i, i]:.1f} %"
         for i, c in enumerate(classes)
         if not np.isnan(shares[i, i])
     )

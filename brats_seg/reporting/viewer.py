@@ -21,7 +21,7 @@ from brats_seg.core.files import write_text
 from brats_seg.core.shapes import Mask, TissueMap, Volume
 from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.written import written_schema
-from brats_seg.reporting.figures import color_of, words
+from brats_seg.reporting.style import color_of, css_variables, viewer_colors, words
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.labels import (
     MERGED,
@@ -289,6 +289,8 @@ def _render(
             round(float(v), 3) for v in affine[:3] @ (*_start_vox(brain[box], list(tissues.values())), 1)
         ],
         white=WHITE,
+        look=viewer_colors(),
+        css_variables=css_variables,
         percentiles=GRAY_PERCENTILES,
         bundle=bundle,
         niivue=_base64(bundle.module.encode()),

@@ -17,17 +17,6 @@ REGIONS = ("whole", "core", "active")
 """Nested regions, largest first."""
 OUTSIDE = 255
 """The tissue index of a voxel outside the brain."""
-TISSUE_COLORS = {
-    "healthy": "#c3c9d0",
-    "necrotic_core": "#7e32a3",
-    "necrotic_or_non_enhancing": "#7e32a3",
-    "edema": "#6cbaf7",
-    "non_enhancing_core": "#328073",
-    "enhancing_core": "#e05217",
-    "resection_cavity": "#efde3e",
-}
-"""What a class looks like in every picture, page and label file. Chosen by search: every pair stays over 20
-CIEDE2000 apart, also seen with each of the three color blindnesses (a test)."""
 
 _SHORT_WORDS = {  # for one line about all schemas
     "necrotic_core": "necrotic",

@@ -13,24 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from brats_seg.bank.bank import PatchBank
-from brats_seg.core.files import atomic, write_json, write_text
+from brats_seg.core.files import write_json, write_text
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Counts, Ids
 from brats_seg.errors import UsageError
-from brats_seg.scans.labels import REGIONS
+from brats_seg.reporting.progress import draw_progress
 from brats_seg.training.checkpoint import library_versions
 
 Row = Mapping[str, Any]
 DRAWING_SHARE = 0.05
 """Drawing the curves may take this share of a run's time; the last epoch is always drawn."""
-_LINES = ("#2f6db3", "#e07b39", "#3f9d5a")
-_AREAS = ("#d7dbe0", "#8c6bb1", "#3f9d5a", "#2f6db3", "#e04f39", "#b08d57")
-_BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), "frameon": False}
 
 
 class Stopwatch:
@@ -223,78 +217,6 @@ def progress_note(epoch: int, *, n_drawn: Counts, loss: float | None) -> str:
 def precision_name(runtime: Runtime) -> str:
     """ "float32", "bf16" or "fp16"."""
     return {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}[runtime.dtype_autocast]
-
-
-def draw_progress(
-    path: Path, *, epochs: Sequence[Row], ledger: Sequence[Row], classes: Sequence[str]
-) -> None:
-    """Draw loss, inner Dice, and the class mix of patch centers and of patch voxels inside the brain, over
-    the epochs.
-    """
-    figure = Figure(figsize=(12, 7), layout="constrained")
-    axes = figure.subplots(2, 2, sharex=True)
-    x = [row["epoch"] for row in epochs]
-    _draw_loss(axes[0, 0], x, epochs)
-    _draw_dice(axes[0, 1], epochs)
-    for place, part, title in zip(
-        axes[1],
-        ("center", "voxel"),
-        ("Patch centers", "Voxels of the patches, inside the brain"),
-        strict=True,
-    ):
-        _draw_mix(
-            place,
-            x,
-            [[row[f"{part}_share"] for row in ledger if row["class"] == name] for name in classes],
-            classes,
-        )
-        place.set_title(title)
-        place.set_xlabel("epoch")
-    axes[0, 1].legend(**_BESIDE)
-    handles, labels = axes[1, 1].get_legend_handles_labels()
-    axes[1, 1].legend(handles[::-1], labels[::-1], **_BESIDE)
-    for place in axes.flat:
-        place.spines[["top", "right"]].set_visible(False)
-        place.xaxis.set_major_locator(MaxNLocator(integer=True))
-        place.set_xlim(1, max(2, len(x)))
-    with atomic(path) as part_path:
-        figure.savefig(part_path, format="png", dpi=110)
-
-
-def _draw_loss(axes: Axes, x: Sequence[int], epochs: Sequence[Row]) -> None:
-    axes.set_title("Training loss")
-    axes.plot(x, [row["loss"] for row in epochs], color=_LINES[0], marker=".")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-
-
-def _draw_dice(axes: Axes, epochs: Sequence[Row]) -> None:
-    axes.set_title("Dice on the inner cases")
-    scored = [row for row in epochs if row["score"] is not None]
-    for region, color in zip(REGIONS, _LINES, strict=True):
-        axes.plot(
-            [row["epoch"] for row in scored],
-            [row[f"dice_{region}"] for row in scored],
-            color=color,
-            marker=".",
-            label=region,
-        )
-    best = [row["epoch"] for row in epochs if row["is_best"]]
-    if best:
-        axes.axvline(best[-1], color="gray", linestyle="--", linewidth=1, label=f"best: epoch {best[-1]}")
-    axes.set_ylim(0, 1)
-    axes.grid(alpha=0.3)
-
-
-def _draw_mix(
-    axes: Axes, x: Sequence[int], shares: Sequence[Sequence[float]], classes: Sequence[str]
-) -> None:
-    """Stack the classes' shares; a single epoch is drawn as wide as two."""
-    wide = [*x, x[-1] + 1] if len(x) == 1 else x
-    stacked = [[*values, values[-1]] if len(x) == 1 else values for values in shares]
-    axes.stackplot(wide, stacked, colors=_AREAS, labels=[name.replace("_", " ") for name in classes])
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_ylim(0, 1)
 
 
 def _field(value: Any) -> str:

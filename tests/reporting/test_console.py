@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 from tiny_study import Study
 
+from brats_seg.console import make_console, show_run, show_scores
 from brats_seg.evaluation.scores import evaluate_folders
-from brats_seg.reporting.console import make_console, show_run, show_scores
 from brats_seg.training.split import RunResult
 
 NAN = float("nan")

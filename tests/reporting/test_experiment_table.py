@@ -10,8 +10,9 @@ from brats_seg.core.statistics import paired_difference
 from brats_seg.errors import InputError
 from brats_seg.evaluation.comparison import differences_to, summarize_runs
 from brats_seg.evaluation.run_rows import COLUMNS, read_finished, write_rows
-from brats_seg.reporting.experiment_figures import OVER, UNDER, error_overlay, tradeoff_chart
+from brats_seg.reporting.experiment_figures import error_overlay, tradeoff_chart
 from brats_seg.reporting.experiment_table import table_markdown
+from brats_seg.reporting.style import OVER, UNDER
 
 
 def row(

@@ -18,7 +18,7 @@ from hypothesis.extra.numpy import arrays
 
 from brats_seg.errors import InputError, UsageError
 from brats_seg.reporting import viewer
-from brats_seg.reporting.figures import color_of
+from brats_seg.reporting.style import color_of
 from brats_seg.reporting.viewer import Bundle, find_bundle, other_case_in, write_page
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.volume import Geometry, make_geometry, read_volume, write_label_map, write_volume

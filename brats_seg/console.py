@@ -16,6 +16,7 @@ from brats_seg.evaluation.comparison import MEAN, differences_to
 from brats_seg.evaluation.table import few_patients
 from brats_seg.inference.predict import PredictReport
 from brats_seg.inference.tuning import TUNED, Settings, Tuning
+from brats_seg.reporting.style import TERMINAL, digits_of
 from brats_seg.scans.labels import REGIONS
 from brats_seg.scans.problem import Problem
 from brats_seg.training.loop import RunResult
@@ -33,7 +34,7 @@ def make_console() -> Console:
 def show_problems(problems: Iterable[Problem], *, console: Console) -> None:
     """One line for each problem, errors first."""
     for problem in sorted(problems, key=lambda p: p.severity):
-        style = "red" if problem.severity == "error" else "yellow"
+        style = TERMINAL[problem.severity]
         console.print(f"[{style}]{problem.severity}[/] {escape(str(problem))}", soft_wrap=True)
 
 
@@ -255,7 +256,7 @@ def _table(*columns: str, title: str | None = None) -> Table:
 def _mean_cells(figure: Mapping[str, Any] | None, metric: str) -> tuple[str, str, str]:
     if figure is None or figure["mean"] is None:
         return "-", "", "0"
-    digits = 1 if metric.endswith("_mm") else 3
+    digits = digits_of(metric)
     mean = f"{figure['mean']:.{digits}f}" + (
         f" +- {figure['sd']:.{digits}f}" if figure["sd"] is not None else ""
     )
