@@ -9,7 +9,7 @@ from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.build import BuildReport, build_bank
 from brats_seg.bank.folds import inner_split
 from brats_seg.bank.listing import hold_bank, verify_bank
-from brats_seg.config import Config, Validation, dump_config
+from brats_seg.config import Config, Validation
 from brats_seg.core.files import lock, sha256, write_text
 from brats_seg.core.runtime import Precision, Runtime, n_workers, start_runtime
 from brats_seg.errors import InputError, UsageError
@@ -160,17 +160,7 @@ def train(
             run,
             bank=opened.to(runtime.device),
             split=make_split(opened, fold=fold, validation=config.validation, seed=config.training.seed),
-            config=dump_config(config),
-            network=config.network,
-            task=config.task,
-            sampler=config.sampler,
-            hard=config.hard,
-            loss=config.loss,
-            augment=config.augment,
-            optimizer=config.optimizer,
-            training=config.training,
-            phases=config.phases,
-            validation=config.validation,
+            config=config,
             runtime=runtime,
             resume=resume,
             initial=begun_with,
@@ -217,14 +207,7 @@ def check_fit(bank: PatchBank, config: Config) -> None:
     )
     check_metric(config.validation.metric, of=config.validation.of, classes=grouped.classes)
     Method(
-        network=config.network,
-        task=config.task,
-        sampler=config.sampler,
-        hard=config.hard,
-        loss=config.loss,
-        optimizer=config.optimizer,
-        training=training,
-        phases=config.phases,
+        config=config,
         index=grouped.index,
         runtime=start_runtime(device="cpu", precision="float32"),
     ).check()

@@ -13,9 +13,9 @@ import torch
 from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 
-from brats_seg import config as knobs
 from brats_seg.bank.bank import Batch, PatchBank
 from brats_seg.bank.lesions import LesionNumberer
+from brats_seg.config import Config, Training, Validation, dump_config
 from brats_seg.core.files import lock, write_text
 from brats_seg.core.progress import progress_bar
 from brats_seg.core.runtime import Runtime, StopRequest, catch_stop_signals
@@ -63,17 +63,7 @@ def train(
     *,
     bank: PatchBank,
     split: Split,
-    config: str,
-    network: knobs.Network,
-    task: knobs.Task,
-    sampler: knobs.Sampler,
-    hard: knobs.Hard,
-    loss: knobs.Loss,
-    augment: knobs.Augment,
-    optimizer: knobs.Optimizer,
-    training: knobs.Training,
-    phases: knobs.Phases,
-    validation: knobs.Validation,
+    config: Config,
     runtime: Runtime,
     resume: bool = False,
     initial: Checkpoint | None = None,
@@ -86,9 +76,7 @@ def train(
         run_dir: made if absent; refused if used, unless `resume`.
         bank: with the patch size to train on; which of its cases are used is the split's say.
         split: case ids by their use.
-        config: the resolved config as YAML, for `config.yaml` and the checkpoints.
-        network, task, sampler, hard, loss, augment, optimizer, training, phases, validation: the sections of
-        the config.
+        config: every knob.
         runtime: device, precision and ranks.
         resume: go on with the run that is there; an empty folder starts one.
         initial: begin with its weights in every layer that fits; the others are named.
@@ -98,23 +86,14 @@ def train(
         InputError: a loss that is not finite (the batch is saved), a bad checkpoint, a bank other than the
             run's, a folder in use.
     """
+    network, training, jitter = config.network, config.training, config.sampler.jitter
     n_together = training.batch_size // runtime.world_size // training.accumulate
-    check_patch_size(network, patch_size=bank.patch_size, n_together=n_together, jitter=sampler.jitter)
-    bank = bank.regroup(task.classes)
-    check_metric(validation.metric, of=validation.of, classes=bank.classes)
+    check_patch_size(network, patch_size=bank.patch_size, n_together=n_together, jitter=jitter)
+    bank = bank.regroup(config.task.classes)
+    check_metric(config.validation.metric, of=config.validation.of, classes=bank.classes)
     seen = bank.select(split.train).to(runtime.device)
     method = Method(
-        network=network,
-        task=task,
-        sampler=sampler,
-        hard=hard,
-        loss=loss,
-        optimizer=optimizer,
-        training=training,
-        phases=phases,
-        index=seen.index,
-        runtime=runtime,
-        number_lesions=LesionNumberer(bank.cases),
+        config=config, index=seen.index, runtime=runtime, number_lesions=LesionNumberer(bank.cases)
     )
     method.check()
     with torch.random.fork_rng():
@@ -137,17 +116,17 @@ def train(
         phase=method.first(),
         learner=method.make_learner(method.first(), built),
         augment=Augmenter(
-            augment,
+            config.augment,
             seed=training.seed,
             patch_size=bank.patch_size,
             n_slices=2 * bank.slices_around + 1,
-            jitter=sampler.jitter,
+            jitter=jitter,
         ),
         sampler=method.make_sampler(method.first()),
         ledger=Ledger(bank.classes),
         log=RunLog(run_dir, classes=bank.classes, tensorboard=training.tensorboard and runtime.is_writer),
         training=training,
-        validation=validation,
+        validation=config.validation,
         divisor=network_divisor(network),
         margin=margin_of(built),
         n_drawn=np.zeros(len(bank.classes), np.int64),
@@ -186,7 +165,7 @@ class _Loop:
     """A run in progress: who takes part, and where it stands."""
 
     run_dir: Path
-    config: str
+    config: Config
     split: Split
     runtime: Runtime
     bank: PatchBank
@@ -198,8 +177,8 @@ class _Loop:
     sampler: Sampler
     ledger: Ledger
     log: RunLog
-    training: knobs.Training
-    validation: knobs.Validation
+    training: Training
+    validation: Validation
     divisor: int
     margin: int
     n_drawn: Counts
@@ -237,7 +216,7 @@ class _Loop:
         if self.runtime.is_writer:
             for part in self.run_dir.glob(".*.part"):  # half-written by a process that was killed
                 part.unlink()
-            write_text(self.run_dir / "config.yaml", self.config)
+            write_text(self.run_dir / "config.yaml", dump_config(self.config))
             write_environment(
                 self.run_dir / "environment.json",
                 runtime=self.runtime,
@@ -253,7 +232,7 @@ class _Loop:
         with progress_bar() as bar:
             task = bar.add_task(
                 "training",
-                total=self.method.n_epochs * self.training.steps,
+                total=self.config.n_epochs * self.training.steps,
                 completed=self._number(),
                 note="",
             )
@@ -368,7 +347,7 @@ class _Loop:
                     self.bank,
                     classes=self.sampler.hard_classes,
                     n_draws=n_draws,
-                    hard=self.method.hard,
+                    hard=self.config.hard,
                     seed=self.training.seed,
                     epoch=epoch,
                     runtime=self.runtime,
@@ -486,7 +465,7 @@ class _Loop:
         check_same_run(
             checkpoint,
             path,
-            config=self.config,
+            config=dump_config(self.config),
             bank=self.bank.digest,
             cases=(self.split.train, self.split.inner, self.split.held_out),
         )
@@ -530,7 +509,7 @@ class _Loop:
         prior = self.method.effective_prior(self.phase, self.ledger, epoch=self.sampler.epoch - 1)
         checkpoint = Checkpoint(
             weights=self.learner.weights(),
-            config=self.config,
+            config=dump_config(self.config),
             modalities=tuple(self.bank.modalities),
             classes=tuple(self.bank.classes),
             spacing_mm=tuple(self.bank.spacing_mm),

@@ -10,16 +10,54 @@ from torch import nn
 
 from brats_seg import config as knobs
 from brats_seg.core.runtime import Runtime
-from brats_seg.core.shapes import Shares
+from brats_seg.core.shapes import Counts, Shares
 from brats_seg.errors import UsageError
 from brats_seg.imbalance.groups import Groups, Lesions, NumberLesions, group_by_case, group_by_lesion
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.ledger import Ledger
-from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR, class_weights
+from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR, class_weights, effective_prior
 from brats_seg.imbalance.samplers import Sampler, make_sampler
+from brats_seg.models.classic import output_layers
 from brats_seg.models.losses import Loss, UnifiedFocal, make_loss
 from brats_seg.models.networks import output_layer
 from brats_seg.training.step import Learner
+
+NATURAL = knobs.Sampler(kind="random", allow_absent_class=True)
+"""How phase 2 draws. A class without an example has the natural frequency 0: it may be absent."""
+
+
+def sampler_of(
+    section: knobs.Sampler,
+    hard: knobs.Hard,
+    index: ClassIndex,
+    *,
+    batch_size: int,
+    steps: int | None,
+    seed: int,
+    runtime: Runtime,
+    n_epochs: int | None = None,
+    groups: Groups | None = None,
+) -> Sampler:
+    """The sampler that the sections `sampler` and `hard` of a config describe; see `make_sampler`."""
+    return make_sampler(
+        section.kind,
+        index,
+        batch_size=batch_size,
+        steps=steps,
+        seed=seed,
+        rank=runtime.rank,
+        n_ranks=runtime.world_size,
+        shares=section.shares,
+        healthy_share=section.healthy_share,
+        imbalance_ratio=section.imbalance_ratio,
+        allow_absent_class=section.allow_absent_class,
+        hard_classes=hard.classes,
+        recycle=hard.recycle,
+        max_age=hard.max_age,
+        drift=section.drift,
+        n_epochs=n_epochs,
+        groups=groups,
+    )
 
 
 @dataclass(frozen=True)
@@ -47,47 +85,37 @@ class Method:
     section 3.3).
 
     Attributes:
-        network, task, sampler, hard, loss, optimizer, training, phases: sections of the config.
-        index: voxels of the training cases by class.
+        config: of the run. Of a run on images its epochs are single steps: the budget is in steps there.
+        index: the training examples by class: voxels of the training cases, or images.
         runtime: device, precision and ranks.
+        targets: whether a target is a class for each voxel, or one for the whole image.
         number_lesions: numbers the lesions of a case; needed to draw with `sampler.first: lesion`.
     """
 
-    network: knobs.Network
-    task: knobs.Task
-    sampler: knobs.Sampler
-    hard: knobs.Hard
-    loss: knobs.Loss
-    optimizer: knobs.Optimizer
-    training: knobs.Training
-    phases: knobs.Phases
+    config: knobs.Config
     index: ClassIndex
     runtime: Runtime
+    targets: Literal["voxels", "images"] = "voxels"
     number_lesions: NumberLesions | None = None
 
     def check(self) -> None:
         """Refuse, before the run starts, what would fail in one of its phases. Raises `UsageError`."""
-        if self.loss.kind == "region" and self.sampler.kind == "hard":
+        if self.config.loss.kind == "region" and self.config.sampler.kind == "hard":
             raise UsageError(
                 "loss.kind 'region' with sampler.kind 'hard': hard replay reads the softmax of the class "
                 "logits, which this loss does not "
                 "train; use another loss or sampler"
             )
-        last = Phase(2, self.training.epochs + 1, self.n_epochs)
-        for phase in (self.first(), last) if self.phases.two_phase else (self.first(),):
+        last = Phase(2, self.config.training.epochs + 1, self.config.n_epochs)
+        for phase in (self.first(), last) if self.config.phases.two_phase else (self.first(),):
             self._make_sampler(phase, groups=None)
             self.loss_of(phase, epoch=phase.last_epoch)
 
     # The phases
 
-    @property
-    def n_epochs(self) -> int:
-        """Epochs of all phases, where none ends early."""
-        return self.training.epochs + (self._n_second if self.phases.two_phase else 0)
-
     def first(self) -> Phase:
         """The phase that a run begins with."""
-        return Phase(1, 1, self.training.epochs)
+        return Phase(1, 1, self.config.training.epochs)
 
     def begun_at(self, epoch: int) -> Phase:
         """The phase whose first epoch this is."""
@@ -95,7 +123,7 @@ class Method:
 
     def after(self, phase: Phase, *, ended: int) -> Phase | None:
         """The phase after one whose last epoch was `ended`; None where the run is over."""
-        return self.begun_at(ended + 1) if self.phases.two_phase and phase.number == 1 else None
+        return self.begun_at(ended + 1) if self.config.phases.two_phase and phase.number == 1 else None
 
     def settled_from(self, phase: Phase) -> int:
         """First epoch from which on a phase keeps its loss: early stopping waits for it."""
@@ -110,34 +138,19 @@ class Method:
         return self._make_sampler(phase, groups=self._groups if phase.number == 1 else None)
 
     def _make_sampler(self, phase: Phase, *, groups: Groups | None) -> Sampler:
-        # A class without an example has the natural frequency 0: in phase 2 it may be absent.
-        section = self.sampler if phase.number == 1 else knobs.Sampler(kind="random", allow_absent_class=True)
-        sampler = make_sampler(
-            section.kind,
-            self.index,
-            batch_size=self.training.batch_size,
-            steps=self.training.steps,
-            seed=self.training.seed,
-            rank=self.runtime.rank,
-            n_ranks=self.runtime.world_size,
-            shares=section.shares,
-            healthy_share=section.healthy_share,
-            imbalance_ratio=section.imbalance_ratio,
-            allow_absent_class=section.allow_absent_class,
-            hard_classes=self.hard.classes,
-            recycle=self.hard.recycle,
-            max_age=self.hard.max_age,
-            drift=section.drift,
-            n_epochs=self.training.epochs,
-            groups=groups,
-        )
+        section = self.config.sampler if phase.number == 1 else NATURAL
+        training = self.config.training
+        sampler = sampler_of(
+            section, self.config.hard, self.index, batch_size=training.batch_size, steps=training.steps,
+            seed=training.seed, runtime=self.runtime, n_epochs=training.epochs, groups=groups,
+        )  # fmt: skip
         sampler.epoch = phase.first_epoch
         return sampler
 
     @cached_property
     def lesions(self) -> Lesions | None:
         """The lesions of the training cases, found at first use; None where no lesion is drawn first."""
-        if self.sampler.first != "lesion":
+        if self.config.sampler.first != "lesion":
             return None
         if self.number_lesions is None:
             raise UsageError("sampler.first 'lesion': these examples have no lesions; use 'voxel' or 'case'")
@@ -147,90 +160,106 @@ class Method:
     def _groups(self) -> Groups | None:
         if self.lesions is not None:
             return self.lesions.groups
-        return group_by_case(self.index) if self.sampler.first == "case" else None
+        return group_by_case(self.index) if self.config.sampler.first == "case" else None
 
-    def make_learner(self, phase: Phase, network: nn.Module) -> Learner:
+    def make_learner(self, phase: Phase, network: nn.Module, *, head: nn.Module | None = None) -> Learner:
         """What moves the weights in a phase, before its first step. In phase 2 `network` holds the weights
         that phase 1 ended with.
+
+        Args:
+            phase: the phase.
+            network: all of it.
+            head: in phase 2 the output layer, where the batches hold what that layer is given.
         """
         is_second = phase.number == 2
-        rate = self.optimizer.lr * (self.phases.lr_factor if is_second else 1)
+        optimizer, training = self.config.optimizer, self.config.training
+        rate = optimizer.lr * (self.config.phases.lr_factor if is_second else 1)
         return Learner(
-            network,
+            network if head is None else head,
             loss=self.loss_of(phase, epoch=phase.first_epoch),
-            optimizer=self.optimizer.model_copy(update={"lr": rate}),
-            n_steps=(phase.last_epoch - phase.first_epoch + 1) * self.training.steps,
-            first_step=(phase.first_epoch - 1) * self.training.steps,
-            batch_size=self.training.batch_size,
-            accumulate=self.training.accumulate,
-            ema=self.training.ema,
-            seed=self.training.seed,
+            optimizer=optimizer.model_copy(update={"lr": rate}),
+            n_steps=(phase.last_epoch - phase.first_epoch + 1) * training.steps,
+            first_step=(phase.first_epoch - 1) * training.steps,
+            batch_size=training.batch_size,
+            accumulate=training.accumulate,
+            ema=training.ema,
+            seed=training.seed,
             runtime=self.runtime,
-            only=output_layer(self.network, network) if is_second else None,
+            only=self.output_layers(network) if is_second and head is None else (),
         )
+
+    def output_layers(self, network: nn.Module) -> tuple[nn.Module, ...]:
+        """The layers that learn in phase 2."""
+        if self.targets == "images":
+            return output_layers(self.config.network.name, network)
+        return (output_layer(self.config.network, network),)
 
     def loss_of(self, phase: Phase, *, epoch: int) -> Loss:
         """The loss of an epoch."""
-        weights = self._weights if self._is_weighted(phase, epoch) else None
+        weights, loss = self._weights if self._is_weighted(phase, epoch) else None, self.config.loss
+        outside = "ignore" if self.config.task.classes == "tumor" else loss.outside
         return make_loss(
-            self.loss.kind,
-            outside="ignore" if self.task.classes == "tumor" else self.loss.outside,
+            loss.kind,
+            outside="none" if self.targets == "images" else outside,
             class_weights=None if weights is None else weights.tolist(),
             classes=self.index.class_names,
             prior=self.natural_prior.tolist(),
-            tau=self.loss.tau,
-            dice=self.loss.dice,
-            unified=UnifiedFocal(self.loss.unified_weight, self.loss.unified_delta, self.loss.unified_gamma),
-            by_lesion=self.loss.by_lesion,
-            by_lesion_weight=self.loss.by_lesion_weight,
+            tau=loss.tau,
+            dice=loss.dice,
+            unified=UnifiedFocal(loss.unified_weight, loss.unified_delta, loss.unified_gamma),
+            by_lesion=loss.by_lesion,
+            by_lesion_weight=loss.by_lesion_weight,
         )
 
     # The priors
 
     @cached_property
     def natural_prior(self) -> Shares:
-        """Share of each class among the voxels of the training cases."""
+        """Share of each class among the training examples."""
         return self.index.counts / self.index.counts.sum()
 
     def effective_prior(self, phase: Phase, ledger: Ledger, *, epoch: int) -> Shares | None:
         """The prior that the weights were trained under when an epoch ended: of the epochs since the mix or
         the loss last changed.
 
-        A drifting mix changes every epoch. None for a loss without a prior, and before a phase has ended an
-        epoch.
+        A drifting mix changes every epoch. None before a phase has ended an epoch; else see `prior_of`.
         """
-        if self.loss.kind not in LOSSES_WITH_A_PRIOR or epoch < phase.first_epoch:
+        if epoch < phase.first_epoch:
             return None
+        drifts = phase.number == 1 and self.config.sampler.drift != "none"
         is_weighted = self._is_weighted(phase, epoch)
-        drifts = phase.number == 1 and self.sampler.drift != "none"
         since = epoch if drifts else self._weighted_from if is_weighted else phase.first_epoch
-        mix = ledger.effective_prior(
-            class_weights=self._weights if is_weighted else None, first_epoch=since, last_epoch=epoch
-        )
-        if self.loss.kind != "logit_adjusted":
+        counts = ledger.voxel_counts(first_epoch=since, last_epoch=epoch)
+        return self.prior_of(phase, counts, epoch=epoch)
+
+    def prior_of(self, phase: Phase, counts: Counts, *, epoch: int) -> Shares | None:
+        """The prior that weights were trained under which learned from so many examples of each class, with
+        the loss of an epoch. None for a loss without a prior.
+        """
+        if self.config.loss.kind not in LOSSES_WITH_A_PRIOR:
+            return None
+        weights = self._weights if self._is_weighted(phase, epoch) else None
+        mix = effective_prior(counts, class_weights=weights)
+        if self.config.loss.kind != "logit_adjusted":
             return mix
-        adjusted = np.divide(
-            mix, self.natural_prior**self.loss.tau, out=np.zeros_like(mix), where=self.natural_prior > 0
-        )
+        divided_out = self.natural_prior**self.config.loss.tau
+        adjusted = np.divide(mix, divided_out, out=np.zeros_like(mix), where=self.natural_prior > 0)
         return adjusted / adjusted.sum()
 
     @cached_property
     def _weights(self) -> Shares | None:
-        return (
-            None
-            if self.loss.class_weights == "none"
-            else class_weights(self.loss.class_weights, self.index.case_counts)
-        )
+        kind = self.config.loss.class_weights
+        return None if kind == "none" else class_weights(kind, self.index.case_counts)
 
     @property
     def _weighted_from(self) -> int:
         """First epoch with class weights: at least the last one has them."""
-        before = math.ceil(self.loss.weights_from * self.training.epochs - 1e-9)
-        return min(self.training.epochs, before + 1)
+        n_epochs = self.config.training.epochs
+        return min(n_epochs, math.ceil(self.config.loss.weights_from * n_epochs - 1e-9) + 1)
 
     def _is_weighted(self, phase: Phase, epoch: int) -> bool:
         return self._weights is not None and phase.number == 1 and epoch >= self._weighted_from
 
     @property
     def _n_second(self) -> int:
-        return self.phases.epochs or self.training.epochs
+        return self.config.phases.epochs or self.config.training.epochs

@@ -1,6 +1,6 @@
 """One optimizer step: forward, backward, weights, running mean of the weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ class Learner:
         runtime: Runtime,
         accumulate: int = 1,
         first_step: int = 0,
-        only: nn.Module | None = None,
+        only: Sequence[nn.Module] = (),
     ) -> None:
         """Place a network on the runtime's device.
 
@@ -57,8 +57,8 @@ class Learner:
             accumulate: parts of a batch that go through the network one after the other; batch norm sees each
                 by itself.
             first_step: number of the step that the schedule begins at.
-            only: the one part of the network that learns. All else is frozen, and the whole network stays in
-                evaluation mode: neither batch-norm statistics nor dropout have a part.
+            only: the parts of the network that learn; none for all of it. All else is frozen, and the whole
+                network stays in evaluation mode: neither batch-norm statistics nor dropout have a part.
 
         Raises:
             UsageError: more parts than a rank has examples.
@@ -71,8 +71,8 @@ class Learner:
             )
         self.network = runtime.place(network)
         self.loss = loss
-        self._all_learns = only is None
-        if only is not None:
+        self._all_learns = not only
+        if only:
             _freeze(self.network, but=only)
         self.mean = RunningMean(self.network, decay=ema) if ema > 0 else None
         self._knobs = optimizer
@@ -208,10 +208,10 @@ def count_middle(targets: AnyTargets, *, margin: int, n_classes: int) -> Int64[T
     return torch.bincount(middle.flatten().clamp(max=n_classes), minlength=n_classes + 1)
 
 
-def _freeze(network: nn.Module, *, but: nn.Module) -> None:
-    """Take all weights out of learning except those of one part."""
+def _freeze(network: nn.Module, *, but: Sequence[nn.Module]) -> None:
+    """Take all weights out of learning except those of some parts."""
     for parameter in network.parameters():
         parameter.requires_grad_(False)
         parameter.grad = None
-    for parameter in but.parameters():
-        parameter.requires_grad_(True)
+    for part in but:
+        part.requires_grad_(True)

@@ -49,14 +49,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def method_of(bank: Path, config: Config) -> Method:
     return Method(
-        network=config.network,
-        task=config.task,
-        sampler=config.sampler,
-        hard=config.hard,
-        loss=config.loss,
-        optimizer=config.optimizer,
-        training=config.training,
-        phases=config.phases,
+        config=config,
         index=PatchBank(bank, patch_size=(16, 16)).select(SPLIT.train).index,
         runtime=CPU,
     )

@@ -125,7 +125,7 @@ def test_a_batch_of_several_outputs_may_come_in_parts(accumulate: int) -> None:
 
 def test_the_output_layer_alone_learns_from_the_first_output() -> None:
     network = deep_network()
-    learning = learner(network, only=network.get_submodule("output_block"))
+    learning = learner(network, only=(network.get_submodule("output_block"),))
     expected = make_loss("cross_entropy")(network.eval()(INPUTS), TARGETS).mean().item()
     assert losses_of(learning, 1) == pytest.approx([expected])
 
@@ -139,7 +139,7 @@ def test_only_one_part_learns_and_the_norms_keep_their_statistics() -> None:
     )
     losses_of(learner(network), 3)  # leaves gradients behind
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    learning = learner(network, only=network[3], n_steps=10, first_step=100)
+    learning = learner(network, only=(network[3],), n_steps=10, first_step=100)
     assert (learning.rate(100), learning.rate(105)) == (0.01, pytest.approx(0.01 * 0.5**0.9))
     learning.begin_epoch()
     for number in range(100, 110):

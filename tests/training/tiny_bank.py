@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from brats_seg.bank.bank import PatchBank
-from brats_seg.config import Config, dump_config, parse_config
+from brats_seg.config import Config, parse_config
 from brats_seg.core.runtime import Runtime, start_runtime
 from brats_seg.training.loop import RunResult, Split, train
 
@@ -108,17 +108,7 @@ def run(
         run_dir,
         bank=PatchBank(bank, patch_size=config.patch.size, slices_around=config.patch.slices_around),
         split=split,
-        config=dump_config(config),
-        network=config.network,
-        task=config.task,
-        sampler=config.sampler,
-        hard=config.hard,
-        loss=config.loss,
-        augment=config.augment,
-        optimizer=config.optimizer,
-        training=config.training,
-        phases=config.phases,
-        validation=config.validation,
+        config=config,
         runtime=runtime
         or start_runtime(device="cpu", precision=config.training.precision, threads=config.training.threads),
         resume=resume,
