@@ -36,7 +36,7 @@ from brats_seg.cli_options import (
     parse_part,
 )
 from brats_seg.cli_study import study_app
-from brats_seg.errors import InputError, UsageError, is_disk_full, is_out_of_memory, printable
+from brats_seg.core.errors import InputError, UsageError, is_disk_full, is_out_of_memory, printable
 
 app = typer.Typer(
     name="brats-seg",
@@ -235,7 +235,7 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train a network on a bank. The held-out fold is never opened."""
-    from brats_seg.config import load_config
+    from brats_seg.core.config import load_config
 
     loaded, number = load_config(config, overrides=tuple(overrides or ())), _parse_fold(fold)
     from brats_seg import console as screen

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from brats_seg.errors import UsageError
+from brats_seg.core.errors import UsageError
 
 Data = Annotated[
     Path,

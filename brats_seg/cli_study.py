@@ -45,7 +45,7 @@ def study_plan(
     """Say how many networks, how long and how much disk, before anything starts."""
     from brats_seg.classification import study
     from brats_seg.classification.settings import StudySettings
-    from brats_seg.config import load_settings
+    from brats_seg.core.settings import load_settings
 
     settings = load_settings(StudySettings, config, shelf="studies", overrides=tuple(overrides or ()))
     plan = study.make_plan(
@@ -74,7 +74,7 @@ def study_run(
     """
     from brats_seg.classification import study
     from brats_seg.classification.settings import StudySettings
-    from brats_seg.config import load_settings
+    from brats_seg.core.settings import load_settings
 
     settings = load_settings(StudySettings, config, shelf="studies", overrides=tuple(overrides or ()))
     report = study.run_study(

@@ -5,7 +5,6 @@ from pathlib import Path
 from rich.console import Console
 
 from brats_seg import pipeline
-from brats_seg.config import load_config
 from brats_seg.console import (
     show_place,
     show_predictions,
@@ -13,7 +12,8 @@ from brats_seg.console import (
     show_scores,
     show_verification,
 )
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.config import load_config
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.reporting.predictions_page import write_predictions_page
 from brats_seg.reporting.report import WrittenReport
 from brats_seg.scans.layouts import find_cases

@@ -17,13 +17,13 @@ import pandas as pd
 from brats_seg import pipeline
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.listing import hold_bank, verify_bank
-from brats_seg.config import Config, parse_config
 from brats_seg.core.cluster import worker_number
+from brats_seg.core.config import Config, parse_config
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import atomic, read_json, read_table, write_json, write_text
 from brats_seg.core.grid import Cell, GridReport, check_identity, read_cells, run_grid
 from brats_seg.core.runtime import Runtime, n_workers, start_runtime, worker_device
 from brats_seg.core.shapes import TissueMap
-from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.comparison import summarize_runs
 from brats_seg.evaluation.run_rows import COLUMNS, DIGEST, Row, read_finished, variant_of, write_rows
 from brats_seg.evaluation.volumes import score_volume

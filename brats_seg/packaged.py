@@ -7,9 +7,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from brats_seg.config import Section
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import read_model, read_text, sha256, write_text
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.settings import Section
 
 SHELF = Path(__file__).parent / "starter"
 """A folder for each network."""

@@ -9,10 +9,10 @@ from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.build import BuildReport, build_bank
 from brats_seg.bank.folds import inner_split
 from brats_seg.bank.listing import hold_bank, verify_bank
-from brats_seg.config import Config, Validation
+from brats_seg.core.config import Config, Validation
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock, sha256, write_text
 from brats_seg.core.runtime import Precision, Runtime, n_workers, start_runtime
-from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.scores import EvaluationReport, evaluate_folders
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
 from brats_seg.inference.cleanup import Cleanup

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from brats_seg.config import Config
+from brats_seg.core.config import Config
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import read_table, sha256
 from brats_seg.core.runtime import Runtime
-from brats_seg.errors import InputError, UsageError
 from brats_seg.imbalance.priors import correct_logits, require_prior
 from brats_seg.inference.dense import ready_for_inference
 from brats_seg.inference.segmenter import Segmenter

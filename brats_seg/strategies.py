@@ -8,16 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from brats_seg.config import (
-    Config,
-    Section,
-    lay_over,
-    load_config,
-    load_settings,
-    parse_config,
-    parse_settings,
-)
-from brats_seg.errors import UsageError
+from brats_seg.core.config import Config, load_config, parse_config
+from brats_seg.core.errors import UsageError
+from brats_seg.core.settings import Section, lay_over, load_settings, parse_settings
 from brats_seg.evaluation.run_rows import Variant
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
 

@@ -15,10 +15,11 @@ import pytest
 from brats_seg import experiment, pipeline
 from brats_seg.bank.bank import PatchBank
 from brats_seg.cli import main
-from brats_seg.config import config_names, load_config, parse_config, parse_settings
+from brats_seg.core.config import load_config, parse_config
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.grid import Cell
 from brats_seg.core.runtime import start_runtime
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.settings import config_names, parse_settings
 from brats_seg.evaluation.run_rows import COLUMNS, DIGEST
 from brats_seg.evaluation.volumes import score_volume
 from brats_seg.experiment import ExperimentReport, run_experiment

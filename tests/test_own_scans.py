@@ -21,10 +21,10 @@ import yaml
 from brats_seg import packaged, pipeline
 from brats_seg.bank.bank import PatchBank
 from brats_seg.cli import main
-from brats_seg.config import load_config
+from brats_seg.core.config import load_config
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import sha256
 from brats_seg.core.runtime import StopRequest, start_runtime
-from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.scores import evaluate_folders
 from brats_seg.experiment import run_experiment, run_folder
 from brats_seg.inference.tuning import Tuning, write_tuning

@@ -17,10 +17,11 @@ import yaml
 from brats_seg import pipeline
 from brats_seg.bank.bank import PatchBank
 from brats_seg.cli import main
-from brats_seg.config import Config, Validation, dump_config, load_config
+from brats_seg.core.config import Config, Validation, load_config
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import sha256
 from brats_seg.core.runtime import start_runtime
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.settings import dump_config
 from brats_seg.inference import segmenter as predicting
 from brats_seg.inference.tuning import write_tuning
 from brats_seg.scans.layouts import find_cases

@@ -25,9 +25,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from brats_seg.config import load_settings
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import sha256, write_json, write_text
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.settings import load_settings
 from brats_seg.inference.tuning import read_tuning, write_tuning
 from brats_seg.models.networks import make_network
 from brats_seg.packaged import (

@@ -16,9 +16,9 @@ from brats_seg.bank.format import FILES, SCHEMA_VERSION
 from brats_seg.bank.itk import Spacing
 from brats_seg.bank.normalize import NormalizedCase, normalize_volumes, off_spacing
 from brats_seg.bank.records import MEND, RefusalRecord, entry_checksum, read_entry
+from brats_seg.core.errors import InputError
 from brats_seg.core.files import read_json, read_model, sha256, write_json
 from brats_seg.core.kernels import group_positions
-from brats_seg.errors import InputError
 from brats_seg.scans.case import Case, ScanFile
 from brats_seg.scans.problem import Problem
 from brats_seg.scans.verify import CaseReport, LoadedCase, check_case, load_case

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from brats_seg.errors import UsageError
+from brats_seg.core.errors import UsageError
 from brats_seg.scans.labels import OUTSIDE
 
 GroupKind = Literal["all", "healthy_or_tumor", "tumor"]

@@ -9,9 +9,9 @@ import SimpleITK as sitk  # noqa: N813
 from jaxtyping import Float32, Num
 
 from brats_seg.core.arrays import read_npy
+from brats_seg.core.errors import InputError
 from brats_seg.core.files import atomic
 from brats_seg.core.shapes import Mask, Volume
-from brats_seg.errors import InputError
 
 Spacing = tuple[float, float, float]
 Shape = tuple[int, int, int]

@@ -13,8 +13,8 @@ from brats_seg.bank.format import FILES, READERS_LOCK
 from brats_seg.bank.records import MEND, BankRecord, CaseRecord, FoldsRecord, read_entry
 from brats_seg.core.arrays import read_npy
 from brats_seg.core.bus_error import say_bus_error
+from brats_seg.core.errors import InputError
 from brats_seg.core.files import lock, parse_model, read_bytes, read_model, sha256
-from brats_seg.errors import InputError
 from brats_seg.scans.labels import OUTSIDE
 from brats_seg.scans.problem import Problem
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from brats_seg.bank.bank import PatchBank
-from brats_seg.errors import UsageError
+from brats_seg.core.errors import UsageError
 from brats_seg.imbalance.samplers import Sampler
 
 _MAX_WORKERS = 1024

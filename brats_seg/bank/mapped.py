@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Int64, Shaped
 
 from brats_seg.core.arrays import read_npy_header
+from brats_seg.core.errors import InputError
 from brats_seg.core.shapes import Ids, Image, TissueMap
-from brats_seg.errors import InputError
 
 _MADV_RANDOM = 1
 _LIBC = ctypes.CDLL(None) if os.name == "posix" else None

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Float16, Float64, Int64, Num, UInt8, UInt16
 
 from brats_seg.bank.itk import Spacing, correct_bias, resample, resampled_shape
+from brats_seg.core.errors import InputError
 from brats_seg.core.kernels import histogram16, joint_box, look_up16, mark_nonzero, mark_outside
 from brats_seg.core.shapes import Image, TissueMap, Volume
-from brats_seg.errors import InputError
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.geometry import Geometry, same_grid
 from brats_seg.scans.labels import OUTSIDE, schema_named, to_tissue

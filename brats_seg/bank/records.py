@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from brats_seg.bank.format import SCHEMA_VERSION
+from brats_seg.core.errors import InputError
 from brats_seg.core.files import parse_model, read_bytes
-from brats_seg.errors import InputError
 from brats_seg.scans.case import MODALITIES
 from brats_seg.scans.labels import MERGED, TISSUES
 

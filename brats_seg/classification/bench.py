@@ -19,9 +19,9 @@ from brats_seg.classification.identity import Purpose, study_seed
 from brats_seg.classification.images import Splits, load_images
 from brats_seg.classification.settings import Images, StudySettings
 from brats_seg.classification.source import Pool, Source
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Ids
-from brats_seg.errors import InputError, UsageError
 from brats_seg.imbalance.distributions import choose_examples
 
 DATA_VARIABLE = "BRATS_SEG_DATA"

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from brats_seg.core.errors import InputError, printable
 from brats_seg.core.files import read_bytes, shown
-from brats_seg.errors import InputError, printable
 
 Rows = tuple[UInt8[np.ndarray, "n y x c"], Int64[np.ndarray, " n"]]
 """Images and the class of each."""

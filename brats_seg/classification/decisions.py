@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
+from brats_seg.core.errors import UsageError
 from brats_seg.core.shapes import Shares
-from brats_seg.errors import UsageError
 
 Probabilities = Float64[np.ndarray, "n k"]
 """Class probabilities of each image."""

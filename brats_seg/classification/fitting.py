@@ -17,10 +17,10 @@ from brats_seg.classification.images import ImageSet
 from brats_seg.classification.methods import Remedy
 from brats_seg.classification.settings import StudySettings
 from brats_seg.classification.source import ImageBatch, Pool
-from brats_seg.config import Optimizer
+from brats_seg.core.config import Optimizer
+from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Counts, Ids, Shares
-from brats_seg.errors import UsageError
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR, class_weights, effective_prior
 from brats_seg.imbalance.samplers import Draw, HardSampler, Sampler, make_sampler
 from brats_seg.models.classic import make_classic, output_layers

@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
+from brats_seg.core.errors import InputError
 from brats_seg.core.files import read_bytes
 from brats_seg.core.progress import track
-from brats_seg.errors import InputError
 
 SHORTER_SIDE = 256
 """Pixels; Buda et al. 2018, section 3.3.3."""

@@ -16,8 +16,8 @@ from brats_seg.classification.folder import FolderImages, list_folder
 from brats_seg.classification.idx import read_idx
 from brats_seg.classification.whitening import whitened
 from brats_seg.core.arrays import read_npz
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import read_text
-from brats_seg.errors import InputError, UsageError
 
 Pixels = UInt8[np.ndarray, "n y x c"] | Float32[np.ndarray, "n y x c"]
 """Images in memory: 0..255, or whitened."""

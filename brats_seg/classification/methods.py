@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from brats_seg.classification.settings import Method
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.shapes import Counts
-from brats_seg.errors import InputError, UsageError
 
 Synthesizer = Literal[
     "SMOTE", "BorderlineSMOTE", "KMeansSMOTE", "OneSidedSelection", "EditedNearestNeighbours"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Integer
 
-from brats_seg.errors import InputError
+from brats_seg.core.errors import InputError
 
 Outputs = Float[np.ndarray, "n k"]
 """A network's output for each image and class: probabilities, or anything that is larger for the likelier

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from brats_seg.config import Augment, Hard, Optimizer, Section
+from brats_seg.core.augmentation import Augment
+from brats_seg.core.config import Hard, Optimizer
+from brats_seg.core.settings import Section
 
 Rho = Annotated[float, Field(ge=1)]
 Mu = Annotated[float, Field(gt=0, lt=1)]

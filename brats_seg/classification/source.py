@@ -13,8 +13,8 @@ from torch import Tensor
 
 from brats_seg.classification.folder import FolderImages, center_crops, random_crops
 from brats_seg.classification.images import ImageSet
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.shapes import Counts, Ids
-from brats_seg.errors import InputError, UsageError
 from brats_seg.imbalance.index import ClassIndex
 
 IMAGES_AT_ONCE = 250

@@ -17,11 +17,11 @@ from brats_seg.classification.settings import Distribution, StudySettings
 from brats_seg.classification.table import StudyTable, make_table
 from brats_seg.classification.two_class import two_class_figures
 from brats_seg.classification.worker import CellWorker, check_cell, time_iterations
-from brats_seg.config import dump_config, load_settings
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import write_text
 from brats_seg.core.grid import STORE, Cell, GridReport, Row, check_identity, read_cells, run_grid
 from brats_seg.core.runtime import n_workers
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.settings import dump_config, load_settings
 
 SETTINGS = "study.yaml"
 ROW_BYTES = 3000

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from brats_seg.core.arrays import read_npy_header
+from brats_seg.core.errors import InputError
 from brats_seg.core.files import atomic
-from brats_seg.errors import InputError
 
 CONTRAST = 55.0
 """What a normalized image's deviation is scaled to, and `ZCA_BIAS` with it: as in pylearn2's CIFAR-10 of

@@ -30,12 +30,12 @@ from brats_seg.classification.methods import Remedy, cascade_goals, kept_by_casc
 from brats_seg.classification.scores import roc_curves, score_outputs
 from brats_seg.classification.settings import Method, StudySettings
 from brats_seg.classification.source import Pool, Source
-from brats_seg.config import Optimizer
 from brats_seg.core.cluster import worker_number
+from brats_seg.core.config import Optimizer
+from brats_seg.core.errors import UsageError
 from brats_seg.core.grid import Row
 from brats_seg.core.runtime import Runtime, start_runtime, worker_device
 from brats_seg.core.shapes import Counts, Shares
-from brats_seg.errors import UsageError
 from brats_seg.imbalance.distributions import Distribution, class_counts, class_order, draw_subset
 from brats_seg.training.checkpoint import library_versions
 

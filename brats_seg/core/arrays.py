@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from brats_seg.core.errors import InputError, printable
 from brats_seg.core.files import open_regular
 from brats_seg.core.packed import MAX_INFLATION, UNPACK_ERRORS, fill
-from brats_seg.errors import InputError, printable
 
 NPY_HEADER_BYTES = 12 + (1 << 16)
 """Of the header of a `.npy` file, at most; that of an array of numbers has 128."""

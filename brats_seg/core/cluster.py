@@ -17,8 +17,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
+from brats_seg.core.errors import UsageError
 from brats_seg.core.progress import track
-from brats_seg.errors import UsageError
 
 T = TypeVar("T")
 V = TypeVar("V")

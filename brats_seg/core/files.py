@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from brats_seg.errors import InputError, printable
+from brats_seg.core.errors import InputError, printable
 
 try:
     import fcntl

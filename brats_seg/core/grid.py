@@ -15,9 +15,9 @@ from types import FrameType
 from typing import Any
 
 from brats_seg.core.cluster import Outcome, iterate_outcomes
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock, parse_json, read_json, shown, write_json
 from brats_seg.core.progress import progress_bar
-from brats_seg.errors import InputError, UsageError
 
 Row = dict[str, Any]
 STORE = "grid.json"

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from brats_seg.errors import UsageError
+from brats_seg.core.errors import UsageError
 
 T = TypeVar("T")
 Precision = Literal["auto", "float32", "bf16", "fp16"]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from brats_seg.core.errors import InputError
 from brats_seg.core.kernels import joint_counts
 from brats_seg.core.shapes import TissueMap
-from brats_seg.errors import InputError
 
 JointHistogram = Int64[np.ndarray, "k k"]
 """Voxels by reference class (first axis) and predicted class (second axis)."""

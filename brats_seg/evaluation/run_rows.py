@@ -9,8 +9,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from brats_seg.core.errors import InputError
 from brats_seg.core.files import read_table, write_text
-from brats_seg.errors import InputError
 
 Row = dict[str, Any]
 

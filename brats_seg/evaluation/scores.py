@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import write_json
 from brats_seg.core.progress import track
 from brats_seg.core.runtime import n_cores
 from brats_seg.core.shapes import TissueMap
-from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.calibration import (
     Reliability,
     calibration_tree,

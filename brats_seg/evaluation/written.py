@@ -3,8 +3,8 @@
 from functools import lru_cache
 from pathlib import Path
 
+from brats_seg.core.errors import InputError
 from brats_seg.core.files import decode, parse_table, read_bytes, shown
-from brats_seg.errors import InputError
 from brats_seg.scans.case import Case
 from brats_seg.scans.labels import SCHEMAS
 

@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int64, Integer
 
+from brats_seg.core.errors import UsageError
 from brats_seg.core.shapes import Counts, Ids
-from brats_seg.errors import UsageError
 
 # What a random stream is for: a word of the generator's counter, so that no two streams of a seed meet.
 _CLASSES, _EXAMPLES = range(2)

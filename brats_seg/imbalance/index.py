@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, Integer
 
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.shapes import Counts, Ids
-from brats_seg.errors import InputError, UsageError
 
 
 class ClassIndex:

@@ -6,8 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64
 
+from brats_seg.core.errors import UsageError
 from brats_seg.core.shapes import Counts, Shares
-from brats_seg.errors import UsageError
 from brats_seg.imbalance.groups import SIZE_STEPS, Lesions
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.priors import effective_prior

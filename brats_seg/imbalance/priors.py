@@ -5,8 +5,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int64
 
+from brats_seg.core.errors import UsageError
 from brats_seg.core.shapes import Counts, Shares
-from brats_seg.errors import UsageError
 
 WeightKind = Literal["none", "balanced", "effective_number", "median_frequency"]
 

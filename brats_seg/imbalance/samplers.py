@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from brats_seg.core.errors import UsageError
 from brats_seg.core.shapes import Counts, Ids, Shares
-from brats_seg.errors import UsageError
 from brats_seg.imbalance.groups import Groups
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.shares import (

@@ -7,8 +7,8 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Int64
 
+from brats_seg.core.errors import UsageError
 from brats_seg.core.shapes import Counts, Shares
-from brats_seg.errors import UsageError
 
 LONGEST_PERIOD = 4096
 """Batches after which the remainder's rotation begins anew, at most."""

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Integer
 from skimage.measure import label as number_components
 
+from brats_seg.core.errors import UsageError
 from brats_seg.core.shapes import TissueMap
-from brats_seg.errors import UsageError
 from brats_seg.scans.labels import MERGED, region_classes
 
 Components = Integer[np.ndarray, "z y x"]

@@ -17,10 +17,10 @@ from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetResBlock
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from brats_seg.core.errors import InputError
 from brats_seg.core.kernels import largest_class
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Ids, Image, Mask, TissueMap
-from brats_seg.errors import InputError
 from brats_seg.inference.slices import stack_slices
 from brats_seg.inference.windowed import window_logits
 from brats_seg.models import readout as reading

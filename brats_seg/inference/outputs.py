@@ -9,8 +9,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from brats_seg.core.errors import InputError
 from brats_seg.core.files import atomic, lock, read_text, write_text
-from brats_seg.errors import InputError
 from brats_seg.evaluation.written import TABLE, read_rows
 from brats_seg.reporting.style import SCAN, TISSUE_COLORS
 from brats_seg.scans.labels import MERGED, SCHEMAS, TISSUES, LabelSchema

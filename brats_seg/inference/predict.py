@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from brats_seg.bank.normalize import NormalizedCase, normalize_volumes, off_spacing, uncrop
+from brats_seg.core.errors import InputError, UsageError, is_out_of_memory
 from brats_seg.core.files import write_text
 from brats_seg.core.progress import track
 from brats_seg.core.shapes import Image, TissueMap
-from brats_seg.errors import InputError, UsageError, is_out_of_memory
 from brats_seg.evaluation.calibration import CLASSES, PROBABILITIES
 from brats_seg.inference.cleanup import Cleanup, clean_up
 from brats_seg.inference.dense import SLICES, Mirroring, Probabilities, brain_mask

@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
+from brats_seg.core.errors import UsageError
 from brats_seg.core.shapes import Image
-from brats_seg.errors import UsageError
 from brats_seg.inference.dense import (
     Mirroring,
     SliceLabels,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
+from brats_seg.core.errors import UsageError
 from brats_seg.core.shapes import Mask, TissueMap
-from brats_seg.errors import UsageError
 from brats_seg.scans.labels import REGIONS, region_classes
 
 

@@ -13,12 +13,12 @@ from jaxtyping import Float32, Int64, UInt8
 from pydantic import Field
 
 from brats_seg.bank.bank import PatchBank
-from brats_seg.config import Section, Share
+from brats_seg.core.errors import InputError
 from brats_seg.core.files import parse_yaml, read_text, write_text
 from brats_seg.core.progress import track
+from brats_seg.core.settings import Section, Share
 from brats_seg.core.shapes import Mask, TissueMap
 from brats_seg.core.statistics import paired_difference
-from brats_seg.errors import InputError
 from brats_seg.evaluation.lesions import match_lesions
 from brats_seg.evaluation.overlap import joint_histogram, overlap_scores
 from brats_seg.evaluation.pair import RIM

@@ -9,7 +9,7 @@ from math import sqrt
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brats_seg.errors import UsageError
+from brats_seg.core.errors import UsageError
 
 Builder = Callable[[int, int, tuple[int, int]], nn.Module]
 """(n_channels, n_classes, (y, x) of an image) -> module from (B, n_channels, Y, X) to logits (B, n_classes).

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Integer
 from torch import Tensor
 
+from brats_seg.core.errors import UsageError
 from brats_seg.core.tensors import Logits, PerExample, Targets
-from brats_seg.errors import UsageError
 from brats_seg.models.lesion_loss import DICE_SMOOTH, ByLesion, lesion_loss
 from brats_seg.models.readout import REGION_CLASSES, region_logits
 from brats_seg.scans.labels import OUTSIDE

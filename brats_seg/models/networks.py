@@ -10,8 +10,8 @@ from monai.networks.nets.attentionunet import AttentionLayer, AttentionUnet
 from monai.networks.nets.basic_unet import UpCat
 from torch import nn
 
-from brats_seg.config import Network
-from brats_seg.errors import UsageError
+from brats_seg.core.config import Network
+from brats_seg.core.errors import UsageError
 from brats_seg.models.cascade import Cascade
 from brats_seg.models.cascade import margin_of as margin_of
 from brats_seg.models.deep_supervision import SupervisedDynUNet, SupervisedMedNeXt

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
+from brats_seg.core.errors import InputError
 from brats_seg.core.shapes import Mask, TissueMap, Volume
-from brats_seg.errors import InputError
 from brats_seg.evaluation.overlap import JointHistogram, joint_histogram
 from brats_seg.evaluation.written import written_schema
 from brats_seg.reporting.figures import HEALTHY, Picture, gray_levels, overlay

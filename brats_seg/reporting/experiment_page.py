@@ -12,9 +12,9 @@ import numpy as np
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.core.arrays import read_npz
+from brats_seg.core.errors import InputError
 from brats_seg.core.files import write_text
 from brats_seg.core.shapes import Image, TissueMap
-from brats_seg.errors import InputError
 from brats_seg.evaluation.comparison import FEWEST, MEAN, differences_to, trained_once
 from brats_seg.evaluation.run_rows import Row, variant_of
 from brats_seg.reporting.cases import MODALITY_WORDS

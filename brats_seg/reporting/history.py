@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from brats_seg.config import load_config
+from brats_seg.core.config import load_config
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import read_table, read_text, shown
-from brats_seg.errors import InputError, UsageError
 from brats_seg.imbalance.ledger import LEDGER_COLUMNS, OUTSIDE
 from brats_seg.reporting.figures import Plot, line_chart, mix_chart, plot, words
 from brats_seg.scans.labels import REGIONS

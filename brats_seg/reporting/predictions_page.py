@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from brats_seg.core.errors import InputError
 from brats_seg.core.files import write_text
 from brats_seg.core.progress import track
-from brats_seg.errors import InputError
 from brats_seg.evaluation.written import read_rows
 from brats_seg.reporting.cases import best_slice, case_pictures, see_prediction
 from brats_seg.reporting.figures import data_uri, png

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment
 
+from brats_seg.core.errors import InputError, UsageError, printable
 from brats_seg.core.files import write_text
 from brats_seg.core.progress import track
-from brats_seg.errors import InputError, UsageError, printable
 from brats_seg.evaluation.overlap import JointHistogram
 from brats_seg.evaluation.scores import CONVENTIONS, Convention, EvaluationReport, Score, evaluate_folders
 from brats_seg.evaluation.table import few_patients

@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import UInt8
 from jinja2 import Environment, StrictUndefined
 
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import write_text
 from brats_seg.core.shapes import Mask, TissueMap, Volume
-from brats_seg.errors import InputError, UsageError
 from brats_seg.evaluation.written import written_schema
 from brats_seg.reporting.style import color_of, css_variables, viewer_colors, words
 from brats_seg.scans.case import MODALITIES, Case, ScanFile

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from brats_seg.core.errors import InputError, printable
 from brats_seg.core.files import read_json, read_table
-from brats_seg.errors import InputError, printable
 from brats_seg.scans.case import MODALITIES, ScanFile, modality_named, patient_of
 from brats_seg.scans.labels import MERGED, SCHEMAS
 from brats_seg.scans.problem import Problem

@@ -7,7 +7,7 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import Num, UInt8
 
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, UsageError
 
 TISSUES = ("healthy", "necrotic_core", "edema", "non_enhancing_core", "enhancing_core", "resection_cavity")
 """Every tissue class a voxel of the brain can have, in the order class indices follow."""

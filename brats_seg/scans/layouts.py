@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.scans.case import MODALITIES, Case, ScanFile, modality_named, patient_of
 from brats_seg.scans.datasets import LABEL, Piece, read_bids, read_dataset, read_manifest
 from brats_seg.scans.labels import schema_option

@@ -9,10 +9,10 @@ from jaxtyping import Int16
 from numpy.random import Generator
 from scipy.stats import norm
 
+from brats_seg.core.errors import UsageError
 from brats_seg.core.files import write_text
 from brats_seg.core.progress import track
 from brats_seg.core.shapes import TissueMap
-from brats_seg.errors import UsageError
 from brats_seg.scans.phantom_brain import grid_of, grow_brain, push, warp
 from brats_seg.scans.phantom_files import LAYOUTS, write_case, write_index
 from brats_seg.scans.phantom_image import mimics_of, paint, scan

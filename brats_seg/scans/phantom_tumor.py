@@ -8,8 +8,8 @@ import numpy as np
 from numpy.random import Generator
 from scipy.ndimage import gaussian_filter
 
+from brats_seg.core.errors import UsageError
 from brats_seg.core.shapes import Mask, TissueMap
-from brats_seg.errors import UsageError
 from brats_seg.scans.labels import OUTSIDE, TISSUES
 from brats_seg.scans.phantom_brain import Brain, Field, Grid, Point, horn_distance, smooth_noise
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from brats_seg.errors import printable
+from brats_seg.core.errors import printable
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from brats_seg.core.errors import InputError
 from brats_seg.core.progress import track
 from brats_seg.core.shapes import Mask, Volume
-from brats_seg.errors import InputError
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.datasets import LABEL
 from brats_seg.scans.labels import SCHEMAS, LabelSchema, schema_named, schemas_that_fit, whole_values

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Num
 from nibabel.orientations import apply_orientation
 
+from brats_seg.core.errors import InputError
 from brats_seg.core.files import atomic
 from brats_seg.core.shapes import Volume
-from brats_seg.errors import InputError
 from brats_seg.scans.case import ScanFile
 from brats_seg.scans.geometry import (
     Geometry,

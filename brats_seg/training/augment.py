@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from brats_seg.bank.gather import PatchMaps
-from brats_seg.config import Augment
+from brats_seg.core.augmentation import Augment
 from brats_seg.core.shapes import Ids
 from brats_seg.core.tensors import Inputs, Targets
 

@@ -18,10 +18,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from brats_seg.config import Config, Network, parse_config
+from brats_seg.core.config import Config, Network, parse_config
+from brats_seg.core.errors import InputError, UsageError, printable
 from brats_seg.core.files import atomic, open_regular, parse_yaml, shown
 from brats_seg.core.runtime import Runtime
-from brats_seg.errors import InputError, UsageError, printable
 from brats_seg.models.networks import make_network
 
 MOST_CLASSES = 254

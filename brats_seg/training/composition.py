@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from brats_seg.bank.grouping import HEALTHY, GroupKind
-from brats_seg.config import Config, Loss, Network, Task, dump_config
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.config import Config, Loss, Network, Task
+from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.settings import dump_config
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
 from brats_seg.training.checkpoint import Checkpoint
 

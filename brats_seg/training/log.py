@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from brats_seg.bank.bank import PatchBank
+from brats_seg.core.errors import UsageError
 from brats_seg.core.files import write_json, write_text
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Counts, Ids
-from brats_seg.errors import UsageError
 from brats_seg.reporting.progress import draw_progress
 from brats_seg.training.checkpoint import library_versions
 

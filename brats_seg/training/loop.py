@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from brats_seg.bank.bank import Batch, PatchBank
 from brats_seg.bank.lesions import LesionNumberer
-from brats_seg.config import Config, Training, Validation, dump_config
+from brats_seg.core.config import Config, Training, Validation
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock, write_text
 from brats_seg.core.progress import progress_bar
 from brats_seg.core.runtime import Runtime, StopRequest, catch_stop_signals
+from brats_seg.core.settings import dump_config
 from brats_seg.core.shapes import Counts
-from brats_seg.errors import InputError, UsageError
 from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.samplers import Draw, HardSampler, Sampler
 from brats_seg.inference.dense import ready_for_inference

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float32, Int64
 from torch import nn
 
 from brats_seg.bank.bank import PatchBank
-from brats_seg.config import Hard
+from brats_seg.core.config import Hard
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Counts, Ids
 from brats_seg.imbalance.groups import Groups

@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
-from brats_seg import config as knobs
+from brats_seg.core import config as knobs
+from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Counts, Shares
-from brats_seg.errors import UsageError
 from brats_seg.imbalance.groups import Groups, Lesions, NumberLesions, group_by_case, group_by_lesion
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.ledger import Ledger

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from brats_seg.errors import UsageError
+from brats_seg.core.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import nn
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.grouping import HEALTHY, TUMOR
+from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Runtime
-from brats_seg.errors import UsageError
 from brats_seg.evaluation.overlap import JointHistogram, Overlap, joint_histogram, overlap_scores
 from brats_seg.inference.dense import label_map
 from brats_seg.inference.windowed import choose_window

@@ -16,8 +16,8 @@ from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.format import FILES
 from brats_seg.bank.gather import PatchMaps
 from brats_seg.bank.listing import verify_bank
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import sha256
-from brats_seg.errors import InputError, UsageError
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brats_seg.bank.folds import inner_split, make_folds
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, UsageError
 
 cohorts = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_size=40).map(
     lambda rows: (

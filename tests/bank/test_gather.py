@@ -15,7 +15,7 @@ from brats_seg.bank import gather
 from brats_seg.bank.gather import PatchMaps, gather_patches, gather_patches_torch, make_resident
 from brats_seg.bank.grouping import group_classes
 from brats_seg.bank.mapped import Volumes
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, UsageError
 
 N_CLASSES = 3
 

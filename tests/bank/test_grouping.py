@@ -5,8 +5,8 @@ from typing import Any, get_args
 import pytest
 
 from brats_seg.bank.grouping import GroupKind, group_classes
-from brats_seg.config import Task
-from brats_seg.errors import UsageError
+from brats_seg.core.config import Task
+from brats_seg.core.errors import UsageError
 
 FOUR = ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, default_convert
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.loader import BankDataset
-from brats_seg.errors import UsageError
+from brats_seg.core.errors import UsageError
 from brats_seg.imbalance.samplers import make_sampler
 
 

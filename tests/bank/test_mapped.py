@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from brats_seg.bank.mapped import Volumes, map_array
-from brats_seg.errors import InputError
+from brats_seg.core.errors import InputError
 
 
 def _npy(header: str) -> bytes:

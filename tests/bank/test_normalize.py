@@ -10,7 +10,7 @@ from small_scans import BRAIN, SHAPE, small_scan, write_scan
 
 from brats_seg.bank.itk import correct_bias
 from brats_seg.bank.normalize import normalize_case, normalize_numpy, normalize_volumes, off_spacing, uncrop
-from brats_seg.errors import InputError
+from brats_seg.core.errors import InputError
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.labels import from_tissue, schema_named
 from brats_seg.scans.layouts import find_cases

@@ -8,7 +8,7 @@ import numpy as np
 
 from brats_seg.classification.settings import StudySettings
 from brats_seg.classification.study import run_study
-from brats_seg.config import parse_settings
+from brats_seg.core.settings import parse_settings
 
 N_CLASSES = 4
 

@@ -8,7 +8,7 @@ import pytest
 from set_files import cifar_rows, write_cifar_binary
 
 from brats_seg.classification.cifar import read_binary_batch, read_python_batch
-from brats_seg.errors import InputError
+from brats_seg.core.errors import InputError
 
 PIXELS, LABELS = cifar_rows(6)
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from brats_seg.classification.decisions import SCORES, divide_by_prior, tune_factors, weigh_costs
 from brats_seg.classification.scores import score_outputs
-from brats_seg.errors import UsageError
+from brats_seg.core.errors import UsageError
 
 
 def some_probabilities(seed: int, n: int = 300, k: int = 5) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from brats_seg.classification.folder import (
     random_crops,
     read_image,
 )
-from brats_seg.errors import InputError
+from brats_seg.core.errors import InputError
 
 
 @pytest.fixture

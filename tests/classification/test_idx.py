@@ -8,7 +8,7 @@ import pytest
 from set_files import write_idx
 
 from brats_seg.classification.idx import read_idx
-from brats_seg.errors import InputError
+from brats_seg.core.errors import InputError
 
 IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
 CONTENT = bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, *range(24)])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from brats_seg.classification.scores import confusion_matrix, roc_auc, roc_curve, score_outputs
-from brats_seg.errors import InputError
+from brats_seg.core.errors import InputError
 
 # Three classes, five images: one of class 1 is called 2, the rest is right; class 2 has one image.
 OUTPUTS = np.array([[0.8, 0.1, 0.1], [0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.1, 0.2, 0.7], [0.1, 0.3, 0.6]])

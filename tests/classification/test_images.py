@@ -9,7 +9,7 @@ import pytest
 from set_files import write_cifar_binary, write_folder, write_idx, write_mnist
 
 from brats_seg.classification.images import ImageSet, keep_classes, load_images
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, UsageError
 
 
 def refusal(name, folder):

@@ -6,8 +6,8 @@ from imblearn.over_sampling import KMeansSMOTE
 
 from brats_seg.classification.methods import METHODS, cascade_goals, kept_by_cascade, remedies, synthesize
 from brats_seg.classification.settings import Method, StudySettings
-from brats_seg.config import parse_settings
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.settings import parse_settings
 from brats_seg.imbalance.samplers import SAMPLERS
 from brats_seg.models.losses import LOSSES
 

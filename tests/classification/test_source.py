@@ -9,7 +9,7 @@ from set_files import write_folder
 
 from brats_seg.classification.images import ImageSet, load_images
 from brats_seg.classification.source import Source
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.imbalance.samplers import make_sampler
 
 N = 30

@@ -23,9 +23,9 @@ from brats_seg.classification.settings import StudySettings
 from brats_seg.classification.study import cells, make_plan, run_study, study_rows, study_table
 from brats_seg.classification.table import make_table, to_markdown
 from brats_seg.cli import main
-from brats_seg.config import config_names, load_settings
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.grid import Row
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.settings import config_names, load_settings
 
 CLOCKS = ("seconds",)
 

@@ -8,7 +8,7 @@ from set_files import write_mnist
 
 from brats_seg.classification.images import Splits, load_images, whiten_splits
 from brats_seg.classification.whitening import ZCA_BIAS, fit_whitening, normalize_contrast, whiten
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, UsageError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (400, 3, 3, 2), np.uint8)
 

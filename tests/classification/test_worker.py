@@ -17,10 +17,10 @@ from brats_seg.classification.methods import METHODS, remedy
 from brats_seg.classification.settings import Method, StudySettings
 from brats_seg.classification.study import cells
 from brats_seg.classification.worker import train_cell
-from brats_seg.config import Optimizer
+from brats_seg.core.config import Optimizer
+from brats_seg.core.errors import UsageError
 from brats_seg.core.grid import Row
 from brats_seg.core.runtime import Runtime
-from brats_seg.errors import UsageError
 from brats_seg.imbalance.samplers import HardSampler
 from brats_seg.models.losses import Loss
 from brats_seg.training.step import Learner

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from brats_seg.core.cluster import connect, run_tasks, worker_number
-from brats_seg.errors import UsageError
+from brats_seg.core.errors import UsageError
 
 
 def _work(task: tuple[Path, int]) -> int:

@@ -14,6 +14,7 @@ from threading import Barrier
 import filelock
 import pytest
 
+from brats_seg.core.errors import InputError
 from brats_seg.core.files import (
     atomic,
     lock,
@@ -26,7 +27,6 @@ from brats_seg.core.files import (
     write_json,
     write_text,
 )
-from brats_seg.errors import InputError
 
 
 def test_a_written_file_holds_what_was_written_and_leaves_nothing_beside_it(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock
 from brats_seg.core.grid import Cell, read_rows, run_grid
-from brats_seg.errors import InputError, UsageError
 
 ROOT = str(Path(__file__).parents[2])
 

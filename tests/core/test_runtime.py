@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import (
     Runtime,
     catch_stop_signals,
@@ -15,7 +16,6 @@ from brats_seg.core.runtime import (
     start_runtime,
     worker_device,
 )
-from brats_seg.errors import UsageError
 
 
 def test_cpu_runtime_says_what_it_stands_on() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from monai.metrics import DiceMetric
 
-from brats_seg.errors import InputError
+from brats_seg.core.errors import InputError
 from brats_seg.evaluation.overlap import joint_histogram, overlap_scores
 
 SHAPES = array_shapes(min_dims=3, max_dims=3, max_side=7)

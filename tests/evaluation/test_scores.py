@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.evaluation.scores import CONVENTIONS, evaluate_folders, score_case
 from brats_seg.evaluation.table import METRICS, few_patients
 from brats_seg.scans.geometry import make_geometry

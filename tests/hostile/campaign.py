@@ -23,7 +23,7 @@ from typing import Any
 
 import targets
 
-from brats_seg.errors import LONGEST_LINE, InputError, UsageError
+from brats_seg.core.errors import LONGEST_LINE, InputError, UsageError
 
 GOOD = ("read", "refused")
 """What may become of a spoiled file. The others: traceback, long line, wrong, memory, hang, crash; and peer,

@@ -32,7 +32,7 @@ import torch
 
 from brats_seg import pipeline
 from brats_seg.cli import main as brats_seg
-from brats_seg.config import load_config
+from brats_seg.core.config import load_config
 
 SEED = 20261
 SMALL = (

@@ -29,10 +29,11 @@ from brats_seg.classification.cifar import read_binary_batch, read_python_batch
 from brats_seg.classification.folder import read_image
 from brats_seg.classification.idx import read_idx
 from brats_seg.classification.images import load_images
-from brats_seg.config import Config, Network, dump_config, load_config
+from brats_seg.core.config import Config, Network, load_config
 from brats_seg.core.files import sha256
 from brats_seg.core.grid import check_identity, read_rows
 from brats_seg.core.runtime import Runtime
+from brats_seg.core.settings import dump_config
 from brats_seg.evaluation.run_rows import COLUMNS, read_finished
 from brats_seg.inference import outputs, tuning
 from brats_seg.models.networks import make_network

@@ -68,7 +68,7 @@ import ctypes, json, sys, time
 from pathlib import Path
 import campaign
 from targets import Target
-from brats_seg.errors import InputError
+from brats_seg.core.errors import InputError
 
 campaign.PATIENCE_S, campaign.STARVED = 1.0, 3
 root = Path(sys.argv[1])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brats_seg.errors import UsageError
+from brats_seg.core.errors import UsageError
 from brats_seg.imbalance.groups import Groups, group_by_case, group_by_lesion
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.samplers import SAMPLERS, make_sampler

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.imbalance.index import ClassIndex
 
 # Two cases of two classes: case 0 has healthy 7 and tumor 3, 5; case 1 has healthy 0, 1 and no tumor.

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brats_seg.errors import UsageError
+from brats_seg.core.errors import UsageError
 from brats_seg.imbalance.groups import group_by_lesion
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.ledger import CASE_COLUMNS, LEDGER_COLUMNS, LESION_COLUMNS, Ledger

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brats_seg.config import Hard
-from brats_seg.errors import UsageError
+from brats_seg.core.config import Hard
+from brats_seg.core.errors import UsageError
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.samplers import SAMPLERS, make_sampler
 

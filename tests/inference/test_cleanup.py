@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brats_seg.errors import UsageError
+from brats_seg.core.errors import UsageError
 from brats_seg.inference.cleanup import Cleanup, clean_up
 
 FOUR = ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")

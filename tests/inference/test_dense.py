@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from monai.networks.nets import UNet
 from torch import nn
 
+from brats_seg.core.errors import InputError
 from brats_seg.core.runtime import Runtime
-from brats_seg.errors import InputError
 from brats_seg.inference.dense import (
     _largest_on_cpu,
     _largest_on_device,

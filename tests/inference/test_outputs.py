@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from brats_seg.errors import InputError
+from brats_seg.core.errors import InputError
 from brats_seg.inference.outputs import add_row, label_file, read_rows, rebuild_table
 from brats_seg.scans.labels import SCHEMAS
 

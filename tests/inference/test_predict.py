@@ -15,7 +15,7 @@ import SimpleITK
 import torch
 from torch import nn
 
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.inference import predict as predicting
 from brats_seg.inference.cleanup import Cleanup
 from brats_seg.inference.predict import predict_cases, predict_one

@@ -7,7 +7,7 @@ import yaml
 from torch import nn
 
 from brats_seg.bank.bank import PatchBank
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.evaluation.scores import score_case
 from brats_seg.inference import tuning
 from brats_seg.inference.cleanup import Cleanup, clean_up

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from monai.networks.nets import UNETR, SwinUNETR, UNet
 from torch import nn
 
-from brats_seg.config import Network
+from brats_seg.core.config import Network
 from brats_seg.core.runtime import Runtime
 from brats_seg.inference.dense import class_probabilities, label_map, ready_for_inference
 from brats_seg.inference.windowed import choose_window, needs_windows, whole_volume_bytes, window_logits

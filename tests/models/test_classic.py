@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from brats_seg.errors import UsageError
+from brats_seg.core.errors import UsageError
 from brats_seg.models.classic import CLASSIC, make_classic, output_layers
 
 PUBLISHED = {

@@ -6,7 +6,7 @@ from monai.losses import DiceLoss
 from monai.losses import FocalLoss as MonaiFocalLoss
 from torch.nn.functional import cross_entropy, one_hot
 
-from brats_seg.errors import UsageError
+from brats_seg.core.errors import UsageError
 from brats_seg.models.losses import LOSSES, TAKE_WEIGHTS, Loss, UnifiedFocal, make_loss
 
 CLASSES = ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")

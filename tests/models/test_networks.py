@@ -9,9 +9,9 @@ from monai.networks.nets import BasicUNet
 from monai.networks.nets.basic_unet import UpCat
 from torch import nn
 
-from brats_seg.config import Network
+from brats_seg.core.config import Network
+from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Runtime
-from brats_seg.errors import UsageError
 from brats_seg.inference.dense import label_map, ready_for_inference
 from brats_seg.inference.windowed import choose_window, needs_windows
 from brats_seg.models.losses import LOSSES, make_loss

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_study import SHAPE, Study, write_nifti
 
-from brats_seg.errors import InputError
+from brats_seg.core.errors import InputError
 from brats_seg.reporting.cases import SeenCase, best_slice, case_pictures, see_case
 from brats_seg.scans.case import Case, ScanFile
 from brats_seg.scans.layouts import find_cases

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from brats_seg.core.errors import InputError
 from brats_seg.core.statistics import paired_difference
-from brats_seg.errors import InputError
 from brats_seg.evaluation.comparison import differences_to, summarize_runs
 from brats_seg.evaluation.run_rows import COLUMNS, read_finished, write_rows
 from brats_seg.reporting.experiment_figures import error_overlay, tradeoff_chart

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from tiny_study import Study
 
-from brats_seg.errors import InputError
+from brats_seg.core.errors import InputError
 from brats_seg.reporting.history import training_section
 
 

@@ -11,7 +11,7 @@ import pytest
 from tiny_study import Study, tumor, write_nifti
 
 from brats_seg import pipeline
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.evaluation import scores
 from brats_seg.evaluation.scores import CONVENTIONS
 from brats_seg.reporting.report import _environment, convention_words, write_report

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.reporting import viewer
 from brats_seg.reporting.style import color_of
 from brats_seg.reporting.viewer import Bundle, find_bundle, other_case_in, write_page

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brats_seg.errors import InputError
+from brats_seg.core.errors import InputError
 from brats_seg.scans.labels import (
     MERGED,
     REGIONS,

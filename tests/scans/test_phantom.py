@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from brats_seg.errors import UsageError
+from brats_seg.core.errors import UsageError
 from brats_seg.scans.labels import OUTSIDE, SCHEMAS, TISSUES, common_classes, from_tissue, to_tissue
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.phantom import (

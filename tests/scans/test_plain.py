@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from empty_files import touch
 
-from brats_seg.errors import UsageError
+from brats_seg.core.errors import UsageError
 from brats_seg.scans.case import MODALITIES
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.verify import verify_folder

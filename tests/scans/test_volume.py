@@ -16,7 +16,7 @@ import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brats_seg.errors import InputError
+from brats_seg.core.errors import InputError
 from brats_seg.scans.case import ScanFile
 from brats_seg.scans.volume import (
     Geometry,

@@ -10,8 +10,9 @@ from monai.transforms import AdjustContrast, Flip
 from numpy.polynomial.legendre import leggrid2d, leggrid3d
 from scipy.ndimage import gaussian_filter
 
-from brats_seg.config import Augment, parse_config
-from brats_seg.errors import UsageError
+from brats_seg.core.augmentation import Augment
+from brats_seg.core.config import parse_config
+from brats_seg.core.errors import UsageError
 from brats_seg.training.augment import Augmenter, Parameters, apply, draw_parameters, patch_maps
 
 EVERYTHING = Augment(

@@ -13,9 +13,10 @@ import yaml
 from tiny_bank import CLASSES, MODALITIES, knobs
 from torch import nn
 
-from brats_seg.config import Config, Network, Patch, dump_config
+from brats_seg.core.config import Config, Network, Patch
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.runtime import Runtime
-from brats_seg.errors import InputError, UsageError
+from brats_seg.core.settings import dump_config
 from brats_seg.models.networks import make_network
 from brats_seg.training.checkpoint import (
     Checkpoint,

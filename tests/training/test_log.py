@@ -9,8 +9,8 @@ import pytest
 import torch
 from skimage.io import imread
 
+from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Runtime
-from brats_seg.errors import UsageError
 from brats_seg.training.log import (
     RunLog,
     Stopwatch,

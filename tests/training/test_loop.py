@@ -20,9 +20,9 @@ from tiny_bank import CLASSES, SPLIT, Split, knobs, run, write_bank
 
 from brats_seg.bank.bank import Batch, PatchBank
 from brats_seg.bank.gather import PatchMaps
+from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock
 from brats_seg.core.runtime import Runtime
-from brats_seg.errors import InputError, UsageError
 from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.samplers import Draw
 from brats_seg.training import log as training_log

@@ -10,9 +10,9 @@ from tiny_bank import SPLIT, knobs, run, write_bank
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.lesions import LesionNumberer
-from brats_seg.config import Config
+from brats_seg.core.config import Config
+from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Runtime
-from brats_seg.errors import UsageError
 from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.samplers import Draw
 from brats_seg.models.networks import make_network, output_layer

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from brats_seg.bank.bank import PatchBank
-from brats_seg.config import Config, parse_config
+from brats_seg.core.config import Config, parse_config
 from brats_seg.core.runtime import Runtime, start_runtime
 from brats_seg.training.loop import RunResult, Split, train
 

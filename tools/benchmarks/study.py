@@ -25,9 +25,9 @@ from brats_seg.classification.images import ImageSet, load_images
 from brats_seg.classification.methods import remedy
 from brats_seg.classification.settings import Method, StudySettings
 from brats_seg.classification.source import Pool, Source
-from brats_seg.config import load_settings
+from brats_seg.core.errors import InputError
 from brats_seg.core.runtime import Runtime, set_allocator
-from brats_seg.errors import InputError
+from brats_seg.core.settings import load_settings
 
 BATCH = 64
 Step = Callable[[], object]

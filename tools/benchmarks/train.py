@@ -14,8 +14,10 @@ from torch.nn.functional import cross_entropy
 from benchmarks.cohort import open_bank
 from benchmarks.measure import Contender, Result, interleave
 from brats_seg.bank.bank import Batch, PatchBank
-from brats_seg.config import Augment, Config, dump_config, load_config
+from brats_seg.core.augmentation import Augment
+from brats_seg.core.config import Config, load_config
 from brats_seg.core.runtime import Runtime, start_runtime
+from brats_seg.core.settings import dump_config
 from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.samplers import Sampler, make_sampler
 from brats_seg.models.losses import make_loss

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from brats_seg.config import Augment, Config, config_names, dump_config, load_config, parse_config
-from brats_seg.errors import UsageError
+from brats_seg.core.augmentation import Augment
+from brats_seg.core.config import Config, load_config, parse_config
+from brats_seg.core.errors import UsageError
+from brats_seg.core.settings import config_names, dump_config
 
 
 @pytest.mark.parametrize("name", config_names())

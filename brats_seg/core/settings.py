@@ -1,0 +1,147 @@
+"""A group of settings as a frozen model; YAML in, `--set section.key=value` over it, a resolved copy out."""
+
+import difflib
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from brats_seg.core.errors import InputError, UsageError, printable
+from brats_seg.core.files import MOST_YAML_BYTES, parse_yaml, read_text, shown
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A group of knobs: immutable, and a misspelled name or a number that is none (`.nan`, `.inf`) is an
+    error.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def load_settings(
+    model: type[S], source: str | Path | None, *, shelf: str = "", overrides: tuple[str, ...] = ()
+) -> S:
+    """Read a YAML file, or one that travels with the package by its name, and lay the overrides over it.
+
+    Args:
+        model: what it describes.
+        source: a path, or a name such as `unet2d_cpu`; None for the defaults.
+        shelf: folder of `configs/` in which a name is looked for: "" for training, "experiments", "studies".
+        overrides: `section.key=value` each, the value read as YAML.
+
+    Raises:
+        UsageError: no such file or name, not YAML, or a key or value that no knob takes (with the nearest
+            right one).
+    """
+    tree = _read(_locate(source, shelf)) if source is not None else {}
+    for override in overrides:
+        lay_over(tree, override)
+    return parse_settings(model, tree)
+
+
+def parse_settings(model: type[S], tree: dict[str, Any]) -> S:
+    """Check a nested mapping, as YAML gives it. Raises `UsageError` naming the path of every wrong key or
+    value.
+    """
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        more = f"; and {len(errors) - _FEW} more" if len(errors) > _FEW else ""
+        raise UsageError("; ".join(_describe(e, model) for e in errors[:_FEW]) + more) from None
+
+
+def dump_config(config: Section) -> str:
+    """The whole resolved config as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def config_names(shelf: str = "") -> tuple[str, ...]:
+    """Names of the configs that travel with the package, of one shelf."""
+    return tuple(sorted(p.stem for p in (_configs() / shelf).glob("*.yaml")))
+
+
+_FEW = 5  # wrong knobs that are named
+
+
+def _configs() -> Path:
+    packaged = Path(str(files("brats_seg"))) / "configs"
+    return packaged if packaged.is_dir() else packaged.parent.parent / "configs"
+
+
+def _locate(source: str | Path, shelf: str) -> Path:
+    for path in (Path(source), _configs() / shelf / f"{source}.yaml"):
+        if os.path.isfile(path):  # False too for a name that no system takes
+            return path
+    names = config_names(shelf)
+    close = difflib.get_close_matches(str(source), names, n=1)
+    hint = f", did you mean '{close[0]}'" if close else ""
+    raise UsageError(
+        f"--config {source}: no such file, and no config of that name{hint}; the names are {', '.join(names)}"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = parse_yaml(read_text(path, limit=MOST_YAML_BYTES))
+    except InputError as error:
+        raise UsageError(str(error)) from None
+    except ValueError as error:
+        raise UsageError(f"{path}: not YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path}: a config is a mapping of sections; found {type(tree).__name__}")
+    return tree
+
+
+def lay_over(tree: dict[str, Any], override: str) -> None:
+    """Set one knob, `section.key=value` with the value as YAML, in a nested mapping. Raises `UsageError`
+    where it is not so written.
+    """
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise UsageError(
+            f"--set {printable(override, limit=120)}: write section.key=value, for example "
+            "sampler.kind=balanced"
+        )
+    try:
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise UsageError(f"--set {printable(override, limit=120)}: the value is not YAML: {error}") from None
+    for key in keys[:-1]:
+        if key == "augment" and isinstance(tree.get(key), str):
+            tree[key] = {"preset": tree[key]}
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise UsageError(f"--set {printable(override, limit=120)}: '{key}' is a value, not a section")
+    if keys[-2:] == ["augment", "preset"]:
+        tree.clear()  # a preset stands for every knob; the knobs of the file would be laid over it
+    tree[keys[-1]] = value
+
+
+def _describe(error: Any, model: type[BaseModel]) -> str:
+    where = printable(".".join(str(part) for part in error["loc"]), limit=100)
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(where, _knobs(model), n=1, cutoff=0.5)
+        return f"config: no knob '{where}'" + (f"; did you mean '{close[0]}'?" if close else "")
+    got = "" if isinstance(error["input"], dict) else f" (got {shown(error['input'])})"
+    return f"config: {f'{where}: ' if where else ''}{error['msg'].removeprefix('Value error, ')}{got}"
+
+
+def _knobs(model: type[BaseModel], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        names.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += _knobs(field.annotation, prefix + name + ".")
+    return names
