@@ -7,10 +7,12 @@ ROOT = Path(__file__).parent.parent
 
 
 def commands() -> list[str]:
-    return re.findall(r"^python3 -m venv .*$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    """The commands that begin in a new virtual environment, each as one line."""
+    text = re.sub(r" \\\n +", " ", (ROOT / "README.md").read_text())
+    return re.findall(r"^python3 -m venv .*$", text, flags=re.MULTILINE)
 
 
-def test_two_commands_of_one_line_each() -> None:
+def test_two_commands() -> None:
     demo, tests = commands()
     assert demo.endswith("brats-seg demo")
     assert tests.endswith("python -m pytest")
@@ -20,8 +22,19 @@ def test_continuous_integration_runs_the_second_word_for_word() -> None:
     assert commands()[1] in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
-def test_every_room_of_the_tree_exists_and_every_room_is_in_the_tree() -> None:
-    tree = (ROOT / "README.md").read_text()
+def test_lines_are_short_and_few() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 100
+    assert max(map(len, lines)) <= 100
+
+
+def test_torch_is_the_version_of_the_constraints() -> None:
+    (version,) = re.findall(r"torch==[\d.]+", (ROOT / "README.md").read_text())
+    assert version in (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def test_every_room_is_in_the_tree_of_the_architecture() -> None:
+    tree = (ROOT / "docs" / "architecture.md").read_text()
     for room in sorted(
         p.name for p in (ROOT / "brats_seg").iterdir() if p.is_dir() and (p / "__init__.py").exists()
     ):
