@@ -25,16 +25,34 @@ from brats_seg.core.grid import Cell, GridReport, check_identity, read_cells, ru
 from brats_seg.core.runtime import Runtime, n_workers, start_runtime, worker_device
 from brats_seg.core.shapes import TissueMap
 from brats_seg.evaluation.comparison import summarize_runs
-from brats_seg.evaluation.run_rows import COLUMNS, DIGEST, Row, read_finished, variant_of, write_rows
+from brats_seg.evaluation.equal_time import summarize_equal_time
+from brats_seg.evaluation.run_rows import (
+    COLUMNS,
+    DIGEST,
+    LOOK_COLUMNS,
+    Row,
+    read_finished,
+    variant_of,
+    write_rows,
+)
 from brats_seg.evaluation.volumes import score_volume
 from brats_seg.inference.dense import label_maps as segment_once
 from brats_seg.reporting.experiment_page import write_experiment_page
 from brats_seg.reporting.experiment_table import table_markdown
 from brats_seg.scans.labels import REGIONS
 from brats_seg.scans.phantom import PHANTOM_VERSION, make_traits
-from brats_seg.strategies import TUNED, ExperimentConfig, Phantoms, Strategy, laid_over, make_strategies
+from brats_seg.strategies import (
+    TUNED,
+    ExperimentConfig,
+    Phantoms,
+    Strategy,
+    laid_over,
+    look_epochs,
+    make_strategies,
+)
 from brats_seg.training.checkpoint import load_checkpoint
 from brats_seg.training.log import precision_name
+from brats_seg.training.loop import look_folder
 from brats_seg.training.split import Split
 
 SCHEMA = 2
@@ -77,7 +95,8 @@ def run_experiment(
     was killed goes on.
 
     Writes `runs.csv`, `summary.json`, `table.md` and `report.html` into `out`, of what is finished where it
-    is interrupted too; each run has its folder `runs/<strategy>/fold<f>/seed<s>`.
+    is interrupted too, and with `predict.looks` also `looks.csv`; each run has its folder
+    `runs/<strategy>/fold<f>/seed<s>`.
 
     Args:
         bank: a patch bank; with `phantoms` in the config, the folder where their banks are made or found.
@@ -86,7 +105,8 @@ def run_experiment(
         title: of the table and the page.
         workers: processes, each computing with one thread; 0 for one per core, or per GPU.
         only: names of strategies; none for all.
-        known: a runs.csv of runs finished elsewhere, which are taken over.
+        known: a runs.csv of runs finished elsewhere, which are taken over; with `predict.looks` the looks.csv
+            beside it is taken over too.
         device: where each process computes; several GPUs are used in turn.
         say: takes the line that tells how many runs were taken over.
 
@@ -126,7 +146,15 @@ def run_experiment(
             folds = _folds(one, config)
             _check_classes(one, strategies, folds=folds, seeds=config.seeds)
             cells += [
-                _cell(data, one.digest, strategy, fold=fold, seed=seed, cases=config.predict.cases)
+                _cell(
+                    data,
+                    one.digest,
+                    strategy,
+                    fold=fold,
+                    seed=seed,
+                    cases=config.predict.cases,
+                    looks=config.predict.looks,
+                )
                 for strategy, seed, fold in product(strategies, config.seeds, folds)
             ]
         _check_schema(out)
@@ -139,6 +167,8 @@ def run_experiment(
         taken: dict[str, list[Row]] = {}
         if known is not None:
             taken = _known(known, cells, opened)
+            if config.predict.looks:
+                _take_looks(known.with_name("looks.csv"), [c for c in cells if c.digest in taken], out)
             say(f"{len(taken)} of {len(cells)} runs taken over from {known}")
         todo = [cell for cell in cells if cell.job["strategy"] in asked]
         # Seed by seed and fold by fold, so that an experiment that is stopped has its strategies on the same
@@ -177,11 +207,16 @@ def _write_results(
     config.
     """
     stored = read_cells(out)
-    rows = [row for cell in cells for row in stored.get(cell.digest, ())]
+    finished = [cell for cell in cells if cell.digest in stored]
+    rows = [row for cell in finished for row in stored[cell.digest]]
     summary = summarize_runs(
         rows, against=config.against, same_brains=_same_brains(config), n_asked=len(cells), failed=failed
     )
     write_rows(out / "runs.csv", rows)
+    if config.predict.looks:
+        looks = [row for cell in finished for row in _looks_of(out, cell)]
+        write_rows(out / "looks.csv", looks, columns=LOOK_COLUMNS)
+        summary |= {"equal_time": summarize_equal_time(looks, against=config.against)}
     write_json(out / "summary.json", summary)
     write_text(out / "table.md", table_markdown(summary, title=title, against=config.against))
     page = write_experiment_page(
@@ -307,8 +342,10 @@ def _check_classes(
                 )
 
 
-def _cell(data: str, digest: str, strategy: Strategy, *, fold: int, seed: int, cases: str) -> Cell:
-    job = {
+def _cell(
+    data: str, digest: str, strategy: Strategy, *, fold: int, seed: int, cases: str, looks: int = 0
+) -> Cell:
+    job: dict[str, Any] = {
         "schema": SCHEMA,
         "data": data,
         "bank": digest,
@@ -319,6 +356,8 @@ def _cell(data: str, digest: str, strategy: Strategy, *, fold: int, seed: int, c
         "fold": fold,
         "seed": seed,
     }
+    if looks:  # runs without looks keep the digest that they had before there were looks
+        job["looks"] = looks
     return Cell(
         "/".join(str(part) for part in (data, strategy.name, f"fold{fold}", f"seed{seed}") if part), job
     )
@@ -419,6 +458,28 @@ def _known(
     return found
 
 
+def _take_looks(path: Path, cells: Sequence[Cell], out: Path) -> None:
+    """Keep the rows of a looks.csv that these cells have in it. Raises `InputError` where a cell has none."""
+    finished = read_finished(path, columns=LOOK_COLUMNS)
+    for cell in cells:
+        rows = finished.get(cell.digest[:DIGEST])
+        if not rows:
+            raise InputError(f"{path}: has no rows of {cell.key}, which runs.csv beside it has; leave it out")
+        _looks_file(out, cell).parent.mkdir(parents=True, exist_ok=True)
+        write_rows(_looks_file(out, cell), rows, columns=LOOK_COLUMNS)
+
+
+def _looks_of(out: Path, cell: Cell) -> list[Row]:
+    """Rows of looks.csv of a finished cell; none where its run folder was deleted."""
+    if not _looks_file(out, cell).exists():
+        return []
+    return read_finished(_looks_file(out, cell), columns=LOOK_COLUMNS)[cell.digest[:DIGEST]]
+
+
+def _looks_file(out: str | Path, cell: Cell) -> Path:
+    return run_folder(out, cell.job) / f"looks_{cell.digest[:DIGEST]}.csv"
+
+
 def _rows_of(cell: Cell, finished: Mapping[str, list[Row]]) -> list[Row]:
     """The rows of a cell, under its digest or under the one that it had in schema 1.
 
@@ -466,13 +527,17 @@ def run_cell(
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / TRAINED, _training(job))
     folders = [run] if len(configs) == 1 else [run / "detector", run / "classifier"]
+    epochs = look_epochs(configs[0].training.epochs, job["looks"]) if "looks" in job else ()
     for config, folder in zip(configs, folders, strict=True):
-        if pipeline.train(bank, folder, config, fold=fold, resume=True, device=device).ended == "stopped":
+        result = pipeline.train(
+            bank, folder, config, fold=fold, resume=True, looks=epochs[:-1], device=device
+        )
+        if result.ended == "stopped":
             raise KeyboardInterrupt
     if len(folders) == 2 and not (run / pipeline.BEST).exists():
         pipeline.compose(folders[0], folders[1], run)
     runtime = start_runtime(device=device, threads=1)
-    split = _split(opened, job)
+    split, cell = _split(opened, job), Cell("", job)
     common = {
         **dict.fromkeys(COLUMNS),
         **{name: job[name] for name in ("data", "strategy", "fold", "seed", "cases")},
@@ -482,25 +547,43 @@ def run_cell(
         "bank": job["bank"][:DIGEST],
         "versions": f"brats-seg {version('brats-seg')}, torch {version('torch')}, numpy {version('numpy')}, "
         f"{runtime.device.type} {precision_name(runtime)}",
-        "cell": Cell("", job).digest[:DIGEST],
+        "cell": cell.digest[:DIGEST],
     }
     mix = _ledger_means(folders[0], classes=opened.classes)
     scored_bank = opened.select(split.held_out if job["cases"] == "held_out" else split.inner)
-    files = {
-        strength: label_maps(out, {**job, "correct_priors": strength}) for strength in job["correct_priors"]
-    }
-    rows: dict[str, list[dict[str, Any]]] = {strength: [] for strength in files}
-    for strength, case, labels in _segment(run, bank, scored_bank, files=files, runtime=runtime):
-        scored = score_volume(scored_bank, case, labels)
-        rows[strength] += [
-            {**common, "correct_priors": strength, **row, **mix.get(row["region"], {})} for row in scored
+
+    def score(folder: Path) -> list[Row]:
+        return [common | row for row in _score(folder, bank, scored_bank, job=job, runtime=runtime)]
+
+    rows = score(run)
+    if epochs:
+        looks = [score(look_folder(run, epoch)) for epoch in epochs[:-1]]
+        times = _training_seconds(run)
+        a_epoch = configs[0].training.steps * configs[0].training.batch_size
+        marked = [
+            {name: row[name] for name in LOOK_COLUMNS if name in row}
+            | {"epoch": epoch, "patches": epoch * a_epoch, "training_s": times[epoch]}
+            for epoch, of_one in zip(epochs, [*looks, rows], strict=True)
+            for row in of_one
         ]
+        write_rows(_looks_file(out, cell), marked, columns=LOOK_COLUMNS)
+    return [row | mix.get(row["region"], {}) for row in rows]
+
+
+def _score(run: Path, path: Path, bank: PatchBank, *, job: Mapping[str, Any], runtime: Runtime) -> list[Row]:
+    """Segment and score a cell's cases by the weights in a folder: rows by strength of prior correction."""
+    files = {strength: run / _label_file(job["cases"], strength) for strength in job["correct_priors"]}
+    rows: dict[str, list[Row]] = {strength: [] for strength in files}
+    for strength, case, labels in _segment(run, path, bank, files=files, runtime=runtime):
+        rows[strength] += [{"correct_priors": strength, **row} for row in score_volume(bank, case, labels)]
     return [row for of_one in rows.values() for row in of_one]
 
 
 def _training(job: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a cell decides its training; which strengths of prior correction it is scored with does not."""
-    return {name: job[name] for name in ("bank", "configs", "fold", "seed")}
+    """What of a cell decides its training and the weights that are kept; which strengths of prior correction
+    it is scored with does not.
+    """
+    return {name: job[name] for name in ("bank", "configs", "fold", "seed", "looks") if name in job}
 
 
 def run_folder(out: str | Path, run: Mapping[str, Any]) -> Path:
@@ -510,7 +593,11 @@ def run_folder(out: str | Path, run: Mapping[str, Any]) -> Path:
 
 def label_maps(out: str | Path, row: Mapping[str, Any]) -> Path:
     """Where the label maps lie that a row is of."""
-    return run_folder(out, row) / f"labels_{row['cases']}_{row['correct_priors']}.npz"
+    return run_folder(out, row) / _label_file(row["cases"], row["correct_priors"])
+
+
+def _label_file(cases: str, strength: str) -> str:
+    return f"labels_{cases}_{strength}.npz"
 
 
 def _n_patches(config: Config) -> int:
@@ -535,6 +622,15 @@ def _seconds(run: Path) -> float:
     columns = ["training_s", "mining_s", "validation_s", "checkpoint_s"]
     timing = _table(run / "timing.csv", dict.fromkeys(columns, float))
     return round(float(timing[columns].sum().sum()), 1)
+
+
+def _training_seconds(run: Path) -> dict[int, float]:
+    """Seconds of training (sampling and augmentation are part of it) and mining up to the end of each
+    epoch.
+    """
+    timing = _table(run / "timing.csv", {"epoch": int, "training_s": float, "mining_s": float})
+    seconds = (timing["training_s"] + timing["mining_s"]).cumsum()
+    return {int(epoch): round(float(s), 3) for epoch, s in zip(timing["epoch"], seconds, strict=True)}
 
 
 def _ledger_means(run: Path, *, classes: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -123,6 +123,7 @@ def train(
     fold: int | None,
     resume: bool = False,
     initial: str | Path | None = None,
+    looks: Sequence[int] = (),
     device: str = "auto",
 ) -> RunResult:
     """Train on the cases outside a fold; the fold itself is never opened. Without a fold every case is
@@ -135,6 +136,7 @@ def train(
         fold: to hold out, from 0; None for none.
         resume: go on with an interrupted run.
         initial: a run, a packaged network or a checkpoint file whose weights the training begins with.
+        looks: epochs after which the weights to predict with are kept.
         device: where.
 
     Raises:
@@ -164,6 +166,7 @@ def train(
             runtime=runtime,
             resume=resume,
             initial=begun_with,
+            looks=looks,
         )
 
 

@@ -36,11 +36,13 @@ class Predict(Section):
 
     "tuned" is the strength that `brats-seg tune` finds on the run's inner cases. `cases` "inner" scores the
     inner split instead of the held-out fold, for a search that never opens it; what is tuned on those cases
-    cannot be scored on them.
+    cannot be scored on them. `looks` is how often each run is scored, at equally spaced epochs of which the
+    last is its end; 0 for its end alone.
     """
 
     correct_priors: Annotated[tuple[Strength, ...], AfterValidator(_each_once), Field(min_length=1)] = (0.0,)
     cases: Literal["held_out", "inner"] = "held_out"
+    looks: Annotated[int, Field(ge=0)] = 0
 
 
 class Phantoms(Section):
@@ -221,9 +223,40 @@ def _strategy(
                 f"'{one.loss.outside}' has no "
                 "prior that is known; leave out its correct_priors"
             )
-    return Strategy(
+    strategy = Strategy(
         name, configs, tuple(s if isinstance(s, str) else f"{s:g}" for s in predict.correct_priors)
     )
+    _check_looks(strategy, config.predict.looks)
+    return strategy
+
+
+def _check_looks(strategy: Strategy, n_looks: int) -> None:
+    """Refuse looks at runs whose weights before the end are not comparable with those of the end."""
+    if not n_looks:
+        return
+    one, *others = strategy.configs
+    problems = {
+        "stages: a cascade is two runs": bool(others),
+        "phases.two_phase: the second phase is another training": one.phases.two_phase,
+        f"validation.metric '{one.validation.metric}' chooses an epoch; take 'last'": (
+            one.validation.metric != "last"
+        ),
+        "training.norm_statistics 'measured': they are measured at the end alone": (
+            one.training.norm_statistics == "measured"
+        ),
+        "correct_priors 'tuned': the strength is found at the end alone": TUNED in strategy.correct_priors,
+        f"it has {one.training.epochs} epochs: give as many looks at most": n_looks > one.training.epochs,
+    }
+    for problem, is_there in problems.items():
+        if is_there:
+            raise UsageError(f"predict.looks {n_looks}: strategy '{strategy.name}': {problem}")
+
+
+def look_epochs(n_epochs: int, n_looks: int) -> tuple[int, ...]:
+    """The epochs after which a run of `n_epochs` is scored: equally spaced, rounded up, the last epoch among
+    them.
+    """
+    return tuple(-(-n_epochs * look // n_looks) for look in range(1, n_looks + 1))
 
 
 def laid_over(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

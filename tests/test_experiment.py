@@ -15,17 +15,19 @@ import pytest
 from brats_seg import experiment, pipeline
 from brats_seg.bank.bank import PatchBank
 from brats_seg.cli import main
-from brats_seg.core.config import load_config, parse_config
+from brats_seg.core.config import Config, load_config, parse_config
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.grid import Cell
 from brats_seg.core.runtime import start_runtime
 from brats_seg.core.settings import config_names, parse_settings
-from brats_seg.evaluation.run_rows import COLUMNS, DIGEST
+from brats_seg.evaluation.run_rows import COLUMNS, DIGEST, LOOK_COLUMNS
 from brats_seg.evaluation.volumes import score_volume
 from brats_seg.experiment import ExperimentReport, run_experiment
 from brats_seg.inference.dense import label_map
-from brats_seg.strategies import ExperimentConfig, load_experiment, make_strategies
+from brats_seg.strategies import ExperimentConfig, load_experiment, look_epochs, make_strategies
 from brats_seg.training.checkpoint import load_checkpoint
+from brats_seg.training.log import RunLog
+from brats_seg.training.loop import _Loop
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -656,6 +658,154 @@ def test_what_is_confirmed_is_the_strategy_of_the_best_config(name: str) -> None
     )
     if name == "sampling_real":
         assert confirmed == best  # network, augmentation and budget too
+
+
+# Looks
+
+
+LOOKS: dict[str, Any] = {
+    "every": {**TINY["every"], "training.epochs": 3, "training.steps": 2},
+    "strategies": {"random": {"sampler.kind": "random"}, "balanced": {"sampler.kind": "balanced"}},
+    "predict": {"looks": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def looked(bank: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("looked")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "_training_seconds", lambda run: {2: 20.0, 3: 30.0})
+        assert run_experiment(bank, out, tiny(**LOOKS), workers=1, device="cpu").grid.failed == ()
+    return out
+
+
+def test_looks_are_equally_spaced_and_end_with_the_run() -> None:
+    assert look_epochs(10, 4) == (3, 5, 8, 10)
+    assert look_epochs(20, 4) == (5, 10, 15, 20)
+    assert look_epochs(3, 1) == (3,)
+    assert look_epochs(3, 3) == (1, 2, 3)
+
+
+def test_a_look_has_the_scores_of_the_weights_of_its_epoch(bank: Path, looked: Path, tmp_path: Path) -> None:
+    table, runs = (
+        pd.read_csv(looked / f"{name}.csv", dtype={"correct_priors": str}) for name in ("looks", "runs")
+    )
+    assert tuple(table.columns) == tuple(LOOK_COLUMNS)
+    assert sorted(set(zip(table["epoch"], table["patches"], strict=True))) == [(2, 64), (3, 96)]
+    end = table[table["epoch"] == 3].reset_index(drop=True)
+    scores = ["strategy", "case", "region", "dice", "precision", "hd95_mm", "cell"]
+    pd.testing.assert_frame_equal(end[scores], runs[scores])
+    run = looked / "runs" / "random" / "fold0" / "seed0"
+    assert sorted(set(table["training_s"])) == [20.0, 30.0]
+    timing = pd.read_csv(run / "timing.csv")[["training_s", "mining_s"]].sum(axis=1)
+    assert experiment._training_seconds(run)[2] == pytest.approx(timing[:2].sum(), abs=0.001)
+    # A run that is stopped after two epochs has the same weights: the schedule is that of three epochs.
+    assert load_checkpoint(run / "looks/epoch2/checkpoint_best.pt").epoch == 2
+    (strategy,) = make_strategies(tiny(**LOOKS), only=["random"])
+    train_two_epochs(bank, tmp_path / "run", strategy.configs[0])
+    ours, theirs = (
+        load_checkpoint(path / "checkpoint_best.pt").weights
+        for path in (run / "looks/epoch2", tmp_path / "run")
+    )
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def train_two_epochs(bank: Path, run: Path, config: Config) -> None:
+    """Train until the first epoch of three whose tables are those of two epochs."""
+    write, n_written = RunLog.write, [0]
+
+    def stop(self: RunLog, *, is_last: bool) -> None:
+        write(self, is_last=is_last)
+        n_written[0] += 1
+        if n_written[0] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunLog, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.train(bank, run, config, fold=0, device="cpu")
+
+
+def test_page_and_table_show_equal_patches_and_equal_time(looked: Path) -> None:
+    text, page = ((looked / name).read_text() for name in ("table.md", "report.html"))
+    _, head, after = text.partition("## Dice after equal training time")
+    assert head
+    assert "| balanced - random | " in after.partition("## Ledger")[0]
+    assert "The learning rate falls over the whole run" in text
+    assert "The learning rate falls over the whole run" in page
+    assert 'id="equal-time"' in page
+    summary = json.loads((looked / "summary.json").read_text())
+    assert {v["label"] for v in summary["equal_time"]["variants"]} == {"random", "balanced"}
+
+
+def test_without_looks_there_is_no_table_of_equal_time(done: tuple[Path, ExperimentReport]) -> None:
+    assert not (done[0] / "looks.csv").exists()
+    assert "equal training time" not in (done[0] / "table.md").read_text()
+    assert "equal training time" not in (done[0] / "report.html").read_text()
+
+
+def test_a_run_killed_after_a_look_ends_with_the_same_looks(bank: Path, looked: Path, tmp_path: Path) -> None:
+    """Killed after the look of epoch 2 is written and before the checkpoint of that epoch is."""
+    save = _Loop._save_last
+
+    def killed(self: _Loop) -> None:
+        if self.sampler.epoch == 3:
+            raise KeyboardInterrupt
+        save(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Loop, "_save_last", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(bank, tmp_path, tiny(**LOOKS), workers=1, only=["random"], device="cpu")
+    run = Path("runs/random/fold0/seed0")
+    assert (tmp_path / run / "looks/epoch2/checkpoint_best.pt").exists()
+    assert load_checkpoint(tmp_path / run / "checkpoint_last.pt").epoch == 1
+    run_experiment(bank, tmp_path, tiny(**LOOKS), workers=1, only=["random"], device="cpu")
+    ours, theirs = (
+        pd.read_csv(folder / "looks.csv").query("strategy == 'random'") for folder in (tmp_path, looked)
+    )
+    same = [name for name in LOOK_COLUMNS if name != "training_s"]
+    pd.testing.assert_frame_equal(ours[same], theirs[same])
+
+
+def test_looks_of_another_machine_are_taken_over_with_its_runs(
+    bank: Path, looked: Path, tmp_path: Path
+) -> None:
+    report = run_experiment(
+        bank, tmp_path / "out", tiny(**LOOKS), workers=1, known=looked / "runs.csv", device="cpu"
+    )
+    assert report.grid.n_new == 0
+    assert (tmp_path / "out" / "looks.csv").read_bytes() == (looked / "looks.csv").read_bytes()
+    shutil.copy(looked / "runs.csv", tmp_path / "runs.csv")
+    with pytest.raises(InputError, match=r"looks\.csv: cannot be read"):
+        run_experiment(bank, tmp_path / "other", tiny(**LOOKS), workers=1, known=tmp_path / "runs.csv")
+    lines = (looked / "looks.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "looks.csv").write_text("".join(line for line in lines if ",random," not in line))
+    with pytest.raises(InputError, match=r"looks\.csv: has no rows of random/fold0/seed0"):
+        run_experiment(bank, tmp_path / "other", tiny(**LOOKS), workers=1, known=tmp_path / "runs.csv")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"validation.metric": "mean_dice"}, "validation.metric 'mean_dice' chooses an epoch; take 'last'"),
+        ({"phases.two_phase": True}, "phases.two_phase"),
+        ({"training.norm_statistics": "measured"}, "training.norm_statistics 'measured'"),
+        ({"correct_priors": [0, "tuned"]}, "correct_priors 'tuned'"),
+        ({"stages": [{"task.classes": "healthy_or_tumor"}, {"task.classes": "tumor"}]}, "stages"),
+        ({"training.epochs": 1}, "it has 1 epochs: give as many looks at most"),
+    ],
+)
+def test_looks_at_runs_that_have_none_are_refused(changes: dict[str, Any], words: str) -> None:
+    config = tiny(strategies={"odd": changes}, predict={"looks": 2})
+    with pytest.raises(UsageError, match=rf"predict\.looks 2: strategy 'odd': .*{words}"):
+        make_strategies(config)
+
+
+def test_a_run_that_was_trained_without_looks_has_none(bank: Path, tmp_path: Path) -> None:
+    run_experiment(bank, tmp_path, tiny(strategies={"one": {}}), workers=1, device="cpu")
+    with pytest.raises(InputError, match="was trained with other knobs"):
+        run_experiment(bank, tmp_path, tiny(strategies={"one": {}}, predict={"looks": 2}), workers=1)
 
 
 def test_the_verb(bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,14 @@ COLUMNS: dict[str, type] = {
 """Columns of runs.csv. A row is a region or tissue class of a case, segmented by one run; shares stand in the
 rows of tissue classes.
 """
+LOOK_COLUMNS: dict[str, type] = {
+    **{name: kind for name, kind in COLUMNS.items() if name != "seconds" and not name.endswith("_share")},
+    "epoch": int,
+    "training_s": float,
+}
+"""Columns of looks.csv: scores of the weights after an epoch of a run. `patches` were trained on until then,
+in `training_s` seconds of training and mining (without validation and checkpoints).
+"""
 SHARES = ("requested_share", "center_share", "voxel_share", "hard_share", "distinct_share")
 """Of a class: asked for, of the draws, of the patch voxels; and of its draws in an epoch those that were
 hard, and those that differ.
@@ -79,30 +87,34 @@ def variant_of(row: Mapping[str, Any]) -> Variant:
     return Variant(row["data"], row["strategy"], row["correct_priors"])
 
 
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write runs.csv; what is None is an empty cell."""
+def write_rows(path: Path, rows: Sequence[Row], *, columns: Mapping[str, type] = COLUMNS) -> None:
+    """Write runs.csv, or looks.csv with its columns; what is None is an empty cell."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
 
 
-def read_finished(path: Path) -> dict[str, list[Row]]:
-    """Rows of a runs.csv by the digest of their cell. Raises `InputError` where it is not such a table."""
+def read_finished(path: Path, *, columns: Mapping[str, type] = COLUMNS) -> dict[str, list[Row]]:
+    """Rows of a runs.csv, or of a looks.csv with its columns, by the digest of their cell. Raises
+    `InputError` where it is not such a table.
+    """
+    name = "looks.csv" if columns is LOOK_COLUMNS else "runs.csv"
+    time = "training_s" if columns is LOOK_COLUMNS else "seconds"
     finished: dict[str, list[Row]] = defaultdict(list)
-    columns, rows = read_table(path)
-    if columns != tuple(COLUMNS):
-        raise InputError(f"{path}: has other columns than a runs.csv of this version: {', '.join(COLUMNS)}")
+    head, rows = read_table(path)
+    if head != tuple(columns):
+        raise InputError(f"{path}: has other columns than a {name} of this version: {', '.join(columns)}")
     try:
         for number, row in enumerate(rows, start=2):
             finished[row["cell"]].append(
-                {name: _read(name, row[name], kind) for name, kind in COLUMNS.items()}
+                {column: _read(column, row[column], kind) for column, kind in columns.items()}
             )
-            if not row["seconds"]:
-                raise ValueError(f"line {number} lacks seconds")
+            if not row[time]:
+                raise ValueError(f"line {number} lacks {time}")
     except (ValueError, OverflowError) as error:
-        raise InputError(f"{path}: not a runs.csv: {error}") from None
+        raise InputError(f"{path}: not a {name}: {error}") from None
     return finished
 
 

@@ -19,6 +19,7 @@ from brats_seg.evaluation.comparison import FEWEST, MEAN, differences_to, traine
 from brats_seg.evaluation.run_rows import Row, variant_of
 from brats_seg.reporting.cases import MODALITY_WORDS
 from brats_seg.reporting.experiment_figures import difference_chart, error_overlay, tradeoff_chart
+from brats_seg.reporting.experiment_table import equal_time_words
 from brats_seg.reporting.figures import Picture, data_uri, gray_levels, mix_chart, overlay, plot, png
 from brats_seg.reporting.pages import page_templates
 from brats_seg.reporting.style import OVER, RIGHT, UNDER
@@ -64,7 +65,7 @@ def write_experiment_page(
     variants = summary["variants"]
     datasets = list(dict.fromkeys(v["data"] for v in variants))
     classes = [r for r in (variants[0]["regions"] if variants else ()) if r not in (*REGIONS, MEAN)]
-    differences = differences_to(summary, against=against)
+    differences, equal_time = differences_to(summary, against=against), summary.get("equal_time")
     seen = _look(rows, banks, pictures, label_maps) if rows else []
     content = {
         "title": title,
@@ -82,6 +83,9 @@ def write_experiment_page(
         "classes": classes,
         "differences": differences,
         "changes": summary["changes"],
+        "equal_time": equal_time,
+        "equal_time_words": equal_time_words(equal_time) if equal_time else "",
+        "equal_time_differences": differences_to(equal_time, against=against) if equal_time else (),
         "difference_figure": plot(
             difference_chart(differences), alt="Paired differences of Dice; the numbers are in table 3."
         )

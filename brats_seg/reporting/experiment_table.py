@@ -99,6 +99,7 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
             for c in summary["changes"]
         ]
         lines += _table(["change of the difference", *names], changed)
+    lines += _equal_time(summary.get("equal_time"), against=against, with_data=with_data)
     lines += ["", "## Ledger", "",
               "Share of the draws / of the patch voxels inside the brain / of a class's draws in an epoch "
               "that are different voxels "
@@ -112,6 +113,54 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
         for v in trained_once(summary["variants"])
     ]
     return "\n".join([*lines, *_table(["strategy", *(c.replace("_", " ") for c in classes)], mix), ""])
+
+
+def equal_time_words(equal_time: Mapping[str, Any]) -> str:
+    """What the scores after equal training time are of."""
+    words = (
+        "Each run counts with its last look within the time of the shortest run of the same fold and seed "
+        f"(a look that took up to {100 * equal_time['clock']:.0f} % longer is within the time). The time is "
+        "that of training and mining, without validation and checkpoints. The learning rate falls over the "
+        "whole run: a look before the end has the weights of a schedule that is not finished, and a run as "
+        "short as that look would have ended with other weights."
+    )
+    if equal_time["n_too_late"]:
+        words += f" {equal_time['n_too_late']} runs had no look within the time and are left out."
+    return words
+
+
+def _equal_time(equal_time: Mapping[str, Any] | None, *, against: str | None, with_data: bool) -> list[str]:
+    """Dice and its paired differences after equal training time, where there are looks."""
+    if equal_time is None:
+        return []
+    names = [*REGIONS, MEAN]
+    dice = [
+        [
+            _name(v, with_data),
+            *(_mean_sd(v["regions"][r]["dice"]) for r in names),
+            f"{v['patches']:,.0f} ({100 * v['share']:.0f} %)",
+            f"{v['training_s']:,.0f}",
+            str(v["n_runs"]),
+        ]
+        for v in equal_time["variants"]
+    ]
+    paired = [
+        [
+            (f"{d['data']}: " if with_data else "") + f"{d['to']} - {d['from']}",
+            *(_difference(d["regions"][r]["dice"]) for r in names),
+        ]
+        for d in differences_to(equal_time, against=against)
+    ]
+    return [
+        "",
+        "## Dice after equal training time",
+        "",
+        equal_time_words(equal_time) + " Patches (share of the whole run) and seconds are means over runs.",
+        "",
+        *_table(["strategy", *names, "patches", "seconds", "runs"], dice),
+        "",
+        *_table(["difference", *names], paired),
+    ]
 
 
 def _unfinished(summary: Mapping[str, Any]) -> list[str]:

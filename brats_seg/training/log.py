@@ -44,6 +44,14 @@ class Stopwatch:
         yield
         self._seconds[part] += time.perf_counter() - started
 
+    def state_dict(self) -> dict[str, float]:
+        """Seconds of the open epoch, as plain types."""
+        return dict(self._seconds)
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take up the open epoch of a run to go on with."""
+        self._seconds |= state
+
     def row(self, epoch: int, *, n_patches: int) -> dict[str, Any]:
         """The row of `timing.csv`; the watch is set back to 0."""
         row: dict[str, Any] = {

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.samplers import Draw, HardSampler, Sampler
 from brats_seg.inference.dense import ready_for_inference
 from brats_seg.models.networks import check_patch_size, make_network, margin_of, network_divisor
+from brats_seg.models.readout import readout_of
 from brats_seg.scans.labels import REGIONS
 from brats_seg.training.augment import Augmenter
 from brats_seg.training.checkpoint import (
@@ -53,6 +55,8 @@ from brats_seg.training.step import Learner, count_middle
 from brats_seg.training.validation import InnerScores, check_metric, score_inner_cases
 
 LAST, BEST, PHASE_1 = "checkpoint_last.pt", "checkpoint_best.pt", "checkpoint_phase1.pt"
+LOOKS = "looks"
+"""Folder of a run with the weights of epochs before its end."""
 LOSSES_AT_ONCE = {"cpu": 1, "cuda": 50}
 """Steps between two looks at the losses: looking makes a GPU wait."""
 
@@ -68,6 +72,7 @@ def train(
     runtime: Runtime,
     resume: bool = False,
     initial: Checkpoint | None = None,
+    looks: Sequence[int] = (),
 ) -> RunResult:
     """Train a network on a bank, or go on with a run to the same bits.
 
@@ -81,6 +86,7 @@ def train(
         runtime: device, precision and ranks.
         resume: go on with the run that is there; an empty folder starts one.
         initial: begin with its weights in every layer that fits; the others are named.
+        looks: epochs after which the weights to predict with are kept (`look_folder`).
 
     Raises:
         UsageError: knobs that do not fit each other or the run to go on with; a used folder without `resume`.
@@ -131,10 +137,16 @@ def train(
         divisor=network_divisor(network),
         margin=margin_of(built),
         n_drawn=np.zeros(len(bank.classes), np.int64),
+        looks=tuple(looks),
     )
     with _own(run_dir, runtime), catch_stop_signals() as stop:
         loop.begin(resume=resume)
         return loop.run(stop)
+
+
+def look_folder(run_dir: Path, epoch: int) -> Path:
+    """Where a run keeps the weights of an epoch of `looks`, as `checkpoint_best.pt`: it is used as a run."""
+    return run_dir / LOOKS / f"epoch{epoch}"
 
 
 def _warn_of_seen_cases(initial: Checkpoint, held_out: tuple[str, ...]) -> None:
@@ -183,6 +195,7 @@ class _Loop:
     divisor: int
     margin: int
     n_drawn: Counts
+    looks: tuple[int, ...] = ()
     batch: Batch | None = None
     loss_sum: float = 0.0
     best_epoch: int | None = None
@@ -354,6 +367,7 @@ class _Loop:
                     runtime=self.runtime,
                     divisor=self.divisor,
                     groups=self.sampler.groups,
+                    readout=readout_of(self.config.loss.kind),
                 )
                 self.sampler.accept_pools(pools)
         scores = None
@@ -367,6 +381,8 @@ class _Loop:
         self.log.timing.append(self.watch.row(epoch, n_patches=n_patches))
         if self.validation.metric == "last" or self.best_epoch in (epoch, None):
             self._save(BEST, resume=None)
+        if epoch in self.looks:
+            self._save(look_folder(Path(), epoch) / BEST, resume=None)
 
     def _write_draws(self, epoch: int) -> None:
         """Write how often each case, and lesions of each size, were drawn."""
@@ -459,6 +475,7 @@ class _Loop:
             saved["best_epoch"],
             saved["best_score"],
         )
+        self.watch.load_state_dict(saved.get("watch", {}))
 
     def _check_own(self, checkpoint: Checkpoint, path: Path) -> None:
         """Refuse a checkpoint of other data or another run."""
@@ -489,6 +506,7 @@ class _Loop:
                     "loss_sum": self.loss_sum,
                     "best_epoch": self.best_epoch,
                     "best_score": self.best_score,
+                    "watch": self.watch.state_dict(),
                 },
             )
         self.saved_at = time.monotonic()
@@ -499,9 +517,11 @@ class _Loop:
             and time.monotonic() - self.saved_at > 60 * self.training.checkpoint_minutes
         )
 
-    def _save(self, name: str, *, resume: dict[str, Any] | None) -> None:
+    def _save(self, name: str | Path, *, resume: dict[str, Any] | None) -> None:
         if not self.runtime.is_writer:
             return
+        path = self.run_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         scores = [
             row["score"]
             for row in self.log.epochs
@@ -530,7 +550,7 @@ class _Loop:
             versions=library_versions(),
             resume=resume,
         )
-        save_checkpoint(self.run_dir / name, checkpoint)
+        save_checkpoint(path, checkpoint)
 
     # Small things
 

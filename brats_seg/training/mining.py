@@ -17,6 +17,7 @@ from brats_seg.imbalance.index import ClassIndex
 from brats_seg.inference.dense import slice_logits
 from brats_seg.inference.windowed import needs_windows
 from brats_seg.models.cascade import margin_of
+from brats_seg.models.readout import Readout, class_probabilities, decide
 
 _STREAM = 0x312
 """Keeps these random numbers apart from those of the samplers, which share the seed."""
@@ -42,6 +43,7 @@ def mine(
     runtime: Runtime,
     divisor: int = 16,
     groups: Groups | None = None,
+    readout: Readout = "softmax",
 ) -> dict[int, Pool]:
     """The new pool of each class after an epoch: which of `hard.subset` random ids of it the network finds
     hard.
@@ -57,13 +59,20 @@ def mine(
         runtime: its ranks share the work.
         divisor: what the sides of the network's input must be a multiple of.
         groups: cases or lesions that the sampler draws first; the random ids are then drawn in the same way.
+        readout: how class probabilities follow from the network's logits.
     """
     n_of_class = n_draws if hard.subset is None else np.full(len(n_draws), hard.subset, np.int64)
     candidates = draw_candidates(
         bank.index, classes=classes, n_of_class=n_of_class, seed=seed, epoch=epoch, groups=groups
     )
     return find_hard(
-        network, bank, candidates=candidates, threshold=hard.threshold, runtime=runtime, divisor=divisor
+        network,
+        bank,
+        candidates=candidates,
+        threshold=hard.threshold,
+        runtime=runtime,
+        divisor=divisor,
+        readout=readout,
     )
 
 
@@ -106,6 +115,7 @@ def find_hard(
     threshold: float,
     runtime: Runtime,
     divisor: int = 16,
+    readout: Readout = "softmax",
 ) -> dict[int, Pool]:
     """The candidates of each class that are hard for the network, sorted; every rank gets them all.
 
@@ -121,6 +131,7 @@ def find_hard(
         threshold: a probability.
         runtime: its ranks share the work by case.
         divisor: what the sides of the network's input must be a multiple of.
+        readout: how class probabilities follow from the network's logits.
     """
     ids = np.concatenate([np.empty(0, np.int64), *candidates.values()])
     classes = np.repeat(
@@ -128,27 +139,31 @@ def find_hard(
     )
     mine = bank.locate(ids)[:, 0] % runtime.world_size == runtime.rank
     ids, classes = ids[mine], classes[mine]
-    hard = is_hard(
-        center_probabilities(network, bank, ids=ids, divisor=divisor), classes, threshold=threshold
-    )
+    probabilities = center_probabilities(network, bank, ids=ids, divisor=divisor, readout=readout)
+    hard = is_hard(probabilities, classes, threshold=threshold, readout=readout)
     found = runtime.gather((ids[hard], classes[hard]))
     ids, classes = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return {cls: np.sort(ids[classes == cls]) for cls in candidates}
 
 
-def is_hard(probabilities: Probabilities, classes: Ids, *, threshold: float) -> Bool[np.ndarray, " n"]:
-    """Whether each example's class (n,) is not the most probable one, or less probable than the threshold."""
+def is_hard(
+    probabilities: Probabilities, classes: Ids, *, threshold: float, readout: Readout = "softmax"
+) -> Bool[np.ndarray, " n"]:
+    """Whether the network gives each example another class than its own (n,), or its own class a probability
+    below the threshold.
+    """
     own = probabilities[np.arange(len(classes)), classes]
-    return (probabilities.argmax(1) != classes) | (own < threshold)
+    given = decide(probabilities.T[:, :, None, None], readout=readout)[:, 0, 0]
+    return (given != classes) | (own < threshold)
 
 
 def center_probabilities(
-    network: nn.Module, bank: PatchBank, *, ids: Ids, divisor: int = 16
+    network: nn.Module, bank: PatchBank, *, ids: Ids, divisor: int = 16, readout: Readout = "softmax"
 ) -> Probabilities:
-    """Softmax output at the center voxel of each id, by the cheaper way (see `find_hard`)."""
+    """Class probabilities at the center voxel of each id, by the cheaper way (see `find_hard`)."""
     if len(ids) and _slices_are_cheaper(network, bank, ids):
-        return _from_slices(network, bank, ids, divisor)
-    return _from_patches(network, bank, ids)
+        return _from_slices(network, bank, ids, divisor, readout)
+    return _from_patches(network, bank, ids, readout)
 
 
 def _slices_are_cheaper(network: nn.Module, bank: PatchBank, ids: np.ndarray) -> bool:
@@ -165,7 +180,9 @@ def _slices_are_cheaper(network: nn.Module, bank: PatchBank, ids: np.ndarray) ->
     return n_voxels <= len(ids) * prod(bank.patch_size)
 
 
-def _from_slices(network: nn.Module, bank: PatchBank, ids: np.ndarray, divisor: int) -> np.ndarray:
+def _from_slices(
+    network: nn.Module, bank: PatchBank, ids: np.ndarray, divisor: int, readout: Readout
+) -> np.ndarray:
     found = np.empty((len(ids), len(bank.classes)), np.float32)
     cases, zs, ys, xs = bank.locate(ids).T
     for case in np.unique(cases):
@@ -177,11 +194,12 @@ def _from_slices(network: nn.Module, bank: PatchBank, ids: np.ndarray, divisor: 
             here = np.flatnonzero((cases == case) & np.isin(zs, part))
             slots = np.searchsorted(part, zs[here])
             places = (torch.from_numpy(i).to(logits.device) for i in (slots, ys[here], xs[here]))
-            found[here] = torch.softmax(logits.permute(0, 2, 3, 1)[tuple(places)].float(), 1).cpu().numpy()
+            at_centers = logits.permute(0, 2, 3, 1)[tuple(places)].float()
+            found[here] = class_probabilities(at_centers, readout=readout).cpu().numpy()
     return found
 
 
-def _from_patches(network: nn.Module, bank: PatchBank, ids: np.ndarray) -> np.ndarray:
+def _from_patches(network: nn.Module, bank: PatchBank, ids: np.ndarray, readout: Readout) -> np.ndarray:
     # The center of a patch is at its side // 2; without equal margins it stays at the side // 2 of what is
     # left.
     center = (slice(None), slice(None), *((side - 2 * margin_of(network)) // 2 for side in bank.patch_size))
@@ -191,5 +209,5 @@ def _from_patches(network: nn.Module, bank: PatchBank, ids: np.ndarray) -> np.nd
     with torch.inference_mode():
         for start in range(0, len(ids), at_once):
             inputs = bank.batch(ids[start : start + at_once]).inputs.to(like.device, like.dtype)
-            found.append(torch.softmax(network(inputs)[center].float(), 1).cpu())
+            found.append(class_probabilities(network(inputs)[center].float(), readout=readout).cpu())
     return torch.cat(found).numpy()

@@ -100,12 +100,6 @@ class Method:
 
     def check(self) -> None:
         """Refuse, before the run starts, what would fail in one of its phases. Raises `UsageError`."""
-        if self.config.loss.kind == "region" and self.config.sampler.kind == "hard":
-            raise UsageError(
-                "loss.kind 'region' with sampler.kind 'hard': hard replay reads the softmax of the class "
-                "logits, which this loss does not "
-                "train; use another loss or sampler"
-            )
         last = Phase(2, self.config.training.epochs + 1, self.config.n_epochs)
         for phase in (self.first(), last) if self.config.phases.two_phase else (self.first(),):
             self._make_sampler(phase, groups=None)

@@ -139,6 +139,16 @@ def test_the_watch_tells_an_epochs_parts_and_begins_anew() -> None:
     assert (first["mining_s"], second["training_s"]) == (0, 0)
 
 
+def test_the_time_of_an_open_epoch_is_kept_where_a_run_goes_on() -> None:
+    before, after = Stopwatch(), Stopwatch()
+    with before("mining_s"):
+        time.sleep(0.02)
+    after.load_state_dict(before.state_dict())
+    assert after.row(1, n_patches=0)["mining_s"] == before.row(1, n_patches=0)["mining_s"] > 0
+    after.load_state_dict({})  # a checkpoint of before holds none
+    assert after.row(2, n_patches=0)["mining_s"] == 0
+
+
 def test_the_bar_says_epoch_mix_and_loss() -> None:
     assert progress_note(2, n_drawn=np.array([30, 10, 0]), loss=0.5) == "epoch 2  mix 75/25/0 %  loss 0.500"
     assert progress_note(1, n_drawn=np.zeros(2, np.int64), loss=None) == "epoch 1  mix 0/0 %"

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from brats_seg.bank.bank import PatchBank
 from brats_seg.core.runtime import Runtime
 from brats_seg.imbalance.groups import Groups
+from brats_seg.models.readout import REGION_CLASSES
 from brats_seg.training import mining
 from brats_seg.training.mining import center_probabilities, draw_candidates, find_hard, is_hard
 
@@ -51,6 +52,37 @@ def test_hard_is_wrong_or_unsure() -> None:
     assert is_hard(p, np.array([0, 0, 0, 1]), threshold=0.75).tolist() == [True, True, False, False]
 
 
+def test_a_network_of_regions_is_wrong_where_its_regions_give_another_class() -> None:
+    """Healthy 0.4, edema 0.3, enhancing 0.3: the whole tumor has 0.6 and the core 0.3, so the class is edema,
+    although healthy is the likeliest class.
+    """
+    p = np.array([[0.4, 0.0, 0.3, 0.3]] * 2, np.float32)
+    classes = np.array([2, 0])
+    assert is_hard(p, classes, threshold=0.0, readout="regions").tolist() == [False, True]
+    assert is_hard(p, classes, threshold=0.75, readout="regions").tolist() == [True, True]
+    assert is_hard(p, classes, threshold=0.0).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("way", ["slices", "patches"])
+def test_probabilities_of_regions_are_those_of_their_sigmoids(
+    way: str, bank: PatchBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits 0, 2, 1, 1.5 of healthy, merged core, edema, enhancing core: whole is sigmoid(1 - 0), core
+    sigmoid(2 - 1), active sigmoid(1.5 - 2).
+    """
+
+    class Regions(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tensor([0.0, 2.0, 1.0, 1.5]).view(1, 4, 1, 1).expand(len(x), 4, *x.shape[2:])
+
+    monkeypatch.setattr(mining, "_slices_are_cheaper", lambda *_: way == "slices")
+    four = PatchBank(bank.path, patch_size=(16, 16))
+    four.classes = REGION_CLASSES
+    found = center_probabilities(Regions().eval(), four, ids=everything(bank)[2][:3], readout="regions")
+    whole, core, active = (1 / (1 + np.exp(-logit)) for logit in (1.0, 1.0, -0.5))
+    np.testing.assert_allclose(found, [[1 - whole, core - active, whole - core, active]] * 3, atol=1e-6)
+
+
 @pytest.mark.parametrize(("threshold", "under"), [(0.0, {0.1}), (0.75, {0.1, 0.5}), (0.99, {0.1, 0.5, 0.8})])
 @pytest.mark.parametrize("way", ["slices", "patches"])
 def test_exactly_the_planted_examples_under_the_threshold_are_hard(
@@ -85,7 +117,7 @@ def test_slices_around_are_shown_in_slices_as_in_patches(bank: PatchBank) -> Non
     network = nn.Conv2d(12, 5, 1).eval()
     assert mining._slices_are_cheaper(network, deep, many)
     by_slices = center_probabilities(network, deep, ids=many)
-    by_patches = mining._from_patches(network, deep, many)
+    by_patches = mining._from_patches(network, deep, many, "softmax")
     np.testing.assert_allclose(by_slices, by_patches, atol=1e-5)
 
 
@@ -102,8 +134,8 @@ def test_the_center_stays_the_center_where_a_network_takes_a_margin_off(
     bank = PatchBank(bank.path, patch_size=patch_size)
     ids, cls = everything(bank)[2][:9], 2
     for found in (
-        mining._from_patches(Inner().eval(), bank, ids),
-        mining._from_slices(Inner().eval(), bank, ids, 1),
+        mining._from_patches(Inner().eval(), bank, ids, "softmax"),
+        mining._from_slices(Inner().eval(), bank, ids, 1, "softmax"),
     ):
         np.testing.assert_allclose(found[:, cls], planted(bank, ids), atol=1e-3)
 

@@ -248,7 +248,6 @@ def test_early_stopping_waits_for_the_weights(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": {"kind": "region"}}, "'region' with sampler.kind 'hard'"),
         (
             {"training": {"accumulate": 11}},
             r"training\.accumulate 11: a batch of 10 examples has 1 to 10 parts",
