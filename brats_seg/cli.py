@@ -458,7 +458,7 @@ def models(
     name: Annotated[str | None, typer.Argument(help="Print the whole card of this one.")] = None,
 ) -> None:
     """List the networks that travel with the package: data, recipe, scores, and what each is not for."""
-    from brats_seg.packaged import find_packaged, packaged_names, read_card
+    from brats_seg.models.packaged import find_packaged, packaged_names, read_card
 
     if name is not None:
         _echo_lines(read_card(find_packaged(name)).text())

@@ -37,10 +37,11 @@ from brats_seg.evaluation.run_rows import (
 )
 from brats_seg.evaluation.volumes import score_volume
 from brats_seg.inference.dense import label_maps as segment_once
+from brats_seg.models.checkpoint import load_checkpoint
+from brats_seg.phantoms.cohort import PHANTOM_VERSION, make_traits
 from brats_seg.reporting.experiment_page import write_experiment_page
 from brats_seg.reporting.experiment_table import table_markdown
 from brats_seg.scans.labels import REGIONS
-from brats_seg.scans.phantom import PHANTOM_VERSION, make_traits
 from brats_seg.strategies import (
     TUNED,
     ExperimentConfig,
@@ -50,7 +51,6 @@ from brats_seg.strategies import (
     look_epochs,
     make_strategies,
 )
-from brats_seg.training.checkpoint import load_checkpoint
 from brats_seg.training.log import precision_name
 from brats_seg.training.loop import look_folder
 from brats_seg.training.split import Split

@@ -12,15 +12,17 @@ from brats_seg.bank.listing import hold_bank, verify_bank
 from brats_seg.core.config import Config, Validation
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock, sha256, write_text
+from brats_seg.core.run_folder import BEST, LAST, TUNED
 from brats_seg.core.runtime import Precision, Runtime, n_workers, start_runtime
 from brats_seg.evaluation.scores import EvaluationReport, evaluate_folders
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
 from brats_seg.inference.cleanup import Cleanup
 from brats_seg.inference.predict import Flaw, PredictReport, predict_cases, predict_one
+from brats_seg.inference.runs import class_shift, held_out_by_all, load_segmenters, unfinished
+from brats_seg.inference.runs import held_out_cases as held_out_cases  # a verb of the corridor too
 from brats_seg.inference.thresholds import RegionThresholds
 from brats_seg.inference.tuning import (
     STRENGTHS,
-    TUNED,
     Objective,
     SeenCase,
     Settings,
@@ -31,20 +33,18 @@ from brats_seg.inference.tuning import (
     write_tuning,
 )
 from brats_seg.inference.windowed import Inference, needs_windows
+from brats_seg.models.checkpoint import Checkpoint, load_checkpoint, restore_network, save_checkpoint
+from brats_seg.models.composition import compose_checkpoints
 from brats_seg.models.networks import check_patch_size
-from brats_seg.packaged import checkpoints_of, find_run, is_packaged, networks_digest, write_cards
+from brats_seg.models.packaged import checkpoints_of, find_run, is_packaged, networks_digest, write_cards
+from brats_seg.phantoms.cohort import make_traits, write_cohort
 from brats_seg.reporting.report import WrittenReport, write_report
 from brats_seg.reporting.viewer import write_page
-from brats_seg.runs import class_shift, held_out_by_all, load_segmenters, unfinished
-from brats_seg.runs import held_out_cases as held_out_cases  # a verb of the corridor too
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.layouts import Found, find_cases, problems_of
-from brats_seg.scans.phantom import make_traits, write_cohort
 from brats_seg.scans.problem import Problem
 from brats_seg.scans.verify import Report, verify_folder
-from brats_seg.training.checkpoint import Checkpoint, load_checkpoint, restore_network, save_checkpoint
-from brats_seg.training.composition import compose_checkpoints
-from brats_seg.training.loop import BEST, LAST, RunResult, Split
+from brats_seg.training.loop import RunResult, Split
 from brats_seg.training.loop import train as train_network
 from brats_seg.training.phases import Method
 from brats_seg.training.validation import check_metric
@@ -62,7 +62,7 @@ def phantom(
     traits: Mapping[str, float] | None = None,
 ) -> list[Path]:
     """Write a synthetic cohort and give the folders of its cases; `traits` by name are those that are not as
-    in `scans.phantom.Traits`.
+    in `phantoms.tumor.Traits`.
     """
     return write_cohort(
         Path(out), n_cases=n_cases, layout=layout, size=size, seed=seed, traits=make_traits(traits or {})

@@ -47,7 +47,7 @@ class Predict(Section):
 
 class Phantoms(Section):
     """A cohort of phantoms that the experiment makes itself; `traits` are those of
-    `scans.phantom_tumor.Traits`.
+    `phantoms.tumor.Traits`.
     """
 
     cases: Annotated[int, Field(ge=2)] = 24

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+import brats_seg.bank.gather_kernels  # noqa: F401  before the hook: numba compiles a function as it is written
+
 CHECKED = (
-    "scans", "bank", "classification", "imbalance", "models", "training", "inference", "evaluation",
-    "reporting",
+    "scans", "phantoms", "bank", "classification", "imbalance", "models", "training", "inference",
+    "evaluation", "reporting",
 )  # fmt: skip
 install_import_hook([f"brats_seg.{room}" for room in CHECKED], "beartype.beartype")
 

@@ -24,8 +24,8 @@ from brats_seg.evaluation.run_rows import COLUMNS, DIGEST, LOOK_COLUMNS
 from brats_seg.evaluation.volumes import score_volume
 from brats_seg.experiment import ExperimentReport, run_experiment
 from brats_seg.inference.dense import label_map
+from brats_seg.models.checkpoint import load_checkpoint
 from brats_seg.strategies import ExperimentConfig, load_experiment, look_epochs, make_strategies
-from brats_seg.training.checkpoint import load_checkpoint
 from brats_seg.training.log import RunLog
 from brats_seg.training.loop import _Loop
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from brats_seg import packaged, pipeline
+from brats_seg import pipeline
 from brats_seg.bank.bank import PatchBank
 from brats_seg.cli import main
 from brats_seg.core.config import load_config
@@ -27,13 +27,14 @@ from brats_seg.core.files import sha256
 from brats_seg.core.runtime import StopRequest, start_runtime
 from brats_seg.evaluation.scores import evaluate_folders
 from brats_seg.experiment import run_experiment, run_folder
+from brats_seg.inference.runs import held_out_by_all, load_segmenters, unfinished
 from brats_seg.inference.tuning import Tuning, write_tuning
-from brats_seg.runs import held_out_by_all, load_segmenters, unfinished
+from brats_seg.models import packaged
+from brats_seg.models.checkpoint import load_checkpoint, restore_network, save_checkpoint
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.volume import make_geometry, read_volume, write_label_map, write_volume
 from brats_seg.strategies import load_experiment
 from brats_seg.training import loop
-from brats_seg.training.checkpoint import load_checkpoint, restore_network, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -20,13 +20,13 @@ from brats_seg.cli import main
 from brats_seg.core.config import Config, Validation, load_config
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import sha256
+from brats_seg.core.run_folder import BEST
 from brats_seg.core.runtime import start_runtime
 from brats_seg.core.settings import dump_config
 from brats_seg.inference import segmenter as predicting
 from brats_seg.inference.tuning import write_tuning
+from brats_seg.models.checkpoint import load_checkpoint, restore_network, save_checkpoint
 from brats_seg.scans.layouts import find_cases
-from brats_seg.training.checkpoint import load_checkpoint, restore_network, save_checkpoint
-from brats_seg.training.loop import BEST
 
 TINY = (
     "network.channels=[8,8,16,16,16,8]",

@@ -2,7 +2,7 @@
 
 python tools/make_starter.py runs/fold0 runs/fold1 --name starter --card card.yaml
 
-The card is a YAML file with the keys of `brats_seg.packaged.CardWords`:
+The card is a YAML file with the keys of `brats_seg.models.packaged.CardWords`:
 
 data: 1,251 cases of BraTS 2021
 recipe: unet2d, balanced patches, 50 epochs
@@ -27,21 +27,12 @@ from torch import Tensor
 
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import sha256, write_json, write_text
+from brats_seg.core.run_folder import BEST, TUNED
 from brats_seg.core.settings import load_settings
 from brats_seg.inference.tuning import read_tuning, write_tuning
+from brats_seg.models.checkpoint import Checkpoint, check_same_data, load_checkpoint, save_checkpoint
 from brats_seg.models.networks import make_network
-from brats_seg.packaged import (
-    BEST,
-    CARD,
-    FACTS,
-    SHELF,
-    TUNED,
-    Card,
-    CardWords,
-    PackedNetwork,
-    networks_digest,
-)
-from brats_seg.training.checkpoint import Checkpoint, check_same_data, load_checkpoint, save_checkpoint
+from brats_seg.models.packaged import CARD, FACTS, SHELF, Card, CardWords, PackedNetwork, networks_digest
 
 MOST_BYTES = 6_000_000
 """Of all checkpoints of a name together: more does not belong into a repository."""

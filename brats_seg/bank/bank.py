@@ -19,13 +19,13 @@ from brats_seg.bank.gather import (
     make_resident,
     send,
 )
-from brats_seg.bank.grouping import GroupKind, group_classes
 from brats_seg.bank.listing import BankCase, read_folds, read_listing
 from brats_seg.bank.mapped import Volumes, map_array
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.shapes import Counts, Ids, Image, TissueMap
 from brats_seg.core.tensors import Inputs, Targets
 from brats_seg.imbalance.index import ClassIndex
+from brats_seg.scans.grouping import GroupKind, group_classes
 from brats_seg.scans.labels import OUTSIDE
 
 _RESIDENT_SHARE = 0.7  # of a device's free memory: the rest is for the network

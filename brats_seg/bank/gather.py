@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float16, Float32, Int64, UInt8
 from torch import Tensor
 
+from brats_seg.bank.gather_kernels import FRACTION_BITS, gather_planes, wait_for, widen_numpy
 from brats_seg.bank.mapped import Volumes
 from brats_seg.core.errors import UsageError
-from brats_seg.core.gather_kernels import FRACTION_BITS, gather_planes, wait_for, widen_numpy
 from brats_seg.core.shapes import Counts, Ids
 from brats_seg.core.tensors import Inputs, Targets
 from brats_seg.scans.labels import OUTSIDE

@@ -37,7 +37,7 @@ from brats_seg.core.grid import Row
 from brats_seg.core.runtime import Runtime, start_runtime, worker_device
 from brats_seg.core.shapes import Counts, Shares
 from brats_seg.imbalance.distributions import Distribution, class_counts, class_order, draw_subset
-from brats_seg.training.checkpoint import library_versions
+from brats_seg.models.checkpoint import library_versions
 
 MOST_CONFUSION_CLASSES = 100
 """With more, a row holds no confusion matrix: 1,000 classes would take 2 MB."""

@@ -16,6 +16,7 @@ from brats_seg.bank.bank import PatchBank
 from brats_seg.core.errors import InputError
 from brats_seg.core.files import parse_yaml, read_text, write_text
 from brats_seg.core.progress import track
+from brats_seg.core.run_folder import TUNED
 from brats_seg.core.settings import Section, Share
 from brats_seg.core.shapes import Mask, TissueMap
 from brats_seg.core.statistics import paired_difference
@@ -31,7 +32,6 @@ from brats_seg.inference.thresholds import RegionThresholds, cut_regions
 from brats_seg.models.readout import Readout
 from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes
 
-TUNED = "tuned.yaml"
 STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Of prior correction."""
 THRESHOLDS = (0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8)

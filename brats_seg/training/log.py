@@ -19,8 +19,8 @@ from brats_seg.core.errors import UsageError
 from brats_seg.core.files import write_json, write_text
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Counts, Ids
+from brats_seg.models.checkpoint import library_versions
 from brats_seg.reporting.progress import draw_progress
-from brats_seg.training.checkpoint import library_versions
 
 Row = Mapping[str, Any]
 DRAWING_SHARE = 0.05

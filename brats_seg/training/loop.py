@@ -20,17 +20,14 @@ from brats_seg.core.config import Config, Training, Validation
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock, write_text
 from brats_seg.core.progress import progress_bar
+from brats_seg.core.run_folder import BEST, LAST, PHASE_1
 from brats_seg.core.runtime import Runtime, StopRequest, catch_stop_signals
 from brats_seg.core.settings import dump_config
 from brats_seg.core.shapes import Counts
 from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.samplers import Draw, HardSampler, Sampler
 from brats_seg.inference.dense import ready_for_inference
-from brats_seg.models.networks import check_patch_size, make_network, margin_of, network_divisor
-from brats_seg.models.readout import readout_of
-from brats_seg.scans.labels import REGIONS
-from brats_seg.training.augment import Augmenter
-from brats_seg.training.checkpoint import (
+from brats_seg.models.checkpoint import (
     Checkpoint,
     check_same_data,
     check_same_run,
@@ -39,6 +36,10 @@ from brats_seg.training.checkpoint import (
     save_checkpoint,
     take_weights,
 )
+from brats_seg.models.networks import check_patch_size, make_network, margin_of, network_divisor
+from brats_seg.models.readout import readout_of
+from brats_seg.scans.labels import REGIONS
+from brats_seg.training.augment import Augmenter
 from brats_seg.training.log import (
     RunLog,
     Stopwatch,
@@ -54,7 +55,6 @@ from brats_seg.training.split import RunResult, Split
 from brats_seg.training.step import Learner, count_middle
 from brats_seg.training.validation import InnerScores, check_metric, score_inner_cases
 
-LAST, BEST, PHASE_1 = "checkpoint_last.pt", "checkpoint_best.pt", "checkpoint_phase1.pt"
 LOOKS = "looks"
 """Folder of a run with the weights of epochs before its end."""
 LOSSES_AT_ONCE = {"cpu": 1, "cuda": 50}

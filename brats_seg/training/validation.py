@@ -8,12 +8,12 @@ import numpy as np
 from torch import nn
 
 from brats_seg.bank.bank import PatchBank
-from brats_seg.bank.grouping import HEALTHY, TUMOR
 from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Runtime
 from brats_seg.evaluation.overlap import JointHistogram, Overlap, joint_histogram, overlap_scores
 from brats_seg.inference.dense import label_map
 from brats_seg.inference.windowed import choose_window
+from brats_seg.scans.grouping import HEALTHY, TUMOR
 from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes
 
 Metric = Literal["mean_dice", "sensitivity", "f_score", "sensitivity_and_f_score", "iou", "last"]

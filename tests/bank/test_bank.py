@@ -463,7 +463,7 @@ MANY = """
 import json, os, resource, sys
 from pathlib import Path
 import numba, numpy as np, torch
-import brats_seg.core.gather_kernels
+import brats_seg.bank.gather_kernels
 def anonymous():
     status = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in status if line.startswith("RssAnon")).split()[1]) / 1024

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from brats_seg.bank import gather
 from brats_seg.bank.gather import PatchMaps, gather_patches, gather_patches_torch, make_resident
-from brats_seg.bank.grouping import group_classes
 from brats_seg.bank.mapped import Volumes
 from brats_seg.core.errors import InputError, UsageError
+from brats_seg.scans.grouping import group_classes
 
 N_CLASSES = 3
 

@@ -36,19 +36,19 @@ from brats_seg.core.runtime import Runtime
 from brats_seg.core.settings import dump_config
 from brats_seg.evaluation.run_rows import COLUMNS, read_finished
 from brats_seg.inference import outputs, tuning
-from brats_seg.models.networks import make_network
-from brats_seg.reporting.history import _rows
-from brats_seg.scans.layouts import find_cases
-from brats_seg.scans.phantom import write_cohort
-from brats_seg.scans.volume import make_geometry, read_header, read_volume, write_volume
-from brats_seg.strategies import load_experiment
-from brats_seg.training.checkpoint import (
+from brats_seg.models.checkpoint import (
     Checkpoint,
     library_versions,
     load_checkpoint,
     restore_network,
     save_checkpoint,
 )
+from brats_seg.models.networks import make_network
+from brats_seg.phantoms.cohort import write_cohort
+from brats_seg.reporting.history import _rows
+from brats_seg.scans.layouts import find_cases
+from brats_seg.scans.volume import make_geometry, read_header, read_volume, write_volume
+from brats_seg.strategies import load_experiment
 
 RAMP = np.arange(3 * 4 * 5, dtype=np.int16).reshape(3, 4, 5)
 

@@ -6,7 +6,7 @@ import pytest
 from empty_files import NEW, OLD, named, one, touch, vsd
 
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.scans import phantom_files
+from brats_seg.phantoms import files as phantom_files
 from brats_seg.scans.case import MODALITIES, ScanFile
 from brats_seg.scans.labels import MERGED, SCHEMAS, TISSUES, common_classes, to_tissue
 from brats_seg.scans.layouts import LAYOUTS, find_cases

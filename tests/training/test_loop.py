@@ -25,9 +25,9 @@ from brats_seg.core.files import lock
 from brats_seg.core.runtime import Runtime
 from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.samplers import Draw
+from brats_seg.models.checkpoint import load_checkpoint
 from brats_seg.training import log as training_log
 from brats_seg.training import loop, mining
-from brats_seg.training.checkpoint import load_checkpoint
 
 CPU = Runtime(torch.device("cpu"), None, n_threads=1)
 FILES = ("epochs.csv", "ledger.csv", "ledger_cases.csv", "config.yaml")

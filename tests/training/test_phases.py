@@ -15,9 +15,9 @@ from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Runtime
 from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.samplers import Draw
+from brats_seg.models.checkpoint import load_checkpoint
 from brats_seg.models.networks import make_network, output_layer
 from brats_seg.training import loop
-from brats_seg.training.checkpoint import load_checkpoint
 from brats_seg.training.phases import Method, Phase
 
 CPU = Runtime(torch.device("cpu"), None, n_threads=1)

@@ -7,10 +7,10 @@ import numpy as np
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.build import build_bank
+from brats_seg.phantoms.files import write_case
 from brats_seg.scans.case import Case
 from brats_seg.scans.labels import TISSUES, common_classes, schema_named
 from brats_seg.scans.layouts import find_cases
-from brats_seg.scans.phantom_files import write_case
 
 SHAPE = (155, 240, 240)
 REAL_DATA = "BRATS_SEG_DATA"

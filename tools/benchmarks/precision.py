@@ -14,8 +14,8 @@ from brats_seg.core.runtime import start_runtime
 from brats_seg.core.shapes import TissueMap
 from brats_seg.evaluation.overlap import joint_histogram, overlap_scores
 from brats_seg.inference.dense import label_map
+from brats_seg.inference.runs import held_out_cases, load_segmenters
 from brats_seg.inference.segmenter import Segmenter
-from brats_seg.runs import held_out_cases, load_segmenters
 from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes
 from brats_seg.scans.layouts import find_cases
 

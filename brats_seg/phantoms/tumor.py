@@ -10,8 +10,8 @@ from scipy.ndimage import gaussian_filter
 
 from brats_seg.core.errors import UsageError
 from brats_seg.core.shapes import Mask, TissueMap
+from brats_seg.phantoms.brain import Brain, Field, Grid, Point, horn_distance, smooth_noise
 from brats_seg.scans.labels import OUTSIDE, TISSUES
-from brats_seg.scans.phantom_brain import Brain, Field, Grid, Point, horn_distance, smooth_noise
 
 HEALTHY, NECROSIS, EDEMA, NON_ENHANCING, ENHANCING, CAVITY = range(len(TISSUES))
 LOW_GRADE_CORE = 2.5

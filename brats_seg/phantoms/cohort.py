@@ -13,10 +13,10 @@ from brats_seg.core.errors import UsageError
 from brats_seg.core.files import write_text
 from brats_seg.core.progress import track
 from brats_seg.core.shapes import TissueMap
-from brats_seg.scans.phantom_brain import grid_of, grow_brain, push, warp
-from brats_seg.scans.phantom_files import LAYOUTS, write_case, write_index
-from brats_seg.scans.phantom_image import mimics_of, paint, scan
-from brats_seg.scans.phantom_tumor import Lesion, Traits, grow_tumor, place_tumor
+from brats_seg.phantoms.brain import grid_of, grow_brain, push, warp
+from brats_seg.phantoms.files import LAYOUTS, write_case, write_index
+from brats_seg.phantoms.image import mimics_of, paint, scan
+from brats_seg.phantoms.tumor import Lesion, Traits, grow_tumor, place_tumor
 
 __all__ = (
     "LAYOUTS", "PHANTOM_VERSION", "Lesion", "PhantomCase", "Traits", "make_case", "make_traits",

@@ -5,20 +5,19 @@ import random
 import resource
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from tiny_bank import CLASSES, MODALITIES, knobs
 from torch import nn
 
-from brats_seg.core.config import Config, Network, Patch
+from brats_seg.core.config import Config, Network, Patch, parse_config
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.settings import dump_config
-from brats_seg.models.networks import make_network
-from brats_seg.training.checkpoint import (
+from brats_seg.models.checkpoint import (
     Checkpoint,
     check_same_data,
     check_same_run,
@@ -28,7 +27,18 @@ from brats_seg.training.checkpoint import (
     save_checkpoint,
     take_weights,
 )
-from brats_seg.training.composition import compose_checkpoints
+from brats_seg.models.composition import compose_checkpoints
+from brats_seg.models.networks import make_network
+
+CLASSES = ("healthy", "necrotic_core", "edema", "non_enhancing_core", "enhancing_core")
+MODALITIES = ("t1n", "t1c", "t2w", "t2f")
+
+
+def knobs(**sections: dict[str, Any]) -> Config:
+    """Of a small 2-D run."""
+    small = {"network": {"channels": (8, 16), "num_res_units": 0}, "patch": {"size": (16, 16)}}
+    return parse_config(small | sections)
+
 
 CONFIG = knobs()
 
@@ -362,7 +372,7 @@ def test_going_on_needs_the_same_bank_cases_and_knobs() -> None:
         check_same_run(
             checkpoint(), path, config=dump_config(CONFIG), bank="abc", cases=(("A",), ("C",), ("D",))
         )
-    with pytest.raises(UsageError, match=r"training.epochs is 9; the run has 3"):
+    with pytest.raises(UsageError, match=r"training.epochs is 9; the run has 50"):
         check_same_run(
             checkpoint(), path, config=dump_config(knobs(training={"epochs": 9})), bank="abc", cases=cases
         )

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from brats_seg.core.errors import UsageError
-from brats_seg.scans.labels import OUTSIDE, SCHEMAS, TISSUES, common_classes, from_tissue, to_tissue
-from brats_seg.scans.layouts import find_cases
-from brats_seg.scans.phantom import (
+from brats_seg.phantoms.brain import ellipsoid, grid_of, smooth_noise
+from brats_seg.phantoms.cohort import (
     LAYOUTS,
     PHANTOM_VERSION,
     Lesion,
@@ -26,8 +25,9 @@ from brats_seg.scans.phantom import (
     plan_lesions,
     write_cohort,
 )
-from brats_seg.scans.phantom_brain import ellipsoid, grid_of, smooth_noise
-from brats_seg.scans.phantom_tumor import lowest
+from brats_seg.phantoms.tumor import lowest
+from brats_seg.scans.labels import OUTSIDE, SCHEMAS, TISSUES, common_classes, from_tissue, to_tissue
+from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.volume import read_volume
 
 HEALTHY, NECROSIS, EDEMA, NON_ENHANCING, ENHANCING, CAVITY = range(6)

@@ -8,10 +8,10 @@ from numpy.random import Generator
 from scipy.ndimage import gaussian_filter
 
 from brats_seg.core.shapes import Mask
+from brats_seg.phantoms.brain import Brain, smooth_noise
+from brats_seg.phantoms.tumor import Traits, Tumor, lowest
 from brats_seg.scans.case import MODALITIES
 from brats_seg.scans.labels import TISSUES
-from brats_seg.scans.phantom_brain import Brain, smooth_noise
-from brats_seg.scans.phantom_tumor import Traits, Tumor, lowest
 
 INTENSITY = {
     "csf": (0.28, 0.28, 1.90, 0.25),

@@ -9,12 +9,12 @@ from pydantic import Field
 
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import read_model, read_text, sha256, write_text
+from brats_seg.core.run_folder import BEST
 from brats_seg.core.settings import Section
 
-SHELF = Path(__file__).parent / "starter"
+SHELF = Path(__file__).parents[1] / "starter"
 """A folder for each network."""
 CARD, FACTS = "model_card.md", "model_card.json"
-BEST, TUNED = "checkpoint_best.pt", "tuned.yaml"
 _TITLE = "# Model card: "
 
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from brats_seg.bank.grouping import HEALTHY, GroupKind
 from brats_seg.core.config import Config, Loss, Network, Task
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.settings import dump_config
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
-from brats_seg.training.checkpoint import Checkpoint
+from brats_seg.models.checkpoint import Checkpoint
+from brats_seg.scans.grouping import HEALTHY, GroupKind
 
 _TASKS: dict[str, GroupKind] = {"detector": "healthy_or_tumor", "classifier": "tumor"}
 """What each stage is trained on; its name is that of the module in `models.cascade.Cascade`."""

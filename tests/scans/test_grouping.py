@@ -4,9 +4,9 @@ from typing import Any, get_args
 
 import pytest
 
-from brats_seg.bank.grouping import GroupKind, group_classes
 from brats_seg.core.config import Task
 from brats_seg.core.errors import UsageError
+from brats_seg.scans.grouping import GroupKind, group_classes
 
 FOUR = ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
 

@@ -8,17 +8,17 @@ import numpy as np
 from brats_seg.core.config import Config
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import read_table, sha256
+from brats_seg.core.run_folder import BEST
 from brats_seg.core.runtime import Runtime
 from brats_seg.imbalance.priors import correct_logits, require_prior
 from brats_seg.inference.dense import ready_for_inference
 from brats_seg.inference.segmenter import Segmenter
 from brats_seg.inference.windowed import Inference, choose_window
+from brats_seg.models.checkpoint import Checkpoint, check_same_data, load_checkpoint, restore_network
 from brats_seg.models.networks import network_divisor
+from brats_seg.models.packaged import checkpoints_of, is_packaged
 from brats_seg.models.readout import readout_of
-from brats_seg.packaged import checkpoints_of, is_packaged
 from brats_seg.scans.problem import Problem
-from brats_seg.training.checkpoint import Checkpoint, check_same_data, load_checkpoint, restore_network
-from brats_seg.training.loop import BEST
 
 
 def load_segmenters(

@@ -1,0 +1,1 @@
+"""A synthetic cohort that looks and fails like BraTS."""
