@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from tiny_study import Study
 
-from brats_seg.console import make_console, show_run, show_scores
+from brats_seg.commands.console import make_console, show_run, show_scores
 from brats_seg.evaluation.scores import evaluate_folders
 from brats_seg.training.split import RunResult
 

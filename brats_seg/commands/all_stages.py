@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from brats_seg import pipeline
-from brats_seg.console import (
+from brats_seg.commands.console import (
     show_place,
     show_predictions,
     show_problems,

@@ -7,6 +7,9 @@ import typer
 
 from brats_seg.core.errors import UsageError
 
+STOPPED = 130
+"""Exit code after Ctrl-C or SIGTERM, as shells have it."""
+
 Data = Annotated[
     Path,
     typer.Argument(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from brats_seg.cli_options import Device, Part, Workers, parse_part
+from brats_seg.commands.options import Device, Part, Workers, parse_part
 
 StudyConfig = Annotated[
     str,

@@ -1,0 +1,67 @@
+"""The verb `experiment`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from brats_seg.commands.options import Device, Workers
+
+
+def experiment(
+    bank: Annotated[
+        Path,
+        typer.Argument(
+            help="Patch bank; for a config with phantoms of its own, a folder to make their banks in."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to write into, or to go on with.")],
+    config: Annotated[
+        str, typer.Option(help="A YAML file, or the name of an experiment that comes with the package.")
+    ],
+    workers: Workers = 0,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STRATEGY", help="Train this strategy alone; rows of others are kept. Repeat."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change one setting, such as seeds=[0]. Repeat for several."
+        ),
+    ] = None,
+    known: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUNS.CSV",
+            help="Rows of runs finished elsewhere, taken over.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Compare strategies on one bank: folds x seeds, one table with error bars. Killed, it goes on. Exit 1 if
+    a run failed.
+    """
+    from brats_seg import experiment as room
+    from brats_seg.commands import console as screen
+    from brats_seg.strategies import load_experiment
+
+    settings = load_experiment(config, overrides=tuple(overrides or ()))
+    console = screen.make_console()
+    report = room.run_experiment(
+        bank,
+        out,
+        settings,
+        title=Path(config).stem,
+        workers=workers,
+        only=tuple(only or ()),
+        known=known,
+        device=device,
+        say=typer.echo,  # a path may hold what rich reads as markup
+    )
+    screen.show_experiment(report.summary, report.grid, against=settings.against, console=console)
+    screen.show_place("table: ", out / "table.md", console=console)
+    screen.show_place("report:", report.page, console=console)
+    raise typer.Exit(report.exit_code)

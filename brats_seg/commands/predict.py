@@ -1,0 +1,109 @@
+"""The verb `predict`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from brats_seg.commands.options import (
+    AllowSameScan,
+    AllowSkull,
+    Device,
+    InferenceName,
+    Part,
+    PrecisionName,
+    Resample,
+    RunOrName,
+    Scans,
+    Synthetic,
+    Tuned,
+    parse_part,
+)
+
+
+def predict(
+    run: RunOrName,
+    scans: Scans,
+    out: Annotated[Path, typer.Argument(help="Folder for the label maps.")],
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Only the cases that this run's fold held out.")
+    ] = False,
+    also: Annotated[
+        list[str] | None, typer.Option(metavar="RUN", help="Average with this run too. Repeat for several.")
+    ] = None,
+    tta: Annotated[bool, typer.Option("--tta", help="Average over mirrored copies.")] = False,
+    inference: InferenceName = "auto",
+    correct_priors: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="S",
+            help="Undo the sampled class mix: 0 not, 1 in full, often too much; `tune` finds it.",
+        ),
+    ] = 0.0,
+    min_component_mm3: Annotated[
+        float, typer.Option(min=0, metavar="MM3", help="Connected tumor smaller than this becomes healthy.")
+    ] = 0.0,
+    min_enhancing_mm3: Annotated[
+        float,
+        typer.Option(
+            min=0, metavar="MM3", help="Less enhancing core than this in a case becomes necrotic core."
+        ),
+    ] = 0.0,
+    tuned: Tuned = None,
+    allow_missing: Annotated[
+        bool,
+        typer.Option(
+            "--allow-missing",
+            help="Take cases that lack modalities (networks trained with modality dropout).",
+        ),
+    ] = False,
+    device: Device = "auto",
+    precision: PrecisionName = "auto",
+    file_type: Annotated[
+        Literal[".nii.gz", ".nii", ".mha"],
+        typer.Option(metavar="ENDING", help="Of the label maps: .nii.gz, .nii or .mha."),
+    ] = ".nii.gz",
+    save_probabilities: Annotated[
+        bool, typer.Option("--save-probabilities", help="Also write class probabilities.")
+    ] = False,
+    continue_: Annotated[
+        bool, typer.Option("--continue", help="Skip the cases that are there already.")
+    ] = False,
+    part: Part = None,
+    resample: Resample = False,
+    synthetic: Synthetic = False,
+    allow_skull: AllowSkull = False,
+    allow_same_scan: AllowSameScan = False,
+) -> None:
+    """Segment a folder of scans."""
+    from brats_seg import pipeline
+    from brats_seg.commands import console as screen
+
+    predicted = pipeline.predict(
+        run,
+        scans,
+        out,
+        held_out=held_out,
+        also=tuple(also or ()),
+        tta=tta,
+        inference=inference,
+        correct_priors=correct_priors,
+        min_component_mm3=min_component_mm3,
+        min_enhancing_mm3=min_enhancing_mm3,
+        tuned=tuned,
+        allow_missing=allow_missing,
+        device=device,
+        precision=precision,
+        suffix=file_type,
+        save_probabilities=save_probabilities,
+        skip_finished=continue_,
+        part=parse_part(part),
+        resample=resample,
+        synthetic=synthetic,
+        allow_skull=allow_skull,
+        allow_same_scan=allow_same_scan,
+    )
+    screen.show_predictions(predicted, out, console=screen.make_console())
+    raise typer.Exit(predicted.exit_code)

@@ -1,0 +1,58 @@
+"""The verb `preprocess`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from brats_seg.commands.options import Data, Part, Resample, Schema, Synthetic, Workers, parse_part
+
+
+def preprocess(
+    data: Data,
+    bank: Annotated[Path, typer.Argument(help="Patch bank to make or go on with.")],
+    workers: Workers = 0,
+    part: Part = None,
+    n4: Annotated[
+        bool, typer.Option("--n4", help="Correct the bias field first (N4; some 90 times slower, cached).")
+    ] = False,
+    folds: Annotated[
+        int, typer.Option(min=2, help="Folds for cross-validation; a patient is never split.")
+    ] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the folds.")] = 0,
+    percentiles: Annotated[
+        tuple[float, float], typer.Option(help="Of the brain, where each modality is clipped.")
+    ] = (0.5, 99.5),
+    resample: Resample = False,
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild",
+            help="Give a finished bank other settings or folds; make cases with damaged files again.",
+        ),
+    ] = False,
+    synthetic: Synthetic = False,
+    schema: Schema = None,
+) -> None:
+    """Normalize scans into a patch bank indexed per tissue class. Goes on where it was stopped."""
+    from brats_seg import pipeline
+    from brats_seg.commands import console as screen
+
+    console = screen.make_console()
+    built = pipeline.preprocess(
+        data,
+        bank,
+        workers=workers,
+        part=parse_part(part),
+        n4=n4,
+        n_folds=folds,
+        seed=seed,
+        percentiles=percentiles,
+        resample=resample,
+        rebuild=rebuild,
+        synthetic=synthetic,
+        schema=schema,
+        say=console.print,
+    )
+    screen.show_build(built, bank, console=console)
+    raise typer.Exit(built.exit_code)

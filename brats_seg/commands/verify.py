@@ -1,0 +1,39 @@
+"""The verb `verify`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from brats_seg.commands.options import Schema, Synthetic, Workers
+
+
+def verify(
+    data: Annotated[
+        Path, typer.Argument(help="Folder of scans, a manifest CSV, or a patch bank.", exists=True)
+    ],
+    json: Annotated[Path | None, typer.Option(help="Write the findings here, for machines.")] = None,
+    workers: Workers = 0,
+    synthetic: Synthetic = False,
+    schema: Schema = None,
+) -> None:
+    """List everything that is wrong with a data set, at once. Exit 1 if a case must be refused."""
+    from brats_seg import pipeline
+    from brats_seg.bank.format import is_bank
+    from brats_seg.commands import console as screen
+    from brats_seg.core.files import write_json
+
+    console = screen.make_console()
+    if is_bank(data):
+        problems = pipeline.verify_built(data)
+        found = {"problems": [problem.to_dict() for problem in problems]}
+        screen.show_problems(problems, console=console)
+        console.print(f"{len(problems)} problems" if problems else "every file is as it was built")
+        code = int(bool(problems))
+    else:
+        report = pipeline.verify_scans(data, workers=workers, synthetic=synthetic, schema=schema)
+        found, code = report.to_dict(), report.exit_code
+        screen.show_verification(report.rows, report.problems, console=console)
+    if json is not None:
+        write_json(json, found)
+    raise typer.Exit(code)
