@@ -227,7 +227,7 @@ def _matrix(ax: Axes, counts: np.ndarray, *, class_names: Sequence[str]) -> None
         for row in zip(counts, shares, strict=True)
     ]
     style.shares_matrix(ax, shares, texts=texts, names=class_names)
-    ax.tick_params(axis="y", rotation=90)
+    ax.set_yticks(range(2), class_names, rotation=90, va="center")
     ax.set(xlabel="called", ylabel="is")
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 TISSUE_COLORS = {
     "healthy": "#c3c9d0",
@@ -195,6 +196,7 @@ def legend_below(figure: Figure, handles: Mapping[str, Any], *, n_columns: int, 
     n_lines = -(-len(handles) // n_columns)
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + _LEGEND_LINE * max(0, n_lines - 2))
+    of_boxes = all(isinstance(handle, Patch) for handle in handles.values())
     legend = figure.legend(
         list(handles.values()),
         list(handles),
@@ -202,7 +204,7 @@ def legend_below(figure: Figure, handles: Mapping[str, Any], *, n_columns: int, 
         ncols=n_columns,
         frameon=False,
         fontsize=_TICK,
-        handlelength=2.6,
+        handlelength=1.2 if of_boxes else 2.6,  # dashes need the length
         title=note or None,
         title_fontsize=_NOTE,
     )
