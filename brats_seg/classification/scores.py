@@ -1,10 +1,16 @@
-"""Probabilities + truth -> multi-class ROC AUC, accuracy, recall, precision, confusion."""
+"""Probabilities + truth -> multi-class ROC AUC, accuracy, recall, precision, confusion, by scikit-learn."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int64, Integer
+from jaxtyping import Float, Float64, Int64, Integer
+from sklearn.metrics import (
+    confusion_matrix,
+    precision_recall_fscore_support,
+    roc_auc_score,
+    roc_curve,
+)
 
 from brats_seg.core.errors import InputError
 
@@ -84,83 +90,36 @@ def score_outputs(outputs: Outputs, labels: Labels, *, decided: Labels | None = 
         InputError: no image, an output that is no number, or a label that is no class.
     """
     _check(outputs, labels)
-    confusion = confusion_matrix(
-        labels, outputs.argmax(axis=1) if decided is None else decided, n_classes=outputs.shape[1]
-    )
-    right, of_class, called = (
-        np.diag(confusion).astype(np.float64),
-        confusion.sum(axis=1),
-        confusion.sum(axis=0),
+    called = outputs.argmax(axis=1) if decided is None else decided
+    classes = np.arange(outputs.shape[1])
+    precision, recall, f_score, _ = precision_recall_fscore_support(
+        labels, called, labels=classes, zero_division=np.nan
     )
     auc = roc_auc(outputs, labels)
-    recall, f_score = _share(right, of_class), _share(2 * right, of_class + called)
     return Scores(
         n=len(labels),
         auc=_mean(auc),
-        accuracy=float(right.sum() / len(labels)),
+        accuracy=float(np.mean(labels == called)),
         balanced_accuracy=_mean(recall),
         f_score=_mean(f_score),
         auc_per_class=auc,
         recall_per_class=recall,
-        precision_per_class=_share(right, called),
+        precision_per_class=precision,
         f_score_per_class=f_score,
-        confusion=confusion,
+        confusion=confusion_matrix(labels, called, labels=classes).astype(np.int64),
     )
-
-
-def confusion_matrix(
-    labels: Labels, decided: Integer[np.ndarray, " n"], *, n_classes: int
-) -> Int64[np.ndarray, "k k"]:
-    """Images by class (rows) and what they were called (columns)."""
-    pairs = labels.astype(np.int64) * n_classes + decided
-    return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes).astype(np.int64)
 
 
 def roc_auc(outputs: Outputs, labels: Labels) -> PerClass:
     """Area under the ROC curve of each class against the rest: the share of pairs that are in order, ties
-    counting half.
-
-    By ranks (Hanley and McNeil 1982): one sort a class, no curve. Equal outputs share their mean rank.
+    counting half. NaN where no image, or every image, is of the class.
     """
-    n, k = outputs.shape
-    areas = np.full(k, np.nan)
-    for c in range(k):
-        positive = labels == c
-        n_positive = int(positive.sum())
-        if 0 < n_positive < n:
-            areas[c] = (_rank_sum(outputs[:, c], positive) - n_positive * (n_positive + 1) / 2) / (
-                n_positive * (n - n_positive)
-            )
-    return areas
-
-
-def roc_curve(
-    outputs: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]
-) -> tuple[Float64[np.ndarray, " points"], Float64[np.ndarray, " points"]]:
-    """The ROC curve of one class, its corners only.
-
-    Args:
-        outputs: larger where the class is likelier.
-        positive: which images are of the class.
-
-    Returns:
-        False-positive rate and true-positive rate, both rising from 0 to 1.
-
-    Raises:
-        InputError: no image, or every image, is of the class.
-    """
-    n_positive = int(positive.sum())
-    if not 0 < n_positive < len(positive):
-        raise InputError(
-            f"a ROC curve needs images of the class and others; {n_positive} of {len(positive)} are of it"
-        )
-    order = np.argsort(-outputs, kind="stable")
-    last = np.append(np.diff(outputs[order]) != 0, True)  # one point where equal outputs end
-    hits = np.concatenate([[0], np.cumsum(positive[order])[last]])
-    alarms = np.concatenate([[0], np.flatnonzero(last) + 1]) - hits
-    bends = np.diff(hits[1:]) * np.diff(alarms[:-1]) != np.diff(hits[:-1]) * np.diff(alarms[1:])
-    corner = np.concatenate([[True], bends, [True]])
-    return alarms[corner] / (len(positive) - n_positive), hits[corner] / n_positive
+    return np.array(
+        [
+            roc_auc_score(labels == c, outputs[:, c]) if 0 < np.sum(labels == c) < len(labels) else np.nan
+            for c in range(outputs.shape[1])
+        ]
+    )
 
 
 def roc_curves(outputs: Outputs, labels: Labels) -> list[list[list[float]]]:
@@ -174,7 +133,7 @@ def roc_curves(outputs: Outputs, labels: Labels) -> list[list[list[float]]]:
         if not 0 < int((labels == k).sum()) < len(labels):
             curves.append([[], []])
             continue
-        alarms, hits = roc_curve(outputs[:, k], labels == k)
+        alarms, hits, _ = roc_curve(labels == k, outputs[:, k])
         kept = np.unique(
             np.linspace(0, len(alarms) - 1, min(len(alarms), ROC_POINTS)).round().astype(np.int64)
         )
@@ -182,38 +141,19 @@ def roc_curves(outputs: Outputs, labels: Labels) -> list[list[list[float]]]:
     return curves
 
 
-def _rank_sum(values: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> float:
-    """Sum of the ranks, from 1, of the positive ones."""
-    order = np.argsort(values)
-    ordered = values[order]
-    first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
-    if first.all():
-        return float((np.flatnonzero(positive[order]) + 1).sum())
-    starts = np.flatnonzero(first)
-    sizes = np.diff(np.append(starts, len(values)))
-    mean_ranks = starts + (sizes + 1) / 2
-    return float(mean_ranks @ np.add.reduceat(positive[order].astype(np.float64), starts))
-
-
 def _check(outputs: Outputs, labels: Labels) -> None:
     if len(labels) == 0 or len(labels) != len(outputs):
         raise InputError(
             f"{len(outputs)} outputs and {len(labels)} labels; as many of each, and one at least"
         )
-    if np.isnan(outputs).any():
-        raise InputError(
-            f"{int(np.isnan(outputs).any(axis=1).sum())} of {len(outputs)} images have an output that is no "
-            "number"
-        )
+    n_bad = int((~np.isfinite(outputs)).any(axis=1).sum())
+    if n_bad:
+        raise InputError(f"{n_bad} of {len(outputs)} images have an output that is no number")
     if not 0 <= labels.min() <= labels.max() < outputs.shape[1]:
         raise InputError(
             f"labels lie in {labels.min()}..{labels.max()}; {outputs.shape[1]} outputs take "
             f"0..{outputs.shape[1] - 1}"
         )
-
-
-def _share(part: Float64[np.ndarray, " k"], whole: Int64[np.ndarray, " k"]) -> PerClass:
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
 
 
 def _mean(values: PerClass) -> float:

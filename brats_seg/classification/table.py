@@ -2,20 +2,21 @@
 ours.
 """
 
-import csv
-import io
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from jaxtyping import Bool
 
+from brats_seg.core.comparison import NO_PAIRS, compare_sides, few_note
 from brats_seg.core.files import write_text
 from brats_seg.core.grid import Row
-from brats_seg.core.statistics import bootstrap_interval, paired_difference
+from brats_seg.core.statistics import bootstrap_interval
+from brats_seg.core.tables import csv_text, markdown_table
 
 SCORES = ("auc", "accuracy", "balanced_accuracy")
 ARGMAX = "argmax"
@@ -39,6 +40,8 @@ TABLE_COLUMNS = (
 PAIR_COLUMNS = (
     "over", "first", "second", "score", "part", "picked_on", "n", "difference", "low", "high", "p",
 )  # fmt: skip
+_PAIR_WORDS = ("over", "first", "second", "score", "part", "n")
+_DIVIDED = ", prior divided out"
 
 PUBLISHED_TABLE4: Mapping[tuple[float, float], Mapping[str, tuple[float, ...]]] = {
     (0.1, 10.0): {"baseline": (99.41,), "oversample": (99.35,), "undersample": (96.85,)},
@@ -91,70 +94,54 @@ def make_table(rows: Sequence[Row], *, published: str | None = None, n_missing: 
 def write_table(table: StudyTable, out: Path) -> tuple[Path, ...]:
     """Write `table.csv`, `pairs.csv` and `table.md`; gives their paths."""
     paths = (out / "table.csv", out / "pairs.csv", out / "table.md")
-    write_text(paths[0], _csv(table.means, TABLE_COLUMNS))
-    write_text(paths[1], _csv(table.pairs, PAIR_COLUMNS))
+    write_text(paths[0], csv_text(table.means, TABLE_COLUMNS))
+    write_text(paths[1], csv_text(table.pairs, PAIR_COLUMNS))
     write_text(paths[2], to_markdown(table))
     return paths
 
 
 def to_markdown(table: StudyTable) -> str:
     """The tables as Markdown; scores in percent, intervals 95 %."""
-    head = ("distribution", "method", "decision", "part", "n", "AUC", "accuracy", "balanced accuracy")
-    several = any(row["picked_on"] for row in table.means)
-    unfinished = (
-        [f"**{table.n_missing} cells of the study are not finished; the means are over the others.**", ""]
-        if table.n_missing
-        else []
-    )
-    lines = [
-        "# Scores",
-        "",
-        *unfinished,
-        _line([*head, *(["picked on"] if several else [])]),
-        _line(["---"] * (len(head) + several)),
-    ]
-    for row in table.means:
-        scores = [_percent(row, score) for score in SCORES]
-        cells = [
+    picked = ["picked on"] if any(row["picked_on"] for row in table.means) else []
+    lines = ["# Scores", ""]
+    if table.n_missing:
+        lines += [
+            f"**{table.n_missing} cells of the study are not finished; the means are over the others.**",
+            "",
+        ]
+    means = [
+        [
             _distribution(row),
             _method(row),
             row["decision"],
             f"{row['part']} ({row['n_test']})",
             row["n"],
-            *scores,
+            *(_percent(row, score) for score in SCORES),
+            *(row["picked_on"] for _ in picked),
         ]
-        lines.append(_line([*cells, *([row["picked_on"]] if several else [])]))
+        for row in table.means
+    ]
+    head = ("distribution", "method", "decision", "part", "n", "AUC", "accuracy", "balanced accuracy")
     lines += [
+        *markdown_table([*head, *picked], means),
         "",
         "# Paired differences (percentage points, 95 % interval over networks that share their set)",
         "",
     ]
-    picked = ["picked on"] if several else []
-    lines += [
-        _line([*picked, "over", "first", "second", "score", "part", "n", "first - second"]),
-        _line(["---"] * (7 + several)),
-    ]
-    for row in table.pairs:
-        shown = f"{100 * row['difference']:+.2f}" + (
-            f" [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}], p {row['p']:.2g}"
-            if row["low"] is not None
-            else ""
-        )
-        cells = [row["picked_on"]] if several else []
-        lines.append(
-            _line(
-                [*cells, row["over"], row["first"], row["second"], row["score"], row["part"], row["n"], shown]
-            )
-        )
-    return (
-        "\n".join(
-            [
-                *lines,
-                *(["", "# Beside the published table 4", "", *table.published] if table.published else []),
-            ]
-        )
-        + "\n"
+    note = few_note(
+        intervals=[row["n"] for row in table.pairs if row["low"] is not None],
+        tests=[row["n"] for row in table.pairs],
+        units="pairs of networks",
     )
+    pairs = [
+        [*(row["picked_on"] for _ in picked), *(row[name] for name in _PAIR_WORDS), _difference_text(row)]
+        for row in table.pairs
+    ]
+    lines += [note, ""] if note else []
+    lines += markdown_table([*picked, *_PAIR_WORDS, "first - second"], pairs)
+    if table.published:
+        lines += ["", "# Beside the published table 4", "", *table.published]
+    return "\n".join(lines) + "\n"
 
 
 def pickings(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -192,29 +179,19 @@ def pick(rows: Sequence[Row], *, on: str) -> list[Row]:
 def beside_table4(rows: Sequence[Row]) -> list[str]:
     """Table 4 of the systematic study, ours under theirs, as lines of Markdown."""
     points = sorted(PUBLISHED_TABLE4)
-    heads = [f"mu {mu:g}, rho {rho:g}" for mu, rho in points]
-    lines = [_line(["method", *heads]), _line(["---"] * (len(heads) + 1))]
+    lines = []
     for method in ("baseline", "oversample", "undersample"):
-        lines.append(
-            _line(
-                [
-                    f"{method}, published",
-                    *(" ".join(f"{a:.2f}" for a in PUBLISHED_TABLE4[point][method]) for point in points),
-                ]
-            )
-        )
+        theirs = [" ".join(f"{a:.2f}" for a in PUBLISHED_TABLE4[point][method]) for point in points]
         ours = [
-            [
-                r["auc"]
+            " ".join(
+                f"{100 * r['auc']:.2f}"
                 for r in _sorted(rows)
                 if _is(r, method) and (r["mu"], r["rho"]) == point and r["kind"] == "step"
-            ]
+            )
             for point in points
         ]
-        lines.append(
-            _line([f"{method}, ours", *(" ".join(f"{100 * a:.2f}" for a in found) or "-" for found in ours)])
-        )
-    return lines
+        lines += [[f"{method}, published", *theirs], [f"{method}, ours", *(text or "-" for text in ours)]]
+    return markdown_table(["method", *(f"mu {mu:g}, rho {rho:g}" for mu, rho in points)], lines)
 
 
 def _means(rows: Sequence[Row], *, picked_on: str) -> list[Row]:
@@ -243,131 +220,89 @@ def _mean(group: Sequence[Row], picked_on: str) -> Row:
 
 def _comparisons(rows: Sequence[Row]) -> list[Row]:
     """The paired differences the studies are about, over all their distributions and over each mu and rho."""
-    on_test = [row for row in rows if row["part"] == "test" and row["imbalance_ratio"] == 1]
-    argmax = {
-        method: {_cell(r): r for r in on_test if _is(r, method)} for method in {r["method"] for r in on_test}
-    }
-    divided = {
-        m: {_cell(r): r for r in on_test if r["method"] == m and r["decision"] == "prior_set"} for m in argmax
-    }
-    names = sorted(argmax, key=lambda name: (name.startswith("two_phase_"), name))
+    table = _sides([r for r in rows if r["part"] == "test" and r["imbalance_ratio"] == 1])
+    sides = set(table["side"])
+    names = sorted(
+        {r["method"] for r in rows if r["method"] in sides},
+        key=lambda name: (name.startswith("two_phase_"), name),
+    )
     asked = [
-        (argmax[name], argmax["baseline"], name, "baseline", "auc")
-        for name in names
-        if name != "baseline" and "baseline" in argmax
+        *((name, "baseline", "auc") for name in names if name != "baseline"),
+        *((f"two_phase_{name}", name, "auc") for name in names),
+        ("undersample", "oversample", "auc"),
+        *((f"{name}{_DIVIDED}", name, "accuracy") for name in names),
     ]
-    asked += [
-        (argmax[f"two_phase_{n}"], argmax[n], f"two_phase_{n}", n, "auc")
-        for n in names
-        if f"two_phase_{n}" in argmax
+    found = [
+        _pair(table[kept], first=first, second=second, score=score, over=over)
+        for over, kept in _scopes(table)
+        for first, second, score in asked
+        if {first, second} <= sides
     ]
-    if {"oversample", "undersample"} <= set(names):
-        asked.append((argmax["undersample"], argmax["oversample"], "undersample", "oversample", "auc"))
-    asked += [
-        (divided[name], argmax[name], f"{name}, prior divided out", name, "accuracy")
-        for name in names
-        if divided[name]
-    ]
-    found = []
-    for over, keep in _scopes(on_test):
-        found += [
-            _pair(first, second, keep, over=over, names=(a, b), score=score)
-            for first, second, a, b, score in asked
-        ]
     for name in names:
-        found += [*_steps(argmax[name], name), _equal_totals(argmax[name], name)]
+        own = table[table["side"] == name]
+        found += [*_steps(own, name), _equal_totals(own, name)]
     return [row for row in found if row is not None]
 
 
-def _scopes(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], bool]]]:
-    """All sets of a kind, and of 'step' those of each mu and each rho."""
-    scopes: list[tuple[str, Callable[[Row], bool]]] = [
-        (kind, partial(_has, kind=kind)) for kind in sorted({row["kind"] for row in rows})
-    ]
+def _sides(rows: Sequence[Row]) -> pd.DataFrame:
+    """The rows with `side`, the method and how it decided, and `unit`, the training set."""
+    table = pd.DataFrame(list(rows)).astype({"mu": float, "rho": float})
+    decided = {ARGMAX: "", "prior_set": _DIVIDED}
+    side = [r["method"] + decided[r["decision"]] if r["decision"] in decided else "" for r in rows]
+    return table.assign(side=side, unit=[_cell(r) for r in rows])
+
+
+def _scopes(table: pd.DataFrame) -> list[tuple[str, Bool[np.ndarray, " row"]]]:
+    """All sets of a kind, and of 'step' those of each mu and each rho: a name, and which rows are of it."""
+    kinds = table["kind"].to_numpy()
+    scopes = [(kind, kinds == kind) for kind in sorted(set(kinds))]
     for name in ("mu", "rho"):
-        values = sorted({row[name] for row in rows if row["kind"] == "step"})
+        of_rows = table[name].to_numpy()
+        values = sorted(set(of_rows[kinds == "step"]))
         if len(values) > 1:
-            scopes += [
-                (f"step {name} {value:g}", partial(_has, kind="step", name=name, value=value))
-                for value in values
-            ]
+            scopes += [(f"step {name} {v:g}", (kinds == "step") & (of_rows == v)) for v in values]
     return scopes
 
 
-def _has(row: Row, kind: str, name: str | None = None, value: float | None = None) -> bool:
-    return bool(row["kind"] == kind and (name is None or row[name] == value))
-
-
-def _pair(
-    first: Mapping[Any, Row],
-    second: Mapping[Any, Row],
-    keep: Callable[[Row], bool],
-    *,
-    over: str,
-    names: tuple[str, str],
-    score: str,
-) -> Row | None:
-    both = [cell for cell in first if cell in second and keep(first[cell])]
-    return _difference(
-        [(first[cell][score], second[cell][score]) for cell in both], over=over, names=names, score=score
-    )
-
-
-def _steps(rows: Mapping[Any, Row], method: str) -> list[Row | None]:
+def _steps(rows: pd.DataFrame, method: str) -> list[Row | None]:
     """The AUC of one method from the smallest to the largest rho, and to the largest mu; images are drawn
     anew for each.
     """
+    step = rows[rows["kind"] == "step"]
     found = []
     for name, other in (("rho", "mu"), ("mu", "rho")):
-        step = [row for row in rows.values() if row["kind"] == "step"]
-        values = sorted({row[name] for row in step})
-        if len(values) < 2:
-            continue
-        at = {(row[name], row[other], row["repeat"]): row["auc"] for row in step}
-        ends = [
-            (at[values[-1], o, r], auc)
-            for (v, o, r), auc in at.items()
-            if v == values[0] and (values[-1], o, r) in at
-        ]
-        names = (f"{method} at {name} {values[-1]:g}", f"{method} at {name} {values[0]:g}")
-        found.append(_difference(ends, over="step", names=names, score="auc"))
+        values = sorted(set(step[name]))
+        if len(values) > 1:
+            sides = [f"{method} at {name} {value:g}" for value in step[name]]
+            units = list(zip(step[other], step["repeat"], strict=True))
+            first, second = (f"{method} at {name} {value:g}" for value in (values[-1], values[0]))
+            table = step.assign(side=sides, unit=units)
+            found.append(_pair(table, first=first, second=second, score="auc", over="step"))
     return found
 
 
-def _equal_totals(rows: Mapping[Any, Row], method: str) -> Row | None:
+def _equal_totals(rows: pd.DataFrame, method: str) -> Row | None:
     """The AUC where half of the classes are rare against linear imbalance of the same rho: as many images in
     all, another shape.
     """
-    at = {
-        (row["kind"], row["rho"], row["repeat"]): row["auc"]
-        for row in rows.values()
-        if row["kind"] == "linear" or row["mu"] == 0.5
-    }
-    both = [
-        (auc, at["linear", rho, repeat])
-        for (kind, rho, repeat), auc in at.items()
-        if kind == "step" and ("linear", rho, repeat) in at
-    ]
-    names = (f"{method}, step mu 0.5", f"{method}, linear")
-    return _difference(both, over="equal totals", names=names, score="auc")
+    names = {"step": f"{method}, step mu 0.5", "linear": f"{method}, linear"}
+    half = rows[(rows["kind"] == "linear") | ((rows["kind"] == "step") & (rows["mu"] == 0.5))]
+    units = list(zip(half["rho"], half["repeat"], strict=True))
+    table = half.assign(side=half["kind"].map(names), unit=units)
+    return _pair(table, first=names["step"], second=names["linear"], score="auc", over="equal totals")
 
 
-def _difference(
-    values: Sequence[tuple[float | None, float | None]], *, over: str, names: tuple[str, str], score: str
-) -> Row | None:
-    """First minus second of each pair of networks; a pair with a network that diverged is left out."""
-    first, second = ({str(i): pair[side] for i, pair in enumerate(values)} for side in (0, 1))
-    units = {key: key for key in first}
-    found = paired_difference(_known(second), _known(first), patient_of=units)
+def _pair(table: pd.DataFrame, *, first: str, second: str, score: str, over: str) -> Row | None:
+    """First minus second over the units that both have; a pair with a network that diverged is left out."""
+    numbers = {unit: str(i) for i, unit in enumerate(dict.fromkeys(table["unit"]))}
+    units = [numbers[unit] for unit in table["unit"]]
+    values = table.assign(unit=units, patient=units, value=table[score].astype(float))
+    found = compare_sides(values, first=second, second=first).get((), NO_PAIRS)
     if not found["n"]:
         return None
     low, high = found["interval95"] or (None, None)
-    cells = (over, *names, score, "test", "", found["n"], found["mean"], low, high, found["p"])
+    cells = (over, first, second, score, "test", "", found["n"], found["mean"], low, high, found["p"])
     return dict(zip(PAIR_COLUMNS, cells, strict=True))
-
-
-def _known(values: Mapping[str, float | None]) -> dict[str, float]:
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def _is(row: Row, method: str) -> bool:
@@ -432,13 +367,8 @@ def _percent(row: Row, score: str) -> str:
     return f"{100 * row[score]:.2f}" + (f" [{100 * low:.2f}, {100 * high:.2f}]" if low is not None else "")
 
 
-def _line(cells: Sequence[Any]) -> str:
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
-
-
-def _csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def _difference_text(row: Row) -> str:
+    text = f"{100 * row['difference']:+.2f}"
+    if row["low"] is None:
+        return text
+    return f"{text} [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}], p {row['p']:.2g}"

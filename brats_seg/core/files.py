@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
+from filelock import lock_descriptor
 from pydantic import BaseModel, ValidationError
 
 from brats_seg.core.errors import InputError, printable
@@ -28,7 +29,6 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-    from filelock import lock_descriptor
 
 MOST_TEXT_BYTES = 1 << 28
 """Of a text file that is read whole; the list of a bank of 1,251 cases has a million."""
@@ -137,6 +137,7 @@ def parse_table(
     text: str, *, name: str, delimiter: str = ",", short_rows: Literal["refuse", "fill"] = "refuse"
 ) -> tuple[tuple[str, ...], list[dict[str, str]]]:
     """`read_table` of text already read, which an error calls `name`."""
+    # Not by pandas: it fills short rows in silence, and the last row of a file that was cut short is one.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         lines = [(reader.line_num, cells) for cells in reader if cells]
@@ -269,8 +270,9 @@ def lock(
 
 
 def _lock_file(descriptor: int, holders: Literal["alone", "shared"]) -> None:
-    if fcntl is not None:
-        fcntl.flock(descriptor, (fcntl.LOCK_EX if holders == "alone" else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    if holders == "shared" and fcntl is not None:
+        # filelock's lock of many readers is an SQLite file, which a kill can leave damaged.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     elif not lock_descriptor(descriptor, blocking=False):
         raise BlockingIOError
 

@@ -2,23 +2,25 @@
 drew.
 """
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from statistics import fmean, median
 from typing import Any
 
-from brats_seg.core.statistics import describe, paired_difference
-from brats_seg.evaluation.run_rows import SHARES, Row, Variant, variant_of
+import pandas as pd
+
+from brats_seg.core.comparison import NO_PAIRS, PAIRED_TEST, compare_sides
+from brats_seg.core.statistics import describe
+from brats_seg.evaluation.run_rows import COLUMNS, SHARES, Row, Variant, variant_of
 from brats_seg.scans.labels import REGIONS
 
 SCORES = ("dice", "sensitivity", "precision", "volume_ratio", "hd95_mm")
 MEAN = "mean"
 """Stands for the mean of the three regions."""
-FEWEST = 6
-"""Of fewer patients Wilcoxon's p cannot fall below 0.05, and a 95 % bootstrap interval holds the mean in 50
-to 84 % of samples only.
-"""
+COMPARED = (*REGIONS, MEAN, "healthy")
+_CASE = ["score", "region", "unit", "patient"]
+
+ByCase = Callable[[Variant, frozenset[tuple[int, int]]], pd.DataFrame]
 
 
 def summarize_runs(
@@ -45,36 +47,41 @@ def summarize_runs(
         n_asked: runs that the experiment is to have; None for those that there are rows of.
         failed: key and reason of runs that there are no rows of.
     """
-    by_variant: dict[Variant, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_variant[variant_of(row)].append(row)
-    patients: dict[str, dict[str, str]] = defaultdict(
-        dict
-    )  # by the name of the data, which may have cases of the same names
-    for row in rows:
-        patients[row["data"]][row["case"]] = row["patient"]
-    tables = {variant: _by_case(found) for variant, found in by_variant.items()}
-    pairs = [(one, other) for one, other in combinations(by_variant, 2) if one.data == other.data]
-    n_runs = len({(row["data"], row["strategy"], row["fold"], row["seed"]) for row in rows})
+    table = _table(rows)
+    variants = dict(list(table.groupby("variant", sort=False)))
+    by_case = _by_case_once(variants)
+    n_runs = len(table.groupby(["data", "strategy", "run"])) if rows else 0
+    patients = table[["data", "case", "patient"]].drop_duplicates(["data", "case"], keep="last")
+    pairs = [pair for pair in combinations(variants, 2) if pair[0].data == pair[1].data]
+    differences = [
+        _difference_tree(*(pair[::-1] if pair[1].label == against else pair), variants, by_case)
+        for pair in pairs
+    ]
     summary = {
         "scored": _scored(rows),
         "n_runs": n_runs,
         "n_runs_asked": n_runs if n_asked is None else n_asked,
         "failed": [list(pair) for pair in failed],
-        "versions": sorted({row["versions"] for row in rows}),
+        "versions": sorted(set(table["versions"])),
         "unit": "case, mean over seeds; cases whose reference has the region",
         "interval": "95 % of bootstrap means, patients resampled with all their cases",
-        "test": "Wilcoxon signed-rank over patients, each the mean over its cases, two-sided",
-        "n_cases": sum(len(patient_of) for patient_of in patients.values()),
-        "n_patients": sum(len(set(patient_of.values())) for patient_of in patients.values()),
-        "variants": [_variant_tree(v, found, tables[v], patients[v.data]) for v, found in by_variant.items()],
-        "differences": [
-            _difference_tree(*pair, by_variant, patients[pair[0].data], against=against) for pair in pairs
-        ],
+        "test": PAIRED_TEST.format(units="cases"),
+        "n_cases": len(patients),
+        "n_patients": len(patients[["data", "patient"]].drop_duplicates()),
+        "variants": [_variant_tree(v, own, by_case(v, frozenset(own["run"]))) for v, own in variants.items()],
+        "differences": differences,
     }
-    return summary | {
-        "changes": _change_trees(summary, by_variant, patients, against=against, same_brains=same_brains)
-    }
+    chosen = differences_to(summary, against=against)
+    return summary | {"changes": _change_trees(chosen, variants, by_case, same_brains=same_brains)}
+
+
+def _table(rows: Sequence[Row]) -> pd.DataFrame:
+    """The rows with their variant and run (fold and seed); numbers that a row lacks are NaN."""
+    table = pd.DataFrame(list(rows), columns=list(COLUMNS))
+    numbers = [name for name, kind in COLUMNS.items() if kind is float]
+    table[numbers] = table[numbers].astype(float)
+    runs = list(zip(table["fold"].tolist(), table["seed"].tolist(), strict=True))
+    return table.assign(variant=[variant_of(row) for row in rows], run=runs)
 
 
 def _scored(rows: Sequence[Row]) -> str:
@@ -93,170 +100,150 @@ def trained_once(variants: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
     return list(first.values())
 
 
-def _by_case(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
-    """Score -> region -> case -> mean over seeds, with the mean of the three regions beside them."""
-    values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    for row in rows:
-        for score in SCORES:
-            if row["n_reference_vox"] and row[score] is not None:
-                values[score, row["region"], row["case"]].append(row[score])
-    table: dict[str, dict[str, dict[str, float]]] = {score: defaultdict(dict) for score in SCORES}
-    for (score, region, case), numbers in values.items():
-        table[score][region][case] = fmean(numbers)
-    for score in SCORES:
-        whole, *others = (table[score].get(region, {}) for region in REGIONS)
-        # over cases that have all three, so that every strategy's mean is over the same parts
-        table[score][MEAN] = {
-            case: fmean([v, *(o[case] for o in others)])
-            for case, v in whole.items()
-            if all(case in o for o in others)
-        }
-    return table
+def _by_case_once(variants: Mapping[Variant, pd.DataFrame]) -> ByCase:
+    """`_by_case` of a variant over some runs, computed once for each: most pairs have all runs."""
+    known: dict[tuple[Variant, frozenset[tuple[int, int]]], pd.DataFrame] = {}
+
+    def by_case(variant: Variant, runs: frozenset[tuple[int, int]]) -> pd.DataFrame:
+        if (variant, runs) not in known:
+            own = variants[variant]
+            known[variant, runs] = _by_case(own[own["run"].isin(runs)])
+        return known[variant, runs]
+
+    return by_case
 
 
-def _variant_tree(
-    variant: Variant, rows: Sequence[Row], table: Mapping[str, Any], patient_of: Mapping[str, str]
-) -> dict[str, Any]:
-    runs = {(row["fold"], row["seed"]): row for row in rows}
-    regions = dict.fromkeys([*REGIONS, MEAN, "healthy", *(row["region"] for row in rows)])
+def _by_case(rows: pd.DataFrame) -> pd.DataFrame:
+    """The columns `_CASE` and `value`, the mean over seeds; with the mean of the three regions beside
+    them.
+    """
+    present = rows[rows["n_reference_vox"] > 0].rename(columns={"case": "unit"})
+    long = present.melt(["region", "unit", "patient"], SCORES, "score").dropna(subset="value")
+    means = long.groupby(_CASE, sort=False, as_index=False)["value"].agg(fmean)
+    # Over cases that have all three regions, so that every strategy's mean is over the same parts.
+    key = ["score", "unit", "patient"]
+    of_regions = means[means["region"].isin(REGIONS)].groupby(key, sort=False)["value"]
+    whole = of_regions.agg(["size", fmean]).reset_index().rename(columns={"fmean": "value"})
+    whole = whole[whole["size"] == len(REGIONS)].assign(region=MEAN)
+    in_order = means.loc[means["region"] == REGIONS[0], key].merge(whole, on=key)
+    return pd.concat([means, in_order[means.columns]], ignore_index=True)
+
+
+def _variant_tree(variant: Variant, rows: pd.DataFrame, by_case: pd.DataFrame) -> dict[str, Any]:
+    runs = rows.drop_duplicates("run", keep="last")
+    regions = dict.fromkeys([*COMPARED, *rows["region"]])
+    values = {key: group for key, group in by_case.groupby(["region", "score"], sort=False)}
+    none = by_case.iloc[:0]
+
+    def described(region: str, score: str) -> dict[str, Any]:
+        group = values.get((region, score), none)
+        return describe(group["value"].tolist(), group["patient"].tolist())
+
     return {
         "data": variant.data,
         "label": variant.label,
         "strategy": variant.strategy,
         "correct_priors": variant.correct_priors,
         "n_runs": len(runs),
-        "folds": sorted({fold for fold, _ in runs}),
-        "seeds": sorted({seed for _, seed in runs}),
-        "patches": max(row["patches"] for row in rows),
-        "seconds_a_run": fmean([row["seconds"] for row in runs.values()]),
+        "folds": sorted(set(runs["fold"].tolist())),
+        "seeds": sorted(set(runs["seed"].tolist())),
+        "patches": int(rows["patches"].max()),
+        "seconds_a_run": fmean(runs["seconds"]),
         "regions": {
-            region: {
-                score: describe(
-                    list(table[score].get(region, {}).values()),
-                    [patient_of[c] for c in table[score].get(region, {})],
-                )
-                for score in SCORES
-            }
-            | _counts([row for row in rows if row["region"] == region])
+            region: {score: described(region, score) for score in SCORES}
+            | _counts(rows[rows["region"] == region])
             for region in regions
         },
         "ledger": {
-            name: _mix([row for row in rows if row["region"] == name])
-            for name in regions
-            if name not in (*REGIONS, MEAN)
+            name: _mix(rows[rows["region"] == name]) for name in regions if name not in (*REGIONS, MEAN)
         },
     }
 
 
-def _counts(rows: Sequence[Row]) -> dict[str, Any]:
+def _counts(rows: pd.DataFrame) -> dict[str, Any]:
     """How many cases have the region and lack it; in how many segmentations of the latter some is found, and
     its median size.
     """
-    absent = [row for row in rows if not row["n_reference_vox"]]
-    found = [row["n_prediction_vox"] for row in absent if row["n_prediction_vox"]]
-    n_absent = len({row["case"] for row in absent})
+    absent = rows[rows["n_reference_vox"] == 0]
+    sizes = absent.loc[absent["n_prediction_vox"] > 0, "n_prediction_vox"].tolist()
+    n_absent = absent["case"].nunique()
     return {
-        "n_present": len({row["case"] for row in rows}) - n_absent,
+        "n_present": rows["case"].nunique() - n_absent,
         "n_absent": n_absent,
         "false_positives": {
-            "n": len(found),
+            "n": len(sizes),
             "of": len(absent),
-            "median_vox": median(found) if found else None,
+            "median_vox": median(sizes) if sizes else None,
         },
     }
 
 
-def _mix(rows: Sequence[Row]) -> dict[str, float | None]:
+def _mix(rows: pd.DataFrame) -> dict[str, float | None]:
     """Mean over runs of the shares of a class."""
-    runs = {(row["fold"], row["seed"]): row for row in rows}.values()
-    return {
-        name: fmean(known) if (known := [row[name] for row in runs if row.get(name) is not None]) else None
-        for name in SHARES
-    }
+    runs = rows.drop_duplicates("run", keep="last")
+    known = {name: runs[name].dropna().tolist() for name in SHARES}
+    return {name: fmean(values) if values else None for name, values in known.items()}
 
 
 def _difference_tree(
-    one: Variant,
-    other: Variant,
-    rows: Mapping[Variant, Sequence[Row]],
-    patient_of: Mapping[str, str],
-    *,
-    against: str | None,
+    one: Variant, other: Variant, variants: Mapping[Variant, pd.DataFrame], by_case: ByCase
 ) -> dict[str, Any]:
-    """Other minus one; the one to compare with comes first whatever the order."""
-    if other.label == against:
-        one, other = other, one
-    both, (first, second) = _on_the_same_runs(rows, one, other)
+    """Other minus one, over the runs that both have."""
+    both = _shared_runs(variants, one, other)
+    sides = [by_case(variant, both).assign(side=variant.label) for variant in (one, other)]
+    found = compare_sides(pd.concat(sides), first=one.label, second=other.label, by=("region", "score"))
     return {
         "data": one.data,
         "from": one.label,
         "to": other.label,
         "n_runs": len(both),
         "regions": {
-            region: {
-                score: paired_difference(
-                    first[score].get(region, {}), second[score].get(region, {}), patient_of=patient_of
-                )
-                for score in SCORES
-            }
-            for region in (*REGIONS, MEAN, "healthy")
+            region: {score: found.get((region, score), NO_PAIRS) for score in SCORES} for region in COMPARED
         },
     }
 
 
-def _on_the_same_runs(
-    rows: Mapping[Variant, Sequence[Row]], *variants: Variant
-) -> tuple[set[tuple[int, int]], list[dict[str, Any]]]:
-    """The runs (fold and seed) that all variants have, and the scores of each by case over these."""
-    both = set.intersection(*(_runs(rows[variant]) for variant in variants))
-    return both, [
-        _by_case([row for row in rows[variant] if (row["fold"], row["seed"]) in both]) for variant in variants
-    ]
+def _shared_runs(variants: Mapping[Variant, pd.DataFrame], *of: Variant) -> frozenset[tuple[int, int]]:
+    """The runs (fold and seed) that all of these variants have."""
+    return frozenset.intersection(*(frozenset(variants[variant]["run"]) for variant in of))
 
 
 def _change_trees(
-    summary: Mapping[str, Any],
-    rows: Mapping[Variant, Sequence[Row]],
-    patients: Mapping[str, Mapping[str, str]],
+    differences: Sequence[Mapping[str, Any]],
+    variants: Mapping[Variant, pd.DataFrame],
+    by_case: ByCase,
     *,
-    against: str | None,
     same_brains: Sequence[str],
 ) -> list[dict[str, Any]]:
     """How each difference of Dice changes from the first of the data to the others, case by case."""
-    variants = {(variant.data, variant.label): variant for variant in rows}
-    by_case: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
-    for d in differences_to(summary, against=against):
-        data, one, other = key = (d["data"], d["from"], d["to"])
-        if data in same_brains:
-            by_case[key] = _differences_by_case(rows, variants[data, one], variants[data, other])
+    named = {(variant.data, variant.label): variant for variant in variants}
+    changes = {
+        (d["from"], d["to"], d["data"]): _dice_differences(
+            named[d["data"], d["from"]], named[d["data"], d["to"]], variants, by_case
+        )
+        for d in differences
+        if d["data"] in same_brains
+    }
     trees = []
-    for (data, one, other), here in by_case.items():
-        there = by_case.get((same_brains[0], one, other))
-        if data != same_brains[0] and there is not None:
-            regions = {
-                region: {"dice": paired_difference(there[region], here[region], patient_of=patients[data])}
-                for region in (*REGIONS, MEAN)
-            }
-            trees.append({"than": same_brains[0], "data": data, "from": one, "to": other, "regions": regions})
+    for (one, other, data), change in changes.items():
+        base = changes.get((one, other, same_brains[0]))
+        if data == same_brains[0] or base is None:
+            continue
+        sides = pd.concat([base.assign(side="base"), change.assign(side="change")])
+        found = compare_sides(sides, first="base", second="change", by=("region",))
+        regions = {region: {"dice": found.get((region,), NO_PAIRS)} for region in (*REGIONS, MEAN)}
+        trees.append({"than": same_brains[0], "data": data, "from": one, "to": other, "regions": regions})
     return trees
 
 
-def _differences_by_case(
-    rows: Mapping[Variant, Sequence[Row]], one: Variant, other: Variant
-) -> dict[str, dict[str, float]]:
-    """Dice of the other minus that of the one, by region and case."""
-    _, (first, second) = _on_the_same_runs(rows, one, other)
-    tables = {
-        region: (first["dice"].get(region, {}), second["dice"].get(region, {})) for region in (*REGIONS, MEAN)
-    }
-    return {
-        region: {case: b[case] - a[case] for case in a.keys() & b.keys()} for region, (a, b) in tables.items()
-    }
-
-
-def _runs(rows: Sequence[Row]) -> set[tuple[int, int]]:
-    """Folds and seeds."""
-    return {(row["fold"], row["seed"]) for row in rows}
+def _dice_differences(
+    one: Variant, other: Variant, variants: Mapping[Variant, pd.DataFrame], by_case: ByCase
+) -> pd.DataFrame:
+    """Dice of the other minus that of the one: the columns `region`, `unit`, `patient` and `value`."""
+    runs = _shared_runs(variants, one, other)
+    first, second = (by_case(v, runs).query("score == 'dice'") for v in (one, other))
+    both = second.merge(first, on=["region", "unit"], suffixes=("", "_first"))
+    return both.assign(value=both["value"] - both["value_first"])[["region", "unit", "patient", "value"]]
 
 
 def differences_to(summary: Mapping[str, Any], *, against: str | None = None) -> list[dict[str, Any]]:

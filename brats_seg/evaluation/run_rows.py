@@ -1,7 +1,5 @@
 """Rows of an experiment and their file, runs.csv."""
 
-import csv
-import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from typing import Any
 
 from brats_seg.core.errors import InputError
 from brats_seg.core.files import read_table, write_text
+from brats_seg.core.tables import csv_text
 
 Row = dict[str, Any]
 
@@ -89,11 +88,7 @@ def variant_of(row: Mapping[str, Any]) -> Variant:
 
 def write_rows(path: Path, rows: Sequence[Row], *, columns: Mapping[str, type] = COLUMNS) -> None:
     """Write runs.csv, or looks.csv with its columns; what is None is an empty cell."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    write_text(path, csv_text(rows, list(columns)))
 
 
 def read_finished(path: Path, *, columns: Mapping[str, type] = COLUMNS) -> dict[str, list[Row]]:

@@ -1,15 +1,17 @@
 """Score rows -> scores.csv and summary.json."""
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from brats_seg.core.files import atomic
-from brats_seg.core.statistics import describe, paired_difference
-from brats_seg.evaluation.comparison import FEWEST
+import pandas as pd
+
+from brats_seg.core.comparison import NO_PAIRS, PAIRED_TEST, compare_sides, few_note
+from brats_seg.core.files import write_text
+from brats_seg.core.statistics import describe
+from brats_seg.core.tables import csv_text
 from brats_seg.evaluation.surface import Definition
 from brats_seg.scans.labels import REGIONS
 
@@ -84,11 +86,11 @@ METRICS = (
 
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
     """Write scores.csv: a row for each score, in order; what is left out is an empty cell."""
-    with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([f.name for f in fields(Score)])
-        for score in scores:
-            writer.writerow([_cell(value) for value in asdict(score).values()])
+    rows = [
+        {name: round(v, 6) if isinstance(v, float) else v for name, v in asdict(score).items()}
+        for score in scores
+    ]
+    write_text(path, csv_text(rows, [field.name for field in fields(Score)]))
 
 
 def summarize(
@@ -155,9 +157,7 @@ def _average(scores: Sequence[Score], metric: str) -> dict[str, Any]:
 
 
 def few_patients(summary: Mapping[str, Any]) -> str:
-    """A sentence on headline intervals and p values that are over fewer than `FEWEST` patients; empty where
-    none is.
-    """
+    """`few_note` of the headline intervals and of the tests against another folder."""
     figures = [
         c["regions"][r].get(m)
         for c in summary["conventions"].values()
@@ -165,59 +165,48 @@ def few_patients(summary: Mapping[str, Any]) -> str:
         if r in c["regions"]
         for m in c["headline"]
     ]
-    parts = []
-    if any(figure and figure["interval95"] and figure["n_patients"] < FEWEST for figure in figures):
-        parts.append("the 95 % intervals are too narrow")
-    if any(test["n"] < FEWEST for test in summary.get("against", {}).get("tests", ())):
-        parts.append("p cannot fall below 0.05")
-    return f"With fewer than {FEWEST} patients {' and '.join(parts)}." if parts else ""
+    return few_note(
+        intervals=[found["n_patients"] for found in figures if found and found["interval95"]],
+        tests=[test["n"] for test in summary.get("against", {}).get("tests", ())],
+    )
 
 
 def compare(first: Sequence[Score], second: Sequence[Score], rules: Sequence[Convention]) -> dict[str, Any]:
-    """`paired_difference` of the headline columns of each convention, region by region; first minus second.
+    """`compare_sides` of the headline columns of each convention, region by region; first minus second.
 
     A scan counts where both have a number for it: one that a folder lacks, or a convention leaves out of one
     folder, has no pair.
     """
-    patient_of = {s.case: s.patient or s.case for s in first}
-    tests = []
-    for rule in rules:
-        for region in dict.fromkeys(s.region for s in first):
-            for metric in rule.headline:
-                ours, theirs = (_by_scan(scores, rule.name, region, metric) for scores in (first, second))
-                found = paired_difference(theirs, ours, patient_of=patient_of)
-                if found["n"]:
-                    row = {
-                        "convention": rule.name,
-                        "region": region,
-                        "metric": metric,
-                        "n": found["n_patients"],
-                        "n_scans": found["n"],
-                    }
-                    tests.append(
-                        row
-                        | {
-                            "mean_difference": found["mean"],
-                            "interval95": found["interval95"],
-                            "p": found["p"],
-                        }
-                    )
-    test = "Wilcoxon signed-rank over patients, each the mean over its scans, two-sided"
+    metrics = list(dict.fromkeys(metric for rule in rules for metric in rule.headline))
+    rows = [
+        {**asdict(s), "side": side, "unit": s.case, "patient": s.patient or s.case}
+        for side, scores in (("first", first), ("second", second))
+        for s in scores
+    ]
+    keys = ["convention", "region", "side", "unit", "patient"]
+    table = pd.DataFrame(rows, columns=[*keys, *metrics]).melt(keys, metrics, "metric")
+    found = compare_sides(table, first="second", second="first", by=("convention", "region", "metric"))
+    tests = [
+        {
+            "convention": rule.name,
+            "region": region,
+            "metric": metric,
+            "n": pairs["n_patients"],
+            "n_scans": pairs["n"],
+            "mean_difference": pairs["mean"],
+            "interval95": pairs["interval95"],
+            "p": pairs["p"],
+        }
+        for rule in rules
+        for region in dict.fromkeys(s.region for s in first)
+        for metric in rule.headline
+        if (pairs := found.get((rule.name, region, metric), NO_PAIRS))["n"]
+    ]
+    test = PAIRED_TEST.format(units="scans")
     return {
         "test": f"{test}; first minus second over the scans that both have, mean over scans",
         "tests": tests,
     }
-
-
-def _by_scan(scores: Sequence[Score], convention: str, region: str, metric: str) -> dict[str, float]:
-    chosen = [s for s in scores if s.convention == convention and s.region == region]
-    return {s.case: value for s in chosen if not math.isnan(value := getattr(s, metric))}
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else round(value, 6)
-    return "" if value is None else value
 
 
 def _json(value: float) -> float | None:

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from brats_seg.evaluation.comparison import FEWEST
+from brats_seg.core.comparison import FEWEST
 from brats_seg.reporting import style
 from brats_seg.reporting.figures import Picture
 from brats_seg.scans.labels import REGIONS

@@ -12,14 +12,15 @@ import numpy as np
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.core.arrays import read_npz
+from brats_seg.core.comparison import FEWEST
 from brats_seg.core.errors import InputError
 from brats_seg.core.files import write_text
 from brats_seg.core.shapes import Image, TissueMap
-from brats_seg.evaluation.comparison import FEWEST, MEAN, differences_to, trained_once
+from brats_seg.evaluation.comparison import MEAN, differences_to, trained_once
 from brats_seg.evaluation.run_rows import Row, variant_of
 from brats_seg.reporting.cases import MODALITY_WORDS
 from brats_seg.reporting.experiment_figures import difference_chart, error_overlay, tradeoff_chart
-from brats_seg.reporting.experiment_table import equal_time_words
+from brats_seg.reporting.experiment_table import equal_time_words, experiment_note
 from brats_seg.reporting.figures import Picture, data_uri, gray_levels, mix_chart, overlay, plot, png
 from brats_seg.reporting.pages import page_templates
 from brats_seg.reporting.style import OVER, RIGHT, UNDER
@@ -82,6 +83,7 @@ def write_experiment_page(
         "columns": (*REGIONS, MEAN, "healthy"),
         "classes": classes,
         "differences": differences,
+        "few_patients": experiment_note(differences),
         "changes": summary["changes"],
         "equal_time": equal_time,
         "equal_time_words": equal_time_words(equal_time) if equal_time else "",

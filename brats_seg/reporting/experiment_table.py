@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from brats_seg.evaluation.comparison import FEWEST, MEAN, differences_to, trained_once
+from brats_seg.core.comparison import few_note
+from brats_seg.core.tables import interval_text, markdown_table
+from brats_seg.evaluation.comparison import MEAN, differences_to, trained_once
 from brats_seg.scans.labels import REGIONS
 
 BEHIND = ("volume_ratio", "sensitivity", "precision")
@@ -30,7 +32,7 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
         for v in summary["variants"]
     ]
     lines += [
-        *_table(["strategy", *names, "healthy", "active, false positives", "runs"], dice),
+        *markdown_table(["strategy", *names, "healthy", "active, false positives", "runs"], dice),
         "",
         "## Predicted over true volume, sensitivity, precision",
         "",
@@ -52,7 +54,7 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
         for v in summary["variants"]
     ]
     lines += [
-        *_table(["strategy", *REGIONS], behind),
+        *markdown_table(["strategy", *REGIONS], behind),
         "",
         "## HD95, mm",
         "",
@@ -60,7 +62,7 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
         "clean-up, so that islands far from the "
         "tumor, which Dice hardly sees, show. An empty prediction has none.",
         "",
-        *_table(
+        *markdown_table(
             ["strategy", *REGIONS],
             [
                 [_name(v, with_data), *(_mean_sd(v["regions"][r]["hd95_mm"], digits=1) for r in REGIONS)]
@@ -74,10 +76,11 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
         ("volume_ratio", "predicted over true volume", 3),
         ("hd95_mm", "HD95, mm", 1),
     ):
-        lines += ["", f"## Paired differences of {words}", "",
-                  "Mean over cases, 95 % interval (bootstrap over patients), p (Wilcoxon signed-rank over "
-                  "patients), n cases."
-                  + _few(chosen), ""]  # fmt: skip
+        rule = (
+            "Mean over cases, 95 % interval (bootstrap over patients), p (Wilcoxon signed-rank over "
+            f"patients), n cases. {experiment_note(chosen)}"
+        )
+        lines += ["", f"## Paired differences of {words}", "", rule.rstrip(), ""]
         of = names if score == "dice" else REGIONS
         paired = [
             [
@@ -86,7 +89,7 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
             ]
             for d in chosen
         ]
-        lines += _table(["difference", *of], paired)
+        lines += markdown_table(["difference", *of], paired)
     if summary["changes"]:
         than = summary["changes"][0]["than"]
         words = (
@@ -98,7 +101,7 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
             [f"{c['data']}: {c['to']} - {c['from']}", *(_difference(c["regions"][r]["dice"]) for r in names)]
             for c in summary["changes"]
         ]
-        lines += _table(["change of the difference", *names], changed)
+        lines += markdown_table(["change of the difference", *names], changed)
     lines += _equal_time(summary.get("equal_time"), against=against, with_data=with_data)
     lines += ["", "## Ledger", "",
               "Share of the draws / of the patch voxels inside the brain / of a class's draws in an epoch "
@@ -112,7 +115,9 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
         ]
         for v in trained_once(summary["variants"])
     ]
-    return "\n".join([*lines, *_table(["strategy", *(c.replace("_", " ") for c in classes)], mix), ""])
+    return "\n".join(
+        [*lines, *markdown_table(["strategy", *(c.replace("_", " ") for c in classes)], mix), ""]
+    )
 
 
 def equal_time_words(equal_time: Mapping[str, Any]) -> str:
@@ -157,9 +162,9 @@ def _equal_time(equal_time: Mapping[str, Any] | None, *, against: str | None, wi
         "",
         equal_time_words(equal_time) + " Patches (share of the whole run) and seconds are means over runs.",
         "",
-        *_table(["strategy", *names, "patches", "seconds", "runs"], dice),
+        *markdown_table(["strategy", *names, "patches", "seconds", "runs"], dice),
         "",
-        *_table(["difference", *names], paired),
+        *markdown_table(["difference", *names], paired),
     ]
 
 
@@ -179,21 +184,13 @@ def _unfinished(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _few(differences: Sequence[Mapping[str, Any]]) -> str:
-    """A warning where differences are over few patients."""
-    n = min(
-        (d["regions"][region]["dice"]["n_patients"] for d in differences for region in REGIONS),
-        default=FEWEST,
+def experiment_note(differences: Sequence[Mapping[str, Any]]) -> str:
+    """`few_note` of the differences of Dice."""
+    found = [d["regions"][region]["dice"] for d in differences for region in REGIONS]
+    return few_note(
+        intervals=[f["n_patients"] for f in found if f["interval95"]],
+        tests=[f["n_patients"] for f in found if f["n"]],
     )
-    return (
-        ""
-        if n >= FEWEST
-        else f" With fewer than {FEWEST} patients p cannot fall below 0.05, and the intervals are too narrow."
-    )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def _name(variant: Mapping[str, Any], with_data: bool) -> str:
@@ -210,7 +207,7 @@ def _mean_sd(found: Mapping[str, Any], *, digits: int = 3) -> str:
 def _mean(found: Mapping[str, Any], *, of: int, interval: bool) -> str:
     if found["mean"] is None:
         return "-"
-    bounds = " [{:.2f}, {:.2f}]".format(*found["interval95"]) if interval and found["interval95"] else ""
+    bounds = interval_text(found, digits=2) if interval else ""
     return f"{found['mean']:.2f}{bounds}" + (f" ({found['n']})" if found["n"] < of else "")
 
 
@@ -222,11 +219,7 @@ def _false(variant: Mapping[str, Any]) -> str:
 def _difference(found: Mapping[str, Any], *, digits: int = 3) -> str:
     if found["mean"] is None:
         return "-"
-    interval = (
-        ""
-        if found["interval95"] is None
-        else " [" + ", ".join(f"{end:+.{digits}f}" for end in found["interval95"]) + "]"
-    )
+    interval = interval_text(found, digits=digits, sign="+")
     return f"{found['mean']:+.{digits}f}{interval}, p {found['p']:.2g} ({found['n']})"
 
 

@@ -1,8 +1,6 @@
 """Step and epoch numbers -> CSV, curves, progress bar."""
 
-import csv
 import importlib
-import io
 import os
 import platform
 import sys
@@ -19,6 +17,7 @@ from brats_seg.core.errors import UsageError
 from brats_seg.core.files import write_json, write_text
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Counts, Ids
+from brats_seg.core.tables import csv_text
 from brats_seg.models.checkpoint import library_versions
 from brats_seg.reporting.progress import draw_progress
 
@@ -151,11 +150,7 @@ def table_text(rows: Sequence[Row]) -> str:
     """Rows as CSV with a header line; numbers with up to 8 digits, None and NaN as an empty field."""
     if not rows:
         return ""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(rows[0])
-    writer.writerows([[_field(value) for value in row.values()] for row in rows])
-    return text.getvalue()
+    return csv_text([{name: _field(value) for name, value in row.items()} for row in rows])
 
 
 def write_environment(

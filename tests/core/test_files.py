@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 
-import filelock
 import pytest
 
 from brats_seg.core.errors import InputError
@@ -231,9 +230,8 @@ def test_an_error_is_lines_that_a_terminal_can_show() -> None:
     assert [len(line) for line in said.split("\n")] == [400, 8]
 
 
-def test_without_fcntl_locks_are_those_of_filelock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_fcntl_a_shared_lock_is_held_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("brats_seg.core.files.fcntl", None)
-    monkeypatch.setattr("brats_seg.core.files.lock_descriptor", filelock.lock_descriptor, raising=False)
     with (
         lock(tmp_path / "l"),
         pytest.raises(InputError, match="held by another process"),

@@ -1,0 +1,54 @@
+"""Two sides of a table, unit by unit: the one comparison of predictions, strategies and methods."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from brats_seg.core.statistics import paired_difference
+
+FEWEST = 6
+"""Of fewer patients Wilcoxon's p cannot fall below 0.05, and a 95 % bootstrap interval holds the mean in 50
+to 84 % of samples only.
+"""
+NO_PAIRS = paired_difference({}, {}, patient_of={})
+"""What two sides come to that share no unit."""
+PAIRED_TEST = "Wilcoxon signed-rank over patients, each the mean over its {units}, two-sided"
+
+
+def compare_sides(
+    table: pd.DataFrame, *, first: str, second: str, by: Sequence[str] = ()
+) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Second minus first, by `paired_difference`, for each group of rows.
+
+    Args:
+        table: a row for each value, with the columns `side` (which of the two it is of), `unit` (what is
+            paired: a scan, or a training set), `patient` (whose unit it is), `value`, and those of `by`. A
+            value that is NaN has no pair.
+        first, second: values of `side`.
+        by: the columns that make a group; none for one group.
+
+    Returns:
+        `paired_difference` of each group that has a value, by the values of `by`.
+    """
+    known = table[table["value"].notna()]
+    groups = known.groupby(list(by), sort=False) if by else [((), known)]
+    found = {}
+    for key, group in groups:
+        of_side = {side: part.set_index("unit")["value"].to_dict() for side, part in group.groupby("side")}
+        patient_of = dict(zip(group["unit"], group["patient"], strict=True))
+        found[key] = paired_difference(of_side.get(first, {}), of_side.get(second, {}), patient_of=patient_of)
+    return found
+
+
+def few_note(*, intervals: Iterable[int] = (), tests: Iterable[int] = (), units: str = "patients") -> str:
+    """The sentence that warns of intervals and p values over fewer than `FEWEST` units; empty where none is.
+
+    Args:
+        intervals: of how many units each interval is.
+        tests: of how many units each p is.
+        units: what they are.
+    """
+    parts = ["p cannot fall below 0.05"] * any(n < FEWEST for n in tests)
+    parts += ["the 95 % intervals are too narrow"] * any(n < FEWEST for n in intervals)
+    return f"With fewer than {FEWEST} {units} {' and '.join(parts)}." if parts else ""
