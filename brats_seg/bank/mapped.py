@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -73,14 +73,6 @@ class Volumes:
         self.label_addresses = np.zeros(len(shapes), np.uint64)
         self._load = load
         self._pairs: dict[int, tuple[Image, TissueMap]] = {}
-
-    @classmethod
-    def from_arrays(cls, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> "Volumes":
-        """Volumes that lie in memory: float16 images (Z, Y, X, M) and uint8 labels (Z, Y, X), each pair of
-        its own shape.
-        """
-        shapes = np.array([label.shape for _, label in pairs], np.int64).reshape(-1, 3)
-        return cls(shapes, n_channels=pairs[0][0].shape[-1], load=lambda case: pairs[case])
 
     def pair(self, case: int) -> tuple[Image, TissueMap]:
         """Image and label of a case. Raises `InputError` where they do not have the shape they should."""

@@ -1,4 +1,7 @@
-"""npy and npz files -> arrays; a header is matched, not evaluated."""
+"""npy and npz files -> arrays; a header is matched, not evaluated.
+
+NumPy's own reader of headers takes lengths of -1 and True, and lets TokenError and MemoryError through.
+"""
 
 import math
 import os

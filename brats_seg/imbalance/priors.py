@@ -1,14 +1,10 @@
 """Class weights; prior correction of probabilities."""
 
-from typing import Literal
-
 import numpy as np
 from jaxtyping import Float, Int64
 
 from brats_seg.core.errors import UsageError
 from brats_seg.core.shapes import Counts, Shares
-
-WeightKind = Literal["none", "balanced", "effective_number", "median_frequency"]
 
 LOSSES_WITH_A_PRIOR = ("cross_entropy", "logit_adjusted")
 """Losses whose minimum is the posterior under a known prior; the others give scores, with no prior to divide

@@ -1,7 +1,6 @@
 """What lies beside the label maps: predictions.csv and the ITK-SNAP label file."""
 
 import csv
-import io
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from brats_seg.core.errors import InputError
-from brats_seg.core.files import atomic, lock, read_text, write_text
+from brats_seg.core.files import lock, read_text, write_text
+from brats_seg.core.tables import csv_text
 from brats_seg.evaluation.written import TABLE, read_rows
 from brats_seg.reporting.style import SCAN, TISSUE_COLORS
 from brats_seg.scans.labels import MERGED, SCHEMAS, TISSUES, LabelSchema
@@ -43,9 +43,7 @@ def add_row(out: Path, row: Mapping[str, str | float]) -> None:
         with path.open("r+b") as file:
             file.seek(_whole_length(file))
             file.truncate()
-            text = io.StringIO()
-            csv.DictWriter(text, columns, restval="").writerow(row)
-            file.write(text.getvalue().encode())
+            file.write(csv_text([row], columns).partition("\n")[2].encode())
 
 
 def rebuild_table(out: Path) -> list[dict[str, str]]:
@@ -168,7 +166,4 @@ def _write_rows(path: Path, rows: Sequence[Mapping[str, str | float]]) -> None:
         *(c for c in seen if c not in first and c not in tissues and c != "warnings"),
         *(c for c in tissues if c in seen),
     ]
-    with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*columns, "warnings"], restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_text(path, csv_text(rows, [*columns, "warnings"]))

@@ -6,10 +6,8 @@ HGG or LGG and `hl` HG or LG, by whether the case has enhancing tumor; `vsd` a n
 file, as the Virtual Skeleton Database gave them.
 """
 
-import csv
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from jaxtyping import Int16
 
 from brats_seg.core.files import write_json, write_text
 from brats_seg.core.shapes import TissueMap
+from brats_seg.core.tables import csv_text
 from brats_seg.scans.case import MODALITIES
 from brats_seg.scans.labels import SCHEMAS, TISSUES, from_tissue
 from brats_seg.scans.volume import make_geometry, write_label_map, write_volume
@@ -142,14 +141,21 @@ def _bids_index(out: Path, n_cases: int) -> None:
 
 
 def _manifest(out: Path, n_cases: int) -> None:
-    table = StringIO()
-    rows = csv.writer(table, lineterminator="\n")
     form = LAYOUTS["manifest"]
-    rows.writerow(("case", "patient", *MODALITIES, "label", "schema"))
-    for n in range(1, n_cases + 1):
-        scans = [form.scan.format(n=n, m=name) for name in form.names]
-        rows.writerow((f"case_{n:03d}", f"person_{n:03d}", *scans, form.label.format(n=n), form.schema))
-    write_text(out / "manifest.csv", table.getvalue())
+    columns = ("case", "patient", *MODALITIES, "label", "schema")
+    rows = [
+        (
+            f"case_{n:03d}",
+            f"person_{n:03d}",
+            *(form.scan.format(n=n, m=name) for name in form.names),
+            form.label.format(n=n),
+            form.schema,
+        )
+        for n in range(1, n_cases + 1)
+    ]
+    write_text(
+        out / "manifest.csv", csv_text([dict(zip(columns, row, strict=True)) for row in rows], columns)
+    )
 
 
 _NAMES_2017 = ("t1", "t1ce", "t2", "flair")

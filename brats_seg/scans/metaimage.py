@@ -1,7 +1,8 @@
 """MetaImage (.mha) <-> native array + geometry. Files are read here, line by line, and written by SimpleITK.
 
 ITK obeys more than its own files hold: a header that names another file as the voxels, a number of axes that
-crashes it, "key: value".
+crashes it, "key: value". Of damaged voxels (a changed byte, a wrong checksum) SimpleITK returns an array and
+no error, and it takes as long (0.10 s of a BraTS volume).
 """
 
 import os

@@ -20,10 +20,16 @@ from brats_seg.scans.grouping import group_classes
 N_CLASSES = 3
 
 
+def in_memory(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Volumes:
+    """Volumes of float16 images (Z, Y, X, M) and uint8 labels (Z, Y, X), each pair of its own shape."""
+    shapes = np.array([label.shape for _, label in pairs], np.int64).reshape(-1, 3)
+    return Volumes(shapes, n_channels=pairs[0][0].shape[-1], load=lambda case: pairs[case])
+
+
 def volumes_of(shapes: list[tuple[int, int, int]], *, n_channels: int, seed: int) -> Volumes:
     """Cases of random bits: every float16 there is, and labels of three classes and 255."""
     rng = np.random.default_rng(seed)
-    return Volumes.from_arrays(
+    return in_memory(
         [
             (
                 rng.integers(0, 65536, (*shape, n_channels)).astype(np.uint16).view(np.float16),
@@ -96,7 +102,7 @@ def finite(volumes: Volumes) -> Volumes:
     rng = np.random.default_rng(0)
     pairs = [volumes.pair(case) for case in range(len(volumes.shapes))]
     images = [rng.normal(size=image.shape) * (label != 255)[..., None] for image, label in pairs]
-    return Volumes.from_arrays(
+    return in_memory(
         [(image.astype(np.float16), label) for image, (_, label) in zip(images, pairs, strict=True)]
     )
 
@@ -157,7 +163,7 @@ def test_all_backends_are_equal_to_the_bit(
 
 def test_every_float16_comes_through_both_backends() -> None:
     image = np.arange(65536, dtype=np.uint16).view(np.float16).reshape(1, 128, 128, 4)
-    volumes = Volumes.from_arrays([(image, np.zeros((1, 128, 128), np.uint8))])
+    volumes = in_memory([(image, np.zeros((1, 128, 128), np.uint8))])
     ids = np.array([64 * 128 + 64], np.int64)
     twin = by_torch(volumes, ids, (128, 128))
     assert np.array_equal(gathered(gather_patches, volumes, ids, (128, 128))[0], twin[0])
@@ -168,7 +174,7 @@ def test_every_float16_comes_through_both_backends() -> None:
 def test_the_corner_voxel_lies_at_the_center_and_the_rest_is_air() -> None:
     label = np.arange(27, dtype=np.uint8).reshape(3, 3, 3) % 3
     image = np.arange(1, 28, dtype=np.float16).reshape(3, 3, 3, 1)
-    volumes = Volumes.from_arrays([(image, label)])
+    volumes = in_memory([(image, label)])
     bits, targets, counts = gathered(gather_patches, volumes, np.array([0], np.int64), (4, 4))
     assert bits.view(np.float32)[0, ..., 0].tolist() == [
         [0, 0, 0, 0],
@@ -185,7 +191,7 @@ def test_the_corner_voxel_lies_at_the_center_and_the_rest_is_air() -> None:
 
 def test_a_table_changes_targets_and_counts_and_never_the_image() -> None:
     label = np.array([[[0, 1, 2], [0, 2, 255]]], np.uint8)
-    volumes = Volumes.from_arrays([(np.ones((1, 2, 3, 1), np.float16), label)])
+    volumes = in_memory([(np.ones((1, 2, 3, 1), np.float16), label)])
     table = np.full(256, 255, np.uint8)
     table[[1, 2]] = 0, 1  # class 0 is left out
     inputs, targets, counts = gathered(gather_patches, volumes, np.array([4], np.int64), (2, 3), table=table)
@@ -221,7 +227,7 @@ def test_a_forked_process_gathers_with_threads_of_its_own(
 
 def test_a_long_plane_counts_past_16_bits() -> None:
     label = np.zeros((1, 300, 300), np.uint8)
-    volumes = Volumes.from_arrays([(np.zeros((1, 300, 300, 1), np.float16), label)])
+    volumes = in_memory([(np.zeros((1, 300, 300, 1), np.float16), label)])
     assert gathered(gather_patches, volumes, np.array([150 * 300 + 150]), (300, 300))[2].tolist() == [
         90000,
         0,
@@ -322,7 +328,7 @@ def test_a_negative_diagonal_is_the_flipped_patch(
 def test_half_the_size_between_voxels_by_hand(backend: str) -> None:
     image = np.arange(16, dtype=np.float16).reshape(1, 4, 4, 1)
     label = np.array([[[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 0, 0], [2, 2, 0, 255]]], np.uint8)
-    volumes, center = Volumes.from_arrays([(image, label)]), np.array([2 * 4 + 2])
+    volumes, center = in_memory([(image, label)]), np.array([2 * 4 + 2])
     inputs, targets, counts = BACKENDS[backend](volumes, center, (2, 2), maps=constant_maps(1, (1, 2, 2)))
     # read at 0.5 and 2.5 along each axis: means of four voxels; of the four the last one is the nearest
     assert inputs.view(np.float32)[0, ..., 0].tolist() == [[2.5, 4.5], [10.5, 0]]
@@ -347,7 +353,7 @@ def test_a_quarter_turn_is_a_turned_patch(backend: str) -> None:
 def test_no_patch_has_air_that_the_volume_has_not(backend: str, size: tuple[int, ...]) -> None:
     rng = np.random.default_rng(3)
     image = rng.uniform(1, 2, (60, 60, 60, 4)).astype(np.float16)
-    volumes = Volumes.from_arrays([(image, rng.integers(0, 3, (60, 60, 60)).astype(np.uint8))])
+    volumes = in_memory([(image, rng.integers(0, 3, (60, 60, 60)).astype(np.uint8))])
     ids = (30 * 60 + 30) * 60 + 30 + rng.integers(-3, 4, 20)
     maps = random_maps(20, seed=4)
     inputs, targets, _ = BACKENDS[backend](
