@@ -1,4 +1,4 @@
-"""The same door as the console script (`python -m brats_seg`, `torchrun -m brats_seg`)."""
+"""The same entry point as the console script (`python -m brats_seg`, `torchrun -m brats_seg`)."""
 
 from brats_seg.cli import main
 

@@ -13,7 +13,7 @@ CHECKED = (
     "scans", "phantoms", "bank", "classification", "imbalance", "models", "training", "inference",
     "evaluation", "reporting",
 )  # fmt: skip
-install_import_hook([f"brats_seg.{room}" for room in CHECKED], "beartype.beartype")
+install_import_hook([f"brats_seg.{package}" for package in CHECKED], "beartype.beartype")
 
 
 @pytest.fixture(scope="session")

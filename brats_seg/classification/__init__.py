@@ -1,1 +1,1 @@
-"""The image wing: class-imbalance studies on MNIST, CIFAR-10, ImageNet and any labeled image set."""
+"""Class-imbalance studies on MNIST, CIFAR-10, ImageNet and any labeled image set."""

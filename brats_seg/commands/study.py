@@ -1,4 +1,4 @@
-"""The verbs of the image wing: `brats-seg study plan | run | table | figures`."""
+"""The verbs of image studies: `brats-seg study plan | run | table | figures`."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Names for the NumPy arrays that cross a room's door: axes, in order, and dtype (checked at run time in the
+"""Names for the NumPy arrays of public signatures: axes, in order, and dtype (checked at run time in the
 tests).
 """
 

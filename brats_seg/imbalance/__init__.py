@@ -1,1 +1,1 @@
-"""The heart: knows ids, classes and counts; no images, no networks, no torch."""
+"""Which examples to draw. Knows ids, classes and counts; no images, no networks, no torch."""

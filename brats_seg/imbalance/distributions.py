@@ -131,7 +131,7 @@ def class_counts(distribution: Distribution, *, available: Counts, most: int | N
         counts = _given(distribution.counts or (), n_classes=k)
     else:
         counts = np.empty(k, np.int64)
-        counts[order] = _by_rank(distribution, n_classes=k, most=largest)
+        counts[order] = _by_place(distribution, n_classes=k, most=largest)
     _check_enough(counts, available=available)
     return counts
 
@@ -148,7 +148,7 @@ def choose_examples(labels: Integer[np.ndarray, " examples"], counts: Counts, *,
     return np.sort(np.concatenate([np.empty(0, np.int64), *chosen])).astype(np.int64)
 
 
-def _by_rank(distribution: Distribution, *, n_classes: int, most: int) -> Counts:
+def _by_place(distribution: Distribution, *, n_classes: int, most: int) -> Counts:
     """Counts, fewest first."""
     rho = distribution.rho
     if rho > most:
@@ -161,21 +161,21 @@ def _by_rank(distribution: Distribution, *, n_classes: int, most: int) -> Counts
     if distribution.kind == "step":
         n_minority = _n_minority(distribution.mu or 0.0, n_classes=n_classes)
         return np.repeat(np.array([fewest, most], np.int64), [n_minority, n_classes - n_minority])
-    ranks = np.arange(n_classes) / max(1, n_classes - 1)
+    places = np.arange(n_classes) / max(1, n_classes - 1)
     if distribution.kind == "linear":
-        return _linear(fewest, most, ranks=ranks)
+        return _linear(fewest, most, places=places)
     # Cui et al. 2019 (long-tailed CIFAR), there cut off instead of rounded: most * rho ** -(share of the way
     # down).
-    return np.array([_rounded(most * rho ** -(1 - rank)) for rank in ranks.tolist()], np.int64)
+    return np.array([_rounded(most * rho ** -(1 - place)) for place in places.tolist()], np.int64)
 
 
-def _linear(fewest: int, most: int, *, ranks: np.ndarray) -> Counts:
+def _linear(fewest: int, most: int, *, places: np.ndarray) -> Counts:
     """Evenly spaced and rounded so that counts at equal distance from both ends sum alike: the total is that
     of a step with mu 0.5.
     """
-    lower = np.array([_rounded(fewest + rank * (most - fewest)) for rank in ranks.tolist()], np.int64)
-    half = len(ranks) // 2
-    return np.concatenate([lower[: len(ranks) - half], (fewest + most - lower[:half])[::-1]])
+    lower = np.array([_rounded(fewest + place * (most - fewest)) for place in places.tolist()], np.int64)
+    half = len(places) // 2
+    return np.concatenate([lower[: len(places) - half], (fewest + most - lower[:half])[::-1]])
 
 
 def _n_minority(mu: float | int, *, n_classes: int) -> int:

@@ -27,14 +27,14 @@ class Groups:
 
     Attributes:
         ends: for each class, where each of its groups ends in `order` (int64, rising). No group is empty.
-        order: for each class, the rank (see `ClassIndex.pick`) of each example, group after group; None where
-            that is 0, 1, 2, ...
+        order: for each class, the number (see `ClassIndex.pick`) of each example, group after group; None
+            where that is 0, 1, 2, ...
     """
 
     ends: tuple[Int64[np.ndarray, " _"], ...]
     order: tuple[Integer[np.ndarray, " _"] | None, ...]
 
-    def ranks(
+    def numbers(
         self, classes: Int64[np.ndarray, "*draws"], uniform: Float64[np.ndarray, "*draws"]
     ) -> Int64[np.ndarray, "*draws"]:
         """Rank within its class of each draw, from one random number in [0, 1) for each.
@@ -42,7 +42,7 @@ class Groups:
         The number times the number of groups is split: its whole part is the group, its fraction the place in
         the group. Of the 53 bits of the number, 2^17 groups leave 36 for the place.
         """
-        ranks = np.empty(classes.shape, np.int64)
+        numbers = np.empty(classes.shape, np.int64)
         for k, ends in enumerate(self.ends):
             at = classes == k
             if not at.any():
@@ -52,15 +52,15 @@ class Groups:
             sizes = np.diff(ends, prepend=0)[groups]
             places = ends[groups] - sizes + ((scaled - groups) * sizes).astype(np.int64)
             order = self.order[k]
-            ranks[at] = places if order is None else order[places]
-        return ranks
+            numbers[at] = places if order is None else order[places]
+        return numbers
 
-    def keep(self, k: int, ranks: Ids) -> "Groups":
+    def keep(self, k: int, numbers: Ids) -> "Groups":
         """The same groups with some examples of class `k` alone; a group that has none of them is left
         out.
         """
         order = self.order[k]
-        places = np.sort(ranks if order is None else _inverse(order)[ranks])
+        places = np.sort(numbers if order is None else _inverse(order)[numbers])
         n_left = np.bincount(np.searchsorted(self.ends[k], places, side="right"))
         ends, orders = list(self.ends), list(self.order)
         ends[k], orders[k] = np.cumsum(n_left[n_left > 0]), places if order is None else order[places]
@@ -73,7 +73,7 @@ class Lesions:
 
     Attributes:
         groups: of a tumor class, its part of each lesion; of another class, its examples in each case.
-        size_bins: for each class, the bin in `SIZE_STEPS` of the lesion of each example, by rank (uint8);
+        size_bins: for each class, the bin in `SIZE_STEPS` of the lesion of each example, by number (uint8);
             None for a class in no lesion.
     """
 

@@ -141,8 +141,8 @@ class ClassIndex:
         other._set_ends()
         return other
 
-    def pick(self, classes: Ids, ranks: Ids) -> Ids:
-        """Id of example number `ranks[i]` of class `classes[i]`, counted over all cases in order; O(log
+    def pick(self, classes: Ids, numbers: Ids) -> Ids:
+        """Id of example number `numbers[i]` of class `classes[i]`, counted over all cases in order; O(log
         cases) each.
 
         One call for many examples is much the cheapest: the positions of a case are read in one go.
@@ -155,33 +155,36 @@ class ClassIndex:
                 f"class number {classes.min()} or {classes.max()} is out of range; there are "
                 f"{self.n_classes} classes"
             )
-        rows = np.empty_like(ranks)
+        rows = np.empty_like(numbers)
         for k in range(self.n_classes):
             of_class = np.flatnonzero(classes == k)
-            if of_class.size and not 0 <= ranks[of_class].min() <= ranks[of_class].max() < self._ends[k, -1]:
+            if (
+                of_class.size
+                and not 0 <= numbers[of_class].min() <= numbers[of_class].max() < self._ends[k, -1]
+            ):
                 raise UsageError(
                     f"an example of class '{self.class_names[k]}' is out of range; it has {self._ends[k, -1]}"
                 )
-            rows[of_class] = np.searchsorted(self._ends[k], ranks[of_class], side="right")
+            rows[of_class] = np.searchsorted(self._ends[k], numbers[of_class], side="right")
         order = np.argsort(
             rows.astype(np.uint16 if len(self._rows) < 65536 else np.int64), kind="stable"
         )  # 16 bits: a radix sort
         rows = rows[order]
-        places = ranks[order] + self._shifts[rows, classes[order]]
-        positions = np.empty_like(ranks)
+        places = numbers[order] + self._shifts[rows, classes[order]]
+        positions = np.empty_like(numbers)
         starts = np.flatnonzero(np.diff(rows, prepend=-1)).tolist()
         for start, stop in pairwise([*starts, len(rows)]):
             positions[start:stop] = self._positions(int(self._rows[rows[start]]))[places[start:stop]]
-        ids = np.empty_like(ranks)
+        ids = np.empty_like(numbers)
         ids[order] = positions + self._case_ids[self._rows[rows]]
         return ids
 
-    def ranks_of(self, cls: int, ids: Ids) -> Ids:
-        """Rank of each example of one class, as `pick` counts them: the way back from ids to ranks.
+    def numbers_of(self, cls: int, ids: Ids) -> Ids:
+        """Number of each example of one class, as `pick` counts them: the way back from ids to numbers.
 
         The ids must be of this class and rising, and positions must be under 2^32, as in a bank.
         """
-        ranks = np.empty_like(ids)
+        numbers = np.empty_like(ids)
         for row, first in enumerate(self._case_ids[self._rows].tolist()):
             here = slice(*np.searchsorted(ids, (first, first + (1 << 32))).tolist())
             if here.start < here.stop:
@@ -190,8 +193,8 @@ class ClassIndex:
                     own, kind="stable"
                 )  # a class made of several lists their positions one class after the other
                 places = np.searchsorted(own, (ids[here] - first).astype(own.dtype), sorter=order)
-                ranks[here] = order[places] + self._ends[cls, row] - len(own)
-        return ranks
+                numbers[here] = order[places] + self._ends[cls, row] - len(own)
+        return numbers
 
     def positions(self, row: int) -> list[np.ndarray]:
         """Positions of the examples of each class in a case of this index, by the number of the case in it;
@@ -208,8 +211,8 @@ class ClassIndex:
     def random_ids(self, cls: int, n: int, *, generator: np.random.Generator) -> Ids:
         """`n` different ids of one class, uniform; all of them where the class has no more."""
         count = int(self._ends[cls, -1]) if len(self._rows) else 0
-        ranks = np.arange(count) if n >= count else generator.choice(count, n, replace=False)
-        return self.pick(np.full(len(ranks), cls, np.int64), ranks.astype(np.int64))
+        numbers = np.arange(count) if n >= count else generator.choice(count, n, replace=False)
+        return self.pick(np.full(len(numbers), cls, np.int64), numbers.astype(np.int64))
 
     def _copy(self) -> "ClassIndex":
         other = object.__new__(ClassIndex)

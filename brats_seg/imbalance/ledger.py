@@ -126,7 +126,7 @@ class Ledger:
             if bins is None:
                 continue
             different, n_each = np.unique(ids[classes == k], return_counts=True)
-            found = bins[index.ranks_of(k, different)]
+            found = bins[index.numbers_of(k, different)]
             n_draws, n_distinct = (
                 np.bincount(found, n_each, len(SIZE_STEPS)),
                 np.bincount(found, minlength=len(SIZE_STEPS)),

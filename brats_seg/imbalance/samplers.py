@@ -46,7 +46,7 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EpochPlan:
     """How much is drawn, from which seed, and for whom.
 
     `steps` None: as many as show every example of the largest class once. `drift_epochs`: by the last of so
@@ -90,7 +90,13 @@ class Sampler(ABC):
     """
 
     def __init__(
-        self, index: ClassIndex, *, requested: Shares, sizes: Counts, plan: Plan, groups: Groups | None = None
+        self,
+        index: ClassIndex,
+        *,
+        requested: Shares,
+        sizes: Counts,
+        plan: EpochPlan,
+        groups: Groups | None = None,
     ) -> None:
         """`requested`: the share of each class, in the first epoch. `sizes`: how many examples of each class
         there are to draw from.
@@ -178,12 +184,12 @@ class Sampler(ABC):
         first = block * self._block_steps
         n = min(self._block_steps, self.steps - first)
         generator = self._generator(_DRAWS, block)
-        classes, ranks = self._ranks(first, n, generator=generator)
+        classes, numbers = self._numbers(first, n, generator=generator)
         if self.groups is not None:
-            ranks = self.groups.ranks(classes, generator.random(classes.shape))
+            numbers = self.groups.numbers(classes, generator.random(classes.shape))
         mine = np.s_[:, self._plan.rank :: self._plan.n_ranks]
         self._classes = np.ascontiguousarray(classes[mine])
-        self._ids, self._hard = self._examples(classes, ranks, first=first, mine=mine)
+        self._ids, self._hard = self._examples(classes, numbers, first=first, mine=mine)
         self._loaded = (self.epoch, block)
 
     def _start_epoch(self) -> None:
@@ -195,7 +201,7 @@ class Sampler(ABC):
         """Batches in an epoch that shows every example of the largest class at least once."""
 
     @abstractmethod
-    def _ranks(
+    def _numbers(
         self, first: int, n: int, *, generator: np.random.Generator
     ) -> tuple[Int64[np.ndarray, "n b"], Int64[np.ndarray, "n b"]]:
         """Class and number within the class of every draw, on all ranks, of the `n` steps from `first` on."""
@@ -203,13 +209,13 @@ class Sampler(ABC):
     def _examples(
         self,
         classes: Int64[np.ndarray, "n b"],
-        ranks: Int64[np.ndarray, "n b"],
+        numbers: Int64[np.ndarray, "n b"],
         *,
         first: int,
         mine: tuple[slice, slice],
     ) -> tuple[Int64[np.ndarray, "n r"], Bool[np.ndarray, "n r"]]:
         """Id of this rank's draws, and whether each is a hard one."""
-        ids = self._index.pick(classes[mine].ravel(), ranks[mine].ravel()).reshape(classes[mine].shape)
+        ids = self._index.pick(classes[mine].ravel(), numbers[mine].ravel()).reshape(classes[mine].shape)
         return ids, np.zeros(ids.shape, dtype=bool)
 
     def _shuffled(self, number: int, size: int) -> Int64[np.ndarray, " size"]:
@@ -226,7 +232,7 @@ class RandomSampler(Sampler):
     def _steps_to_show_all(self) -> int:
         return -(-int(self._sizes.sum()) // self._plan.batch_size)
 
-    def _ranks(
+    def _numbers(
         self, first: int, n: int, *, generator: np.random.Generator
     ) -> tuple[Int64[np.ndarray, "n b"], Int64[np.ndarray, "n b"]]:
         total = int(self._sizes.sum())
@@ -281,7 +287,7 @@ class ShareSampler(Sampler):
         drawn = np.cumsum(self._counts((self.epoch - 1) * self.steps, self.steps), axis=0)
         self._drawn = np.concatenate([np.zeros((1, self._index.n_classes), np.int64), drawn])
 
-    def _ranks(
+    def _numbers(
         self, first: int, n: int, *, generator: np.random.Generator
     ) -> tuple[Int64[np.ndarray, "n b"], Int64[np.ndarray, "n b"]]:
         counts = np.diff(self._drawn[first : first + n + 1], axis=0)
@@ -290,10 +296,10 @@ class ShareSampler(Sampler):
         classes = generator.permuted(in_order, axis=1)
         if not self._whole_epochs:
             return classes, (generator.random(classes.shape) * self._sizes[classes]).astype(np.int64)
-        ranks = np.empty_like(classes)
+        numbers = np.empty_like(classes)
         for k, (places, turns) in self._turns(classes, first).items():
-            ranks.ravel()[places] = self._shuffled(k, int(self._sizes[k]))[turns % self._sizes[k]]
-        return classes, ranks
+            numbers.ravel()[places] = self._shuffled(k, int(self._sizes[k]))[turns % self._sizes[k]]
+        return classes, numbers
 
     def _turns(self, classes: np.ndarray, first: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """Of each class: its places in the flat block, and which draw of the class in this epoch each of them
@@ -309,7 +315,13 @@ class UndersamplingSampler(ShareSampler):
     """
 
     def __init__(
-        self, index: ClassIndex, *, requested: Shares, sizes: Counts, plan: Plan, groups: Groups | None = None
+        self,
+        index: ClassIndex,
+        *,
+        requested: Shares,
+        sizes: Counts,
+        plan: EpochPlan,
+        groups: Groups | None = None,
     ) -> None:
         super().__init__(index, requested=requested, sizes=sizes, plan=plan, groups=groups)
         self._subsets = {k: self._subset(k) for k in range(index.n_classes) if sizes[k] < index.counts[k]}
@@ -321,13 +333,13 @@ class UndersamplingSampler(ShareSampler):
             int(self._index.counts[k]), int(self._sizes[k]), replace=False
         )
 
-    def _ranks(
+    def _numbers(
         self, first: int, n: int, *, generator: np.random.Generator
     ) -> tuple[Int64[np.ndarray, "n b"], Int64[np.ndarray, "n b"]]:
-        classes, ranks = super()._ranks(first, n, generator=generator)
+        classes, numbers = super()._numbers(first, n, generator=generator)
         for k, subset in self._subsets.items():
-            ranks[classes == k] = subset[ranks[classes == k]]
-        return classes, ranks
+            numbers[classes == k] = subset[numbers[classes == k]]
+        return classes, numbers
 
 
 class HardSampler(ShareSampler):
@@ -342,7 +354,13 @@ class HardSampler(ShareSampler):
     max_age: int = 1
 
     def __init__(
-        self, index: ClassIndex, *, requested: Shares, sizes: Counts, plan: Plan, groups: Groups | None = None
+        self,
+        index: ClassIndex,
+        *,
+        requested: Shares,
+        sizes: Counts,
+        plan: EpochPlan,
+        groups: Groups | None = None,
     ) -> None:
         super().__init__(index, requested=requested, sizes=sizes, plan=plan, groups=groups)
         self.hard_classes = tuple(range(index.n_classes))
@@ -424,7 +442,7 @@ class HardSampler(ShareSampler):
     def _examples(
         self,
         classes: Int64[np.ndarray, "n b"],
-        ranks: Int64[np.ndarray, "n b"],
+        numbers: Int64[np.ndarray, "n b"],
         *,
         first: int,
         mine: tuple[slice, slice],
@@ -434,7 +452,7 @@ class HardSampler(ShareSampler):
             pool = self._pool.get(k, np.empty(0, np.int64))
             n_hard = len(turns) if self.recycle and len(pool) else int(np.searchsorted(turns, len(pool)))
             hard_ids.ravel()[places[:n_hard]] = pool[turns[:n_hard] % max(1, len(pool))]
-        ids, _ = super()._examples(classes, ranks, first=first, mine=mine)
+        ids, _ = super()._examples(classes, numbers, first=first, mine=mine)
         hard = hard_ids[mine] >= 0
         return np.where(hard, hard_ids[mine], ids), hard
 
@@ -498,7 +516,7 @@ def make_sampler(
             f"sampler.drift '{drift}': goes with sampler.kind {', '.join(DRIFTING)} and the number of "
             f"epochs; got '{kind}', {n_epochs}"
         )
-    plan = Plan(
+    plan = EpochPlan(
         batch_size=batch_size,
         steps=steps,
         seed=seed,

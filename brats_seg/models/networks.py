@@ -33,7 +33,7 @@ MEDNEXT_EXPANSION, MEDNEXT_KERNEL = 2, 3
 
 
 @dataclass(frozen=True)
-class Recipe:
+class NetworkKind:
     """How a network is built, and what it takes.
 
     Attributes:
@@ -71,38 +71,38 @@ def make_network(network: Network, *, n_channels: int, n_classes: int, n_dims: i
         UsageError: an unknown name, a patch of another dimension, or channels, residual units, a norm,
             dropout or deep supervision that the network cannot take.
     """
-    recipe = _recipe(network)
-    if n_dims not in recipe.dims:
-        wanted = " or ".join(map(str, recipe.dims))
+    kind = _kind(network)
+    if n_dims not in kind.dims:
+        wanted = " or ".join(map(str, kind.dims))
         raise UsageError(
             f"network.name '{network.name}' takes patches of {wanted} axes; patch.size has {n_dims}"
         )
-    if network.norm not in recipe.norms:
-        raise UsageError(f"network.norm '{network.norm}': '{network.name}' takes {', '.join(recipe.norms)}")
+    if network.norm not in kind.norms:
+        raise UsageError(f"network.norm '{network.norm}': '{network.name}' takes {', '.join(kind.norms)}")
     if min(network.channels, default=1) < 1:
         raise UsageError(f"network.channels {list(network.channels)}: a layer has at least 1")
-    if network.dropout > 0 and not recipe.drops_out:
+    if network.dropout > 0 and not kind.drops_out:
         raise UsageError(f"network.dropout {network.dropout:g}: '{network.name}' has no dropout; take 0")
-    _check_supervision(network, recipe)
-    return recipe.build(network, n_channels, n_classes, n_dims)
+    _check_supervision(network, kind)
+    return kind.build(network, n_channels, n_classes, n_dims)
 
 
 def output_layer(network: Network, module: nn.Module) -> nn.Module:
     """The layer of a built network that makes logits of its features: the part that learns in the second
     phase of two-phase training.
     """
-    recipe = _recipe(network)
-    if not recipe.output:
+    kind = _kind(network)
+    if not kind.output:
         raise UsageError(
             f"network.name '{network.name}' has no output layer of its own; give the stages their second "
             "phase"
         )
-    return module.get_submodule(recipe.output.format(last=len(network.channels) - 2))
+    return module.get_submodule(kind.output.format(last=len(network.channels) - 2))
 
 
 def network_divisor(network: Network) -> int:
     """What every side of an input must be a multiple of: the network halves it this often."""
-    return _recipe(network).divisor(network)
+    return _kind(network).divisor(network)
 
 
 def check_patch_size(
@@ -117,19 +117,19 @@ def check_patch_size(
         n_together: patches in the smallest pass.
         jitter: `sampler.jitter`; a network with a margin must label the voxel that was drawn.
     """
-    recipe, shown = _recipe(network), " x ".join(map(str, patch_size))
+    kind, shown = _kind(network), " x ".join(map(str, patch_size))
     if network.name == "cascade":
         raise UsageError(
             "network.name 'cascade' is not trained: `brats-seg cascade` composes it of two trained runs"
         )
-    smallest = 2 * recipe.margin + 1
-    if recipe.margin and any(side < smallest or side % 2 == 0 for side in patch_size):
+    smallest = 2 * kind.margin + 1
+    if kind.margin and any(side < smallest or side % 2 == 0 for side in patch_size):
         raise UsageError(f"patch.size {shown}: '{network.name}' needs odd sides of at least {smallest}")
     least = min(patch_size)
-    most = (least - smallest) / (least - 1) if recipe.margin else 1.0
+    most = (least - smallest) / (least - 1) if kind.margin else 1.0
     if jitter > most + 1e-6:
         raise UsageError(
-            f"sampler.jitter {jitter:g}: '{network.name}' labels the middle {least - 2 * recipe.margin} of "
+            f"sampler.jitter {jitter:g}: '{network.name}' labels the middle {least - 2 * kind.margin} of "
             f"{least} voxels a side, and the "
             f"drawn voxel must be one of them; take {int(100 * most) / 100:g} at most"
         )
@@ -147,10 +147,10 @@ def check_patch_size(
         )
 
 
-def _check_supervision(network: Network, recipe: Recipe) -> None:
+def _check_supervision(network: Network, kind: NetworkKind) -> None:
     """The lowest level has no output: the decoder begins above it."""
     asked, most = network.deep_supervision, len(network.channels) - 2
-    if asked and not recipe.supervised:
+    if asked and not kind.supervised:
         names = ", ".join(name for name, other in NETWORKS.items() if other.supervised)
         raise UsageError(
             f"network.deep_supervision {asked}: '{network.name}' has none; take 0, or one of {names}"
@@ -163,7 +163,7 @@ def _check_supervision(network: Network, recipe: Recipe) -> None:
         )
 
 
-def _recipe(network: Network) -> Recipe:
+def _kind(network: Network) -> NetworkKind:
     if network.name not in NETWORKS:
         raise UsageError(f"network.name '{network.name}' is unknown; the names are {', '.join(NETWORKS)}")
     return NETWORKS[network.name]
@@ -409,23 +409,23 @@ def _norm(network: Network, widths: tuple[int, ...]) -> Any:
 
 _VALID_NORMS = ("batch", "none")  # of a patch of 33 x 33 the others make another output than of a whole slice
 
-NETWORKS: dict[str, Recipe] = {
-    "unet2d": Recipe(_unet, dims=(2,), output="model.2"),
-    "basic_unet2d": Recipe(
+NETWORKS: dict[str, NetworkKind] = {
+    "unet2d": NetworkKind(_unet, dims=(2,), output="model.2"),
+    "basic_unet2d": NetworkKind(
         _basic_unet, dims=(2,), output="final_conv", divisor=lambda _: 2 ** (BASIC_LEVELS - 2)
     ),
-    "attention_unet2d": Recipe(_attention_unet, dims=(2,), output="model.2", norms=("batch",)),
-    "unet3d": Recipe(_unet, dims=(3,), output="model.2"),
-    "dynunet": Recipe(_dynunet, dims=(2, 3), output="output_block", supervised=True),
-    "segresnet": Recipe(_segresnet, dims=(2, 3), output="conv_final.2"),
-    "segresnet_ds": Recipe(
+    "attention_unet2d": NetworkKind(_attention_unet, dims=(2,), output="model.2", norms=("batch",)),
+    "unet3d": NetworkKind(_unet, dims=(3,), output="model.2"),
+    "dynunet": NetworkKind(_dynunet, dims=(2, 3), output="output_block", supervised=True),
+    "segresnet": NetworkKind(_segresnet, dims=(2, 3), output="conv_final.2"),
+    "segresnet_ds": NetworkKind(
         _segresnet_ds, dims=(2, 3), output="up_layers.{last}.head", drops_out=False, supervised=True
     ),
-    "mednext": Recipe(
+    "mednext": NetworkKind(
         _mednext, dims=(2, 3), output="out_0", norms=("instance",), drops_out=False, supervised=True
     ),
-    "swin_unetr": Recipe(_swin_unetr, dims=(2, 3), output="out", divisor=lambda _: 2**5),
-    "two_path": Recipe(
+    "swin_unetr": NetworkKind(_swin_unetr, dims=(2, 3), output="out", divisor=lambda _: 2**5),
+    "two_path": NetworkKind(
         _two_path,
         dims=(2,),
         output="classifier",
@@ -433,7 +433,7 @@ NETWORKS: dict[str, Recipe] = {
         divisor=lambda _: 1,
         margin=TwoPath.margin,
     ),
-    "input_cascade": Recipe(
+    "input_cascade": NetworkKind(
         _input_cascade,
         dims=(2,),
         output="second.classifier",
@@ -441,7 +441,7 @@ NETWORKS: dict[str, Recipe] = {
         divisor=lambda _: 1,
         margin=InputCascade.margin,
     ),
-    "cascade": Recipe(
+    "cascade": NetworkKind(
         _cascade, dims=(2, 3), output="", divisor=lambda network: lcm(*map(network_divisor, _stages(network)))
     ),
 }

@@ -175,7 +175,7 @@ def _box(axes: Axes, points: Float[np.ndarray, " n"], *, row: int, color: str) -
             whiskerprops=line,
             capprops=line,
         )
-    # Spread by rank, not at random: the same numbers always give the same picture.
+    # Spread by a sine, not at random: the same numbers always give the same picture.
     spread = 0.13 * np.sin(2.4 * np.arange(len(points)))
     axes.scatter(
         points,

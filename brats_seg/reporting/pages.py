@@ -9,7 +9,7 @@ from brats_seg.reporting import style
 
 
 def page_templates(filters: Mapping[str, Callable[..., Any]]) -> Environment:
-    """The templates of this room; a name that a template uses and nobody gives is an error.
+    """The templates of this package. A name that a template uses and nobody gives is an error.
 
     Args:
         filters: those of one page, beside `number`, `signed`, `percent`, `count`, `color` and `words`.

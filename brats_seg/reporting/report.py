@@ -251,13 +251,15 @@ def _ranked(scores: Sequence[Score], ids: Sequence[str]) -> list[tuple[str, floa
 
 
 def _shown(ranked: Sequence[tuple[str, float]]) -> dict[str, str]:
-    """Which cases are shown, in which order, and what is said of their rank."""
+    """Which cases are shown, in which order, and what is said of their place."""
     n = len(ranked)
     picked = range(n) if n <= 2 * N_EACH_END else (*range(N_EACH_END), *range(n - N_EACH_END, n))
-    return {case: f"{_rank_words(i, n)}, mean Dice {dice:.3f}" for i in picked for case, dice in (ranked[i],)}
+    return {
+        case: f"{_place_words(i, n)}, mean Dice {dice:.3f}" for i in picked for case, dice in (ranked[i],)
+    }
 
 
-def _rank_words(i: int, n: int) -> str:
+def _place_words(i: int, n: int) -> str:
     from_best = n - i
     if n == 1:
         return "The only case"
@@ -292,7 +294,7 @@ def _look_at(
         problems += [{"severity": "warning", "words": line} for line in seen.problems]
         if case in shown:
             regions, volumes = _regions_of(scores, case), _volumes_of(scores, case, classes)
-            cards[case] = _card(seen, rank=shown[case], scores=regions, volumes=volumes)
+            cards[case] = _card(seen, place=shown[case], scores=regions, volumes=volumes)
     return [cards[case] for case in shown], confusion, n_without_scans, problems
 
 
@@ -301,13 +303,13 @@ def _prediction_of(out: Path, case: Case) -> Path:
 
 
 def _card(
-    seen: SeenCase, *, rank: str, scores: Sequence[Score], volumes: Sequence[Mapping[str, Any]]
+    seen: SeenCase, *, place: str, scores: Sequence[Score], volumes: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     z = best_slice(seen)
     rows = case_pictures(seen, z=z)
     return {
         "case": seen.case.id,
-        "rank": rank,
+        "place": place,
         "slice_number": z + 1,
         "n_slices": seen.reference.shape[0],
         "scores": scores,

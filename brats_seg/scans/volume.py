@@ -1,4 +1,4 @@
-"""NIfTI and MetaImage <-> array + geometry; the only room that knows file axis order and orientation.
+"""NIfTI and MetaImage <-> array + geometry; the only module that knows file axis order and orientation.
 
 `nifti.py` and `metaimage.py` know one format each, `geometry.py` what both say of space; everybody else
 imports from here.

@@ -102,8 +102,8 @@ def draw_candidates(
             candidates[cls] = index.random_ids(cls, n, generator=generator)
         else:
             every = np.full(n, cls, np.int64)
-            ranks = np.unique(groups.ranks(every, generator.random(n)))
-            candidates[cls] = index.pick(every[: len(ranks)], ranks)
+            numbers = np.unique(groups.numbers(every, generator.random(n)))
+            candidates[cls] = index.pick(every[: len(numbers)], numbers)
     return candidates
 
 

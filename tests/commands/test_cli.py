@@ -1,5 +1,5 @@
-"""The door: help with an example at every verb, one line and an exit code for every known problem, light
-imports.
+"""The command line: help with an example at every verb, one line and an exit code for every known problem,
+light imports.
 """
 
 import errno

@@ -220,5 +220,5 @@ def test_the_lesions_of_a_regrouped_and_restricted_index():
     index = small_index().restrict([0]).regroup(("edema", "core"), [[1], [2]])
     groups = lesions_of(index).groups
     assert [ends.tolist() for ends in groups.ends] == [[50, 70], [5]]
-    ranks = groups.ranks(np.zeros(4, np.int64), np.array([0.0, 0.4999999, 0.5, 1 - 2**-53]))
-    assert index.pick(np.zeros(4, np.int64), ranks).tolist() == [100, 149, 200, 219]
+    numbers = groups.numbers(np.zeros(4, np.int64), np.array([0.0, 0.4999999, 0.5, 1 - 2**-53]))
+    assert index.pick(np.zeros(4, np.int64), numbers).tolist() == [100, 149, 200, 219]

@@ -143,7 +143,7 @@ def test_a_class_there_is_not_is_refused(cls):
         small_index().pick(np.array([0, cls]), np.array([0, 0]))
 
 
-def test_the_ranks_of_rising_ids_are_the_way_back_from_pick():
+def test_the_numbers_of_rising_ids_are_the_way_back_from_pick():
     parts = {0: np.array([7, 3, 5], np.uint32), 1: np.array([0, 1, 4, 9], np.uint32)}
     index = ClassIndex(
         ("healthy", "tumor"),
@@ -154,11 +154,11 @@ def test_the_ranks_of_rising_ids_are_the_way_back_from_pick():
     for view in (index, index.restrict([1, 0]), index.restrict([1])):
         for k in (0, 1):
             ids = np.sort(np.array(every_id(view, k)))
-            ranks = view.ranks_of(k, ids)
-            assert view.pick(np.full(len(ids), k), ranks).tolist() == ids.tolist()
+            numbers = view.numbers_of(k, ids)
+            assert view.pick(np.full(len(ids), k), numbers).tolist() == ids.tolist()
 
 
-def test_ranks_in_a_class_that_is_made_of_several_whose_positions_begin_anew():
+def test_numbers_in_a_class_that_is_made_of_several_whose_positions_begin_anew():
     # Edema at 4 and 9, enhancing core at 2 and 7: together as tumor the positions are 4, 9, 2, 7.
     part = np.array([0, 4, 9, 2, 7], np.uint32)
     index = ClassIndex(
@@ -168,7 +168,7 @@ def test_ranks_in_a_class_that_is_made_of_several_whose_positions_begin_anew():
         case_ids=np.zeros(1, np.int64),
     )
     grouped = index.regroup(("healthy", "tumor"), ((0,), (1, 2)))
-    assert grouped.ranks_of(1, np.array([2, 4, 7, 9])).tolist() == [2, 0, 3, 1]
+    assert grouped.numbers_of(1, np.array([2, 4, 7, 9])).tolist() == [2, 0, 3, 1]
 
 
 def test_random_ids_are_different_and_all_where_there_are_no_more():
