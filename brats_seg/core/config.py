@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from brats_seg.core.augmentation import Augment
 from brats_seg.core.settings import Section, Share, load_settings, parse_settings
+from brats_seg.core.share_rules import refused_shares
 
 
 class Network(Section):
@@ -87,12 +88,8 @@ class Sampler(Section):
 
     @model_validator(mode="after")
     def _shares_only_where_used(self) -> "Sampler":
-        if self.shares is not None and abs(sum(self.shares.values()) - 1) > 1e-6:
-            raise ValueError(f"shares sum to {sum(self.shares.values()):g}; they must sum to 1")
-        if self.shares is not None and self.healthy_share is not None:
-            raise ValueError("give shares or healthy_share, not both")
-        if self.kind == "ratio" and self.shares is None and self.healthy_share is None:
-            raise ValueError("kind 'ratio' needs shares (by class name) or healthy_share")
+        if refused := refused_shares(self.kind, self.shares, self.healthy_share):
+            raise ValueError(refused)
         if self.kind not in ("ratio", "hard") and (self.shares is not None or self.healthy_share is not None):
             raise ValueError(f"kind '{self.kind}' takes no shares; use kind 'ratio' or 'hard'")
         if self.imbalance_ratio != 1 and self.kind not in ("oversample", "undersample"):

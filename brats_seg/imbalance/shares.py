@@ -9,6 +9,7 @@ from jaxtyping import Int64
 
 from brats_seg.core.errors import UsageError
 from brats_seg.core.shapes import Counts, Shares
+from brats_seg.core.share_rules import refused_shares
 
 LONGEST_PERIOD = 4096
 """Batches after which the remainder's rotation begins anew, at most."""
@@ -42,16 +43,14 @@ def requested_shares(
             f"sampler.imbalance_ratio {imbalance_ratio:g}: a majority over minority count, so a finite "
             "number of 1 or more"
         )
-    if shares is not None and healthy_share is not None:
-        raise UsageError("sampler.shares and sampler.healthy_share: give one of the two")
+    if refused := refused_shares(kind, shares, healthy_share):
+        raise UsageError(f"sampler.{refused}")
     if kind in ("random", "oversample", "undersample"):
         asked = resampled_counts(kind, counts, imbalance_ratio=imbalance_ratio) / max(1, counts.sum())
     elif shares is not None:
         asked = _by_name(shares, class_names)
     elif healthy_share is not None:
         asked = _with_healthy(healthy_share, class_names, counts=counts)
-    elif kind == "ratio":
-        raise UsageError("sampler.kind 'ratio' needs sampler.shares (by class name) or sampler.healthy_share")
     else:
         asked = np.full(len(class_names), 1 / len(class_names))
     wanted = asked > 0 if shares is not None else np.ones(len(class_names), dtype=bool)
@@ -149,9 +148,6 @@ def _by_name(shares: Mapping[str, float], class_names: tuple[str, ...]) -> np.nd
         if not 0 <= share <= 1:
             raise UsageError(f"sampler.shares.{name} {share:g}: a share lies in 0..1")
         asked[members] += share / len(members)
-    total = sum(shares.values())
-    if abs(total - 1) > 1e-6:
-        raise UsageError(f"sampler.shares sum to {total:g}; they must sum to 1")
     return asked
 
 

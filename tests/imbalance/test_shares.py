@@ -62,7 +62,7 @@ def test_over_and_undersampling_reach_the_ratio_in_full_or_in_part():
         ({"imbalance_ratio": 0.5}, r"sampler\.imbalance_ratio 0\.5"),
         ({"imbalance_ratio": float("nan")}, r"sampler\.imbalance_ratio nan"),
         ({"imbalance_ratio": float("inf")}, r"sampler\.imbalance_ratio inf"),
-        ({}, r"needs sampler\.shares"),
+        ({}, "kind 'ratio' needs shares"),
         (
             {"healthy_share": 0.5, "counts": np.array([9, 0, 1])},
             "no training example of class 'edema'; add cases",
