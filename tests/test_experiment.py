@@ -628,7 +628,7 @@ def test_rows_of_schema_1_are_taken_over_where_the_old_defaults_give_the_same_kn
 
 def test_rows_of_schema_1_with_rotated_patches_are_not_taken_over() -> None:
     """Those patches had air in their corners: it was another training."""
-    for name, n_rows in (("sampling", 1), ("sampling_real", 0)):
+    for name, n_rows in (("sampling", 1), ("confirm_real", 0)):
         (strategy,) = make_strategies(load_experiment(name), only=["balanced"])
         cell = experiment._cell("", "f" * 64, strategy, fold=0, seed=0, cases="held_out")
         finished = {experiment._digest_of_schema_1(cell.job)[:DIGEST]: [{"case": "A"}]}
@@ -647,7 +647,7 @@ def test_a_folder_of_schema_1_is_refused_with_the_way_to_take_its_runs_over(
         run_experiment(bank, tmp_path, tiny(), workers=1)
 
 
-@pytest.mark.parametrize("name", ["confirm", "sampling_real"])
+@pytest.mark.parametrize("name", ["confirm", "confirm_real"])
 def test_what_is_confirmed_is_the_strategy_of_the_best_config(name: str) -> None:
     confirmed, best = make_strategies(load_experiment(name), only=["best"])[0].configs[0], load_config("best")
     assert (confirmed.sampler, confirmed.loss, confirmed.hard, confirmed.phases) == (
@@ -656,8 +656,32 @@ def test_what_is_confirmed_is_the_strategy_of_the_best_config(name: str) -> None
         best.hard,
         best.phases,
     )
-    if name == "sampling_real":
+    if name == "confirm_real":
         assert confirmed == best  # network, augmentation and budget too
+
+
+def test_strategies_on_real_scans_differ_in_the_sampler_alone() -> None:
+    strategies = {s.name: s.configs[0] for s in make_strategies(load_experiment("sampling_real"))}
+    assert [*strategies] == ["random", "balanced", "hard", "case_first", "lesion_first", "drifting"]
+    recipe = load_config("recipe2d")
+    for config in strategies.values():
+        training = config.training.model_copy(update={"threads": recipe.training.threads})
+        assert config.model_copy(update={"sampler": recipe.sampler, "training": training}) == recipe
+        assert config.sampler.jitter == 0.6
+
+
+def test_hard_replay_on_real_scans_takes_over_runs_of_the_six_strategies() -> None:
+    """Runs of random and balanced have one digest in both experiments."""
+    cells: dict[str, list[str]] = {}
+    for name in ("sampling_real", "hard_real"):
+        config = load_experiment(name)
+        for strategy in make_strategies(config, only=["random", "balanced"]):
+            looks = config.predict.looks
+            cell = experiment._cell(
+                "", "f" * 64, strategy, fold=0, seed=0, cases=config.predict.cases, looks=looks
+            )
+            cells.setdefault(strategy.name, []).append(cell.digest)
+    assert all(one == other for one, other in cells.values())
 
 
 # Looks

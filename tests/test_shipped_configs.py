@@ -199,7 +199,12 @@ def small_experiment(name: str) -> ExperimentConfig:
     tiny = {"network.channels": [4, 4, 4, 4, 4, 4], "patch.size": [32, 32]}
     every = config.every | SMALL | ({} if "network" in config.every else tiny)
     first, *_, last = [*config.predict.correct_priors, config.predict.correct_priors[-1]]
-    few = config.predict.model_copy(update={"correct_priors": tuple(dict.fromkeys((first, last)))})
+    few = config.predict.model_copy(
+        update={
+            "correct_priors": tuple(dict.fromkeys((first, last))),
+            "looks": min(config.predict.looks, SMALL["training.epochs"]),
+        }
+    )
     config = config.model_copy(update={"every": every, "strategies": given, "predict": few})
     chosen = []
     for number, strategy in enumerate(
