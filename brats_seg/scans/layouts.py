@@ -263,7 +263,13 @@ def _pieces(folder: Path, *, layout: str | None) -> tuple[list[Piece], list[Prob
     if layout in (None, PLAIN):
         taken = {piece.file.path for piece in pieces}
         listed = _manifest_folders(pieces, problems)
-        free = [file for file in rest if file not in taken and listed.isdisjoint(file.parents)]
+        # Stray files of plain names in or above the folders of another layout's cases are no further case.
+        others = {folder for piece in pieces for folder in piece.file.path.parents}
+        free = [
+            file
+            for file in rest
+            if not (file in taken or file.parent in others) and listed.isdisjoint(file.parents)
+        ]
         pieces += read_plain(free, root=folder.absolute())
     taken = {piece.file.path for piece in pieces}
     return pieces, problems + _left_out([file for file in rest if file not in taken], layout=layout)

@@ -12,6 +12,12 @@ from brats_seg.scans.volume import SUFFIXES
 
 NAME = "plain"
 """Of the layout."""
+_VISIT = re.compile(
+    r"(visit|session|ses|timepoint|tp|day|week|month|year|baseline|follow[ _-]?up|(pre|post)([ _-]?op)?)"
+    r"[ _-]*\d*|\d{4}-?\d{2}-?\d{2}",
+    re.IGNORECASE,
+)
+"""Names of folders that say when a scan was taken: visit1, ses-02, week 12, baseline, 2019-05-31."""
 _REFERENCES = ("gt", "groundtruth", "label", "labels", "mask", "seg", "segm", "segmentation", "truth")
 
 
@@ -19,8 +25,10 @@ def read_plain(files: Sequence[Path], *, root: Path) -> list[Piece]:
     """Cases of files such as `case/{t1,t1ce,t2,flair,seg}.nii.gz`, whatever the case of their letters, also
     with a trailing " (1)".
 
-    A case is named after its folder; where two folders have one name, after their path below `root`. Files of
-    a folder without any modality are left alone. The schema of the labels stays "".
+    A case is named after its folder; where two folders have one name, or the folder says when the scan was
+    taken (`person/visit1`), after their path below `root`. The scans of such visits are of one patient, who
+    is named after the folder around the visits. Files of a folder without any modality are left alone. The
+    schema of the labels stays "".
 
     Args:
         files: that no other layout claims.
@@ -35,13 +43,19 @@ def read_plain(files: Sequence[Path], *, root: Path) -> list[Piece]:
     names = [folder.name.lower() for folder in cases]
     pieces = []
     for folder, roles in cases.items():
-        is_only = names.count(folder.name.lower()) == 1
-        case_id = folder.name if is_only or folder == root else "_".join(folder.relative_to(root).parts)
-        pieces += [
-            Piece(NAME, "", case_id, patient_of(case_id), role, ScanFile(file), folder)
-            for role, file in roles
-        ]
+        parts = folder.relative_to(root).parts
+        person = _person(parts)
+        is_only = names.count(folder.name.lower()) == 1 and not person
+        case_id = folder.name if is_only or not parts else "_".join(parts)
+        patient = person or patient_of(case_id)
+        pieces += [Piece(NAME, "", case_id, patient, role, ScanFile(file), folder) for role, file in roles]
     return pieces
+
+
+def _person(parts: Sequence[str]) -> str:
+    """The path of folders around the first one that is named after a visit; "" where there is none."""
+    visits = [number for number, part in enumerate(parts) if _VISIT.fullmatch(part)]
+    return "_".join(parts[: visits[0]]) if visits else ""
 
 
 def _role(file: Path) -> str | None:

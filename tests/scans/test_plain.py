@@ -44,6 +44,52 @@ def test_folders_of_one_name_are_named_after_their_paths(tmp_path):
     assert [case.id for case in find_cases(tmp_path).cases] == ["ann_mri", "bob_mri"]
 
 
+@pytest.mark.parametrize(
+    "visits",
+    [("visit1", "visit2"), ("ses-01", "ses-02"), ("Baseline", "follow-up 1"), ("2019-05-31", "20200101")],
+)
+def test_visits_of_a_person_are_scans_of_one_patient(tmp_path, visits):
+    for person in ("ann", "bob"):
+        for visit in visits:
+            for name in ("t1", "t1ce", "t2", "flair"):
+                touch(tmp_path / person / visit / f"{name}.nii.gz")
+    cases = find_cases(tmp_path).cases
+    assert {(case.id, case.patient) for case in cases} == {
+        (f"{person}_{visit}", person) for person in ("ann", "bob") for visit in visits
+    }
+
+
+def test_a_visit_is_of_the_person_around_it_also_where_each_visit_is_named_once(tmp_path):
+    for folder in ("cohort/ann/visit1/mri", "cohort/ann/visit2/mri", "cohort/bob", "cohort/scan3", "visit9"):
+        for name in ("t1", "t1ce", "t2", "flair"):
+            touch(tmp_path / folder / f"{name}.nii.gz")
+    assert {case.id: case.patient for case in find_cases(tmp_path).cases} == {
+        "cohort_ann_visit1_mri": "cohort_ann",
+        "cohort_ann_visit2_mri": "cohort_ann",
+        "bob": "bob",
+        "scan3": "scan3",
+        "visit9": "visit9",
+    }
+
+
+@pytest.mark.parametrize(
+    "stray", ["BraTS2021_00001/mask.nii.gz", "BraTS2021_00001/flair.nii.gz", "t1.nii.gz"]
+)
+def test_stray_plain_names_beside_the_cases_of_a_release_are_left_out_with_a_warning(tmp_path, stray):
+    for role in ("t1", "t1ce", "t2", "flair", "seg"):
+        touch(tmp_path / "data/BraTS2021_00001" / f"BraTS2021_00001_{role}.nii.gz")
+        touch(tmp_path / "data/ann" / f"{role}.nii.gz")
+    touch(tmp_path / "data" / stray)
+    found = find_cases(tmp_path, schema="brats2017")
+    assert [case.id for case in found.cases] == ["BraTS2021_00001", "ann"]
+    (problem,) = found.problems
+    name = stray.rpartition("/")[2]
+    assert (problem.severity, problem.what) == (
+        "warning",
+        f"1 scan files that no layout claims, such as {name}, are left out",
+    )
+
+
 def test_two_files_that_read_as_one_modality_are_one_line_and_the_other_cases_go_on(tmp_path):
     for person in ("ann", "bob"):
         for name in ("t1", "t1ce", "t2", "flair"):
