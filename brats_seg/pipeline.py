@@ -327,10 +327,12 @@ def predict(
     run, scans, out = find_run(run), Path(scans), Path(out)
     runs = (run, *map(find_run, also))
     cleanup, thresholds = Cleanup(min_component_mm3, min_enhancing_mm3), None
+    others = bool(also or correct_priors or cleanup != Cleanup())
+    drops_tuning = tuned is None and others and _comes_tuned(run)
     if tuned is None:
-        tuned = _comes_tuned(run) and not (also or correct_priors or cleanup != Cleanup())
+        tuned = _comes_tuned(run) and not others
     if tuned:
-        if also or correct_priors or cleanup != Cleanup():
+        if others:
             raise UsageError(
                 "--tuned: settings are found for one network, all together; leave out --also and settings "
                 "given by hand"
@@ -354,12 +356,19 @@ def predict(
         found = _only(found, held_out_by_all(runs), scans)
     first, step = part or (1, 1)
     write_cards(out, runs)
-    half_trained = [problem for one in runs if (problem := unfinished(one))]
+    known = [problem for one in runs if (problem := unfinished(one))]
+    if drops_tuning:
+        what = (
+            "the tuned settings that come with this network are not used, since others are given; these "
+            f"hold: --correct-priors {correct_priors:g} --min-component-mm3 {min_component_mm3:g} "
+            f"--min-enhancing-mm3 {min_enhancing_mm3:g}, and no thresholds"
+        )
+        known.append(Problem("warning", "", str(run), what, "no other settings, or --untuned"))
     return predict_cases(
         segmenters,
         found.cases[first - 1 :: step],
         out=out,
-        problems=(*half_trained, *found.problems) if first == 1 else (),
+        problems=(*known, *found.problems) if first == 1 else (),
         mirroring="all_axes" if tta else "none",
         thresholds=thresholds,
         cleanup=cleanup,
@@ -570,6 +579,7 @@ def view(
     prediction: str | Path | None = None,
     reference: str | Path | None = None,
     schema: str | None = None,
+    prediction_schema: str | None = None,
 ) -> Path:
     """Write one page to look at a case. Raises `InputError` where the folder does not hold exactly one
     case.
@@ -579,7 +589,13 @@ def view(
     if len(found.cases) != 1:
         names = ", ".join([case.id for case in found.cases[:5]] + ["..."] * (len(found.cases) > 5)) or "none"
         raise InputError(f"{folder}: holds {len(found.cases)} cases ({names}); give the folder of one case")
-    return write_page(found.cases[0], prediction=prediction, reference=reference, output=Path(output))
+    return write_page(
+        found.cases[0],
+        prediction=prediction,
+        reference=reference,
+        output=Path(output),
+        prediction_schema=prediction_schema,
+    )
 
 
 def _comes_tuned(run: Path) -> bool:

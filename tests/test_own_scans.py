@@ -328,9 +328,17 @@ def test_settings_that_travel_with_a_network_are_used_unless_left_out(
     assert load_tool().main([*several, "--card", str(tmp_path / "card.yaml"), "--shelf", str(shelf)]) == 0
     assert pipeline.predict("several", work / "plain", tmp_path / "several", device="cpu").exit_code == 0
     assert float(pd.read_csv(tmp_path / "several" / "predictions.csv")["whole_ml"].sum()) == 0
-    assert (
-        tumor_ml("--min-component-mm3", "0.5") > 0
-    )  # a setting given by hand takes the place of all that travel
+    capsys.readouterr()
+    # a setting given by hand takes the place of all that travel
+    assert tumor_ml("--min-component-mm3", "0.5") > 0
+    said = capsys.readouterr()
+    assert "the tuned settings that come with this network are not used, since others are given" in said.out
+    assert "--correct-priors 0 --min-component-mm3 0.5 --min-enhancing-mm3 0, and no thresholds" in said.out
+    n_cases = len(list((work / "plain").iterdir()))
+    lines = said.err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        f"segmenting {i}/{n_cases}" for i in range(1, n_cases + 1)
+    ]
 
 
 def test_more_than_six_megabytes_are_refused_and_leave_nothing(
@@ -472,7 +480,7 @@ def test_weights_that_have_seen_held_out_cases_are_warned_of(
         pipeline.train(
             work / "bank", tmp_path / str(fold), config, fold=fold, initial=work / "run", device="cpu"
         )
-    (said,) = [record.message for record in caplog.records if "--from" in record.message]
+    (said,) = [record.message for record in caplog.records if "held-out" in record.message]
     n = len(folds[1])
     assert f"has seen {n} of the {n} held-out cases ({folds[1][0]}" in said
     assert "their scores will be too high; give a run of the same fold" in said

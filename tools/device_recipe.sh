@@ -5,7 +5,8 @@
 #   there  tools/device_recipe.sh unpack PARCELS SCANS       every parcel that has arrived -> scan folders; run once a parcel
 #   there  tools/device_recipe.sh bank SCANS BANK            the bank, with five folds
 #   there  tools/device_recipe.sh train BANK RUNS            RUNS/fold0 ... RUNS/fold4 and RUNS/all
-#   there  tools/device_recipe.sh score BANK RUNS SCANS OUT  held-out cases of each fold: label maps, scores.csv, summary.json
+#   there  tools/device_recipe.sh score BANK RUNS SCANS OUT  held-out cases of each fold: label maps, scores.csv, summary.json;
+#                                                            ends with 1 where a case has no label map or no score
 #   there  tools/device_recipe.sh collect RUNS OUT           what is brought back: weights to predict with, tables, pictures
 #
 # Each step has a time limit of its own, in seconds: LIMIT_BANK, LIMIT_RUN (one training), LIMIT_SCORE.
@@ -77,7 +78,7 @@ score() { # BANK RUNS SCANS OUT
     done
     mkdir -p "$4/all_folds"
     cp "$4"/fold[0-9]/*.nii.gz "$4/all_folds/"
-    timeout "${LIMIT_SCORE:-60}" $BRATS_SEG evaluate "$4/all_folds" "$3" --convention brats2020 --convention brats2023 || true
+    timeout "${LIMIT_SCORE:-60}" $BRATS_SEG evaluate "$4/all_folds" "$3" --convention brats2020 --convention brats2023
 }
 
 collect() { # RUNS OUT

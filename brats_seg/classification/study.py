@@ -158,6 +158,7 @@ def run_study(
     workers: int,
     part: tuple[int, int] | None = None,
     device: str = "auto",
+    say: Callable[[str], None] = lambda line: None,
 ) -> GridReport:
     """Train what the store does not hold yet.
 
@@ -169,6 +170,7 @@ def run_study(
         part: (I, N): every N-th cell from the I-th on, into `OUT/part_I_of_N`; what other parts finished is
             not computed again.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        say: takes a line before anything slow.
 
     Raises:
         UsageError: a method that is none, knobs it does not take, images without a folder, or a distribution
@@ -179,6 +181,8 @@ def run_study(
     where = image_folder(settings.images, folder)
     out.mkdir(parents=True, exist_ok=True)
     cache = out / "images"
+    if settings.images.preprocessing != "none" and not cache.is_dir():
+        say(f"whitening the images, once for all networks (a minute for CIFAR-10); they are kept in {cache}")
     images = open_images(settings.images, where, cache=cache)
     identity = _identity(settings, images)
     finished = _finished(out)

@@ -78,7 +78,13 @@ def study_run(
 
     settings = load_settings(StudySettings, config, shelf="studies", overrides=tuple(overrides or ()))
     report = study.run_study(
-        settings, out, folder=images, workers=workers, part=parse_part(part), device=device
+        settings,
+        out,
+        folder=images,
+        workers=workers,
+        part=parse_part(part),
+        device=device,
+        say=lambda line: typer.echo(line, err=True),
     )
     typer.echo(f"{report.n_new} cells finished, {report.n_kept} were there; rows in {out}")
     n_diverged = len({(row["seed"], row["method"], row["rate"]) for row in report.rows if row["diverged"]})

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from brats_seg.commands.options import Schema
+from brats_seg.commands.options import PredictionSchema, Schema
 
 
 def view(
@@ -19,8 +19,17 @@ def view(
         typer.Option(help="Expert's label map; the case's own by default.", exists=True, dir_okay=False),
     ] = None,
     schema: Schema = None,
+    prediction_schema: PredictionSchema = None,
 ) -> None:
     """Write one page to look at a case: three planes, four modalities, label maps over them."""
     from brats_seg import pipeline
 
-    typer.echo(pipeline.view(case, prediction=prediction, reference=reference, output=output, schema=schema))
+    page = pipeline.view(
+        case,
+        prediction=prediction,
+        reference=reference,
+        output=output,
+        schema=schema,
+        prediction_schema=prediction_schema,
+    )
+    typer.echo(page)

@@ -17,7 +17,7 @@ from typing import Any
 from brats_seg.core.cluster import Outcome, iterate_outcomes
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock, parse_json, read_json, shown, write_json
-from brats_seg.core.progress import progress_bar
+from brats_seg.core.progress import log_line, progress_bar
 
 Row = dict[str, Any]
 STORE = "grid.json"
@@ -244,13 +244,7 @@ def _compute(
             bar.update(
                 task, advance=1, note=f"{n_new / (time.monotonic() - start) * 3600:.0f} an hour  {said}"
             )
-            if not bar.console.is_terminal:  # a log of hours of work says how far it is
-                bar.console.print(
-                    f"{label} {n_kept + n_new}/{n_cells}: {said}",
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True,
-                )
+            log_line(bar, f"{label} {n_kept + n_new}/{n_cells}: {said}")
     return failed
 
 

@@ -1,7 +1,7 @@
 """A progress bar with time left for long work; silent where nobody watches."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import parent_process
 from typing import TypeVar
 
@@ -62,10 +62,22 @@ def progress_bar() -> Progress:
     )
 
 
-def track(items: Iterable[T], *, total: int, label: str) -> Iterator[T]:
-    """Yield the items while a bar counts them."""
+def log_line(bar: Progress, line: str) -> None:
+    """Print a line where standard error is no terminal: the log of hours of work says how far it is."""
+    if not bar.console.is_terminal:
+        bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def track(
+    items: Iterable[T], *, total: int, label: str, line: Callable[[T], str] | None = None
+) -> Iterator[T]:
+    """Yield the items while a bar counts them; with `line`, each of them has a line where standard error is
+    no terminal.
+    """
     with progress_bar() as bar:
         task = bar.add_task(label, total=total, note="")
-        for item in items:
+        for number, item in enumerate(items, start=1):
+            if line is not None:
+                log_line(bar, f"{label} {number}/{total}: {line(item)}")
             yield item
             bar.advance(task)

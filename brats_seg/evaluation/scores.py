@@ -26,10 +26,18 @@ from brats_seg.evaluation.overlap import JointHistogram, Overlap, joint_histogra
 from brats_seg.evaluation.pair import Pair, make_pair
 from brats_seg.evaluation.surface import Spacing, hd95_of, surface_dice
 from brats_seg.evaluation.table import NAN, TOLERANCE_MM, Convention, Score, compare, summarize, write_scores
-from brats_seg.evaluation.written import written_schema
+from brats_seg.evaluation.written import TABLE, written_schema
 from brats_seg.scans.case import Case
 from brats_seg.scans.geometry import Geometry, ScanError, same_grid
-from brats_seg.scans.labels import REGIONS, SCHEMAS, LabelSchema, common_classes, region_classes, to_tissue
+from brats_seg.scans.labels import (
+    REGIONS,
+    SCHEMAS,
+    LabelSchema,
+    common_classes,
+    region_classes,
+    schema_option,
+    to_tissue,
+)
 from brats_seg.scans.layouts import find_cases, problems_of
 from brats_seg.scans.problem import Problem
 from brats_seg.scans.verify import untold_schema
@@ -201,10 +209,7 @@ def evaluate_folders(
     """
     for name in conventions:
         convention_named(name)
-    if prediction_schema is not None and prediction_schema not in SCHEMAS:
-        raise UsageError(
-            f"--prediction-schema {prediction_schema}: unknown; the schemas are {', '.join(SCHEMAS)}"
-        )
+    schema_option(prediction_schema, option="--prediction-schema")
     for region in cavity_in:
         if region not in REGIONS:
             raise UsageError(f"--cavity-in {region}: unknown; the regions are {', '.join(REGIONS)}")
@@ -362,6 +367,7 @@ def _score_folder(
     if not pairs:
         return []
     written = [written_schema(case, path, untold=settings.prediction_schema) for case, path in pairs]
+    problems.extend(_overruled(out, written, settings.prediction_schema))
     classes = settings.classes or common_classes(
         SCHEMAS[name] for name in (*(case.schema for case, _ in pairs), *written)
     )
@@ -385,6 +391,18 @@ def _score_folder(
                 problems.extend([result.problem] if result.problem else [])
     problems.extend(_swapped(out, scored, settings.cavity_in))
     return scored
+
+
+def _overruled(out: Path, written: Sequence[str], asked: str | None) -> list[Problem]:
+    """A warning where `predictions.csv` names another label schema than `--prediction-schema`."""
+    others = [name for name in written if asked is not None and name != asked]
+    if not others:
+        return []
+    what = (
+        f"--prediction-schema {asked} is not used for {len(others)} of {len(written)} predictions: {TABLE} "
+        f"says {', '.join(sorted(set(others)))}"
+    )
+    return [Problem("warning", "", str(out), what, f"no --prediction-schema, or label maps without {TABLE}")]
 
 
 def _swapped(out: Path, scored: Sequence[_CaseScores], cavity_in: Sequence[str]) -> list[Problem]:

@@ -156,13 +156,20 @@ def predict_cases(
     with closing(
         _pipelined(job, todo)
     ) as results:  # whatever ends the loop: a traceback would keep them, and they go on by themselves
-        for result in track(results, total=len(todo), label="segmenting"):
+        for result in track(results, total=len(todo), label="segmenting", line=_line):
             if isinstance(result, Problem):
                 found.append(result)
             else:
                 predictions.append(result)
     rebuild_table(out)  # the rows stand in the order in which the cases were finished
     return PredictReport(tuple(predictions), tuple(skipped), tuple(found))
+
+
+def _line(result: Prediction | Problem) -> str:
+    """What a log says of a case."""
+    if isinstance(result, Problem):
+        return f"{result.case} refused"
+    return f"{result.case}, {result.seconds:.1f} s"
 
 
 def predict_one(

@@ -5,7 +5,7 @@ package brings it.
 import base64
 import gzip
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
@@ -20,7 +20,7 @@ from jinja2 import Environment, StrictUndefined
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import write_text
 from brats_seg.core.shapes import Mask, TissueMap, Volume
-from brats_seg.evaluation.written import written_schema
+from brats_seg.evaluation.written import TABLE, written_schema
 from brats_seg.reporting.style import color_of, css_variables, viewer_colors, words
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.labels import (
@@ -30,6 +30,7 @@ from brats_seg.scans.labels import (
     common_classes,
     region_classes,
     schema_named,
+    schema_option,
     to_tissue,
 )
 from brats_seg.scans.volume import Geometry, read_volume, read_volumes, same_grid
@@ -107,7 +108,14 @@ class Overlay:
         return 90 if self.style == "Outline" else 50
 
 
-def write_page(case: Case, *, prediction: Path | None, reference: Path | None, output: Path) -> Path:
+def write_page(
+    case: Case,
+    *,
+    prediction: Path | None,
+    reference: Path | None,
+    output: Path,
+    prediction_schema: str | None = None,
+) -> Path:
     """Write one self-contained HTML page that shows a case: three planes, its modalities, label maps laid
     over them, volumes in ml.
 
@@ -120,12 +128,14 @@ def write_page(case: Case, *, prediction: Path | None, reference: Path | None, o
             None leaves it out.
         reference: likewise; None takes the label the case comes with, if any.
         output: the page, ending in `.html`; its folder has to exist.
+        prediction_schema: the label schema of a prediction that no `predictions.csv` beside it tells.
 
     Returns:
         `output`.
 
     Raises:
-        UsageError: the extra `view` is not installed, or `output` is not an `.html` file.
+        UsageError: the extra `view` is not installed, `output` is not an `.html` file, or `prediction_schema`
+            is unknown or not what `predictions.csv` says.
         InputError: a label map whose name says another case, no modality, no voxel above 0, an unreadable
             file, a file on another grid, values outside the schema.
     """
@@ -133,17 +143,30 @@ def write_page(case: Case, *, prediction: Path | None, reference: Path | None, o
         raise UsageError(f"--output {output}: the page is HTML; give it a name that ends in .html")
     bundle = find_bundle()
     names, scans, geometry = _read_scans(case)
-    classes = common_classes(schema_named(name) for name in _schemas(case, prediction, reference).values())
-    overlays = _read_overlays(case, prediction, reference, geometry=geometry, classes=classes)
+    schemas = _schemas(case, prediction, reference, prediction_schema=prediction_schema)
+    classes = common_classes(schema_named(name) for name in schemas.values())
+    overlays = _read_overlays(
+        case, prediction, reference, schemas=schemas, geometry=geometry, classes=classes
+    )
     write_text(
         output, _render(case, names, scans, overlays, geometry=geometry, classes=classes, bundle=bundle)
     )
     return output
 
 
-def _schemas(case: Case, prediction: Path | None, reference: Path | None) -> dict[str, str]:
+def _schemas(
+    case: Case, prediction: Path | None, reference: Path | None, *, prediction_schema: str | None
+) -> dict[str, str]:
     """The label schema of each label map there is, or of the case where there is none."""
-    schemas = {} if prediction is None else {"prediction": written_schema(case, prediction)}
+    asked = schema_option(prediction_schema, option="--prediction-schema")
+    schemas = {}
+    if prediction is not None:
+        schemas["prediction"] = written_schema(case, prediction, untold=asked)
+        if asked and schemas["prediction"] != asked:
+            raise UsageError(
+                f"--prediction-schema {asked}: {TABLE} beside {prediction} says {schemas['prediction']}; "
+                "leave the option out"
+            )
     if case.label is not None or reference is not None or prediction is None:
         schemas["reference"] = case.schema or (
             "" if case.label is not None or reference is not None else next(iter(SCHEMAS))
@@ -197,7 +220,13 @@ def _read_scans(case: Case) -> tuple[list[str], list[Volume], Geometry]:
 
 
 def _read_overlays(
-    case: Case, prediction: Path | None, reference: Path | None, *, geometry: Geometry, classes: Sequence[str]
+    case: Case,
+    prediction: Path | None,
+    reference: Path | None,
+    *,
+    schemas: Mapping[str, str],
+    geometry: Geometry,
+    classes: Sequence[str],
 ) -> list[Overlay]:
     """The label maps there are: alone, one is filled; of two, the reference is a line over the filled
     prediction.
@@ -212,7 +241,6 @@ def _read_overlays(
     expert = case.label if reference is None else ScanFile(reference)
     sources = {"prediction": None if prediction is None else ScanFile(prediction), "reference": expert}
     found = {name: source for name, source in sources.items() if source is not None}
-    schemas = _schemas(case, prediction, reference)
     return [
         Overlay(
             id=name,

@@ -123,10 +123,10 @@ def schema_named(name: str) -> LabelSchema:
     return SCHEMAS[name]
 
 
-def schema_option(name: str | None) -> str:
-    """The schema that `--schema` names, "" where it names none. Raises `UsageError` with the choices."""
+def schema_option(name: str | None, *, option: str = "--schema") -> str:
+    """The schema that an option names, "" where it names none. Raises `UsageError` with the choices."""
     if name is not None and name not in SCHEMAS:
-        raise UsageError(f"--schema {name}: no such label schema; the schemas are {', '.join(SCHEMAS)}")
+        raise UsageError(f"{option} {name}: no such label schema; the schemas are {', '.join(SCHEMAS)}")
     return name or ""
 
 

@@ -111,7 +111,7 @@ def train(
     if initial is not None and (left_out := take_weights(built, initial)) and runtime.is_writer:
         logger.warning("--from: layers that do not fit begin anew: %s", ", ".join(left_out))
     if initial is not None and runtime.is_writer:
-        _warn_of_seen_cases(initial, split.held_out)
+        _warn_of_seen_cases(initial, split)
     loop = _Loop(
         run_dir=run_dir,
         config=config,
@@ -149,20 +149,35 @@ def look_folder(run_dir: Path, epoch: int) -> Path:
     return run_dir / LOOKS / f"epoch{epoch}"
 
 
-def _warn_of_seen_cases(initial: Checkpoint, held_out: tuple[str, ...]) -> None:
-    """Say so where the weights to begin with were trained or chosen on cases that this run holds out, as far
-    as the ids tell.
+def _warn_of_seen_cases(initial: Checkpoint, split: Split) -> None:
+    """Say so where the weights to begin with were trained or chosen on cases that this run holds out, or
+    trained on its inner cases, as far as the ids tell.
     """
-    seen = {*initial.train_cases, *initial.inner_cases}
-    both = [case for case in held_out if case in seen]
-    if both:
-        names = ", ".join(both[:3]) + (", ..." if len(both) > 3 else "")
+    held_out = {*initial.train_cases, *initial.inner_cases}.intersection(split.held_out)
+    if held_out:
         logger.warning(
             "--from: the network to begin with has seen %d of the %d held-out cases (%s): their scores will "
-            "be too high; "
-            "give a run of the same fold",
-            len(both), len(held_out), names,
+            "be too high; give a run of the same fold",
+            len(held_out), len(split.held_out), _first(held_out),
         )  # fmt: skip
+    inner = set(initial.train_cases).intersection(split.inner)
+    if inner:
+        logger.warning(
+            "--from: the network to begin with was trained on %d of the %d inner cases (%s): their scores "
+            "are too high, and the best epoch by them misleads; validation.metric=last takes the last epoch",
+            len(inner), len(split.inner), _first(inner),
+        )  # fmt: skip
+    elif split.inner and not initial.train_cases:
+        logger.warning(
+            "--from: the network to begin with does not say which cases it was trained on: if the inner "
+            "cases are among them, the best epoch by their scores misleads; validation.metric=last takes the "
+            "last epoch"
+        )
+
+
+def _first(cases: set[str]) -> str:
+    """Three of the cases by name."""
+    return ", ".join(sorted(cases)[:3]) + (", ..." if len(cases) > 3 else "")
 
 
 def _own(run_dir: Path, runtime: Runtime) -> AbstractContextManager[None]:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from striped_images import tiny_settings, write_images
 
-from brats_seg.classification import bench, whitening
+from brats_seg.classification import bench, study, whitening
 from brats_seg.classification.identity import config_digest
 from brats_seg.classification.images import load_images
 from brats_seg.classification.settings import StudySettings
@@ -85,6 +85,23 @@ def test_a_plan_says_a_line_first_and_whitens_nothing(tmp_path: Path, monkeypatc
     plan = make_plan(settings, folder=path, workers=1, say=said.append)
     assert plan.hours is not None
     assert plan.memory_mb == pytest.approx(4 * 240 * 400 / 1e6)
+
+
+def test_whitening_is_said_before_it_is_begun_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*arguments: Any, **more: Any) -> None:
+        raise InputError("the images are not there")
+
+    monkeypatch.setattr(study, "open_images", absent)
+    settings = tiny_settings(images={"name": "npz", "preprocessing": "gcn_zca"})
+    said: list[str] = []
+    for _ in range(2):
+        with pytest.raises(InputError, match="not there"):
+            run_study(settings, tmp_path, folder=tmp_path, workers=1, device="cpu", say=said.append)
+        (tmp_path / "images").mkdir(exist_ok=True)
+    (line,) = said
+    assert line.startswith("whitening the images, once for all networks")
 
 
 def test_a_finished_study_trains_nothing_again_and_a_grown_one_only_what_is_new(images: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Our definitions against the packages they are named after, where those are installed (extra `bench`)."""
+"""Our definitions against the packages they are named after, where those are installed."""
 
 import importlib
 import math
@@ -30,6 +30,8 @@ from brats_seg.scans.volume import read_volume
 
 SPACING = st.tuples(*[st.sampled_from([0.5, 1.0, 1.25, 5.0])] * 3)
 NAN = math.nan
+INSTALLED_BY = {"medpy": "'brats-seg[bench]'", "surface_distance": "'brats-seg[bench]'"}
+"""What installs a package of another name than its own: `panoptica` is in no extra."""
 RANDOM = settings(max_examples=60, deadline=None)
 
 
@@ -44,11 +46,11 @@ def masks_and_spacing(draw) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
 
 def source(name: str) -> ModuleType:
     """A module of a package that may be absent; its own warnings are not ours."""
+    package = name.partition(".")[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytest.importorskip(
-            name.partition(".")[0],
-            reason=f"{name.partition('.')[0]} is not installed: it comes with the extra `bench`",
+            package, reason=f"{package} is not installed: pip install {INSTALLED_BY.get(package, package)}"
         )
         return importlib.import_module(name)
 

@@ -450,8 +450,28 @@ def test_predictions_in_other_values_than_their_references_are_scored_where_thei
     report = evaluate_folders(tmp_path / "out", reference, prediction_schema="msd")
     assert {s.dice for s in report.scores} == {1.0}
     assert (report.problems, report.exit_code) == ((), 0)
-    with pytest.raises(UsageError, match="--prediction-schema brats: unknown; the schemas are brats2013"):
+    with pytest.raises(
+        UsageError, match="--prediction-schema brats: no such label schema; the schemas are brats2013"
+    ):
         evaluate_folders(tmp_path / "out", reference, prediction_schema="brats")
+
+
+def test_a_table_that_overrules_the_schema_that_is_asked_for_is_said(tmp_path):
+    """One of two predictions stands in the table: its schema holds, the other's is the one asked for."""
+    reference = write_in_other_values(tmp_path)
+    write_map(
+        tmp_path / "out" / "BraTS2021_00000.nii.gz", tumor(core=2, edema=4, active=2), values=(0, 1, 2, 4)
+    )
+    (tmp_path / "out" / "predictions.csv").write_text(
+        "case,file,schema\nBraTS2021_00000,BraTS2021_00000.nii.gz,brats2017\n"
+    )
+    report = evaluate_folders(tmp_path / "out", reference, prediction_schema="msd")
+    assert {s.dice for s in report.scores} == {1.0}
+    (problem,) = report.problems
+    assert (problem.severity, problem.what) == (
+        "warning",
+        "--prediction-schema msd is not used for 1 of 2 predictions: predictions.csv says brats2017",
+    )
 
 
 def test_a_table_with_a_schema_that_is_unknown_is_not_passed_over(tmp_path):

@@ -176,6 +176,38 @@ def test_the_legend_says_how_many_ml(case: Case, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_niivue")
+def test_a_prediction_is_read_in_the_schema_that_is_asked_for_or_refused(case: Case, tmp_path: Path) -> None:
+    """In the values of MSD edema is 1, core 2 and enhancing core 3; the case has 1, 2 and 4."""
+    grid = make_geometry(SHAPE, spacing_mm=(2, 1, 1))
+    in_msd = np.array([0, 2, 1, 0, 3], np.uint8)[make_label()]
+    write_label_map(tmp_path / "p.nii.gz", in_msd, grid, dtype="uint8")
+
+    def shown(schema: str | None) -> Page:
+        return Page(
+            write_page(
+                case,
+                prediction=tmp_path / "p.nii.gz",
+                reference=None,
+                output=tmp_path / "page.html",
+                prediction_schema=schema,
+            )
+        )
+
+    table = shown("msd").table()
+    for name in ("Necrotic or non-enhancing", "Edema", "Enhancing core", "Whole tumor", "Tumor core"):
+        prediction, reference = table[name]
+        assert prediction == reference
+    with pytest.raises(UsageError, match="--prediction-schema brats: no such label schema"):
+        shown("brats")
+    row = f"{case.id},p.nii.gz,brats2017"
+    (tmp_path / "predictions.csv").write_text(f"case,file,schema\n{row}\n")
+    with pytest.raises(
+        UsageError, match=r"--prediction-schema msd: predictions\.csv .* says brats2017; leave"
+    ):
+        shown("msd")
+
+
+@pytest.mark.usefixtures("no_niivue")
 def test_overlays_are_class_indices_filled_and_lined(case: Case, tmp_path: Path) -> None:
     page = Page(write_page(case, prediction=None, reference=None, output=tmp_path / "page.html"))
     filled, line = page.frames("reference")

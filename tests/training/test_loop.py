@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,23 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert all(
         torch.equal(v, states[1]["learner"]["network"][k]) for k, v in states[0]["learner"]["network"].items()
     )
+
+
+def test_weights_that_may_have_seen_inner_cases_are_warned_of(
+    finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = load_checkpoint(finished / loop.BEST)
+    split = Split(train=("A",), inner=("B", "C"), held_out=("D",), fold=0)
+
+    def said(*trained: str) -> str:
+        caplog.clear()
+        loop._warn_of_seen_cases(replace(checkpoint, train_cases=trained, inner_cases=()), split)
+        return " ".join(record.message for record in caplog.records)
+
+    assert "was trained on 1 of the 2 inner cases (C)" in said("C", "E")
+    assert "the best epoch by them misleads; validation.metric=last" in said("C", "E")
+    assert "does not say which cases it was trained on" in said()
+    assert said("A", "E") == ""
 
 
 # What a run leaves
