@@ -414,8 +414,8 @@ def _points(rows: Sequence[Row], *, x: str, score: str) -> dict[float, list[floa
 
 def _methods(rows: Sequence[Row]) -> list[str]:
     """The published ones first, in the paper's order."""
-    found = dict.fromkeys(row["method"] for row in rows)
-    return [m for m in METHODS if m in found] + sorted(m for m in found if m not in METHODS)
+    present = dict.fromkeys(row["method"] for row in rows)
+    return [m for m in METHODS if m in present] + sorted(m for m in present if m not in METHODS)
 
 
 def _by_set(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:

@@ -232,7 +232,7 @@ def _comparisons(rows: Sequence[Row]) -> list[Row]:
         ("undersample", "oversample", "auc"),
         *((f"{name}{_DIVIDED}", name, "accuracy") for name in names),
     ]
-    found = [
+    pairs = [
         _pair(table[kept], first=first, second=second, score=score, over=over)
         for over, kept in _scopes(table)
         for first, second, score in asked
@@ -240,8 +240,8 @@ def _comparisons(rows: Sequence[Row]) -> list[Row]:
     ]
     for name in names:
         own = table[table["side"] == name]
-        found += [*_steps(own, name), _equal_totals(own, name)]
-    return [row for row in found if row is not None]
+        pairs += [*_steps(own, name), _equal_totals(own, name)]
+    return [row for row in pairs if row is not None]
 
 
 def _sides(rows: Sequence[Row]) -> pd.DataFrame:
@@ -269,7 +269,7 @@ def _steps(rows: pd.DataFrame, method: str) -> list[Row | None]:
     anew for each.
     """
     step = rows[rows["kind"] == "step"]
-    found = []
+    pairs = []
     for name, other in (("rho", "mu"), ("mu", "rho")):
         values = sorted(set(step[name]))
         if len(values) > 1:
@@ -277,8 +277,8 @@ def _steps(rows: pd.DataFrame, method: str) -> list[Row | None]:
             units = list(zip(step[other], step["repeat"], strict=True))
             first, second = (f"{method} at {name} {value:g}" for value in (values[-1], values[0]))
             table = step.assign(side=sides, unit=units)
-            found.append(_pair(table, first=first, second=second, score="auc", over="step"))
-    return found
+            pairs.append(_pair(table, first=first, second=second, score="auc", over="step"))
+    return pairs
 
 
 def _equal_totals(rows: pd.DataFrame, method: str) -> Row | None:
@@ -297,11 +297,11 @@ def _pair(table: pd.DataFrame, *, first: str, second: str, score: str, over: str
     numbers = {unit: str(i) for i, unit in enumerate(dict.fromkeys(table["unit"]))}
     units = [numbers[unit] for unit in table["unit"]]
     values = table.assign(unit=units, patient=units, value=table[score].astype(float))
-    found = compare_sides(values, first=second, second=first).get((), NO_PAIRS)
-    if not found["n"]:
+    pairs = compare_sides(values, first=second, second=first).get((), NO_PAIRS)
+    if not pairs["n"]:
         return None
-    low, high = found["interval95"] or (None, None)
-    cells = (over, first, second, score, "test", "", found["n"], found["mean"], low, high, found["p"])
+    low, high = pairs["interval95"] or (None, None)
+    cells = (over, first, second, score, "test", "", pairs["n"], pairs["mean"], low, high, pairs["p"])
     return dict(zip(PAIR_COLUMNS, cells, strict=True))
 
 

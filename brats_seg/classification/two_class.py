@@ -103,8 +103,8 @@ def curves(rows: Sequence[Row], *, score: Literal["accuracy", "loss"]) -> Figure
     if not named:
         return None
     figure, panels = _panels(len(named))
-    for ax, (name, found) in zip(panels, named.items(), strict=True):
-        for row in found:
+    for ax, (name, of_run) in zip(panels, named.items(), strict=True):
+        for row in of_run:
             for line in curve_lines([row], score=score):
                 x = sorted(line.points)
                 ax.plot(x, [line.points[v][0] for v in x], color=line.look[0], linewidth=1.2, alpha=0.85)
@@ -127,11 +127,11 @@ def confusion(rows: Sequence[Row], *, part: str, class_names: Sequence[str]) -> 
     if not named:
         return None
     figure, panels = _panels(len(named), height=2.3, width=2.5)
-    for ax, (name, found) in zip(panels, named.items(), strict=True):
-        counts = np.sum([row["confusion"] for row in found], axis=0).astype(np.int64)
+    for ax, (name, of_run) in zip(panels, named.items(), strict=True):
+        counts = np.sum([row["confusion"] for row in of_run], axis=0).astype(np.int64)
         _matrix(ax, counts, class_names=class_names)
         style.title(ax, method_name(name))
-    n, repeats = found[0]["n_test"], max(len(found) for found in named.values())
+    n, repeats = of_run[0]["n_test"], max(len(of_run) for of_run in named.values())
     figure.supxlabel(
         f"{_part_name(part)}, n = {n:,}" + (f", {repeats} repeats together" if repeats > 1 else ""),
         fontsize=8,
@@ -149,9 +149,9 @@ def roc(rows: Sequence[Row], *, class_names: Sequence[str]) -> Figure | None:
         return None
     figure, panels = _panels(len(named), height=2.6, width=2.6)
     shown = {}
-    for ax, (name, found) in zip(panels, named.items(), strict=True):
+    for ax, (name, of_run) in zip(panels, named.items(), strict=True):
         ax.plot([0, 1], [0, 1], color=style.RULE, linewidth=1)
-        for row in found:
+        for row in of_run:
             _, color, dashes = _PARTS.get(row["part"], (row["part"], style.QUIET, ":"))
             alarms, hits = row["roc"][POSITIVE]
             label = (
@@ -204,7 +204,7 @@ def score_bars(rows: Sequence[Row], *, parts: Sequence[str], class_names: Sequen
             )
             ax.grid(axis="y", visible=False)
             ax.grid(axis="x", color=style.RULE, linewidth=0.7)
-            n = next((found[0]["n_test"] for found in named.values()), 0)
+            n = next((of_run[0]["n_test"] for of_run in named.values()), 0)
             style.title(ax, f"{title}: {_part_name(part)}, n = {n:,}" if ax is line[0] else title)
     return figure
 

@@ -44,13 +44,13 @@ def experiment(
     """Compare strategies on one bank: folds x seeds, one table with error bars. Killed, it goes on. Exit 1 if
     a run failed.
     """
-    from brats_seg import experiment as room
     from brats_seg.commands import console as screen
+    from brats_seg.experiment import run_experiment
     from brats_seg.strategies import load_experiment
 
     settings = load_experiment(config, overrides=tuple(overrides or ()))
     console = screen.make_console()
-    report = room.run_experiment(
+    report = run_experiment(
         bank,
         out,
         settings,

@@ -31,14 +31,16 @@ def compare_sides(
     Returns:
         `paired_difference` of each group that has a value, by the values of `by`.
     """
-    known = table[table["value"].notna()]
-    groups = known.groupby(list(by), sort=False) if by else [((), known)]
-    found = {}
+    with_value = table[table["value"].notna()]
+    groups = with_value.groupby(list(by), sort=False) if by else [((), with_value)]
+    differences = {}
     for key, group in groups:
         of_side = {side: part.set_index("unit")["value"].to_dict() for side, part in group.groupby("side")}
         patient_of = dict(zip(group["unit"], group["patient"], strict=True))
-        found[key] = paired_difference(of_side.get(first, {}), of_side.get(second, {}), patient_of=patient_of)
-    return found
+        differences[key] = paired_difference(
+            of_side.get(first, {}), of_side.get(second, {}), patient_of=patient_of
+        )
+    return differences
 
 
 def few_note(*, intervals: Iterable[int] = (), tests: Iterable[int] = (), units: str = "patients") -> str:

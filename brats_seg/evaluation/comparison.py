@@ -102,13 +102,13 @@ def trained_once(variants: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 
 def _by_case_once(variants: Mapping[Variant, pd.DataFrame]) -> ByCase:
     """`_by_case` of a variant over some runs, computed once for each: most pairs have all runs."""
-    known: dict[tuple[Variant, frozenset[tuple[int, int]]], pd.DataFrame] = {}
+    tables: dict[tuple[Variant, frozenset[tuple[int, int]]], pd.DataFrame] = {}
 
     def by_case(variant: Variant, runs: frozenset[tuple[int, int]]) -> pd.DataFrame:
-        if (variant, runs) not in known:
+        if (variant, runs) not in tables:
             own = variants[variant]
-            known[variant, runs] = _by_case(own[own["run"].isin(runs)])
-        return known[variant, runs]
+            tables[variant, runs] = _by_case(own[own["run"].isin(runs)])
+        return tables[variant, runs]
 
     return by_case
 
@@ -181,8 +181,8 @@ def _counts(rows: pd.DataFrame) -> dict[str, Any]:
 def _mix(rows: pd.DataFrame) -> dict[str, float | None]:
     """Mean over runs of the shares of a class."""
     runs = rows.drop_duplicates("run", keep="last")
-    known = {name: runs[name].dropna().tolist() for name in SHARES}
-    return {name: fmean(values) if values else None for name, values in known.items()}
+    shares = {name: runs[name].dropna().tolist() for name in SHARES}
+    return {name: fmean(values) if values else None for name, values in shares.items()}
 
 
 def _difference_tree(
@@ -191,14 +191,14 @@ def _difference_tree(
     """Other minus one, over the runs that both have."""
     both = _shared_runs(variants, one, other)
     sides = [by_case(variant, both).assign(side=variant.label) for variant in (one, other)]
-    found = compare_sides(pd.concat(sides), first=one.label, second=other.label, by=("region", "score"))
+    pairs = compare_sides(pd.concat(sides), first=one.label, second=other.label, by=("region", "score"))
     return {
         "data": one.data,
         "from": one.label,
         "to": other.label,
         "n_runs": len(both),
         "regions": {
-            region: {score: found.get((region, score), NO_PAIRS) for score in SCORES} for region in COMPARED
+            region: {score: pairs.get((region, score), NO_PAIRS) for score in SCORES} for region in COMPARED
         },
     }
 
@@ -230,8 +230,8 @@ def _change_trees(
         if data == same_brains[0] or base is None:
             continue
         sides = pd.concat([base.assign(side="base"), change.assign(side="change")])
-        found = compare_sides(sides, first="base", second="change", by=("region",))
-        regions = {region: {"dice": found.get((region,), NO_PAIRS)} for region in (*REGIONS, MEAN)}
+        pairs = compare_sides(sides, first="base", second="change", by=("region",))
+        regions = {region: {"dice": pairs.get((region,), NO_PAIRS)} for region in (*REGIONS, MEAN)}
         trees.append({"than": same_brains[0], "data": data, "from": one, "to": other, "regions": regions})
     return trees
 

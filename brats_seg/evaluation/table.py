@@ -166,7 +166,7 @@ def few_patients(summary: Mapping[str, Any]) -> str:
         for m in c["headline"]
     ]
     return few_note(
-        intervals=[found["n_patients"] for found in figures if found and found["interval95"]],
+        intervals=[figure["n_patients"] for figure in figures if figure and figure["interval95"]],
         tests=[test["n"] for test in summary.get("against", {}).get("tests", ())],
     )
 
@@ -185,7 +185,7 @@ def compare(first: Sequence[Score], second: Sequence[Score], rules: Sequence[Con
     ]
     keys = ["convention", "region", "side", "unit", "patient"]
     table = pd.DataFrame(rows, columns=[*keys, *metrics]).melt(keys, metrics, "metric")
-    found = compare_sides(table, first="second", second="first", by=("convention", "region", "metric"))
+    pairs_of = compare_sides(table, first="second", second="first", by=("convention", "region", "metric"))
     tests = [
         {
             "convention": rule.name,
@@ -200,7 +200,7 @@ def compare(first: Sequence[Score], second: Sequence[Score], rules: Sequence[Con
         for rule in rules
         for region in dict.fromkeys(s.region for s in first)
         for metric in rule.headline
-        if (pairs := found.get((rule.name, region, metric), NO_PAIRS))["n"]
+        if (pairs := pairs_of.get((rule.name, region, metric), NO_PAIRS))["n"]
     ]
     test = PAIRED_TEST.format(units="scans")
     return {

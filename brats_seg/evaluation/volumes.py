@@ -18,21 +18,21 @@ def score_volume(bank: PatchBank, case: str, labels: TissueMap) -> list[dict[str
     convention `brats2013` has it.
     """
     number = next(i for i, one in enumerate(bank.cases) if one.id == case)
-    known, tissue = bank.cases[number], np.array(bank.volume(number)[1])
+    entry, tissue = bank.cases[number], np.array(bank.volume(number)[1])
     reference = np.where(tissue == OUTSIDE, np.uint8(0), tissue)
     histogram = joint_histogram(reference, labels, len(bank.classes))
     histogram[0, 0] -= np.count_nonzero((tissue == OUTSIDE) & (labels == 0))
     healthy = overlap_scores(histogram, (0,))
     rows = []
     for score in score_case(
-        reference, labels, classes=bank.classes, spacing_mm=known.spacing_mm, conventions=(CONVENTION,)
+        reference, labels, classes=bank.classes, spacing_mm=entry.spacing_mm, conventions=(CONVENTION,)
     ):
         source = healthy if score.region == "healthy" else score
         n_reference = healthy.n_reference if score.region == "healthy" else score.n_reference_vox
         n_prediction = healthy.n_prediction if score.region == "healthy" else score.n_prediction_vox
         rows.append({
             "case": case,
-            "patient": known.patient,
+            "patient": entry.patient,
             "region": score.region,
             "n_reference_vox": n_reference,
             "n_prediction_vox": n_prediction,

@@ -65,10 +65,10 @@ def tradeoff_chart(variants: Sequence[Mapping[str, Any]], *, regions: Sequence[s
     for panel, region in zip(axes.flat, regions, strict=False):
         style.title(panel, style.words(region))
         for i, variant in enumerate(variants):
-            found = variant["regions"][region]
+            scores = variant["regions"][region]
             mark = style.MARKERS[(i + i // 8) % 8]  # with its color: no two of 64 look alike
             point = _point(
-                panel, found["precision"], found["sensitivity"], color=style.SERIES[i % 8], mark=mark
+                panel, scores["precision"], scores["sensitivity"], color=style.SERIES[i % 8], mark=mark
             )
             if point is not None:
                 named.setdefault(variant["label"], point)
@@ -93,13 +93,13 @@ def difference_chart(differences: Sequence[Mapping[str, Any]], *, score: str = "
     for panel, region in zip(axes[0], REGIONS, strict=True):
         panel.axvline(0, color=style.QUIET, linewidth=0.9)
         for row, difference in enumerate(differences):
-            found = difference["regions"][region][score]
-            if found["mean"] is None:
+            pairs = difference["regions"][region][score]
+            if pairs["mean"] is None:
                 continue
-            low, high = found["interval95"] or (found["mean"], found["mean"])
-            color = _direction_color(low, high, n_patients=found["n_patients"])
+            low, high = pairs["interval95"] or (pairs["mean"], pairs["mean"])
+            color = _direction_color(low, high, n_patients=pairs["n_patients"])
             panel.plot([low, high], [row, row], color=color, linewidth=1.8)
-            panel.plot([found["mean"]], [row], marker="o", markersize=5, color=color)
+            panel.plot([pairs["mean"]], [row], marker="o", markersize=5, color=color)
         style.title(panel, region)
         panel.set_xlabel(f"difference of {score.capitalize()}")
         panel.xaxis.set_major_locator(MaxNLocator(4))
@@ -123,8 +123,8 @@ def _point(
     """A mean with its two intervals; None, and nothing is drawn, where a score has no mean."""
     if across["mean"] is None or up["mean"] is None:
         return None
-    for found, is_across in ((across, True), (up, False)):
-        low, high = found["interval95"] or (found["mean"], found["mean"])
+    for average, is_across in ((across, True), (up, False)):
+        low, high = average["interval95"] or (average["mean"], average["mean"])
         x, y = ([low, high], [up["mean"]] * 2) if is_across else ([across["mean"]] * 2, [low, high])
         axes.plot(x, y, color=color, linewidth=0.9, alpha=0.6)
     (point,) = axes.plot([across["mean"]], [up["mean"]], mark, color=color, markersize=6, linestyle="none")

@@ -155,13 +155,13 @@ def _look(
     have every region.
     """
     first = rows[0]
-    mine = [r for r in rows if all(r[name] == first[name] for name in ("data", "fold", "seed"))]
-    variants = {variant_of(r): r for r in mine}
+    first_runs = [r for r in rows if all(r[name] == first[name] for name in ("data", "fold", "seed"))]
+    variants = {variant_of(r): r for r in first_runs}
     shown = [v for v in variants if v.label in (pictures or ())] or list(variants)[:MOST_SIDE_BY_SIDE]
-    maps = {v.label: found for v in shown if (found := _read_maps(label_maps(variants[v])))}
+    maps = {v.label: label_map_of for v in shown if (label_map_of := _read_maps(label_maps(variants[v])))}
     if not maps:
         return []
-    bank = PatchBank(banks[first["data"]], patch_size=(1, 1), cases=_picked(mine))
+    bank = PatchBank(banks[first["data"]], patch_size=(1, 1), cases=_picked(first_runs))
     seen = []
     for number in bank.selected:
         case, (image, tissue) = bank.cases[number].id, bank.volume(number)
@@ -172,8 +172,8 @@ def _look(
                 tissue,
                 {
                     label: m
-                    for label, found in maps.items()
-                    if (m := found.get(case)) is not None and m.shape == tissue.shape
+                    for label, label_map_of in maps.items()
+                    if (m := label_map_of.get(case)) is not None and m.shape == tissue.shape
                 },
             )
         )

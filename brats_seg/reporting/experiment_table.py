@@ -186,10 +186,10 @@ def _unfinished(summary: Mapping[str, Any]) -> list[str]:
 
 def experiment_note(differences: Sequence[Mapping[str, Any]]) -> str:
     """`few_note` of the differences of Dice."""
-    found = [d["regions"][region]["dice"] for d in differences for region in REGIONS]
+    pairs = [d["regions"][region]["dice"] for d in differences for region in REGIONS]
     return few_note(
-        intervals=[f["n_patients"] for f in found if f["interval95"]],
-        tests=[f["n_patients"] for f in found if f["n"]],
+        intervals=[f["n_patients"] for f in pairs if f["interval95"]],
+        tests=[f["n_patients"] for f in pairs if f["n"]],
     )
 
 
@@ -197,34 +197,34 @@ def _name(variant: Mapping[str, Any], with_data: bool) -> str:
     return f"{variant['data']}: {variant['label']}" if with_data else str(variant["label"])
 
 
-def _mean_sd(found: Mapping[str, Any], *, digits: int = 3) -> str:
-    if found["mean"] is None:
+def _mean_sd(average: Mapping[str, Any], *, digits: int = 3) -> str:
+    if average["mean"] is None:
         return "-"
-    spread = "" if found["sd"] is None else f" +- {found['sd']:.{digits}f}"
-    return f"{found['mean']:.{digits}f}{spread} ({found['n']})"
+    spread = "" if average["sd"] is None else f" +- {average['sd']:.{digits}f}"
+    return f"{average['mean']:.{digits}f}{spread} ({average['n']})"
 
 
-def _mean(found: Mapping[str, Any], *, of: int, interval: bool) -> str:
-    if found["mean"] is None:
+def _mean(average: Mapping[str, Any], *, of: int, interval: bool) -> str:
+    if average["mean"] is None:
         return "-"
-    bounds = interval_text(found, digits=2) if interval else ""
-    return f"{found['mean']:.2f}{bounds}" + (f" ({found['n']})" if found["n"] < of else "")
+    bounds = interval_text(average, digits=2) if interval else ""
+    return f"{average['mean']:.2f}{bounds}" + (f" ({average['n']})" if average["n"] < of else "")
 
 
 def _false(variant: Mapping[str, Any]) -> str:
-    found = variant["regions"]["active"]["false_positives"]
-    return f"{found['n']} of {found['of']}" + (f" ({found['median_vox']:g} vox)" if found["n"] else "")
+    counts = variant["regions"]["active"]["false_positives"]
+    return f"{counts['n']} of {counts['of']}" + (f" ({counts['median_vox']:g} vox)" if counts["n"] else "")
 
 
-def _difference(found: Mapping[str, Any], *, digits: int = 3) -> str:
-    if found["mean"] is None:
+def _difference(pairs: Mapping[str, Any], *, digits: int = 3) -> str:
+    if pairs["mean"] is None:
         return "-"
-    interval = interval_text(found, digits=digits, sign="+")
-    return f"{found['mean']:+.{digits}f}{interval}, p {found['p']:.2g} ({found['n']})"
+    interval = interval_text(pairs, digits=digits, sign="+")
+    return f"{pairs['mean']:+.{digits}f}{interval}, p {pairs['p']:.2g} ({pairs['n']})"
 
 
 def _shares(mix: Mapping[str, float | None] | None) -> str:
     if mix is None or mix["center_share"] is None:
         return "-"
-    known = [mix[name] for name in ("center_share", "voxel_share", "distinct_share")]
-    return " / ".join("-" if share is None else f"{100 * share:.1f} %" for share in known)
+    shares = [mix[name] for name in ("center_share", "voxel_share", "distinct_share")]
+    return " / ".join("-" if share is None else f"{100 * share:.1f} %" for share in shares)

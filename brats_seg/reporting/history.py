@@ -65,18 +65,18 @@ def ledger_rows(ledger: Rows) -> list[dict[str, Any]]:
     """
     rows = []
     for name in dict.fromkeys(r["class"] for r in ledger if r["class"] != OUTSIDE):
-        found = [r for r in ledger if r["class"] == name]
+        of_class = [r for r in ledger if r["class"] == name]
         n_draws, n_distinct, n_hard = (
-            sum(int(r[column]) for r in found) for column in ("n_draws", "n_distinct", "n_hard")
+            sum(int(r[column]) for r in of_class) for column in ("n_draws", "n_distinct", "n_hard")
         )
         rows.append(
             {
                 "name": name,
-                "requested_percent": _mean_percent(found, "requested_share"),
-                "center_percent": _mean_percent(found, "center_share"),
-                "voxel_percent": _mean_percent(found, "voxel_share"),
+                "requested_percent": _mean_percent(of_class, "requested_share"),
+                "center_percent": _mean_percent(of_class, "center_share"),
+                "voxel_percent": _mean_percent(of_class, "voxel_share"),
                 "n_draws": n_draws,
-                "n_distinct": round(n_distinct / len(found)),
+                "n_distinct": round(n_distinct / len(of_class)),
                 "repeats": n_draws / n_distinct if n_distinct else NAN,
                 "n_hard": n_hard,
             }

@@ -187,17 +187,17 @@ def _summary_table(name: str, tree: Mapping[str, Any]) -> dict[str, Any]:
         )
     rows = []
     for region in REGIONS:
-        found = tree["regions"][region]
+        figures_of_region = tree["regions"][region]
         rows.append({
             "region": region,
-            "dice": _average(found.get("dice")),
-            "groups": [(_average(found.get(metric)), digits) for _, metric, digits in groups],
-            "present": _average(found["dice_where_present"]),
-            "extras": [_average(found.get(metric)) for metric in extras],
-            "n_absent": found["n_cases"] - found["n_present"],
-            "n_present": found["n_present"],
-            "n_false_positive": found["n_false_positive_cases"],
-            "n_missed": found["n_missed_cases"],
+            "dice": _average(figures_of_region.get("dice")),
+            "groups": [(_average(figures_of_region.get(metric)), digits) for _, metric, digits in groups],
+            "present": _average(figures_of_region["dice_where_present"]),
+            "extras": [_average(figures_of_region.get(metric)) for metric in extras],
+            "n_absent": figures_of_region["n_cases"] - figures_of_region["n_present"],
+            "n_present": figures_of_region["n_present"],
+            "n_false_positive": figures_of_region["n_false_positive_cases"],
+            "n_missed": figures_of_region["n_missed_cases"],
         })  # fmt: skip
     return {
         "name": name,
@@ -231,10 +231,10 @@ def convention_words(rule: Convention) -> str:
     return " ".join(sentences)
 
 
-def _average(found: Mapping[str, Any] | None) -> dict[str, Any]:
-    low, high = (found or {}).get("interval95") or (None, None)
-    known = {key: (found or {}).get(key) for key in ("mean", "sd")}
-    return {**known, "n": (found or {}).get("n", 0), "low": low, "high": high}
+def _average(figure: Mapping[str, Any] | None) -> dict[str, Any]:
+    low, high = (figure or {}).get("interval95") or (None, None)
+    mean_and_sd = {key: (figure or {}).get(key) for key in ("mean", "sd")}
+    return {**mean_and_sd, "n": (figure or {}).get("n", 0), "low": low, "high": high}
 
 
 def _regions_of(scores: Sequence[Score], case: str) -> list[Score]:
@@ -323,9 +323,13 @@ def _card(
 
 def _volumes_of(scores: Sequence[Score], case: str, classes: Sequence[str]) -> list[dict[str, Any]]:
     """Reference and predicted ml of each tumor class and of the whole tumor."""
-    found = {s.region: s for s in scores if s.case == case}
+    of_region = {s.region: s for s in scores if s.case == case}
     return [
-        {"name": name, "reference_ml": found[name].reference_ml, "prediction_ml": found[name].prediction_ml}
+        {
+            "name": name,
+            "reference_ml": of_region[name].reference_ml,
+            "prediction_ml": of_region[name].prediction_ml,
+        }
         for name in (*classes[1:], "whole")
     ]
 
@@ -385,11 +389,11 @@ def _plots(scores: Sequence[Score], confusion: JointHistogram, classes: Sequence
     }
 
 
-def _calibration(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _calibration(tree: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Reliability of the saved probabilities; None where none were saved."""
-    if found is None:
+    if tree is None:
         return None
-    curves = {region: found["regions"][region]["bins"] for region in REGIONS}
+    curves = {region: tree["regions"][region]["bins"] for region in REGIONS}
     rows = []
     for region, bins in curves.items():
         n = sum(b["n_voxels"] for b in bins)
@@ -397,10 +401,10 @@ def _calibration(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
             key: sum(b["n_voxels"] * b[key] for b in bins) / n if n else math.nan
             for key in ("mean_probability", "share_inside")
         }
-        rows.append({"region": region, "ece": found["regions"][region]["ece"]} | means)
+        rows.append({"region": region, "ece": tree["regions"][region]["ece"]} | means)
     errors = "; ".join(f"{row['region']} {number(row['ece'], 4)}" for row in rows)
     return {
-        "n_words": _counted(found["n_cases"], "case"),
+        "n_words": _counted(tree["n_cases"], "case"),
         "rows": rows,
         "figure": plot(
             figures.reliability_chart(curves),
@@ -410,11 +414,11 @@ def _calibration(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _medians(groups: Mapping[str, Sequence[float]], *, digits: int) -> str:
-    known = {name: [v for v in values if math.isfinite(v)] for name, values in groups.items()}
+    finite = {name: [v for v in values if math.isfinite(v)] for name, values in groups.items()}
     return (
         "; ".join(
             f"{n}: median {np.median(v):.{digits}f}, n = {len(v)}" if v else f"{n}: no value"
-            for n, v in known.items()
+            for n, v in finite.items()
         )
         + "."
     )

@@ -240,22 +240,22 @@ def _read_overlays(
             )
     expert = case.label if reference is None else ScanFile(reference)
     sources = {"prediction": None if prediction is None else ScanFile(prediction), "reference": expert}
-    found = {name: source for name, source in sources.items() if source is not None}
+    given = {name: source for name, source in sources.items() if source is not None}
     return [
         Overlay(
             id=name,
             tissue=_read_labels(source, case, geometry, classes, schema=schemas[name]),
-            style="Outline" if name == "reference" and len(found) > 1 else "Filled",
+            style="Outline" if name == "reference" and len(given) > 1 else "Filled",
         )
-        for name, source in found.items()
+        for name, source in given.items()
     ]
 
 
 def _read_labels(
     source: ScanFile, case: Case, geometry: Geometry, classes: Sequence[str], *, schema: str
 ) -> TissueMap:
-    values, found = read_volume(source)
-    _check_grid(case, source, found, geometry)
+    values, own_geometry = read_volume(source)
+    _check_grid(case, source, own_geometry, geometry)
     try:
         return to_tissue(values, schema_named(schema), classes)
     except InputError as error:
@@ -271,16 +271,16 @@ def other_case_in(name: str, case: str) -> str | None:
     if not re.search(r"[A-Za-z]", case):
         return None
     pattern = "".join(r"\d+" if part.isdecimal() else re.escape(part) for part in re.split(r"(\d+)", case))
-    found = re.findall(rf"(?<![A-Za-z0-9]){pattern}(?!\d)", name)
-    return found[0] if found and case not in found else None
+    ids = re.findall(rf"(?<![A-Za-z0-9]){pattern}(?!\d)", name)
+    return ids[0] if ids and case not in ids else None
 
 
-def _check_grid(case: Case, source: ScanFile, found: Geometry, expected: Geometry) -> None:
-    if found.shape != expected.shape:
+def _check_grid(case: Case, source: ScanFile, own: Geometry, expected: Geometry) -> None:
+    if own.shape != expected.shape:
         raise InputError(
-            f"case {case.id}: {source}: shape {found.shape} (Z, Y, X); the scans have {expected.shape}"
+            f"case {case.id}: {source}: shape {own.shape} (Z, Y, X); the scans have {expected.shape}"
         )
-    if not same_grid(found, expected, tolerance_mm=0.01):
+    if not same_grid(own, expected, tolerance_mm=0.01):
         raise InputError(
             f"case {case.id}: {source}: its affine puts the voxels elsewhere; write it with the affine of "
             "the scans"
