@@ -41,20 +41,35 @@ class Augment(Section):
     """
 
     flip: Share = 0.5
+    """Probability that an axis is mirrored."""
     rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Largest angle of a rotation, in degrees."""
     scale: PositiveRange = (1.0, 1.0)
+    """Range of the magnification."""
     affine_probability: Share = 0.5
+    """Probability that a patch is rotated and scaled."""
     gain: PositiveRange = (1.0, 1.0)
+    """Range of a factor on all values."""
     shift: Range = (0.0, 0.0)
+    """Range of a number that is added to all values."""
     contrast: PositiveRange = (1.0, 1.0)
+    """Range of a factor on the distance from the mean."""
     gamma: PositiveRange = (1.0, 1.0)
+    """Range of the exponent that bends the histogram."""
     gamma_inverted: Share = 0.0
+    """Probability that gamma bends the inverted image."""
     bias_field: SpreadRange = (0.0, 0.0)
+    """Range of the size of a smooth factor over the patch."""
     low_resolution: UnitRange = (1.0, 1.0)
+    """Range of the share of voxels a side that is kept before interpolating back."""
     sharpness: Range = (0.0, 0.0)
+    """Range of blurring (below 0) and sharpening (above 0)."""
     noise_sd: SpreadRange = (0.0, 0.0)
+    """Range of the standard deviation of the noise."""
     intensity_probability: Share = 0.5
+    """Probability of each transform of the intensities."""
     modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability that a modality of a patch is emptied."""
 
     @model_validator(mode="before")
     @classmethod

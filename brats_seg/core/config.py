@@ -16,11 +16,17 @@ class Network(Section):
     """
 
     name: str = "unet2d"
+    """Name of the network, such as unet2d or dynunet; docs/training.md lists them."""
     channels: tuple[int, ...] = (32, 64, 128, 256)
+    """Feature channels of each level, from the full resolution down."""
     num_res_units: Annotated[int, Field(ge=0)] = 2
+    """Residual units in each block; 0 for plain blocks."""
     norm: Literal["batch", "instance", "group", "none"] = "batch"
+    """What normalizes the features after each convolution."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the features that are dropped at random in training."""
     deep_supervision: Annotated[int, Field(ge=0)] = 0
+    """How many further outputs, each at half the resolution of the one before, are trained too."""
     stages: tuple["Network", "Network"] | None = None
     """The two networks of a composed 'cascade': healthy or tumor, then which tumor."""
 
@@ -40,6 +46,7 @@ class Task(Section):
     """
 
     classes: Literal["all", "healthy_or_tumor", "tumor"] = "all"
+    """Which tissue classes are told apart."""
 
 
 class Patch(Section):
@@ -50,7 +57,9 @@ class Patch(Section):
     """
 
     size: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=2, max_length=3)] = (64, 64)
+    """Voxels along each axis: two numbers (y, x) or three (z, y, x)."""
     slices_around: Annotated[int, Field(ge=0)] = 0
+    """How many slices on either side a 2-D network sees beside the slice itself."""
 
     @model_validator(mode="after")
     def _slices_around_a_slice(self) -> "Patch":
@@ -78,13 +87,21 @@ class Sampler(Section):
     """
 
     kind: Literal["random", "balanced", "ratio", "hard", "oversample", "undersample"] = "balanced"
+    """How the class of a drawn voxel is chosen."""
     first: Literal["voxel", "case", "lesion"] = "voxel"
+    """What is drawn first within a class: any voxel, a case, or a lesion."""
     shares: dict[str, Share] | None = None
+    """Share of the draws of each class, by name; `tumor` stands for all tumor classes in equal parts."""
     healthy_share: Share | None = None
+    """Share of healthy draws; the tumor classes keep their natural proportion."""
     imbalance_ratio: Annotated[float, Field(ge=1)] = 1.0
+    """Largest over smallest class that over- and undersampling leave."""
     allow_absent_class: bool = False
+    """Whether a class that no training case has is left out with a warning instead of refused."""
     drift: Literal["none", "to_natural"] = "none"
+    """Whether the shares move to the natural ones over the epochs."""
     jitter: Share = 0.0
+    """Middle share of the patch in which the drawn voxel lies; 0 is the center."""
 
     @model_validator(mode="after")
     def _shares_only_where_used(self) -> "Sampler":
@@ -114,10 +131,15 @@ class Hard(Section):
     """
 
     threshold: Share = 0.75
+    """Right answers with a probability below it count as hard too."""
     subset: Annotated[int, Field(gt=0)] | None = 20_000
+    """How many voxels of each class the network looks at after an epoch; null for as many as are drawn."""
     recycle: bool = False
+    """Whether a pool that is used up starts again."""
     classes: tuple[str, ...] | None = None
+    """Classes that are mined; null for all."""
     max_age: Annotated[int, Field(ge=1)] = 1
+    """Pools of how many epochs are joined."""
 
 
 class Loss(Section):
@@ -133,16 +155,27 @@ class Loss(Section):
     kind: Literal[
         "cross_entropy", "dice_cross_entropy", "focal", "unified_focal", "region", "logit_adjusted"
     ] = "cross_entropy"
+    """Which loss."""
     outside: Literal["healthy", "ignore"] = "healthy"
+    """What a voxel outside the brain counts as."""
     class_weights: Literal["none", "balanced", "effective_number", "median_frequency"] = "none"
+    """How much a voxel of each class counts, from the class counts."""
     weights_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the epochs before the class weights hold."""
     tau: Annotated[float, Field(gt=0)] = 1.0
+    """Strength of the logit adjustment."""
     dice: Literal["example", "batch"] = "example"
+    """Whether the Dice term is taken for each patch or over the whole batch."""
     unified_weight: Share = 0.5
+    """Share of the Tversky part in the unified focal loss."""
     unified_delta: Share = 0.6
+    """Weight of missed tumor in the unified focal loss."""
     unified_gamma: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Focus on badly segmented voxels in the unified focal loss."""
     by_lesion: Literal["none", "blob", "components"] = "none"
+    """Which loss of each lesion is added."""
     by_lesion_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Factor of the loss of each lesion."""
 
     @model_validator(mode="after")
     def _knobs_only_where_used(self) -> "Loss":
@@ -191,19 +224,33 @@ class Optimizer(Section):
     """
 
     kind: Literal["sgd", "adam", "adamw"] = "adamw"
+    """Which optimizer."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate at its highest."""
     bias_lr_factor: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on the rate of the biases of convolutions and linear layers."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Strength of the weight decay."""
     decay: Literal["kernels", "everything"] = "kernels"
+    """Which weights decay."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of sgd."""
     nesterov: bool = True
+    """Whether sgd uses Nesterov's momentum."""
     schedule: Literal["constant", "poly", "cosine", "linear", "inverse", "steps"] = "poly"
+    """How the rate falls over the run."""
     gamma: Annotated[float, Field(ge=0)] = 1e-4
+    """Of schedule inverse: how fast the rate falls."""
     power: Annotated[float, Field(ge=0)] = 0.75
+    """Exponent of schedule inverse."""
     drops: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Of schedule steps: shares of the run at which the rate drops."""
     drop_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Of schedule steps: factor on the rate at each drop."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps in which the rate rises to its highest."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the gradient; null for no limit."""
 
     @model_validator(mode="after")
     def _steps_need_drops(self) -> "Optimizer":
@@ -224,18 +271,31 @@ class Training(Section):
     """
 
     epochs: Annotated[int, Field(gt=0)] = 50
+    """How many epochs."""
     steps: Annotated[int, Field(gt=0)] = 1000
+    """Batches in an epoch."""
     batch_size: Annotated[int, Field(gt=0)] = 120
+    """Patches in a batch."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of all random numbers of the run."""
     accumulate: Annotated[int, Field(ge=1)] = 1
+    """Parts in which a batch goes through the network, for less memory."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Weight of the past in the running mean of the weights; 0 for none."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the network."""
     threads: Annotated[int, Field(ge=0)] = 0
+    """Threads of the processor; 0 for the number that torch chooses."""
     norm_statistics: Literal["running", "measured"] = "running"
+    """Where the statistics of batch norms come from."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
+    """Longest time between two checkpoints, in minutes."""
     checkpoint_epochs: Annotated[int, Field(ge=1)] = 1
+    """Epochs between two checkpoints."""
     tensorboard: bool = False
+    """Whether curves are written for TensorBoard too."""
     initial: str = ""
+    """SHA-256 of the checkpoint that the training begins with; written by `train --from`."""
 
 
 class Phases(Section):
@@ -247,8 +307,11 @@ class Phases(Section):
     """
 
     two_phase: bool = False
+    """Whether a second phase follows."""
     epochs: Annotated[int, Field(gt=0)] | None = None
+    """Epochs of the second phase; null for as many as the first."""
     lr_factor: Annotated[float, Field(gt=0)] = 0.1
+    """Factor on the rate in the second phase."""
 
 
 class Validation(Section):
@@ -263,13 +326,19 @@ class Validation(Section):
     """
 
     cases: Literal["fraction", "next_fold", "none"] = "fraction"
+    """Which cases are the inner split."""
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the training patients in the inner split."""
     every: Annotated[int, Field(gt=0)] = 1
+    """Epochs between two looks at the inner split."""
     patience: Annotated[int, Field(gt=0)] | None = None
+    """Looks without a better score before the training stops; null for never."""
     metric: Literal["mean_dice", "sensitivity", "f_score", "sensitivity_and_f_score", "iou", "last"] = (
         "mean_dice"
     )
+    """The score that picks the best checkpoint; last keeps the newest."""
     of: str | None = None
+    """The region or tissue class that is scored."""
 
     @model_validator(mode="after")
     def _cases_only_as_asked(self) -> "Validation":

@@ -2,7 +2,11 @@
 training, and the configs that travel with the package.
 """
 
+import ast
+import inspect
+import itertools
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
@@ -53,11 +57,22 @@ def knobs_page() -> str:
         assert issubclass(section, BaseModel)
         lines += [f"## `{name}`", "", _plain(section.__doc__ or ""), ""]
         lines += ["| knob | values | default | meaning |", "|---|---|---|---|"]
+        meanings = knob_meanings(section)
         for knob, its in section.model_fields.items():
-            cells = (f"`{name}.{knob}`", _values(its), f"`{_default(its)}`", _plain(its.description or ""))
+            cells = (f"`{name}.{knob}`", _values(its), f"`{_default(its)}`", meanings[knob])
             lines.append(_row(cells))
         lines.append("")
     return "\n".join(lines)
+
+
+def knob_meanings(section: type[BaseModel]) -> dict[str, str]:
+    """The string under each knob of a section, in its source."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0].body  # type: ignore[attr-defined]
+    return {
+        knob.target.id: _plain(under.value.value)
+        for knob, under in itertools.pairwise(body)
+        if isinstance(knob, ast.AnnAssign) and isinstance(under, ast.Expr)
+    }
 
 
 def configs_page() -> str:
@@ -107,7 +122,7 @@ def _type(kind: Any) -> str:
         return " or ".join(_type(one) for one in arguments)
     if origin is tuple:
         inner = [_type(one) for one in arguments if one is not ...]
-        return f"list of {inner[0]}" if ... in arguments else f"[{', '.join(inner)}]"
+        return f"list of: {inner[0]}" if ... in arguments else f"[{', '.join(inner)}]"
     if origin is list:
         return f"{_type(arguments[0])}, repeated"
     if origin is dict:
@@ -148,7 +163,7 @@ def _opening_comment(path: Path) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"\n(?!\n)\s*", " ", text).replace("\f", "").strip()
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(text))
 
 
 def _row(cells: tuple[str, ...]) -> str:
