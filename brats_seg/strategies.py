@@ -13,9 +13,10 @@ from brats_seg.core.errors import UsageError
 from brats_seg.core.settings import Section, lay_over, load_settings, parse_settings
 from brats_seg.evaluation.run_rows import Variant
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
+from brats_seg.training.remedies import knobs_of
 
 TUNED = "tuned"
-_OF_A_STRATEGY = ("correct_priors", "stages")
+_OF_A_STRATEGY = ("correct_priors", "stages", "remedy")
 """What a strategy may hold beside knobs of a training config."""
 
 Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
@@ -66,8 +67,8 @@ class ExperimentConfig(Section):
         base: the training config that all strategies share: a name, a file, or a mapping.
         every: knobs laid over it for all of them.
         strategies: by name, the knobs (`section.key: value`, or nested) that set each apart. Beside them
-            `correct_priors` stands for that of `predict`, and `stages` (two mappings of knobs) makes it a
-            cascade of two runs.
+            `correct_priors` stands for that of `predict`, `stages` (two mappings of knobs) makes it a cascade
+            of two runs, and `remedy` names a remedy (`training.remedies`) that the knobs are laid over.
         folds: held out in turn; None for all folds of the bank.
         seeds: of training.
         predict: how the trained networks are used.
@@ -199,6 +200,8 @@ def _strategy(
         predict = parse_settings(
             Predict, {"correct_priors": changes.get("correct_priors", config.predict.correct_priors)}
         )
+        if "remedy" in changes:
+            knobs = laid_over(knobs_of(changes["remedy"]), knobs)
         configs = tuple(parse_config(laid_over(laid_over(base, knobs), stage)) for stage in (stages or [{}]))
     except UsageError as error:
         raise UsageError(f"strategy '{name}': {error}") from None

@@ -1,67 +1,22 @@
-"""The remedies of the studies by name: which images are drawn, what is minimized, how many networks."""
+"""A remedy as a study has it: the training config of each network, and what must be code."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from brats_seg.classification.settings import Method
+from brats_seg.classification.settings import Method, StudySettings
+from brats_seg.core.config import Augment, Config, Network, Phases, Training
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.shapes import Counts
+from brats_seg.training.remedies import Recipe, Synthesizer, load_recipe, remedy_names
 
-Synthesizer = Literal[
-    "SMOTE", "BorderlineSMOTE", "KMeansSMOTE", "OneSidedSelection", "EditedNearestNeighbours"
-]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a remedy trains.
-
-    Attributes:
-        sampler: a key of `imbalance.samplers.SAMPLERS`.
-        whole_epochs: each image at most once in a pass; otherwise every draw is independent.
-        loss: a key of `models.losses.LOSSES`.
-        weights: a kind of `imbalance.priors.class_weights`.
-        deferred: the weights hold from `weights_from` on.
-        perturbs: images of the rare classes are changed at random each time they are drawn.
-        synthesizer: a class of imbalanced-learn that makes the training images anew.
-        committee: several networks on undersampled sets, their probabilities averaged.
-    """
-
-    sampler: str = "random"
-    whole_epochs: bool = True
-    loss: str = "cross_entropy"
-    weights: str = "none"
-    deferred: bool = False
-    perturbs: bool = False
-    synthesizer: Synthesizer | None = None
-    committee: Literal["easy", "cascade"] | None = None
-
-
-METHODS: dict[str, Recipe] = {
-    "baseline": Recipe(),
-    "oversample": Recipe(sampler="oversample"),
-    "undersample": Recipe(sampler="undersample"),
-    "class_weights": Recipe(weights="balanced"),
-    "focal": Recipe(loss="focal"),
-    "logit_adjusted": Recipe(loss="logit_adjusted"),
-    "deferred_weights": Recipe(weights="effective_number", deferred=True),
-    "class_aware": Recipe(sampler="balanced", whole_epochs=False),
-    "perturbed_copies": Recipe(sampler="oversample", perturbs=True),
-    "hard_replay": Recipe(sampler="hard"),
-    "smote": Recipe(synthesizer="SMOTE"),
-    "borderline_smote": Recipe(synthesizer="BorderlineSMOTE"),
-    "kmeans_smote": Recipe(synthesizer="KMeansSMOTE"),
-    "one_sided_selection": Recipe(synthesizer="OneSidedSelection"),
-    "edited_nearest_neighbours": Recipe(synthesizer="EditedNearestNeighbours"),
-    "easy_ensemble": Recipe(sampler="undersample", committee="easy"),
-    "balance_cascade": Recipe(committee="cascade"),
-}
+METHODS = remedy_names()
 """Two-phase training and the decision rules go with any of these: see `Method.two_phase` and `decisions`."""
+_DEFAULTS = Method()
 
 
 @dataclass(frozen=True)
@@ -71,7 +26,8 @@ class Remedy:
     Attributes:
         name: in the study and in its tables.
         recipe: how it trains.
-        knobs: as the study gives them, one `imbalance_ratio` alone.
+        knobs: as the study gives them, one `imbalance_ratio` alone. Where they are at their defaults, what
+            the recipe says holds.
     """
 
     name: str
@@ -87,6 +43,28 @@ class Remedy:
     def n_networks(self) -> int:
         """Networks trained, the second phase's included."""
         return (self.knobs.networks if self.recipe.committee else 1) + self.knobs.two_phase
+
+    def config(self, settings: StudySettings, *, lr: float, seed: int) -> Config:
+        """How one network is trained, as a training config whose epochs are single steps."""
+        recipe, knobs, budget = self.recipe, self.knobs, settings.training
+        deferred = {"weights_from": knobs.weights_from} if recipe.loss.weights_from else {}
+        tau = self._chosen("tau", recipe.loss.tau)
+        drawing = {"imbalance_ratio": self.imbalance_ratio, "allow_absent_class": True}
+        return Config(
+            network=Network(name=settings.network.name),
+            sampler=recipe.sampler.model_copy(update=drawing),
+            hard=self._chosen("hard", recipe.hard or knobs.hard),
+            loss=recipe.loss.model_copy(update={**deferred, "tau": tau}),
+            augment=Augment(flip=0) if recipe.augment is None else self._chosen("augment", recipe.augment),
+            optimizer=settings.optimizer.model_copy(update={"lr": lr}),
+            training=Training(epochs=budget.iterations, steps=1, batch_size=budget.batch_size, seed=seed),
+            phases=Phases(two_phase=knobs.two_phase, lr_factor=budget.phase2_lr_factor),
+        )
+
+    def _chosen(self, name: str, own: Any) -> Any:
+        """What the study says, or what the recipe says where the study says nothing."""
+        value = getattr(self.knobs, name)
+        return own if value == getattr(_DEFAULTS, name) else value
 
 
 def remedies(methods: Mapping[str, Method]) -> tuple[Remedy, ...]:
@@ -105,15 +83,15 @@ def remedies(methods: Mapping[str, Method]) -> tuple[Remedy, ...]:
 def remedy(name: str, knobs: Method) -> Remedy:
     """One method, checked. Raises `UsageError` naming the knob."""
     kind = knobs.kind or name
-    if kind not in METHODS:
+    if kind not in METHODS and not kind.endswith(".yaml"):
         raise UsageError(f"methods.{name}: no method '{kind}'; the names are {', '.join(METHODS)}")
-    recipe = METHODS[kind]
-    if knobs.imbalance_ratio != (1.0,) and recipe.sampler not in ("oversample", "undersample"):
+    recipe = load_recipe(kind)
+    if knobs.imbalance_ratio != (1.0,) and recipe.sampler.kind not in ("oversample", "undersample"):
         raise UsageError(
             f"methods.{name}.imbalance_ratio: '{kind}' takes none; oversample, undersample, perturbed_copies "
             "do"
         )
-    if knobs.redraw != "never" and kind != "undersample":
+    if knobs.redraw != "never" and recipe.sampler.kind != "undersample":
         raise UsageError(f"methods.{name}.redraw: only 'undersample' has a subset to draw anew")
     if knobs.two_phase and recipe.committee:
         raise UsageError(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,27 +14,14 @@ from torch import Tensor
 from brats_seg.classification.folder import FolderImages, center_crops, random_crops
 from brats_seg.classification.images import ImageSet
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.core.shapes import Counts, Ids
+from brats_seg.core.shapes import Ids
 from brats_seg.imbalance.index import ClassIndex
+from brats_seg.training.steps import Examples
 
 IMAGES_AT_ONCE = 250
 """Where all are looked at."""
 MOST_BYTE_CLASSES = 255
 """With more, targets are int64."""
-
-
-class ImageBatch(NamedTuple):
-    """Images of one step.
-
-    Attributes:
-        inputs: float32 (B, C, Y, X), channels last in memory.
-        targets: class of each image (B,): uint8, or int64 where there are more than 255 classes.
-        counts: (K + 1,) images of each class, and a last 0: the ledger's place for air.
-    """
-
-    inputs: Float32[Tensor, "b c y x"]
-    targets: UInt8[Tensor, " b"] | Int64[Tensor, " b"]
-    counts: Counts
 
 
 class Source:
@@ -113,7 +100,7 @@ class Source:
         other._seed = self._seed if seed is None else seed
         return other
 
-    def batch(self, ids: Ids, *, number: int = 0, out: ImageBatch | None = None) -> ImageBatch:
+    def batch(self, ids: Ids, *, number: int = 0, out: Examples | None = None) -> Examples:
         """Images by their ids.
 
         Args:
@@ -169,11 +156,11 @@ class Source:
         )
         return self.set.images.decode(rows, crops=crops, threads=self._threads)
 
-    def _empty(self, n: int) -> ImageBatch:
+    def _empty(self, n: int) -> Examples:
         _, y, x, channels = self.shape
         inputs = torch.empty((n, y, x, channels), device=self.device).permute(0, 3, 1, 2)
         targets = torch.empty(n, dtype=self._targets.dtype, device=self.device)
-        return ImageBatch(inputs, targets, np.empty(len(self.class_names) + 1, np.int64))
+        return Examples(inputs, targets, np.empty(len(self.class_names) + 1, np.int64))
 
     def _check(self, ids: Ids) -> None:
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < len(self):

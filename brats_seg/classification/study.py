@@ -12,7 +12,7 @@ from brats_seg.classification.figures import study_figures, write_figures
 from brats_seg.classification.folder import FolderImages, broken_images
 from brats_seg.classification.identity import recorded, shared_settings
 from brats_seg.classification.images import Splits, check_whitening
-from brats_seg.classification.methods import Remedy, remedies
+from brats_seg.classification.methods import METHODS, Remedy, remedies
 from brats_seg.classification.settings import Distribution, StudySettings
 from brats_seg.classification.table import StudyTable, make_table
 from brats_seg.classification.two_class import two_class_figures
@@ -321,6 +321,8 @@ def _cell(
     point: Mapping[str, Any], remedy: Remedy, *, knobs: Mapping[str, Any], rate: float, run: int
 ) -> Cell:
     job = {"set": dict(point), "method": remedy.name, "knobs": knobs, "rate": rate, "run": run}
+    if (remedy.knobs.kind or remedy.name) not in METHODS:  # a file of the user's own, which may change
+        job["recipe"] = remedy.recipe.model_dump(mode="json")
     ratio = f" to {remedy.imbalance_ratio:g}" if remedy.imbalance_ratio != 1 else ""
     where = f"{point['kind']} rho {point['rho']:g}" + (f" mu {point['mu']:g}" if point["mu"] else "")
     where += " " + "-".join(map(str, point["counts"])) if point["counts"] else ""

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from brats_seg.classification.bench import Bench, open_bench, open_images
 from brats_seg.classification.decisions import Probabilities, divide_by_prior, tune_factors, weigh_costs
 from brats_seg.classification.fitting import (
     Fitted,
-    Watch,
+    Looks,
+    Score,
     build_network,
-    check_loss,
     fit,
     fit_second_phase,
     probabilities,
@@ -28,16 +29,19 @@ from brats_seg.classification.identity import Purpose, config_digest, study_seed
 from brats_seg.classification.images import ImageSet, Splits
 from brats_seg.classification.methods import Remedy, cascade_goals, kept_by_cascade, remedy, synthesize
 from brats_seg.classification.scores import roc_curves, score_outputs
-from brats_seg.classification.settings import Method, StudySettings
+from brats_seg.classification.settings import Method as Knobs
+from brats_seg.classification.settings import StudySettings
 from brats_seg.classification.source import Pool, Source
 from brats_seg.core.cluster import worker_number
-from brats_seg.core.config import Optimizer
+from brats_seg.core.config import Sampler
 from brats_seg.core.errors import UsageError
 from brats_seg.core.grid import Row
 from brats_seg.core.runtime import Runtime, start_runtime, worker_device
 from brats_seg.core.shapes import Counts, Shares
 from brats_seg.imbalance.distributions import Distribution, class_counts, class_order, draw_subset
+from brats_seg.imbalance.index import ClassIndex
 from brats_seg.models.checkpoint import library_versions
+from brats_seg.training.phases import Method
 
 MOST_CONFUSION_CLASSES = 100
 """With more, a row holds no confusion matrix: 1,000 classes would take 2 MB."""
@@ -97,10 +101,8 @@ def train_cell(
         seed=study_seed(settings, Purpose.SET, which),
     )
     seed = study_seed(settings, Purpose.NETWORK, which, job["run"])
-    cell = _Cell(
-        settings, bench, runtime, bench.available.restrict(drawn.ids, seed=seed), _remedy(job),
-        settings.optimizer.model_copy(update={"lr": job["rate"]}), seed,
-    )  # fmt: skip
+    pool = bench.available.restrict(drawn.ids, seed=seed)
+    cell = _Cell(settings, bench, runtime, pool, _remedy(job), job["rate"], seed)
     about = {
         "images": settings.images.name,
         "kind": point["kind"],
@@ -138,10 +140,13 @@ def check_cell(job: Mapping[str, Any], *, settings: StudySettings, splits: Split
         minority=point["minority"],
         seed=study_seed(settings, Purpose.SET, _number_of(point)),
     )
-    check_loss(
-        _remedy(job),
-        counts=class_counts(_distribution(point), available=available, most=settings.base, order=order),
+    counts = class_counts(_distribution(point), available=available, most=settings.base, order=order)
+    index = ClassIndex(
+        splits.train.class_names, counts[None], part=lambda case: np.empty(0), case_ids=np.zeros(1, np.int64)
     )
+    config = _remedy(job).config(settings, lr=job["rate"], seed=0)
+    method = Method(config=config, index=index, runtime=Runtime(torch.device("cpu")), targets="images")
+    method.loss_of(method.first(), epoch=config.training.epochs)
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ class _Cell:
     runtime: Runtime
     pool: Pool
     remedy: Remedy
-    optimizer: Optimizer
+    rate: float
     seed: int
 
     def rows(self) -> list[Row]:
@@ -175,7 +180,8 @@ class _Cell:
         if recipe.committee is None:
             return [self._fit(pool, self.remedy, self.seed)]
         members, n_members, counts = [], self.remedy.knobs.networks, pool.index.counts
-        undersampling = replace(self.remedy, recipe=replace(recipe, sampler="undersample"))
+        undersample = recipe.model_copy(update={"sampler": Sampler(kind="undersample")})
+        undersampling = replace(self.remedy, recipe=undersample)
         for number in range(1, n_members + 1):
             members.append(
                 self._fit(
@@ -194,30 +200,25 @@ class _Cell:
 
     def _fit(self, pool: Pool, remedy: Remedy, seed: int) -> Fitted:
         network = build_network(self.settings, pool.source.set, seed=seed, runtime=self.runtime)
-        return fit(
-            network,
-            pool,
-            remedy,
-            settings=self.settings,
-            optimizer=self.optimizer,
-            seed=seed,
-            runtime=self.runtime,
-            watch=self._watch(),
-            curve=self._curve,
-        )
+        config = remedy.config(self.settings, lr=self.rate, seed=seed)
+        redraw = remedy.knobs.redraw == "epoch"
+        return fit(network, pool, config, redraw=redraw, runtime=self.runtime, looks=self._looks())
 
     def _second_phase(self, first: Fitted) -> Fitted:
         if first.diverged:
             return first
-        return fit_second_phase(
-            first,
-            self.pool,
-            settings=self.settings,
-            optimizer=self.optimizer,
-            seed=self.seed,
-            runtime=self.runtime,
-            watch=self._watch(),
+        config = self.remedy.config(self.settings, lr=self.rate, seed=self.seed)
+        return fit_second_phase(first, self.pool, config, runtime=self.runtime, looks=self._looks())
+
+    def _looks(self) -> Looks:
+        knobs = self.settings.validation
+        return Looks(
+            score=self._score(),
+            every=knobs.every,
+            keep=knobs.checkpoint,
+            patience=knobs.patience,
             curve=self._curve,
+            curve_every=self.settings.record.curve_every,
         )
 
     def _synthetic(self) -> Pool:
@@ -236,7 +237,7 @@ class _Cell:
         made = ImageSet(f"{images.name}, {kind}", pixels, labels, images.class_names, 1.0)
         return Pool.whole(Source(made, device=self.runtime.device))
 
-    def _watch(self) -> Watch | None:
+    def _score(self) -> Score | None:
         pool, knobs = self.bench.validation, self.settings.validation
         if pool is None:
             return None
@@ -356,29 +357,18 @@ def time_iterations(
     pool = Pool(source, plain).restrict(np.arange(0, len(plain), max(1, len(plain) // 1000)))
     network = build_network(settings, splits.train, seed=0, runtime=runtime)
     moments: list[float] = []
+    looks = Looks(curve=lambda network: {"at": moments.append(time.perf_counter()) or 0.0}, curve_every=1)
     for n_steps in (min(n, 3), n):
-        short = settings.model_copy(
-            update={"training": settings.training.model_copy(update={"iterations": n_steps})}
-        )
-        shared: dict[str, Any] = {
-            "settings": short,
-            "optimizer": settings.optimizer,
-            "seed": 0,
-            "runtime": runtime,
-        }
+        budget = settings.training.model_copy(update={"iterations": n_steps})
+        short = settings.model_copy(update={"training": budget})
+        config = remedy("baseline", Knobs()).config(short, lr=settings.optimizer.lr, seed=0)
         moments.clear()
-        fitted = fit(
-            network,
-            pool,
-            remedy("baseline", Method()),
-            **shared,
-            on_step=lambda: moments.append(time.perf_counter()),
-        )
+        fitted = fit(network, pool, config, runtime=runtime, looks=looks)
         first = float(np.median(np.diff(moments)))
         if first > _SLOW_S:
             break
     moments.clear()
-    fit_second_phase(fitted, pool, **shared, on_step=lambda: moments.append(time.perf_counter()))
+    fit_second_phase(fitted, pool, config, runtime=runtime, looks=looks)
     return 1e3 * first, 1e3 * float(np.median(np.diff(moments)))
 
 
@@ -400,7 +390,7 @@ def _bench(settings_json: str, folder: str, cache: str, runtime: Runtime, decode
 
 
 def _remedy(job: Mapping[str, Any]) -> Remedy:
-    return remedy(job["method"], Method.model_validate(job["knobs"]))
+    return remedy(job["method"], Knobs.model_validate(job["knobs"]))
 
 
 def _distribution(point: Mapping[str, Any]) -> Distribution:

@@ -5,14 +5,14 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from rich.progress import Progress, TaskID
-from torch import Tensor, nn
+from torch import nn
 
 from brats_seg.bank.bank import Batch, PatchBank
 from brats_seg.bank.lesions import LesionNumberer
@@ -23,9 +23,9 @@ from brats_seg.core.progress import progress_bar
 from brats_seg.core.run_folder import BEST, LAST, PHASE_1
 from brats_seg.core.runtime import Runtime, StopRequest, catch_stop_signals
 from brats_seg.core.settings import dump_config
-from brats_seg.core.shapes import Counts
+from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.ledger import Ledger
-from brats_seg.imbalance.samplers import Draw, HardSampler, Sampler
+from brats_seg.imbalance.samplers import Draw, HardSampler
 from brats_seg.inference.dense import ready_for_inference
 from brats_seg.models.checkpoint import (
     Checkpoint,
@@ -52,7 +52,8 @@ from brats_seg.training.mining import mine
 from brats_seg.training.norms import measure_norms
 from brats_seg.training.phases import Method, Phase
 from brats_seg.training.split import RunResult, Split
-from brats_seg.training.step import Learner, count_middle
+from brats_seg.training.step import count_middle
+from brats_seg.training.steps import Best, Examples, Steps
 from brats_seg.training.validation import InnerScores, check_metric, score_inner_cases
 
 LOOKS = "looks"
@@ -117,26 +118,26 @@ def train(
         config=config,
         split=split,
         runtime=runtime,
-        bank=seen,
+        source=BankSource(
+            bank=seen,
+            augment=Augmenter(
+                config.augment,
+                seed=training.seed,
+                patch_size=bank.patch_size,
+                n_slices=2 * bank.slices_around + 1,
+                jitter=jitter,
+            ),
+            margin=margin_of(built),
+            steps=training.steps,
+        ),
         inner_bank=bank.select(split.inner) if split.inner else None,
         method=method,
         phase=method.first(),
-        learner=method.make_learner(method.first(), built),
-        augment=Augmenter(
-            config.augment,
-            seed=training.seed,
-            patch_size=bank.patch_size,
-            n_slices=2 * bank.slices_around + 1,
-            jitter=jitter,
-        ),
-        sampler=method.make_sampler(method.first()),
-        ledger=Ledger(bank.classes),
+        network=built,
         log=RunLog(run_dir, classes=bank.classes, tensorboard=training.tensorboard and runtime.is_writer),
         training=training,
         validation=config.validation,
         divisor=network_divisor(network),
-        margin=margin_of(built),
-        n_drawn=np.zeros(len(bank.classes), np.int64),
         looks=tuple(looks),
     )
     with _own(run_dir, runtime), catch_stop_signals() as stop:
@@ -189,6 +190,49 @@ def _own(run_dir: Path, runtime: Runtime) -> AbstractContextManager[None]:
 
 
 @dataclass(kw_only=True)
+class BankSource:
+    """Patches of a bank as they are trained on: transformed at random where the config says so.
+
+    Attributes:
+        bank: its selected cases are trained on.
+        augment: the transforms.
+        margin: voxels on each side of the patch for which the network gives no output: they do not enter the
+            loss.
+        steps: of an epoch; the transforms follow from the epoch and the place in it.
+        watch: counts the time.
+    """
+
+    bank: PatchBank
+    augment: Augmenter
+    margin: int
+    steps: int
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    gathered: Batch | None = None
+
+    @property
+    def index(self) -> ClassIndex:
+        """The voxels of the training cases by class."""
+        return self.bank.index
+
+    def batch(self, draw: Draw, *, number: int) -> Examples:
+        """The patches of a draw."""
+        with self.watch("sampling_s"):
+            parameters = self.augment.draw(
+                epoch=number // self.steps + 1, positions=draw.positions,
+                n_modalities=len(self.bank.modalities),
+            )  # fmt: skip
+            maps = self.augment.maps(parameters)
+            self.gathered = batch = self.bank.batch(draw.ids, out=self.gathered, maps=maps)
+            counts = batch.counts
+            if self.margin:
+                n_classes = len(self.bank.classes)
+                counts = count_middle(batch.targets, margin=self.margin, n_classes=n_classes)
+        with self.watch("augmentation_s"):
+            inputs, targets = self.augment(batch.inputs, batch.targets, parameters=parameters)
+        return Examples(inputs, targets, counts)
+
+
+@dataclass(kw_only=True)
 class _Loop:
     """A run in progress: who takes part, and where it stands."""
 
@@ -196,28 +240,24 @@ class _Loop:
     config: Config
     split: Split
     runtime: Runtime
-    bank: PatchBank
+    source: BankSource
     inner_bank: PatchBank | None
     method: Method
     phase: Phase
-    learner: Learner
-    augment: Augmenter
-    sampler: Sampler
-    ledger: Ledger
+    network: InitVar[nn.Module]
     log: RunLog
     training: Training
     validation: Validation
     divisor: int
-    margin: int
-    n_drawn: Counts
     looks: tuple[int, ...] = ()
-    batch: Batch | None = None
     loss_sum: float = 0.0
-    best_epoch: int | None = None
-    best_score: float | None = None
-    unchecked: list[tuple[int, Draw, Tensor]] = field(default_factory=list)
-    watch: Stopwatch = field(default_factory=Stopwatch)
+    best: Best = field(default_factory=Best)
     saved_at: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self, network: nn.Module) -> None:
+        self.bank, self.watch = self.source.bank, self.source.watch
+        self.ledger = Ledger(self.bank.classes)
+        self._enter(self.phase, network)
 
     # The run
 
@@ -251,7 +291,7 @@ class _Loop:
                 runtime=self.runtime,
                 command=sys.argv,
                 bank=self.bank.digest,
-                n_parameters=sum(p.numel() for p in self.learner.network.parameters()),
+                n_parameters=sum(p.numel() for p in self.steps.learner.network.parameters()),
                 initial=self.training.initial,
             )
 
@@ -273,25 +313,25 @@ class _Loop:
             self.log.write(is_last=True)
         return RunResult(
             run_dir=self.run_dir,
-            n_epochs=self.sampler.epoch - 1,
+            n_epochs=self.steps.sampler.epoch - 1,
             ended=ended,
-            best_epoch=self.best_epoch,
-            best_score=self.best_score,
+            best_epoch=self.best.at,
+            best_score=self.best.score,
             rows=tuple(self.log.epochs),
         )
 
     def _train_epoch(self, stop: StopRequest, bar: Progress, task: TaskID) -> Literal["done", "stopped"]:
         """The rest of an epoch and what follows it."""
-        epoch, n_patches = self.sampler.epoch, 0
-        self.learner.begin_epoch()
-        self.learner.loss = self.method.loss_of(self.phase, epoch=epoch)
+        epoch, n_patches = self.steps.sampler.epoch, 0
+        self.steps.learner.begin_epoch()
+        self.steps.learner.loss = self.method.loss_of(self.phase, epoch=epoch)
         with self.runtime.one_shape():
-            while self.sampler.epoch == epoch:
+            while self.steps.sampler.epoch == epoch:
                 with self.watch("training_s"):
                     to_stop, to_save = self._step(stop)
                     n_patches += self.training.batch_size
                     bar.update(task, advance=1, note=self._note(epoch) if not bar.disable else "")
-                if self.sampler.epoch == epoch and (to_stop or to_save):
+                if self.steps.sampler.epoch == epoch and (to_stop or to_save):
                     self._save_last()
                     if to_stop:
                         return "stopped"
@@ -310,39 +350,17 @@ class _Loop:
 
     def _step(self, stop: StopRequest) -> tuple[bool, bool]:
         """One batch; says whether all ranks are to stop, and to save."""
-        epoch, number = self.sampler.epoch, self._number()
-        with self.watch("sampling_s"):
-            draw = self.sampler.next()
-            parameters = self.augment.draw(
-                epoch=epoch, positions=draw.positions, n_modalities=len(self.bank.modalities)
-            )
-            self.batch = self.bank.batch(draw.ids, out=self.batch, maps=self.augment.maps(parameters))
-            counts = self.batch.counts
-            if (
-                self.margin
-            ):  # the network's output is smaller than the patch, and the loss is over the middle alone
-                counts = count_middle(
-                    self.batch.targets, margin=self.margin, n_classes=len(self.bank.classes)
-                )
-            self.ledger.add(draw, counts)
-        with self.watch("augmentation_s"):
-            inputs, targets = self.augment(self.batch.inputs, self.batch.targets, parameters=parameters)
-        wishes = (stop.asked, self._save_is_due())
-        loss, (to_stop, to_save) = self.learner.learn(inputs, targets, number=number, wishes=wishes)
-        self.unchecked.append((number, draw, loss))
-        self.n_drawn += np.bincount(draw.classes, minlength=len(self.n_drawn))
-        if len(self.unchecked) >= LOSSES_AT_ONCE[self.runtime.device.type]:
+        to_stop, to_save = self.steps.take(self._number(), wishes=lambda: (stop.asked, self._save_is_due()))
+        if len(self.steps.unchecked) >= LOSSES_AT_ONCE[self.runtime.device.type]:
             self._check_losses()
         return to_stop, to_save
 
     def _check_losses(self) -> None:
         """Add the losses of the last steps to the epoch's; end the run at the first that is not finite."""
-        values = torch.stack([loss for _, _, loss in self.unchecked]).tolist() if self.unchecked else []
-        for (number, draw, _), value in zip(self.unchecked, values, strict=True):
+        for number, draw, value in self.steps.losses():
             if not np.isfinite(value):
                 self._fail(number, draw, value)
             self.loss_sum += value
-        self.unchecked.clear()
 
     def _fail(self, number: int, draw: Draw, value: float) -> None:
         """Save the batch that broke the run and say so."""
@@ -360,31 +378,32 @@ class _Loop:
         is_last = epoch == self.phase.last_epoch
         if is_last and self.training.norm_statistics == "measured":
             with self.watch("validation_s"):
-                measure_norms(self.learner.evaluated(), self.bank, divisor=self.divisor, runtime=self.runtime)
-        evaluated = ready_for_inference(self.learner.evaluated(), runtime=self.runtime)
+                measure_norms(
+                    self.steps.learner.evaluated(), self.bank, divisor=self.divisor, runtime=self.runtime
+                )
+        evaluated = ready_for_inference(self.steps.learner.evaluated(), runtime=self.runtime)
         for state in self._other_ledgers():
             self.ledger.absorb(state)
         self._write_draws(epoch)
-        self.log.ledger += self.ledger.close_epoch(epoch, self.sampler.requested_in(epoch))
+        self.log.ledger += self.ledger.close_epoch(epoch, self.steps.sampler.requested_in(epoch))
         with self.watch("mining_s"):
-            if isinstance(self.sampler, HardSampler) and not is_last:
-                n_draws = np.ceil(
-                    self.sampler.requested * self.training.batch_size * self.training.steps
-                ).astype(np.int64)
+            sampler = self.steps.sampler
+            if isinstance(sampler, HardSampler) and not is_last:
+                n_draws = np.ceil(sampler.requested * self.training.batch_size * self.training.steps)
                 pools = mine(
                     evaluated,
                     self.bank,
-                    classes=self.sampler.hard_classes,
-                    n_draws=n_draws,
+                    classes=sampler.hard_classes,
+                    n_draws=n_draws.astype(np.int64),
                     hard=self.config.hard,
                     seed=self.training.seed,
                     epoch=epoch,
                     runtime=self.runtime,
                     divisor=self.divisor,
-                    groups=self.sampler.groups,
+                    groups=sampler.groups,
                     readout=readout_of(self.config.loss.kind),
                 )
-                self.sampler.accept_pools(pools)
+                sampler.accept_pools(pools)
         scores = None
         with self.watch("validation_s"):
             if self.inner_bank is not None and (is_last or epoch % self.validation.every == 0):
@@ -394,7 +413,7 @@ class _Loop:
                 )  # fmt: skip
         self._note_epoch(epoch, scores)
         self.log.timing.append(self.watch.row(epoch, n_patches=n_patches))
-        if self.validation.metric == "last" or self.best_epoch in (epoch, None):
+        if self.validation.metric == "last" or self.best.at in (epoch, None):
             self._save(BEST, resume=None)
         if epoch in self.looks:
             self._save(look_folder(Path(), epoch) / BEST, resume=None)
@@ -412,56 +431,59 @@ class _Loop:
 
     def _note_epoch(self, epoch: int, scores: InnerScores | None) -> None:
         score = scores.value if scores is not None else None
-        is_best = False
-        if score is not None and not np.isnan(score):
-            is_best = self.validation.metric == "last" or self.best_score is None or score > self.best_score
+        best = Best() if self.validation.metric == "last" else self.best
+        is_best = score is not None and best.see(epoch, score)
         if is_best:
-            self.best_epoch, self.best_score = epoch, score
+            self.best = best
         n_done = epoch * self.training.steps
         dice = {f"dice_{region}": scores.dice[region] if scores is not None else None for region in REGIONS}
         loss = self.loss_sum / self.training.steps
         row = {
             "epoch": epoch,
             "step": n_done,
-            "lr": self.learner.rate(n_done - 1),
+            "lr": self.steps.learner.rate(n_done - 1),
             "loss": loss,
             **dice,
             "score": score,
         }
         self.log.epochs.append({**row, "is_best": int(is_best)})
         self.loss_sum = 0.0
-        self.n_drawn[:] = 0
+        self.steps.n_drawn[:] = 0
 
     # From phase to phase
 
     def _begin_phase_2(self) -> None:
         """Keep what phase 1 ended with, and go on from the weights to predict with."""
         self._save(PHASE_1, resume=None)
-        network = self.learner.network
-        network.load_state_dict(self.learner.weights())
-        self._enter(self.method.begun_at(self.sampler.epoch), network)
-        self.best_epoch = self.best_score = None
+        network = self.steps.learner.network
+        network.load_state_dict(self.steps.learner.weights())
+        self._enter(self.method.begun_at(self.steps.sampler.epoch), network)
+        self.best = Best()
 
     def _enter(self, phase: Phase, network: nn.Module) -> None:
         self.phase = phase
-        self.learner = self.method.make_learner(phase, network)
-        self.sampler = self.method.make_sampler(phase)
+        self.steps = Steps(
+            sampler=self.method.make_sampler(phase),
+            source=self.source,
+            learner=self.method.make_learner(phase, network),
+            ledger=self.ledger,
+            watch=self.watch,
+        )
 
     def _is_over(self) -> bool:
-        return self._phase_is_over() and self.method.after(self.phase, ended=self.sampler.epoch - 1) is None
+        done = self.steps.sampler.epoch - 1
+        return self._phase_is_over() and self.method.after(self.phase, ended=done) is None
 
     def _phase_is_over(self) -> bool:
         """Whether the phase's epochs are spent, or its score has not risen for `validation.patience`
         epochs.
         """
-        done = self.sampler.epoch - 1
+        done = self.steps.sampler.epoch - 1
         if done >= self.phase.last_epoch:
             return True
-        if self.validation.patience is None or self.best_epoch is None:
+        if self.validation.patience is None or self.best.at is None:
             return False
-        return (
-            done - max(self.best_epoch, self.method.settled_from(self.phase) - 1) >= self.validation.patience
-        )
+        return done - max(self.best.at, self.method.settled_from(self.phase) - 1) >= self.validation.patience
 
     # Saving and going on
 
@@ -478,18 +500,14 @@ class _Loop:
             )
         saved = checkpoint.resume
         if (began := saved.get("phase_began", 1)) > 1:
-            self._enter(self.method.begun_at(began), self.learner.network)
-        self.learner.load_state_dict(saved["learner"], weights=checkpoint.weights)
-        self.sampler.load_state_dict(saved["sampler"])
+            self._enter(self.method.begun_at(began), self.steps.learner.network)
+        self.steps.learner.load_state_dict(saved["learner"], weights=checkpoint.weights)
+        self.steps.sampler.load_state_dict(saved["sampler"])
         self.ledger.load_state_dict(
             saved["ledger"] if self.runtime.is_writer else _closed_epochs(saved["ledger"])
         )
         self.log.load_state_dict(saved["log"])
-        self.loss_sum, self.best_epoch, self.best_score = (
-            saved["loss_sum"],
-            saved["best_epoch"],
-            saved["best_score"],
-        )
+        self.loss_sum, self.best = saved["loss_sum"], Best(saved["best_epoch"], saved["best_score"])
         self.watch.load_state_dict(saved.get("watch", {}))
 
     def _check_own(self, checkpoint: Checkpoint, path: Path) -> None:
@@ -514,13 +532,13 @@ class _Loop:
                 LAST,
                 resume={
                     "phase_began": self.phase.first_epoch,
-                    "learner": self.learner.state_dict(),
-                    "sampler": self.sampler.state_dict(),
+                    "learner": self.steps.learner.state_dict(),
+                    "sampler": self.steps.sampler.state_dict(),
                     "ledger": everything.state_dict(),
                     "log": self.log.state_dict(),
                     "loss_sum": self.loss_sum,
-                    "best_epoch": self.best_epoch,
-                    "best_score": self.best_score,
+                    "best_epoch": self.best.at,
+                    "best_score": self.best.score,
                     "watch": self.watch.state_dict(),
                 },
             )
@@ -542,9 +560,9 @@ class _Loop:
             for row in self.log.epochs
             if row["score"] is not None and row["epoch"] >= self.phase.first_epoch
         ]
-        prior = self.method.effective_prior(self.phase, self.ledger, epoch=self.sampler.epoch - 1)
+        prior = self.method.effective_prior(self.phase, self.ledger, epoch=self.steps.sampler.epoch - 1)
         checkpoint = Checkpoint(
-            weights=self.learner.weights(),
+            weights=self.steps.learner.weights(),
             config=dump_config(self.config),
             modalities=tuple(self.bank.modalities),
             classes=tuple(self.bank.classes),
@@ -557,8 +575,8 @@ class _Loop:
             held_out_cases=self.split.held_out,
             effective_prior=None if prior is None else tuple(prior.tolist()),
             natural_prior=tuple(self.method.natural_prior.tolist()),
-            epoch=self.sampler.epoch - 1,
-            step=self.sampler.step,
+            epoch=self.steps.sampler.epoch - 1,
+            step=self.steps.sampler.step,
             score=scores[-1] if scores else None,
             n_threads=self.runtime.n_threads,
             precision=precision_name(self.runtime),
@@ -581,14 +599,15 @@ class _Loop:
 
     def _number(self) -> int:
         """Steps done, over all epochs."""
-        return (self.sampler.epoch - 1) * self.training.steps + self.sampler.step
+        return (self.steps.sampler.epoch - 1) * self.training.steps + self.steps.sampler.step
 
     def _note(self, epoch: int) -> str:
         step = (
-            self.sampler.step if self.sampler.epoch == epoch else self.training.steps
+            self.steps.sampler.step if self.steps.sampler.epoch == epoch else self.training.steps
         )  # the sampler goes on at an epoch's last step
-        n_done = step - len(self.unchecked)
-        return progress_note(epoch, n_drawn=self.n_drawn, loss=self.loss_sum / n_done if n_done > 0 else None)
+        n_done = step - len(self.steps.unchecked)
+        loss = self.loss_sum / n_done if n_done > 0 else None
+        return progress_note(epoch, n_drawn=self.steps.n_drawn, loss=loss)
 
 
 def _closed_epochs(ledger: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Which examples of each class the network finds hard."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import prod
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import nn
 
 from brats_seg.bank.bank import PatchBank
@@ -27,8 +28,8 @@ _VOXELS_AT_ONCE = 240 * 64 * 64
 
 Pool = Int64[np.ndarray, " _"]
 """Example ids of one class."""
-Probabilities = Float32[np.ndarray, "n k"]
-"""Class probabilities at the center of each example."""
+Probabilities = Float[np.ndarray, "n k"]
+"""Class probabilities of each example: at its center, or of the whole image."""
 
 
 def mine(
@@ -133,17 +134,36 @@ def find_hard(
         divisor: what the sides of the network's input must be a multiple of.
         readout: how class probabilities follow from the network's logits.
     """
+    own = {
+        cls: ids[bank.locate(ids)[:, 0] % runtime.world_size == runtime.rank]
+        for cls, ids in candidates.items()
+    }
+    ask = partial(center_probabilities, network, bank, divisor=divisor, readout=readout)
+    parts = runtime.gather(hard_among(own, ask, threshold=threshold, readout=readout))
+    return {cls: np.sort(np.concatenate([part[cls] for part in parts])) for cls in candidates}
+
+
+def hard_among(
+    candidates: Mapping[int, Pool],
+    ask: Callable[[Ids], Probabilities],
+    *,
+    threshold: float,
+    readout: Readout = "softmax",
+) -> dict[int, Pool]:
+    """The candidates of each class that are hard (`is_hard`), sorted.
+
+    Args:
+        candidates: ids by class.
+        ask: ids -> class probabilities of each, of the network.
+        threshold: a probability.
+        readout: what the probabilities are.
+    """
     ids = np.concatenate([np.empty(0, np.int64), *candidates.values()])
     classes = np.repeat(
         np.array(list(candidates), np.int64), [len(of_class) for of_class in candidates.values()]
     )
-    mine = bank.locate(ids)[:, 0] % runtime.world_size == runtime.rank
-    ids, classes = ids[mine], classes[mine]
-    probabilities = center_probabilities(network, bank, ids=ids, divisor=divisor, readout=readout)
-    hard = is_hard(probabilities, classes, threshold=threshold, readout=readout)
-    found = runtime.gather((ids[hard], classes[hard]))
-    ids, classes = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return {cls: np.sort(ids[classes == cls]) for cls in candidates}
+    hard = is_hard(ask(ids), classes, threshold=threshold, readout=readout)
+    return {cls: np.sort(ids[hard & (classes == cls)]) for cls in candidates}
 
 
 def is_hard(
@@ -153,12 +173,15 @@ def is_hard(
     below the threshold.
     """
     own = probabilities[np.arange(len(classes)), classes]
-    given = decide(probabilities.T[:, :, None, None], readout=readout)[:, 0, 0]
+    if readout == "softmax":  # images may be of more classes than a label map has numbers for
+        given = probabilities.argmax(1)
+    else:
+        given = decide(probabilities.T[:, :, None, None], readout=readout)[:, 0, 0]
     return (given != classes) | (own < threshold)
 
 
 def center_probabilities(
-    network: nn.Module, bank: PatchBank, *, ids: Ids, divisor: int = 16, readout: Readout = "softmax"
+    network: nn.Module, bank: PatchBank, ids: Ids, *, divisor: int = 16, readout: Readout = "softmax"
 ) -> Probabilities:
     """Class probabilities at the center voxel of each id, by the cheaper way (see `find_hard`)."""
     if len(ids) and _slices_are_cheaper(network, bank, ids):

@@ -1,19 +1,54 @@
 """Facts about the remedies: their names, their knobs, the images they make."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from imblearn.over_sampling import KMeansSMOTE
 
-from brats_seg.classification.methods import METHODS, cascade_goals, kept_by_cascade, remedies, synthesize
+from brats_seg.classification.methods import (
+    METHODS,
+    cascade_goals,
+    kept_by_cascade,
+    remedies,
+    remedy,
+    synthesize,
+)
 from brats_seg.classification.settings import Method, StudySettings
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.settings import parse_settings
 from brats_seg.imbalance.samplers import SAMPLERS
 from brats_seg.models.losses import LOSSES
+from brats_seg.strategies import ExperimentConfig, make_strategies
+from brats_seg.training.remedies import load_recipe
 
 
-def test_every_remedy_is_made_of_parts_that_exist():
-    assert all(recipe.sampler in SAMPLERS and recipe.loss in LOSSES for recipe in METHODS.values())
+@pytest.mark.parametrize("name", METHODS)
+def test_every_remedy_is_made_of_parts_that_exist(name: str):
+    recipe = load_recipe(name)
+    assert recipe.sampler.kind in SAMPLERS
+    assert recipe.loss.kind in LOSSES
+
+
+def test_a_new_remedy_is_one_file_and_runs_in_both_wings(tmp_path: Path):
+    path = tmp_path / "sharp.yaml"
+    path.write_text("sampler: {kind: oversample}\nloss: {kind: logit_adjusted, tau: 0.5}\n")
+    on_images = remedy("sharp", Method(kind=str(path))).config(StudySettings(), lr=0.01, seed=0)
+    experiment = ExperimentConfig(strategies={"sharp": {"remedy": str(path)}})
+    (on_scans,) = make_strategies(experiment)[0].configs
+    for config in (on_images, on_scans):
+        assert (config.sampler.kind, config.loss.kind, config.loss.tau) == (
+            "oversample",
+            "logit_adjusted",
+            0.5,
+        )
+
+
+def test_a_remedy_of_images_alone_is_refused_for_scans():
+    with pytest.raises(
+        UsageError, match="strategy 'smote': remedy 'smote': its synthesizer is for images alone"
+    ):
+        make_strategies(ExperimentConfig(strategies={"smote": {"remedy": "smote"}}))
 
 
 def test_a_reduced_ratio_each_is_a_remedy_each():

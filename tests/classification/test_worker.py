@@ -10,19 +10,21 @@ import torch
 from striped_images import N_CLASSES, tiny_settings, write_images
 from torch import nn
 
+from brats_seg.classification import fitting
 from brats_seg.classification.bench import Bench, open_bench, open_images
 from brats_seg.classification.decisions import divide_by_prior
-from brats_seg.classification.fitting import Draws, Fitted, build_network, fit, fit_second_phase, make_learner
+from brats_seg.classification.fitting import Fitted, Looks, build_network, fit, fit_second_phase
 from brats_seg.classification.methods import METHODS, remedy
 from brats_seg.classification.settings import Method, StudySettings
+from brats_seg.classification.source import Pool
 from brats_seg.classification.study import cells
 from brats_seg.classification.worker import train_cell
 from brats_seg.core.config import Optimizer
 from brats_seg.core.errors import UsageError
 from brats_seg.core.grid import Row
 from brats_seg.core.runtime import Runtime
-from brats_seg.imbalance.samplers import HardSampler
-from brats_seg.models.losses import Loss
+from brats_seg.imbalance.samplers import Draw, HardSampler
+from brats_seg.training import phases
 from brats_seg.training.step import Learner
 
 CPU = Runtime(torch.device("cpu"))
@@ -46,6 +48,20 @@ def rows_of(images: Path, **changes: Any) -> list[Row]:
         for cell in cells(settings)
         for row in train_cell(cell.job, settings=settings, bench=bench, runtime=CPU)
     ]
+
+
+def draw_steps(
+    name: str, knobs: Method, pool: Pool, settings: StudySettings, *, n: int, network: nn.Module
+) -> list[Draw]:
+    """The first `n` draws of a training with a remedy; between two passes the network is asked."""
+    config = remedy(name, knobs).config(settings, lr=0.01, seed=0)
+    draws = fitting.Draws(config, pool, network, redraw=knobs.redraw == "epoch", runtime=CPU)
+    sampler, drawn = draws.make(), []
+    for _ in range(n):
+        if sampler.step == 0 and sampler.epoch > 1:
+            sampler = draws.between(sampler)
+        drawn.append(sampler.next())
+    return drawn
 
 
 def test_a_row_says_what_it_came_from(images: Path):
@@ -159,14 +175,10 @@ def test_the_second_phase_moves_the_last_layers_only(
         monkeypatch.setattr("brats_seg.classification.fitting._is_fixed", lambda *_: False)
     settings = tiny_settings(network={"name": network}, training={"iterations": 3, "batch_size": 8})
     bench = bench_of(settings, write_images(tmp_path / "stripes.npz", side=32))
-    shared: dict[str, Any] = {
-        "settings": settings,
-        "optimizer": settings.optimizer,
-        "seed": 0,
-        "runtime": CPU,
-    }
+    config = remedy("oversample", Method()).config(settings, lr=settings.optimizer.lr, seed=0)
+    shared: dict[str, Any] = {"config": config, "runtime": CPU, "looks": Looks()}
     built = build_network(settings, bench.available.source.set, seed=0, runtime=CPU)
-    first = fit(built, bench.available, remedy("oversample", Method()), **shared)
+    first = fit(built, bench.available, **shared)
     before = {name: weights.clone() for name, weights in first.network.state_dict().items()}
     second = fit_second_phase(first, bench.available, **shared)
     moved = {
@@ -182,27 +194,23 @@ def test_in_the_second_phase_nothing_is_dropped_and_no_statistics_move(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     modes: list[bool] = []
+    make_learner = phases.Method.make_learner
 
-    def spy(network: nn.Module, *rest: Any, **others: Any) -> Learner:
+    def spy(method: phases.Method, phase: phases.Phase, network: nn.Module, **others: Any) -> Learner:
         network.register_forward_pre_hook(
             lambda module, _: modes.extend(part.training for part in module.modules())
         )
-        return make_learner(network, *rest, **others)
+        return make_learner(method, phase, network, **others)
 
     settings = tiny_settings(
         network={"name": "all_cnn"}, training={"iterations": 3, "batch_size": 8}
     )  # drops out in three places
     bench = bench_of(settings, write_images(tmp_path / "stripes.npz", side=32))
     built = build_network(settings, bench.available.source.set, seed=0, runtime=CPU)
-    monkeypatch.setattr("brats_seg.classification.fitting.make_learner", spy)
-    fit_second_phase(
-        Fitted(built, np.zeros(4, np.int64)),
-        bench.available,
-        settings=settings,
-        optimizer=settings.optimizer,
-        seed=0,
-        runtime=CPU,
-    )
+    monkeypatch.setattr(phases.Method, "make_learner", spy)
+    config = remedy("oversample", Method()).config(settings, lr=0.01, seed=0)
+    first = Fitted(built, np.zeros(4, np.int64))
+    fit_second_phase(first, bench.available, config, runtime=CPU, looks=Looks())
     assert modes
     assert not any(modes)
 
@@ -212,11 +220,11 @@ def test_the_second_phase_is_a_whole_schedule_at_a_tenth_of_the_rate(
 ):
     rates: list[float] = []
 
-    def spy(network: nn.Module, loss: Loss, optimizer: Optimizer, *rest: Any, **others: Any) -> Learner:
+    def spy(*args: Any, optimizer: Optimizer, **others: Any) -> Learner:
         rates.append(optimizer.lr)
-        return make_learner(network, loss, optimizer, *rest, **others)
+        return Learner(*args, optimizer=optimizer, **others)
 
-    monkeypatch.setattr("brats_seg.classification.fitting.make_learner", spy)
+    monkeypatch.setattr(phases, "Learner", spy)
     rows = rows_of(
         images,
         methods={"oversample": {"two_phase": True}},
@@ -243,14 +251,10 @@ def test_the_second_phase_is_at_the_natural_frequencies_of_the_set_itself(images
 def test_features_once_is_the_second_phase_in_full(images: Path, monkeypatch: pytest.MonkeyPatch):
     settings = tiny_settings(training={"iterations": 20, "batch_size": 8})
     bench = bench_of(settings, images)
-    shared: dict[str, Any] = {
-        "settings": settings,
-        "optimizer": settings.optimizer,
-        "seed": 0,
-        "runtime": CPU,
-    }
+    config = remedy("oversample", Method()).config(settings, lr=settings.optimizer.lr, seed=0)
+    shared: dict[str, Any] = {"config": config, "runtime": CPU, "looks": Looks()}
     built = build_network(settings, bench.available.source.set, seed=0, runtime=CPU)
-    first = fit(built, bench.available, remedy("oversample", Method()), **shared)
+    first = fit(built, bench.available, **shared)
     quick = fit_second_phase(first, bench.available, **shared)
     monkeypatch.setattr("brats_seg.classification.fitting._is_fixed", lambda *_: False)
     full = fit_second_phase(first, bench.available, **shared)
@@ -315,10 +319,8 @@ def test_replay_is_given_what_the_network_gets_wrong_or_is_unsure_of(
             return torch.tensor([0.72, 0.26, 0.01, 0.01]).log().expand(len(inputs), -1)
 
     for threshold, hard in ((0.7, 0), (0.75, 40)):
-        knobs = Method.model_validate({"hard": {"threshold": threshold}})
-        draws = Draws(pool, remedy("hard_replay", knobs), settings, seed=0, runtime=CPU)
-        for _ in range(11):  # 160 images are ten batches
-            draws.next(SureOfTwo())
+        knobs = Method.model_validate({"hard": {"threshold": threshold, "subset": None}})
+        draw_steps("hard_replay", knobs, pool, settings, n=11, network=SureOfTwo())  # a pass is ten batches
         assert {k: len(ids) for k, ids in pools[-1].items()} == {0: hard, 1: 40, 2: 40, 3: 40}
 
 
@@ -407,8 +409,8 @@ def test_undersampling_draws_one_subset_or_a_new_one_each_epoch(images: Path):
     pool = bench.available.restrict(np.flatnonzero((labels != 0) | (np.arange(len(labels)) < 4)))
     seen = {}
     for redraw in ("never", "epoch"):
-        draws = Draws(pool, remedy("undersample", Method(redraw=redraw)), settings, seed=0, runtime=CPU)
-        ids = np.concatenate([draws.next(torch.nn.Identity()).ids for _ in range(60)])
+        draws = draw_steps("undersample", Method(redraw=redraw), pool, settings, n=60, network=nn.Identity())
+        ids = np.concatenate([draw.ids for draw in draws])
         seen[redraw] = np.bincount(pool.labels[np.unique(ids)], minlength=N_CLASSES).tolist()
     assert seen["never"] == [4, 4, 4, 4]
     assert seen["epoch"][0] == 4

@@ -9,6 +9,7 @@ bytes otherwise.
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
+from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import Contender, Result, interleave
-from brats_seg.classification.fitting import Draws, build_network, make_learner, plain_loss
+from brats_seg.classification.fitting import Draws, TrainingImages, build_network
 from brats_seg.classification.images import ImageSet, load_images
 from brats_seg.classification.methods import remedy
 from brats_seg.classification.settings import Method, StudySettings
@@ -28,6 +29,8 @@ from brats_seg.classification.source import Pool, Source
 from brats_seg.core.errors import InputError
 from brats_seg.core.runtime import Runtime, set_allocator
 from brats_seg.core.settings import load_settings
+from brats_seg.training.phases import Method as Phases
+from brats_seg.training.steps import Steps
 
 BATCH = 64
 Step = Callable[[], object]
@@ -83,17 +86,19 @@ def our_step(images: ImageSet) -> Step:
     settings, runtime = _settings(), Runtime(torch.device("cpu"))
     source = Source(images)
     pool, network = Pool(source, source), build_network(settings, images, seed=0, runtime=runtime).train()
-    learner = make_learner(network, plain_loss(), settings.optimizer, settings, seed=0, runtime=runtime)
-    draws = Draws(pool, remedy("baseline", Method()), settings, seed=0, runtime=runtime)
-    batch = None
-    number = 0
+    config = remedy("baseline", Method()).config(settings, lr=settings.optimizer.lr, seed=0)
+    phases = Phases(config=config, index=pool.index, runtime=runtime, targets="images")
+    steps = Steps(
+        sampler=Draws(config, pool, network, redraw=False, runtime=runtime).make(),
+        source=TrainingImages(pool),
+        learner=phases.make_learner(phases.first(), network),
+    )
+    steps.learner.begin_epoch()
+    numbers = count()
 
     def step() -> Tensor:
-        nonlocal batch, number
-        batch = pool.source.batch(draws.next(network).ids, number=number, out=batch)
-        loss, _ = learner.learn(batch.inputs, batch.targets, number=number)
-        number += 1
-        return loss
+        steps.take(next(numbers))
+        return steps.unchecked.pop()[2]
 
     return step
 
@@ -146,10 +151,11 @@ def loss_difference(images: ImageSet) -> float:
     optimizer = torch.optim.SGD(
         network.parameters(), lr=knobs.lr, momentum=knobs.momentum, weight_decay=knobs.weight_decay
     )
-    draws = Draws(Pool(source, source), remedy("baseline", Method()), settings, seed=0, runtime=runtime)
+    config = remedy("baseline", Method()).config(settings, lr=knobs.lr, seed=0)
+    draws = Draws(config, Pool(source, source), network, redraw=False, runtime=runtime).make()
     worst = 0.0
     for number in range(LOSS_STEPS):
-        batch = source.batch(draws.next(network).ids)
+        batch = source.batch(draws.next().ids)
         for group in optimizer.param_groups:
             group["lr"] = knobs.lr * (1 + knobs.gamma * number) ** -knobs.power
         loss = cross_entropy(network(batch.inputs.contiguous()), batch.targets.long())

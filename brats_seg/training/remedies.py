@@ -1,0 +1,54 @@
+"""Remedies against class imbalance by name: settings that a training on scans and one on images are given."""
+
+from typing import Any, Literal
+
+from brats_seg.core.config import Augment, Hard, Loss, Phases, Sampler, Section
+from brats_seg.core.errors import UsageError
+from brats_seg.core.settings import config_names, load_settings
+
+SHELF = "remedies"
+"""Folder of `configs/` with a file for each remedy."""
+Synthesizer = Literal[
+    "SMOTE", "BorderlineSMOTE", "KMeansSMOTE", "OneSidedSelection", "EditedNearestNeighbours"
+]
+_CODE = ("synthesizer", "committee")
+
+
+class Recipe(Section):
+    """How a remedy trains: sections of a training config, and for images what must be code.
+
+    Attributes:
+        sampler, hard, loss, augment, phases: as in a training config; None where the remedy says nothing. In
+            a study of images `augment` changes the images of the rare classes alone.
+        synthesizer: a class of imbalanced-learn that makes the training images anew.
+        committee: several networks on undersampled sets, their probabilities averaged.
+    """
+
+    sampler: Sampler = Sampler(kind="random")
+    hard: Hard | None = None
+    loss: Loss = Loss()
+    augment: Augment | None = None
+    phases: Phases | None = None
+    synthesizer: Synthesizer | None = None
+    committee: Literal["easy", "cascade"] | None = None
+
+
+def remedy_names() -> tuple[str, ...]:
+    """The remedies that come with the package."""
+    return config_names(SHELF)
+
+
+def load_recipe(name: str) -> Recipe:
+    """A remedy by its name, or a YAML file of one. Raises `UsageError` where it is neither, or a knob of it
+    does not exist.
+    """
+    return load_settings(Recipe, name, shelf=SHELF)
+
+
+def knobs_of(name: str) -> dict[str, Any]:
+    """What a remedy changes in a training config of scans. Raises `UsageError` for one of images alone."""
+    knobs = load_recipe(name).model_dump(mode="json", exclude_unset=True)
+    only_images = [key for key in _CODE if key in knobs]
+    if only_images:
+        raise UsageError(f"remedy '{name}': its {only_images[0]} is for images alone; choose another remedy")
+    return knobs

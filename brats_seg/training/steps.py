@@ -1,0 +1,119 @@
+"""Draw, gather, learn: one step after another, on voxels and on images alike."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from brats_seg.core.shapes import Counts
+from brats_seg.imbalance.index import ClassIndex
+from brats_seg.imbalance.ledger import Ledger
+from brats_seg.imbalance.samplers import Draw, Sampler
+from brats_seg.training.log import Stopwatch
+from brats_seg.training.step import AnyInputs, AnyTargets, Learner
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a network learns from in one step, on the runtime's device.
+
+    Attributes:
+        inputs: float32 (B, channels, *patch): patches, or whole images.
+        targets: class of each voxel (B, *patch), or of each image (B,): uint8, or int64 where there are more
+            than 255 classes.
+        counts: (K + 1,) int64 examples of each class that enter the loss, and a last place for voxels outside
+            the brain; NumPy, or a tensor on any device.
+    """
+
+    inputs: AnyInputs
+    targets: AnyTargets
+    counts: Any
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where examples come from. A source never chooses: a sampler draws from its `index`."""
+
+    @property
+    def index(self) -> ClassIndex:
+        """The ids of each class."""
+
+    def batch(self, draw: Draw, *, number: int) -> Examples:
+        """The examples of a draw, as they are learned from in step `number` of the run. The next batch may
+        write into the same memory.
+        """
+
+
+@dataclass(kw_only=True)
+class Steps:
+    """A network that learns, what it learns from, and what it was shown.
+
+    Attributes:
+        sampler: which ids are drawn.
+        source: gives their examples.
+        learner: moves the weights.
+        ledger: counts what was drawn; None where nobody asks.
+        between: called where the sampler begins another pass; gives the sampler to go on with.
+        n_drawn: (K,) draws of each class.
+        unchecked: number, draw and loss of the steps whose losses were not looked at yet.
+    """
+
+    sampler: Sampler
+    source: Source
+    learner: Learner
+    ledger: Ledger | None = None
+    between: Callable[[Sampler], Sampler] | None = None
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    unchecked: list[tuple[int, Draw, Tensor]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.n_drawn: Counts = np.zeros(self.source.index.n_classes, np.int64)
+
+    def take(self, number: int, *, wishes: Callable[[], tuple[bool, ...]] = lambda: ()) -> tuple[bool, ...]:
+        """Take step `number` of the run.
+
+        Args:
+            number: from 0.
+            wishes: asked after the batch was gathered; see `Learner.learn`.
+
+        Returns:
+            The wishes that hold for all ranks.
+        """
+        if self.between is not None and self.sampler.step == 0 and self.sampler.epoch > 1:
+            self.sampler = self.between(self.sampler)
+        with self.watch("sampling_s"):
+            draw = self.sampler.next()
+        examples = self.source.batch(draw, number=number)
+        if self.ledger is not None:
+            self.ledger.add(draw, examples.counts)
+        loss, granted = self.learner.learn(examples.inputs, examples.targets, number=number, wishes=wishes())
+        self.n_drawn += np.bincount(draw.classes, minlength=len(self.n_drawn))
+        self.unchecked.append((number, draw, loss))
+        return granted
+
+    def losses(self) -> list[tuple[int, Draw, float]]:
+        """Number, draw and loss of the steps since the last look."""
+        values = torch.stack([loss for _, _, loss in self.unchecked]).tolist() if self.unchecked else []
+        looked_at = [
+            (number, draw, value) for (number, draw, _), value in zip(self.unchecked, values, strict=True)
+        ]
+        self.unchecked.clear()
+        return looked_at
+
+
+@dataclass
+class Best:
+    """The best score so far, higher is better, and when it was reached; None before the first."""
+
+    at: int | None = None
+    score: float | None = None
+
+    def see(self, at: int, score: float) -> bool:
+        """Take in a score; whether it is the best. A score that is no number never is."""
+        if np.isnan(score) or (self.score is not None and score <= self.score):
+            return False
+        self.at, self.score = at, score
+        return True
