@@ -14,11 +14,10 @@ from jaxtyping import Int64
 
 from brats_seg.classification.decisions import weigh_costs
 from brats_seg.classification.fitting import build_network
-from brats_seg.classification.folder import FolderImages
 from brats_seg.classification.identity import Purpose, study_seed
 from brats_seg.classification.images import Splits, load_images
 from brats_seg.classification.settings import Images, StudySettings
-from brats_seg.classification.source import Pool, Source
+from brats_seg.classification.source import ImageSource
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Ids
@@ -37,9 +36,9 @@ class Bench:
         validation: what is looked at while training; None for nothing.
     """
 
-    available: Pool
-    parts: Mapping[str, Pool]
-    validation: Pool | None
+    available: ImageSource
+    parts: Mapping[str, ImageSource]
+    validation: ImageSource | None
 
 
 def image_folder(images: Images, folder: Path | None) -> Path:
@@ -77,12 +76,10 @@ def open_bench(settings: StudySettings, splits: Splits, *, runtime: Runtime, dec
         runtime: where batches are wanted.
         decoders: threads that decode the images of a folder.
     """
-    make = partial(Source, device=runtime.device, threads=decoders)
+    make = partial(ImageSource, device=runtime.device, threads=decoders)
     knobs, counts = settings.validation, splits.train.counts
     kept_out = knobs.held_out + knobs.per_class
-    plain, test = make(splits.train), Pool.whole(make(splits.test))
-    source = make(splits.train, role="train") if isinstance(splits.train.images, FolderImages) else plain
-    train = Pool(source, plain)
+    train, test = make(splits.train), make(splits.test)
     seed = study_seed(settings, Purpose.HELD_OUT)
     held_out, kept = (
         choose_examples(train.labels, np.full(len(counts), n), seed=seed) for n in (knobs.held_out, kept_out)
@@ -90,15 +87,15 @@ def open_bench(settings: StudySettings, splits: Splits, *, runtime: Runtime, dec
     first, second = (_every_second(test.labels, start) for start in (0, 1))
     pools = {
         "test": test,
-        "held_out": Pool.whole(plain.restrict(held_out)),
+        "held_out": train.restrict(held_out),
         "half": test.restrict(first),
         "rest": test.restrict(second),
     }
-    pools["train"] = Pool.whole(plain.restrict(np.setdiff1d(kept, held_out)))
+    pools["train"] = train.restrict(np.setdiff1d(kept, held_out))
     if knobs.images == "own":
         assert splits.validation is not None
-        pools["own"] = Pool.whole(make(splits.validation))
-    left = train.restrict(np.setdiff1d(np.arange(len(plain)), kept))
+        pools["own"] = make(splits.validation)
+    left = train.restrict(np.setdiff1d(np.arange(len(train)), kept))
     return Bench(left, {name: pools[name] for name in scored_parts(settings)}, pools.get(knobs.images))
 
 

@@ -1,8 +1,7 @@
 """One network on one imbalanced set: which images it is shown, when it is looked at, when it stops."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -15,13 +14,14 @@ from torch.nn import functional
 
 from brats_seg.classification.images import ImageSet
 from brats_seg.classification.settings import StudySettings
-from brats_seg.classification.source import Pool
+from brats_seg.classification.source import ImageSource
 from brats_seg.core.config import Config, Loss
 from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Counts, Ids, Shares
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.samplers import Draw, HardSampler, Sampler
+from brats_seg.inference.dense import evaluating
 from brats_seg.models.classic import make_classic, output_layers
 from brats_seg.training.augment import Augmenter
 from brats_seg.training.mining import draw_candidates, hard_among
@@ -115,7 +115,13 @@ def build_network(settings: StudySettings, images: ImageSet, *, seed: int, runti
 
 
 def fit(
-    network: nn.Module, pool: Pool, config: Config, *, redraw: bool = False, runtime: Runtime, looks: Looks
+    network: nn.Module,
+    pool: ImageSource,
+    config: Config,
+    *,
+    redraw: bool = False,
+    runtime: Runtime,
+    looks: Looks,
 ) -> Fitted:
     """Train a network.
 
@@ -135,7 +141,9 @@ def fit(
     return _train(network, steps, method, method.first(), looks)
 
 
-def fit_second_phase(first: Fitted, pool: Pool, config: Config, *, runtime: Runtime, looks: Looks) -> Fitted:
+def fit_second_phase(
+    first: Fitted, pool: ImageSource, config: Config, *, runtime: Runtime, looks: Looks
+) -> Fitted:
     """Go on from a finished network: its output layers alone, at the natural frequencies (Havaei et al. 2017;
     Buda et al. 2018).
 
@@ -199,7 +207,7 @@ def _train(network: nn.Module, steps: Steps, method: Method, phase: Phase, looks
 
 
 @torch.no_grad()
-def probabilities(network: nn.Module, pool: Pool, *, runtime: Runtime) -> Float64[np.ndarray, "n k"]:
+def probabilities(network: nn.Module, pool: ImageSource, *, runtime: Runtime) -> Float64[np.ndarray, "n k"]:
     """Class probabilities of every image of a pool, in its order; the network is in evaluation mode for it.
 
     The softmax is in float64: in float32 those of a sure network are exactly 1, and ties blur its ROC curve.
@@ -212,18 +220,6 @@ def probabilities(network: nn.Module, pool: Pool, *, runtime: Runtime) -> Float6
     return shares
 
 
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the time of the block; each module then gets its own mode back."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 @dataclass
 class Draws:
     """The samplers of one training: made anew for each pass where `redraw` says so, fed with hard examples
@@ -231,7 +227,7 @@ class Draws:
     """
 
     config: Config
-    pool: Pool
+    pool: ImageSource
     network: nn.Module
     redraw: bool
     runtime: Runtime
@@ -276,7 +272,7 @@ class Draws:
 class TrainingImages:
     """Images as they are trained on."""
 
-    def __init__(self, pool: Pool, *, perturb: "_Perturber | None" = None) -> None:
+    def __init__(self, pool: ImageSource, *, perturb: "_Perturber | None" = None) -> None:
         self._pool, self._perturb = pool, perturb
         self._batch: Examples | None = None
 
@@ -287,7 +283,7 @@ class TrainingImages:
 
     def batch(self, draw: Draw, *, number: int) -> Examples:
         """The images of a draw."""
-        self._batch = self._pool.source.batch(draw.ids, number=number, out=self._batch)
+        self._batch = self._pool.batch(draw.ids, number=number, out=self._batch)
         if self._perturb is not None:
             self._perturb(self._batch.inputs, draw, number=number)
         return self._batch
@@ -297,7 +293,7 @@ class _Features:
     """What the output layer is given for each image, computed once."""
 
     @torch.no_grad()
-    def __init__(self, network: nn.Module, layer: nn.Module, pool: Pool, *, runtime: Runtime) -> None:
+    def __init__(self, network: nn.Module, layer: nn.Module, pool: ImageSource, *, runtime: Runtime) -> None:
         """Run the network up to `layer`."""
         given: list[Tensor] = []
         hook = layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].float()))
@@ -305,7 +301,7 @@ class _Features:
             for inputs in pool.batches():
                 network(inputs)
         hook.remove()
-        self._features, self._source, self.index = torch.cat(given), pool.source, pool.index
+        self._features, self._source, self.index = torch.cat(given), pool, pool.index
 
     def batch(self, draw: Draw, *, number: int) -> Examples:
         """Features and targets of a draw."""
@@ -316,10 +312,8 @@ class _Features:
 class _Perturber:
     """Changes the images of the rare classes of a batch, each time in another way."""
 
-    def __init__(self, config: Config, pool: Pool) -> None:
-        self._augment = Augmenter(
-            config.augment, seed=config.training.seed, patch_size=pool.source.shape[1:3]
-        )
+    def __init__(self, config: Config, pool: ImageSource) -> None:
+        self._augment = Augmenter(config.augment, seed=config.training.seed, patch_size=pool.shape[1:3])
         self._is_rare = pool.index.counts < pool.index.counts.max()
 
     def __call__(self, inputs: Tensor, draw: Draw, *, number: int) -> None:
@@ -347,6 +341,6 @@ def _moved(images: Tensor, matrices: Float32[np.ndarray, "b 2 2"]) -> Tensor:
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def _is_fixed(layers: Sequence[nn.Module], pool: Pool) -> bool:
+def _is_fixed(layers: Sequence[nn.Module], pool: ImageSource) -> bool:
     """Whether what the one output layer is given never changes in the second phase, and it is the last."""
-    return pool.source is pool.plain and len(layers) == 1 and isinstance(layers[0], nn.Linear)
+    return pool.is_fixed and len(layers) == 1 and isinstance(layers[0], nn.Linear)

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from brats_seg.classification.settings import Method, StudySettings
+from brats_seg.classification.settings import Knobs, StudySettings
 from brats_seg.core.config import Augment, Config, Network, Phases, Training
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.shapes import Counts
 from brats_seg.training.remedies import Recipe, Synthesizer, load_recipe, remedy_names
 
 METHODS = remedy_names()
-"""Two-phase training and the decision rules go with any of these: see `Method.two_phase` and `decisions`."""
-_DEFAULTS = Method()
+"""Two-phase training and the decision rules go with any of these: see `Knobs.two_phase` and `decisions`."""
+_DEFAULTS = Knobs()
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Remedy:
 
     name: str
     recipe: Recipe
-    knobs: Method
+    knobs: Knobs
 
     @property
     def imbalance_ratio(self) -> float:
@@ -67,7 +67,7 @@ class Remedy:
         return own if value == getattr(_DEFAULTS, name) else value
 
 
-def remedies(methods: Mapping[str, Method]) -> tuple[Remedy, ...]:
+def remedies(methods: Mapping[str, Knobs]) -> tuple[Remedy, ...]:
     """The study's methods, one for each reduced ratio.
 
     Raises:
@@ -80,7 +80,7 @@ def remedies(methods: Mapping[str, Method]) -> tuple[Remedy, ...]:
     )
 
 
-def remedy(name: str, knobs: Method) -> Remedy:
+def remedy(name: str, knobs: Knobs) -> Remedy:
     """One method, checked. Raises `UsageError` naming the knob."""
     kind = knobs.kind or name
     if kind not in METHODS and not kind.endswith(".yaml"):

@@ -53,7 +53,7 @@ class Distribution(Section):
         return self
 
 
-class Method(Section):
+class Knobs(Section):
     """The knobs of a remedy; each remedy takes what it needs.
 
     Attributes:
@@ -195,7 +195,7 @@ class StudySettings(Section):
         Distribution(kind="step", rho=(10.0,), mu=(0.5,)),
     )
     repeats: Count = 1
-    methods: dict[str, Method] = Field(default_factory=lambda: {"baseline": Method()})
+    methods: dict[str, Knobs] = Field(default_factory=lambda: {"baseline": Knobs()})
     network: Network = Network()
     optimizer: Optimizer = Optimizer(
         kind="sgd",

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,7 +22,7 @@ MOST_BYTE_CLASSES = 255
 """With more, targets are int64."""
 
 
-class Source:
+class ImageSource:
     """Some images of a set, on a device. A source never chooses: `index` says which ids there are of each
     class, a sampler draws of them.
 
@@ -36,7 +34,6 @@ class Source:
         self,
         images: ImageSet,
         *,
-        role: Literal["train", "test"] = "test",
         seed: int = 0,
         device: torch.device | str = "cpu",
         threads: int = 1,
@@ -45,9 +42,7 @@ class Source:
 
         Args:
             images: the set.
-            role: whether images of a folder are cut at random and mirrored, or in the middle; sets in memory
-                are never changed.
-            seed: of the cuts; they follow from (seed, number of the step).
+            seed: of the cuts of a folder's images; they follow from (seed, number of the step).
             device: where batches are wanted; sets in memory are moved there whole.
             threads: that decode the images of a folder.
         """
@@ -55,7 +50,7 @@ class Source:
         self.class_names = images.class_names
         self.rows: Ids = np.arange(len(images))
         self.device = torch.device(device)
-        self._role, self._seed = role, seed
+        self._seed = seed
         target_type = np.int64 if len(images.class_names) > MOST_BYTE_CLASSES else np.uint8
         self._targets = torch.from_numpy(images.labels.astype(target_type)).to(self.device)
         self._pixels: Tensor | None = None
@@ -84,7 +79,7 @@ class Source:
         """The images by class."""
         return ClassIndex.from_labels(self.labels, self.class_names)
 
-    def restrict(self, ids: Ids, *, seed: int | None = None) -> "Source":
+    def restrict(self, ids: Ids, *, seed: int | None = None) -> "ImageSource":
         """Some of these images, in the order given; pixels are shared. `seed` is of their cuts; None keeps
         it.
 
@@ -92,7 +87,7 @@ class Source:
             InputError: an id that is none.
         """
         self._check(ids)
-        other = object.__new__(Source)
+        other = object.__new__(ImageSource)
         other.__dict__ = {
             name: value for name, value in self.__dict__.items() if name not in ("labels", "index")
         }
@@ -100,12 +95,14 @@ class Source:
         other._seed = self._seed if seed is None else seed
         return other
 
-    def batch(self, ids: Ids, *, number: int = 0, out: Examples | None = None) -> Examples:
+    def batch(self, ids: Ids, *, number: int | None = None, out: Examples | None = None) -> Examples:
         """Images by their ids.
 
         Args:
             ids: of whatever classes, repeats allowed.
-            number: of the step in the run; the random cuts of a folder's images follow from it.
+            number: of the step in the run: images of a folder are then cut at random and mirrored, as they
+                are trained on. None cuts them in the middle, as they are tested on. Sets in memory are never
+                changed.
             out: a batch of as many images whose tensors are written again; None makes new ones.
 
         Raises:
@@ -123,6 +120,16 @@ class Source:
         out.counts[:] = np.bincount(self.set.labels[rows], minlength=len(out.counts))
         return out
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether an image is the same each time that it is trained on."""
+        return self._pixels is not None
+
+    def batches(self) -> Iterator[Tensor]:
+        """All images in their order, as they are tested on."""
+        for start in range(0, len(self), IMAGES_AT_ONCE):
+            yield self.batch(np.arange(start, min(start + IMAGES_AT_ONCE, len(self)))).inputs
+
     def targets(self, ids: Ids) -> UInt8[Tensor, " b"] | Int64[Tensor, " b"]:
         """Class of each of some images, on the device."""
         return self._targets.index_select(0, torch.from_numpy(self.rows[ids]).to(self.device))
@@ -132,7 +139,7 @@ class Source:
         inputs: np.ndarray = self.batch(ids).inputs.permute(0, 2, 3, 1).reshape(len(ids), -1).cpu().numpy()
         return inputs
 
-    def _fill(self, inputs: Tensor, rows: Ids, there: Tensor, *, number: int) -> None:
+    def _fill(self, inputs: Tensor, rows: Ids, there: Tensor, *, number: int | None) -> None:
         """Write float images (B, Y, X, C)."""
         if self._pixels is None:
             inputs.copy_(torch.from_numpy(self._decode(rows, number=number)))
@@ -147,11 +154,11 @@ class Source:
         if self.set.scale != 1:
             inputs.mul_(self.set.scale)
 
-    def _decode(self, rows: Ids, *, number: int) -> UInt8[np.ndarray, "b y x c"]:
+    def _decode(self, rows: Ids, *, number: int | None) -> UInt8[np.ndarray, "b y x c"]:
         assert isinstance(self.set.images, FolderImages)
         crops = (
             random_crops(len(rows), seed=self._seed, step=number)
-            if self._role == "train"
+            if number is not None
             else center_crops(len(rows))
         )
         return self.set.images.decode(rows, crops=crops, threads=self._threads)
@@ -167,41 +174,3 @@ class Source:
             raise InputError(
                 f"{self.set.name}: ids lie in {ids.min()}..{ids.max()}; there are 0..{len(self) - 1}"
             )
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Some images, to train on and to look at; their ids are 0 to n - 1.
-
-    Attributes:
-        source: as they are trained on (of a folder cut at random).
-        plain: as they are tested on; the same source where nothing is random.
-    """
-
-    source: Source
-    plain: Source
-
-    @classmethod
-    def whole(cls, source: Source) -> "Pool":
-        """All images of a source, none of which is random."""
-        return cls(source, source)
-
-    @property
-    def index(self) -> ClassIndex:
-        """The images by class."""
-        return self.source.index
-
-    @property
-    def labels(self) -> Int64[np.ndarray, " n"]:
-        """Class of each."""
-        return self.source.labels
-
-    def restrict(self, ids: Ids, *, seed: int | None = None) -> "Pool":
-        """Some of them, trained on with cuts of their own `seed`; None keeps it."""
-        source = self.source.restrict(ids, seed=seed)
-        return Pool(source, source if self.plain is self.source else self.plain.restrict(ids))
-
-    def batches(self) -> Iterator[Tensor]:
-        """All images in their order, as they are tested on."""
-        for start in range(0, len(self.plain), IMAGES_AT_ONCE):
-            yield self.plain.batch(np.arange(start, min(start + IMAGES_AT_ONCE, len(self.plain)))).inputs

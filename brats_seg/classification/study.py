@@ -10,16 +10,17 @@ from typing import Any
 from brats_seg.classification.bench import check_study, image_folder, open_images, scored_parts
 from brats_seg.classification.figures import study_figures, write_figures
 from brats_seg.classification.folder import FolderImages, broken_images
-from brats_seg.classification.identity import recorded, shared_settings
+from brats_seg.classification.identity import shared_settings
 from brats_seg.classification.images import Splits, check_whitening
-from brats_seg.classification.methods import METHODS, Remedy, remedies
+from brats_seg.classification.jobs import Job, TrainingSet
+from brats_seg.classification.methods import remedies
 from brats_seg.classification.settings import Distribution, StudySettings
 from brats_seg.classification.table import StudyTable, make_table
 from brats_seg.classification.two_class import two_class_figures
 from brats_seg.classification.worker import CellWorker, check_cell, time_iterations
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import write_text
-from brats_seg.core.grid import STORE, Cell, GridReport, Row, check_identity, read_cells, run_grid
+from brats_seg.core.grid import STORE, Cell, GridReport, Row, check_identity, read_cells, run_grid, stores
 from brats_seg.core.runtime import n_workers
 from brats_seg.core.settings import dump_config, load_settings
 
@@ -65,20 +66,17 @@ def cells(settings: StudySettings) -> tuple[Cell, ...]:
     Raises:
         UsageError: a method that is none, or knobs it does not take.
     """
-    known = [
-        (remedy, recorded("method", remedy.knobs.model_dump(mode="json")))
-        for remedy in remedies(settings.methods)
-    ]
     repeats = max(distribution.repeats or settings.repeats for distribution in settings.distributions)
-    return tuple(
-        _cell(point, remedy, knobs=knobs, rate=rate, run=run)
+    jobs = (
+        Job(images, remedy, rate, run)
         for repeat in range(repeats)
         for distribution in settings.distributions if repeat < (distribution.repeats or settings.repeats)
-        for point in _points(distribution, repeat)
-        for remedy, knobs in known if distribution.methods is None or remedy.name in distribution.methods
+        for images in _sets(distribution, repeat)
+        for remedy in remedies(settings.methods) if remedy.name in (distribution.methods or settings.methods)
         for rate in settings.search.rates or (settings.optimizer.lr,)
         for run in range(settings.search.runs)
     )  # fmt: skip
+    return tuple(Cell(job.key, job.tree()) for job in jobs)
 
 
 def make_plan(
@@ -105,18 +103,15 @@ def make_plan(
     if images is not None:
         check_whitening(images, settings.images.preprocessing)
         _check(grid, settings, images)
-    begun = [other for other in _stores(store) if (other / STORE).exists()] if store is not None else []
-    if store is not None and begun and images is not None:
-        identity = _identity(
-            settings,
-            open_images(settings.images, image_folder(settings.images, folder), cache=store / "images"),
+    if store is not None and images is not None and any((one / STORE).exists() for one in stores(store)):
+        folder = image_folder(settings.images, folder)
+        check_identity(
+            store, _identity(settings, open_images(settings.images, folder, cache=store / "images"))
         )
-        for other in begun:
-            check_identity(other, identity)
-    finished = _finished(store) if store is not None else {}
+    finished = read_cells(store) if store is not None else {}
     todo = [cell for cell in grid if cell.digest not in finished]
     by_method: dict[str, int] = {}
-    for remedy in (_remedy_of(settings, cell) for cell in grid):
+    for remedy in (Job.read(cell.job).remedy for cell in grid):
         by_method[remedy.name] = by_method.get(remedy.name, 0) + remedy.n_networks - remedy.knobs.two_phase
         if remedy.knobs.two_phase:
             by_method[f"two_phase_{remedy.name}"] = by_method.get(f"two_phase_{remedy.name}", 0) + 1
@@ -124,7 +119,7 @@ def make_plan(
     timing = time_iterations(settings, images, device=device) if images is not None else None
     hours = None
     if timing is not None:
-        left = [_remedy_of(settings, cell) for cell in todo]
+        left = [Job.read(cell.job).remedy for cell in todo]
         first = sum(remedy.n_networks - remedy.knobs.two_phase for remedy in left)
         second = sum(remedy.knobs.two_phase for remedy in left)
         hours = settings.training.iterations * (first * timing[0] + second * timing[1]) / workers / 3.6e6
@@ -185,13 +180,9 @@ def run_study(
         say(f"whitening the images, once for all networks (a minute for CIFAR-10); they are kept in {cache}")
     images = open_images(settings.images, where, cache=cache)
     identity = _identity(settings, images)
-    finished = _finished(out)
-    store = out if part is None else out / f"part_{part[0]}_of_{part[1]}"
-    mine = grid if part is None else grid[part[0] - 1 :: part[1]]
-    for other in _stores(out):
-        check_identity(other, identity)
+    check_identity(out, identity)
     _check(grid, settings, images)
-    if not any(read_cells(other) for other in _stores(out)):
+    if not read_cells(out):
         _check_files(images)
     write_text(
         out / SETTINGS, dump_config(settings)
@@ -205,7 +196,7 @@ def run_study(
         decoders=max(1, n_workers(0) // n),
     )
     return run_grid(
-        worker, mine, store=store, identity=identity, workers=n, label="networks", note=_note, known=finished
+        worker, grid, store=out, identity=identity, workers=n, label="networks", note=_note, part=part
     )
 
 
@@ -279,7 +270,7 @@ def n_unfinished(out: Path) -> int:
 
 def _rows_and_missing(out: Path) -> tuple[list[Row], StudySettings, int]:
     """The rows of `study_rows`, the settings that the study keeps, and how many cells are not finished."""
-    found = _finished(out)
+    found = read_cells(out)
     if not found:
         raise InputError(
             f"{out}: no finished network of a study; `brats-seg study run CONFIG {out}` trains some"
@@ -293,52 +284,15 @@ def _rows_and_missing(out: Path) -> tuple[list[Row], StudySettings, int]:
     )
 
 
-def _finished(out: Path) -> dict[str, list[Row]]:
-    """Rows by digest of cell, of the store and of its parts."""
-    found: dict[str, list[Row]] = {}
-    for store in _stores(out):
-        found |= read_cells(store)
-    return found
-
-
-def _stores(out: Path) -> tuple[Path, ...]:
-    return (out, *sorted(out.glob("part_*_of_*")))
-
-
-def _points(distribution: Distribution, repeat: int) -> list[dict[str, Any]]:
-    """The sets of a distribution in one repeat, as plain values."""
-    counts = list(distribution.counts) if distribution.counts else None
-    shared = {
-        "kind": distribution.kind,
-        "minority": distribution.minority,
-        "counts": counts,
-        "repeat": repeat,
-    }
-    return [{**shared, "rho": rho, "mu": mu} for rho in distribution.rho for mu in distribution.mu or (None,)]
-
-
-def _cell(
-    point: Mapping[str, Any], remedy: Remedy, *, knobs: Mapping[str, Any], rate: float, run: int
-) -> Cell:
-    job = {"set": dict(point), "method": remedy.name, "knobs": knobs, "rate": rate, "run": run}
-    if (remedy.knobs.kind or remedy.name) not in METHODS:  # a file of the user's own, which may change
-        job["recipe"] = remedy.recipe.model_dump(mode="json")
-    ratio = f" to {remedy.imbalance_ratio:g}" if remedy.imbalance_ratio != 1 else ""
-    where = f"{point['kind']} rho {point['rho']:g}" + (f" mu {point['mu']:g}" if point["mu"] else "")
-    where += " " + "-".join(map(str, point["counts"])) if point["counts"] else ""
-    where += (
-        f", {point['minority']} classes rare" if point["kind"] != "balanced" and not point["counts"] else ""
-    )
-    return Cell(
-        key=f"{where}, repeat {point['repeat']}, {remedy.name}{ratio}, rate {rate:g}, run {run}", job=job
-    )
-
-
-def _remedy_of(settings: StudySettings, cell: Cell) -> Remedy:
-    name, ratio = cell.job["method"], tuple(cell.job["knobs"]["imbalance_ratio"])
-    return next(
-        remedy for remedy in remedies({name: settings.methods[name]}) if remedy.knobs.imbalance_ratio == ratio
-    )
+def _sets(distribution: Distribution, repeat: int) -> list[TrainingSet]:
+    """The sets of a distribution in one repeat."""
+    counts = tuple(distribution.counts) if distribution.counts else None
+    kind, minority = distribution.kind, distribution.minority
+    return [
+        TrainingSet(kind=kind, minority=minority, counts=counts, repeat=repeat, rho=rho, mu=mu)
+        for rho in distribution.rho
+        for mu in distribution.mu or (None,)
+    ]
 
 
 def _identity(settings: StudySettings, images: Splits) -> dict[str, Any]:
@@ -363,7 +317,7 @@ def _check(grid: Sequence[Cell], settings: StudySettings, images: Splits) -> Non
     """Raise `UsageError` for what would fail in the middle of a study."""
     check_study(settings, images)
     for cell in grid:
-        check_cell(cell.job, settings=settings, splits=images)
+        check_cell(Job.read(cell.job), settings=settings, splits=images)
 
 
 def _images_if_there(settings: StudySettings, folder: Path | None) -> Splits | None:

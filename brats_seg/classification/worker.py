@@ -1,7 +1,5 @@
 """One process, one thread, the images in memory once: a cell of a study -> its rows."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -27,18 +25,18 @@ from brats_seg.classification.fitting import (
 from brats_seg.classification.folder import FolderImages
 from brats_seg.classification.identity import Purpose, config_digest, study_seed
 from brats_seg.classification.images import ImageSet, Splits
+from brats_seg.classification.jobs import Job
 from brats_seg.classification.methods import Remedy, cascade_goals, kept_by_cascade, remedy, synthesize
 from brats_seg.classification.scores import roc_curves, score_outputs
-from brats_seg.classification.settings import Method as Knobs
-from brats_seg.classification.settings import StudySettings
-from brats_seg.classification.source import Pool, Source
+from brats_seg.classification.settings import Knobs, StudySettings
+from brats_seg.classification.source import ImageSource
 from brats_seg.core.cluster import worker_number
 from brats_seg.core.config import Sampler
 from brats_seg.core.errors import UsageError
 from brats_seg.core.grid import Row
 from brats_seg.core.runtime import Runtime, start_runtime, worker_device
 from brats_seg.core.shapes import Counts, Shares
-from brats_seg.imbalance.distributions import Distribution, class_counts, class_order, draw_subset
+from brats_seg.imbalance.distributions import class_counts, class_order, draw_subset
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.models.checkpoint import library_versions
 from brats_seg.training.phases import Method
@@ -77,12 +75,10 @@ class CellWorker:
             worker_device(self.device, worker=worker_number()), self.settings.network.precision
         )
         bench = _bench(self.settings.model_dump_json(), self.folder, self.cache, runtime, self.decoders)
-        return train_cell(job, settings=self.settings, bench=bench, runtime=runtime)
+        return train_cell(Job.read(job), settings=self.settings, bench=bench, runtime=runtime)
 
 
-def train_cell(
-    job: Mapping[str, Any], *, settings: StudySettings, bench: Bench, runtime: Runtime
-) -> list[Row]:
+def train_cell(job: Job, *, settings: StudySettings, bench: Bench, runtime: Runtime) -> list[Row]:
     """Train the network (or committee) of a cell and what goes on from it; a row for each, by decision and
     part.
 
@@ -90,35 +86,27 @@ def train_cell(
     methods share them, and sets have nothing in common, so that each is a draw of its own (Buda et al. 2018,
     section 3.3.1).
     """
-    point = job["set"]
-    which = _number_of(point)
     drawn = draw_subset(
-        _distribution(point),
+        job.set.distribution,
         bench.available.labels,
         n_classes=bench.available.index.n_classes,
         most=settings.base,
-        minority=point["minority"],
-        seed=study_seed(settings, Purpose.SET, which),
+        minority=job.set.minority,
+        seed=study_seed(settings, Purpose.SET, job.set.number),
     )
-    seed = study_seed(settings, Purpose.NETWORK, which, job["run"])
-    pool = bench.available.restrict(drawn.ids, seed=seed)
-    cell = _Cell(settings, bench, runtime, pool, _remedy(job), job["rate"], seed)
+    seed = study_seed(settings, Purpose.NETWORK, job.set.number, job.run)
+    cell = _Cell(settings, bench, runtime, bench.available.restrict(drawn.ids, seed=seed), job, seed)
     about = {
         "images": settings.images.name,
-        "kind": point["kind"],
-        "rho": point["rho"],
-        "mu": point["mu"],
-        "given": point["counts"],
-        "minority_rule": point["minority"],
-        "repeat": point["repeat"],
+        **job.set.row(),
         "minority": list(drawn.minority),
         "counts": drawn.counts.tolist(),
         "n_train": int(drawn.counts.sum()),
-        "class_names": list(cell.pool.source.class_names[:MOST_CONFUSION_CLASSES]),
-        "imbalance_ratio": cell.remedy.imbalance_ratio,
-        "rate": job["rate"],
-        "run": job["run"],
-        "seed": cell.seed,
+        "class_names": list(cell.pool.class_names[:MOST_CONFUSION_CLASSES]),
+        "imbalance_ratio": job.remedy.imbalance_ratio,
+        "rate": job.rate,
+        "run": job.run,
+        "seed": seed,
         "batch_size": settings.training.batch_size,
         "network": settings.network.name,
         "precision": settings.network.precision,
@@ -128,23 +116,23 @@ def train_cell(
     return [about | row for row in cell.rows()]
 
 
-def check_cell(job: Mapping[str, Any], *, settings: StudySettings, splits: Splits) -> None:
+def check_cell(job: Job, *, settings: StudySettings, splits: Splits) -> None:
     """Raise `UsageError` where the images cannot fill a cell's set, or its method cannot do with what they
     fill it with.
     """
-    point, knobs = job["set"], settings.validation
+    knobs = settings.validation
     available = splits.train.counts - knobs.held_out - knobs.per_class
     order = class_order(
         available,
         most=settings.base,
-        minority=point["minority"],
-        seed=study_seed(settings, Purpose.SET, _number_of(point)),
+        minority=job.set.minority,
+        seed=study_seed(settings, Purpose.SET, job.set.number),
     )
-    counts = class_counts(_distribution(point), available=available, most=settings.base, order=order)
+    counts = class_counts(job.set.distribution, available=available, most=settings.base, order=order)
     index = ClassIndex(
         splits.train.class_names, counts[None], part=lambda case: np.empty(0), case_ids=np.zeros(1, np.int64)
     )
-    config = _remedy(job).config(settings, lr=job["rate"], seed=0)
+    config = job.remedy.config(settings, lr=job.rate, seed=0)
     method = Method(config=config, index=index, runtime=Runtime(torch.device("cpu")), targets="images")
     method.loss_of(method.first(), epoch=config.training.epochs)
 
@@ -156,32 +144,31 @@ class _Cell:
     settings: StudySettings
     bench: Bench
     runtime: Runtime
-    pool: Pool
-    remedy: Remedy
-    rate: float
+    pool: ImageSource
+    job: Job
     seed: int
 
     def rows(self) -> list[Row]:
         """The rows of the method and of its second phase."""
         start = time.perf_counter()
         networks = self._train()
-        found = self._rows(self.remedy.name, networks, phase=1, seconds=time.perf_counter() - start)
-        if self.remedy.knobs.two_phase:
+        found = self._rows(self.job.remedy.name, networks, phase=1, seconds=time.perf_counter() - start)
+        if self.job.remedy.knobs.two_phase:
             start = time.perf_counter()
             second = self._second_phase(networks[0])
             found += self._rows(
-                f"two_phase_{self.remedy.name}", [second], phase=2, seconds=time.perf_counter() - start
+                f"two_phase_{self.job.remedy.name}", [second], phase=2, seconds=time.perf_counter() - start
             )
         return found
 
     def _train(self) -> list[Fitted]:
-        recipe = self.remedy.recipe
+        recipe = self.job.remedy.recipe
         pool = self._synthetic() if recipe.synthesizer else self.pool
         if recipe.committee is None:
-            return [self._fit(pool, self.remedy, self.seed)]
-        members, n_members, counts = [], self.remedy.knobs.networks, pool.index.counts
+            return [self._fit(pool, self.job.remedy, self.seed)]
+        members, n_members, counts = [], self.job.remedy.knobs.networks, pool.index.counts
         undersample = recipe.model_copy(update={"sampler": Sampler(kind="undersample")})
-        undersampling = replace(self.remedy, recipe=undersample)
+        undersampling = replace(self.job.remedy, recipe=undersample)
         for number in range(1, n_members + 1):
             members.append(
                 self._fit(
@@ -198,16 +185,16 @@ class _Cell:
                 )
         return members
 
-    def _fit(self, pool: Pool, remedy: Remedy, seed: int) -> Fitted:
-        network = build_network(self.settings, pool.source.set, seed=seed, runtime=self.runtime)
-        config = remedy.config(self.settings, lr=self.rate, seed=seed)
+    def _fit(self, pool: ImageSource, remedy: Remedy, seed: int) -> Fitted:
+        network = build_network(self.settings, pool.set, seed=seed, runtime=self.runtime)
+        config = remedy.config(self.settings, lr=self.job.rate, seed=seed)
         redraw = remedy.knobs.redraw == "epoch"
         return fit(network, pool, config, redraw=redraw, runtime=self.runtime, looks=self._looks())
 
     def _second_phase(self, first: Fitted) -> Fitted:
         if first.diverged:
             return first
-        config = self.remedy.config(self.settings, lr=self.rate, seed=self.seed)
+        config = self.job.remedy.config(self.settings, lr=self.job.rate, seed=self.seed)
         return fit_second_phase(first, self.pool, config, runtime=self.runtime, looks=self._looks())
 
     def _looks(self) -> Looks:
@@ -221,21 +208,22 @@ class _Cell:
             curve_every=self.settings.record.curve_every,
         )
 
-    def _synthetic(self) -> Pool:
+    def _synthetic(self) -> ImageSource:
         """The training images made anew, in memory."""
-        images, kind = self.pool.plain.set, self.remedy.recipe.synthesizer
+        images, kind = self.pool.set, self.job.remedy.recipe.synthesizer
         if isinstance(images.images, FolderImages):
             raise UsageError(
-                f"methods.{self.remedy.name}: looks for neighbors in memory; images of a folder are not there"
+                f"methods.{self.job.remedy.name}: looks for neighbors in memory; images of a folder are not "
+                "there"
             )
         assert kind is not None
-        given = self.pool.plain.values(np.arange(len(self.pool.plain)))
+        given = self.pool.values(np.arange(len(self.pool)))
         values, labels = synthesize(
-            kind, given, self.pool.labels, neighbors=self.remedy.knobs.neighbors, seed=self.seed % 2**32
+            kind, given, self.pool.labels, neighbors=self.job.remedy.knobs.neighbors, seed=self.seed % 2**32
         )
         pixels = values.reshape(-1, *images.image_size, images.n_channels)
         made = ImageSet(f"{images.name}, {kind}", pixels, labels, images.class_names, 1.0)
-        return Pool.whole(Source(made, device=self.runtime.device))
+        return ImageSource(made, device=self.runtime.device)
 
     def _score(self) -> Score | None:
         pool, knobs = self.bench.validation, self.settings.validation
@@ -308,7 +296,7 @@ class _Cell:
             rules["costs"] = partial(weigh_costs, costs=np.array(knobs.costs, np.float64))
         return rules
 
-    def _probabilities(self, networks: list[Fitted], pool: Pool) -> Probabilities:
+    def _probabilities(self, networks: list[Fitted], pool: ImageSource) -> Probabilities:
         """Of one network, or the mean of a committee. A network that diverged knows nothing: all classes
         alike.
         """
@@ -322,7 +310,7 @@ class _Cell:
         return np.mean(sure, axis=0) if len(sure) > 1 else sure[0]
 
 
-def validation_score(known: Probabilities, pool: Pool, *, score: str, of: str | None) -> float:
+def validation_score(known: Probabilities, pool: ImageSource, *, score: str, of: str | None) -> float:
     """A validation score, higher is better: minus the mean log loss, or one of the scores; of a class, or the
     mean over the classes.
     """
@@ -332,7 +320,7 @@ def validation_score(known: Probabilities, pool: Pool, *, score: str, of: str | 
     scores = score_outputs(known, pool.labels)
     if score in ("auc", "accuracy", "balanced_accuracy"):
         return float(getattr(scores, score))
-    names = pool.source.class_names
+    names = pool.class_names
     per_class = {"sensitivity": scores.recall_per_class, "f_score": scores.f_score_per_class}
     asked = [per_class[name] for name in score.split("_and_")]
     values = [float(np.nanmean(values) if of is None else values[names.index(of)]) for values in asked]
@@ -348,16 +336,16 @@ def time_iterations(
     Of a network whose iteration takes over half a second three are enough.
     """
     runtime = _runtime(device, settings.network.precision)
-    plain = Source(splits.train, device=runtime.device)
-    source = (
-        Source(splits.train, role="train", device=runtime.device)
-        if isinstance(splits.train.images, FolderImages)
-        else plain
-    )
-    pool = Pool(source, plain).restrict(np.arange(0, len(plain), max(1, len(plain) // 1000)))
+    every = ImageSource(splits.train, device=runtime.device)
+    pool = every.restrict(np.arange(0, len(every), max(1, len(every) // 1000)))
     network = build_network(settings, splits.train, seed=0, runtime=runtime)
     moments: list[float] = []
-    looks = Looks(curve=lambda network: {"at": moments.append(time.perf_counter()) or 0.0}, curve_every=1)
+
+    def note_time(network: nn.Module) -> dict[str, float]:
+        moments.append(time.perf_counter())
+        return {}
+
+    looks = Looks(curve=note_time, curve_every=1)
     for n_steps in (min(n, 3), n):
         budget = settings.training.model_copy(update={"iterations": n_steps})
         short = settings.model_copy(update={"training": budget})
@@ -387,21 +375,3 @@ def _bench(settings_json: str, folder: str, cache: str, runtime: Runtime, decode
         runtime=runtime,
         decoders=decoders,
     )
-
-
-def _remedy(job: Mapping[str, Any]) -> Remedy:
-    return remedy(job["method"], Knobs.model_validate(job["knobs"]))
-
-
-def _distribution(point: Mapping[str, Any]) -> Distribution:
-    return Distribution(
-        point["kind"],
-        rho=point["rho"],
-        mu=point["mu"],
-        counts=tuple(point["counts"]) if point["counts"] else None,
-    )
-
-
-def _number_of(point: Mapping[str, Any]) -> int:
-    """A number that stands for a distribution and its repeat."""
-    return int.from_bytes(hashlib.sha256(json.dumps(point, sort_keys=True).encode()).digest()[:8])

@@ -72,6 +72,7 @@ def run_grid(
     label: str,
     note: Callable[[str, list[Row]], str] | None = None,
     known: Mapping[str, list[Row]] | None = None,
+    part: tuple[int, int] | None = None,
 ) -> GridReport:
     """Compute the cells that a store does not hold yet, and keep the rows of each the moment it ends.
 
@@ -89,6 +90,8 @@ def run_grid(
         note: key and rows of a cell just finished -> what the bar says beside the count; where standard error
             is no terminal, a line of its own says it.
         known: rows by digest of cells that were finished elsewhere; those that are asked for are taken over.
+        part: (I, N): every N-th cell from the I-th on, into `STORE/part_I_of_N`; what the store and its other
+            parts hold is not computed again.
 
     Raises:
         UsageError: two cells of one key or one job.
@@ -96,13 +99,16 @@ def run_grid(
             disk. Nothing finished is lost.
     """
     _check(cells)
+    known = {**(known or {}), **read_cells(store)}
+    if part is not None:
+        cells, store = cells[part[0] - 1 :: part[1]], store / f"part_{part[0]}_of_{part[1]}"
     store.mkdir(parents=True, exist_ok=True)
     with lock(store / ".grid.lock"):
         _claim(store, identity)
         finished = _Rows(store / "rows.jsonl")
         for cell in cells:
-            if cell.digest in (known or {}) and cell.digest not in finished.by_digest:
-                finished.append(cell, (known or {})[cell.digest])
+            if cell.digest in known and cell.digest not in finished.by_digest:
+                finished.append(cell, known[cell.digest])
         todo = [cell for cell in cells if cell.digest not in finished.by_digest]
         failed = _compute(
             function, todo, finished, n_cells=len(cells), workers=workers, label=label, note=note
@@ -123,24 +129,31 @@ def read_rows(store: Path) -> list[Row]:
 
 
 def read_cells(store: Path) -> dict[str, list[Row]]:
-    """Rows of every finished cell of a store by its digest, as `known` takes them."""
-    return {line["digest"]: line["rows"] for line in _lines(store / "rows.jsonl")[0]}
+    """Rows of every finished cell of a store and of its parts by its digest, as `known` takes them."""
+    lines = (line for one in stores(store) for line in _lines(one / "rows.jsonl")[0])
+    return {line["digest"]: line["rows"] for line in lines}
+
+
+def stores(store: Path) -> tuple[Path, ...]:
+    """A store, and the parts of it that processes on other machines write."""
+    return (store, *sorted(store.glob("part_*_of_*")))
 
 
 def check_identity(store: Path, identity: Mapping[str, Any]) -> None:
-    """Raise `InputError` where a folder is a store of another identity; one that is no store yet is
-    anybody's.
+    """Raise `InputError` where a folder, or a part of it, is a store of another identity. A folder that is no
+    store yet is accepted.
     """
-    path, ours = store / STORE, json.loads(json.dumps(identity))
-    if not path.exists():
-        return
-    theirs = read_json(path)
-    if theirs != ours:
+    ours = json.loads(json.dumps(identity))
+    for path in (one / STORE for one in stores(store)):
+        theirs = read_json(path) if path.exists() else ours
+        if theirs == ours:
+            continue
         theirs = theirs if isinstance(theirs, dict) else {}
         name = next((k for k in [*ours, *theirs] if ours.get(k) != theirs.get(k)), "identity")
         was, asked = shown(theirs.get(name)), shown(ours.get(name))
         raise InputError(
-            f"{store}: a store of another study: its {name} is {was}, this one's {asked}; choose a new folder"
+            f"{path.parent}: a store of another study: its {name} is {was}, this one's {asked}; choose a new "
+            "folder"
         )
 
 

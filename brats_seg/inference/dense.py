@@ -118,7 +118,7 @@ def slice_logits(
     staged = np.zeros((batch_size, n_y, n_x, n_channels), np.float16)
     shape, inside = _fitting((n_y, n_x), margin=margin_of(network), divisor=divisor)
     inputs = torch.zeros((batch_size, *shape, n_channels), dtype=like.dtype, device=like.device)
-    with _evaluating(network):
+    with evaluating(network):
         for first in range(0, len(zs), batch_size):
             part = zs[first : first + batch_size]
             stack_slices(image, part, slices_around=slices_around, out=staged)
@@ -137,7 +137,7 @@ def volume_logits(network: nn.Module, image: Image, *, divisor: int = 16) -> Flo
     shape, inside = _fitting(image.shape[:3], margin=margin_of(network), divisor=divisor)
     inputs = torch.zeros((1, *shape, image.shape[3]), dtype=like.dtype, device=like.device)
     inputs[:, *inside].copy_(torch.from_numpy(np.array(image)))
-    with _evaluating(network), torch.inference_mode():
+    with evaluating(network), torch.inference_mode():
         return network(inputs.permute(0, 4, 1, 2, 3))[0, :, :n_z, :n_y, :n_x]
 
 
@@ -381,7 +381,7 @@ def _passes(
     if window is None and n_dims == 3:
         yield slice(0, len(image)), volume_logits(network, image, divisor=divisor).transpose(0, 1)
         return
-    with _evaluating(network):
+    with evaluating(network):
         if window is not None:
             parts = window_logits(network, image, window=window, slices_around=slices_around)
         else:
@@ -404,10 +404,12 @@ def _fitting(
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    was_training = network.training
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the time of the block; each module then gets its own mode back."""
+    modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
         yield
     finally:
-        network.train(was_training)
+        for module, mode in modes:
+            module.training = mode

@@ -1,5 +1,6 @@
 """Remedies against class imbalance by name: settings that a training on scans and one on images are given."""
 
+from functools import cache
 from typing import Any, Literal
 
 from brats_seg.core.config import Augment, Hard, Loss, Phases, Sampler, Section
@@ -38,6 +39,7 @@ def remedy_names() -> tuple[str, ...]:
     return config_names(SHELF)
 
 
+@cache
 def load_recipe(name: str) -> Recipe:
     """A remedy by its name, or a YAML file of one. Raises `UsageError` where it is neither, or a knob of it
     does not exist.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,8 +16,7 @@ from brats_seg.training.log import Stopwatch
 from brats_seg.training.step import AnyInputs, AnyTargets, Learner
 
 
-@dataclass(frozen=True)
-class Examples:
+class Examples(NamedTuple):
     """What a network learns from in one step, on the runtime's device.
 
     Attributes:

@@ -14,7 +14,7 @@ from brats_seg.classification.methods import (
     remedy,
     synthesize,
 )
-from brats_seg.classification.settings import Method, StudySettings
+from brats_seg.classification.settings import Knobs, StudySettings
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.settings import parse_settings
 from brats_seg.imbalance.samplers import SAMPLERS
@@ -33,7 +33,7 @@ def test_every_remedy_is_made_of_parts_that_exist(name: str):
 def test_a_new_remedy_is_one_file_and_runs_in_both_wings(tmp_path: Path):
     path = tmp_path / "sharp.yaml"
     path.write_text("sampler: {kind: oversample}\nloss: {kind: logit_adjusted, tau: 0.5}\n")
-    on_images = remedy("sharp", Method(kind=str(path))).config(StudySettings(), lr=0.01, seed=0)
+    on_images = remedy("sharp", Knobs(kind=str(path))).config(StudySettings(), lr=0.01, seed=0)
     experiment = ExperimentConfig(strategies={"sharp": {"remedy": str(path)}})
     (on_scans,) = make_strategies(experiment)[0].configs
     for config in (on_images, on_scans):
@@ -52,26 +52,26 @@ def test_a_remedy_of_images_alone_is_refused_for_scans():
 
 
 def test_a_reduced_ratio_each_is_a_remedy_each():
-    found = remedies({"oversample": Method(imbalance_ratio=(1, 10, 100)), "baseline": Method()})
+    found = remedies({"oversample": Knobs(imbalance_ratio=(1, 10, 100)), "baseline": Knobs()})
     assert [one.name for one in found] == ["oversample"] * 3 + ["baseline"]
     assert [one.imbalance_ratio for one in found] == [1, 10, 100, 1]
 
 
 def test_a_second_phase_and_a_committee_are_more_networks():
-    found = remedies({"oversample": Method(two_phase=True), "easy_ensemble": Method(networks=4)})
+    found = remedies({"oversample": Knobs(two_phase=True), "easy_ensemble": Knobs(networks=4)})
     assert [one.n_networks for one in found] == [2, 4]
 
 
 @pytest.mark.parametrize(
     ("name", "knobs", "complaint"),
     [
-        ("upsample", Method(), "no method 'upsample'"),
-        ("baseline", Method(imbalance_ratio=(10,)), "takes none"),
-        ("oversample", Method(redraw="epoch"), "only 'undersample'"),
-        ("easy_ensemble", Method(two_phase=True), "several networks"),
+        ("upsample", Knobs(), "no method 'upsample'"),
+        ("baseline", Knobs(imbalance_ratio=(10,)), "takes none"),
+        ("oversample", Knobs(redraw="epoch"), "only 'undersample'"),
+        ("easy_ensemble", Knobs(two_phase=True), "several networks"),
     ],
 )
-def test_knobs_that_do_not_fit_are_named(name: str, knobs: Method, complaint: str):
+def test_knobs_that_do_not_fit_are_named(name: str, knobs: Knobs, complaint: str):
     with pytest.raises(UsageError, match=complaint):
         remedies({name: knobs})
 

@@ -14,9 +14,10 @@ from brats_seg.classification import fitting
 from brats_seg.classification.bench import Bench, open_bench, open_images
 from brats_seg.classification.decisions import divide_by_prior
 from brats_seg.classification.fitting import Fitted, Looks, build_network, fit, fit_second_phase
+from brats_seg.classification.jobs import Job
 from brats_seg.classification.methods import METHODS, remedy
-from brats_seg.classification.settings import Method, StudySettings
-from brats_seg.classification.source import Pool
+from brats_seg.classification.settings import Knobs, StudySettings
+from brats_seg.classification.source import ImageSource
 from brats_seg.classification.study import cells
 from brats_seg.classification.worker import train_cell
 from brats_seg.core.config import Optimizer
@@ -46,12 +47,12 @@ def rows_of(images: Path, **changes: Any) -> list[Row]:
     return [
         row
         for cell in cells(settings)
-        for row in train_cell(cell.job, settings=settings, bench=bench, runtime=CPU)
+        for row in train_cell(Job.read(cell.job), settings=settings, bench=bench, runtime=CPU)
     ]
 
 
 def draw_steps(
-    name: str, knobs: Method, pool: Pool, settings: StudySettings, *, n: int, network: nn.Module
+    name: str, knobs: Knobs, pool: ImageSource, settings: StudySettings, *, n: int, network: nn.Module
 ) -> list[Draw]:
     """The first `n` draws of a training with a remedy; between two passes the network is asked."""
     config = remedy(name, knobs).config(settings, lr=0.01, seed=0)
@@ -175,9 +176,9 @@ def test_the_second_phase_moves_the_last_layers_only(
         monkeypatch.setattr("brats_seg.classification.fitting._is_fixed", lambda *_: False)
     settings = tiny_settings(network={"name": network}, training={"iterations": 3, "batch_size": 8})
     bench = bench_of(settings, write_images(tmp_path / "stripes.npz", side=32))
-    config = remedy("oversample", Method()).config(settings, lr=settings.optimizer.lr, seed=0)
+    config = remedy("oversample", Knobs()).config(settings, lr=settings.optimizer.lr, seed=0)
     shared: dict[str, Any] = {"config": config, "runtime": CPU, "looks": Looks()}
-    built = build_network(settings, bench.available.source.set, seed=0, runtime=CPU)
+    built = build_network(settings, bench.available.set, seed=0, runtime=CPU)
     first = fit(built, bench.available, **shared)
     before = {name: weights.clone() for name, weights in first.network.state_dict().items()}
     second = fit_second_phase(first, bench.available, **shared)
@@ -206,9 +207,9 @@ def test_in_the_second_phase_nothing_is_dropped_and_no_statistics_move(
         network={"name": "all_cnn"}, training={"iterations": 3, "batch_size": 8}
     )  # drops out in three places
     bench = bench_of(settings, write_images(tmp_path / "stripes.npz", side=32))
-    built = build_network(settings, bench.available.source.set, seed=0, runtime=CPU)
+    built = build_network(settings, bench.available.set, seed=0, runtime=CPU)
     monkeypatch.setattr(phases.Method, "make_learner", spy)
-    config = remedy("oversample", Method()).config(settings, lr=0.01, seed=0)
+    config = remedy("oversample", Knobs()).config(settings, lr=0.01, seed=0)
     first = Fitted(built, np.zeros(4, np.int64))
     fit_second_phase(first, bench.available, config, runtime=CPU, looks=Looks())
     assert modes
@@ -251,9 +252,9 @@ def test_the_second_phase_is_at_the_natural_frequencies_of_the_set_itself(images
 def test_features_once_is_the_second_phase_in_full(images: Path, monkeypatch: pytest.MonkeyPatch):
     settings = tiny_settings(training={"iterations": 20, "batch_size": 8})
     bench = bench_of(settings, images)
-    config = remedy("oversample", Method()).config(settings, lr=settings.optimizer.lr, seed=0)
+    config = remedy("oversample", Knobs()).config(settings, lr=settings.optimizer.lr, seed=0)
     shared: dict[str, Any] = {"config": config, "runtime": CPU, "looks": Looks()}
-    built = build_network(settings, bench.available.source.set, seed=0, runtime=CPU)
+    built = build_network(settings, bench.available.set, seed=0, runtime=CPU)
     first = fit(built, bench.available, **shared)
     quick = fit_second_phase(first, bench.available, **shared)
     monkeypatch.setattr("brats_seg.classification.fitting._is_fixed", lambda *_: False)
@@ -319,7 +320,7 @@ def test_replay_is_given_what_the_network_gets_wrong_or_is_unsure_of(
             return torch.tensor([0.72, 0.26, 0.01, 0.01]).log().expand(len(inputs), -1)
 
     for threshold, hard in ((0.7, 0), (0.75, 40)):
-        knobs = Method.model_validate({"hard": {"threshold": threshold, "subset": None}})
+        knobs = Knobs.model_validate({"hard": {"threshold": threshold, "subset": None}})
         draw_steps("hard_replay", knobs, pool, settings, n=11, network=SureOfTwo())  # a pass is ten batches
         assert {k: len(ids) for k, ids in pools[-1].items()} == {0: hard, 1: 40, 2: 40, 3: 40}
 
@@ -349,7 +350,7 @@ def test_training_images_that_validate_are_neither_trained_nor_scored_on(images:
     assert bench.validation is not None
     pools = [bench.available, bench.parts["held_out"], bench.validation]
     assert [pool.index.counts.tolist() for pool in pools] == [[n] * N_CLASSES for n in (31, 4, 5)]
-    assert len(np.unique(np.concatenate([pool.source.rows for pool in pools]))) == 40 * N_CLASSES
+    assert len(np.unique(np.concatenate([pool.rows for pool in pools]))) == 40 * N_CLASSES
     assert set(bench.parts) == {"test", "held_out"}
 
 
@@ -409,7 +410,7 @@ def test_undersampling_draws_one_subset_or_a_new_one_each_epoch(images: Path):
     pool = bench.available.restrict(np.flatnonzero((labels != 0) | (np.arange(len(labels)) < 4)))
     seen = {}
     for redraw in ("never", "epoch"):
-        draws = draw_steps("undersample", Method(redraw=redraw), pool, settings, n=60, network=nn.Identity())
+        draws = draw_steps("undersample", Knobs(redraw=redraw), pool, settings, n=60, network=nn.Identity())
         ids = np.concatenate([draw.ids for draw in draws])
         seen[redraw] = np.bincount(pool.labels[np.unique(ids)], minlength=N_CLASSES).tolist()
     assert seen["never"] == [4, 4, 4, 4]

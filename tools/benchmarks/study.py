@@ -24,8 +24,8 @@ from benchmarks.measure import Contender, Result, interleave
 from brats_seg.classification.fitting import Draws, TrainingImages, build_network
 from brats_seg.classification.images import ImageSet, load_images
 from brats_seg.classification.methods import remedy
-from brats_seg.classification.settings import Method, StudySettings
-from brats_seg.classification.source import Pool, Source
+from brats_seg.classification.settings import Knobs, StudySettings
+from brats_seg.classification.source import ImageSource
 from brats_seg.core.errors import InputError
 from brats_seg.core.runtime import Runtime, set_allocator
 from brats_seg.core.settings import load_settings
@@ -84,9 +84,9 @@ def run(*, work: Path, quick: bool) -> Result:
 def our_step(images: ImageSet) -> Step:
     """What a worker of a study does for an iteration: draw, gather, learn."""
     settings, runtime = _settings(), Runtime(torch.device("cpu"))
-    source = Source(images)
-    pool, network = Pool(source, source), build_network(settings, images, seed=0, runtime=runtime).train()
-    config = remedy("baseline", Method()).config(settings, lr=settings.optimizer.lr, seed=0)
+    source = ImageSource(images)
+    pool, network = source, build_network(settings, images, seed=0, runtime=runtime).train()
+    config = remedy("baseline", Knobs()).config(settings, lr=settings.optimizer.lr, seed=0)
     phases = Phases(config=config, index=pool.index, runtime=runtime, targets="images")
     steps = Steps(
         sampler=Draws(config, pool, network, redraw=False, runtime=runtime).make(),
@@ -107,7 +107,7 @@ def arithmetic_step(images: ImageSet) -> Step:
     """The least that trains this network: one batch, forward, cross-entropy, backward, fused SGD; channels
     last.
     """
-    batch = Source(images).batch(np.arange(BATCH))
+    batch = ImageSource(images).batch(np.arange(BATCH))
     return _plain_step(images, lambda: (batch.inputs, batch.targets.long()), channels_last=True, fused=True)
 
 
@@ -142,7 +142,7 @@ def loss_difference(images: ImageSet) -> float:
     the same batches.
     """
     settings, runtime = _settings(), Runtime(torch.device("cpu"))
-    source = Source(images)
+    source = ImageSource(images)
     ours = our_step(images)
     network = build_network(settings, images, seed=0, runtime=runtime).to(
         memory_format=torch.contiguous_format
@@ -151,8 +151,8 @@ def loss_difference(images: ImageSet) -> float:
     optimizer = torch.optim.SGD(
         network.parameters(), lr=knobs.lr, momentum=knobs.momentum, weight_decay=knobs.weight_decay
     )
-    config = remedy("baseline", Method()).config(settings, lr=knobs.lr, seed=0)
-    draws = Draws(config, Pool(source, source), network, redraw=False, runtime=runtime).make()
+    config = remedy("baseline", Knobs()).config(settings, lr=knobs.lr, seed=0)
+    draws = Draws(config, source, network, redraw=False, runtime=runtime).make()
     worst = 0.0
     for number in range(LOSS_STEPS):
         batch = source.batch(draws.next().ids)
