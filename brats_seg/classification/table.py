@@ -249,7 +249,8 @@ def _sides(rows: Sequence[Row]) -> pd.DataFrame:
     table = pd.DataFrame(list(rows)).astype({"mu": float, "rho": float})
     decided = {ARGMAX: "", "prior_set": _DIVIDED}
     side = [r["method"] + decided[r["decision"]] if r["decision"] in decided else "" for r in rows]
-    return table.assign(side=side, unit=[_cell(r) for r in rows])
+    units: Any = [_cell(r) for r in rows]  # pandas-stubs know no tuples in a column
+    return table.assign(side=side, unit=units)
 
 
 def _scopes(table: pd.DataFrame) -> list[tuple[str, Bool[np.ndarray, " row"]]]:
@@ -274,7 +275,7 @@ def _steps(rows: pd.DataFrame, method: str) -> list[Row | None]:
         values = sorted(set(step[name]))
         if len(values) > 1:
             sides = [f"{method} at {name} {value:g}" for value in step[name]]
-            units = list(zip(step[other], step["repeat"], strict=True))
+            units: Any = list(zip(step[other], step["repeat"], strict=True))
             first, second = (f"{method} at {name} {value:g}" for value in (values[-1], values[0]))
             table = step.assign(side=sides, unit=units)
             pairs.append(_pair(table, first=first, second=second, score="auc", over="step"))
@@ -287,7 +288,7 @@ def _equal_totals(rows: pd.DataFrame, method: str) -> Row | None:
     """
     names = {"step": f"{method}, step mu 0.5", "linear": f"{method}, linear"}
     half = rows[(rows["kind"] == "linear") | ((rows["kind"] == "step") & (rows["mu"] == 0.5))]
-    units = list(zip(half["rho"], half["repeat"], strict=True))
+    units: Any = list(zip(half["rho"], half["repeat"], strict=True))
     table = half.assign(side=half["kind"].map(names), unit=units)
     return _pair(table, first=names["step"], second=names["linear"], score="auc", over="equal totals")
 

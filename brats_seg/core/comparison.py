@@ -35,7 +35,9 @@ def compare_sides(
     groups = with_value.groupby(list(by), sort=False) if by else [((), with_value)]
     differences = {}
     for key, group in groups:
-        of_side = {side: part.set_index("unit")["value"].to_dict() for side, part in group.groupby("side")}
+        of_side = {
+            side: dict(zip(part["unit"], part["value"], strict=True)) for side, part in group.groupby("side")
+        }
         patient_of = dict(zip(group["unit"], group["patient"], strict=True))
         differences[key] = paired_difference(
             of_side.get(first, {}), of_side.get(second, {}), patient_of=patient_of

@@ -48,7 +48,7 @@ def summarize_runs(
         failed: key and reason of runs that there are no rows of.
     """
     table = _table(rows)
-    variants = dict(list(table.groupby("variant", sort=False)))
+    variants: dict[Any, pd.DataFrame] = dict(list(table.groupby("variant", sort=False)))
     by_case = _by_case_once(variants)
     n_runs = len(table.groupby(["data", "strategy", "run"])) if rows else 0
     patients = table[["data", "case", "patient"]].drop_duplicates(["data", "case"], keep="last")
@@ -80,8 +80,10 @@ def _table(rows: Sequence[Row]) -> pd.DataFrame:
     table = pd.DataFrame(list(rows), columns=list(COLUMNS))
     numbers = [name for name, kind in COLUMNS.items() if kind is float]
     table[numbers] = table[numbers].astype(float)
-    runs = list(zip(table["fold"].tolist(), table["seed"].tolist(), strict=True))
-    return table.assign(variant=[variant_of(row) for row in rows], run=runs)
+    # pandas-stubs know no tuples in a column
+    runs: Any = list(zip(table["fold"].tolist(), table["seed"].tolist(), strict=True))
+    variants: Any = [variant_of(row) for row in rows]
+    return table.assign(variant=variants, run=runs)
 
 
 def _scored(rows: Sequence[Row]) -> str:
@@ -119,7 +121,7 @@ def _by_case(rows: pd.DataFrame) -> pd.DataFrame:
     """
     present = rows[rows["n_reference_vox"] > 0].rename(columns={"case": "unit"})
     long = present.melt(["region", "unit", "patient"], SCORES, "score").dropna(subset="value")
-    means = long.groupby(_CASE, sort=False, as_index=False)["value"].agg(fmean)
+    means: Any = long.groupby(_CASE, sort=False, as_index=False)["value"].agg(fmean)
     # Over cases that have all three regions, so that every strategy's mean is over the same parts.
     key = ["score", "unit", "patient"]
     of_regions = means[means["region"].isin(REGIONS)].groupby(key, sort=False)["value"]

@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Num, UInt8
@@ -158,7 +158,7 @@ def box_plot(
 
 def _box(axes: Axes, points: Float[np.ndarray, " n"], *, row: int, color: str) -> None:
     if len(points) == 0:
-        place = {"transform": axes.get_yaxis_transform(), "ha": "center", "va": "center"}
+        place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "center", "va": "center"}
         axes.text(0.5, row, "no value", color=style.QUIET, **place)
         return
     if len(points) > 2:
@@ -243,7 +243,7 @@ def mix_chart(shares: Mapping[str, Shares], *, classes: Sequence[str]) -> Figure
             color = color_of(name)
             axes.barh(row, share, left=left, height=0.62, color=color, edgecolor=style.PAPER, linewidth=1)
             if share >= 0.055:
-                place = {"ha": "center", "va": "center", "fontsize": 8}
+                place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
                 middle = left + share / 2
                 axes.text(middle, row, f"{100 * share:.0f} %", color=style.ink_on(color), **place)
             left += float(share)
