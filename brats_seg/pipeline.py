@@ -269,20 +269,17 @@ def make_split(bank: PatchBank, *, fold: int | None, validation: Validation, see
     rest = [case for case in bank.cases if case.id not in folds[fold]]
     if not rest:
         raise InputError(f"{bank.path}: fold {fold} holds every case; nothing is left to train on")
-    cases = tuple(case.id for case in rest)
-    if validation.cases == "none":
-        trained, inner = cases, ()
-    elif validation.cases == "next_fold":
+    trained = tuple(case.id for case in rest)
+    inner: tuple[str, ...] = ()
+    if validation.cases == "next_fold":
         if len(folds) < 3:
             raise UsageError(
                 f"validation.cases 'next_fold' needs 3 folds or more; {bank.path} has {len(folds)}"
             )
         following = folds[(fold + 1) % len(folds)]
-        trained, inner = (
-            tuple(c for c in cases if c not in following),
-            tuple(c for c in cases if c in following),
-        )
-    else:
+        inner = tuple(case for case in trained if case in following)
+        trained = tuple(case for case in trained if case not in following)
+    elif validation.cases == "fraction":
         enhancing = bank.classes.index("enhancing_core")
         trained, inner = inner_split(
             {case.id: case.patient for case in rest},
