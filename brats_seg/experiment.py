@@ -22,6 +22,7 @@ from brats_seg.core.config import Config, parse_config
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import atomic, read_json, read_table, write_json, write_text
 from brats_seg.core.grid import Cell, GridReport, check_identity, read_cells, run_grid
+from brats_seg.core.run_folder import BEST
 from brats_seg.core.runtime import Runtime, n_workers, start_runtime, worker_device
 from brats_seg.core.shapes import TissueMap
 from brats_seg.evaluation.comparison import summarize_runs
@@ -37,7 +38,8 @@ from brats_seg.evaluation.run_rows import (
 )
 from brats_seg.evaluation.volumes import score_volume
 from brats_seg.inference.dense import label_maps as segment_once
-from brats_seg.models.checkpoint import load_checkpoint
+from brats_seg.inference.runs import load_segmenters
+from brats_seg.models.trained import open_run
 from brats_seg.phantoms.cohort import PHANTOM_VERSION, make_traits
 from brats_seg.reporting.experiment_page import write_experiment_page
 from brats_seg.reporting.experiment_table import table_markdown
@@ -534,7 +536,7 @@ def run_cell(
         )
         if result.ended == "stopped":
             raise KeyboardInterrupt
-    if len(folders) == 2 and not (run / pipeline.BEST).exists():
+    if len(folders) == 2 and not (run / BEST).exists():
         pipeline.compose(folders[0], folders[1], run)
     runtime = start_runtime(device=device, threads=1)
     split, cell = _split(opened, job), Cell("", job)
@@ -653,7 +655,7 @@ def _segment(
 
     `files` holds the `.npz` of each strength, where the label maps are kept for the pictures.
     """
-    checkpoint = load_checkpoint(run / pipeline.BEST)
+    trained = open_run(run)
     shifts = []
     for strength in files:
         tuned = (
@@ -662,8 +664,8 @@ def _segment(
             else ()
         )
         correct = tuned[0].correct_priors if tuned else float(strength)
-        shifts.append(pipeline.class_shift(checkpoint, run / pipeline.BEST, strength=correct))
-    (segmenter,) = pipeline.load_segmenters((run,), runtime=runtime)
+        shifts.append(trained.networks[0].class_shift(correct))
+    (segmenter,) = load_segmenters((trained,), runtime=runtime)
     with ExitStack() as stack:
         stores = [
             stack.enter_context(ZipFile(stack.enter_context(atomic(to)), "w", ZIP_DEFLATED))

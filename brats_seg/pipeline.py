@@ -11,15 +11,13 @@ from brats_seg.bank.folds import inner_split
 from brats_seg.bank.listing import hold_bank, verify_bank
 from brats_seg.core.config import Config, Validation
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.core.files import lock, sha256, write_text
+from brats_seg.core.files import lock, write_text
 from brats_seg.core.run_folder import BEST, LAST, TUNED
 from brats_seg.core.runtime import Precision, Runtime, n_workers, start_runtime
 from brats_seg.evaluation.scores import EvaluationReport, evaluate_folders
-from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
 from brats_seg.inference.cleanup import Cleanup
 from brats_seg.inference.predict import Flaw, PredictReport, predict_cases, predict_one
-from brats_seg.inference.runs import class_shift, held_out_by_all, load_segmenters, unfinished
-from brats_seg.inference.runs import held_out_cases as held_out_cases  # a verb of the corridor too
+from brats_seg.inference.runs import load_segmenters
 from brats_seg.inference.thresholds import RegionThresholds
 from brats_seg.inference.tuning import (
     STRENGTHS,
@@ -33,10 +31,11 @@ from brats_seg.inference.tuning import (
     write_tuning,
 )
 from brats_seg.inference.windowed import Inference, needs_windows
-from brats_seg.models.checkpoint import Checkpoint, load_checkpoint, restore_network, save_checkpoint
+from brats_seg.models.checkpoint import Checkpoint, restore_network, save_checkpoint
 from brats_seg.models.composition import compose_checkpoints
 from brats_seg.models.networks import check_patch_size
-from brats_seg.models.packaged import checkpoints_of, find_run, is_packaged, networks_digest, write_cards
+from brats_seg.models.packaged import checkpoints_of, find_run, is_packaged, write_cards
+from brats_seg.models.trained import TrainedRun, held_out_by_all, open_network, open_run
 from brats_seg.phantoms.cohort import make_traits, write_cohort
 from brats_seg.reporting.report import WrittenReport, write_report
 from brats_seg.reporting.viewer import write_page
@@ -180,15 +179,14 @@ def _initial(source: str | Path | None, config: Config) -> tuple[Checkpoint | No
                 "give it by --from"
             )
         return None, config
-    path = Path(source) if Path(source).is_file() else checkpoints_of(find_run(source))[0]
-    checkpoint, digest = load_checkpoint(path), sha256(path)
-    if recorded not in ("", digest):
+    trained = open_network(Path(source) if Path(source).is_file() else checkpoints_of(find_run(source))[0])
+    if recorded not in ("", trained.digest):
         raise UsageError(
-            f"--from {source}: has the SHA-256 {digest[:12]}; the config's run began with {recorded[:12]} "
-            "(training.initial)"
+            f"--from {source}: has the SHA-256 {trained.digest[:12]}; the config's run began with "
+            f"{recorded[:12]} (training.initial)"
         )
-    return checkpoint, config.model_copy(
-        update={"training": config.training.model_copy(update={"initial": digest})}
+    return trained.checkpoint, config.model_copy(
+        update={"training": config.training.model_copy(update={"initial": trained.digest})}
     )
 
 
@@ -224,15 +222,15 @@ def compose(detector: str | Path, classifier: str | Path, run: str | Path) -> Pa
         UsageError: stages that are none or do not fit each other, or a used folder.
         InputError: no checkpoint, a bad one, or stages of another bank or fold.
     """
-    run, paths = Path(run), (Path(detector) / BEST, Path(classifier) / BEST)
-    stages = tuple(load_checkpoint(path) for path in paths)
-    composed = compose_checkpoints(*stages, paths=paths)
+    run = Path(run)
+    first, second = (open_network(Path(stage) / BEST) for stage in (detector, classifier))
+    composed = compose_checkpoints(first, second)
     network = restore_network(composed, run / BEST, runtime=start_runtime(device="cpu", precision="float32"))
-    sizes = [stage.parsed_config().patch.size for stage in stages]
+    sizes = [stage.config.patch.size for stage in (first, second)]
     if sizes[0] != sizes[1] and needs_windows(network):
         raise UsageError(
-            f"{paths[1]}: has patch.size {list(sizes[1])}, {paths[0]} {list(sizes[0])}; these networks need "
-            "windows of one size"
+            f"{second.path}: has patch.size {list(sizes[1])}, {first.path} {list(sizes[0])}; these networks "
+            "need windows of one size"
         )
     run.mkdir(parents=True, exist_ok=True)
     with lock(run / ".lock"):
@@ -321,20 +319,20 @@ def predict(
     correction and the thresholds from `RUN/tuned.yaml`; None does so for a packaged network that has
     settings, where no others are given. The command line tells the other arguments.
     """
-    run, scans, out = find_run(run), Path(scans), Path(out)
-    runs = (run, *map(find_run, also))
+    scans, out = Path(scans), Path(out)
+    runs = tuple(map(open_run, (run, *also)))
     cleanup, thresholds = Cleanup(min_component_mm3, min_enhancing_mm3), None
     others = bool(also or correct_priors or cleanup != Cleanup())
-    drops_tuning = tuned is None and others and _comes_tuned(run)
+    drops_tuning = tuned is None and others and _comes_tuned(runs[0])
     if tuned is None:
-        tuned = _comes_tuned(run) and not others
+        tuned = _comes_tuned(runs[0]) and not others
     if tuned:
         if others:
             raise UsageError(
                 "--tuned: settings are found for one network, all together; leave out --also and settings "
                 "given by hand"
             )
-        settings = read_tuning(run, checkpoint=networks_digest(run)).settings
+        settings = read_tuning(runs[0].folder, checkpoint=runs[0].digest).settings
         correct_priors, cleanup, thresholds = (
             settings.correct_priors,
             settings.cleanup,
@@ -352,15 +350,15 @@ def predict(
     if held_out:
         found = _only(found, held_out_by_all(runs), scans)
     first, step = part or (1, 1)
-    write_cards(out, runs)
-    known = [problem for one in runs if (problem := unfinished(one))]
+    write_cards(out, [one.folder for one in runs])
+    known = [problem for one in runs if (problem := one.unfinished())]
     if drops_tuning:
         what = (
             "the tuned settings that come with this network are not used, since others are given; these "
             f"hold: --correct-priors {correct_priors:g} --min-component-mm3 {min_component_mm3:g} "
             f"--min-enhancing-mm3 {min_enhancing_mm3:g}, and no thresholds"
         )
-        known.append(Problem("warning", "", str(run), what, "no other settings, or --untuned"))
+        known.append(Problem("warning", "", str(runs[0].folder), what, "no other settings, or --untuned"))
     return predict_cases(
         segmenters,
         found.cases[first - 1 :: step],
@@ -406,57 +404,47 @@ def tune(
         UsageError: a run given twice, or runs of other classes.
         InputError: a run without inner cases, or another bank than a run's.
     """
-    runs, bank = tuple(map(Path, (run, *also))), Path(bank)
-    if len({path.resolve() for path in runs}) < len(runs):
+    folders, bank = tuple(map(Path, (run, *also))), Path(bank)
+    if len({folder.resolve() for folder in folders}) < len(folders):
         raise UsageError("--also: a run is given twice; each run counts once")
-    for path in runs:
-        if is_packaged(path):
-            raise UsageError(f"{path}: is a packaged network; tune the run that it was made of")
-    checkpoints = [load_checkpoint(path / BEST) for path in runs]
-    for path, checkpoint in zip(runs, checkpoints, strict=True):
-        if not checkpoint.inner_cases:
+    for folder in folders:
+        if is_packaged(folder):
+            raise UsageError(f"{folder}: is a packaged network; tune the run that it was made of")
+    runs = [open_run(folder) for folder in folders]
+    networks = [network for one in runs for network in one.networks]
+    for folder, network in zip(folders, networks, strict=True):
+        if not network.checkpoint.inner_cases:
             raise InputError(
-                f"{path}: was trained on every case (--fold all); without inner cases there is nothing to "
+                f"{folder}: was trained on every case (--fold all); without inner cases there is nothing to "
                 "tune on"
             )
-    strengths = STRENGTHS if all(_has_prior(checkpoint) for checkpoint in checkpoints) else (0.0,)
+    strengths = STRENGTHS if all(network.has_prior for network in networks) else (0.0,)
     cases: list[SeenCase] = []
     with hold_bank(bank):
         segmenters = load_segmenters(
             runs, runtime=start_runtime(device=device, precision=precision, threads=threads)
         )
-        for number, (path, checkpoint, segmenter) in enumerate(
-            zip(runs, checkpoints, segmenters, strict=True)
-        ):
-            opened = open_bank(bank, checkpoint.parsed_config())
+        for number, (network, segmenter) in enumerate(zip(networks, segmenters, strict=True)):
+            checkpoint, opened = network.checkpoint, open_bank(bank, network.config)
             if opened.digest != checkpoint.bank:
                 raise InputError(
-                    f"{bank}: has the digest {opened.digest[:12]}; {path} was trained on the bank with "
-                    f"{checkpoint.bank[:12]}"
+                    f"{bank}: has the digest {opened.digest[:12]}; {folders[number]} was trained on the bank "
+                    f"with {checkpoint.bank[:12]}"
                 )
-            shifts = {s: class_shift(checkpoint, path / BEST, strength=s) for s in strengths}
+            shifts = {s: network.class_shift(s) for s in strengths}
             cases += see_cases(segmenter, opened.select(checkpoint.inner_cases), shifts=shifts, run=number)
         patient_of = {case.id: case.patient for case in opened.cases}
     tunings = []
-    for path, checkpoint in zip(runs, checkpoints, strict=True):
-        unseen = {patient_of[case] for case in checkpoint.held_out_cases}
+    for folder, network in zip(folders, networks, strict=True):
+        unseen = {patient_of[case] for case in network.checkpoint.held_out_cases}
         settings, found = search(
             [case for case in cases if case.patient not in unseen], objective=objective, cleanup=cleanup
         )
         tunings.append(
-            Tuning(**asdict(settings), epoch=checkpoint.epoch, checkpoint=sha256(path / BEST), **found)
+            Tuning(**asdict(settings), epoch=network.checkpoint.epoch, checkpoint=network.digest, **found)
         )
-        write_tuning(path, tunings[-1])
+        write_tuning(folder, tunings[-1])
     return tuple(tunings)
-
-
-def _has_prior(checkpoint: Checkpoint) -> bool:
-    loss = checkpoint.parsed_config().loss
-    return (
-        loss.kind in LOSSES_WITH_A_PRIOR
-        and loss.outside == "healthy"
-        and checkpoint.natural_prior is not None
-    )
 
 
 def predict_files(
@@ -484,13 +472,13 @@ def predict_files(
         raise UsageError(
             f"predict-case: needs {missing}; --allow-missing takes a case with one modality or more"
         )
-    run, out = find_run(run), Path(out)
+    trained, out = open_run(run), Path(out)
     if out.exists() and not overwrite:
         raise UsageError(f"{out}: exists already; give another name, or --overwrite")
-    is_tuned = _comes_tuned(run) if tuned is None else tuned
-    settings = read_tuning(run, checkpoint=networks_digest(run)).settings if is_tuned else Settings()
+    is_tuned = _comes_tuned(trained) if tuned is None else tuned
+    settings = read_tuning(trained.folder, checkpoint=trained.digest).settings if is_tuned else Settings()
     segmenters = load_segmenters(
-        (run,),
+        (trained,),
         runtime=_prediction_runtime(device, "auto"),
         correct_priors=settings.correct_priors,
         allow_missing=allow_missing,
@@ -595,9 +583,14 @@ def view(
     )
 
 
-def _comes_tuned(run: Path) -> bool:
+def held_out_cases(run: str | Path) -> tuple[str, ...]:
+    """Ids of the cases that a run held out. Raises `InputError` where there is none."""
+    return open_run(run).held_out_cases
+
+
+def _comes_tuned(run: TrainedRun) -> bool:
     """Whether settings travel with a packaged network."""
-    return is_packaged(run) and (run / TUNED).is_file()
+    return is_packaged(run.folder) and (run.folder / TUNED).is_file()
 
 
 def _allowed(*, skull: bool, same_scan: bool) -> list[Flaw]:

@@ -24,7 +24,9 @@ from brats_seg.evaluation.run_rows import COLUMNS, DIGEST, LOOK_COLUMNS
 from brats_seg.evaluation.volumes import score_volume
 from brats_seg.experiment import ExperimentReport, run_experiment
 from brats_seg.inference.dense import label_map
+from brats_seg.inference.runs import load_segmenters
 from brats_seg.models.checkpoint import load_checkpoint
+from brats_seg.models.trained import open_run
 from brats_seg.strategies import ExperimentConfig, load_experiment, look_epochs, make_strategies
 from brats_seg.training.log import RunLog
 from brats_seg.training.loop import _Loop
@@ -99,13 +101,13 @@ def test_label_maps_of_every_strength_are_those_of_its_class_shift(
 ) -> None:
     """All strengths come from one pass over each volume; each is what a pass of its own gives."""
     run = done[0] / "runs" / "hard" / "fold0" / "seed0"
-    checkpoint, opened = load_checkpoint(run / "checkpoint_best.pt"), PatchBank(bank, patch_size=(32, 32))
-    (segmenter,) = pipeline.load_segmenters((run,), runtime=start_runtime(device="cpu", threads=1))
+    trained, opened = open_run(run), PatchBank(bank, patch_size=(32, 32))
+    (segmenter,) = load_segmenters((trained,), runtime=start_runtime(device="cpu", threads=1))
     assert sorted(path.name for path in run.glob("labels_*")) == [
         f"labels_held_out_{s}.npz" for s in ("0", "1", "tuned")
     ]
     for strength in ("0", "1"):
-        shift = pipeline.class_shift(checkpoint, run / "checkpoint_best.pt", strength=float(strength))
+        shift = trained.networks[0].class_shift(float(strength))
         with np.load(run / f"labels_held_out_{strength}.npz") as kept:
             assert set(kept) == set(opened.folds[0])
             for number in opened.select(opened.folds[0]).selected:

@@ -27,10 +27,11 @@ from brats_seg.core.files import sha256
 from brats_seg.core.runtime import StopRequest, start_runtime
 from brats_seg.evaluation.scores import evaluate_folders
 from brats_seg.experiment import run_experiment, run_folder
-from brats_seg.inference.runs import held_out_by_all, load_segmenters, unfinished
+from brats_seg.inference.runs import load_segmenters
 from brats_seg.inference.tuning import Tuning, write_tuning
 from brats_seg.models import packaged
 from brats_seg.models.checkpoint import load_checkpoint, restore_network, save_checkpoint
+from brats_seg.models.trained import held_out_by_all, open_run
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.volume import make_geometry, read_volume, write_label_map, write_volume
 from brats_seg.strategies import load_experiment
@@ -294,7 +295,7 @@ def test_several_networks_of_one_name_are_averaged(work: Path, shelf: Path, tmp_
         "starter", work / "plain", tmp_path / "also", also=[shelf / "starter", work / "other"], device="cpu"
     )
     runtime = start_runtime(device="cpu", precision="float32")
-    assert len(load_segmenters([shelf / "pair"], runtime=runtime)) == 2
+    assert len(load_segmenters([open_run(shelf / "pair")], runtime=runtime)) == 2
     with pytest.raises(InputError, match="its networks, together, were trained on every case"):
         pipeline.held_out_cases(shelf / "pair")
 
@@ -404,7 +405,7 @@ def test_a_run_that_is_not_finished_says_so_where_it_is_used(work: Path, tmp_pat
 def test_a_damaged_table_of_epochs_is_a_warning_to_predict(work: Path, tmp_path: Path) -> None:
     run = shutil.copytree(work / "run", tmp_path / "run")
     (run / "epochs.csv").write_text("epoch\nthree\n")
-    problem = unfinished(run)
+    problem = open_run(run).unfinished()
     assert problem is not None
     assert (problem.severity, problem.what) == (
         "warning",
@@ -533,8 +534,8 @@ def test_paths_may_be_strings(work: Path, tmp_path: Path) -> None:
     case = find_cases(scans).cases[0]
     files = {name: str(scan) for name, scan in case.modalities.items()}
     assert pipeline.predict_files(run, str(tmp_path / "mine.nii.gz"), files, device="cpu").exit_code == 0
-    assert pipeline.held_out_cases(run) == held_out_by_all([run])
-    assert unfinished(run) is None
+    assert pipeline.held_out_cases(run) == held_out_by_all([open_run(run)])
+    assert open_run(run).unfinished() is None
     assert pipeline.preprocess(scans, str(work / "bank"), workers=1, n_folds=2).exit_code == 0
     config, finished = load_config("demo", overrides=TINY), shutil.copytree(work / "run", tmp_path / "run")
     assert (

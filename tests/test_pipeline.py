@@ -24,8 +24,10 @@ from brats_seg.core.run_folder import BEST
 from brats_seg.core.runtime import start_runtime
 from brats_seg.core.settings import dump_config
 from brats_seg.inference import segmenter as predicting
+from brats_seg.inference.runs import load_segmenters
 from brats_seg.inference.tuning import write_tuning
 from brats_seg.models.checkpoint import load_checkpoint, restore_network, save_checkpoint
+from brats_seg.models.trained import open_run
 from brats_seg.scans.layouts import find_cases
 
 TINY = (
@@ -227,8 +229,8 @@ def test_priors_are_corrected_from_what_was_drawn_to_what_the_training_cases_hol
     checkpoint = load_checkpoint(work / "run" / BEST)
     counts = PatchBank(work / "bank", patch_size=(32, 32), cases=checkpoint.train_cases).index.counts
     assert checkpoint.natural_prior == pytest.approx(counts / counts.sum())
-    (segmenter,) = pipeline.load_segmenters(
-        (work / "run",), runtime=start_runtime(device="cpu"), correct_priors=0.5
+    (segmenter,) = load_segmenters(
+        (open_run(work / "run"),), runtime=start_runtime(device="cpu"), correct_priors=0.5
     )
     assert segmenter.class_shift == pytest.approx(
         0.5 * np.log(np.divide(checkpoint.natural_prior, checkpoint.effective_prior))
@@ -573,7 +575,9 @@ def test_a_cascade_of_a_loss_without_a_prior_has_none(stages: Path, tmp_path: Pa
     checkpoint = load_checkpoint(pipeline.compose(stages / "detector", focal, tmp_path / "run"))
     assert checkpoint.parsed_config().loss.kind == "focal"
     with pytest.raises(UsageError, match="'focal' has no prior"):
-        pipeline.load_segmenters((tmp_path / "run",), runtime=start_runtime(device="cpu"), correct_priors=0.5)
+        load_segmenters(
+            (open_run(tmp_path / "run"),), runtime=start_runtime(device="cpu"), correct_priors=0.5
+        )
 
 
 def test_regions_are_saved_averaged_and_tuned_as_class_probabilities(work: Path, tmp_path: Path) -> None:

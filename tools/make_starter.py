@@ -32,7 +32,8 @@ from brats_seg.core.settings import load_settings
 from brats_seg.inference.tuning import read_tuning, write_tuning
 from brats_seg.models.checkpoint import Checkpoint, check_same_data, load_checkpoint, save_checkpoint
 from brats_seg.models.networks import make_network
-from brats_seg.models.packaged import CARD, FACTS, SHELF, Card, CardWords, PackedNetwork, networks_digest
+from brats_seg.models.packaged import CARD, FACTS, SHELF, Card, CardWords, PackedNetwork
+from brats_seg.models.trained import open_run
 
 MOST_BYTES = 6_000_000
 """Of all checkpoints of a name together: more does not belong into a repository."""
@@ -150,7 +151,7 @@ def _facts(file: Path, checkpoint: Checkpoint) -> PackedNetwork:
 def _pack_settings(run: Path, folder: Path) -> str:
     """Copy the tuned settings of a run for the packed networks, and say them in words."""
     tuning = read_tuning(run, checkpoint=sha256(run / BEST))
-    write_tuning(folder, tuning.model_copy(update={"checkpoint": networks_digest(folder)}))
+    write_tuning(folder, tuning.model_copy(update={"checkpoint": open_run(folder).digest}))
     changed = {name: value for name, value in asdict(tuning.settings).items() if value}
     words = ", ".join(f"{name} {value:g}" for name, value in changed.items()) or "nothing is changed"
     return f"Found on {tuning.n_cases} inner cases: {words}."

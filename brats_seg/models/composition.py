@@ -1,7 +1,5 @@
 """The best checkpoints of two stages -> the checkpoint of their cascade."""
 
-from pathlib import Path
-
 import numpy as np
 
 from brats_seg.core.config import Config, Loss, Network, Task
@@ -9,6 +7,7 @@ from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.settings import dump_config
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
 from brats_seg.models.checkpoint import Checkpoint
+from brats_seg.models.trained import TrainedNetwork
 from brats_seg.scans.grouping import HEALTHY, GroupKind
 
 _TASKS: dict[str, GroupKind] = {"detector": "healthy_or_tumor", "classifier": "tumor"}
@@ -28,9 +27,7 @@ _SHARED = {
 _ONE_SPLIT = "train both stages on one bank with one --fold, training.seed and validation section"
 
 
-def compose_checkpoints(
-    detector: Checkpoint, classifier: Checkpoint, *, paths: tuple[Path, Path]
-) -> Checkpoint:
+def compose_checkpoints(detector: TrainedNetwork, classifier: TrainedNetwork) -> Checkpoint:
     """Two trained stages as one checkpoint to predict with, of network `cascade` and all tissue classes.
 
     p(healthy) is the detector's; p(class) = (1 - p(healthy)) times the classifier's, each from the image
@@ -42,15 +39,14 @@ def compose_checkpoints(
     Args:
         detector: of a run with task.classes=healthy_or_tumor.
         classifier: of a run with task.classes=tumor.
-        paths: what an error calls them.
 
     Raises:
         UsageError: stages of another task, or of patches with another number of axes or other slices around.
         InputError: stages trained on other cases or another bank, so that together they would have seen what
             one of them held out.
     """
-    stages = {"detector": detector, "classifier": classifier}
-    configs = (detector.parsed_config(), classifier.parsed_config())
+    paths, configs = (detector.path, classifier.path), (detector.config, classifier.config)
+    first, second = detector.checkpoint, classifier.checkpoint
     for path, config, (stage, kind) in zip(paths, configs, _TASKS.items(), strict=True):
         if config.task.classes != kind:
             raise UsageError(
@@ -58,7 +54,7 @@ def compose_checkpoints(
                 f"{config.task.classes}"
             )
     for name, words in _SHARED.items():
-        if getattr(detector, name) != getattr(classifier, name):
+        if getattr(first, name) != getattr(second, name):
             raise InputError(f"{paths[1]}: has not the same {words} as {paths[0]}; {_ONE_SPLIT}")
     if len(configs[0].patch.size) != len(configs[1].patch.size):
         sizes = tuple(" x ".join(map(str, config.patch.size)) for config in configs)
@@ -74,26 +70,28 @@ def compose_checkpoints(
         )
     return Checkpoint(
         weights={
-            f"{stage}.{name}": value for stage, one in stages.items() for name, value in one.weights.items()
+            f"{stage}.{name}": value
+            for stage, one in zip(_TASKS, (first, second), strict=True)
+            for name, value in one.weights.items()
         },
         config=dump_config(_composed_config(*configs)),
-        modalities=detector.modalities,
-        classes=(HEALTHY, *classifier.classes),
-        spacing_mm=detector.spacing_mm,
-        normalization=detector.normalization,
-        bank=detector.bank,
-        fold=detector.fold,
-        train_cases=detector.train_cases,
-        inner_cases=detector.inner_cases,
-        held_out_cases=detector.held_out_cases,
-        effective_prior=_composed_prior(detector.effective_prior, classifier.effective_prior),
-        natural_prior=_composed_prior(detector.natural_prior, classifier.natural_prior),
-        epoch=max(detector.epoch, classifier.epoch),
+        modalities=first.modalities,
+        classes=(HEALTHY, *second.classes),
+        spacing_mm=first.spacing_mm,
+        normalization=first.normalization,
+        bank=first.bank,
+        fold=first.fold,
+        train_cases=first.train_cases,
+        inner_cases=first.inner_cases,
+        held_out_cases=first.held_out_cases,
+        effective_prior=_composed_prior(first.effective_prior, second.effective_prior),
+        natural_prior=_composed_prior(first.natural_prior, second.natural_prior),
+        epoch=max(first.epoch, second.epoch),
         step=0,
         score=None,
-        n_threads=detector.n_threads,
-        precision=detector.precision,
-        versions=detector.versions,
+        n_threads=first.n_threads,
+        precision=first.precision,
+        versions=first.versions,
     )
 
 

@@ -1,14 +1,13 @@
 """Networks that travel with the package: their names, checkpoints and model cards."""
 
 from collections.abc import Sequence
-from hashlib import sha256 as digest_of
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.core.files import read_model, read_text, sha256, write_text
+from brats_seg.core.files import read_model, read_text, write_text
 from brats_seg.core.run_folder import BEST
 from brats_seg.core.settings import Section
 
@@ -180,12 +179,6 @@ def checkpoints_of(folder: Path) -> tuple[Path, ...]:
     if not paths:
         raise InputError(f"{folder}: holds a model card and no checkpoint; install the package again")
     return paths
-
-
-def networks_digest(folder: Path) -> str:
-    """SHA-256 of the checkpoint, or of the digests of several; what `tuned.yaml` names."""
-    digests = [sha256(path) for path in checkpoints_of(folder)]
-    return digests[0] if len(digests) == 1 else digest_of("".join(digests).encode()).hexdigest()
 
 
 def write_cards(out: Path, folders: Sequence[Path]) -> None:

@@ -29,6 +29,7 @@ from brats_seg.models.checkpoint import (
 )
 from brats_seg.models.composition import compose_checkpoints
 from brats_seg.models.networks import make_network
+from brats_seg.models.trained import TrainedNetwork
 
 CLASSES = ("healthy", "necrotic_core", "edema", "non_enhancing_core", "enhancing_core")
 MODALITIES = ("t1n", "t1c", "t2w", "t2f")
@@ -396,4 +397,6 @@ def test_stages_of_a_cascade_that_see_other_slices_around_are_refused() -> None:
     with pytest.raises(
         UsageError, match=r"^b: has patch.slices_around 1, a 0; the stages of a cascade see the same slices"
     ):
-        compose_checkpoints(detector, classifier, paths=(Path("a"), Path("b")))
+        compose_checkpoints(
+            TrainedNetwork(Path("a"), detector, ""), TrainedNetwork(Path("b"), classifier, "")
+        )

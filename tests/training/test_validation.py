@@ -12,6 +12,7 @@ from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Runtime
 from brats_seg.inference.runs import load_segmenters
 from brats_seg.inference.segmenter import segment_crop
+from brats_seg.models.trained import open_run
 from brats_seg.training.validation import check_metric, score_inner_cases
 
 CPU = Runtime(torch.device("cpu"))
@@ -164,7 +165,7 @@ def test_a_run_with_slices_around_predicts_as_it_was_validated(tmp_path: Path) -
     path = write_bank(tmp_path / "bank")
     config = knobs(patch={"slices_around": 1}, sampler={"kind": "balanced"}, training={"epochs": 1})
     result = run(tmp_path / "run", path, config)
-    (segmenter,) = load_segmenters((tmp_path / "run",), runtime=CPU)
+    (segmenter,) = load_segmenters((open_run(tmp_path / "run"),), runtime=CPU)
     assert segmenter.slices_around == 1
     bank = PatchBank(path, patch_size=(16, 16), slices_around=1)
     scores = score_inner_cases(

@@ -14,8 +14,9 @@ from brats_seg.core.runtime import start_runtime
 from brats_seg.core.shapes import TissueMap
 from brats_seg.evaluation.overlap import joint_histogram, overlap_scores
 from brats_seg.inference.dense import label_map
-from brats_seg.inference.runs import held_out_cases, load_segmenters
+from brats_seg.inference.runs import load_segmenters
 from brats_seg.inference.segmenter import Segmenter
+from brats_seg.models.trained import open_run
 from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes
 from brats_seg.scans.layouts import find_cases
 
@@ -82,17 +83,17 @@ def summary_of(rows: Sequence[Row]) -> dict[str, object]:
 
 def _rows_of(folder: Path, scans: Path, *, all_cases: bool) -> list[Row]:
     plain, half = (
-        load_segmenters((folder,), runtime=start_runtime(device="cpu", precision=p))[0]
+        load_segmenters((open_run(folder),), runtime=start_runtime(device="cpu", precision=p))[0]
         for p in ("float32", "bf16")
     )
     windowed = load_segmenters(
-        (folder,), runtime=start_runtime(device="cpu", precision="float32"), inference="windowed"
+        (open_run(folder),), runtime=start_runtime(device="cpu", precision="float32"), inference="windowed"
     )[0]
     if plain.n4:
         raise SystemExit(
             f"{folder}: was trained on scans corrected by N4; this comparison takes runs without"
         )
-    ids = None if all_cases else held_out_cases(folder)
+    ids = None if all_cases else open_run(folder).held_out_cases
     cases = [c for c in find_cases(scans).cases if c.label is not None and (ids is None or c.id in ids)]
     rows = []
     for case in cases:

@@ -1,0 +1,173 @@
+"""A trained run or a packaged network, opened: each checkpoint file is read and hashed once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256 as digest_of
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from brats_seg.core.config import Config
+from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.files import read_table, sha256
+from brats_seg.core.runtime import Runtime
+from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR, correct_logits, require_prior
+from brats_seg.models.checkpoint import Checkpoint, load_checkpoint, restore_network
+from brats_seg.models.packaged import checkpoints_of, find_run, is_packaged
+from brats_seg.scans.problem import Problem
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedNetwork:
+    """A checkpoint and the file that it was read from.
+
+    Attributes:
+        path: of the file.
+        checkpoint: weights, priors, cases and the rest.
+        digest: SHA-256 of the file.
+    """
+
+    path: Path
+    checkpoint: Checkpoint
+    digest: str
+
+    @cached_property
+    def config(self) -> Config:
+        """Of the training. Raises as `Checkpoint.parsed_config`."""
+        return self.checkpoint.parsed_config()
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether the loss has a prior that can be corrected, and the checkpoint holds it."""
+        loss = self.config.loss
+        return (
+            loss.kind in LOSSES_WITH_A_PRIOR
+            and loss.outside == "healthy"
+            and self.checkpoint.natural_prior is not None
+        )
+
+    def restore(self, runtime: Runtime) -> nn.Module:
+        """The network to predict with. Raises as `checkpoint.restore_network`."""
+        return restore_network(self.checkpoint, self.path, runtime=runtime)
+
+    def class_shift(self, strength: float) -> tuple[float, ...] | None:
+        """What a prior correction of this strength (0 to 1) adds to the logits of each class; None for 0.
+
+        It leads from the prior that the network was trained under to the natural one of its cases.
+
+        Raises:
+            UsageError: a loss without a prior, or with `outside` "ignore".
+            InputError: a checkpoint of an older version, without the priors.
+        """
+        if strength == 0:
+            return None
+        require_prior(self.config.loss.kind)
+        if self.config.loss.outside == "ignore":
+            # Each patch is averaged over its own brain voxels: those of patches at the brain's edge weigh
+            # more than the ledger counts them.
+            raise UsageError(
+                "--correct-priors: the run has loss.outside=ignore, so its prior is not the ledger's; it "
+                "needs loss.outside=healthy"
+            )
+        training, natural = self.checkpoint.effective_prior, self.checkpoint.natural_prior
+        if training is None or natural is None:
+            raise InputError(
+                f"{self.path}: does not hold the priors that --correct-priors needs; train the run again"
+            )
+        shift = correct_logits(
+            np.zeros(len(training)),
+            training_prior=np.array(training),
+            target_prior=np.array(natural),
+            strength=strength,
+        )
+        return tuple(shift.tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """The best checkpoint of a run, or all checkpoints of a packaged network.
+
+    Attributes:
+        folder: of the run or of the packaged network.
+        networks: whose probabilities are averaged.
+    """
+
+    folder: Path
+    networks: tuple[TrainedNetwork, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the checkpoint, or of the digests of several; what `tuned.yaml` names."""
+        digests = [network.digest for network in self.networks]
+        return digests[0] if len(digests) == 1 else digest_of("".join(digests).encode()).hexdigest()
+
+    @property
+    def held_out_cases(self) -> tuple[str, ...]:
+        """Ids of the cases that every network held out. Raises `InputError` where there is none."""
+        common, *others = (network.checkpoint.held_out_cases for network in self.networks)
+        held_out = tuple(case for case in common if all(case in theirs for theirs in others))
+        if not held_out:
+            trained = (
+                "its networks, together, were trained on every case"
+                if others
+                else "was trained on every case (--fold all)"
+            )
+            raise InputError(f"{self.folder}: {trained}; there is no held-out case to predict")
+        return held_out
+
+    def unfinished(self) -> Problem | None:
+        """A warning where a run has not come to its last epoch, as its `epochs.csv` says; a run may have
+        ended early for its patience.
+        """
+        table = self.folder / "epochs.csv"
+        if is_packaged(self.folder) or not table.is_file():
+            return None
+        (network,) = self.networks
+        try:
+            _, rows = read_table(table)
+            best = max((int(row["epoch"]) for row in rows if row["is_best"] == "1"), default=len(rows))
+        except (InputError, KeyError, ValueError):
+            what = "is damaged: nothing says whether the training is finished"
+            return Problem("warning", "", str(table), what, "`brats-seg train` with --resume writes it anew")
+        n_done, n_epochs, patience = len(rows), network.config.n_epochs, network.config.validation.patience
+        if n_done >= n_epochs or (patience is not None and n_done - best >= patience):
+            return None
+        what = (
+            f"checkpoint of epoch {network.checkpoint.epoch} of {n_epochs}: the training stands at epoch "
+            f"{n_done}"
+        )
+        mend = "a finished run; `brats-seg train` with --resume goes on"
+        return Problem("warning", "", str(self.folder), what, mend)
+
+
+def open_network(path: Path) -> TrainedNetwork:
+    """Read a checkpoint file. Raises as `checkpoint.load_checkpoint`."""
+    return TrainedNetwork(path, load_checkpoint(path), sha256(path))
+
+
+def open_run(run: str | Path) -> TrainedRun:
+    """Open a run folder, or the packaged network of that name.
+
+    Raises:
+        UsageError: neither.
+        InputError: no checkpoint, or a bad one.
+    """
+    folder = find_run(run)
+    return TrainedRun(folder, tuple(map(open_network, checkpoints_of(folder))))
+
+
+def held_out_by_all(runs: Sequence[TrainedRun]) -> tuple[str, ...]:
+    """Ids that every run held out: a case that one of several averaged networks was trained on is no held-out
+    case. Raises `UsageError` where there is none.
+    """
+    common = runs[0].held_out_cases
+    for run in runs[1:]:
+        common = tuple(case for case in common if case in run.held_out_cases)
+        if not common:
+            raise UsageError(
+                f"--held-out --also {run.folder}: held out no case that {runs[0].folder} held out; average "
+                "runs of one fold"
+            )
+    return common
