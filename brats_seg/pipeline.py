@@ -12,7 +12,7 @@ from brats_seg.bank.listing import hold_bank, verify_bank
 from brats_seg.core.config import Config, Validation
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock, write_text
-from brats_seg.core.run_folder import BEST, LAST, TUNED
+from brats_seg.core.run_folder import BEST, LAST
 from brats_seg.core.runtime import Precision, Runtime, n_workers, start_runtime
 from brats_seg.evaluation.scores import EvaluationReport, evaluate_folders
 from brats_seg.inference.cleanup import Cleanup
@@ -35,7 +35,7 @@ from brats_seg.models.checkpoint import Checkpoint, restore_network, save_checkp
 from brats_seg.models.composition import compose_checkpoints
 from brats_seg.models.networks import check_patch_size
 from brats_seg.models.packaged import checkpoints_of, find_run, is_packaged, write_cards
-from brats_seg.models.trained import TrainedRun, held_out_by_all, open_network, open_run
+from brats_seg.models.trained import held_out_by_all, open_network, open_run
 from brats_seg.phantoms.cohort import make_traits, write_cohort
 from brats_seg.reporting.report import WrittenReport, write_report
 from brats_seg.reporting.viewer import write_page
@@ -323,9 +323,9 @@ def predict(
     runs = tuple(map(open_run, (run, *also)))
     cleanup, thresholds = Cleanup(min_component_mm3, min_enhancing_mm3), None
     others = bool(also or correct_priors or cleanup != Cleanup())
-    drops_tuning = tuned is None and others and _comes_tuned(runs[0])
+    drops_tuning = tuned is None and others and runs[0].comes_tuned
     if tuned is None:
-        tuned = _comes_tuned(runs[0]) and not others
+        tuned = runs[0].comes_tuned and not others
     if tuned:
         if others:
             raise UsageError(
@@ -475,7 +475,7 @@ def predict_files(
     trained, out = open_run(run), Path(out)
     if out.exists() and not overwrite:
         raise UsageError(f"{out}: exists already; give another name, or --overwrite")
-    is_tuned = _comes_tuned(trained) if tuned is None else tuned
+    is_tuned = trained.comes_tuned if tuned is None else tuned
     settings = read_tuning(trained.folder, checkpoint=trained.digest).settings if is_tuned else Settings()
     segmenters = load_segmenters(
         (trained,),
@@ -586,11 +586,6 @@ def view(
 def held_out_cases(run: str | Path) -> tuple[str, ...]:
     """Ids of the cases that a run held out. Raises `InputError` where there is none."""
     return open_run(run).held_out_cases
-
-
-def _comes_tuned(run: TrainedRun) -> bool:
-    """Whether settings travel with a packaged network."""
-    return is_packaged(run.folder) and (run.folder / TUNED).is_file()
 
 
 def _allowed(*, skull: bool, same_scan: bool) -> list[Flaw]:

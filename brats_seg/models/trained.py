@@ -12,6 +12,7 @@ from torch import nn
 from brats_seg.core.config import Config
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import read_table, sha256
+from brats_seg.core.run_folder import TUNED
 from brats_seg.core.runtime import Runtime
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR, correct_logits, require_prior
 from brats_seg.models.checkpoint import Checkpoint, load_checkpoint, restore_network
@@ -116,6 +117,11 @@ class TrainedRun:
             )
             raise InputError(f"{self.folder}: {trained}; there is no held-out case to predict")
         return held_out
+
+    @property
+    def comes_tuned(self) -> bool:
+        """Whether settings travel with a packaged network."""
+        return is_packaged(self.folder) and (self.folder / TUNED).is_file()
 
     def unfinished(self) -> Problem | None:
         """A warning where a run has not come to its last epoch, as its `epochs.csv` says; a run may have
