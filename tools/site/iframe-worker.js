@@ -15,7 +15,7 @@ if (location.protocol === "file:") {
       const load = (address) =>
         new Promise((done, failed) => {
           const script = inner.document.createElement("script");
-          script.src = new URL(address, url).href;
+          script.src = new URL(address, location.href).href;
           script.onload = done;
           script.onerror = failed;
           inner.document.body.append(script);
