@@ -1,1 +1,0 @@
-"""The knobs stand in `core.config`, and how they are read in `core.settings`."""
