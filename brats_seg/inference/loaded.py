@@ -106,7 +106,7 @@ class LoadedRun:
             raise InputError(
                 *(f"images: {Path(p.file).stem}: {p.what}; {p.expected}" for p in report.problems)
             )
-        written = nibabel.load(folder / "labels.nii")
+        written = nibabel.Nifti1Image.from_filename(folder / "labels.nii")
         labels = np.asarray(written.dataobj).astype(np.uint8)
         image = nibabel.Nifti1Image(labels, written.affine)
         (prediction,) = report.predictions
