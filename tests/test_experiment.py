@@ -775,7 +775,7 @@ def test_a_run_killed_after_a_look_ends_with_the_same_looks(bank: Path, looked: 
     save = _Loop._save_last
 
     def killed(self: _Loop) -> None:
-        if self.sampler.epoch == 3:
+        if self.steps.sampler.epoch == 3:
             raise KeyboardInterrupt
         save(self)
 
