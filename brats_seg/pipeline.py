@@ -1,4 +1,4 @@
-"""The corridor: one function per stage of the segmentation wing; the only room here that unpacks a config."""
+"""One function for each stage of the segmentation; the only module here that unpacks a config."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence

@@ -33,9 +33,9 @@ def test_torch_is_the_version_of_the_constraints() -> None:
     assert version in (ROOT / "constraints.txt").read_text().splitlines()
 
 
-def test_every_room_is_in_the_tree_of_the_architecture() -> None:
+def test_every_package_is_in_the_tree_of_the_architecture() -> None:
     tree = (ROOT / "docs" / "architecture.md").read_text()
-    for room in sorted(
+    for package in sorted(
         p.name for p in (ROOT / "brats_seg").iterdir() if p.is_dir() and (p / "__init__.py").exists()
     ):
-        assert f"{room}/" in tree
+        assert f"{package}/" in tree

@@ -128,30 +128,30 @@ def synthesize(
     looks at fewer neighbors.
     """
     try:
-        rooms = (import_module("imblearn.over_sampling"), import_module("imblearn.under_sampling"))
+        packages = (import_module("imblearn.over_sampling"), import_module("imblearn.under_sampling"))
     except ImportError:
         raise UsageError(
             f"{kind}: imbalanced-learn is not installed; pip install 'brats-seg[imbalanced]'"
         ) from None
     rarest = int(np.bincount(labels)[np.unique(labels)].min())
     makers = {
-        "SMOTE": lambda room: room.SMOTE(k_neighbors=min(neighbors, rarest - 1), random_state=seed),
-        "BorderlineSMOTE": lambda room: room.BorderlineSMOTE(
+        "SMOTE": lambda package: package.SMOTE(k_neighbors=min(neighbors, rarest - 1), random_state=seed),
+        "BorderlineSMOTE": lambda package: package.BorderlineSMOTE(
             k_neighbors=min(neighbors, rarest - 1), random_state=seed
         ),
-        "KMeansSMOTE": lambda room: _ClusterSmote(
-            room.KMeansSMOTE, neighbors=min(neighbors, rarest - 1), seed=seed
+        "KMeansSMOTE": lambda package: _ClusterSmote(
+            package.KMeansSMOTE, neighbors=min(neighbors, rarest - 1), seed=seed
         ),
-        "OneSidedSelection": lambda room: room.OneSidedSelection(random_state=seed),
-        "EditedNearestNeighbours": lambda room: room.EditedNearestNeighbours(n_neighbors=neighbors),
+        "OneSidedSelection": lambda package: package.OneSidedSelection(random_state=seed),
+        "EditedNearestNeighbours": lambda package: package.EditedNearestNeighbours(n_neighbors=neighbors),
     }
     if "SMOTE" in kind and rarest < 2:
         raise InputError(
             f"{kind}: a class with 1 image has no neighbor to interpolate to; take a smaller rho"
         )
-    room = next(room for room in rooms if hasattr(room, kind))
+    package = next(package for package in packages if hasattr(package, kind))
     try:
-        made, of = makers[kind](room).fit_resample(images, labels)
+        made, of = makers[kind](package).fit_resample(images, labels)
     except (ValueError, RuntimeError) as error:
         raise InputError(f"{kind}: {str(error).splitlines()[0]}") from None
     return np.asarray(made, np.float32), np.asarray(of, np.int64)
