@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from empty_files import touch
@@ -167,7 +169,8 @@ def test_labels_without_a_schema_are_refused_with_those_that_fit(tmp_path, layou
         " or brats2017 or brats2023 or brats2024gli (1 core, 2 edema)"
         " or brats2024ped (1 enhancing, 2 non-enhancing) or msd (1 edema, 2 core)"
     )
-    assert "..." not in str(problem)  # the whole line is shown
+    short = replace(problem, file="/home/someone/scans/ann/gt.nii.gz")  # the path of this run may be long
+    assert "..." not in str(short)  # the whole line is shown
     told = verify_folder(tmp_path, schema="msd")
     assert told.good == ("ann",)
     assert told.cases[0].class_counts["edema"] == 16
