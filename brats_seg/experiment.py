@@ -211,8 +211,16 @@ def _write_results(
     stored = read_cells(out)
     finished = [cell for cell in cells if cell.digest in stored]
     rows = [row for cell in finished for row in stored[cell.digest]]
+    picked_on: dict[tuple[str, str], str] = {}
+    for strategy in make_strategies(config):
+        picked_on |= strategy.picked_on(cases=config.predict.cases)
     summary = summarize_runs(
-        rows, against=config.against, same_brains=_same_brains(config), n_asked=len(cells), failed=failed
+        rows,
+        against=config.against,
+        same_brains=_same_brains(config),
+        n_asked=len(cells),
+        failed=failed,
+        picked_on=picked_on,
     )
     write_rows(out / "runs.csv", rows)
     if config.predict.looks:

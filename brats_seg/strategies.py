@@ -109,6 +109,14 @@ class Strategy:
         """What tables call its variants."""
         return tuple(Variant("", self.name, strength).label for strength in self.correct_priors)
 
+    def picked_on(self, *, cases: Literal["held_out", "inner"]) -> dict[tuple[str, str], str]:
+        """By name and strength, which scores chose the weights or the strength: "test" (of the `cases` that are
+        scored), "validation" (of inner cases that are not scored), or none ("").
+        """
+        by_epoch = any(config.validation.metric != "last" for config in self.configs)
+        on = "test" if cases == "inner" else "validation"
+        return {(self.name, s): on if by_epoch or s == TUNED else "" for s in self.correct_priors}
+
 
 def load_experiment(source: str | Path, *, overrides: tuple[str, ...] = ()) -> ExperimentConfig:
     """Read an experiment's config, a file or the name of one that comes with the package.

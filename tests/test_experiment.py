@@ -194,6 +194,22 @@ def test_an_override_changes_one_setting_of_an_experiment_that_is_like_another()
         load_experiment("confirm", overrides=("like=sampling",))
 
 
+def test_a_strategy_says_which_scores_pick_its_runs():
+    by_last, by_score = (
+        make_strategies(tiny(every={**TINY["every"], "validation.metric": metric}))
+        for metric in ("last", "mean_dice")
+    )
+    _, hard, two = by_last
+    assert hard.picked_on(cases="held_out") == {
+        ("hard", "0"): "",
+        ("hard", "1"): "",
+        ("hard", "tuned"): "validation",
+    }
+    assert two.picked_on(cases="inner") == {("two", "0"): ""}
+    assert by_score[0].picked_on(cases="held_out") == {("random", "0"): "validation"}
+    assert by_score[0].picked_on(cases="inner") == {("random", "0"): "test"}
+
+
 def test_nested_knobs_are_laid_over_what_an_experiment_is_like(tmp_path: Path) -> None:
     (tmp_path / "parent.yaml").write_text(
         "base: demo\nevery: {training: {epochs: 3, steps: 7}}\nstrategies: {one: {}, two: {optimizer: {lr: "

@@ -30,6 +30,7 @@ def summarize_runs(
     same_brains: Sequence[str] = (),
     n_asked: int | None = None,
     failed: Sequence[tuple[str, str]] = (),
+    picked_on: Mapping[tuple[str, str], str] | None = None,
 ) -> dict[str, Any]:
     """The tree of summary.json.
 
@@ -40,19 +41,26 @@ def summarize_runs(
 
     Args:
         rows: of one experiment, in the order of its variants.
-        against: label of the variant that differences are taken from, whatever its place; None for the first
-            of each pair.
+        against: label of the variant that differences are taken from, whatever its place, and no other pair
+            is compared; None compares all pairs, each from its first variant.
         same_brains: names of data whose cases of one name are one brain with another tumor; their differences
             are compared.
         n_asked: runs that the experiment is to have; None for those that there are rows of.
         failed: key and reason of runs that there are no rows of.
+        picked_on: by strategy and strength of prior correction, which scores chose the weights or the
+            strength: those of the "test" cases (the cases that are scored here), those of the "validation"
+            cases, or none ("").
     """
     table = _table(rows)
     variants: dict[Any, pd.DataFrame] = dict(list(table.groupby("variant", sort=False)))
     by_case = _by_case_once(variants)
     n_runs = len(table.groupby(["data", "strategy", "run"])) if rows else 0
     patients = table[["data", "case", "patient"]].drop_duplicates(["data", "case"], keep="last")
-    pairs = [pair for pair in combinations(variants, 2) if pair[0].data == pair[1].data]
+    pairs = [
+        pair
+        for pair in combinations(variants, 2)
+        if pair[0].data == pair[1].data and against in (None, pair[0].label, pair[1].label)
+    ]
     differences = [
         _difference_tree(*(pair[::-1] if pair[1].label == against else pair), variants, by_case)
         for pair in pairs
@@ -68,7 +76,11 @@ def summarize_runs(
         "test": PAIRED_TEST.format(units="cases"),
         "n_cases": len(patients),
         "n_patients": len(patients[["data", "patient"]].drop_duplicates()),
-        "variants": [_variant_tree(v, own, by_case(v, frozenset(own["run"]))) for v, own in variants.items()],
+        "variants": [
+            _variant_tree(v, own, by_case(v, frozenset(own["run"])))
+            | {"picked_on": (picked_on or {}).get((v.strategy, v.correct_priors), "")}
+            for v, own in variants.items()
+        ],
         "differences": differences,
     }
     chosen = differences_to(summary, against=against)

@@ -10,6 +10,11 @@ from brats_seg.scans.labels import REGIONS
 
 BEHIND = ("volume_ratio", "sensitivity", "precision")
 """What a Dice comes from."""
+PICKED_ON = (
+    "Picked on: which scores chose the epoch of a run, or its tuned strength of prior correction. `test`: those of "
+    "the cases that are scored here, so that the scores are too high. `validation`: those of the inner cases, which "
+    "are not scored here. Empty: no score chose anything."
+)
 
 
 def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | None = None) -> str:
@@ -22,18 +27,21 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
              "the mean over its seeds, over the cases whose reference has the region. False positives are "
              "segmentations of cases without "
              "active tumor that have some, with its median size.", "", "## Dice", ""]  # fmt: skip
+    picked = ["picked on"] if any(v.get("picked_on") for v in summary["variants"]) else []
     dice = [
         [
             _name(v, with_data),
             *(_mean_sd(v["regions"][r]["dice"]) for r in [*names, "healthy"]),
             _false(v),
             str(v["n_runs"]),
+            *(v["picked_on"] for _ in picked),
         ]
         for v in summary["variants"]
     ]
     lines += [
-        *markdown_table(["strategy", *names, "healthy", "active, false positives", "runs"], dice),
+        *markdown_table(["strategy", *names, "healthy", "active, false positives", "runs", *picked], dice),
         "",
+        *([PICKED_ON, ""] if picked else []),
         "## Predicted over true volume, sensitivity, precision",
         "",
         "Over the same cases, volumes with their 95 % interval; an empty prediction has no precision, and n "

@@ -116,6 +116,24 @@ def test_differences_are_taken_case_by_case_over_the_runs_that_both_have() -> No
     assert other["regions"]["whole"]["dice"]["mean"] == pytest.approx(-0.2)
 
 
+def test_with_a_variant_to_compare_with_no_other_pair_is_computed() -> None:
+    rows = [row(name, case, 0, 0.5) for name in ("one", "two", "three") for case in "AB"]
+    pairs = [(d["from"], d["to"]) for d in summarize_runs(rows, against="two")["differences"]]
+    assert pairs == [("two", "one"), ("two", "three")]
+    assert len(summarize_runs(rows)["differences"]) == 3
+
+
+def test_the_table_says_which_scores_picked_the_runs() -> None:
+    picked_on = {("one", "0"): "test", ("two", "0"): ""}
+    summary = summarize_runs(ROWS, picked_on=picked_on)
+    assert [variant["picked_on"] for variant in summary["variants"]] == ["test", ""]
+    text = table_markdown(summary, title="")
+    assert "| runs | picked on |" in text
+    assert "| 2 | test |" in text
+    assert "so that the scores are too high" in text
+    assert "picked on" not in table_markdown(summarize_runs(ROWS), title="").lower()
+
+
 def test_paired_difference_is_second_minus_first_over_what_both_have() -> None:
     found = paired_difference(
         {"a": 1.0, "b": 2.0, "c": 9.0}, {"a": 2.0, "b": 4.0}, patient_of={"a": "p", "b": "q"}
