@@ -110,8 +110,8 @@ class Strategy:
         return tuple(Variant("", self.name, strength).label for strength in self.correct_priors)
 
     def picked_on(self, *, cases: Literal["held_out", "inner"]) -> dict[tuple[str, str], str]:
-        """By name and strength, which scores chose the weights or the strength: "test" (of the `cases` that are
-        scored), "validation" (of inner cases that are not scored), or none ("").
+        """By name and strength, which scores chose the weights or the strength: "test" (of the `cases` that
+        are scored), "validation" (of inner cases that are not scored), or none ("").
         """
         by_epoch = any(config.validation.metric != "last" for config in self.configs)
         on = "test" if cases == "inner" else "validation"

@@ -11,9 +11,9 @@ from brats_seg.scans.labels import REGIONS
 BEHIND = ("volume_ratio", "sensitivity", "precision")
 """What a Dice comes from."""
 PICKED_ON = (
-    "Picked on: which scores chose the epoch of a run, or its tuned strength of prior correction. `test`: those of "
-    "the cases that are scored here, so that the scores are too high. `validation`: those of the inner cases, which "
-    "are not scored here. Empty: no score chose anything."
+    "Picked on: which scores chose the epoch of a run, or its tuned strength of prior correction. `test`: "
+    "those of the cases that are scored here, so that the scores are too high. `validation`: those of the "
+    "inner cases, which are not scored here. Empty: no score chose anything."
 )
 
 
