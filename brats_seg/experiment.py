@@ -55,7 +55,7 @@ from brats_seg.strategies import (
 )
 from brats_seg.training.log import precision_name
 from brats_seg.training.loop import look_folder
-from brats_seg.training.split import Split
+from brats_seg.training.split import Split, make_split
 
 SCHEMA = 2
 """What the digest of a cell stands for. 1: the knobs that are not at their defaults; 2: every knob."""
@@ -336,7 +336,7 @@ def _check_classes(
     counts = np.array([case.n_voxels for case in bank.cases])
     for validation in {strategy.configs[0].validation for strategy in strategies}:
         for fold, seed in product(folds, seeds):
-            trained = pipeline.make_split(bank, fold=fold, validation=validation, seed=seed).train
+            trained = make_split(bank, fold=fold, validation=validation, seed=seed).train
             found = counts[[case.id in trained for case in bank.cases]].sum(axis=0)
             lacking = [
                 name
@@ -375,7 +375,7 @@ def _cell(
 
 def _split(bank: PatchBank, job: Mapping[str, Any]) -> Split:
     """The cases of a cell by their use."""
-    return pipeline.make_split(
+    return make_split(
         bank, fold=job["fold"], validation=parse_config(job["configs"][0]).validation, seed=job["seed"]
     )
 

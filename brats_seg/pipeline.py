@@ -6,49 +6,37 @@ from dataclasses import asdict
 from pathlib import Path
 
 from brats_seg.bank.bank import PatchBank
-from brats_seg.bank.build import BuildReport, build_bank
-from brats_seg.bank.folds import inner_split
+from brats_seg.bank.build import BuildOptions, BuildReport, build_bank
 from brats_seg.bank.listing import hold_bank, verify_bank
-from brats_seg.core.config import Config, Validation
+from brats_seg.core.config import Config
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock, write_text
 from brats_seg.core.run_folder import BEST, LAST
-from brats_seg.core.runtime import Precision, Runtime, n_workers, start_runtime
-from brats_seg.evaluation.scores import EvaluationReport, evaluate_folders
-from brats_seg.inference.cleanup import Cleanup
-from brats_seg.inference.predict import Flaw, PredictReport, predict_cases, predict_one
-from brats_seg.inference.runs import load_segmenters
-from brats_seg.inference.thresholds import RegionThresholds
-from brats_seg.inference.tuning import (
-    STRENGTHS,
-    Objective,
-    SeenCase,
-    Settings,
-    Tuning,
-    read_tuning,
-    search,
-    see_cases,
-    write_tuning,
-)
-from brats_seg.inference.windowed import Inference, needs_windows
-from brats_seg.models.checkpoint import Checkpoint, restore_network, save_checkpoint
+from brats_seg.core.runtime import Precision, n_workers, start_runtime
+from brats_seg.evaluation.scores import EvaluationReport, ScoreOptions, evaluate_folders
+from brats_seg.inference.options import PredictOptions
+from brats_seg.inference.outcome import PredictReport
+from brats_seg.inference.predict import predict_cases, predict_one
+from brats_seg.inference.runs import load_for_prediction, load_segmenters, unused_tuning
+from brats_seg.inference.tuned import Objective, Tuning, write_tuning
+from brats_seg.inference.windowed import needs_windows
+from brats_seg.models.checkpoint import restore_network, save_checkpoint
 from brats_seg.models.composition import compose_checkpoints
 from brats_seg.models.networks import check_patch_size
-from brats_seg.models.packaged import checkpoints_of, find_run, is_packaged, write_cards
-from brats_seg.models.trained import held_out_by_all, open_network, open_run
+from brats_seg.models.packaged import is_packaged, write_cards
+from brats_seg.models.trained import held_out_by_all, initial_checkpoint, open_network, open_run
 from brats_seg.phantoms.cohort import make_traits, write_cohort
-from brats_seg.reporting.report import WrittenReport, write_report
 from brats_seg.reporting.viewer import write_page
-from brats_seg.scans.case import MODALITIES, Case, ScanFile
+from brats_seg.scans.case import MODALITIES, case_of_files
 from brats_seg.scans.layouts import Found, find_cases, problems_of
 from brats_seg.scans.problem import Problem
 from brats_seg.scans.verify import Report, verify_folder
-from brats_seg.training.loop import RunResult, Split
+from brats_seg.training.loop import RunResult
 from brats_seg.training.loop import train as train_network
 from brats_seg.training.phases import Method
+from brats_seg.training.split import make_split
+from brats_seg.training.tuning import STRENGTHS, SeenCase, search, see_cases
 from brats_seg.training.validation import check_metric
-
-DEFAULT_CONVENTION = ("brats2020",)
 
 
 def phantom(
@@ -84,34 +72,12 @@ def preprocess(
     data: str | Path,
     bank: str | Path,
     *,
+    options: BuildOptions = BuildOptions(),
     workers: int = 0,
-    part: tuple[int, int] | None = None,
-    n4: bool = False,
-    n_folds: int = 4,
-    seed: int = 0,
-    percentiles: tuple[float, float] = (0.5, 99.5),
-    resample: bool = False,
-    rebuild: bool = False,
-    synthetic: bool = False,
-    schema: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> BuildReport:
     """Make a bank of every good case, or go on with one."""
-    return build_bank(
-        Path(data),
-        Path(bank),
-        workers=n_workers(workers),
-        part=part,
-        n4=n4,
-        n_folds=n_folds,
-        seed=seed,
-        percentiles=percentiles,
-        resample=resample,
-        rebuild=rebuild,
-        synthetic=synthetic,
-        schema=schema,
-        say=say,
-    )
+    return build_bank(Path(data), Path(bank), options=options, workers=n_workers(workers), say=say)
 
 
 def train(
@@ -148,7 +114,7 @@ def train(
         device=device, precision=config.training.precision, threads=config.training.threads
     )
     bank, run = Path(bank), Path(run)
-    begun_with, config = _initial(initial, config)
+    begun_with, config = initial_checkpoint(initial, config)
     with hold_bank(bank):
         opened = open_bank(bank, config)
         if begun_with is not None and tuple(begun_with.modalities) != tuple(opened.modalities):
@@ -167,27 +133,6 @@ def train(
             initial=begun_with,
             looks=looks,
         )
-
-
-def _initial(source: str | Path | None, config: Config) -> tuple[Checkpoint | None, Config]:
-    """The checkpoint to begin with, and the config that records its SHA-256."""
-    recorded = config.training.initial
-    if source is None:
-        if recorded:
-            raise UsageError(
-                f"training.initial: this config is of a run that began with the checkpoint {recorded[:12]}; "
-                "give it by --from"
-            )
-        return None, config
-    trained = open_network(Path(source) if Path(source).is_file() else checkpoints_of(find_run(source))[0])
-    if recorded not in ("", trained.digest):
-        raise UsageError(
-            f"--from {source}: has the SHA-256 {trained.digest[:12]}; the config's run began with "
-            f"{recorded[:12]} (training.initial)"
-        )
-    return trained.checkpoint, config.model_copy(
-        update={"training": config.training.model_copy(update={"initial": trained.digest})}
-    )
 
 
 def open_bank(bank: str | Path, config: Config) -> PatchBank:
@@ -245,134 +190,27 @@ def compose(detector: str | Path, classifier: str | Path, run: str | Path) -> Pa
     return run / BEST
 
 
-def make_split(bank: PatchBank, *, fold: int | None, validation: Validation, seed: int) -> Split:
-    """Cases to train on, to validate on (`validation.cases` says which) and to hold out.
-
-    Args:
-        bank: whose folds are meant.
-        fold: to hold out, from 0; None trains on all cases and validates on none.
-        validation: says which cases of the other folds are the inner split.
-        seed: of a random inner split.
-
-    Raises:
-        UsageError: a fold that the bank does not have, or "next_fold" where no third fold is left to train
-            on.
-        InputError: a fold that holds all cases, or training cases of a single patient.
-    """
-    if fold is None:
-        return Split(train=tuple(case.id for case in bank.cases))
-    folds = bank.folds
-    if not 0 <= fold < len(folds):
-        raise UsageError(f"--fold {fold}: the bank has folds 0..{len(folds) - 1}, or 'all'")
-    rest = [case for case in bank.cases if case.id not in folds[fold]]
-    if not rest:
-        raise InputError(f"{bank.path}: fold {fold} holds every case; nothing is left to train on")
-    trained = tuple(case.id for case in rest)
-    inner: tuple[str, ...] = ()
-    if validation.cases == "next_fold":
-        if len(folds) < 3:
-            raise UsageError(
-                f"validation.cases 'next_fold' needs 3 folds or more; {bank.path} has {len(folds)}"
-            )
-        following = folds[(fold + 1) % len(folds)]
-        inner = tuple(case for case in trained if case in following)
-        trained = tuple(case for case in trained if case not in following)
-    elif validation.cases == "fraction":
-        enhancing = bank.classes.index("enhancing_core")
-        trained, inner = inner_split(
-            {case.id: case.patient for case in rest},
-            {case.id: case.n_voxels[enhancing] > 0 for case in rest},
-            fraction=validation.fraction,
-            seed=seed,
-        )
-    return Split(train=trained, inner=inner, held_out=folds[fold], fold=fold)
-
-
 def predict(
-    run: str | Path,
-    scans: str | Path,
-    out: str | Path,
-    *,
-    held_out: bool = False,
-    also: Sequence[str | Path] = (),
-    tta: bool = False,
-    inference: Inference = "auto",
-    correct_priors: float = 0.0,
-    min_component_mm3: float = 0.0,
-    min_enhancing_mm3: float = 0.0,
-    tuned: bool | None = None,
-    allow_missing: bool = False,
-    device: str = "auto",
-    precision: Precision = "auto",
-    suffix: str = ".nii.gz",
-    save_probabilities: bool = False,
-    skip_finished: bool = False,
-    part: tuple[int, int] | None = None,
-    resample: bool = False,
-    synthetic: bool = False,
-    allow_skull: bool = False,
-    allow_same_scan: bool = False,
+    run: str | Path, scans: str | Path, out: str | Path, *, options: PredictOptions = PredictOptions()
 ) -> PredictReport:
     """Segment a folder of scans with one run, or with the mean of several.
 
-    `run` and `also` are run folders or names of packaged networks. `tuned` takes the strength of prior
-    correction and the thresholds from `RUN/tuned.yaml`; None does so for a packaged network that has
-    settings, where no others are given. The command line tells the other arguments.
+    `run` is a run folder, or the name of a packaged network.
     """
+    _refuse_torchrun()
     scans, out = Path(scans), Path(out)
-    runs = tuple(map(open_run, (run, *also)))
-    cleanup, thresholds = Cleanup(min_component_mm3, min_enhancing_mm3), None
-    others = bool(also or correct_priors or cleanup != Cleanup())
-    drops_tuning = tuned is None and others and runs[0].comes_tuned
-    if tuned is None:
-        tuned = runs[0].comes_tuned and not others
-    if tuned:
-        if others:
-            raise UsageError(
-                "--tuned: settings are found for one network, all together; leave out --also and settings "
-                "given by hand"
-            )
-        settings = read_tuning(runs[0].folder, checkpoint=runs[0].digest).settings
-        correct_priors, cleanup, thresholds = (
-            settings.correct_priors,
-            settings.cleanup,
-            _asked(settings.thresholds),
-        )
-    segmenters = load_segmenters(
-        runs,
-        runtime=_prediction_runtime(device, precision),
-        inference=inference,
-        correct_priors=correct_priors,
-        allow_missing=allow_missing,
-    )
-    needed = () if allow_missing else segmenters[0].modalities
-    found = find_cases(scans, synthetic=synthetic, required=needed, labels="unused")
-    if held_out:
+    runs = tuple(map(open_run, (run, *options.also)))
+    notes = [unused_tuning(runs[0], options), *(one.unfinished() for one in runs)]
+    segmenters, options = load_for_prediction(runs, options)
+    needed = () if options.allow_missing else segmenters[0].modalities
+    found = find_cases(scans, synthetic=options.synthetic, required=needed, labels="unused")
+    if options.held_out:
         found = _only(found, held_out_by_all(runs), scans)
-    first, step = part or (1, 1)
     write_cards(out, [one.folder for one in runs])
-    known = [problem for one in runs if (problem := one.unfinished())]
-    if drops_tuning:
-        what = (
-            "the tuned settings that come with this network are not used, since others are given; these "
-            f"hold: --correct-priors {correct_priors:g} --min-component-mm3 {min_component_mm3:g} "
-            f"--min-enhancing-mm3 {min_enhancing_mm3:g}, and no thresholds"
-        )
-        known.append(Problem("warning", "", str(runs[0].folder), what, "no other settings, or --untuned"))
+    first, step = options.part
+    problems = (*(note for note in notes if note), *found.problems) if first == 1 else ()
     return predict_cases(
-        segmenters,
-        found.cases[first - 1 :: step],
-        out=out,
-        problems=(*known, *found.problems) if first == 1 else (),
-        mirroring="all_axes" if tta else "none",
-        thresholds=thresholds,
-        cleanup=cleanup,
-        suffix=suffix,
-        save_probabilities=save_probabilities,
-        skip_finished=skip_finished,
-        resample=resample,
-        allow_missing=allow_missing,
-        allowed=_allowed(skull=allow_skull, same_scan=allow_same_scan),
+        segmenters, found.cases[first - 1 :: step], out=out, options=options, problems=problems
     )
 
 
@@ -452,13 +290,7 @@ def predict_files(
     out: str | Path,
     files: Mapping[str, str | Path],
     *,
-    tta: bool = False,
-    tuned: bool | None = None,
-    allow_missing: bool = False,
-    device: str = "auto",
-    resample: bool = False,
-    allow_skull: bool = False,
-    allow_same_scan: bool = False,
+    options: PredictOptions = PredictOptions(),
     overwrite: bool = False,
 ) -> PredictReport:
     """Segment one case from named files, one or more by modality, into a label map of that name.
@@ -467,94 +299,32 @@ def predict_files(
         UsageError: no file, or one too few for a network that was not trained for that; or `out` exists,
             unless `overwrite`.
     """
-    if not files or (len(files) < len(MODALITIES) and not allow_missing):
+    _refuse_torchrun()
+    if not files or (len(files) < len(MODALITIES) and not options.allow_missing):
         missing = ", ".join(f"--{name}" for name in MODALITIES if name not in files)
         raise UsageError(
             f"predict-case: needs {missing}; --allow-missing takes a case with one modality or more"
         )
-    trained, out = open_run(run), Path(out)
+    runs, out = tuple(map(open_run, (run, *options.also))), Path(out)
     if out.exists() and not overwrite:
         raise UsageError(f"{out}: exists already; give another name, or --overwrite")
-    is_tuned = trained.comes_tuned if tuned is None else tuned
-    settings = read_tuning(trained.folder, checkpoint=trained.digest).settings if is_tuned else Settings()
-    segmenters = load_segmenters(
-        (trained,),
-        runtime=_prediction_runtime(device, "auto"),
-        correct_priors=settings.correct_priors,
-        allow_missing=allow_missing,
-    )
-    case = Case(
-        id=out.name.partition(".")[0],
-        patient=out.name.partition(".")[0],
-        layout="files",
-        schema="",
-        modalities={name: ScanFile(Path(path)) for name, path in files.items()},
-        label=None,
-        folder=Path(next(iter(files.values()))).parent,
-    )
-    return predict_one(
-        segmenters,
-        case,
-        out=out,
-        mirroring="all_axes" if tta else "none",
-        thresholds=_asked(settings.thresholds),
-        cleanup=settings.cleanup,
-        resample=resample,
-        allow_missing=allow_missing,
-        allowed=_allowed(skull=allow_skull, same_scan=allow_same_scan),
-    )
+    segmenters, options = load_for_prediction(runs, options)
+    case = case_of_files({name: Path(file) for name, file in files.items()}, id=out.name.partition(".")[0])
+    return predict_one(segmenters, case, out=out, options=options)
 
 
 def evaluate(
     out: str | Path,
     reference: str | Path,
     *,
-    conventions: Sequence[str] = DEFAULT_CONVENTION,
+    options: ScoreOptions = ScoreOptions(),
     against: str | Path | None = None,
     output: str | Path | None = None,
-    cavity_in: Sequence[str] = (),
-    only: Sequence[str] | None = None,
-    schema: str | None = None,
-    prediction_schema: str | None = None,
 ) -> EvaluationReport:
-    """Score predictions against expert labels, and write `scores.csv` and `summary.json`."""
-    return evaluate_folders(
-        out,
-        reference,
-        conventions=conventions or DEFAULT_CONVENTION,
-        against=against,
-        output=output or out,
-        cavity_in=cavity_in,
-        only=only,
-        schema=schema,
-        prediction_schema=prediction_schema,
-    )
-
-
-def report(
-    out: str | Path,
-    reference: str | Path,
-    *,
-    output: str | Path,
-    run: str | Path | None = None,
-    conventions: Sequence[str] = DEFAULT_CONVENTION,
-    cavity_in: Sequence[str] = (),
-    only: Sequence[str] | None = None,
-    schema: str | None = None,
-    prediction_schema: str | None = None,
-) -> WrittenReport:
-    """Write the report page and its Markdown twin."""
-    return write_report(
-        out,
-        reference,
-        output=output,
-        run=run,
-        conventions=conventions or DEFAULT_CONVENTION,
-        cavity_in=cavity_in,
-        only=only,
-        schema=schema,
-        prediction_schema=prediction_schema,
-    )
+    """Score predictions against expert labels; write `scores.csv` and `summary.json` to `output`, which is
+    the folder of predictions by default.
+    """
+    return evaluate_folders(out, reference, options=options, against=against, output=output or out)
 
 
 def view(
@@ -588,30 +358,18 @@ def held_out_cases(run: str | Path) -> tuple[str, ...]:
     return open_run(run).held_out_cases
 
 
-def _allowed(*, skull: bool, same_scan: bool) -> list[Flaw]:
-    flaws: dict[Flaw, bool] = {"skull": skull, "same_scan": same_scan}
-    return [name for name, is_allowed in flaws.items() if is_allowed]
-
-
-def _asked(thresholds: RegionThresholds) -> RegionThresholds | None:
-    """None where no region has a threshold: then class probabilities need not be computed."""
-    return None if thresholds == RegionThresholds() else thresholds
-
-
-def _prediction_runtime(device: str, precision: Precision) -> Runtime:
+def _refuse_torchrun() -> None:
     n_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if n_processes > 1:
         raise UsageError(
             f"torchrun: each of its {n_processes} processes would do the whole work; start this command "
-            "without torchrun "
-            "(predict has --part I/N for several at a time)"
+            "without torchrun (predict has --part I/N for several at a time)"
         )
-    return start_runtime(device=device, precision=precision)
 
 
 def _only(found: Found, ids: Sequence[str], scans: Path) -> Found:
-    there = {case.id for case in found.cases} | {problem.case for problem in found.problems}
-    missing = [name for name in ids if name not in there]
+    known = {case.id for case in found.cases} | {problem.case for problem in found.problems}
+    missing = [name for name in ids if name not in known]
     absent = [
         Problem(
             "error",

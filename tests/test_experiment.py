@@ -14,6 +14,7 @@ import pytest
 
 from brats_seg import experiment, pipeline
 from brats_seg.bank.bank import PatchBank
+from brats_seg.bank.build import BuildOptions
 from brats_seg.cli import main
 from brats_seg.core.config import Config, load_config, parse_config
 from brats_seg.core.errors import InputError, UsageError
@@ -60,7 +61,12 @@ def tiny(**changes: Any) -> ExperimentConfig:
 def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("experiment")
     pipeline.phantom(root / "scans", n_cases=6, layout="brats2013", size=48, seed=3)
-    assert pipeline.preprocess(root / "scans", root / "bank", workers=1, n_folds=3).exit_code == 0
+    assert (
+        pipeline.preprocess(
+            root / "scans", root / "bank", workers=1, options=BuildOptions(n_folds=3)
+        ).exit_code
+        == 0
+    )
     return root / "bank"
 
 

@@ -20,18 +20,21 @@ import yaml
 
 from brats_seg import pipeline
 from brats_seg.bank.bank import PatchBank
+from brats_seg.bank.build import BuildOptions
 from brats_seg.cli import main
 from brats_seg.core.config import load_config
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import sha256
 from brats_seg.core.runtime import StopRequest, start_runtime
-from brats_seg.evaluation.scores import evaluate_folders
+from brats_seg.evaluation.scores import ScoreOptions, evaluate_folders
 from brats_seg.experiment import run_experiment, run_folder
+from brats_seg.inference.options import PredictOptions
 from brats_seg.inference.runs import load_segmenters
-from brats_seg.inference.tuning import Tuning, write_tuning
+from brats_seg.inference.tuned import Tuning, write_tuning
 from brats_seg.models import packaged
 from brats_seg.models.checkpoint import load_checkpoint, restore_network, save_checkpoint
 from brats_seg.models.trained import held_out_by_all, open_run
+from brats_seg.reporting.report import write_report
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.volume import make_geometry, read_volume, write_label_map, write_volume
 from brats_seg.strategies import load_experiment
@@ -64,7 +67,12 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, to)
-    assert pipeline.preprocess(root / "scans", root / "bank", workers=1, n_folds=2).exit_code == 0
+    assert (
+        pipeline.preprocess(
+            root / "scans", root / "bank", workers=1, options=BuildOptions(n_folds=2)
+        ).exit_code
+        == 0
+    )
     for fold, name in enumerate(("run", "other")):
         pipeline.train(
             root / "bank", root / name, load_config("demo", overrides=TINY), fold=fold, device="cpu"
@@ -105,7 +113,12 @@ def test_plain_names_are_predicted_without_asking_and_scored_in_the_schema_that_
     work: Path, tmp_path: Path, capsys
 ) -> None:
     for name in ("scans", "plain"):
-        assert pipeline.predict(work / "run", work / name, tmp_path / name, device="cpu").exit_code == 0
+        assert (
+            pipeline.predict(
+                work / "run", work / name, tmp_path / name, options=PredictOptions(device="cpu")
+            ).exit_code
+            == 0
+        )
     assert set(pd.read_csv(tmp_path / "plain" / "predictions.csv")["schema"]) == {"brats2023"}
     expected = pipeline.evaluate(tmp_path / "scans", work / "scans").scores
     assert ends("evaluate", tmp_path / "plain", work / "plain") == 1
@@ -119,10 +132,12 @@ def test_plain_names_are_predicted_without_asking_and_scored_in_the_schema_that_
         values, geometry = read_volume(path)
         write_label_map(path, np.where(values == 3, 4, values), geometry, dtype="uint8")
     for reference, schema in ((work / "plain", "brats2023"), (later, "brats2017")):
-        scored = pipeline.evaluate(tmp_path / "plain", reference, schema=schema)
+        scored = pipeline.evaluate(tmp_path / "plain", reference, options=ScoreOptions(schema=schema))
         assert scored.exit_code == 0
         assert [s.dice for s in scored.scores] == pytest.approx([s.dice for s in expected], nan_ok=True)
-    page = pipeline.report(tmp_path / "plain", later, output=tmp_path / "report.html", schema="brats2017")
+    page = write_report(
+        tmp_path / "plain", later, output=tmp_path / "report.html", options=ScoreOptions(schema="brats2017")
+    )
     assert page.exit_code == 0
 
 
@@ -197,7 +212,12 @@ def pack(*runs: Path, tmp_path: Path, name: str = "starter") -> int:
 
 def test_a_packaged_network_predicts_by_its_name(work: Path, shelf: Path, tmp_path: Path, capsys) -> None:
     assert ends("predict", "starter", work / "plain", tmp_path / "packed", "--device", "cpu") == 0
-    assert pipeline.predict(work / "run", work / "plain", tmp_path / "own", device="cpu").exit_code == 0
+    assert (
+        pipeline.predict(
+            work / "run", work / "plain", tmp_path / "own", options=PredictOptions(device="cpu")
+        ).exit_code
+        == 0
+    )
     for path in (tmp_path / "own").glob(
         "*.nii.gz"
     ):  # bf16 kernels have 8 bits: a voxel in a hundred may go to another class
@@ -209,7 +229,9 @@ def test_a_packaged_network_predicts_by_its_name(work: Path, shelf: Path, tmp_pa
         shelf / "starter" / "model_card.md"
     ).read_text()
     assert not (tmp_path / "own" / "model_card.md").exists()
-    pipeline.predict(work / "run", work / "plain", tmp_path / "packed", device="cpu", part=(1, 4))
+    pipeline.predict(
+        work / "run", work / "plain", tmp_path / "packed", options=PredictOptions(device="cpu", part=(1, 4))
+    )
     assert not (
         tmp_path / "packed" / "model_card.md"
     ).exists()  # the label maps are not of that network any more
@@ -290,9 +312,18 @@ def test_several_networks_of_one_name_are_averaged(work: Path, shelf: Path, tmp_
         "checkpoint_0.pt",
         "checkpoint_1.pt",
     ]
-    pipeline.predict("pair", work / "plain", tmp_path / "pair", device="cpu")
+    pipeline.predict("pair", work / "plain", tmp_path / "pair", options=PredictOptions(device="cpu"))
     pipeline.predict(
-        "starter", work / "plain", tmp_path / "also", also=[shelf / "starter", work / "other"], device="cpu"
+        "starter",
+        work / "plain",
+        tmp_path / "also",
+        options=PredictOptions(
+            also=(
+                shelf / "starter",
+                work / "other",
+            ),
+            device="cpu",
+        ),
     )
     runtime = start_runtime(device="cpu", precision="float32")
     assert len(load_segmenters([open_run(shelf / "pair")], runtime=runtime)) == 2
@@ -327,7 +358,12 @@ def test_settings_that_travel_with_a_network_are_used_unless_left_out(
     assert tumor_ml("--untuned") > 0
     several = [str(run), str(work / "other"), "--name", "several", "--tuned", str(run)]
     assert load_tool().main([*several, "--card", str(tmp_path / "card.yaml"), "--shelf", str(shelf)]) == 0
-    assert pipeline.predict("several", work / "plain", tmp_path / "several", device="cpu").exit_code == 0
+    assert (
+        pipeline.predict(
+            "several", work / "plain", tmp_path / "several", options=PredictOptions(device="cpu")
+        ).exit_code
+        == 0
+    )
     assert float(pd.read_csv(tmp_path / "several" / "predictions.csv")["whole_ml"].sum()) == 0
     capsys.readouterr()
     # a setting given by hand takes the place of all that travel
@@ -395,9 +431,7 @@ def test_a_run_that_is_not_finished_says_so_where_it_is_used(work: Path, tmp_pat
     said = capsys.readouterr().out
     assert f"warning {run}: checkpoint of epoch 1 of 20: the training stands at epoch 1" in said
     for name, words in ((run, "1 of 20 epochs"), (work / "run", "1 epoch.")):
-        page = pipeline.report(
-            tmp_path / "out", work / "scans", output=tmp_path / "report.html", run=name
-        ).page
+        page = write_report(tmp_path / "out", work / "scans", output=tmp_path / "report.html", run=name).page
         for path in (page, page.with_suffix(".md")):
             assert words in path.read_text()
 
@@ -527,16 +561,24 @@ def test_paths_may_be_strings(work: Path, tmp_path: Path) -> None:
     assert len(find_cases(scans).cases) == 4
     assert pipeline.verify_scans(scans, workers=1).exit_code == 0
     assert not pipeline.verify_built(str(work / "bank"))
-    assert pipeline.predict(run, scans, out, also=[run], device="cpu").exit_code == 0
+    assert pipeline.predict(run, scans, out, options=PredictOptions(also=(run,), device="cpu")).exit_code == 0
     assert evaluate_folders(out, scans, against=out, output=str(tmp_path / "scores")).exit_code == 0
     assert pipeline.evaluate(out, scans, against=out, output=str(tmp_path / "scores")).exit_code == 0
-    assert pipeline.report(out, scans, output=str(tmp_path / "report.html"), run=run).exit_code == 0
+    assert write_report(out, scans, output=str(tmp_path / "report.html"), run=run).exit_code == 0
     case = find_cases(scans).cases[0]
     files = {name: str(scan) for name, scan in case.modalities.items()}
-    assert pipeline.predict_files(run, str(tmp_path / "mine.nii.gz"), files, device="cpu").exit_code == 0
+    assert (
+        pipeline.predict_files(
+            run, str(tmp_path / "mine.nii.gz"), files, options=PredictOptions(device="cpu")
+        ).exit_code
+        == 0
+    )
     assert pipeline.held_out_cases(run) == held_out_by_all([open_run(run)])
     assert open_run(run).unfinished() is None
-    assert pipeline.preprocess(scans, str(work / "bank"), workers=1, n_folds=2).exit_code == 0
+    assert (
+        pipeline.preprocess(scans, str(work / "bank"), workers=1, options=BuildOptions(n_folds=2)).exit_code
+        == 0
+    )
     config, finished = load_config("demo", overrides=TINY), shutil.copytree(work / "run", tmp_path / "run")
     assert (
         pipeline.train(str(work / "bank"), str(finished), config, fold=0, resume=True, device="cpu").ended

@@ -16,6 +16,7 @@ import yaml
 
 from brats_seg import pipeline
 from brats_seg.bank.bank import PatchBank
+from brats_seg.bank.build import BuildOptions
 from brats_seg.cli import main
 from brats_seg.core.config import Config, Validation, load_config
 from brats_seg.core.errors import InputError, UsageError
@@ -23,12 +24,16 @@ from brats_seg.core.files import sha256
 from brats_seg.core.run_folder import BEST
 from brats_seg.core.runtime import start_runtime
 from brats_seg.core.settings import dump_config
+from brats_seg.evaluation.scores import ScoreOptions
 from brats_seg.inference import segmenter as predicting
+from brats_seg.inference.options import PredictOptions, Settings
 from brats_seg.inference.runs import load_segmenters
-from brats_seg.inference.tuning import write_tuning
+from brats_seg.inference.tuned import write_tuning
 from brats_seg.models.checkpoint import load_checkpoint, restore_network, save_checkpoint
 from brats_seg.models.trained import open_run
+from brats_seg.reporting.report import write_report
 from brats_seg.scans.layouts import find_cases
+from brats_seg.training.split import make_split
 
 TINY = (
     "network.channels=[8,8,16,16,16,8]",
@@ -49,11 +54,18 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Scans, a bank, a run on fold 0 and predictions for it."""
     root = tmp_path_factory.mktemp("pipeline")
     pipeline.phantom(root / "scans", n_cases=6, layout="brats2023", size=48, seed=3)
-    assert pipeline.preprocess(root / "scans", root / "bank", workers=1, n_folds=3).exit_code == 0
+    assert (
+        pipeline.preprocess(
+            root / "scans", root / "bank", workers=1, options=BuildOptions(n_folds=3)
+        ).exit_code
+        == 0
+    )
     result = pipeline.train(root / "bank", root / "run", tiny(), fold=0, device="cpu")
     assert (result.ended, result.n_epochs) == ("done", 2)
     assert (
-        pipeline.predict(root / "run", root / "scans", root / "out", held_out=True, device="cpu").exit_code
+        pipeline.predict(
+            root / "run", root / "scans", root / "out", options=PredictOptions(held_out=True, device="cpu")
+        ).exit_code
         == 0
     )
     return root
@@ -89,7 +101,10 @@ def test_a_label_map_has_the_sources_grid_values_and_type(work: Path) -> None:
 def test_scores_name_their_convention_and_their_n(work: Path, tmp_path: Path) -> None:
     held_out = pipeline.held_out_cases(work / "run")
     scored = pipeline.evaluate(
-        work / "out", work / "scans", conventions=("brats2020", "nnunet"), output=tmp_path, only=held_out
+        work / "out",
+        work / "scans",
+        output=tmp_path,
+        options=ScoreOptions(conventions=("brats2020", "nnunet"), only=tuple(held_out)),
     )
     assert scored.exit_code == 0
     table = pd.read_csv(tmp_path / "scores.csv")
@@ -154,14 +169,17 @@ def test_a_warning_about_the_folder_of_a_held_out_case_is_kept(work: Path, tmp_p
     for case in (ours, theirs):
         shutil.copy(work / "out" / f"{ours}.nii.gz", tmp_path / "scans" / case / "stray.nii.gz")
     predicted = pipeline.predict(
-        work / "run", tmp_path / "scans", tmp_path / "out", held_out=True, device="cpu"
+        work / "run",
+        tmp_path / "scans",
+        tmp_path / "out",
+        options=PredictOptions(held_out=True, device="cpu"),
     )
     assert predicted.exit_code == 0
     assert [Path(p.file).name for p in predicted.problems] == [ours]
 
 
 def test_the_report_is_one_page_with_every_case(work: Path, tmp_path: Path) -> None:
-    page = pipeline.report(
+    page = write_report(
         work / "out", work / "scans", output=tmp_path / "report.html", run=work / "run"
     ).page.read_text()
     assert all(case in page for case in pipeline.held_out_cases(work / "run"))
@@ -177,7 +195,10 @@ def test_the_file_type_is_a_choice_and_evaluate_reads_each(work: Path, tmp_path:
     assert ends(*predicted) == 0
     assert ends("evaluate", str(tmp_path), str(work / "scans"), "--held-out", str(work / "run")) == 0
     theirs = pipeline.evaluate(
-        work / "out", work / "scans", only=pipeline.held_out_cases(work / "run"), output=tmp_path / "theirs"
+        work / "out",
+        work / "scans",
+        output=tmp_path / "theirs",
+        options=ScoreOptions(only=tuple(pipeline.held_out_cases(work / "run"))),
     )
     assert list(pd.read_csv(tmp_path / "scores.csv")["n_prediction_vox"]) == [
         s.n_prediction_vox for s in theirs.scores
@@ -202,7 +223,9 @@ def test_every_case_can_be_trained_on(work: Path, tmp_path: Path) -> None:
         pipeline.tune(tmp_path / "run", work / "bank", device="cpu")
     with pytest.raises(InputError, match="no held-out case"):
         pipeline.held_out_cases(tmp_path / "run")
-    predicted = pipeline.predict(tmp_path / "run", work / "scans", tmp_path / "out", device="cpu")
+    predicted = pipeline.predict(
+        tmp_path / "run", work / "scans", tmp_path / "out", options=PredictOptions(device="cpu")
+    )
     assert len(predicted.predictions) == 6
 
 
@@ -274,14 +297,27 @@ def test_tuning_opens_the_inner_cases_alone_and_predict_uses_what_it_found(
     assert sorted(p.name for p in run.iterdir()) == sorted([*before, "tuned.yaml"])
     tuned = yaml.safe_load((run / "tuned.yaml").read_text())
     assert tuned["score"] >= tuned["score_before"]
-    by_hand = {name: tuned[name] for name in ("correct_priors", "min_component_mm3", "min_enhancing_mm3")}
-    pipeline.predict(run, work / "scans", tmp_path / "a", held_out=True, tuned=True, device="cpu")
-    pipeline.predict(run, work / "scans", tmp_path / "b", held_out=True, **by_hand, device="cpu")
+    names = ("correct_priors", "min_component_mm3", "min_enhancing_mm3")
+    by_hand = Settings(**{name: tuned[name] for name in names})
+    pipeline.predict(
+        run, work / "scans", tmp_path / "a", options=PredictOptions(held_out=True, tuned=True, device="cpu")
+    )
+    pipeline.predict(
+        run,
+        work / "scans",
+        tmp_path / "b",
+        options=PredictOptions(held_out=True, device="cpu", settings=by_hand),
+    )
     assert np.array_equal(voxels(tmp_path / "a"), voxels(tmp_path / "b"))
     with pytest.raises(UsageError, match="--tuned: settings are found for one network"):
-        pipeline.predict(run, work / "scans", tmp_path / "a", tuned=True, also=(work / "run",))
+        pipeline.predict(
+            run,
+            work / "scans",
+            tmp_path / "a",
+            options=PredictOptions(tuned=True, also=(work / "run",)),
+        )
     with pytest.raises(InputError, match=r"tuned\.yaml: not there"):
-        pipeline.predict(work / "run", work / "scans", tmp_path / "a", tuned=True)
+        pipeline.predict(work / "run", work / "scans", tmp_path / "a", options=PredictOptions(tuned=True))
     (bank / "bank.json").write_text((bank / "bank.json").read_text() + " ")
     with pytest.raises(InputError, match="was trained on the bank with"):
         pipeline.tune(run, bank)
@@ -324,7 +360,10 @@ def test_region_thresholds_of_a_tuning_are_what_predict_cuts_at(work: Path, tmp_
         changed = tuning.model_copy(update={"threshold_whole": threshold, "correct_priors": 0.0})
         write_tuning(run, changed)
         pipeline.predict(
-            run, work / "scans", tmp_path / f"{threshold}", held_out=True, tuned=True, device="cpu"
+            run,
+            work / "scans",
+            tmp_path / f"{threshold}",
+            options=PredictOptions(held_out=True, tuned=True, device="cpu"),
         )
     little, much = (voxels(tmp_path / f"{threshold}") for threshold in (0.9999999, 1e-6))
     assert np.count_nonzero(little) < 0.1 * np.count_nonzero(much)
@@ -339,7 +378,7 @@ def test_cases_that_lack_modalities_are_for_networks_trained_so(work: Path, tmp_
     assert "augment.modality_dropout" in capsys.readouterr().err
     run = with_knobs(work / "run", tmp_path / "run", augment={"modality_dropout": 0.2})
     predicted = pipeline.predict(
-        run, scans, tmp_path / "out", held_out=True, allow_missing=True, device="cpu"
+        run, scans, tmp_path / "out", options=PredictOptions(held_out=True, allow_missing=True, device="cpu")
     )
     assert predicted.exit_code == 0
     assert {p.case: p.warnings for p in predicted.predictions}[case] == ("lacks t2w",)
@@ -347,7 +386,9 @@ def test_cases_that_lack_modalities_are_for_networks_trained_so(work: Path, tmp_
     assert all(
         (tmp_path / "out" / name).read_bytes() == (work / "out" / name).read_bytes() for name in others
     )
-    refused = pipeline.predict(run, scans, tmp_path / "out2", held_out=True, device="cpu")
+    refused = pipeline.predict(
+        run, scans, tmp_path / "out2", options=PredictOptions(held_out=True, device="cpu")
+    )
     assert [p.case for p in refused.problems] == [case]
 
 
@@ -387,9 +428,7 @@ def test_a_case_one_of_several_networks_was_trained_on_is_not_held_out(work: Pat
             work / "run",
             work / "scans",
             tmp_path / "out",
-            held_out=True,
-            also=[tmp_path / "run1"],
-            device="cpu",
+            options=PredictOptions(held_out=True, also=(tmp_path / "run1",), device="cpu"),
         )
 
 
@@ -397,7 +436,12 @@ def test_a_prior_that_the_ledger_does_not_know_is_not_corrected(work: Path, tmp_
     config = load_config("demo", overrides=(*TINY, "loss.outside=ignore", "training.epochs=1"))
     pipeline.train(work / "bank", tmp_path / "run", config, fold=0, device="cpu")
     with pytest.raises(UsageError, match=r"loss\.outside=ignore"):
-        pipeline.predict(tmp_path / "run", work / "scans", tmp_path / "out", correct_priors=0.5, device="cpu")
+        pipeline.predict(
+            tmp_path / "run",
+            work / "scans",
+            tmp_path / "out",
+            options=PredictOptions(settings=Settings(correct_priors=0.5), device="cpu"),
+        )
     assert pipeline.tune(tmp_path / "run", work / "bank", device="cpu")[0].correct_priors == 0
 
 
@@ -411,16 +455,16 @@ def test_the_inner_cases_of_a_fold_are_those_of_the_next_fold_or_none(work: Path
     every = {case.id for case in bank.cases}
     after = Validation(cases="next_fold", metric="last")
     for fold, following in ((0, 1), (1, 2), (2, 0)):
-        split = pipeline.make_split(bank, fold=fold, validation=after, seed=0)
+        split = make_split(bank, fold=fold, validation=after, seed=0)
         assert (split.held_out, split.inner) == (bank.folds[fold], bank.folds[following])
         assert set(split.train) == every - {*split.held_out, *split.inner}
-    whole = pipeline.make_split(bank, fold=1, validation=Validation(cases="none", metric="last"), seed=0)
+    whole = make_split(bank, fold=1, validation=Validation(cases="none", metric="last"), seed=0)
     assert whole.inner == ()
     assert set(whole.train) == every - set(bank.folds[1])
-    pipeline.preprocess(work / "scans", tmp_path / "two", workers=1, n_folds=2)
+    pipeline.preprocess(work / "scans", tmp_path / "two", workers=1, options=BuildOptions(n_folds=2))
     two = PatchBank(tmp_path / "two", patch_size=(16, 16))
     with pytest.raises(UsageError, match=r"'next_fold' needs 3 folds or more; .*two has 2"):
-        pipeline.make_split(two, fold=0, validation=after, seed=0)
+        make_split(two, fold=0, validation=after, seed=0)
 
 
 def test_a_used_run_folder_is_refused_without_resume(work: Path, capsys) -> None:
@@ -582,17 +626,30 @@ def test_a_cascade_of_a_loss_without_a_prior_has_none(stages: Path, tmp_path: Pa
 
 def test_regions_are_saved_averaged_and_tuned_as_class_probabilities(work: Path, tmp_path: Path) -> None:
     region = with_knobs(work / "run", tmp_path / "region", loss={"kind": "region"})
-    pipeline.predict(region, work / "scans", tmp_path / "alone", held_out=True, device="cpu")
     pipeline.predict(
-        region, work / "scans", tmp_path / "saved", held_out=True, device="cpu", save_probabilities=True
+        region, work / "scans", tmp_path / "alone", options=PredictOptions(held_out=True, device="cpu")
     )
-    pipeline.predict(region, work / "scans", tmp_path / "twice", held_out=True, device="cpu", also=[region])
+    pipeline.predict(
+        region,
+        work / "scans",
+        tmp_path / "saved",
+        options=PredictOptions(held_out=True, device="cpu", save_probabilities=True),
+    )
+    pipeline.predict(
+        region,
+        work / "scans",
+        tmp_path / "twice",
+        options=PredictOptions(held_out=True, device="cpu", also=(region,)),
+    )
     assert np.array_equal(voxels(tmp_path / "saved"), voxels(tmp_path / "alone"))
     assert np.array_equal(voxels(tmp_path / "twice"), voxels(tmp_path / "alone"))
     for path in (tmp_path / "saved" / "probabilities").glob("*.nii.gz"):
         assert np.allclose(nib.load(path).get_fdata().sum(axis=-1), 1, atol=1e-5)
     mixed = pipeline.predict(
-        region, work / "scans", tmp_path / "mixed", held_out=True, device="cpu", also=[work / "run"]
+        region,
+        work / "scans",
+        tmp_path / "mixed",
+        options=PredictOptions(held_out=True, device="cpu", also=(work / "run",)),
     )
     assert mixed.exit_code == 0
     assert 0 <= pipeline.tune(region, work / "bank", device="cpu")[0].score <= 1
@@ -621,7 +678,10 @@ def test_a_cavity_is_written_where_the_network_knows_one(work: Path, tmp_path: P
     (case,) = find_cases(work / "scans").cases[:1]
     files = {name: scan.path for name, scan in case.modalities.items()}
     assert (
-        pipeline.predict_files(tmp_path / "run", tmp_path / "mine.nii.gz", files, device="cpu").exit_code == 0
+        pipeline.predict_files(
+            tmp_path / "run", tmp_path / "mine.nii.gz", files, options=PredictOptions(device="cpu")
+        ).exit_code
+        == 0
     )
     assert np.unique(nib.load(tmp_path / "mine.nii.gz").dataobj).tolist() == [0, 4]
 
@@ -643,7 +703,10 @@ def test_fewer_than_four_files_need_a_network_for_that(work: Path, tmp_path: Pat
         next(copied.glob(f"*-{name}.nii.gz")).unlink()
     assert (
         pipeline.predict(
-            run, tmp_path / "scans", tmp_path / "out", allow_missing=True, device="cpu"
+            run,
+            tmp_path / "scans",
+            tmp_path / "out",
+            options=PredictOptions(allow_missing=True, device="cpu"),
         ).exit_code
         == 0
     )
@@ -669,7 +732,9 @@ def test_one_case_takes_the_tuned_settings_too(work: Path, tmp_path: Path) -> No
         ends("predict-case", str(run), str(tmp_path / "mine.nii.gz"), *files, "--tuned", "--device", "cpu")
         == 0
     )
-    pipeline.predict(run, work / "scans", tmp_path / "out", held_out=True, tuned=True, device="cpu")
+    pipeline.predict(
+        run, work / "scans", tmp_path / "out", options=PredictOptions(held_out=True, tuned=True, device="cpu")
+    )
     ours = np.asarray(nib.load(tmp_path / "mine.nii.gz").dataobj)
     assert np.array_equal(ours, nib.load(tmp_path / "out" / f"{case}.nii.gz").dataobj)
     assert not np.array_equal(ours, nib.load(work / "out" / f"{case}.nii.gz").dataobj)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from brats_seg import pipeline
+from brats_seg.bank.build import BuildOptions
 from brats_seg.classification import whitening
 from brats_seg.classification.settings import Distribution, StudySettings
 from brats_seg.classification.study import draw_figures, run_study, study_table
@@ -146,7 +147,12 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three folds of two cases, with the four classes of 2021, which regions can be trained on."""
     root = tmp_path_factory.mktemp("bank")
     pipeline.phantom(root / "scans", n_cases=6, layout="brats2021", size=SIZE, seed=1)
-    assert pipeline.preprocess(root / "scans", root / "bank", workers=1, n_folds=3).exit_code == 0
+    assert (
+        pipeline.preprocess(
+            root / "scans", root / "bank", workers=1, options=BuildOptions(n_folds=3)
+        ).exit_code
+        == 0
+    )
     return root / "bank"
 
 

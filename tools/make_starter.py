@@ -29,7 +29,7 @@ from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import sha256, write_json, write_text
 from brats_seg.core.run_folder import BEST, TUNED
 from brats_seg.core.settings import load_settings
-from brats_seg.inference.tuning import read_tuning, write_tuning
+from brats_seg.inference.tuned import read_tuning, write_tuning
 from brats_seg.models.checkpoint import Checkpoint, check_same_data, load_checkpoint, save_checkpoint
 from brats_seg.models.networks import make_network
 from brats_seg.models.packaged import CARD, FACTS, SHELF, Card, CardWords, PackedNetwork

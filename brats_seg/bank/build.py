@@ -73,22 +73,52 @@ class BuildReport:
         return int(bool(self.refused))
 
 
+@dataclass(frozen=True)
+class BuildOptions:
+    """Which cases a bank is made of, and how.
+
+    Attributes:
+        n4: correct bias fields first; they are kept in the bank's folder `n4`.
+        percentiles: of the brain, where each modality is clipped.
+        resample: resample cases over 5 % off 1 mm instead of refusing them.
+        n_folds, seed: of the folds.
+        part: (i, n) from 1 on: make every n-th case, from the i-th.
+        rebuild: give a finished bank other settings or folds, and make the cases again whose files are
+            damaged.
+        synthetic, schema: as in `find_cases`.
+        modalities: channels, in order.
+
+    Raises:
+        UsageError: a part outside 1..n, or percentiles that do not rise.
+    """
+
+    n4: bool = False
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    resample: bool = False
+    n_folds: int = 4
+    seed: int = 0
+    part: tuple[int, int] = (1, 1)
+    rebuild: bool = False
+    synthetic: bool = False
+    schema: str | None = None
+    modalities: tuple[str, ...] = MODALITIES
+
+    def __post_init__(self) -> None:
+        (low, high), (first, step) = self.percentiles, self.part
+        if not 0 <= low < high <= 100:
+            raise UsageError(
+                f"--percentiles {low:g} {high:g}: give two numbers from 0 to 100, the lower one first"
+            )
+        if not 1 <= first <= step:
+            raise UsageError(f"--part {first}/{step}: the first number must lie in 1..{step}")
+
+
 def build_bank(
     data: Path,
     bank: Path,
     *,
+    options: BuildOptions = BuildOptions(),
     workers: int = 1,
-    part: tuple[int, int] | None = None,
-    n4: bool = False,
-    percentiles: tuple[float, float] = (0.5, 99.5),
-    n_folds: int = 4,
-    seed: int = 0,
-    resample: bool = False,
-    rebuild: bool = False,
-    synthetic: bool = False,
-    layout: str | None = None,
-    schema: str | None = None,
-    modalities: Sequence[str] = MODALITIES,
     say: Callable[[str], None] = lambda line: None,
 ) -> BuildReport:
     """Make a bank of every good case under a folder, or go on with one; a case that is finished is not made
@@ -101,50 +131,36 @@ def build_bank(
     Args:
         data: folder of scans, or a manifest.
         bank: folder to make or to go on with.
+        options: which cases, and how.
         workers: processes at a time.
-        part: (i, n) from 1 on: make every n-th case, from the i-th.
-        n4: correct bias fields first; they are kept in the bank's folder `n4`.
-        percentiles: of the brain, where each modality is clipped.
-        n_folds, seed: of the folds.
-        resample: resample cases over 5 % off 1 mm instead of refusing them.
-        rebuild: give a finished bank other settings or folds, and make the cases again whose files are
-            damaged.
-        synthetic, layout, schema: as in `find_cases`.
-        modalities: channels, in order.
         say: is given a line on what is about to happen.
 
     Raises:
         InputError: no case at all, a folder that is something else, not enough disk, another build at work,
             or a finished bank that would change while another process reads it.
-        UsageError: a part outside 1..n, percentiles that do not rise, or other settings or folds than those
-            of a finished bank.
+        UsageError: other settings or folds than those of a finished bank.
     """
-    if not 0 <= percentiles[0] < percentiles[1] <= 100:
-        raise UsageError(
-            f"--percentiles {percentiles[0]:g} {percentiles[1]:g}: give two numbers from 0 to 100, the lower "
-            "one first"
-        )
-    first, step = part or (1, 1)
-    if not 1 <= first <= step:
-        raise UsageError(f"--part {first}/{step}: the first number must lie in 1..{step}")
-    found = find_cases(data, layout=layout, synthetic=synthetic, required=modalities, schema=schema)
+    first, step = options.part
+    found = find_cases(data, synthetic=options.synthetic, required=options.modalities, schema=options.schema)
     problems = list(found.problems)
     cases = [case for case in found.cases if _is_usable(case, problems)]
     if not cases:
         raise InputError(f"{data}: no case for a bank", *(str(problem) for problem in problems))
     classes = _common_classes(cases, say)
-    settings = Settings(tuple(modalities), classes, percentiles, n4=n4, resample=resample)
+    settings = Settings(
+        options.modalities, classes, options.percentiles, n4=options.n4, resample=options.resample
+    )
     _make_folder(bank)
     tasks = [EntryTask(case, bank, settings, threads=2 if workers == 1 else 1) for case in cases]
     together: Literal["alone", "shared"] = "alone" if step == 1 else "shared"
     with lock(bank / _BUILD_LOCK, holders=together), lock(bank / f".part-{first}-of-{step}.lock"):
-        if not rebuild:
-            _check_unchanged(bank, settings, n_folds=n_folds, seed=seed)
-        mine = tasks[first - 1 :: step]
+        if not options.rebuild:
+            _check_unchanged(bank, settings, n_folds=options.n_folds, seed=options.seed)
+        own_tasks = tasks[first - 1 :: step]
         todo = [
             task
-            for task in mine
-            if (entry := find_entry(task)) is None or (rebuild and is_damaged(task, entry))
+            for task in own_tasks
+            if (entry := find_entry(task)) is None or (options.rebuild and is_damaged(task, entry))
         ]
         _check_disk(todo, say)
         if todo:
@@ -153,10 +169,10 @@ def build_bank(
             _result(outcome) for outcome in run_tasks(write_entry, todo, workers=workers, label="preprocess")
         ]
         problems += [problem for result in results for problem in result.problems]
-        missing = _assemble(tasks, settings, problems, n_folds=n_folds, seed=seed)
+        missing = _assemble(tasks, settings, problems, n_folds=options.n_folds, seed=options.seed)
     done = {result.case_id for result in results if not result.refused}
     started = {task.case.id for task in todo}
-    ids = [task.case.id for task in mine]
+    ids = [task.case.id for task in own_tasks]
     return BuildReport(
         tuple(case for case in ids if case in done),
         tuple(case for case in ids if case not in started),

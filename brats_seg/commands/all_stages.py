@@ -14,8 +14,10 @@ from brats_seg.commands.console import (
 )
 from brats_seg.core.config import load_config
 from brats_seg.core.errors import InputError, UsageError
+from brats_seg.evaluation.scores import ScoreOptions
+from brats_seg.inference.options import PredictOptions
 from brats_seg.reporting.predictions_page import write_predictions_page
-from brats_seg.reporting.report import WrittenReport
+from brats_seg.reporting.report import WrittenReport, write_report
 from brats_seg.scans.layouts import find_cases
 
 N_CASES = 10
@@ -50,13 +52,13 @@ def run_demo(out: str | Path, *, console: Console) -> Path:
         f"best epoch {result.best_epoch} of {result.n_epochs}: inner-split score {result.best_score:.3f}"
     )
     _headline(console, 5, "predict the held-out cases")
-    predicted = pipeline.predict(run, scans, predictions, held_out=True)
+    predicted = pipeline.predict(run, scans, predictions, options=PredictOptions(held_out=True))
     show_problems(predicted.problems, console=console)
     _require(predicted.exit_code)
     _headline(console, 6, "evaluate and report")
-    held_out = pipeline.held_out_cases(run)
-    scored = pipeline.evaluate(predictions, scans, only=held_out)
-    page = pipeline.report(predictions, scans, output=out / "report.html", run=run, only=held_out).page
+    held_out = ScoreOptions(only=pipeline.held_out_cases(run))
+    scored = pipeline.evaluate(predictions, scans, options=held_out)
+    page = write_report(predictions, scans, output=out / "report.html", run=run, options=held_out).page
     show_scores(scored.summary, console=console)
     show_place("label maps:", predictions, console=console)
     show_place("report:    ", page.resolve(), console=console)
@@ -78,7 +80,7 @@ def run_real_demo(
     """
     out = _empty(out)
     predictions = out / "predictions"
-    predicted = pipeline.predict(network, scans, predictions, device=device)
+    predicted = pipeline.predict(network, scans, predictions, options=PredictOptions(device=device))
     show_predictions(predicted, predictions, console=console)
     if predicted.exit_code:
         console.print(
@@ -89,10 +91,10 @@ def run_real_demo(
     done = {prediction.case for prediction in predicted.predictions}
     cases = [case for case in find_cases(scans, required=(), labels="unused").cases if case.id in done]
     page = write_predictions_page(predictions, cases, output=out / "report.html")
-    scored = [case.id for case in cases if case.label is not None and case.schema]
-    if scored:
-        show_scores(pipeline.evaluate(predictions, scans, only=scored).summary, console=console)
-        scores = pipeline.report(predictions, scans, output=out / "scores.html", only=scored).page
+    scored = ScoreOptions(only=tuple(case.id for case in cases if case.label is not None and case.schema))
+    if scored.only:
+        show_scores(pipeline.evaluate(predictions, scans, options=scored).summary, console=console)
+        scores = write_report(predictions, scans, output=out / "scores.html", options=scored).page
         show_place("scores:    ", scores.resolve(), console=console)
     if n_untold := sum(case.label is not None and not case.schema for case in cases):
         what = (

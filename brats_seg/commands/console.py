@@ -15,8 +15,9 @@ from brats_seg.core.progress import is_first_rank
 from brats_seg.core.run_folder import TUNED
 from brats_seg.evaluation.comparison import MEAN, differences_to
 from brats_seg.evaluation.table import few_patients
-from brats_seg.inference.predict import PredictReport
-from brats_seg.inference.tuning import Settings, Tuning
+from brats_seg.inference.options import Settings
+from brats_seg.inference.outcome import PredictReport
+from brats_seg.inference.tuned import Tuning
 from brats_seg.reporting.style import TERMINAL, digits_of
 from brats_seg.scans.labels import REGIONS
 from brats_seg.scans.problem import Problem

@@ -13,6 +13,7 @@ from brats_seg.commands.options import (
     PredictionSchema,
     Reference,
     Schema,
+    score_options,
 )
 
 
@@ -38,18 +39,8 @@ def evaluate(
     from brats_seg.commands import console as screen
 
     console = screen.make_console()
-    only = pipeline.held_out_cases(held_out) if held_out is not None else None
-    scored = pipeline.evaluate(
-        out,
-        reference,
-        conventions=tuple(convention or ()),
-        against=against,
-        output=output,
-        cavity_in=tuple(cavity_in or ()),
-        only=only,
-        schema=schema,
-        prediction_schema=prediction_schema,
-    )
+    options = score_options(convention, cavity_in, held_out, schema, prediction_schema)
+    scored = pipeline.evaluate(out, reference, options=options, against=against, output=output)
     screen.show_problems(scored.problems, console=console)
     screen.show_scores(scored.summary, console=console)
     if scored.scores:

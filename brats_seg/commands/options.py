@@ -1,11 +1,14 @@
 """Arguments and options that several verbs take."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from brats_seg.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from brats_seg.evaluation.scores import ScoreOptions
 
 STOPPED = 130
 """Exit code after Ctrl-C or SIGTERM, as shells have it."""
@@ -113,6 +116,32 @@ HeldOut = Annotated[
         metavar="RUN", help="Score only the cases that this run held out.", exists=True, file_okay=False
     ),
 ]
+
+
+def allowed_flaws(*, skull: bool, same_scan: bool) -> frozenset[Literal["skull", "same_scan"]]:
+    """The flaws that refuse no case."""
+    flaws: dict[Literal["skull", "same_scan"], bool] = {"skull": skull, "same_scan": same_scan}
+    return frozenset(name for name, is_allowed in flaws.items() if is_allowed)
+
+
+def score_options(
+    conventions: list[str] | None,
+    cavity_in: list[str] | None,
+    held_out: Path | None,
+    schema: str | None,
+    prediction_schema: str | None,
+) -> "ScoreOptions":
+    """The options that `evaluate` and `report` take alike."""
+    from brats_seg.evaluation.scores import ScoreOptions
+    from brats_seg.pipeline import held_out_cases
+
+    return ScoreOptions(
+        conventions=tuple(conventions or ScoreOptions.conventions),
+        cavity_in=tuple(cavity_in or ()),
+        only=held_out_cases(held_out) if held_out is not None else None,
+        schema=schema,
+        prediction_schema=prediction_schema,
+    )
 
 
 def parse_part(text: str | None) -> tuple[int, int] | None:

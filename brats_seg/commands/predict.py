@@ -17,6 +17,7 @@ from brats_seg.commands.options import (
     Scans,
     Synthetic,
     Tuned,
+    allowed_flaws,
     parse_part,
 )
 
@@ -80,30 +81,30 @@ def predict(
     """Segment a folder of scans."""
     from brats_seg import pipeline
     from brats_seg.commands import console as screen
+    from brats_seg.inference.options import PredictOptions, Settings
 
-    predicted = pipeline.predict(
-        run,
-        scans,
-        out,
-        held_out=held_out,
+    options = PredictOptions(
         also=tuple(also or ()),
-        tta=tta,
         inference=inference,
-        correct_priors=correct_priors,
-        min_component_mm3=min_component_mm3,
-        min_enhancing_mm3=min_enhancing_mm3,
-        tuned=tuned,
-        allow_missing=allow_missing,
         device=device,
         precision=precision,
+        settings=Settings(
+            correct_priors=correct_priors,
+            min_component_mm3=min_component_mm3,
+            min_enhancing_mm3=min_enhancing_mm3,
+        ),
+        tuned=tuned,
+        mirroring="all_axes" if tta else "none",
+        held_out=held_out,
+        part=parse_part(part) or (1, 1),
+        synthetic=synthetic,
+        allow_missing=allow_missing,
+        resample=resample,
+        allowed=allowed_flaws(skull=allow_skull, same_scan=allow_same_scan),
         suffix=file_type,
         save_probabilities=save_probabilities,
         skip_finished=continue_,
-        part=parse_part(part),
-        resample=resample,
-        synthetic=synthetic,
-        allow_skull=allow_skull,
-        allow_same_scan=allow_same_scan,
     )
+    predicted = pipeline.predict(run, scans, out, options=options)
     screen.show_predictions(predicted, out, console=screen.make_console())
     raise typer.Exit(predicted.exit_code)

@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from brats_seg.commands.options import AllowSameScan, AllowSkull, Device, Resample, RunOrName, Tuned
+from brats_seg.commands.options import (
+    AllowSameScan,
+    AllowSkull,
+    Device,
+    Resample,
+    RunOrName,
+    Tuned,
+    allowed_flaws,
+)
 
 
 def predict_case(
@@ -41,21 +49,18 @@ def predict_case(
     """
     from brats_seg import pipeline
     from brats_seg.commands import console as screen
+    from brats_seg.inference.options import PredictOptions
 
     given = {"t1n": t1n, "t1c": t1c, "t2w": t2w, "t2f": t2f}
     files = {name: file for name, file in given.items() if file is not None}
-    predicted = pipeline.predict_files(
-        run,
-        out,
-        files,
-        tta=tta,
-        tuned=tuned,
-        allow_missing=allow_missing,
+    options = PredictOptions(
         device=device,
+        tuned=tuned,
+        mirroring="all_axes" if tta else "none",
+        allow_missing=allow_missing,
         resample=resample,
-        allow_skull=allow_skull,
-        allow_same_scan=allow_same_scan,
-        overwrite=overwrite,
+        allowed=allowed_flaws(skull=allow_skull, same_scan=allow_same_scan),
     )
+    predicted = pipeline.predict_files(run, out, files, options=options, overwrite=overwrite)
     screen.show_predictions(predicted, out, console=screen.make_console())
     raise typer.Exit(predicted.exit_code)

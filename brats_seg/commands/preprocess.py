@@ -36,23 +36,21 @@ def preprocess(
 ) -> None:
     """Normalize scans into a patch bank indexed per tissue class. Goes on where it was stopped."""
     from brats_seg import pipeline
+    from brats_seg.bank.build import BuildOptions
     from brats_seg.commands import console as screen
 
     console = screen.make_console()
-    built = pipeline.preprocess(
-        data,
-        bank,
-        workers=workers,
-        part=parse_part(part),
+    options = BuildOptions(
         n4=n4,
-        n_folds=folds,
-        seed=seed,
         percentiles=percentiles,
         resample=resample,
+        n_folds=folds,
+        seed=seed,
+        part=parse_part(part) or (1, 1),
         rebuild=rebuild,
         synthetic=synthetic,
         schema=schema,
-        say=console.print,
     )
+    built = pipeline.preprocess(data, bank, options=options, workers=workers, say=console.print)
     screen.show_build(built, bank, console=console)
     raise typer.Exit(built.exit_code)

@@ -13,6 +13,7 @@ from brats_seg.commands.options import (
     PredictionSchema,
     Reference,
     Schema,
+    score_options,
 )
 
 
@@ -35,19 +36,9 @@ def report(
     """Write one self-contained page: scores, worst and best cases, training, what was sampled. Exit 1 if it
     lists an error.
     """
-    from brats_seg import pipeline
+    from brats_seg.reporting.report import write_report
 
-    only = pipeline.held_out_cases(held_out) if held_out is not None else None
-    written = pipeline.report(
-        out,
-        reference,
-        run=run,
-        output=output,
-        conventions=tuple(convention or ()),
-        cavity_in=tuple(cavity_in or ()),
-        only=only,
-        schema=schema,
-        prediction_schema=prediction_schema,
-    )
+    options = score_options(convention, cavity_in, held_out, schema, prediction_schema)
+    written = write_report(out, reference, output=output, run=run, options=options)
     typer.echo(written.page)
     raise typer.Exit(written.exit_code)

@@ -13,12 +13,9 @@ from brats_seg.core.shapes import Counts, Mask, TissueMap
 from brats_seg.scans.case import ScanFile
 from brats_seg.scans.geometry import Geometry, ScanError, same_grid
 from brats_seg.scans.labels import REGIONS, region_classes
+from brats_seg.scans.predictions import CLASSES, PROBABILITIES
 from brats_seg.scans.volume import read_volumes
 
-PROBABILITIES = "probabilities"
-"""The folder beside the label maps: `<case>.nii.gz`, a volume for each class, and `CLASSES`."""
-CLASSES = "classes.txt"
-"""Names of the volumes of every file there, a line each, healthy first."""
 N_BINS = 15
 """As Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4."""
 

@@ -26,7 +26,6 @@ from brats_seg.evaluation.overlap import JointHistogram, Overlap, joint_histogra
 from brats_seg.evaluation.pair import Pair, make_pair
 from brats_seg.evaluation.surface import Spacing, hd95_of, surface_dice
 from brats_seg.evaluation.table import NAN, TOLERANCE_MM, Convention, Score, compare, summarize, write_scores
-from brats_seg.evaluation.written import TABLE, written_schema
 from brats_seg.scans.case import Case
 from brats_seg.scans.geometry import Geometry, ScanError, same_grid
 from brats_seg.scans.labels import (
@@ -39,6 +38,7 @@ from brats_seg.scans.labels import (
     to_tissue,
 )
 from brats_seg.scans.layouts import find_cases, problems_of
+from brats_seg.scans.predictions import TABLE, written_schema
 from brats_seg.scans.problem import Problem
 from brats_seg.scans.verify import untold_schema
 from brats_seg.scans.volume import SUFFIXES, read_volume
@@ -164,35 +164,12 @@ def score_case(
     )
 
 
-def evaluate_folders(
-    out: str | Path,
-    reference: str | Path,
-    *,
-    conventions: Sequence[str] = ("brats2020",),
-    against: str | Path | None = None,
-    output: str | Path | None = None,
-    classes: Sequence[str] | None = None,
-    cavity_in: Sequence[str] = (),
-    only: Collection[str] | None = None,
-    schema: str | None = None,
-    prediction_schema: str | None = None,
-    workers: int = 0,
-) -> EvaluationReport:
-    """Score a folder of predictions against the labels of a folder of cases in any layout.
+@dataclass(frozen=True)
+class ScoreOptions:
+    """Which cases are scored, and by which rules.
 
-    A case that cannot be scored is named among the problems; the others are scored. The summary holds the
-    voxel confusion of all cases too, and where class probabilities lie beside the predictions, how well they
-    are calibrated.
-
-    Args:
-        out: predictions, `<case>.nii.gz`, `.nii` or `.mha`, in the label schema that `predictions.csv` names,
-            else in their case's.
-        reference: a folder of cases with labels, or a manifest, as `scans.layouts.find_cases` takes them.
+    Attributes:
         conventions: keys of `CONVENTIONS`.
-        against: a second folder of predictions, tested against the first, patient by patient.
-        output: where `scores.csv` and `summary.json` go; None writes nothing, nor is anything written where
-            no case could be scored.
-        classes: tissue classes to score; None for the finest that the schemas of all scored cases tell apart.
         cavity_in: regions that the resection cavity belongs to.
         only: ids of the cases meant; None for all. One with neither a prediction nor a labeled reference is a
             problem.
@@ -200,46 +177,75 @@ def evaluate_folders(
             problem.
         prediction_schema: the label schema of predictions that no `predictions.csv` beside them tells; None
             for that of their case.
-        workers: threads; 0 for one for each core that this process may use.
 
     Raises:
-        UsageError: an unknown convention or schema;
-            a region in `cavity_in` that is unknown or whose cavity the labels do not tell apart.
+        UsageError: an unknown convention, region or schema.
+    """
+
+    conventions: tuple[str, ...] = ("brats2020",)
+    cavity_in: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
+    schema: str | None = None
+    prediction_schema: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.conventions:
+            convention_named(name)
+        schema_option(self.prediction_schema, option="--prediction-schema")
+        for region in self.cavity_in:
+            if region not in REGIONS:
+                raise UsageError(f"--cavity-in {region}: unknown; the regions are {', '.join(REGIONS)}")
+
+    @property
+    def rules(self) -> tuple[Convention, ...]:
+        """The conventions."""
+        return tuple(map(convention_named, self.conventions))
+
+
+def evaluate_folders(
+    out: str | Path,
+    reference: str | Path,
+    *,
+    options: ScoreOptions = ScoreOptions(),
+    against: str | Path | None = None,
+    output: str | Path | None = None,
+) -> EvaluationReport:
+    """Score a folder of predictions against the labels of a folder of cases in any layout.
+
+    A case that cannot be scored is named among the problems; the others are scored. The summary holds the
+    voxel confusion of all cases too, and where class probabilities lie beside the predictions, how well they
+    are calibrated. The classes that are scored are the finest that the schemas of all cases tell apart.
+
+    Args:
+        out: predictions, `<case>.nii.gz`, `.nii` or `.mha`, in the label schema that `predictions.csv` names,
+            else in their case's.
+        reference: a folder of cases with labels, or a manifest, as `scans.layouts.find_cases` takes them.
+        options: which cases, and by which rules.
+        against: a second folder of predictions, tested against the first, patient by patient.
+        output: where `scores.csv` and `summary.json` go; None writes nothing, nor is anything written where
+            no case could be scored.
+
+    Raises:
+        UsageError: a region in `cavity_in` whose cavity the labels do not tell apart.
         InputError: a folder that does not exist.
     """
-    for name in conventions:
-        convention_named(name)
-    schema_option(prediction_schema, option="--prediction-schema")
-    for region in cavity_in:
-        if region not in REGIONS:
-            raise UsageError(f"--cavity-in {region}: unknown; the regions are {', '.join(REGIONS)}")
     out, against, output = Path(out), Path(against) if against else None, Path(output) if output else None
     for folder in (out, *([against] if against else [])):
         if not folder.is_dir():
             raise InputError(f"{folder}: is not a folder; give a folder of predictions")
-    found = find_cases(reference, required=(), schema=schema)
+    only, rules = options.only, options.rules
+    found = find_cases(reference, required=(), schema=options.schema)
     cases = {c.id: c for c in found.cases if only is None or c.id in only}
     labeled = [case for case in cases.values() if case.label is not None]
     problems = list(found.problems) if only is None else problems_of(only, labeled, found.problems)
-    settings = _Settings(
-        tuple(conventions),
-        tuple(classes) if classes else None,
-        tuple(cavity_in),
-        only,
-        workers,
-        prediction_schema,
-    )
-    scored = _score_folder(out, cases, settings, problems)
+    scored = _score_folder(out, cases, options, problems)
     scores = [score for case in scored for score in case.scores]
-    rules = [convention_named(name) for name in conventions]
     comparison = {}
     if against is not None:
-        others = [
-            score for case in _score_folder(against, cases, settings, problems) for score in case.scores
-        ]
+        others = [score for case in _score_folder(against, cases, options, problems) for score in case.scores]
         comparison = {"against": {"folder": str(against)} | compare(scores, others, rules)}
     summary = (
-        summarize(scores, rules, problems=[str(p) for p in problems], cavity_in=cavity_in)
+        summarize(scores, rules, problems=[str(p) for p in problems], cavity_in=options.cavity_in)
         | _voxel_tree(scored)
         | comparison
     )
@@ -249,16 +255,6 @@ def evaluate_folders(
         write_scores(output / "scores.csv", scores)
         write_json(output / "summary.json", summary)
     return report
-
-
-@dataclass(frozen=True)
-class _Settings:
-    conventions: tuple[str, ...]
-    classes: tuple[str, ...] | None
-    cavity_in: tuple[str, ...]
-    only: Collection[str] | None
-    workers: int
-    prediction_schema: str | None
 
 
 @dataclass(frozen=True)
@@ -361,35 +357,33 @@ def _lesion_scores(lesions: Lesions, rule: Convention) -> dict[str, Any]:
 
 
 def _score_folder(
-    out: Path, cases: Mapping[str, Case], settings: _Settings, problems: list[Problem]
+    out: Path, cases: Mapping[str, Case], options: ScoreOptions, problems: list[Problem]
 ) -> list[_CaseScores]:
-    pairs = [pair for pair in _pair_up(out, cases, settings.only, problems) if _is_told(pair[0], problems)]
+    pairs = [pair for pair in _pair_up(out, cases, options.only, problems) if _is_told(pair[0], problems)]
     if not pairs:
         return []
-    written = [written_schema(case, path, untold=settings.prediction_schema) for case, path in pairs]
-    problems.extend(_overruled(out, written, settings.prediction_schema))
-    classes = settings.classes or common_classes(
-        SCHEMAS[name] for name in (*(case.schema for case, _ in pairs), *written)
-    )
-    if settings.cavity_in and "resection_cavity" not in classes:
+    written = [written_schema(case, path, untold=options.prediction_schema) for case, path in pairs]
+    problems.extend(_overruled(out, written, options.prediction_schema))
+    classes = common_classes(SCHEMAS[name] for name in (*(case.schema for case, _ in pairs), *written))
+    if options.cavity_in and "resection_cavity" not in classes:
         raise UsageError(
-            f"--cavity-in {settings.cavity_in[0]}: the labels of all cases tell {', '.join(classes)} apart, "
+            f"--cavity-in {options.cavity_in[0]}: the labels of all cases tell {', '.join(classes)} apart, "
             "and no resection cavity; "
             "score cases of brats2024gli alone"
         )
     tasks = [
-        (case, path, SCHEMAS[name], classes, settings)
+        (case, path, SCHEMAS[name], classes, options)
         for (case, path), name in zip(pairs, written, strict=True)
     ]
     scored: list[_CaseScores] = []
-    with ThreadPoolExecutor(settings.workers or n_cores()) as threads:
+    with ThreadPoolExecutor(n_cores()) as threads:
         for result in track(threads.map(_score_files, tasks), total=len(tasks), label="scoring"):
             if isinstance(result, Problem):
                 problems.append(result)
             else:
                 scored.append(result)
                 problems.extend([result.problem] if result.problem else [])
-    problems.extend(_swapped(out, scored, settings.cavity_in))
+    problems.extend(_swapped(out, scored, options.cavity_in))
     return scored
 
 
@@ -500,8 +494,10 @@ def _pair_up(
     return pairs
 
 
-def _score_files(task: tuple[Case, Path, LabelSchema, tuple[str, ...], _Settings]) -> _CaseScores | Problem:
-    case, path, written, classes, settings = task
+def _score_files(
+    task: tuple[Case, Path, LabelSchema, tuple[str, ...], ScoreOptions],
+) -> _CaseScores | Problem:
+    case, path, written, classes, options = task
     label = case.label
     assert label is not None  # `_pair_up` lets no other case through
     at: Path = label.path
@@ -528,15 +524,15 @@ def _score_files(task: tuple[Case, Path, LabelSchema, tuple[str, ...], _Settings
             )
         prediction = to_tissue(answer, written, classes)
         calibration, problem = _calibrate(
-            case, path.parent, reference, classes=classes, cavity_in=settings.cavity_in, grid=truth_grid
+            case, path.parent, reference, classes=classes, cavity_in=options.cavity_in, grid=truth_grid
         )
         scores = score_case(
             reference,
             prediction,
             classes=classes,
             spacing_mm=truth_grid.spacing_mm,
-            conventions=settings.conventions,
-            cavity_in=settings.cavity_in,
+            conventions=options.conventions,
+            cavity_in=options.cavity_in,
             case=case.id,
             patient=case.patient,
         )

@@ -21,6 +21,7 @@ from brats_seg.core.errors import InputError
 from brats_seg.core.kernels import largest_class
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Ids, Image, Mask, TissueMap
+from brats_seg.inference.options import Mirroring
 from brats_seg.inference.slices import stack_slices
 from brats_seg.inference.windowed import window_logits
 from brats_seg.models import readout as reading
@@ -29,10 +30,6 @@ from brats_seg.models.readout import Readout
 
 SLICES = 8
 """Slices per forward pass: the fastest of 1, 2, 4, 8, 16 and 33 on two cores."""
-Mirroring = Literal["none", "in_plane", "all_axes"]
-"""Test-time augmentation: one pass, or the mean over all flips of the in-plane axes (four passes) or of all
-three axes (eight).
-"""
 Probabilities = Float32[np.ndarray, "k z y x"]
 """Class probabilities of every voxel of a crop, summing to 1."""
 SliceLogits = Float[Tensor, "n k y x"]

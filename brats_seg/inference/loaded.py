@@ -11,14 +11,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.core.runtime import start_runtime
+from brats_seg.inference.options import PredictOptions
 from brats_seg.inference.predict import predict_one
-from brats_seg.inference.runs import load_segmenters
+from brats_seg.inference.runs import load_for_prediction
 from brats_seg.inference.segmenter import Segmenter
-from brats_seg.inference.thresholds import RegionThresholds
-from brats_seg.inference.tuning import Settings, read_tuning
 from brats_seg.models.trained import open_run
-from brats_seg.scans.case import MODALITIES, Case, ScanFile
+from brats_seg.scans.case import MODALITIES, case_of_files
 
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -47,13 +45,11 @@ class LoadedRun:
 
     Attributes:
         segmenters: whose probabilities are averaged.
-        settings: thresholds and clean-up.
-        allow_missing: whether images of some modalities alone are taken.
+        options: how a case is taken in and segmented.
     """
 
     segmenters: tuple[Segmenter, ...]
-    settings: Settings
-    allow_missing: bool = False
+    options: PredictOptions
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -74,7 +70,9 @@ class LoadedRun:
         """
         if unknown := [name for name in images if name not in MODALITIES]:
             raise UsageError(f"images: no modality '{unknown[0]}'; the names are {', '.join(MODALITIES)}")
-        if missing := [name for name in self.modalities if name not in images and not self.allow_missing]:
+        if missing := [
+            name for name in self.modalities if name not in images and not self.options.allow_missing
+        ]:
             raise InputError(f"images: {', '.join(missing)} is missing; the network needs it")
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -84,24 +82,8 @@ class LoadedRun:
             return self._predict_files(files, folder)
 
     def _predict_files(self, files: Mapping[str, Path], folder: Path) -> Segmentation:
-        case = Case(
-            id="case",
-            patient="case",
-            layout="files",
-            schema="",
-            modalities={name: ScanFile(path) for name, path in files.items()},
-            label=None,
-            folder=folder,
-        )
-        thresholds = self.settings.thresholds
-        report = predict_one(
-            self.segmenters,
-            case,
-            out=folder / "labels.nii",
-            thresholds=None if thresholds == RegionThresholds() else thresholds,
-            cleanup=self.settings.cleanup,
-            allow_missing=self.allow_missing,
-        )
+        case = case_of_files(files, id="case")
+        report = predict_one(self.segmenters, case, out=folder / "labels.nii", options=self.options)
         if not report.predictions:
             raise InputError(
                 *(f"images: {Path(p.file).stem}: {p.what}; {p.expected}" for p in report.problems)
@@ -129,16 +111,8 @@ def load_run(
         UsageError: no such run, or a network that was not trained for missing modalities.
         InputError: no checkpoint, a bad one, or no settings where `tuned` asks for them.
     """
-    trained = open_run(run)
-    is_tuned = trained.comes_tuned if tuned is None else tuned
-    settings = read_tuning(trained.folder, checkpoint=trained.digest).settings if is_tuned else Settings()
-    segmenters = load_segmenters(
-        (trained,),
-        runtime=start_runtime(device=device, precision="auto"),
-        correct_priors=settings.correct_priors,
-        allow_missing=allow_missing,
-    )
-    return LoadedRun(segmenters, settings, allow_missing)
+    asked = PredictOptions(tuned=tuned, allow_missing=allow_missing, device=device)
+    return LoadedRun(*load_for_prediction((open_run(run),), asked))
 
 
 def _to_nifti(image: Any, affine: Any, *, modality: str) -> Any:

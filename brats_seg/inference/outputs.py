@@ -1,4 +1,4 @@
-"""What lies beside the label maps: predictions.csv and the ITK-SNAP label file."""
+"""What lies beside the label maps: predictions.csv, the ITK-SNAP label file, class probabilities."""
 
 import csv
 import os
@@ -8,12 +8,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
+from brats_seg.bank.normalize import NormalizedCase, uncrop
 from brats_seg.core.errors import InputError
 from brats_seg.core.files import lock, read_text, write_text
+from brats_seg.core.shapes import TissueMap
 from brats_seg.core.tables import csv_text
-from brats_seg.evaluation.written import TABLE, read_rows
+from brats_seg.inference.dense import Probabilities, brain_mask
 from brats_seg.reporting.style import SCAN, TISSUE_COLORS
-from brats_seg.scans.labels import MERGED, SCHEMAS, TISSUES, LabelSchema
+from brats_seg.scans.case import Case
+from brats_seg.scans.geometry import Geometry
+from brats_seg.scans.labels import MERGED, REGIONS, SCHEMAS, TISSUES, LabelSchema, region_classes
+from brats_seg.scans.predictions import CLASSES, TABLE, read_rows
+from brats_seg.scans.volume import read_header, write_volume
 
 LABELS = "labels.txt"
 
@@ -90,6 +98,44 @@ def label_file(schemas: Iterable[LabelSchema]) -> str:
             )
         )
     return "\n".join(lines) + "\n"
+
+
+def write_probabilities(
+    path: Path, probabilities: Probabilities, normalized: NormalizedCase, *, classes: Sequence[str]
+) -> None:
+    """Write the class probabilities of a brain crop on the native grid, a volume for each class, and the
+    names of the classes beside them.
+
+    Healthy is 1 outside the brain, and below 1 inside: so calibration tells the brain.
+    """
+    brain = brain_mask(normalized.image)
+    stack = np.stack([uncrop(p, normalized) for p in probabilities * brain], axis=-1)
+    below_1 = 1 - uncrop(brain.view(np.uint8), normalized) * np.finfo(np.float32).epsneg
+    stack[..., 0] = np.minimum(1 - stack[..., 1:].sum(axis=-1), below_1)
+    path.parent.mkdir(exist_ok=True)
+    write_text(path.parent / CLASSES, "\n".join(classes) + "\n")
+    write_volume(path, stack, normalized.geometry, dtype="float32")
+
+
+def volumes_ml(tissue: TissueMap, geometry: Geometry, classes: Sequence[str]) -> dict[str, float]:
+    """Of every region and every class but healthy, whose volume is the frame's. What is not in `tissue` is
+    healthy.
+    """
+    voxel_ml = float(np.prod(geometry.spacing_mm)) / 1000
+    counts = [np.count_nonzero(tissue == i) * voxel_ml for i in range(len(classes))]
+    regions = {region: float(sum(counts[i] for i in region_classes(region, classes))) for region in REGIONS}
+    return regions | {name: float(counts[i]) for i, name in enumerate(classes) if i}
+
+
+def label_dtype(case: Case) -> str:
+    """The type of the case's own label, as released (2023 has float masks); uint8 where there is none."""
+    if case.label is None:
+        return "uint8"
+    try:
+        dtype = read_header(case.label.path).dtype
+    except InputError:
+        return "uint8"
+    return dtype if np.dtype(dtype).kind in "iuf" else "uint8"
 
 
 def _label_line(value: int, color: str, *, shown: bool, name: str) -> str:

@@ -1,16 +1,69 @@
-"""Trained runs -> segmenters."""
+"""Trained runs -> segmenters, and the settings to use them with."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from brats_seg.core.errors import UsageError
-from brats_seg.core.runtime import Runtime
+from brats_seg.core.runtime import Runtime, start_runtime
 from brats_seg.inference.dense import ready_for_inference
+from brats_seg.inference.options import Inference, PredictOptions, Settings
 from brats_seg.inference.segmenter import Segmenter
-from brats_seg.inference.windowed import Inference, choose_window
+from brats_seg.inference.tuned import read_tuning
+from brats_seg.inference.windowed import choose_window
 from brats_seg.models.checkpoint import check_same_data
 from brats_seg.models.networks import network_divisor
 from brats_seg.models.readout import readout_of
 from brats_seg.models.trained import TrainedNetwork, TrainedRun
+from brats_seg.scans.problem import Problem
+
+
+def load_for_prediction(
+    runs: Sequence[TrainedRun], options: PredictOptions
+) -> tuple[tuple[Segmenter, ...], PredictOptions]:
+    """The networks of runs by the options of `predict`; and the options, whose `settings` are now those to
+    use: given by hand, or found by `brats-seg tune`.
+
+    Raises:
+        InputError: as `load_segmenters`; or no settings where `tuned` asks for them.
+        UsageError: as `load_segmenters`; or `tuned` beside other settings.
+    """
+    first = runs[0]
+    tuned = options.tuned
+    if tuned is None:
+        tuned = first.comes_tuned and not _by_hand(options)
+    elif tuned and _by_hand(options):
+        raise UsageError(
+            "--tuned: settings are found for one network, all together; leave out --also and settings given "
+            "by hand"
+        )
+    if tuned:
+        found = read_tuning(first.folder, checkpoint=first.digest).settings
+        options = replace(options, settings=found)
+    segmenters = load_segmenters(
+        runs,
+        runtime=start_runtime(device=options.device, precision=options.precision),
+        inference=options.inference,
+        correct_priors=options.settings.correct_priors,
+        allow_missing=options.allow_missing,
+    )
+    return segmenters, options
+
+
+def unused_tuning(run: TrainedRun, options: PredictOptions) -> Problem | None:
+    """A warning where the settings that travel with a packaged network are not used, for others are given."""
+    if options.tuned is not None or not run.comes_tuned or not _by_hand(options):
+        return None
+    given = options.settings
+    what = (
+        "the tuned settings that come with this network are not used, since others are given; these "
+        f"hold: --correct-priors {given.correct_priors:g} --min-component-mm3 {given.min_component_mm3:g} "
+        f"--min-enhancing-mm3 {given.min_enhancing_mm3:g}, and no thresholds"
+    )
+    return Problem("warning", "", str(run.folder), what, "no other settings, or --untuned")
+
+
+def _by_hand(options: PredictOptions) -> bool:
+    return bool(options.also) or options.settings != Settings()
 
 
 def load_segmenters(

@@ -10,7 +10,6 @@ from torch import nn
 from brats_seg.core.errors import UsageError
 from brats_seg.core.shapes import Image
 from brats_seg.inference.dense import (
-    Mirroring,
     SliceLabels,
     SliceProbabilities,
     brain_mask,
@@ -18,6 +17,7 @@ from brats_seg.inference.dense import (
     label_map,
     most_likely,
 )
+from brats_seg.inference.options import Mirroring
 from brats_seg.inference.windowed import choose_window
 from brats_seg.models.readout import Readout
 

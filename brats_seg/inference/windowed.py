@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Sequence
 from math import prod
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,13 +15,9 @@ from monai.networks.nets.swin_unetr import WindowAttention
 from torch import Tensor, nn
 
 from brats_seg.core.shapes import Image
+from brats_seg.inference.options import Inference
 from brats_seg.inference.slices import stack_slices
 from brats_seg.models.cascade import crop_sides, margin_of
-
-Inference = Literal["auto", "whole", "windowed"]
-"""How a network is led over an image: as `choose_window` says, in whole slices (or the whole volume), or in
-windows.
-"""
 
 OVERLAP = 0.5
 """Share of a window that the next one covers too; nnU-Net's default."""

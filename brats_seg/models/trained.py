@@ -164,6 +164,34 @@ def open_run(run: str | Path) -> TrainedRun:
     return TrainedRun(folder, tuple(map(open_network, checkpoints_of(folder))))
 
 
+def initial_checkpoint(source: str | Path | None, config: Config) -> tuple[Checkpoint | None, Config]:
+    """The checkpoint that a training begins with, and the config that records its SHA-256.
+
+    `source` is a run, a packaged network or a checkpoint file; None for none.
+
+    Raises:
+        UsageError: no such run, or another checkpoint than the config's run began with.
+        InputError: no checkpoint, or a bad one.
+    """
+    recorded = config.training.initial
+    if source is None:
+        if recorded:
+            raise UsageError(
+                f"training.initial: this config is of a run that began with the checkpoint {recorded[:12]}; "
+                "give it by --from"
+            )
+        return None, config
+    trained = open_network(Path(source) if Path(source).is_file() else checkpoints_of(find_run(source))[0])
+    if recorded not in ("", trained.digest):
+        raise UsageError(
+            f"--from {source}: has the SHA-256 {trained.digest[:12]}; the config's run began with "
+            f"{recorded[:12]} (training.initial)"
+        )
+    return trained.checkpoint, config.model_copy(
+        update={"training": config.training.model_copy(update={"initial": trained.digest})}
+    )
+
+
 def held_out_by_all(runs: Sequence[TrainedRun]) -> tuple[str, ...]:
     """Ids that every run held out: a case that one of several averaged networks was trained on is no held-out
     case. Raises `UsageError` where there is none.

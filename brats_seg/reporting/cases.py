@@ -10,10 +10,10 @@ from jaxtyping import Bool
 from brats_seg.core.errors import InputError
 from brats_seg.core.shapes import Mask, TissueMap, Volume
 from brats_seg.evaluation.overlap import JointHistogram, joint_histogram
-from brats_seg.evaluation.written import written_schema
 from brats_seg.reporting.figures import HEALTHY, Picture, gray_levels, overlay
 from brats_seg.scans.case import Case
 from brats_seg.scans.labels import schema_named, to_tissue
+from brats_seg.scans.predictions import written_schema
 from brats_seg.scans.volume import read_volume
 
 MODALITY_WORDS = {"t2f": "FLAIR", "t1c": "T1c", "t2w": "T2", "t1n": "T1"}

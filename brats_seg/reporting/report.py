@@ -4,7 +4,7 @@ network was trained on.
 
 import html
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +17,15 @@ from brats_seg.core.errors import InputError, UsageError, printable
 from brats_seg.core.files import write_text
 from brats_seg.core.progress import track
 from brats_seg.evaluation.overlap import JointHistogram
-from brats_seg.evaluation.scores import CONVENTIONS, Convention, EvaluationReport, Score, evaluate_folders
+from brats_seg.evaluation.scores import (
+    CONVENTIONS,
+    Convention,
+    EvaluationReport,
+    Score,
+    ScoreOptions,
+    evaluate_folders,
+)
 from brats_seg.evaluation.table import few_patients
-from brats_seg.evaluation.written import read_rows
 from brats_seg.reporting import figures, style
 from brats_seg.reporting.cases import SeenCase, best_slice, case_pictures, see_case
 from brats_seg.reporting.figures import Plot, plot
@@ -29,6 +35,7 @@ from brats_seg.reporting.style import number
 from brats_seg.scans.case import Case
 from brats_seg.scans.labels import REGIONS
 from brats_seg.scans.layouts import find_cases
+from brats_seg.scans.predictions import read_rows
 from brats_seg.scans.volume import SUFFIXES
 
 NAMES = {"whole": "Whole tumor", "core": "Tumor core", "active": "Active tumor"}
@@ -66,11 +73,7 @@ def write_report(
     *,
     output: str | Path,
     run: str | Path | None = None,
-    conventions: Sequence[str] = ("brats2020",),
-    cavity_in: Sequence[str] = (),
-    only: Collection[str] | None = None,
-    schema: str | None = None,
-    prediction_schema: str | None = None,
+    options: ScoreOptions = ScoreOptions(),
 ) -> WrittenReport:
     """Score a folder of predictions and write one self-contained page, and a Markdown twin beside it. The
     same input gives the same bytes.
@@ -80,18 +83,14 @@ def write_report(
         reference: cases with labels in any layout; with their scans, overlays are drawn.
         output: the page to write, `.html`; the twin has the same name and ends in `.md`.
         run: the run folder whose training curves and ledger are shown; None leaves them out.
-        conventions: keys of `CONVENTIONS`; the first one fills the table of cases.
-        cavity_in: regions that the resection cavity belongs to.
-        only: ids of the cases meant; None for all.
-        schema: the label schema of the cases whose layout does not say it.
-        prediction_schema: the label schema of predictions that no `predictions.csv` beside them tells.
+        options: which cases, and by which rules; the first convention fills the table of cases.
 
     Returns:
         `output`, and 1 as the exit code where a case could not be scored.
 
     Raises:
         InputError: a folder that is not there, or no case that could be scored.
-        UsageError: an unknown convention, a cavity as `evaluate_folders` refuses it, or an output that does
+        UsageError: a cavity as `evaluate_folders` refuses it, or an output that does
             not end in `.html`.
     """
     out, reference, output, run = (
@@ -102,19 +101,13 @@ def write_report(
     )
     if output.suffix != ".html":
         raise UsageError(f"--output {output}: the report is a page; give a name that ends in .html")
-    evaluation = evaluate_folders(
-        out,
-        reference,
-        conventions=conventions,
-        cavity_in=cavity_in,
-        only=only,
-        schema=schema,
-        prediction_schema=prediction_schema,
-    )
+    evaluation = evaluate_folders(out, reference, options=options)
     if not evaluation.scores:
         first = f"; the first problem: {evaluation.problems[0]}" if evaluation.problems else ""
         raise InputError(f"{out}: no case could be scored against {reference}{first}")
-    content = _content(evaluation, out, reference, run=run, schemas=(schema, prediction_schema))
+    content = _content(
+        evaluation, out, reference, run=run, schemas=(options.schema, options.prediction_schema)
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     pages = _environment()
     for path, template in ((output.with_suffix(".md"), "report.md"), (output, "report.html")):

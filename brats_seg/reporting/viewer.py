@@ -20,7 +20,6 @@ from jinja2 import Environment, StrictUndefined
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import write_text
 from brats_seg.core.shapes import Mask, TissueMap, Volume
-from brats_seg.evaluation.written import TABLE, written_schema
 from brats_seg.reporting.style import color_of, css_variables, viewer_colors, words
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.labels import (
@@ -33,6 +32,7 @@ from brats_seg.scans.labels import (
     schema_option,
     to_tissue,
 )
+from brats_seg.scans.predictions import TABLE, written_schema
 from brats_seg.scans.volume import Geometry, read_volume, read_volumes, same_grid
 
 PACKAGE = "ipyniivue"

@@ -69,6 +69,19 @@ class Case:
     folder: Path
 
 
+def case_of_files(files: Mapping[str, Path], *, id: str) -> Case:
+    """A case of files that are named one by one: modality -> file. Nothing tells its label schema."""
+    return Case(
+        id=id,
+        patient=id,
+        layout="files",
+        schema="",
+        modalities={name: ScanFile(path) for name, path in files.items()},
+        label=None,
+        folder=next(iter(files.values())).parent,
+    )
+
+
 def modality_named(text: str) -> str | None:
     """The modality a name stands for (`T1ce`, `T1-Gd`, `FLAIR`, `t2w`), or None."""
     plain = "".join(c for c in text.lower() if c.isalnum())

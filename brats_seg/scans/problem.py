@@ -1,9 +1,11 @@
 """One thing that is wrong with a data set, in words a person can act on."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
-from brats_seg.core.errors import printable
+from brats_seg.core.errors import InputError, printable
+from brats_seg.scans.geometry import ScanError
 
 
 @dataclass(frozen=True)
@@ -36,3 +38,18 @@ class Problem:
     def to_dict(self) -> dict[str, str]:
         """Plain types, for JSON."""
         return asdict(self)
+
+
+class RefusedError(Exception):
+    """Ends the work on one case; `problem` says why."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+def problem_of(error: InputError, case: str, *, file: str | Path = "", expected: str = "") -> Problem:
+    """What an error says of a case, by its id. A `ScanError` names its own file, and what was expected."""
+    if isinstance(error, ScanError):
+        return Problem("error", case, str(error.path), error.what, error.expected)
+    return Problem("error", case, str(file), str(error).removeprefix(f"{case}: "), expected)

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from brats_seg.core.errors import UsageError
+from brats_seg.bank.bank import PatchBank
+from brats_seg.bank.folds import inner_split
+from brats_seg.core.config import Validation
+from brats_seg.core.errors import InputError, UsageError
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,49 @@ class Split:
                 )
         if not self.train:
             raise UsageError("split: no case to train on")
+
+
+def make_split(bank: PatchBank, *, fold: int | None, validation: Validation, seed: int) -> Split:
+    """Cases to train on, to validate on (`validation.cases` says which) and to hold out.
+
+    Args:
+        bank: whose folds are meant.
+        fold: to hold out, from 0; None trains on all cases and validates on none.
+        validation: says which cases of the other folds are the inner split.
+        seed: of a random inner split.
+
+    Raises:
+        UsageError: a fold that the bank does not have, or "next_fold" where no third fold is left to train
+            on.
+        InputError: a fold that holds all cases, or training cases of a single patient.
+    """
+    if fold is None:
+        return Split(train=tuple(case.id for case in bank.cases))
+    folds = bank.folds
+    if not 0 <= fold < len(folds):
+        raise UsageError(f"--fold {fold}: the bank has folds 0..{len(folds) - 1}, or 'all'")
+    rest = [case for case in bank.cases if case.id not in folds[fold]]
+    if not rest:
+        raise InputError(f"{bank.path}: fold {fold} holds every case; nothing is left to train on")
+    trained = tuple(case.id for case in rest)
+    inner: tuple[str, ...] = ()
+    if validation.cases == "next_fold":
+        if len(folds) < 3:
+            raise UsageError(
+                f"validation.cases 'next_fold' needs 3 folds or more; {bank.path} has {len(folds)}"
+            )
+        following = folds[(fold + 1) % len(folds)]
+        inner = tuple(case for case in trained if case in following)
+        trained = tuple(case for case in trained if case not in following)
+    elif validation.cases == "fraction":
+        enhancing = bank.classes.index("enhancing_core")
+        trained, inner = inner_split(
+            {case.id: case.patient for case in rest},
+            {case.id: case.n_voxels[enhancing] > 0 for case in rest},
+            fraction=validation.fraction,
+            seed=seed,
+        )
+    return Split(train=trained, inner=inner, held_out=folds[fold], fold=fold)
 
 
 @dataclass(frozen=True)

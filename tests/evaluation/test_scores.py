@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.evaluation.scores import CONVENTIONS, evaluate_folders, score_case
+from brats_seg.evaluation.scores import CONVENTIONS, ScoreOptions, evaluate_folders, score_case
 from brats_seg.evaluation.table import METRICS, few_patients
 from brats_seg.scans.geometry import make_geometry
 from brats_seg.scans.layouts import find_cases
@@ -164,7 +164,9 @@ def test_folders(tmp_path):
     }
     for name, tissue in answers.items():
         write_map(tmp_path / "out" / f"{name}.nii.gz", tissue)
-    report = evaluate_folders(tmp_path / "out", reference, conventions=ALL, output=tmp_path / "scores")
+    report = evaluate_folders(
+        tmp_path / "out", reference, output=tmp_path / "scores", options=ScoreOptions(conventions=ALL)
+    )
     assert (report.exit_code, report.problems) == (0, ())
 
     with (tmp_path / "scores" / "scores.csv").open() as file:
@@ -236,7 +238,7 @@ def test_every_problem_is_named_and_the_others_scored(tmp_path):
     assert "2 volumes" in said[names["stack"]]
     assert "gzip" in said[names["text"]]
     assert "no reference" in said["stranger"]
-    assert evaluate_folders(out, reference, only=[names["good"]]).exit_code == 0
+    assert evaluate_folders(out, reference, options=ScoreOptions(only=tuple([names["good"]]))).exit_code == 0
 
 
 def test_a_case_asked_for_with_neither_prediction_nor_reference_is_named_once(tmp_path):
@@ -249,13 +251,16 @@ def test_a_case_asked_for_with_neither_prediction_nor_reference_is_named_once(tm
     write_map(reference / "BraTS2021_00002" / "BraTS2021_00002_seg.nii", tumor())  # a second label: ambiguous
     write_map(tmp_path / "out" / "BraTS2021_00001.nii.gz", tumor(core=2))
     asked = [f"BraTS2021_0000{i}" for i in range(1, 5)]
-    report = evaluate_folders(tmp_path / "out", reference, only=asked)
+    report = evaluate_folders(tmp_path / "out", reference, options=ScoreOptions(only=tuple(asked)))
     assert {s.case for s in report.scores} == {asked[0]}
     said = {p.case: p.what for p in report.problems}
     assert (report.exit_code, sorted(said), len(report.problems)) == (1, asked[1:], 3)
     assert "ambiguous" in said[asked[1]]
     assert said[asked[2]] == said[asked[3]] == "neither a prediction nor a reference with a label"
-    assert evaluate_folders(tmp_path / "out", reference, only=asked[:1]).problems == ()
+    assert (
+        evaluate_folders(tmp_path / "out", reference, options=ScoreOptions(only=tuple(asked[:1]))).problems
+        == ()
+    )
 
 
 def test_problems_of_folders_are_named_where_they_concern_the_cases_asked_for(tmp_path):
@@ -266,11 +271,11 @@ def test_problems_of_folders_are_named_where_they_concern_the_cases_asked_for(tm
     write_map(elsewhere / "imagesTr" / "BRATS_001.nii.gz", tumor())
     (elsewhere / "dataset.json").write_text("no JSON")
     write_map(tmp_path / "out" / "mine.nii.gz", tumor(core=2), values=(0, 1, 2, 3))
-    found = evaluate_folders(tmp_path / "out", tmp_path / "scans", only=["mine"])
+    found = evaluate_folders(tmp_path / "out", tmp_path / "scans", options=ScoreOptions(only=tuple(["mine"])))
     assert found.exit_code == 0
     assert ["strange.nii.gz" in p.what for p in found.problems] == [True]
     lost = evaluate_folders(
-        tmp_path / "out", tmp_path / "scans", only=["mine", "BRATS_001"]
+        tmp_path / "out", tmp_path / "scans", options=ScoreOptions(only=tuple(["mine", "BRATS_001"]))
     )  # it may be in the broken data set
     assert lost.exit_code == 1
     assert [(p.severity, p.case) for p in lost.problems] == [
@@ -298,7 +303,9 @@ def test_the_cavity_is_scored_in_the_regions_asked_for_alone(tmp_path):
         dtype="float32",
     )
     for cavity_in, dice in (((), 1.0), (("whole",), 200 / 250)):
-        report = evaluate_folders(tmp_path / "out", tmp_path / "scans", cavity_in=cavity_in)
+        report = evaluate_folders(
+            tmp_path / "out", tmp_path / "scans", options=ScoreOptions(cavity_in=cavity_in)
+        )
         assert (report.problems, report.summary["cavity_in"]) == ((), list(cavity_in))
         found = {s.region: s.dice for s in report.scores}
         assert (found["whole"], found["core"]) == (pytest.approx(dice), 1.0)
@@ -307,7 +314,7 @@ def test_the_cavity_is_scored_in_the_regions_asked_for_alone(tmp_path):
         )  # the saved probabilities know the cavity
     assert report.summary["calibration"]["regions"]["whole"]["bins"][-1]["n_voxels"] == 150
     with pytest.raises(UsageError, match="--cavity-in edema: unknown; the regions are whole, core, active"):
-        evaluate_folders(tmp_path / "out", tmp_path / "scans", cavity_in=("edema",))
+        evaluate_folders(tmp_path / "out", tmp_path / "scans", options=ScoreOptions(cavity_in=("edema",)))
 
 
 def test_a_cavity_that_the_labels_do_not_tell_apart_joins_no_region(tmp_path):
@@ -317,7 +324,7 @@ def test_a_cavity_that_the_labels_do_not_tell_apart_joins_no_region(tmp_path):
         UsageError,
         match=r"--cavity-in whole: .*, edema, enhancing_core apart, and no resection cavity; .*brats2024gli",
     ):
-        evaluate_folders(tmp_path / "out", reference, cavity_in=("whole",))
+        evaluate_folders(tmp_path / "out", reference, options=ScoreOptions(cavity_in=("whole",)))
 
 
 @pytest.mark.parametrize(
@@ -421,7 +428,10 @@ def test_a_scan_that_the_convention_leaves_out_of_one_folder_is_left_out_of_the_
         seen = tissue if name.endswith("0") else tumor()
         write_map(tmp_path / "empty" / f"{name}.nii.gz", seen, values=(0, 1, 2, 3))
     report = evaluate_folders(
-        tmp_path / "out", tmp_path / "scans", against=tmp_path / "empty", conventions=("brats2013",)
+        tmp_path / "out",
+        tmp_path / "scans",
+        against=tmp_path / "empty",
+        options=ScoreOptions(conventions=("brats2013",)),
     )
     tests = {(t["region"], t["metric"]): t for t in report.summary["against"]["tests"]}
     assert (tests["whole", "hd95_mm"]["mean_difference"], tests["whole", "hd95_mm"]["p"]) == (0.0, 1.0)
@@ -447,13 +457,13 @@ def test_predictions_in_other_values_than_their_references_are_scored_where_thei
     assert (
         evaluate_folders(tmp_path / "out", reference).scores == ()
     )  # 3 is no value of the references' schema
-    report = evaluate_folders(tmp_path / "out", reference, prediction_schema="msd")
+    report = evaluate_folders(tmp_path / "out", reference, options=ScoreOptions(prediction_schema="msd"))
     assert {s.dice for s in report.scores} == {1.0}
     assert (report.problems, report.exit_code) == ((), 0)
     with pytest.raises(
         UsageError, match="--prediction-schema brats: no such label schema; the schemas are brats2013"
     ):
-        evaluate_folders(tmp_path / "out", reference, prediction_schema="brats")
+        evaluate_folders(tmp_path / "out", reference, options=ScoreOptions(prediction_schema="brats"))
 
 
 def test_a_table_that_overrules_the_schema_that_is_asked_for_is_said(tmp_path):
@@ -465,7 +475,7 @@ def test_a_table_that_overrules_the_schema_that_is_asked_for_is_said(tmp_path):
     (tmp_path / "out" / "predictions.csv").write_text(
         "case,file,schema\nBraTS2021_00000,BraTS2021_00000.nii.gz,brats2017\n"
     )
-    report = evaluate_folders(tmp_path / "out", reference, prediction_schema="msd")
+    report = evaluate_folders(tmp_path / "out", reference, options=ScoreOptions(prediction_schema="msd"))
     assert {s.dice for s in report.scores} == {1.0}
     (problem,) = report.problems
     assert (problem.severity, problem.what) == (
@@ -575,7 +585,9 @@ def test_real_references_against_themselves(real_data, tmp_path):
     for case in cases:
         suffix = next(s for s in SUFFIXES if case.label.path.name.endswith(s))
         (tmp_path / f"{case.id}{suffix}").symlink_to(case.label.path)
-    report = evaluate_folders(tmp_path, real_data, conventions=("brats2020", "brats2023"))
+    report = evaluate_folders(
+        tmp_path, real_data, options=ScoreOptions(conventions=("brats2020", "brats2023"))
+    )
     assert (report.exit_code, report.summary["n_cases"]) == (0, len(cases))
     for score in report.scores:
         assert score.dice == 1.0

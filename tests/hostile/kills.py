@@ -31,8 +31,10 @@ import pandas as pd
 import torch
 
 from brats_seg import pipeline
+from brats_seg.bank.build import BuildOptions
 from brats_seg.cli import main as brats_seg
 from brats_seg.core.config import load_config
+from brats_seg.inference.options import PredictOptions
 
 SEED = 20261
 SMALL = (
@@ -90,9 +92,9 @@ class Trial:
 def make_shop(shop: Path) -> None:
     """Scans, a bank, a run, predictions and images, all tiny."""
     pipeline.phantom(shop / "scans", n_cases=6, layout="brats2021", size=48, seed=3)
-    pipeline.preprocess(shop / "scans", shop / "bank", workers=1, n_folds=3)
+    pipeline.preprocess(shop / "scans", shop / "bank", workers=1, options=BuildOptions(n_folds=3))
     pipeline.train(shop / "bank", shop / "run", load_config("demo", overrides=SMALL), fold=0, device="cpu")
-    pipeline.predict(shop / "run", shop / "scans", shop / "predictions", device="cpu")
+    pipeline.predict(shop / "run", shop / "scans", shop / "predictions", options=PredictOptions(device="cpu"))
     for case in sorted((shop / "scans").iterdir())[3:]:  # three are enough to build a bank of and to segment
         (shop / "some").mkdir(exist_ok=True)
         shutil.copytree(case, shop / "some" / case.name)

@@ -14,9 +14,11 @@ from monai.data import MetaTensor
 
 import brats_seg as bs
 from brats_seg import pipeline
+from brats_seg.bank.build import BuildOptions
 from brats_seg.core.config import load_config
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.inference.loaded import LoadedRun
+from brats_seg.inference.options import PredictOptions
 
 MODALITIES = ("t1n", "t1c", "t2w", "t2f")
 TINY = (
@@ -37,9 +39,16 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run, and the label map that `predict-case` writes for a case of its bank."""
     root = tmp_path_factory.mktemp("loaded")
     pipeline.phantom(root / "scans", n_cases=4, layout="brats2023", size=48, seed=3)
-    assert pipeline.preprocess(root / "scans", root / "bank", workers=1, n_folds=2).exit_code == 0
+    assert (
+        pipeline.preprocess(
+            root / "scans", root / "bank", workers=1, options=BuildOptions(n_folds=2)
+        ).exit_code
+        == 0
+    )
     pipeline.train(root / "bank", root / "run", load_config("demo", overrides=TINY), fold=0, device="cpu")
-    pipeline.predict_files(root / "run", root / "labels.nii.gz", files_of(root), device="cpu")
+    pipeline.predict_files(
+        root / "run", root / "labels.nii.gz", files_of(root), options=PredictOptions(device="cpu")
+    )
     return root
 
 

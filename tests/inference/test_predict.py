@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from brats_seg.core.errors import InputError, UsageError
+from brats_seg.inference import intake
 from brats_seg.inference import predict as predicting
-from brats_seg.inference.cleanup import Cleanup
+from brats_seg.inference.options import PredictOptions, Settings
 from brats_seg.inference.predict import predict_cases, predict_one
 from brats_seg.inference.segmenter import Segmenter
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
@@ -178,7 +179,9 @@ def test_table_and_continue(tmp_path):
         for i, (name, schema) in enumerate((("b", "brats2017"), ("a", "brats2023")))
     ]
     predict_cases([segmenter()], cases[:1], out=tmp_path / "out")
-    report = predict_cases([segmenter()], cases, out=tmp_path / "out", skip_finished=True)
+    report = predict_cases(
+        [segmenter()], cases, out=tmp_path / "out", options=PredictOptions(skip_finished=True)
+    )
     assert (report.skipped, [p.case for p in report.predictions], report.exit_code) == (("b",), ["a"], 0)
     with (tmp_path / "out" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -201,15 +204,18 @@ def test_table_and_continue(tmp_path):
 def test_to_continue_with_another_network_or_other_settings_is_to_begin_anew(tmp_path):
     case, out = write_scans(tmp_path / "a", scans()), tmp_path / "out"
 
-    def skipped(*, cleanup: Cleanup | None = None, **changes: object) -> tuple[str, ...]:
+    def skipped(*, settings: Settings = Settings(), **changes: object) -> tuple[str, ...]:
         return predict_cases(
-            [segmenter(**changes)], [case], out=out, skip_finished=True, cleanup=cleanup
+            [segmenter(**changes)],
+            [case],
+            out=out,
+            options=PredictOptions(skip_finished=True, settings=settings),
         ).skipped
 
     assert [skipped(checkpoint="1"), skipped(checkpoint="1")] == [(), ("a",)]
     assert [skipped(checkpoint="2"), skipped(checkpoint="2")] == [(), ("a",)]
     assert skipped(checkpoint="2", class_shift=(0.0, 0.0, 1.0, 0.0)) == ()
-    assert skipped(checkpoint="2", cleanup=Cleanup(50.0, 0.0)) == ()
+    assert skipped(checkpoint="2", settings=Settings(min_component_mm3=50.0)) == ()
 
 
 def test_to_continue_in_another_precision_is_to_begin_anew(tmp_path):
@@ -227,7 +233,10 @@ def test_to_continue_in_another_precision_is_to_begin_anew(tmp_path):
 
     def skipped(dtype: torch.dtype) -> tuple[str, ...]:
         return predict_cases(
-            [segmenter(network=WithWeight().to(dtype))], [case], out=out, skip_finished=True
+            [segmenter(network=WithWeight().to(dtype))],
+            [case],
+            out=out,
+            options=PredictOptions(skip_finished=True),
         ).skipped
 
     assert [skipped(torch.float32), skipped(torch.bfloat16), skipped(torch.bfloat16)] == [(), (), ("a",)]
@@ -263,7 +272,10 @@ def test_a_case_that_was_left_half_done_is_done_again(tmp_path):
 
     def go_on() -> tuple[str, ...]:
         return predict_cases(
-            [segmenter()], [case], out=out, skip_finished=True, save_probabilities=True
+            [segmenter()],
+            [case],
+            out=out,
+            options=PredictOptions(skip_finished=True, save_probabilities=True),
         ).skipped
 
     predict_cases([segmenter()], [case], out=out)
@@ -282,7 +294,9 @@ def test_spacing(tmp_path):
     assert [p.case for p in refused.predictions] == ["near"]
     assert "5 x 1 x 1 mm" in str(refused.problems[0])
     assert "--resample" in str(refused.problems[0])
-    (prediction,) = predict_cases([segmenter()], [case], out=tmp_path / "out", resample=True).predictions
+    (prediction,) = predict_cases(
+        [segmenter()], [case], out=tmp_path / "out", options=PredictOptions(resample=True)
+    ).predictions
     values, geometry = read_volume(prediction.path)
     assert (values.shape, geometry.spacing_mm) == (SHAPE, (5, 1, 1))
     assert values[~scans().any(axis=-1)].max() == 0
@@ -296,8 +310,7 @@ def test_several_networks_and_mirrors(tmp_path):
         [segmenter(), segmenter()],
         [case],
         out=tmp_path / "same",
-        mirroring="in_plane",
-        save_probabilities=True,
+        options=PredictOptions(mirroring="in_plane", save_probabilities=True),
     )
     assert np.array_equal(*(read_volume(r.predictions[0].path)[0] for r in (plain, same)))
     saved = nibabel.load(tmp_path / "same" / "probabilities" / "case.nii.gz")
@@ -313,7 +326,12 @@ def test_several_networks_and_mirrors(tmp_path):
     assert 1 not in read_volume(shifted.predictions[0].path)[0]
     # Each network is corrected by its own shift before the mean is taken.
     corrected = segmenter(class_shift=(0.0, -np.inf, 0.0, 0.0))
-    predict_cases([segmenter(), corrected], [case], out=tmp_path / "mixed", save_probabilities=True)
+    predict_cases(
+        [segmenter(), corrected],
+        [case],
+        out=tmp_path / "mixed",
+        options=PredictOptions(save_probabilities=True),
+    )
     mixed = np.asarray(nibabel.load(tmp_path / "mixed" / "probabilities" / "case.nii.gz").dataobj)
     assert np.allclose(mixed[..., 1], stack[..., 1] / 2, atol=1e-6)
 
@@ -322,7 +340,7 @@ def test_a_missing_modality_is_a_channel_of_0_where_that_is_allowed(tmp_path):
     whole = write_scans(tmp_path / "case", scans())
     lacking = replace(whole, modalities={k: v for k, v in whole.modalities.items() if k != "t1c"})
     (prediction,) = predict_cases(
-        [segmenter()], [lacking], out=tmp_path / "out", allow_missing=True
+        [segmenter()], [lacking], out=tmp_path / "out", options=PredictOptions(allow_missing=True)
     ).predictions
     assert prediction.warnings == ("lacks t1c",)
     z_scores = scans() - scans()[scans() > 0].mean()
@@ -330,18 +348,24 @@ def test_a_missing_modality_is_a_channel_of_0_where_that_is_allowed(tmp_path):
     brightest = np.where(scans().any(axis=-1), z_scores.argmax(axis=-1), 0)
     assert np.array_equal(read_volume(prediction.path)[0], np.array([0, 1, 2, 4])[brightest])
     nothing = replace(whole, modalities={})
-    (problem,) = predict_cases([segmenter()], [nothing], out=tmp_path / "out", allow_missing=True).problems
+    (problem,) = predict_cases(
+        [segmenter()], [nothing], out=tmp_path / "out", options=PredictOptions(allow_missing=True)
+    ).problems
     assert "lacks t1n, t1c, t2w, t2f" in str(problem)
 
 
 def test_clean_up_is_by_mm3_on_the_grid_of_the_case(tmp_path):
     case = write_scans(tmp_path / "case", scans())
-    cleanup = Cleanup(min_component_mm3=10000.0)
-    (prediction,) = predict_cases([segmenter()], [case], out=tmp_path / "out", cleanup=cleanup).predictions
+    cleanup = Settings(min_component_mm3=10000.0)
+    (prediction,) = predict_cases(
+        [segmenter()], [case], out=tmp_path / "out", options=PredictOptions(settings=cleanup)
+    ).predictions
     assert not read_volume(prediction.path)[0].any()
     assert prediction.volumes_ml["whole"] == 0
-    few = Cleanup(min_enhancing_mm3=10000.0)
-    (prediction,) = predict_cases([segmenter()], [case], out=tmp_path / "out", cleanup=few).predictions
+    few = Settings(min_enhancing_mm3=10000.0)
+    (prediction,) = predict_cases(
+        [segmenter()], [case], out=tmp_path / "out", options=PredictOptions(settings=few)
+    ).predictions
     assert np.array_equal(read_volume(prediction.path)[0], np.array([0, 1, 2, 1])[expected(scans())])
 
 
@@ -431,7 +455,9 @@ def test_slices_computed_apart_are_those_computed_together(tmp_path, save):
     try:
         for n in (1, 3):
             torch.set_num_threads(n)
-            report = predict_cases([segmenter()], cases, out=tmp_path / str(n), save_probabilities=save)
+            report = predict_cases(
+                [segmenter()], cases, out=tmp_path / str(n), options=PredictOptions(save_probabilities=save)
+            )
             assert [p.case for p in report.predictions] == ["a", "b", "c", "d"]
             assert torch.get_num_threads() == n
             maps.append([read_volume(p.path)[0] for p in report.predictions])
@@ -475,7 +501,7 @@ def test_what_ends_a_run_ends_the_cases_under_way(tmp_path, monkeypatch):
     network = Counting(seconds=0.3)
     with monkeypatch.context() as patched:
         patched.setattr(predicting, "track", interrupt)
-        patched.setattr(predicting, "load_case", first_case_first)
+        patched.setattr(intake, "load_case", first_case_first)
         with pytest.raises(KeyboardInterrupt) as kept:
             predict_cases([segmenter(network=network)], cases, out=tmp_path / "out")
     assert network.n_passes < 1 + 12
@@ -501,17 +527,19 @@ def test_threads_begun_later_have_their_number(tmp_path):
         torch.set_num_threads(n_threads)
 
 
-@pytest.mark.parametrize("stage", ["load_case", "write_label_map"])
-def test_memory_that_does_not_suffice_to_read_or_write_a_case_is_its_problem(tmp_path, monkeypatch, stage):
+@pytest.mark.parametrize(("module", "stage"), [(intake, "load_case"), (predicting, "write_label_map")])
+def test_memory_that_does_not_suffice_to_read_or_write_a_case_is_its_problem(
+    tmp_path, monkeypatch, module, stage
+):
     cases = [write_scans(tmp_path / name, scans()) for name in ("a", "b")]
-    real = getattr(predicting, stage)
+    real = getattr(module, stage)
 
     def full_for_a(*args, **more):
         if "a" in (getattr(args[0], "id", ""), getattr(args[0], "name", "").partition(".")[0]):
             raise MemoryError
         return real(*args, **more)
 
-    monkeypatch.setattr(predicting, stage, full_for_a)
+    monkeypatch.setattr(module, stage, full_for_a)
     report = predict_cases([segmenter()], cases, out=tmp_path / "out")
     assert [p.case for p in report.predictions] == ["b"]
     assert "a: " in str(report.problems[0])
@@ -543,7 +571,12 @@ def test_brain_of_a_certain_network_is_no_air(tmp_path):
             return torch.stack([torch.full_like(x[:, 0], 40.0), *torch.zeros_like(x[:, 1:]).unbind(1)], dim=1)
 
     case = write_scans(tmp_path / "case", scans())
-    predict_cases([segmenter(network=Certain())], [case], out=tmp_path / "out", save_probabilities=True)
+    predict_cases(
+        [segmenter(network=Certain())],
+        [case],
+        out=tmp_path / "out",
+        options=PredictOptions(save_probabilities=True),
+    )
     healthy = np.asarray(nibabel.load(tmp_path / "out" / "probabilities" / "case.nii.gz").dataobj)[
         ..., 0
     ].transpose(2, 1, 0)

@@ -13,7 +13,7 @@ from tiny_study import Study, tumor, write_nifti
 from brats_seg import pipeline
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.evaluation import scores
-from brats_seg.evaluation.scores import CONVENTIONS
+from brats_seg.evaluation.scores import CONVENTIONS, ScoreOptions
 from brats_seg.reporting.report import _environment, convention_words, write_report
 
 
@@ -25,7 +25,7 @@ def page(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
         study.reference,
         run=study.run,
         output=output,
-        conventions=("brats2013", "brats2020"),
+        options=ScoreOptions(conventions=("brats2013", "brats2020")),
     ).page
 
 
@@ -91,7 +91,10 @@ def test_a_region_that_takes_the_cavity_says_so(tmp_path: Path) -> None:
     write_nifti(tmp_path / "out" / f"{name}.nii.gz", label)
     for cavity_in, said in (((), "without edema."), (("core",), "without edema, with the resection cavity.")):
         page = write_report(
-            tmp_path / "out", tmp_path / "scans", output=tmp_path / "report.html", cavity_in=cavity_in
+            tmp_path / "out",
+            tmp_path / "scans",
+            output=tmp_path / "report.html",
+            options=ScoreOptions(cavity_in=cavity_in),
         ).page
         assert f"the tumor {said}" in plain(page.read_text(encoding="utf-8"))
         assert f"core: the tumor {said}" in page.with_suffix(".md").read_text(encoding="utf-8")
@@ -103,7 +106,7 @@ def test_the_same_input_gives_the_same_bytes(page: Path, study: Study, tmp_path:
         study.reference,
         run=study.run,
         output=tmp_path / "report.html",
-        conventions=("brats2013", "brats2020"),
+        options=ScoreOptions(conventions=("brats2013", "brats2020")),
     ).page
     assert again.read_bytes() == page.read_bytes()
     assert again.with_suffix(".md").read_bytes() == page.with_suffix(".md").read_bytes()
@@ -117,7 +120,10 @@ def test_a_missing_run_leaves_training_out_and_a_missing_prediction_is_a_problem
     for case in study.cases[:2]:
         (out / f"{case}.nii.gz").write_bytes((study.predictions / f"{case}.nii.gz").read_bytes())
     written = write_report(
-        out, study.reference, output=tmp_path / "deep" / "report.html", only=study.cases[1:3]
+        out,
+        study.reference,
+        output=tmp_path / "deep" / "report.html",
+        options=ScoreOptions(only=tuple(study.cases[1:3])),
     )
     assert written.exit_code == 1
     page = written.page
@@ -197,7 +203,7 @@ def test_report_and_evaluate_score_with_as_many_threads(
 
     monkeypatch.setattr(scores, "ThreadPoolExecutor", Counted)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
-    pipeline.report(study.predictions, study.reference, output=tmp_path / "report.html")
+    write_report(study.predictions, study.reference, output=tmp_path / "report.html")
     pipeline.evaluate(study.predictions, study.reference, output=tmp_path)
     assert n_threads == [3, 3]
 

@@ -1,4 +1,4 @@
-"""predictions.csv: which label maps were written, and in which label schema each was."""
+"""A folder of predictions: the names of its files, and in which label schema each label map was written."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -9,6 +9,10 @@ from brats_seg.scans.case import Case
 from brats_seg.scans.labels import SCHEMAS
 
 TABLE = "predictions.csv"
+PROBABILITIES = "probabilities"
+"""The folder beside the label maps: `<case>.nii.gz`, a volume for each class, and `CLASSES`."""
+CLASSES = "classes.txt"
+"""Names of the volumes of every file there, a line each, healthy first."""
 KEYS = ("case", "file", "schema")
 """Columns that each table has."""
 

@@ -1,0 +1,54 @@
+"""What `predict` did: the label maps that were written, and the cases that were refused."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from brats_seg.scans.problem import Problem
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One label map that was written.
+
+    Attributes:
+        case: its id.
+        path: where it lies.
+        seconds: reading, computing and writing it, one after the other.
+        volumes_ml: of each class and region of it.
+        warnings: what was odd about the case.
+    """
+
+    case: str
+    path: Path
+    seconds: float
+    volumes_ml: Mapping[str, float]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PredictReport:
+    """What a run over a folder did: label maps written, cases that were there already, and what was wrong."""
+
+    predictions: tuple[Prediction, ...]
+    skipped: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """1 where a case was refused, or there was none."""
+        return int(
+            not (self.predictions or self.skipped) or any(p.severity == "error" for p in self.problems)
+        )
+
+    def summary(self) -> str:
+        """One line of counts."""
+        n_refused = len({p.case or p.file for p in self.problems if p.severity == "error"})
+        mean = (
+            f", {sum(p.seconds for p in self.predictions) / len(self.predictions):.1f} s each"
+            if self.predictions
+            else ""
+        )
+        there = f", {len(self.skipped)} were there already" if self.skipped else ""
+        n = len(self.predictions)
+        return f"{n} {'case' if n == 1 else 'cases'} segmented{mean}{there}, {n_refused} refused"
