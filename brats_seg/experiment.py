@@ -17,11 +17,11 @@ import pandas as pd
 from brats_seg import pipeline
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.listing import hold_bank, verify_bank
-from brats_seg.core.cluster import worker_number
 from brats_seg.core.config import Config, parse_config
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import atomic, read_json, read_table, write_json, write_text
 from brats_seg.core.grid import Cell, GridReport, check_identity, read_cells, run_grid
+from brats_seg.core.local_engine import worker_number
 from brats_seg.core.run_folder import BEST
 from brats_seg.core.runtime import Runtime, n_workers, start_runtime, worker_device
 from brats_seg.core.shapes import TissueMap

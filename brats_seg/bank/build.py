@@ -24,7 +24,7 @@ from brats_seg.bank.entry import (
 from brats_seg.bank.folds import make_folds
 from brats_seg.bank.format import LISTED, READERS_LOCK, SCHEMA_VERSION, is_bank
 from brats_seg.bank.listing import read_listing
-from brats_seg.core.cluster import Outcome, run_tasks
+from brats_seg.core.engine import Outcome, run_tasks
 from brats_seg.core.errors import InputError, UsageError, is_disk_full
 from brats_seg.core.files import lock, read_json, write_text
 from brats_seg.scans.case import MODALITIES, Case

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from brats_seg.core.cluster import Outcome, iterate_outcomes
+from brats_seg.core.engine import Outcome, map_unordered
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock, parse_json, read_json, shown, write_json
 from brats_seg.core.progress import log_line, progress_bar
@@ -245,7 +245,7 @@ def _compute(
     with progress_bar() as bar, _interrupted_by_sigterm():
         task = bar.add_task(label, total=n_cells, completed=n_kept, note="")
         for n_new, outcome in enumerate(
-            iterate_outcomes(_Call(function), jobs, workers=workers, threads=1), start=1
+            map_unordered(_Call(function), jobs, workers=workers, threads=1), start=1
         ):
             cell = by_digest[outcome.task[0]]
             problem = _keep(cell, outcome, finished)

@@ -20,9 +20,9 @@ from brats_seg.bank.build import BuildOptions, build_bank, disk_needed
 from brats_seg.bank.entry import EntryResult, EntryTask
 from brats_seg.bank.format import READERS_LOCK
 from brats_seg.bank.listing import hold_bank, verify_bank
-from brats_seg.core.cluster import Outcome, WorkerDiedError
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock, sha256
+from brats_seg.core.outcome import Outcome, WorkerDiedError
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.volume import make_geometry, write_volume

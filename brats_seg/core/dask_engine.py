@@ -1,0 +1,220 @@
+"""Tasks on the workers of a Dask cluster, which may be killed, replaced and added at any time."""
+
+import logging
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from platform import python_version
+from typing import Any, NamedTuple
+
+from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.outcome import Outcome, T, V, WorkerDiedError, attempt
+
+TOKEN = ".brats-seg-token-"
+"""Begins the name of a file that a client writes, and removes once all workers have been asked for it."""
+
+_ANSWER_S = 10.0  # how long a scheduler has to answer
+_LOOK_S = 0.5  # how often the list of workers is read
+_MOST_DEATHS = 3  # of workers that had the same task
+
+
+class _Call(NamedTuple):
+    future: Any
+    position: int  # of the task
+    n_deaths: int  # of workers that had the task before
+
+
+@dataclass(frozen=True, eq=False)
+class Cluster:
+    """A connection to a running cluster, made by `open_cluster`, which tells what the fields are.
+
+    `sound` says of each worker, by its address, whether it passed the checks.
+    """
+
+    client: Any
+    address: str
+    needs: tuple[Path, ...]
+    shared: Path | None
+    say: Callable[[str], None]
+    sound: dict[str, bool] = field(default_factory=dict)
+
+    def map_unordered(self, function: Callable[[T], V], tasks: Sequence[T]) -> Iterator[Outcome[T, V]]:
+        """As `engine.map_unordered`. A worker has one task at a time, and one that is lost costs one task."""
+        queue = deque((position, 0) for position in range(len(tasks)))
+        busy: dict[str, _Call] = {}
+        workers, looked_s, here = self._workers(), time.monotonic(), Path.cwd()
+        try:
+            while queue or busy:
+                for worker in workers - busy.keys():
+                    if queue:
+                        position, n_deaths = queue.popleft()
+                        job = _serve, function, tasks[position], position, here
+                        future = self.client.submit(*job, workers=[worker], pure=False)
+                        busy[worker] = _Call(future, position, n_deaths)
+                self._wait(busy)
+                for worker, call in [(w, c) for w, c in busy.items() if c.future.done()]:
+                    if outcome := self._outcome(call, tasks[call.position]):
+                        del busy[worker]
+                        yield outcome
+                if time.monotonic() - looked_s < _LOOK_S:
+                    continue
+                workers, looked_s = self._workers(), time.monotonic()
+                for worker in busy.keys() - workers:
+                    lost = busy.pop(worker)
+                    self.client.cancel([lost.future], force=True)
+                    if lost.n_deaths + 1 < _MOST_DEATHS:
+                        queue.appendleft((lost.position, lost.n_deaths + 1))
+                    else:
+                        how = WorkerDiedError(f"ended {_MOST_DEATHS} workers: killed, or out of memory")
+                        yield Outcome(tasks[lost.position], error=how, position=lost.position)
+        finally:
+            with suppress(Exception):
+                self.client.cancel([call.future for call in busy.values()], force=True)
+
+    def _wait(self, busy: dict[str, _Call]) -> None:
+        """Until a task ends, or it is time to look at the workers again."""
+        if not busy:
+            time.sleep(_LOOK_S)
+            return
+        distributed, futures = import_module("distributed"), [call.future for call in busy.values()]
+        with suppress(distributed.TimeoutError, CancelledError):
+            distributed.wait(futures, timeout=_LOOK_S, return_when="FIRST_COMPLETED")
+
+    def _outcome(self, call: _Call, task: T) -> Outcome[T, Any] | None:
+        """What a future holds; None where its worker went away with the value."""
+        try:
+            return call.future.result(timeout=_ANSWER_S)
+        except TimeoutError:
+            return None
+        except CancelledError as error:
+            self._workers()  # raises where the scheduler is gone
+            died = WorkerDiedError(f"was cancelled on the cluster: {error}")
+            return Outcome(task, error=died, position=call.position)
+        except Exception as error:  # of a value that cannot be sent, or of a task that Dask gives up
+            return Outcome(task, error=error, position=call.position)
+
+    def _workers(self) -> set[str]:
+        """The sound workers. A worker that joined since the last look is checked."""
+        try:
+            there = set(self.client.nthreads())
+            for worker, problem in self.check(there - self.sound.keys()).items():
+                self.sound[worker] = not problem
+                if problem:
+                    self.say(f"{problem}; this worker is left out")
+        except (OSError, CancelledError) as error:
+            raise InputError(
+                f"{self.address}: the scheduler went away ({type(error).__name__}); start it and give the "
+                "same command again, finished work is kept"
+            ) from None
+        return {name for name in there if self.sound[name]}
+
+    def check(self, workers: set[str]) -> dict[str, str]:
+        """What is wrong with each of some workers, in one line; "" where nothing is."""
+        tokens = [folder / f"{TOKEN}{secrets.token_hex(8)}" for folder in (self.shared,) if folder]
+        with ExitStack() as stack:
+            for token in tokens:
+                token.touch()
+                stack.callback(token.unlink)
+            run = {"workers": list(workers), "on_error": "return"}
+            found = self.client.run(_describe, [*self.needs, *tokens], **run) if workers else {}
+        return {worker: _problem(worker, found.get(worker, "it went away")) for worker in workers}
+
+
+@contextmanager
+def open_cluster(
+    address: str | None,
+    *,
+    needs: Sequence[Path] = (),
+    shared: Path | None = None,
+    workers: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[Cluster | None]:
+    """A checked connection to a Dask cluster for the time of the block; None without an address.
+
+    Args:
+        address: "tcp://host:8786" of a scheduler, the path of its scheduler file, or "local" to start a
+            scheduler and workers on this machine.
+        needs: folders or files that every worker must see.
+        shared: folder that all write to, made if absent: every worker must see a file that is written there.
+        workers: of "local"; 0 for one for each core.
+        say: is given the address of the dashboard, and what is wrong with workers that join later.
+
+    Raises:
+        UsageError: Dask is not installed, nobody answers within 10 seconds, or a scheduler or a worker has
+            another version or does not see the folders.
+    """
+    if not address:
+        yield None
+        return
+    try:
+        distributed = import_module("distributed")
+    except ImportError:
+        raise UsageError(f"{address}: Dask is not installed; pip install 'brats-seg[cluster]'") from None
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it tells each lost worker in ten lines
+    if shared:
+        shared.mkdir(parents=True, exist_ok=True)
+    with _connected(distributed, address, workers) as client:
+        theirs = client.get_versions()["scheduler"]["packages"]["distributed"]
+        if theirs != distributed.__version__:
+            what = f"the scheduler has distributed {theirs}, this process {distributed.__version__}"
+            raise UsageError(f"{address}: {what}; install the same version")
+        needed = tuple(path.absolute() for path in needs)
+        cluster = Cluster(client, address, needed, shared.absolute() if shared else None, say)
+        if problems := list(filter(None, cluster.check(set(client.nthreads())).values())):
+            raise UsageError(*problems)
+        say(f"cluster: {len(client.nthreads())} workers; dashboard: {client.dashboard_link}")
+        yield cluster
+
+
+@contextmanager
+def _connected(distributed: Any, address: str, workers: int) -> Iterator[Any]:
+    with ExitStack() as stack:
+        if address == "local":
+            options = {"n_workers": workers or None, "threads_per_worker": 1, "dashboard_address": ":0"}
+            known = {"address": stack.enter_context(distributed.LocalCluster(**options))}
+        elif "://" in address or Path(address).is_file():
+            known = {"address" if "://" in address else "scheduler_file": address}
+        else:
+            raise UsageError(f"{address}: is no file; give tcp://HOST:PORT, a scheduler file, or local")
+        try:
+            client = stack.enter_context(distributed.Client(**known, timeout=_ANSWER_S))
+        except (OSError, ValueError) as error:
+            what = f"nobody answers within {_ANSWER_S:.0f} s ({type(error).__name__})"
+            how = "start a scheduler with `dask scheduler` and workers with `dask worker`"
+            raise UsageError(f"{address}: {what}; {how}") from None
+        yield client
+
+
+def _describe(paths: Sequence[Path]) -> dict[str, Any]:
+    """Versions of this process, and the paths it does not see."""
+    versions = {name: version(name) for name in ("brats-seg", "torch", "distributed")}
+    versions["Python"] = python_version()
+    return {"versions": versions, "absent": [path for path in paths if not path.exists()]}
+
+
+def _problem(worker: str, found: Any) -> str:
+    """One line on a worker by what it says of itself, or by the error that it raised."""
+    if not isinstance(found, dict):
+        return f"worker {worker}: cannot run brats-seg ({found}); install this version there"
+    for name, ours in _describe([])["versions"].items():
+        if (theirs := found["versions"][name]) != ours:
+            return f"worker {worker}: has {name} {theirs}, this process {ours}; install the same version"
+    for path in found["absent"]:
+        folder = path.parent if path.name.startswith(TOKEN) else path
+        return f"worker {worker}: does not see {folder}; all workers need one shared file system"
+    return ""
+
+
+def _serve(function: Callable[[Any], Any], task: Any, position: int, folder: Path) -> Outcome[Any, Any]:
+    """Run a task in the folder of the client, so that relative paths are those of the client."""
+    with suppress(OSError):
+        os.chdir(folder)
+    return attempt(function, task, position)
