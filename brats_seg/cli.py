@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from brats_seg.commands.cascade import cascade
+from brats_seg.commands.configs import configs
 from brats_seg.commands.demo import demo
 from brats_seg.commands.evaluate import evaluate
 from brats_seg.commands.experiment import experiment
+from brats_seg.commands.knobs import knobs
 from brats_seg.commands.models import models
 from brats_seg.commands.options import STOPPED
 from brats_seg.commands.phantom import phantom
@@ -35,6 +37,8 @@ VERBS: dict[Callable[..., None], str] = {
     predict: "predict starter scans predictions    "
     "(a network of your own: its run folder instead of starter)",
     predict_case: "predict-case run out.nii.gz --t1n a.nii.gz --t1c b.nii.gz --t2w c.nii.gz --t2f d.nii.gz",
+    configs: "configs experiments    (one of them: brats-seg configs unet2d_cpu)",
+    knobs: "knobs sampler",
     models: "models    (then: brats-seg predict starter scans predictions)",
     evaluate: "evaluate predictions BraTS2021 --convention brats2020 --convention nnunet",
     report: "report predictions BraTS2021 --run run --output report.html",
@@ -48,7 +52,6 @@ app = typer.Typer(
     help="Brain-tumor segmentation on multimodal MRI that takes class imbalance seriously.",
     epilog="Start with: brats-seg demo    (synthetic scans, three minutes, no network)",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},

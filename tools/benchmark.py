@@ -25,7 +25,8 @@ import torch
 from benchmarks import precision
 from benchmarks.measure import report
 
-from brats_seg.core.runtime import n_cores, set_allocator
+from brats_seg.core.cores import n_cores
+from brats_seg.core.runtime import set_allocator
 
 BENCHMARKS = (
     "sampling", "stall", "inference", "reading", "scoring", "predict", "train", "precision", "study",

@@ -5,13 +5,10 @@ from pathlib import Path
 from rich.console import Console
 
 from brats_seg import pipeline
-from brats_seg.commands.console import (
-    show_place,
-    show_predictions,
-    show_problems,
-    show_scores,
-    show_verification,
-)
+from brats_seg.commands.console import show_place, show_problems
+from brats_seg.commands.show_runs import show_predictions
+from brats_seg.commands.show_scans import show_verification
+from brats_seg.commands.show_scores import show_scores
 from brats_seg.core.config import load_config
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.evaluation.scores import ScoreOptions

@@ -21,6 +21,9 @@ def cascade(
     """Compose two trained networks: the first finds tumor, the second says which. The result is a run like
     any other.
     """
-    from brats_seg import pipeline
+    from brats_seg.commands.console import loading
+
+    with loading():
+        from brats_seg import pipeline
 
     typer.echo(pipeline.compose(detector, classifier, run))

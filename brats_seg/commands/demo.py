@@ -19,8 +19,10 @@ def demo(
     ] = None,
 ) -> None:
     """Everything once, offline: phantom scans, verify, preprocess, train, predict, evaluate, report."""
-    from brats_seg.commands.all_stages import run_demo, run_real_demo
-    from brats_seg.commands.console import make_console
+    from brats_seg.commands.console import loading, make_console
+
+    with loading():
+        from brats_seg.commands.all_stages import run_demo, run_real_demo
 
     if real is None:
         run_demo(out, console=make_console())

@@ -35,14 +35,25 @@ def evaluate(
     prediction_schema: PredictionSchema = None,
 ) -> None:
     """Score predictions: whole, core and active Dice, HD95 and more, by named conventions."""
-    from brats_seg import pipeline
-    from brats_seg.commands import console as screen
+    from brats_seg.commands.console import loading, make_console, show_place, show_problems
 
-    console = screen.make_console()
+    with loading("SciPy and pandas"):
+        from brats_seg.commands.show_scores import show_scores
+        from brats_seg.evaluation.scores import NO_PREDICTION, evaluate_folders
+
+    console = make_console()
     options = score_options(convention, cavity_in, held_out, schema, prediction_schema)
-    scored = pipeline.evaluate(out, reference, options=options, against=against, output=output)
-    screen.show_problems(scored.problems, console=console)
-    screen.show_scores(scored.summary, console=console)
+    scored = evaluate_folders(out, reference, options=options, against=against, output=output or out)
+    show_problems(scored.problems, console=console)
+    n_missing = sum(problem.what == NO_PREDICTION for problem in scored.problems)
+    if n_missing and held_out is None:
+        console.print(
+            f"{n_missing} references have no prediction; to score only the cases that a run held out: "
+            f"brats-seg evaluate {out} {reference} --held-out RUN",
+            soft_wrap=True,
+            markup=False,
+        )
+    show_scores(scored.summary, console=console)
     if scored.scores:
-        screen.show_place("scores:", (output or out) / "scores.csv", console=console)
+        show_place("scores:", (output or out) / "scores.csv", console=console)
     raise typer.Exit(scored.exit_code)

@@ -44,12 +44,15 @@ def experiment(
     """Compare strategies on one bank: folds x seeds, one table with error bars. Killed, it goes on. Exit 1 if
     a run failed.
     """
-    from brats_seg.commands import console as screen
-    from brats_seg.experiment import run_experiment
-    from brats_seg.strategies import load_experiment
+    from brats_seg.commands.console import loading, make_console, show_place
+    from brats_seg.commands.show_scores import show_experiment
+
+    with loading():
+        from brats_seg.experiment import run_experiment
+        from brats_seg.strategies import load_experiment
 
     settings = load_experiment(config, overrides=tuple(overrides or ()))
-    console = screen.make_console()
+    console = make_console()
     report = run_experiment(
         bank,
         out,
@@ -61,7 +64,7 @@ def experiment(
         device=device,
         say=typer.echo,  # a path may hold what rich reads as markup
     )
-    screen.show_experiment(report.summary, report.grid, against=settings.against, console=console)
-    screen.show_place("table: ", out / "table.md", console=console)
-    screen.show_place("report:", report.page, console=console)
+    show_experiment(report.summary, report.grid, against=settings.against, console=console)
+    show_place("table: ", out / "table.md", console=console)
+    show_place("report:", report.page, console=console)
     raise typer.Exit(report.exit_code)

@@ -132,13 +132,13 @@ def score_options(
     prediction_schema: str | None,
 ) -> "ScoreOptions":
     """The options that `evaluate` and `report` take alike."""
+    from brats_seg.commands.held_out import held_out_cases
     from brats_seg.evaluation.scores import ScoreOptions
-    from brats_seg.pipeline import held_out_cases
 
     return ScoreOptions(
         conventions=tuple(conventions or ScoreOptions.conventions),
         cavity_in=tuple(cavity_in or ()),
-        only=held_out_cases(held_out) if held_out is not None else None,
+        only=held_out_cases(held_out),
         schema=schema,
         prediction_schema=prediction_schema,
     )

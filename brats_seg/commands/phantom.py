@@ -27,11 +27,13 @@ def phantom(
     ] = None,
 ) -> None:
     """Write a synthetic cohort that looks and fails like BraTS."""
-    from brats_seg import pipeline
+    from brats_seg.commands.console import loading
 
-    pipeline.phantom(
-        out, n_cases=cases, layout=layout, size=size, seed=seed, traits=_parse_traits(trait or [])
-    )
+    with loading("SciPy and pandas"):
+        from brats_seg.phantoms.cohort import make_traits, write_cohort
+
+    traits = make_traits(_parse_traits(trait or []))
+    write_cohort(out, n_cases=cases, layout=layout, size=size, seed=seed, traits=traits)
     typer.echo(f"{cases} phantom cases in {out}")
 
 

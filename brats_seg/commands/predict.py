@@ -79,9 +79,12 @@ def predict(
     allow_same_scan: AllowSameScan = False,
 ) -> None:
     """Segment a folder of scans."""
-    from brats_seg import pipeline
-    from brats_seg.commands import console as screen
-    from brats_seg.inference.options import PredictOptions, Settings
+    from brats_seg.commands.console import loading, make_console
+    from brats_seg.commands.show_runs import show_predictions
+
+    with loading():
+        from brats_seg import pipeline
+        from brats_seg.inference.options import PredictOptions, Settings
 
     options = PredictOptions(
         also=tuple(also or ()),
@@ -106,5 +109,5 @@ def predict(
         skip_finished=continue_,
     )
     predicted = pipeline.predict(run, scans, out, options=options)
-    screen.show_predictions(predicted, out, console=screen.make_console())
+    show_predictions(predicted, out, console=make_console())
     raise typer.Exit(predicted.exit_code)

@@ -47,9 +47,12 @@ def predict_case(
     """Segment one case from four named files (fewer with --allow-missing), in the label values of BraTS 2023
     (1, 2, 3).
     """
-    from brats_seg import pipeline
-    from brats_seg.commands import console as screen
-    from brats_seg.inference.options import PredictOptions
+    from brats_seg.commands.console import loading, make_console
+    from brats_seg.commands.show_runs import show_predictions
+
+    with loading():
+        from brats_seg import pipeline
+        from brats_seg.inference.options import PredictOptions
 
     given = {"t1n": t1n, "t1c": t1c, "t2w": t2w, "t2f": t2f}
     files = {name: file for name, file in given.items() if file is not None}
@@ -62,5 +65,5 @@ def predict_case(
         allowed=allowed_flaws(skull=allow_skull, same_scan=allow_same_scan),
     )
     predicted = pipeline.predict_files(run, out, files, options=options, overwrite=overwrite)
-    screen.show_predictions(predicted, out, console=screen.make_console())
+    show_predictions(predicted, out, console=make_console())
     raise typer.Exit(predicted.exit_code)

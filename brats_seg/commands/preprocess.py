@@ -35,11 +35,12 @@ def preprocess(
     schema: Schema = None,
 ) -> None:
     """Normalize scans into a patch bank indexed per tissue class. Goes on where it was stopped."""
-    from brats_seg import pipeline
-    from brats_seg.bank.build import BuildOptions
-    from brats_seg.commands import console as screen
+    from brats_seg.bank.build import BuildOptions, build_bank
+    from brats_seg.commands.console import make_console
+    from brats_seg.commands.show_scans import show_build
+    from brats_seg.core.cores import n_cores
 
-    console = screen.make_console()
+    console = make_console()
     options = BuildOptions(
         n4=n4,
         percentiles=percentiles,
@@ -51,6 +52,6 @@ def preprocess(
         synthetic=synthetic,
         schema=schema,
     )
-    built = pipeline.preprocess(data, bank, options=options, workers=workers, say=console.print)
-    screen.show_build(built, bank, console=console)
+    built = build_bank(data, bank, options=options, workers=workers or n_cores(), say=console.print)
+    show_build(built, bank, console=console)
     raise typer.Exit(built.exit_code)

@@ -36,9 +36,14 @@ def report(
     """Write one self-contained page: scores, worst and best cases, training, what was sampled. Exit 1 if it
     lists an error.
     """
-    from brats_seg.reporting.report import write_report
+    from brats_seg.commands.console import loading, make_console, show_place, show_problems
+
+    with loading("SciPy and matplotlib"):
+        from brats_seg.reporting.report import write_report
 
     options = score_options(convention, cavity_in, held_out, schema, prediction_schema)
     written = write_report(out, reference, output=output, run=run, options=options)
-    typer.echo(written.page)
+    console = make_console()
+    show_problems(written.problems, console=console)
+    show_place("report:", written.page, console=console)
     raise typer.Exit(written.exit_code)

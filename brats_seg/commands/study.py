@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from brats_seg.commands.console import loading
 from brats_seg.commands.options import Device, Part, Workers, parse_part
 
 StudyConfig = Annotated[
@@ -43,7 +44,8 @@ def study_plan(
     device: Device = "auto",
 ) -> None:
     """Say how many networks, how long and how much disk, before anything starts."""
-    from brats_seg.classification import study
+    with loading():
+        from brats_seg.classification import study
     from brats_seg.classification.settings import StudySettings
     from brats_seg.core.settings import load_settings
 
@@ -72,7 +74,8 @@ def study_run(
     """Train what is not there yet, a process for each core. Killed at any moment, it goes on. Exit 1 if a
     network failed.
     """
-    from brats_seg.classification import study
+    with loading():
+        from brats_seg.classification import study
     from brats_seg.classification.settings import StudySettings
     from brats_seg.core.settings import load_settings
 
@@ -104,7 +107,8 @@ def study_table(
     out: Annotated[Path, typer.Argument(help="Folder of a study.", exists=True, file_okay=False)],
 ) -> None:
     """Print means, paired differences and intervals; write table.csv, pairs.csv and table.md there."""
-    from brats_seg.classification import study
+    with loading():
+        from brats_seg.classification import study
     from brats_seg.classification.table import to_markdown, write_table
 
     table = study.study_table(out)
@@ -118,7 +122,8 @@ def study_figures(
     out: Annotated[Path, typer.Argument(help="Folder of a study.", exists=True, file_okay=False)],
 ) -> None:
     """Draw the published figures from what is finished."""
-    from brats_seg.classification import study
+    with loading():
+        from brats_seg.classification import study
 
     for path in study.draw_figures(out):
         typer.echo(path)

@@ -40,11 +40,14 @@ def train(
     from brats_seg.core.config import load_config
 
     loaded, number = load_config(config, overrides=tuple(overrides or ())), _parse_fold(fold)
-    from brats_seg import pipeline
-    from brats_seg.commands import console as screen
+    from brats_seg.commands.console import loading, make_console
+    from brats_seg.commands.show_runs import show_run
+
+    with loading():
+        from brats_seg import pipeline
 
     result = pipeline.train(bank, run, loaded, fold=number, resume=resume, initial=initial, device=device)
-    screen.show_run(result, console=screen.make_console())
+    show_run(result, console=make_console())
     raise typer.Exit(STOPPED if result.ended == "stopped" else 0)
 
 

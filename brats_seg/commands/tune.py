@@ -30,10 +30,13 @@ def tune(
     """Find prior correction, region thresholds and clean-up on inner cases. Cases that a run held out are not
     used for its settings.
     """
-    from brats_seg import pipeline
-    from brats_seg.commands import console as screen
+    from brats_seg.commands.console import loading, make_console
+    from brats_seg.commands.show_runs import show_tuning
 
-    runs, console = (run, *(also or ())), screen.make_console()
+    with loading():
+        from brats_seg import pipeline
+
+    runs, console = (run, *(also or ())), make_console()
     found = pipeline.tune(run, bank, also=runs[1:], objective=objective, device=device, precision=precision)
     for path, tuning in zip(runs, found, strict=True):
-        screen.show_tuning(tuning, path, console=console)
+        show_tuning(tuning, path, console=console)

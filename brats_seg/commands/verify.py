@@ -18,22 +18,27 @@ def verify(
     schema: Schema = None,
 ) -> None:
     """List everything that is wrong with a data set, at once. Exit 1 if a case must be refused."""
-    from brats_seg import pipeline
     from brats_seg.bank.format import is_bank
-    from brats_seg.commands import console as screen
+    from brats_seg.commands.console import make_console, show_problems
     from brats_seg.core.files import write_json
 
-    console = screen.make_console()
+    console = make_console()
     if is_bank(data):
-        problems = pipeline.verify_built(data)
+        from brats_seg.bank.listing import verify_bank
+
+        problems = verify_bank(data)
         found = {"problems": [problem.to_dict() for problem in problems]}
-        screen.show_problems(problems, console=console)
+        show_problems(problems, console=console)
         console.print(f"{len(problems)} problems" if problems else "every file is as it was built")
         code = int(bool(problems))
     else:
-        report = pipeline.verify_scans(data, workers=workers, synthetic=synthetic, schema=schema)
+        from brats_seg.commands.show_scans import show_verification
+        from brats_seg.core.cores import n_cores
+        from brats_seg.scans.verify import verify_folder
+
+        report = verify_folder(data, workers=workers or n_cores(), synthetic=synthetic, schema=schema)
         found, code = report.to_dict(), report.exit_code
-        screen.show_verification(report.rows, report.problems, console=console)
+        show_verification(report.rows, report.problems, console=console)
     if json is not None:
         write_json(json, found)
     raise typer.Exit(code)

@@ -10,10 +10,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
+from rich.text import Text
 
 T = TypeVar("T")
 
@@ -44,27 +48,39 @@ def is_first_rank() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+class _NoteColumn(ProgressColumn):
+    """The note of a task, on one line."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
+
+
 def progress_bar() -> Progress:
     """A bar on standard error with count, time spent and time left.
 
     It draws nothing when that is not a terminal, inside another bar, or in a rank that is not the first.
     """
     console = Console(stderr=True)
+    kept = [Column(no_wrap=True) for _ in range(5)]  # whole in a narrow terminal: the note is cut instead
     return _OutermostBar(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.description}", table_column=kept[0]),
+        BarColumn(bar_width=20, table_column=kept[1]),
+        MofNCompleteColumn(table_column=kept[2]),
+        TimeElapsedColumn(table_column=kept[3]),
+        TimeRemainingColumn(table_column=kept[4]),
+        _NoteColumn(),
         console=console,
         disable=not (console.is_terminal and is_first_rank()),
     )
 
 
 def log_line(bar: Progress, line: str) -> None:
-    """Print a line where standard error is no terminal: the log of hours of work says how far it is."""
-    if not bar.console.is_terminal:
+    """Print a line where standard error is no terminal: the log of hours of work says how far it is.
+
+    Work inside other work (a bar in a bar, or in a worker process) is not logged: the outer one is.
+    """
+    is_outermost = _OutermostBar._n_open <= 1 and parent_process() is None
+    if is_outermost and not bar.console.is_terminal:
         bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from brats_seg.core.cores import n_cores
 from brats_seg.core.errors import UsageError
 
 T = TypeVar("T")
@@ -135,13 +136,6 @@ def start_runtime(*, device: str = "auto", precision: Precision = "auto", thread
 def _own_threads() -> int:
     """Torch's own number of threads: asked for once, before a run has set another."""
     return torch.get_num_threads()
-
-
-def n_cores() -> int:
-    """Cores that this process may use, or where the system cannot say (macOS, Windows), all of the
-    machine.
-    """
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def n_workers(asked: int, *, device: str = "cpu") -> int:

@@ -1,6 +1,7 @@
 """A group of settings as a frozen model; YAML in, `--set section.key=value` over it, a resolved copy out."""
 
 import difflib
+import itertools
 import os
 from importlib.resources import files
 from pathlib import Path
@@ -67,6 +68,17 @@ def dump_config(config: Section) -> str:
 def config_names(shelf: str = "") -> tuple[str, ...]:
     """Names of the configs that travel with the package, of one shelf."""
     return tuple(sorted(p.stem for p in (_configs() / shelf).glob("*.yaml")))
+
+
+def config_path(name: str, shelf: str = "") -> Path:
+    """Where a config that travels with the package lies."""
+    return _configs() / shelf / f"{name}.yaml"
+
+
+def opening_comment(path: Path) -> tuple[str, ...]:
+    """The lines of the comment that a config begins with, without the signs of a comment."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    return tuple(line.removeprefix("#").removeprefix(" ").rstrip() for line in lines)
 
 
 _FEW = 5  # wrong knobs that are named

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from brats_seg.core.cores import n_cores
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import write_json
 from brats_seg.core.progress import track
-from brats_seg.core.runtime import n_cores
 from brats_seg.core.shapes import TissueMap
 from brats_seg.evaluation.calibration import (
     Reliability,
@@ -90,6 +90,8 @@ CONVENTIONS: dict[str, Convention] = {
 SWAP_GAIN = 0.2
 """A swap of two tumor classes that would raise the mean Dice of a region by more than this is warned of: the
 label values are probably those of another schema."""
+NO_PREDICTION = "no prediction"
+"""What is wrong with a reference that nothing was predicted for."""
 
 
 @dataclass(frozen=True)
@@ -466,9 +468,7 @@ def _pair_up(
                 )
             )
         elif not paths:
-            problems.append(
-                Problem("error", name, str(out), "no prediction", f"{out / (name + SUFFIXES[0])}")
-            )
+            problems.append(Problem("error", name, str(out), NO_PREDICTION, f"{out / (name + SUFFIXES[0])}"))
         elif case is None or case.label is None:
             problems.append(
                 Problem(

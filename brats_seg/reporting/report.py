@@ -36,6 +36,7 @@ from brats_seg.scans.case import Case
 from brats_seg.scans.labels import REGIONS
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.predictions import read_rows
+from brats_seg.scans.problem import Problem
 from brats_seg.scans.volume import SUFFIXES
 
 NAMES = {"whole": "Whole tumor", "core": "Tumor core", "active": "Active tumor"}
@@ -59,12 +60,13 @@ _Schemas = tuple[str | None, str | None]
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """A page, and whether everything in it could be scored: 1 where an error is listed, as `evaluate`
-    exits.
+    """A page, whether everything in it could be scored (1 where an error is listed, as `evaluate` exits), and
+    the problems that it lists.
     """
 
     page: Path
     exit_code: int
+    problems: tuple[Problem, ...] = ()
 
 
 def write_report(
@@ -112,7 +114,7 @@ def write_report(
     pages = _environment()
     for path, template in ((output.with_suffix(".md"), "report.md"), (output, "report.html")):
         write_text(path, pages.get_template(template).render(content))
-    return WrittenReport(output, evaluation.exit_code)
+    return WrittenReport(output, evaluation.exit_code, evaluation.problems)
 
 
 def _content(

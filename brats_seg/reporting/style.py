@@ -46,7 +46,6 @@ OVER, UNDER, RIGHT = "#ff2fa0", "#22c7e8", "#c9d1d9"
 """
 SHARES_MAP = "Blues"
 """matplotlib's map of a share: the more, the darker."""
-TERMINAL = {"error": "red", "warning": "yellow"}
 
 _PAGES = {
     "light": {

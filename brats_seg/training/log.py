@@ -20,6 +20,7 @@ from brats_seg.core.shapes import Counts, Ids
 from brats_seg.core.tables import csv_text
 from brats_seg.models.checkpoint import library_versions
 from brats_seg.reporting.progress import draw_progress
+from brats_seg.scans.labels import REGIONS
 
 Row = Mapping[str, Any]
 DRAWING_SHARE = 0.05
@@ -114,9 +115,13 @@ class RunLog:
             file.write(lines)
 
     def write(self, *, is_last: bool) -> None:
-        """Write the three tables, and `progress.png` where enough time has passed since it was last drawn."""
+        """Write the three tables and `train.log`, and `progress.png` where enough time has passed since it
+        was last drawn.
+        """
         for name, rows in (("epochs", self.epochs), ("ledger", self.ledger), ("timing", self.timing)):
             write_text(self._run_dir / f"{name}.csv", table_text(rows))
+        lines = [f"{seconds['finished']} {self.line(at)}\n" for at, seconds in enumerate(self.timing)]
+        write_text(self._run_dir / "train.log", "".join(lines))
         if self._board is not None and self.epochs:
             _show_on_board(self._board, self.epochs[-1])
         started = time.monotonic()
@@ -126,6 +131,17 @@ class RunLog:
             )
             self._drawn_at = time.monotonic()
             self._drawing_s = self._drawn_at - started
+
+    def line(self, at: int = -1) -> str:
+        """An epoch in one line: loss, scores on the inner cases, seconds."""
+        row, seconds = self.epochs[at], self.timing[at]
+        dice = {region: row[f"dice_{region}"] for region in REGIONS}
+        scored = [f"{r} {value:.3f}" for r, value in dice.items() if value is not None and value == value]
+        said = [f"epoch {row['epoch']}: loss {row['loss']:.4f}"]
+        said += [f"inner Dice {' '.join(scored)}"] if scored else []
+        said += ["best so far"] if row["is_best"] else []
+        spent = sum(seconds[f"{part}_s"] for part in ("training", "mining", "validation", "checkpoint"))
+        return ", ".join([*said, f"{spent:.1f} s"])
 
 
 def _open_board(folder: Path) -> Any:

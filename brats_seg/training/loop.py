@@ -19,7 +19,7 @@ from brats_seg.bank.lesions import LesionNumberer
 from brats_seg.core.config import Config, Training, Validation
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock, write_text
-from brats_seg.core.progress import progress_bar
+from brats_seg.core.progress import log_line, progress_bar
 from brats_seg.core.run_folder import BEST, LAST, PHASE_1
 from brats_seg.core.runtime import Runtime, StopRequest, catch_stop_signals
 from brats_seg.core.settings import dump_config
@@ -346,6 +346,7 @@ class _Loop:
             self._save_last()
         if self.runtime.is_writer:
             self.log.write(is_last=False)
+            log_line(bar, f"training {epoch}/{self.config.n_epochs}: {self.log.line()}")
         return "stopped" if to_stop and not self._is_over() else "done"
 
     def _step(self, stop: StopRequest) -> tuple[bool, bool]:

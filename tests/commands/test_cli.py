@@ -13,6 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from brats_seg.cli import app, main
+from brats_seg.core.config import Config
+from brats_seg.core.knobs import knob_sections, knobs_of
+from brats_seg.core.settings import config_names
 
 VERBS = sorted(
     command.name or command.callback.__name__.replace("_", "-")
@@ -119,7 +122,7 @@ def test_what_the_system_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest
     def full(*args: object, **more: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "scans" / "a.nii.gz"))
 
-    monkeypatch.setattr("brats_seg.pipeline.phantom", full)
+    monkeypatch.setattr("brats_seg.phantoms.cohort.write_cohort", full)
     assert run("phantom", str(tmp_path / "scans")) == 1
     assert "a.nii.gz: the disk is full" in one_line(capsys.readouterr().err)
 
@@ -141,3 +144,75 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         main(["--version"])
     assert ended.value.code in (0, None)
     assert capsys.readouterr().out == f"brats-seg {version('brats-seg')}\n"
+
+
+def test_configs_says_of_each_config_what_it_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("configs") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[lines.index("demo") + 1].endswith("Expect on the held-out phantoms: whole Dice above 0.80.")
+    for name in config_names():
+        assert lines[lines.index(name) + 1]
+    assert run("configs", "studies") == 0
+    assert "mnist_quick" in capsys.readouterr().out.splitlines()
+    assert run("configs", "demo") == 0
+    assert "epochs: 8" in capsys.readouterr().out
+    assert run("configs", "demos") == 2
+
+
+def test_knobs_says_values_default_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("knobs", "patch") == 0
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "patch.size\n"
+        "  Voxels along each axis: two numbers (y, x) or three (z, y, x).\n"
+        "  values: list of: whole number (above 0)\n"
+        "  default: [64, 64]\n"
+    )
+    assert run("knobs") == 0
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()][:3] == [
+        "network", "task", "patch",
+    ]  # fmt: skip
+    assert run("knobs", "patches") == 2
+    assert "the sections are network, task, patch" in one_line(capsys.readouterr().err)
+
+
+def test_every_knob_has_a_meaning() -> None:
+    for name, section in knob_sections(Config).items():
+        for knob in knobs_of(name, section):
+            assert knob.meaning, knob.name
+
+
+@pytest.mark.parametrize(
+    ("argv", "heavy"),
+    [
+        (["verify", "SCANS"], {"torch", "monai", "pandas", "matplotlib", "numba"}),
+        (["verify", "BANK"], {"torch", "monai", "pandas", "matplotlib"}),
+        (["preprocess", "SCANS", "NEW"], {"torch", "monai", "pandas", "matplotlib"}),
+        (["evaluate", "SCANS", "SCANS"], {"torch", "monai"}),
+        (["phantom", "NEW", "--cases", "1", "--size", "48"], {"torch", "monai"}),
+    ],
+)
+def test_verbs_that_use_no_network_load_no_library_for_it(
+    tmp_path: Path, argv: list[str], heavy: set[str]
+) -> None:
+    (tmp_path / "SCANS").mkdir()
+    (tmp_path / "BANK").mkdir()
+    (tmp_path / "BANK" / "bank.json").write_text("{}")
+    paths = [str(tmp_path / word) if word.isupper() else word for word in argv]
+    code = (
+        "import sys\n"
+        "from brats_seg.cli import main\n"
+        f"try: main({paths})\n"
+        "except SystemExit: pass\n"
+        f"assert not {heavy} & set(sys.modules), sorted({heavy} & set(sys.modules))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_shell_can_complete_verbs() -> None:
+    asked = {"_BRATS_SEG_COMPLETE": "complete_bash", "COMP_WORDS": "brats-seg pre", "COMP_CWORD": "1"}
+    code = "import sys; sys.argv = ['brats-seg']; from brats_seg.cli import app; app(prog_name='brats-seg')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["preprocess", "predict", "predict-case"]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from brats_seg.core.cores import n_cores
 from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import (
     Runtime,
     catch_stop_signals,
-    n_cores,
     n_workers,
     set_allocator,
     start_runtime,

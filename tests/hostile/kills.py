@@ -217,7 +217,7 @@ def outcome(out: Path) -> dict[str, str]:
 
 def said(path: Path) -> str:
     """A digest of what a file says."""
-    if path.suffix in ONLY_THERE or path.name in ("environment.json", "timing.csv"):
+    if path.suffix in ONLY_THERE or path.name in ("environment.json", "timing.csv", "train.log"):
         return "is there" if path.stat().st_size else "is empty"
     if path.suffix == ".csv":
         table = pd.read_csv(path)

@@ -34,6 +34,15 @@ LEDGER = [
 ]
 
 
+def seconds(epoch: int) -> dict[str, object]:
+    """A row of timing.csv: 1.5 s in all, of which sampling is a part of the training."""
+    spent = {f"{part}_s": 0.0 for part in ("augmentation", "mining", "checkpoint")}
+    return {
+        "epoch": epoch, **spent, "training_s": 1.0, "validation_s": 0.5, "sampling_s": 0.3,
+        "finished": f"2026-01-01T00:00:0{epoch}Z",
+    }  # fmt: skip
+
+
 def test_tables_are_plain_csv_with_nothing_for_what_is_not_known() -> None:
     text = table_text([{"a": 1, "b": 1 / 3, "c": None}, {"a": 2, "b": float("nan"), "c": "x"}])
     assert text == "a,b,c\n1,0.33333333,\n2,,x\n"
@@ -76,15 +85,18 @@ def test_curves_are_drawn_from_the_first_epoch_on(tmp_path: Path) -> None:
 
 def test_tables_are_written_each_epoch_and_the_last_curves_always(tmp_path: Path) -> None:
     log = RunLog(tmp_path, classes=("healthy", "edema"))
-    log.load_state_dict(
-        {"epochs": EPOCHS[:1], "ledger": LEDGER[:2], "timing": [{"epoch": 1, "training_s": 1.0}]}
-    )
+    log.load_state_dict({"epochs": EPOCHS[:1], "ledger": LEDGER[:2], "timing": [seconds(1)]})
     log.write(is_last=False)
     drawn = (tmp_path / "progress.png").stat().st_mtime_ns
     log.epochs.append(EPOCHS[1])
+    log.timing.append(seconds(2))
     log.write(is_last=False)  # at once again: drawing would take more than its share of the time
     assert (tmp_path / "progress.png").stat().st_mtime_ns == drawn
     assert (tmp_path / "epochs.csv").read_text().count("\n") == 3
+    assert (tmp_path / "train.log").read_text() == (
+        "2026-01-01T00:00:01Z epoch 1: loss 1.0000, inner Dice whole 0.500 active 0.100, best so far, 1.5 s\n"
+        "2026-01-01T00:00:02Z epoch 2: loss 0.5000, inner Dice whole 0.500 active 0.100, best so far, 1.5 s\n"
+    )
     log.write(is_last=True)
     assert (tmp_path / "progress.png").stat().st_mtime_ns > drawn
     again = RunLog(tmp_path, classes=("healthy", "edema"))

@@ -85,7 +85,9 @@ def test_weights_that_may_have_seen_inner_cases_are_warned_of(
 
 def test_a_run_leaves_everything_and_nothing_half_written(finished: Path) -> None:
     names = {p.name for p in finished.iterdir()}
-    assert names == {".lock", *FILES, "timing.csv", "progress.png", "environment.json", loop.LAST, loop.BEST}
+    assert names == {
+        ".lock", *FILES, "timing.csv", "train.log", "progress.png", "environment.json", loop.LAST, loop.BEST,
+    }  # fmt: skip
 
 
 def test_the_checkpoint_says_what_was_trained_on_what(finished: Path) -> None:

@@ -2,24 +2,19 @@
 training, and the configs that travel with the package.
 """
 
-import ast
-import inspect
-import itertools
 import re
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from brats_seg.cli import app
 from brats_seg.core.config import Config
+from brats_seg.core.knobs import knob_sections, knobs_of, one_line, values_in_words
+from brats_seg.core.settings import opening_comment
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHELVES = {"": "Training", "experiments": "Experiments", "studies": "Image studies"}
@@ -39,7 +34,7 @@ def cli_page() -> str:
     lines = ["# Command line", ""]
     lines += ["Exit codes: 0 done, 1 the input has problems (each is named), 2 wrong usage.", ""]
     for name, command in _verbs(get_command(app), "brats-seg"):
-        lines += [f"## `{name}`", "", _plain(command.help or ""), "", *_parameters(command)]
+        lines += [f"## `{name}`", "", one_line(command.help or ""), "", *_parameters(command)]
         if command.epilog:
             example = re.sub(r" {3,}\((.*)\)$", r"  # \1", command.epilog.removeprefix("Example: "))
             lines += ["", "Example:", "", "```", example, "```"]
@@ -51,28 +46,13 @@ def knobs_page() -> str:
     """Markdown: each section of a training config with the name, type and default of its knobs."""
     lines = ["# Knobs of a training", ""]
     lines += ["Change a knob with `--set section.knob=value`, or write it into a YAML file.", ""]
-    for name, field in Config.model_fields.items():
-        section = field.annotation
-        assert isinstance(section, type)
-        assert issubclass(section, BaseModel)
-        lines += [f"## `{name}`", "", _plain(section.__doc__ or ""), ""]
+    for name, section in knob_sections(Config).items():
+        lines += [f"## `{name}`", "", one_line(section.__doc__ or ""), ""]
         lines += ["| knob | values | default | meaning |", "|---|---|---|---|"]
-        meanings = knob_meanings(section)
-        for knob, its in section.model_fields.items():
-            cells = (f"`{name}.{knob}`", _values(its), f"`{_default(its)}`", meanings[knob])
-            lines.append(_row(cells))
+        for knob in knobs_of(name, section):
+            lines.append(_row((f"`{knob.name}`", knob.values, f"`{knob.default}`", knob.meaning)))
         lines.append("")
     return "\n".join(lines)
-
-
-def knob_meanings(section: type[BaseModel]) -> dict[str, str]:
-    """The string under each knob of a section, in its source."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0].body  # type: ignore[attr-defined]
-    return {
-        knob.target.id: _plain(under.value.value)
-        for knob, under in itertools.pairwise(body)
-        if isinstance(knob, ast.AnnAssign) and isinstance(under, ast.Expr)
-    }
 
 
 def configs_page() -> str:
@@ -82,7 +62,7 @@ def configs_page() -> str:
     for shelf, title in SHELVES.items():
         lines += [f"## {title}", ""]
         for path in sorted((CONFIGS / shelf).glob("*.yaml")):
-            lines += [f"### `{path.stem}`", "", "```yaml", *_opening_comment(path), "```", ""]
+            lines += [f"### `{path.stem}`", "", "```yaml", *opening_comment(path), "```", ""]
     return "\n".join(lines)
 
 
@@ -102,68 +82,9 @@ def _parameters(command: Any) -> Iterator[str]:
             name = (one.metavar or one.name).upper()
         else:
             name = " ".join(("/".join([*one.opts, *one.secondary_opts]), one.metavar or "")).strip()
-        value = "" if getattr(one, "is_flag", False) else _type(one.type_descriptor.annotation)
+        value = "" if getattr(one, "is_flag", False) else values_in_words(one.type_descriptor.annotation)
         given = one.default not in (None, False)
-        yield _row((f"`{name}`", value, f"`{one.default}`" if given else "", _plain(one.help or "")))
-
-
-def _values(field: FieldInfo) -> str:
-    return _type(field.annotation) + _bounds(field.metadata)
-
-
-def _type(kind: Any) -> str:
-    """A type in words: `Literal["a", "b"] | None` is "`a`, `b` or none"."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return _type(arguments[0]) + _bounds(arguments[1:])
-    if origin is Literal:
-        return ", ".join(f"`{value}`" for value in arguments)
-    if origin in (Union, UnionType):
-        return " or ".join(_type(one) for one in arguments)
-    if origin is tuple:
-        inner = [_type(one) for one in arguments if one is not ...]
-        return f"list of: {inner[0]}" if ... in arguments else f"[{', '.join(inner)}]"
-    if origin is list:
-        return f"{_type(arguments[0])}, repeated"
-    if origin is dict:
-        return f"{_type(arguments[0])}: {_type(arguments[1])}"
-    words = {Path: "path", int: "whole number", float: "number", str: "text", bool: "true or false"}
-    words[NoneType] = "null"
-    return words.get(kind, f"section `{getattr(kind, '__name__', kind)}`")
-
-
-def _bounds(metadata: Any) -> str:
-    signs = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    found = [
-        f"{words} {getattr(one, sign):g}"
-        for item in metadata
-        for one in (item.metadata if isinstance(item, FieldInfo) else [item])
-        for sign, words in signs.items()
-        if getattr(one, sign, None) is not None
-    ]
-    return f" ({', '.join(found)})" if found else ""
-
-
-def _default(field: FieldInfo) -> str:
-    value = field.default
-    if isinstance(value, BaseModel):
-        return "see its section"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return str(list(value))
-    return "null" if value is None else str(value)
-
-
-def _opening_comment(path: Path) -> Iterator[str]:
-    for line in path.read_text().splitlines():
-        if not line.startswith("#"):
-            return
-        yield line.removeprefix("#").strip()
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(text))
+        yield _row((f"`{name}`", value, f"`{one.default}`" if given else "", one_line(one.help or "")))
 
 
 def _row(cells: tuple[str, ...]) -> str:

@@ -1,0 +1,106 @@
+"""The knobs of a training in words: name, values, default and meaning, read from the config models."""
+
+import ast
+import inspect
+import itertools
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One knob: what it is called, what it can be, what it is by default, and what it means."""
+
+    name: str
+    values: str
+    default: str
+    meaning: str
+
+
+def knob_sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The sections of a config by name."""
+    return {
+        name: field.annotation
+        for name, field in model.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+
+
+def knobs_of(name: str, section: type[BaseModel]) -> tuple[Knob, ...]:
+    """The knobs of a section, each named `section.knob`."""
+    meanings = _meanings(section)
+    return tuple(
+        Knob(
+            f"{name}.{knob}",
+            values_in_words(its.annotation) + _bounds(its.metadata),
+            _default(its),
+            meanings[knob],
+        )
+        for knob, its in section.model_fields.items()
+    )
+
+
+def values_in_words(kind: Any) -> str:
+    """A type in words: `Literal["a", "b"] | None` is "`a`, `b` or none"."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return values_in_words(arguments[0]) + _bounds(arguments[1:])
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin in (Union, UnionType):
+        return " or ".join(values_in_words(one) for one in arguments)
+    if origin is tuple:
+        inner = [values_in_words(one) for one in arguments if one is not ...]
+        return f"list of: {inner[0]}" if ... in arguments else f"[{', '.join(inner)}]"
+    if origin is list:
+        return f"{values_in_words(arguments[0])}, repeated"
+    if origin is dict:
+        return f"{values_in_words(arguments[0])}: {values_in_words(arguments[1])}"
+    words = {Path: "path", int: "whole number", float: "number", str: "text", bool: "true or false"}
+    words[NoneType] = "null"
+    return words.get(kind, f"section `{getattr(kind, '__name__', kind)}`")
+
+
+def one_line(text: str) -> str:
+    """A docstring with its lines joined; paragraphs stay apart."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(text))
+
+
+def _meanings(section: type[BaseModel]) -> dict[str, str]:
+    """The string under each knob of a section, in its source."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0].body  # type: ignore[attr-defined]
+    return {
+        knob.target.id: one_line(under.value.value)
+        for knob, under in itertools.pairwise(body)
+        if isinstance(knob, ast.AnnAssign) and isinstance(under, ast.Expr)
+    }
+
+
+def _bounds(metadata: Any) -> str:
+    signs = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    found = [
+        f"{words} {getattr(one, sign):g}"
+        for item in metadata
+        for one in (item.metadata if isinstance(item, FieldInfo) else [item])
+        for sign, words in signs.items()
+        if getattr(one, sign, None) is not None
+    ]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if isinstance(value, BaseModel):
+        return "see its section"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return str(list(value))
+    return "null" if value is None else str(value)
