@@ -18,6 +18,7 @@ from brats_seg import pipeline
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.listing import hold_bank, verify_bank
 from brats_seg.core.config import Config, parse_config
+from brats_seg.core.engine import Cluster
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import atomic, read_json, read_table, write_json, write_text
 from brats_seg.core.grid import Cell, GridReport, check_identity, read_cells, run_grid
@@ -91,6 +92,7 @@ def run_experiment(
     only: Sequence[str] = (),
     known: str | Path | None = None,
     device: str = "auto",
+    cluster: Cluster | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> ExperimentReport:
     """Train, segment and score every strategy on every fold with every seed; what is finished is kept, what
@@ -110,6 +112,7 @@ def run_experiment(
         known: a runs.csv of runs finished elsewhere, which are taken over; with `predict.looks` the looks.csv
             beside it is taken over too.
         device: where each process computes; several GPUs are used in turn.
+        cluster: whose workers train the runs, instead of processes of this machine.
         say: takes the line that tells how many runs were taken over.
 
     Raises:
@@ -186,6 +189,7 @@ def run_experiment(
                 store=out,
                 identity=identity,
                 workers=n_workers(workers, device=device),
+                cluster=cluster,
                 label="experiment",
                 note=_note,
                 known=taken,

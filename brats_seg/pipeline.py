@@ -3,12 +3,14 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.build import BuildOptions, BuildReport, build_bank
 from brats_seg.bank.listing import hold_bank, verify_bank
 from brats_seg.core.config import Config
+from brats_seg.core.engine import Cluster
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock, write_text
 from brats_seg.core.run_folder import BEST, LAST
@@ -17,6 +19,7 @@ from brats_seg.evaluation.scores import EvaluationReport, ScoreOptions, evaluate
 from brats_seg.inference.options import PredictOptions
 from brats_seg.inference.outcome import PredictReport
 from brats_seg.inference.predict import predict_cases, predict_one
+from brats_seg.inference.remote import segment_on_cluster
 from brats_seg.inference.runs import load_for_prediction, load_segmenters, unused_tuning
 from brats_seg.inference.tuned import Objective, Tuning, write_tuning
 from brats_seg.inference.windowed import needs_windows
@@ -57,10 +60,17 @@ def phantom(
 
 
 def verify_scans(
-    data: str | Path, *, workers: int = 0, synthetic: bool = False, schema: str | None = None
+    data: str | Path,
+    *,
+    workers: int = 0,
+    cluster: Cluster | None = None,
+    synthetic: bool = False,
+    schema: str | None = None,
 ) -> Report:
     """Everything that is wrong with a data set, at once."""
-    return verify_folder(data, workers=n_workers(workers), synthetic=synthetic, schema=schema)
+    return verify_folder(
+        data, workers=n_workers(workers), cluster=cluster, synthetic=synthetic, schema=schema
+    )
 
 
 def verify_built(bank: str | Path) -> tuple[Problem, ...]:
@@ -74,10 +84,13 @@ def preprocess(
     *,
     options: BuildOptions = BuildOptions(),
     workers: int = 0,
+    cluster: Cluster | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> BuildReport:
     """Make a bank of every good case, or go on with one."""
-    return build_bank(Path(data), Path(bank), options=options, workers=n_workers(workers), say=say)
+    return build_bank(
+        Path(data), Path(bank), options=options, workers=n_workers(workers), cluster=cluster, say=say
+    )
 
 
 def train(
@@ -191,9 +204,14 @@ def compose(detector: str | Path, classifier: str | Path, run: str | Path) -> Pa
 
 
 def predict(
-    run: str | Path, scans: str | Path, out: str | Path, *, options: PredictOptions = PredictOptions()
+    run: str | Path,
+    scans: str | Path,
+    out: str | Path,
+    *,
+    options: PredictOptions = PredictOptions(),
+    cluster: Cluster | None = None,
 ) -> PredictReport:
-    """Segment a folder of scans with one run, or with the mean of several.
+    """Segment a folder of scans with one run, or with the mean of several; on a cluster, where one is given.
 
     `run` is a run folder, or the name of a packaged network.
     """
@@ -201,6 +219,9 @@ def predict(
     scans, out = Path(scans), Path(out)
     runs = tuple(map(open_run, (run, *options.also)))
     notes = [unused_tuning(runs[0], options), *(one.unfinished() for one in runs)]
+    elsewhere = None
+    if cluster is not None:
+        elsewhere = partial(segment_on_cluster, cluster=cluster, runs=runs, options=options, out=out)
     segmenters, options = load_for_prediction(runs, options)
     needed = () if options.allow_missing else segmenters[0].modalities
     found = find_cases(scans, synthetic=options.synthetic, required=needed, labels="unused")
@@ -210,7 +231,12 @@ def predict(
     first, step = options.part
     problems = (*(note for note in notes if note), *found.problems) if first == 1 else ()
     return predict_cases(
-        segmenters, found.cases[first - 1 :: step], out=out, options=options, problems=problems
+        segmenters,
+        found.cases[first - 1 :: step],
+        out=out,
+        options=options,
+        problems=problems,
+        elsewhere=elsewhere,
     )
 
 
@@ -320,11 +346,14 @@ def evaluate(
     options: ScoreOptions = ScoreOptions(),
     against: str | Path | None = None,
     output: str | Path | None = None,
+    cluster: Cluster | None = None,
 ) -> EvaluationReport:
     """Score predictions against expert labels; write `scores.csv` and `summary.json` to `output`, which is
     the folder of predictions by default.
     """
-    return evaluate_folders(out, reference, options=options, against=against, output=output or out)
+    return evaluate_folders(
+        out, reference, options=options, against=against, output=output or out, cluster=cluster
+    )
 
 
 def view(

@@ -24,7 +24,8 @@ from brats_seg.bank.entry import (
 from brats_seg.bank.folds import make_folds
 from brats_seg.bank.format import LISTED, READERS_LOCK, SCHEMA_VERSION, is_bank
 from brats_seg.bank.listing import read_listing
-from brats_seg.core.engine import Outcome, run_tasks
+from brats_seg.core.dask_engine import TOKEN
+from brats_seg.core.engine import Cluster, Outcome, run_tasks
 from brats_seg.core.errors import InputError, UsageError, is_disk_full
 from brats_seg.core.files import lock, read_json, write_text
 from brats_seg.scans.case import MODALITIES, Case
@@ -119,6 +120,7 @@ def build_bank(
     *,
     options: BuildOptions = BuildOptions(),
     workers: int = 1,
+    cluster: Cluster | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> BuildReport:
     """Make a bank of every good case under a folder, or go on with one; a case that is finished is not made
@@ -133,6 +135,7 @@ def build_bank(
         bank: folder to make or to go on with.
         options: which cases, and how.
         workers: processes at a time.
+        cluster: whose workers make the cases, instead of processes of this machine.
         say: is given a line on what is about to happen.
 
     Raises:
@@ -151,7 +154,10 @@ def build_bank(
         options.modalities, classes, options.percentiles, n4=options.n4, resample=options.resample
     )
     _make_folder(bank)
-    tasks = [EntryTask(case, bank, settings, threads=2 if workers == 1 else 1) for case in cases]
+    tasks = [
+        EntryTask(case, bank, settings, threads=2 if workers == 1 and cluster is None else 1)
+        for case in cases
+    ]
     together: Literal["alone", "shared"] = "alone" if step == 1 else "shared"
     with lock(bank / _BUILD_LOCK, holders=together), lock(bank / f".part-{first}-of-{step}.lock"):
         if not options.rebuild:
@@ -166,7 +172,8 @@ def build_bank(
         if todo:
             _unlist(bank)
         results = [
-            _result(outcome) for outcome in run_tasks(write_entry, todo, workers=workers, label="preprocess")
+            _result(outcome)
+            for outcome in run_tasks(write_entry, todo, workers=workers, label="preprocess", cluster=cluster)
         ]
         problems += [problem for result in results for problem in result.problems]
         missing = _assemble(tasks, settings, problems, n_folds=options.n_folds, seed=options.seed)
@@ -266,9 +273,8 @@ def _is_hardly_begun(bank: Path) -> bool:
     """Whether a folder holds no more than what a build makes before its first case; it may have been killed
     then.
     """
-    return {path.name for path in bank.iterdir()} <= {"cases", _BUILD_LOCK} and not any(
-        (bank / "cases").glob("*")
-    )
+    names = {path.name for path in bank.iterdir() if not path.name.startswith(TOKEN)}
+    return names <= {"cases", _BUILD_LOCK} and not any((bank / "cases").glob("*"))
 
 
 def _check_unchanged(bank: Path, settings: Settings, *, n_folds: int, seed: int) -> None:

@@ -73,7 +73,7 @@ class EntryResult:
 def write_entry(task: EntryTask) -> EntryResult:
     """Read, check, normalize and write a case, or refuse it and write down why."""
     for rest in task.bank.glob(f"cases/.{escape(task.case.id)}.*.part"):  # of a build that was killed
-        shutil.rmtree(rest)
+        shutil.rmtree(rest, ignore_errors=True)  # a worker that was taken for dead may still write there
     loaded = load_case(task.case)
     report = check_case(loaded)
     problems = list(report.problems) + _wrong_for_bank(task, report)

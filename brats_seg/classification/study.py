@@ -18,6 +18,7 @@ from brats_seg.classification.settings import Distribution, StudySettings
 from brats_seg.classification.table import StudyTable, make_table
 from brats_seg.classification.two_class import two_class_figures
 from brats_seg.classification.worker import CellWorker, check_cell, time_iterations
+from brats_seg.core.engine import Cluster
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import write_text
 from brats_seg.core.grid import STORE, Cell, GridReport, Row, check_identity, read_cells, run_grid, stores
@@ -153,6 +154,7 @@ def run_study(
     workers: int,
     part: tuple[int, int] | None = None,
     device: str = "auto",
+    cluster: Cluster | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> GridReport:
     """Train what the store does not hold yet.
@@ -165,6 +167,7 @@ def run_study(
         part: (I, N): every N-th cell from the I-th on, into `OUT/part_I_of_N`; what other parts finished is
             not computed again.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        cluster: whose workers train the networks, instead of processes of this machine.
         say: takes a line before anything slow.
 
     Raises:
@@ -196,7 +199,15 @@ def run_study(
         decoders=max(1, n_workers(0) // n),
     )
     return run_grid(
-        worker, grid, store=out, identity=identity, workers=n, label="networks", note=_note, part=part
+        worker,
+        grid,
+        store=out,
+        identity=identity,
+        workers=n,
+        label="networks",
+        note=_note,
+        part=part,
+        cluster=cluster,
     )
 
 

@@ -7,12 +7,14 @@ import typer
 
 from brats_seg.commands.options import (
     CavityIn,
+    ClusterAddress,
     Conventions,
     HeldOut,
     Predictions,
     PredictionSchema,
     Reference,
     Schema,
+    joined_cluster,
     score_options,
 )
 
@@ -33,6 +35,7 @@ def evaluate(
     cavity_in: CavityIn = None,
     schema: Schema = None,
     prediction_schema: PredictionSchema = None,
+    cluster: ClusterAddress = None,
 ) -> None:
     """Score predictions: whole, core and active Dice, HD95 and more, by named conventions."""
     from brats_seg.commands.console import loading, make_console, show_place, show_problems
@@ -43,7 +46,11 @@ def evaluate(
 
     console = make_console()
     options = score_options(convention, cavity_in, held_out, schema, prediction_schema)
-    scored = evaluate_folders(out, reference, options=options, against=against, output=output or out)
+    needs = [out, reference, *([against] if against else [])]
+    with joined_cluster(cluster, needs=needs, shared=output or out) as joined:
+        scored = evaluate_folders(
+            out, reference, options=options, against=against, output=output or out, cluster=joined
+        )
     show_problems(scored.problems, console=console)
     n_missing = sum(problem.what == NO_PREDICTION for problem in scored.problems)
     if n_missing and held_out is None:

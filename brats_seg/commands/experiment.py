@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from brats_seg.commands.options import Device, Workers
+from brats_seg.commands.options import ClusterAddress, Device, Workers, joined_cluster
 
 
 def experiment(
@@ -40,6 +40,7 @@ def experiment(
         ),
     ] = None,
     device: Device = "auto",
+    cluster: ClusterAddress = None,
 ) -> None:
     """Compare strategies on one bank: folds x seeds, one table with error bars. Killed, it goes on. Exit 1 if
     a run failed.
@@ -53,17 +54,20 @@ def experiment(
 
     settings = load_experiment(config, overrides=tuple(overrides or ()))
     console = make_console()
-    report = run_experiment(
-        bank,
-        out,
-        settings,
-        title=Path(config).stem,
-        workers=workers,
-        only=tuple(only or ()),
-        known=known,
-        device=device,
-        say=typer.echo,  # a path may hold what rich reads as markup
-    )
+    needs = [] if settings.phantoms else [bank]
+    with joined_cluster(cluster, needs=needs, shared=out, workers=workers) as joined:
+        report = run_experiment(
+            bank,
+            out,
+            settings,
+            title=Path(config).stem,
+            workers=workers,
+            only=tuple(only or ()),
+            known=known,
+            device=device,
+            cluster=joined,
+            say=typer.echo,  # a path may hold what rich reads as markup
+        )
     show_experiment(report.summary, report.grid, against=settings.against, console=console)
     show_place("table: ", out / "table.md", console=console)
     show_place("report:", report.page, console=console)

@@ -1,10 +1,13 @@
 """Arguments and options that several verbs take."""
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from brats_seg.core.dask_engine import Cluster, open_cluster
 from brats_seg.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,6 +50,17 @@ Reference = Annotated[
     Path, typer.Argument(help="Folder of scans with expert labels, or a manifest CSV.", exists=True)
 ]
 Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 for one per core.")]
+ClusterAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="ADDRESS",
+        envvar="BRATS_SEG_CLUSTER",
+        help="Share the work among the workers of a Dask cluster: tcp://HOST:PORT, a scheduler file, or "
+        "local to try it out.",
+        show_default=False,
+    ),
+]
 Part = Annotated[str | None, typer.Option(metavar="I/N", help="Do the I-th of N parts only (job arrays).")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 PrecisionName = Annotated[
@@ -141,6 +155,24 @@ def score_options(
         only=held_out_cases(held_out),
         schema=schema,
         prediction_schema=prediction_schema,
+    )
+
+
+def joined_cluster(
+    address: str | None,
+    *,
+    needs: Sequence[Path] = (),
+    shared: Path | None = None,
+    workers: int = 0,
+    part: str | None = None,
+) -> AbstractContextManager[Cluster | None]:
+    """The cluster of a verb, as `core.dask_engine.open_cluster`. Raises `UsageError` beside `--part`."""
+    if address and part:
+        raise UsageError(
+            "--part beside --cluster: the cluster shares the cases out; leave out one of the two"
+        )
+    return open_cluster(
+        address, needs=needs, shared=shared, workers=workers, say=lambda line: typer.echo(line, err=True)
     )
 
 

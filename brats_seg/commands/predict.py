@@ -8,6 +8,7 @@ import typer
 from brats_seg.commands.options import (
     AllowSameScan,
     AllowSkull,
+    ClusterAddress,
     Device,
     InferenceName,
     Part,
@@ -18,6 +19,7 @@ from brats_seg.commands.options import (
     Synthetic,
     Tuned,
     allowed_flaws,
+    joined_cluster,
     parse_part,
 )
 
@@ -77,6 +79,7 @@ def predict(
     synthetic: Synthetic = False,
     allow_skull: AllowSkull = False,
     allow_same_scan: AllowSameScan = False,
+    cluster: ClusterAddress = None,
 ) -> None:
     """Segment a folder of scans."""
     from brats_seg.commands.console import loading, make_console
@@ -108,6 +111,7 @@ def predict(
         save_probabilities=save_probabilities,
         skip_finished=continue_,
     )
-    predicted = pipeline.predict(run, scans, out, options=options)
+    with joined_cluster(cluster, needs=[scans], shared=out, part=part) as joined:
+        predicted = pipeline.predict(run, scans, out, options=options, cluster=joined)
     show_predictions(predicted, out, console=make_console())
     raise typer.Exit(predicted.exit_code)

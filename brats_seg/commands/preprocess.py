@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from brats_seg.commands.options import Data, Part, Resample, Schema, Synthetic, Workers, parse_part
+from brats_seg.commands.options import (
+    ClusterAddress,
+    Data,
+    Part,
+    Resample,
+    Schema,
+    Synthetic,
+    Workers,
+    joined_cluster,
+    parse_part,
+)
 
 
 def preprocess(
@@ -33,6 +43,7 @@ def preprocess(
     ] = False,
     synthetic: Synthetic = False,
     schema: Schema = None,
+    cluster: ClusterAddress = None,
 ) -> None:
     """Normalize scans into a patch bank indexed per tissue class. Goes on where it was stopped."""
     from brats_seg.bank.build import BuildOptions, build_bank
@@ -52,6 +63,9 @@ def preprocess(
         synthetic=synthetic,
         schema=schema,
     )
-    built = build_bank(data, bank, options=options, workers=workers or n_cores(), say=console.print)
+    with joined_cluster(cluster, needs=[data], shared=bank, workers=workers, part=part) as joined:
+        built = build_bank(
+            data, bank, options=options, workers=workers or n_cores(), cluster=joined, say=console.print
+        )
     show_build(built, bank, console=console)
     raise typer.Exit(built.exit_code)

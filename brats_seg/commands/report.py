@@ -7,12 +7,14 @@ import typer
 
 from brats_seg.commands.options import (
     CavityIn,
+    ClusterAddress,
     Conventions,
     HeldOut,
     Predictions,
     PredictionSchema,
     Reference,
     Schema,
+    joined_cluster,
     score_options,
 )
 
@@ -32,6 +34,7 @@ def report(
     cavity_in: CavityIn = None,
     schema: Schema = None,
     prediction_schema: PredictionSchema = None,
+    cluster: ClusterAddress = None,
 ) -> None:
     """Write one self-contained page: scores, worst and best cases, training, what was sampled. Exit 1 if it
     lists an error.
@@ -42,7 +45,8 @@ def report(
         from brats_seg.reporting.report import write_report
 
     options = score_options(convention, cavity_in, held_out, schema, prediction_schema)
-    written = write_report(out, reference, output=output, run=run, options=options)
+    with joined_cluster(cluster, needs=[out, reference], shared=output.parent) as joined:
+        written = write_report(out, reference, output=output, run=run, options=options, cluster=joined)
     console = make_console()
     show_problems(written.problems, console=console)
     show_place("report:", written.page, console=console)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from brats_seg.commands.console import loading
-from brats_seg.commands.options import Device, Part, Workers, parse_part
+from brats_seg.commands.options import ClusterAddress, Device, Part, Workers, joined_cluster, parse_part
 
 StudyConfig = Annotated[
     str,
@@ -70,6 +70,7 @@ def study_run(
     workers: Workers = 0,
     part: Part = None,
     device: Device = "auto",
+    cluster: ClusterAddress = None,
 ) -> None:
     """Train what is not there yet, a process for each core. Killed at any moment, it goes on. Exit 1 if a
     network failed.
@@ -80,15 +81,18 @@ def study_run(
     from brats_seg.core.settings import load_settings
 
     settings = load_settings(StudySettings, config, shelf="studies", overrides=tuple(overrides or ()))
-    report = study.run_study(
-        settings,
-        out,
-        folder=images,
-        workers=workers,
-        part=parse_part(part),
-        device=device,
-        say=lambda line: typer.echo(line, err=True),
-    )
+    needs = [images] if images else []
+    with joined_cluster(cluster, needs=needs, shared=out, workers=workers, part=part) as joined:
+        report = study.run_study(
+            settings,
+            out,
+            folder=images,
+            workers=workers,
+            part=parse_part(part),
+            device=device,
+            cluster=joined,
+            say=lambda line: typer.echo(line, err=True),
+        )
     typer.echo(f"{report.n_new} cells finished, {report.n_kept} were there; rows in {out}")
     n_diverged = len({(row["seed"], row["method"], row["rate"]) for row in report.rows if row["diverged"]})
     if n_diverged:

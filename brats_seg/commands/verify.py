@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from brats_seg.commands.options import Schema, Synthetic, Workers
+from brats_seg.commands.options import ClusterAddress, Schema, Synthetic, Workers, joined_cluster
 
 
 def verify(
@@ -16,6 +16,7 @@ def verify(
     workers: Workers = 0,
     synthetic: Synthetic = False,
     schema: Schema = None,
+    cluster: ClusterAddress = None,
 ) -> None:
     """List everything that is wrong with a data set, at once. Exit 1 if a case must be refused."""
     from brats_seg.bank.format import is_bank
@@ -36,7 +37,10 @@ def verify(
         from brats_seg.core.cores import n_cores
         from brats_seg.scans.verify import verify_folder
 
-        report = verify_folder(data, workers=workers or n_cores(), synthetic=synthetic, schema=schema)
+        with joined_cluster(cluster, needs=[data], workers=workers) as joined:
+            report = verify_folder(
+                data, workers=workers or n_cores(), cluster=joined, synthetic=synthetic, schema=schema
+            )
         found, code = report.to_dict(), report.exit_code
         show_verification(report.rows, report.problems, console=console)
     if json is not None:

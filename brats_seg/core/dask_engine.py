@@ -5,7 +5,7 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -46,7 +46,7 @@ class Cluster:
     say: Callable[[str], None]
     sound: dict[str, bool] = field(default_factory=dict)
 
-    def map_unordered(self, function: Callable[[T], V], tasks: Sequence[T]) -> Iterator[Outcome[T, V]]:
+    def map_unordered(self, function: Callable[[T], V], tasks: Sequence[T]) -> Generator[Outcome[T, V]]:
         """As `engine.map_unordered`. A worker has one task at a time, and one that is lost costs one task."""
         queue = deque((position, 0) for position in range(len(tasks)))
         busy: dict[str, _Call] = {}
@@ -159,13 +159,13 @@ def open_cluster(
     except ImportError:
         raise UsageError(f"{address}: Dask is not installed; pip install 'brats-seg[cluster]'") from None
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it tells each lost worker in ten lines
-    if shared:
-        shared.mkdir(parents=True, exist_ok=True)
     with _connected(distributed, address, workers) as client:
         theirs = client.get_versions()["scheduler"]["packages"]["distributed"]
         if theirs != distributed.__version__:
             what = f"the scheduler has distributed {theirs}, this process {distributed.__version__}"
             raise UsageError(f"{address}: {what}; install the same version")
+        if shared:
+            shared.mkdir(parents=True, exist_ok=True)
         needed = tuple(path.absolute() for path in needs)
         cluster = Cluster(client, address, needed, shared.absolute() if shared else None, say)
         if problems := list(filter(None, cluster.check(set(client.nthreads())).values())):

@@ -1,7 +1,9 @@
 """Independent tasks -> what became of each: in this process, in local processes, or on a Dask cluster."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 from brats_seg.core.dask_engine import Cluster
 from brats_seg.core.local_engine import map_in_processes
@@ -66,6 +68,7 @@ def map_in_order(
     threads: int,
     label: str,
     on_death: Callable[[T, BaseException], V],
+    line: Callable[[V], str] | None = None,
     cluster: Cluster | None = None,
 ) -> list[V]:
     """The values of a function that raises nothing that belongs to one task, in the order of the tasks: from
@@ -77,16 +80,19 @@ def map_in_order(
         threads: tasks at a time in this process.
         label: of the progress bar.
         on_death: the value of a task that ended three workers of the cluster.
+        line: what a log says of a value, where standard error is no terminal.
         cluster: whose workers run the tasks, instead of threads.
     """
     if cluster is None:
         with ThreadPoolExecutor(threads) as pool:
-            return list(track(pool.map(function, tasks), total=len(tasks), label=label))
+            return list(track(pool.map(function, tasks), total=len(tasks), label=label, line=line))
     values: dict[int, V] = {}
-    for outcome in run_tasks(function, tasks, workers=1, label=label, cluster=cluster):
-        values[outcome.position] = (
-            on_death(outcome.task, outcome.error)
-            if outcome.died and outcome.error is not None
-            else outcome.unwrap()
-        )
+
+    def keep(outcome: Outcome[T, V]) -> V:
+        died = outcome.error if outcome.died else None
+        values[outcome.position] = on_death(outcome.task, died) if died else outcome.unwrap()
+        return values[outcome.position]
+
+    with closing(cluster.map_unordered(function, tasks)) as outcomes:
+        deque(track(map(keep, outcomes), total=len(tasks), label=label, line=line), maxlen=0)
     return [values[position] for position in range(len(tasks))]

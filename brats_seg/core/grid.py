@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from brats_seg.core.engine import Outcome, map_unordered
+from brats_seg.core.engine import Cluster, Outcome, map_unordered
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock, parse_json, read_json, shown, write_json
 from brats_seg.core.progress import log_line, progress_bar
@@ -73,6 +73,7 @@ def run_grid(
     note: Callable[[str, list[Row]], str] | None = None,
     known: Mapping[str, list[Row]] | None = None,
     part: tuple[int, int] | None = None,
+    cluster: Cluster | None = None,
 ) -> GridReport:
     """Compute the cells that a store does not hold yet, and keep the rows of each the moment it ends.
 
@@ -93,6 +94,8 @@ def run_grid(
         part: (I, N): every N-th cell from the I-th on, into `STORE/part_I_of_N`; what the store and its other
             parts hold is not computed again.
 
+        cluster: whose workers compute the cells, instead of processes of this machine.
+
     Raises:
         UsageError: two cells of one key or one job.
         InputError: a store of another study, a damaged one, one that another process writes to, or a full
@@ -111,7 +114,14 @@ def run_grid(
                 finished.append(cell, known[cell.digest])
         todo = [cell for cell in cells if cell.digest not in finished.by_digest]
         failed = _compute(
-            function, todo, finished, n_cells=len(cells), workers=workers, label=label, note=note
+            function,
+            todo,
+            finished,
+            n_cells=len(cells),
+            workers=workers,
+            cluster=cluster,
+            label=label,
+            note=note,
         )
     return GridReport(
         rows=tuple(row for cell in cells for row in finished.by_digest.get(cell.digest, ())),
@@ -234,6 +244,7 @@ def _compute(
     *,
     n_cells: int,
     workers: int,
+    cluster: Cluster | None,
     label: str,
     note: Callable[[str, list[Row]], str] | None,
 ) -> list[tuple[str, str]]:
@@ -245,7 +256,7 @@ def _compute(
     with progress_bar() as bar, _interrupted_by_sigterm():
         task = bar.add_task(label, total=n_cells, completed=n_kept, note="")
         for n_new, outcome in enumerate(
-            map_unordered(_Call(function), jobs, workers=workers, threads=1), start=1
+            map_unordered(_Call(function), jobs, workers=workers, threads=1, cluster=cluster), start=1
         ):
             cell = by_digest[outcome.task[0]]
             problem = _keep(cell, outcome, finished)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from brats_seg.core.cores import n_cores
+from brats_seg.core.engine import Cluster, map_in_order
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import write_json
-from brats_seg.core.progress import track
 from brats_seg.core.shapes import TissueMap
 from brats_seg.evaluation.calibration import (
     Reliability,
@@ -211,6 +210,7 @@ def evaluate_folders(
     options: ScoreOptions = ScoreOptions(),
     against: str | Path | None = None,
     output: str | Path | None = None,
+    cluster: Cluster | None = None,
 ) -> EvaluationReport:
     """Score a folder of predictions against the labels of a folder of cases in any layout.
 
@@ -226,6 +226,7 @@ def evaluate_folders(
         against: a second folder of predictions, tested against the first, patient by patient.
         output: where `scores.csv` and `summary.json` go; None writes nothing, nor is anything written where
             no case could be scored.
+        cluster: whose workers score the cases, instead of threads of this process.
 
     Raises:
         UsageError: a region in `cavity_in` whose cavity the labels do not tell apart.
@@ -240,11 +241,12 @@ def evaluate_folders(
     cases = {c.id: c for c in found.cases if only is None or c.id in only}
     labeled = [case for case in cases.values() if case.label is not None]
     problems = list(found.problems) if only is None else problems_of(only, labeled, found.problems)
-    scored = _score_folder(out, cases, options, problems)
+    scored = _score_folder(out, cases, options, problems, cluster)
     scores = [score for case in scored for score in case.scores]
     comparison = {}
     if against is not None:
-        others = [score for case in _score_folder(against, cases, options, problems) for score in case.scores]
+        rivals = _score_folder(against, cases, options, problems, cluster)
+        others = [score for case in rivals for score in case.scores]
         comparison = {"against": {"folder": str(against)} | compare(scores, others, rules)}
     summary = (
         summarize(scores, rules, problems=[str(p) for p in problems], cavity_in=options.cavity_in)
@@ -359,7 +361,11 @@ def _lesion_scores(lesions: Lesions, rule: Convention) -> dict[str, Any]:
 
 
 def _score_folder(
-    out: Path, cases: Mapping[str, Case], options: ScoreOptions, problems: list[Problem]
+    out: Path,
+    cases: Mapping[str, Case],
+    options: ScoreOptions,
+    problems: list[Problem],
+    cluster: Cluster | None,
 ) -> list[_CaseScores]:
     pairs = [pair for pair in _pair_up(out, cases, options.only, problems) if _is_told(pair[0], problems)]
     if not pairs:
@@ -378,13 +384,14 @@ def _score_folder(
         for (case, path), name in zip(pairs, written, strict=True)
     ]
     scored: list[_CaseScores] = []
-    with ThreadPoolExecutor(n_cores()) as threads:
-        for result in track(threads.map(_score_files, tasks), total=len(tasks), label="scoring"):
-            if isinstance(result, Problem):
-                problems.append(result)
-            else:
-                scored.append(result)
-                problems.extend([result.problem] if result.problem else [])
+    for result in map_in_order(
+        _score_files, tasks, threads=n_cores(), label="scoring", on_death=_unscored, cluster=cluster
+    ):
+        if isinstance(result, Problem):
+            problems.append(result)
+        else:
+            scored.append(result)
+            problems.extend([result.problem] if result.problem else [])
     problems.extend(_swapped(out, scored, options.cavity_in))
     return scored
 
@@ -494,9 +501,14 @@ def _pair_up(
     return pairs
 
 
-def _score_files(
-    task: tuple[Case, Path, LabelSchema, tuple[str, ...], ScoreOptions],
-) -> _CaseScores | Problem:
+_Task = tuple[Case, Path, LabelSchema, tuple[str, ...], ScoreOptions]
+
+
+def _unscored(task: _Task, error: BaseException) -> _CaseScores | Problem:
+    return Problem("error", task[0].id, str(task[1]), str(error), "workers with more memory")
+
+
+def _score_files(task: _Task) -> _CaseScores | Problem:
     case, path, written, classes, options = task
     label = case.label
     assert label is not None  # `_pair_up` lets no other case through

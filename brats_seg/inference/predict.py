@@ -3,7 +3,7 @@
 import hashlib
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -47,6 +47,7 @@ def predict_cases(
     out: Path,
     options: PredictOptions = PredictOptions(),
     problems: Sequence[Problem] = (),
+    elsewhere: Callable[[Sequence[Case]], Sequence[Prediction | Problem]] | None = None,
 ) -> PredictReport:
     """Segment cases into `OUT/<case>.nii.gz`, in the label values, grid and type of each; and
     `predictions.csv`, `labels.txt`.
@@ -63,6 +64,7 @@ def predict_cases(
         options: how each case is taken in, segmented and written. The segmenters were made by the other
             options.
         problems: known before (of finding the cases), to be reported with the others.
+        elsewhere: segments the cases that are left to do in other processes; None does so in this one.
 
     Raises:
         UsageError: no segmenter, or segmenters that do not fit together.
@@ -72,12 +74,31 @@ def predict_cases(
     out.mkdir(parents=True, exist_ok=True)
     alike = {row["case"] for row in rebuild_table(out) if row.get("settings") == job.settings}
     skipped = [c.id for c in cases if options.skip_finished and c.id in alike and _is_finished(job, c)]
-    todo = [c for c in cases if c.id not in skipped]
-    # Whatever ends the loop, the generator is closed: a traceback would keep it, and its threads would go on.
-    with closing(_pipelined(job, todo)) as results:
-        finished = list(track(results, total=len(todo), label="segmenting", line=_line))
+    first_of: dict[str, Case] = {}
+    for case in cases:
+        first_of.setdefault(case.id, case)
+    twins = [_second(case) for case in cases if first_of[case.id] is not case]
+    todo = [case for case in first_of.values() if case.id not in skipped]
+    if elsewhere is not None:
+        finished = list(elsewhere(todo))
+    else:
+        # Whatever ends the loop, the generator is closed: a traceback would keep it, and its threads.
+        with closing(_pipelined(job, todo)) as results:
+            finished = list(track(results, total=len(todo), label="segmenting", line=describe_result))
     rebuild_table(out)  # the rows stand in the order in which the cases were finished
-    return _report(finished, skipped=skipped, problems=problems)
+    return _report(finished, skipped=skipped, problems=(*problems, *twins))
+
+
+def _second(case: Case) -> Problem:
+    return Problem("error", case.id, str(case.folder), "a second case of this id", "ids that differ")
+
+
+def segment_case(
+    segmenters: Sequence[Segmenter], case: Case, *, out: Path, options: PredictOptions
+) -> Prediction | Problem:
+    """Segment one case as `predict_cases` does, without a look at the others."""
+    (result,) = _pipelined(_Job(fitting(segmenters), out, options), [case])
+    return result
 
 
 def predict_one(
@@ -108,7 +129,7 @@ def _report(
     )
 
 
-def _line(result: Prediction | Problem) -> str:
+def describe_result(result: Prediction | Problem) -> str:
     """What a log says of a case."""
     if isinstance(result, Problem):
         return f"{result.case} refused"
@@ -205,12 +226,8 @@ def _pipelined(job: _Job, cases: Sequence[Case]) -> Generator[Prediction | Probl
     computed first.
     """
     n_cores = torch.get_num_threads()
-    first_of = {case.id: i for i, case in reversed(list(enumerate(cases)))}
 
-    def segment(i: int) -> Prediction | Problem:
-        case = cases[i]
-        if first_of[case.id] != i:
-            return Problem("error", case.id, str(case.folder), "a second case of this id", "ids that differ")
+    def segment(case: Case) -> Prediction | Problem:
         try:
             start = time.perf_counter()
             source = take_in(case, job.segmenters[0], options=job.options, target=job.path_of(case))
@@ -235,7 +252,7 @@ def _pipelined(job: _Job, cases: Sequence[Case]) -> Generator[Prediction | Probl
         ThreadPoolExecutor(min(1 + n_cores, _MOST_CASES, max(len(cases), 1))) as pool,
         computing_threads(networks, n=n_computers) as computers,
     ):
-        yield from pool.map(segment, range(len(cases)))
+        yield from pool.map(segment, cases)
 
 
 def _too_large(job: _Job, case: Case) -> Problem:

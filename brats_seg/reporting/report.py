@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment
 
+from brats_seg.core.engine import Cluster
 from brats_seg.core.errors import InputError, UsageError, printable
 from brats_seg.core.files import write_text
 from brats_seg.core.progress import track
@@ -76,6 +77,7 @@ def write_report(
     output: str | Path,
     run: str | Path | None = None,
     options: ScoreOptions = ScoreOptions(),
+    cluster: Cluster | None = None,
 ) -> WrittenReport:
     """Score a folder of predictions and write one self-contained page, and a Markdown twin beside it. The
     same input gives the same bytes.
@@ -86,6 +88,7 @@ def write_report(
         output: the page to write, `.html`; the twin has the same name and ends in `.md`.
         run: the run folder whose training curves and ledger are shown; None leaves them out.
         options: which cases, and by which rules; the first convention fills the table of cases.
+        cluster: whose workers score the cases, instead of threads of this process.
 
     Returns:
         `output`, and 1 as the exit code where a case could not be scored.
@@ -103,7 +106,7 @@ def write_report(
     )
     if output.suffix != ".html":
         raise UsageError(f"--output {output}: the report is a page; give a name that ends in .html")
-    evaluation = evaluate_folders(out, reference, options=options)
+    evaluation = evaluate_folders(out, reference, options=options, cluster=cluster)
     if not evaluation.scores:
         first = f"; the first problem: {evaluation.problems[0]}" if evaluation.problems else ""
         raise InputError(f"{out}: no case could be scored against {reference}{first}")

@@ -3,7 +3,6 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from itertools import combinations
@@ -12,8 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from brats_seg.core.engine import Cluster, map_in_order
 from brats_seg.core.errors import InputError
-from brats_seg.core.progress import track
 from brats_seg.core.shapes import Mask, Volume
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.datasets import LABEL
@@ -142,6 +141,7 @@ def verify_folder(
     required: Sequence[str] = MODALITIES,
     schema: str | None = None,
     workers: int = 1,
+    cluster: Cluster | None = None,
 ) -> Report:
     """Look at every case under a folder (or of a manifest). `find_cases` tells the arguments and what is
     raised.
@@ -149,24 +149,31 @@ def verify_folder(
     Args:
         workers: cases read at the same time, a thread each; a case of BraTS takes about 100 MB while it is
             looked at.
+        cluster: whose workers look at the cases, instead of threads.
     """
     return verify_cases(
         find_cases(folder, layout=layout, synthetic=synthetic, required=required, schema=schema),
         workers=workers,
+        cluster=cluster,
     )
 
 
-def verify_cases(found: Found, *, workers: int = 1) -> Report:
+def verify_cases(found: Found, *, workers: int = 1, cluster: Cluster | None = None) -> Report:
     """Look at every case found, and compare them with each other; of an incomplete case, at the files it
     has.
     """
     cases = (*found.cases, *found.incomplete)
-    with ThreadPoolExecutor(workers) as pool:
-        looked_at = tuple(track(pool.map(verify_case, cases), total=len(cases), label="verify"))
-    reports = looked_at[: len(found.cases)]
+    looked_at = map_in_order(
+        verify_case, cases, threads=workers, label="verify", on_death=_unread, cluster=cluster
+    )
+    reports = tuple(looked_at[: len(found.cases)])
     twins = _twins(reports)
     problems = (*found.problems, *(problem for report in looked_at for problem in report.problems), *twins)
     return Report(reports, problems, one_patient(reports))
+
+
+def _unread(case: Case, error: BaseException) -> CaseReport:
+    return CaseReport(case, (_problem(case, "error", "", str(error)),), {}, None, None, {})
 
 
 def verify_case(case: Case) -> CaseReport:

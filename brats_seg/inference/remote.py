@@ -1,0 +1,69 @@
+"""Cases of `predict` on the workers of a cluster, each of which keeps the networks between cases."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+from brats_seg.core.engine import Cluster, map_in_order
+from brats_seg.core.errors import InputError
+from brats_seg.inference.options import PredictOptions
+from brats_seg.inference.outcome import Prediction
+from brats_seg.inference.predict import describe_result, segment_case
+from brats_seg.inference.runs import load_for_prediction
+from brats_seg.inference.segmenter import Segmenter
+from brats_seg.models.trained import TrainedRun, open_run
+from brats_seg.scans.case import Case
+from brats_seg.scans.problem import Problem
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """Where the networks lie, their digests, and the options to load and to use them with."""
+
+    runs: tuple[tuple[Path, str], ...]
+    options: PredictOptions
+
+
+def segment_on_cluster(
+    cases: Sequence[Case],
+    *,
+    cluster: Cluster,
+    runs: Sequence[TrainedRun],
+    options: PredictOptions,
+    out: Path,
+) -> list[Prediction | Problem]:
+    """As `predict.predict_cases` does with the cases of which it knows that they are to be segmented.
+
+    A case that ends three workers is a problem; the others are segmented.
+    """
+    recipe = _Recipe(tuple((run.folder, run.digest) for run in runs), options)
+    return map_in_order(
+        partial(_segment, recipe, out),
+        cases,
+        threads=1,
+        label="segmenting",
+        on_death=_problem,
+        line=describe_result,
+        cluster=cluster,
+    )
+
+
+def _segment(recipe: _Recipe, out: Path, case: Case) -> Prediction | Problem:
+    segmenters, options = _load(recipe)
+    return segment_case(segmenters, case, out=out, options=options)
+
+
+@lru_cache(maxsize=1)
+def _load(recipe: _Recipe) -> tuple[tuple[Segmenter, ...], PredictOptions]:
+    runs = [open_run(folder) for folder, _ in recipe.runs]
+    for run, (folder, digest) in zip(runs, recipe.runs, strict=True):
+        if run.digest != digest:
+            raise InputError(f"{folder}: holds another network than when the command began; give it again")
+    return load_for_prediction(runs, replace(recipe.options, also=tuple(run.folder for run in runs[1:])))
+
+
+def _problem(case: Case, error: BaseException) -> Problem:
+    return Problem(
+        "error", case.id, str(case.folder), str(error), "workers with more memory, or another scan"
+    )

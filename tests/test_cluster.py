@@ -1,0 +1,177 @@
+"""Every stage on a real cluster: the bytes of one machine, whatever is killed meanwhile."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from dask_processes import ROOT, Processes, dask_processes, until
+from test_pipeline import TINY
+
+from brats_seg import pipeline
+from brats_seg.bank.build import BuildOptions
+from brats_seg.cli import main
+from brats_seg.core.config import load_config
+from brats_seg.core.dask_engine import open_cluster
+from brats_seg.core.grid import Cell, run_grid
+from brats_seg.core.outcome import Outcome, WorkerDiedError
+from brats_seg.evaluation.scores import ScoreOptions, evaluate_folders
+from brats_seg.inference.options import PredictOptions
+from brats_seg.inference.remote import segment_on_cluster
+from brats_seg.models.trained import open_run
+from brats_seg.scans.layouts import find_cases
+from brats_seg.scans.problem import Problem
+from brats_seg.scans.verify import verify_cases
+
+distributed = pytest.importorskip("distributed")
+
+BUILD = BuildOptions(n_folds=2)
+PREDICT = PredictOptions(device="cpu", precision="float32")
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    with dask_processes(tmp_path_factory.mktemp("dask"), workers=2) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory, undrawn: None) -> Path:
+    """Scans, a bank, a run and predictions, made on one machine."""
+    root = tmp_path_factory.mktemp("local")
+    pipeline.phantom(root / "scans", n_cases=4, layout="brats2021", size=48, seed=5)
+    assert pipeline.preprocess(root / "scans", root / "bank", options=BUILD, workers=1).exit_code == 0
+    config = load_config("demo", overrides=(*TINY, "training.epochs=1", "training.steps=2"))
+    pipeline.train(root / "bank", root / "run", config, fold=0, device="cpu")
+    assert pipeline.predict(root / "run", root / "scans", root / "out", options=PREDICT).exit_code == 0
+    assert pipeline.evaluate(root / "out", root / "scans", output=root / "scores").exit_code == 0
+    return root
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder that a reader sees."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+def _kill_one(processes: Processes, begun: Path) -> None:
+    """Kill a worker by SIGKILL once the first case has begun."""
+    until(lambda: any(begun.glob("cases/*")))
+    os.kill(processes.computing_pids()[0], signal.SIGKILL)
+
+
+def test_every_stage_gives_the_bytes_of_one_machine(
+    processes: Processes, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Verify; preprocess while a worker is killed; predict with a relative path; evaluate."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scans").symlink_to(local / "scans")
+    with open_cluster(str(processes.file), shared=tmp_path) as cluster:
+        assert (
+            pipeline.verify_scans("scans", cluster=cluster).to_dict()
+            == pipeline.verify_scans("scans").to_dict()
+        )
+        killer = threading.Thread(target=_kill_one, args=(processes, tmp_path / "bank"))
+        killer.start()
+        built = pipeline.preprocess(local / "scans", tmp_path / "bank", options=BUILD, cluster=cluster)
+        killer.join()
+        predicted = pipeline.predict(local / "run", "scans", "out", options=PREDICT, cluster=cluster)
+        scored = pipeline.evaluate("out", local / "scans", output="scores", cluster=cluster)
+    assert (built.exit_code, predicted.exit_code, scored.exit_code) == (0, 0, 0)
+    assert contents(tmp_path / "bank") == contents(local / "bank")
+    assert contents(tmp_path / "scores") == contents(local / "scores")
+    ours, theirs = contents(tmp_path / "out"), contents(local / "out")
+    assert [p.case for p in predicted.predictions] == sorted(built.done)
+    for name in theirs.keys() - {"predictions.csv"}:
+        assert ours[name] == theirs[name], name
+    tables = [pd.read_csv(folder / "out/predictions.csv") for folder in (tmp_path, local)]
+    assert tables[0].drop(columns="seconds").equals(tables[1].drop(columns="seconds"))
+
+
+def test_a_second_start_goes_on_after_the_client_was_killed(
+    processes: Processes, local: Path, tmp_path: Path
+) -> None:
+    bank = tmp_path / "bank"
+    command = [sys.executable, "-m", "brats_seg", "preprocess", str(local / "scans"), str(bank)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "BRATS_SEG_CLUSTER": str(processes.file)}
+    with subprocess.Popen([*command, "--folds", "2"], env=environment, stderr=subprocess.PIPE) as client:
+        assert until(lambda: any(bank.glob("cases/BraTS*")))
+        client.kill()
+    assert not (bank / "bank.json").exists()
+    second = subprocess.run([*command, "--folds", "2"], env=environment, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert second.stderr.startswith("cluster: 2 workers; dashboard: http://")
+    until(lambda: not list(bank.glob("cases/.*.part")), seconds=5)
+    assert contents(bank) == contents(local / "bank")
+
+
+def test_part_beside_cluster_is_one_line(
+    local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [
+        "preprocess",
+        str(local / "scans"),
+        str(tmp_path),
+        "--part",
+        "1/2",
+        "--cluster",
+        "tcp://127.0.0.1:1",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        line
+        == "brats-seg: --part beside --cluster: the cluster shares the cases out; leave out one of the two"
+    )
+
+
+def _square(job: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"value": job["value"] ** 2, "pid_differs": os.getpid() != job["pid"]}]
+
+
+def test_cells_of_a_grid_are_computed_by_the_workers(processes: Processes, tmp_path: Path) -> None:
+    cells = [Cell(f"cell {n}", {"value": n, "pid": os.getpid()}) for n in range(4)]
+    with open_cluster(str(processes.file), shared=tmp_path) as cluster:
+        report = run_grid(
+            _square, cells, store=tmp_path, identity={}, workers=1, label="squares", cluster=cluster
+        )
+    assert report.rows == tuple({"value": n * n, "pid_differs": True} for n in range(4))
+
+
+class _DeadlyCluster:
+    """Each worker that gets the second task dies."""
+
+    def map_unordered(self, function: Any, tasks: Sequence[Any]) -> Iterator[Outcome[Any, Any]]:
+        for position, task in reversed(list(enumerate(tasks))):
+            if position == 1:
+                yield Outcome(task, error=WorkerDiedError("ended 3 workers"), position=position)
+            else:
+                yield Outcome(task, value=function(task), position=position)
+
+
+def test_a_case_that_ends_three_workers_is_named_and_the_others_are_done(local: Path, tmp_path: Path) -> None:
+    cluster: Any = _DeadlyCluster()
+    found = find_cases(local / "scans")
+    second = found.cases[1].id
+    verified = verify_cases(found, cluster=cluster)
+    assert [(p.case, p.what) for p in verified.problems] == [(second, "ended 3 workers")]
+    built = pipeline.preprocess(local / "scans", tmp_path / "bank", options=BUILD, cluster=cluster)
+    assert ([p.case for p in built.refused], len(built.done)) == ([second], 3)
+    scored = evaluate_folders(local / "out", local / "scans", options=ScoreOptions(), cluster=cluster)
+    assert [p.case for p in scored.problems] == [second]
+    assert len({score.case for score in scored.scores}) == 3
+    segmented = segment_on_cluster(
+        found.cases, cluster=cluster, runs=[open_run(local / "run")], options=PREDICT, out=tmp_path
+    )
+    assert [isinstance(result, Problem) for result in segmented] == [False, True, False, False]
