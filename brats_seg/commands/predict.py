@@ -48,6 +48,15 @@ def predict(
     min_component_mm3: Annotated[
         float, typer.Option(min=0, metavar="MM3", help="Connected tumor smaller than this becomes healthy.")
     ] = 0.0,
+    min_component_share: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="S",
+            help="Connected tumor smaller than this share of the case's largest becomes healthy.",
+        ),
+    ] = 0.0,
     min_enhancing_mm3: Annotated[
         float,
         typer.Option(
@@ -97,6 +106,7 @@ def predict(
         settings=Settings(
             correct_priors=correct_priors,
             min_component_mm3=min_component_mm3,
+            min_component_share=min_component_share,
             min_enhancing_mm3=min_enhancing_mm3,
         ),
         tuned=tuned,

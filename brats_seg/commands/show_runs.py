@@ -59,8 +59,10 @@ def show_tuning(tuning: "Tuning", run: Path, *, console: Console) -> None:
         "of active": cleanup.min_active_component_mm3,
         "smallest enhancing core": cleanup.min_enhancing_mm3,
     }
-    kept = ", ".join(f"{what} {mm3:g} mm3" for what, mm3 in smallest.items() if mm3)
-    console.print(f"clean-up: {kept or 'none'}")
+    kept = [f"{what} {mm3:g} mm3" for what, mm3 in smallest.items() if mm3]
+    if cleanup.min_component_share:
+        kept.append(f"smallest share of the largest component {cleanup.min_component_share:g}")
+    console.print(f"clean-up: {', '.join(kept) or 'none'}")
     for note in tuning.notes:
         console.print(escape(note), soft_wrap=True)
     score = {"dice": "mean Dice", "lesion_dice": "lesion-wise Dice of whole"}[tuning.objective]

@@ -31,18 +31,23 @@ class Cleanup:
         min_core_component_mm3: a connected part of the core of less than this becomes edema.
         min_active_component_mm3: a connected part of the enhancing core of less than this becomes necrotic
             core (or the class merged with it).
+        min_component_share: connected tumor of less than this share of the case's largest connected tumor
+            becomes healthy; the largest stays, however small.
     """
 
     min_component_mm3: float = 0.0
     min_enhancing_mm3: float = 0.0
     min_core_component_mm3: float = 0.0
     min_active_component_mm3: float = 0.0
+    min_component_share: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raises `UsageError` for a threshold that is no volume."""
-        for name, volume in asdict(self).items():
-            if not 0 <= volume < np.inf:
-                raise UsageError(f"{name} {volume:g}: a volume in mm3, 0 for none")
+        """Raises `UsageError` for a threshold that is no volume, or no share."""
+        for name, value in asdict(self).items():
+            if name.endswith("_mm3") and not 0 <= value < np.inf:
+                raise UsageError(f"{name} {value:g}: a volume in mm3, 0 for none")
+        if not 0 <= self.min_component_share <= 1:
+            raise UsageError(f"min_component_share {self.min_component_share:g}: from 0 to 1, 0 for none")
 
 
 def clean_up(
@@ -52,9 +57,14 @@ def clean_up(
     little enhancing core.
     """
     voxel_mm3 = float(np.prod(spacing_mm))
-    if cleanup.min_component_mm3 > 0:
+    if cleanup.min_component_mm3 > 0 or cleanup.min_component_share > 0:
         labels = without_small(
-            labels, "whole", to=0, classes=classes, min_voxels=cleanup.min_component_mm3 / voxel_mm3
+            labels,
+            "whole",
+            to=0,
+            classes=classes,
+            min_voxels=cleanup.min_component_mm3 / voxel_mm3,
+            min_share=cleanup.min_component_share,
         )
     if cleanup.min_core_component_mm3 > 0:
         edema = list(classes).index("edema")
@@ -79,13 +89,21 @@ def clean_up(
 
 
 def without_small(
-    labels: TissueMap, region: str, *, to: int, classes: Sequence[str], min_voxels: float
+    labels: TissueMap,
+    region: str,
+    *,
+    to: int,
+    classes: Sequence[str],
+    min_voxels: float,
+    min_share: float = 0.0,
 ) -> TissueMap:
-    """The label map with the connected parts of a region of fewer voxels made the class `to`; voxels that
-    share a corner are connected.
+    """The label map with the connected parts of a region of fewer voxels, or of a smaller share of the
+    largest part, made the class `to`; voxels that share a corner are connected.
     """
     parts: Components = number_components(np.isin(labels, region_classes(region, classes)), connectivity=3)
-    small = np.bincount(parts.ravel(), minlength=1) < min_voxels
+    sizes = np.bincount(parts.ravel(), minlength=1)
+    sizes[0] = 0
+    small = sizes < max(min_voxels, min_share * sizes.max())
     small[0] = False
     return np.where(small[parts], np.uint8(to), labels)
 

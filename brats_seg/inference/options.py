@@ -29,7 +29,8 @@ class Settings:
     Attributes:
         correct_priors: strength of prior correction, 0 to 1.
         threshold_whole, threshold_core, threshold_active: see `RegionThresholds`.
-        min_component_mm3, min_enhancing_mm3, min_core_component_mm3, min_active_component_mm3: see `Cleanup`.
+        min_component_mm3, min_enhancing_mm3, min_core_component_mm3, min_active_component_mm3,
+            min_component_share: see `Cleanup`.
     """
 
     correct_priors: float = 0.0
@@ -40,15 +41,17 @@ class Settings:
     threshold_active: float | None = None
     min_core_component_mm3: float = 0.0
     min_active_component_mm3: float = 0.0
+    min_component_share: float = 0.0
 
     @property
     def cleanup(self) -> Cleanup:
-        """The smallest volumes."""
+        """The smallest volumes and share."""
         return Cleanup(
             self.min_component_mm3,
             self.min_enhancing_mm3,
             self.min_core_component_mm3,
             self.min_active_component_mm3,
+            self.min_component_share,
         )
 
     @property

@@ -24,7 +24,8 @@ class Tuning(Section):
 
     Attributes:
         correct_priors: strength of prior correction.
-        min_component_mm3, min_enhancing_mm3, min_core_component_mm3, min_active_component_mm3: see `Cleanup`.
+        min_component_mm3, min_enhancing_mm3, min_core_component_mm3, min_active_component_mm3,
+            min_component_share: see `Cleanup`.
         threshold_whole, threshold_core, threshold_active: see `RegionThresholds`.
         epoch, checkpoint: of the checkpoint they were found for, the latter the SHA-256 of its file.
         n_cases, n_patients, n_runs: inner cases they were found on, and of how many runs.
@@ -42,6 +43,7 @@ class Tuning(Section):
     threshold_active: Share | None = None
     min_core_component_mm3: Annotated[float, Field(ge=0)] = 0.0
     min_active_component_mm3: Annotated[float, Field(ge=0)] = 0.0
+    min_component_share: Share = 0.0
     epoch: Annotated[int, Field(ge=0)]
     checkpoint: str
     n_cases: Annotated[int, Field(gt=0)]

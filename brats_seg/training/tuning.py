@@ -32,10 +32,13 @@ STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 THRESHOLDS = (0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8)
 """Of the probability of a region; of equally good ones the first is taken."""
 COMPONENTS_MM3 = (10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+COMPONENT_SHARES = (0.05, 0.1, 0.2)
+"""Of the largest component; below 0.3, so that a second tumor of a third of the first one's size stays."""
 ENHANCING_MM3 = (20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 KNOBS: Mapping[str, Sequence[float]] = {
     "threshold_whole": THRESHOLDS,
     "min_component_mm3": COMPONENTS_MM3,
+    "min_component_share": COMPONENT_SHARES,
     "threshold_core": THRESHOLDS,
     "min_core_component_mm3": COMPONENTS_MM3,
     "threshold_active": THRESHOLDS,

@@ -39,6 +39,18 @@ def test_classes_that_touch_at_a_corner_are_one_component():
     )
 
 
+def test_a_component_under_the_share_of_the_largest_goes_and_the_largest_stays():
+    labels = empty()
+    labels[1, 1, 1:11] = 2  # 10 voxels: the largest
+    labels[1, 5, 1:3] = 2  # 2
+    labels[1, 9, 1] = 2  # 1
+    for share, n_left in ((0.0, 13), (0.15, 12), (0.2, 12), (0.25, 10), (1.0, 10)):
+        cleaned = clean_up(labels, classes=FOUR, spacing_mm=MM, cleanup=Cleanup(min_component_share=share))
+        assert np.count_nonzero(cleaned) == n_left
+    nothing = empty()
+    assert not clean_up(nothing, classes=FOUR, spacing_mm=MM, cleanup=Cleanup(min_component_share=0.5)).any()
+
+
 def test_thresholds_are_volumes_not_voxels():
     labels = empty()
     labels[1, 1, 1:5] = 3  # 4 voxels of 2 mm3
@@ -107,5 +119,7 @@ def test_cleaning_twice_is_cleaning_once_and_adds_no_tumor(seed, component, enha
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(UsageError, match="min_component_mm3 -1"):
         Cleanup(min_component_mm3=-1.0)
+    with pytest.raises(UsageError, match=r"min_component_share 1.1: from 0 to 1"):
+        Cleanup(min_component_share=1.1)
     with pytest.raises(UsageError, match="needs the classes enhancing_core"):
         clean_up(empty(), classes=("healthy", "edema"), spacing_mm=MM, cleanup=Cleanup(min_enhancing_mm3=1.0))

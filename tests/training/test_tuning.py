@@ -9,7 +9,7 @@ from torch import nn
 from brats_seg.bank.bank import PatchBank
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.evaluation.scores import score_case
-from brats_seg.inference import tuning
+from brats_seg.training import tuning
 from brats_seg.inference.cleanup import Cleanup, clean_up
 from brats_seg.inference.dense import brain_mask, class_probabilities, most_likely
 from brats_seg.inference.options import Settings
