@@ -57,7 +57,8 @@ def unused_tuning(run: TrainedRun, options: PredictOptions) -> Problem | None:
     what = (
         "the tuned settings that come with this network are not used, since others are given; these "
         f"hold: --correct-priors {given.correct_priors:g} --min-component-mm3 {given.min_component_mm3:g} "
-        f"--min-component-share {given.min_component_share:g} --min-enhancing-mm3 {given.min_enhancing_mm3:g}, and no thresholds"
+        f"--min-component-share {given.min_component_share:g} "
+        f"--min-enhancing-mm3 {given.min_enhancing_mm3:g}, and no thresholds"
     )
     return Problem("warning", "", str(run.folder), what, "no other settings, or --untuned")
 

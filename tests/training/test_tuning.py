@@ -9,7 +9,6 @@ from torch import nn
 from brats_seg.bank.bank import PatchBank
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.evaluation.scores import score_case
-from brats_seg.training import tuning
 from brats_seg.inference.cleanup import Cleanup, clean_up
 from brats_seg.inference.dense import brain_mask, class_probabilities, most_likely
 from brats_seg.inference.options import Settings
@@ -18,6 +17,7 @@ from brats_seg.inference.thresholds import RegionThresholds, cut_regions
 from brats_seg.inference.tuned import Tuning, read_tuning, write_tuning
 from brats_seg.scans.case import MODALITIES
 from brats_seg.scans.labels import REGIONS
+from brats_seg.training import tuning
 from brats_seg.training.tuning import KNOBS, search, see_cases
 
 CLASSES = ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
