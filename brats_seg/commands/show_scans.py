@@ -71,6 +71,25 @@ def _count(row: Row, tissue: str) -> str:
     return "" if n is None else f"{n:,}"
 
 
+def show_draft(
+    path: Path, rows: Sequence[Mapping[str, str]], unplaced: Sequence[Path], *, console: Console
+) -> None:
+    """How many cells of a drafted manifest are empty, and what to do next."""
+    for file in unplaced:
+        console.print(f"no place in the draft for {file}", soft_wrap=True, markup=False)
+    n_empty = sum(not text for row in rows for text in row.values())
+    console.print(
+        f"draft of {len(rows)} {plural('case', len(rows))}, {n_empty} empty cells: {path}",
+        soft_wrap=True,
+        markup=False,
+    )
+    console.print(
+        f"fill in what is known (label and schema may stay empty), then: brats-seg verify {path}",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
 def show_build(built: "BuildReport", bank: Path, *, console: Console) -> None:
     """What a build did, and what it refused."""
     show_problems(built.problems, console=console)

@@ -13,6 +13,13 @@ def verify(
         Path, typer.Argument(help="Folder of scans, a manifest CSV, or a patch bank.", exists=True)
     ],
     json: Annotated[Path | None, typer.Option(help="Write the findings here, for machines.")] = None,
+    draft: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV",
+            help="Write the draft of a manifest here, with a row for each case and all columns.",
+        ),
+    ] = None,
     workers: Workers = 0,
     synthetic: Synthetic = False,
     schema: Schema = None,
@@ -35,14 +42,21 @@ def verify(
     else:
         from brats_seg.commands.show_scans import show_verification
         from brats_seg.core.cores import n_cores
-        from brats_seg.scans.verify import verify_folder
+        from brats_seg.scans.layouts import find_cases
+        from brats_seg.scans.verify import verify_cases
 
+        cases = find_cases(data, synthetic=synthetic, schema=schema)
         with joined_cluster(cluster, needs=[data], workers=workers) as joined:
-            report = verify_folder(
-                data, workers=workers or n_cores(), cluster=joined, synthetic=synthetic, schema=schema
-            )
+            report = verify_cases(cases, workers=workers or n_cores(), cluster=joined)
         found, code = report.to_dict(), report.exit_code
         show_verification(report.rows, report.problems, console=console)
+        if draft is not None:
+            from brats_seg.commands.show_scans import show_draft
+            from brats_seg.scans.draft import draft_manifest
+
+            known = (*cases.cases, *cases.incomplete)
+            rows, unplaced = draft_manifest(draft, cases=known, strangers=cases.strangers)
+            show_draft(draft, rows, unplaced, console=console)
     if json is not None:
         write_json(json, found)
     raise typer.Exit(code)

@@ -127,11 +127,13 @@ class Found:
         problems: errors and warnings.
         incomplete: refused for a missing or ambiguous file; with the files they have, for `verify` to look
             at.
+        strangers: scan files that no layout claims.
     """
 
     cases: tuple[Case, ...]
     problems: tuple[Problem, ...]
     incomplete: tuple[Case, ...] = ()
+    strangers: tuple[Path, ...] = ()
 
 
 def problems_of(ids: Collection[str], cases: Sequence[Case], problems: Iterable[Problem]) -> list[Problem]:
@@ -194,7 +196,7 @@ def find_cases(
         raise InputError(
             f"{folder}: no such folder ({error.strerror}); give a folder of scans or a manifest CSV"
         ) from None
-    pieces, problems = _pieces(folder, layout=layout)
+    pieces, strangers, problems = _pieces(folder, layout=layout)
     simulated = {piece.folder for piece in pieces if piece.layout == "simbrats"}
     if simulated and not synthetic and layout != "simbrats":
         problems.append(
@@ -230,7 +232,7 @@ def find_cases(
         problems.append(
             Problem("error", "", str(folder), "no case found", f"scans named as in {', '.join(LAYOUTS)}")
         )
-    return Found(cases, tuple(problems), incomplete)
+    return Found(cases, tuple(problems), incomplete, tuple(strangers))
 
 
 def schema_by_name(path: Path) -> str | None:
@@ -239,13 +241,13 @@ def schema_by_name(path: Path) -> str | None:
     return match[0].schema if match else None
 
 
-def _pieces(folder: Path, *, layout: str | None) -> tuple[list[Piece], list[Problem]]:
-    """Every file that is part of a case. A file belongs to the first that claims it: manifest, dataset.json,
-    BIDS, its name.
+def _pieces(folder: Path, *, layout: str | None) -> tuple[list[Piece], list[Path], list[Problem]]:
+    """Every file that is part of a case, and scan files that are not. A file belongs to the first that claims
+    it: manifest, dataset.json, BIDS, its name.
     """
     problems: list[Problem] = []
     if folder.is_file():
-        return read_manifest(folder.absolute(), problems, schema_of=schema_by_name), problems
+        return read_manifest(folder.absolute(), problems, schema_of=schema_by_name), [], problems
     files = _walk(folder.absolute(), problems)
     pieces: list[Piece] = []
     for name, reader in (
@@ -272,7 +274,37 @@ def _pieces(folder: Path, *, layout: str | None) -> tuple[list[Piece], list[Prob
         ]
         pieces += read_plain(free, root=folder.absolute())
     taken = {piece.file.path for piece in pieces}
-    return pieces, problems + _left_out([file for file in rest if file not in taken], layout=layout)
+    strangers = [file for file in rest if file not in taken]
+    problems += _left_out(strangers, layout=layout, root=folder)
+    problems += _dicom([file for file in files if file not in taken], is_all=not pieces, root=folder)
+    return pieces, strangers, problems
+
+
+def _dicom(files: Sequence[Path], *, is_all: bool, root: Path) -> list[Problem]:
+    """A problem where a folder holds DICOM files, which are told by their names or their first bytes."""
+    first = next((file for file in files if _is_dicom(file)), None)
+    if first is None:
+        return []
+    n = sum(file.parent == first.parent and _is_dicom(file) for file in files)
+    what = f"holds {n} DICOM files, such as {first.name}: DICOM is not read"
+    expected = (
+        f"NIfTI: dcm2niix -z y -o NIFTI_FOLDER {root} converts each series; then take the skull off and put "
+        "the four scans on one grid"
+    )
+    return [Problem("error" if is_all else "warning", "", str(first.parent), what, expected)]
+
+
+def _is_dicom(file: Path) -> bool:
+    """DICOM files end in .dcm or .ima, or have no ending and the letters DICM behind 128 bytes."""
+    if file.suffix.lower() in (".dcm", ".ima"):
+        return True
+    if file.suffix:
+        return False
+    try:
+        with file.open("rb") as opened:
+            return opened.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def _manifest_folders(pieces: Iterable[Piece], problems: Iterable[Problem]) -> set[Path]:
@@ -361,12 +393,13 @@ def _named(files: Sequence[Path], *, layout: str | None) -> list[Piece]:
     return [_piece(file, *match) for file, match in matches if match]
 
 
-def _left_out(files: Sequence[Path], *, layout: str | None) -> list[Problem]:
+def _left_out(files: Sequence[Path], *, layout: str | None, root: Path) -> list[Problem]:
     """A warning for each folder with scan files that no layout claims."""
     strangers: dict[Path, list[Path]] = {}
     for file in files:
         strangers.setdefault(file.parent, []).append(file)
-    expected = f"names as in {layout or 'one of the layouts, or a manifest CSV'}"
+    draft = f"a manifest CSV, whose draft `brats-seg verify {root} --draft manifest.csv` writes"
+    expected = f"names as in {layout or f'one of the layouts, or {draft}'}"
     what = "{} scan files that no layout claims, such as {}, are left out"
     return [
         Problem("warning", "", str(folder), what.format(len(names), names[0].name), expected)

@@ -18,7 +18,8 @@ _VISIT = re.compile(
     re.IGNORECASE,
 )
 """Names of folders that say when a scan was taken: visit1, ses-02, week 12, baseline, 2019-05-31."""
-_REFERENCES = ("gt", "groundtruth", "label", "labels", "mask", "seg", "segm", "segmentation", "truth")
+REFERENCES = ("gt", "groundtruth", "label", "labels", "mask", "seg", "segm", "segmentation", "truth")
+"""Names of reference files, without separators."""
 
 
 def read_plain(files: Sequence[Path], *, root: Path) -> list[Piece]:
@@ -62,4 +63,4 @@ def _role(file: Path) -> str | None:
     """The modality a file is named after, `LABEL` for a reference, None for any other name."""
     suffix = next((s for s in SUFFIXES if file.name.lower().endswith(s)), "")
     stem = re.sub(r"\s*\(\d+\)$", "", file.name[: len(file.name) - len(suffix)])
-    return LABEL if re.sub("[ _-]", "", stem.lower()) in _REFERENCES else modality_named(stem)
+    return LABEL if re.sub("[ _-]", "", stem.lower()) in REFERENCES else modality_named(stem)

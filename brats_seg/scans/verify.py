@@ -309,6 +309,13 @@ def _grid_problems(loaded: LoadedCase) -> list[Problem]:
 
 
 def _difference(grid: Geometry, other: Geometry, *, standard: str) -> tuple[str, str]:
+    """What is wrong with a grid, and what would be right; with what brings the scan there."""
+    what, expected = _grid_words(grid, other, standard=standard)
+    align = "register it and resample it onto that grid, a label by nearest neighbor"
+    return what, f"{expected}; {align} (SimpleITK.Resample, ANTs, 3D Slicer)"
+
+
+def _grid_words(grid: Geometry, other: Geometry, *, standard: str) -> tuple[str, str]:
     if grid.shape != other.shape:
         return f"has the shape {grid.shape} (Z, Y, X)", f"{other.shape} as {standard}"
     if not np.allclose(grid.spacing_mm, other.spacing_mm, atol=1e-3):

@@ -1,0 +1,89 @@
+"""The draft of a manifest: what the names of scan files suggest, for a person to complete."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from brats_seg.core.files import write_text
+from brats_seg.core.tables import csv_text
+from brats_seg.scans.case import MODALITIES, Case, modality_named
+from brats_seg.scans.datasets import LABEL
+from brats_seg.scans.plain import REFERENCES
+from brats_seg.scans.volume import SUFFIXES
+
+COLUMNS = ("case", "patient", *MODALITIES, LABEL, "schema")
+
+
+def draft_manifest(
+    path: Path, *, cases: Sequence[Case], strangers: Sequence[Path]
+) -> tuple[list[dict[str, str]], list[Path]]:
+    """Write a manifest CSV with a row for each case: those that a layout knows, and those that the names of
+    other files suggest. Paths count from the folder of the CSV.
+
+    Args:
+        path: the CSV to write.
+        cases: that were found; one whose files are channels of a file is left out.
+        strangers: scan files that no layout claims.
+
+    Returns:
+        The rows, and the files that found no place in them.
+    """
+    rows = [_row_of(case, path) for case in cases if all(f.channel is None for f in case.modalities.values())]
+    suggested, unplaced = _suggested(strangers, at=path)
+    rows += suggested
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, csv_text(rows) if rows else ",".join(COLUMNS) + "\n")
+    return rows, unplaced
+
+
+def _row_of(case: Case, path: Path) -> dict[str, str]:
+    files = {**case.modalities, **({LABEL: case.label} if case.label is not None else {})}
+    known = {"case": case.id, "patient": case.patient, "schema": case.schema}
+    return dict.fromkeys(COLUMNS, "") | known | {name: _near(file.path, path) for name, file in files.items()}
+
+
+def _suggested(strangers: Sequence[Path], *, at: Path) -> tuple[list[dict[str, str]], list[Path]]:
+    rows, unplaced = [], []
+    for folder in dict.fromkeys(file.parent for file in strangers):
+        told = [(file, *_told(file)) for file in strangers if file.parent == folder]
+        unplaced += [file for file, role, _ in told if not role]
+        named = [(file, role, rest) for file, role, rest in told if role]
+        is_one = len({role for _, role, _ in named}) == len(named)
+        cases: dict[str, dict[str, str]] = {}
+        for file, role, rest in named:
+            case = _id(folder.name if is_one or not rest else rest)
+            row = cases.setdefault(case, dict.fromkeys(COLUMNS, "") | {"case": case, "patient": case})
+            if row[role]:
+                unplaced.append(file)
+            else:
+                row[role] = _near(file, at)
+        rows += list(cases.values())
+    return rows, unplaced
+
+
+def _told(file: Path) -> tuple[str, str]:
+    """What a name says: modality or label, "" where it says neither; and its other words."""
+    suffix = next(s for s in SUFFIXES if file.name.lower().endswith(s))
+    words = re.findall(r"[A-Za-z0-9]+", file.name[: len(file.name) - len(suffix)])
+    for start, end in _runs(len(words)):
+        together = "".join(words[start:end]).lower()
+        role = LABEL if together in REFERENCES else modality_named(together)
+        if role:
+            return role, "_".join(words[:start] + words[end:])
+    return "", "_".join(words)
+
+
+def _runs(n: int) -> Iterator[tuple[int, int]]:
+    """Runs of three words, of two, of one; the last first."""
+    for length in (3, 2, 1):
+        for start in reversed(range(n - length + 1)):
+            yield start, start + length
+
+
+def _id(text: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", text).strip("_.") or "case"
+
+
+def _near(file: Path, at: Path) -> str:
+    return os.path.relpath(file, at.absolute().parent)
