@@ -672,16 +672,19 @@ def test_a_folder_of_schema_1_is_refused_with_the_way_to_take_its_runs_over(
 
 
 @pytest.mark.parametrize("name", ["confirm", "confirm_real"])
-def test_what_is_confirmed_is_the_strategy_of_the_best_config(name: str) -> None:
-    confirmed, best = make_strategies(load_experiment(name), only=["best"])[0].configs[0], load_config("best")
+def test_what_is_confirmed_is_the_strategy_of_the_config_drift_dice(name: str) -> None:
+    confirmed, packaged = (
+        make_strategies(load_experiment(name), only=["best"])[0].configs[0],
+        load_config("drift_dice"),
+    )
     assert (confirmed.sampler, confirmed.loss, confirmed.hard, confirmed.phases) == (
-        best.sampler,
-        best.loss,
-        best.hard,
-        best.phases,
+        packaged.sampler,
+        packaged.loss,
+        packaged.hard,
+        packaged.phases,
     )
     if name == "confirm_real":
-        assert confirmed == best  # network, augmentation and budget too
+        assert confirmed == packaged  # network, augmentation and budget too
 
 
 def test_strategies_on_real_scans_differ_in_the_sampler_alone() -> None:

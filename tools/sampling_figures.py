@@ -31,7 +31,7 @@ NAMES = {
     "balanced": "balanced",
     "hard": "hard",
     "hard_no_recycle": "hard, pool drawn once",
-    "best": "drift and Dice (best)",
+    "best": "drift and Dice",
 }
 """What a figure calls a strategy, in the order of its rows."""
 STUDIED = "24 phantoms (seed 1)"

@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import logging
 import os
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from brats_seg.core.errors import InputError, UsageError, printable
 from brats_seg.core.files import MOST_YAML_BYTES, parse_yaml, read_text, shown
+
+logger = logging.getLogger(__name__)
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -81,6 +84,8 @@ def opening_comment(path: Path) -> tuple[str, ...]:
     return tuple(line.removeprefix("#").removeprefix(" ").rstrip() for line in lines)
 
 
+RENAMED = {"best": "drift_dice"}
+"""Names of configs in older commands and files, and what each is called now."""
 _FEW = 5  # wrong knobs that are named
 
 
@@ -90,6 +95,9 @@ def _configs() -> Path:
 
 
 def _locate(source: str | Path, shelf: str) -> Path:
+    if not shelf and source in RENAMED and not os.path.isfile(source):
+        logger.warning("--config %s: this config is now called %s", source, RENAMED[str(source)])
+        source = RENAMED[str(source)]
     for path in (Path(source), _configs() / shelf / f"{source}.yaml"):
         if os.path.isfile(path):  # False too for a name that no system takes
             return path

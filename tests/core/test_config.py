@@ -253,3 +253,10 @@ def test_a_misspelled_config_name_is_answered_with_the_nearest() -> None:
 def test_knobs_of_the_inner_split_that_do_not_fit(validation: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         parse_config({"validation": validation})
+
+
+def test_a_config_that_was_renamed_is_found_by_its_old_name_and_one_line_says_the_new(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert load_config("best") == load_config("drift_dice")
+    assert caplog.messages == ["--config best: this config is now called drift_dice"]
