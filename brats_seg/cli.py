@@ -11,6 +11,7 @@ from brats_seg.commands.configs import configs
 from brats_seg.commands.demo import demo
 from brats_seg.commands.evaluate import evaluate
 from brats_seg.commands.experiment import experiment
+from brats_seg.commands.import_ import import_
 from brats_seg.commands.knobs import knobs
 from brats_seg.commands.models import models
 from brats_seg.commands.options import STOPPED
@@ -29,6 +30,7 @@ from brats_seg.core.errors import InputError, UsageError, is_disk_full, is_out_o
 VERBS: dict[Callable[..., None], str] = {
     demo: "demo demo    (your own scans: brats-seg demo out --real scans)",
     phantom: "phantom scans --cases 8 --layout brats2021",
+    import_: "import dicom scans --dry-run    (then: brats-seg import dicom scans)",
     verify: "verify BraTS2021 --json problems.json",
     preprocess: "preprocess BraTS2021 bank --workers 2",
     train: "train bank run --config unet2d_cpu --fold 0 --set sampler.kind=hard",
@@ -77,7 +79,7 @@ def _door(
 
 
 for verb, example in VERBS.items():
-    app.command(verb.__name__.replace("_", "-"), epilog=f"Example: brats-seg {example}")(verb)
+    app.command(verb.__name__.strip("_").replace("_", "-"), epilog=f"Example: brats-seg {example}")(verb)
 app.add_typer(study_app)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import install_import_hook
 import brats_seg.bank.gather_kernels  # noqa: F401  before the hook: numba compiles a function as it is written
 
 CHECKED = (
-    "scans", "phantoms", "bank", "classification", "imbalance", "models", "training", "inference",
+    "scans", "phantoms", "bank", "classification", "clinic", "imbalance", "models", "training", "inference",
     "evaluation", "reporting",
 )  # fmt: skip
 install_import_hook([f"brats_seg.{package}" for package in CHECKED], "beartype.beartype")
