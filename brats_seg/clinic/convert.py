@@ -1,5 +1,6 @@
 """Series of DICOM -> NIfTI files that hold voxels and a grid, and no text."""
 
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -112,7 +113,7 @@ def _read_file(path: Path, series: Series, *, name: str) -> np.ndarray:
     try:
         stack = sitk.GetArrayFromImage(sitk.ReadImage(str(path), sitk.sitkFloat32, imageIO="GDCMImageIO"))
     except RuntimeError as error:
-        last = str(error).strip().splitlines()[-1].strip()
+        last = re.sub(r"^ITK ERROR: |\(0x\w+\)", "", str(error).strip().splitlines()[-1].strip())
         raise InputError(
             f"series {series.number} in {series.folder}: {name} cannot be unpacked: {last}; expected whole "
             "pixels, not compressed, or as JPEG, JPEG-LS, JPEG 2000 or RLE"

@@ -13,11 +13,12 @@ import pydicom
 from jaxtyping import Float64
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
+    JPEG2000,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    JPEG2000TransferSyntaxes,
+    JPEG2000Lossless,
     JPEGLSTransferSyntaxes,
     JPEGTransferSyntaxes,
     MediaStorageDirectoryStorage,
@@ -38,7 +39,7 @@ _TILT_DEGREES = 1.0
 _SUFFIXES = (".dcm", ".ima")
 _READABLE = (
     ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian,
-    RLELossless, *JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes,
+    RLELossless, *JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, JPEG2000, JPEG2000Lossless,
 )  # fmt: skip
 """What SimpleITK's GDCM unpacks. It takes an unknown transfer syntax for plain pixels, without a word."""
 
