@@ -123,8 +123,13 @@ def train(
         InputError: a bank or run folder that is not as it should be, or an `initial` of other modalities than
             the bank's.
     """
+    knobs = config.training
     runtime = start_runtime(
-        device=device, precision=config.training.precision, threads=config.training.threads
+        device=device,
+        precision=knobs.precision,
+        threads=knobs.threads,
+        compile=knobs.compile,
+        cudnn_benchmark=knobs.cudnn_benchmark,
     )
     bank, run = Path(bank), Path(run)
     begun_with, config = initial_checkpoint(initial, config)

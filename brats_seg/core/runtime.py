@@ -21,7 +21,7 @@ from brats_seg.core.cores import n_cores
 from brats_seg.core.errors import UsageError
 
 T = TypeVar("T")
-Precision = Literal["auto", "float32", "bf16", "fp16"]
+Precision = Literal["auto", "float32", "tf32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Runtime:
         dtype_autocast: bfloat16 or float16 for mixed precision, None for plain float32.
         n_threads: threads torch computes with on a CPU.
         rank, world_size: this process among those that `torchrun` started; 0 and 1 without it.
+        tf32: whether a CUDA device multiplies float32 numbers with 10 bits after the point (TF32).
+        compile: "always" makes code for networks that train.
+        cudnn_benchmark: whether cuDNN tries its algorithms; "auto" does so on a CUDA device.
     """
 
     device: torch.device
@@ -40,6 +43,9 @@ class Runtime:
     n_threads: int = 1
     rank: int = 0
     world_size: int = 1
+    tf32: bool = False
+    compile: Literal["never", "always"] = "never"
+    cudnn_benchmark: Literal["auto", "never", "always"] = "auto"
 
     @property
     def is_writer(self) -> bool:
@@ -52,13 +58,21 @@ class Runtime:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype_autocast)
 
-    def one_shape(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def one_shape(self) -> Iterator[None]:
         """A context in which every pass has the same shape: cuDNN tries its algorithms at the first pass and
-        keeps the fastest.
+        keeps the fastest, as `cudnn_benchmark` says.
         """
-        if self.device.type != "cuda":
-            return nullcontext()
-        return torch.backends.cudnn.flags(enabled=True, benchmark=True)
+        # not torch.backends.cudnn.flags: it turns TF32 on
+        before = torch.backends.cudnn.benchmark
+        wanted = self.cudnn_benchmark
+        torch.backends.cudnn.benchmark = wanted == "always" or (
+            wanted == "auto" and self.device.type == "cuda"
+        )
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = before
 
     def place(self, network: nn.Module) -> nn.Module:
         """The network on this device, channels last (what convolutions run fastest on, and how a bank's
@@ -103,15 +117,24 @@ class Runtime:
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def start_runtime(*, device: str = "auto", precision: Precision = "auto", threads: int = 0) -> Runtime:
+def start_runtime(
+    *,
+    device: str = "auto",
+    precision: Precision = "auto",
+    threads: int = 0,
+    compile: Literal["never", "always"] = "never",
+    cudnn_benchmark: Literal["auto", "never", "always"] = "auto",
+) -> Runtime:
     """Set this process up and say what it runs on.
 
     Args:
         device: "auto" (CUDA where there is one, else the CPU), "cpu", "cuda" or "cuda:N".
         precision: "auto" is bf16 on a device that multiplies it natively, else fp16 on a CUDA device and
-            float32 on a CPU.
+            float32 on a CPU. "float32" means float32: torch's own default for convolutions is TF32, which
+            "tf32" asks for.
         threads: threads on a CPU; 0 for the number that torch had at the first call (its own: the cores, or
             OMP_NUM_THREADS).
+        compile, cudnn_benchmark: see `Runtime`.
 
     Raises:
         UsageError: a device or precision that is not there.
@@ -121,6 +144,8 @@ def start_runtime(*, device: str = "auto", precision: Precision = "auto", thread
     chosen = _find_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    for kind in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul):
+        kind.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     own_threads = _own_threads()
     torch.set_num_threads(threads or own_threads)
     return Runtime(
@@ -129,6 +154,9 @@ def start_runtime(*, device: str = "auto", precision: Precision = "auto", thread
         n_threads=torch.get_num_threads(),
         rank=rank,
         world_size=world_size,
+        tf32=precision == "tf32",
+        compile=compile,
+        cudnn_benchmark=cudnn_benchmark,
     )
 
 
@@ -217,7 +245,8 @@ def _join_ranks(device: str) -> tuple[int, int]:
         return 0, 1
     if not dist.is_initialized():
         on_cuda = device != "cpu" and torch.cuda.is_available()
-        dist.init_process_group("nccl" if on_cuda else "gloo")
+        # gloo beside nccl: what the processor needs to know does not make the GPU wait
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
         atexit.register(dist.destroy_process_group)
     return dist.get_rank(), dist.get_world_size()
 
@@ -245,15 +274,15 @@ def _find_precision(precision: Precision, device: torch.device) -> torch.dtype |
         return None
     if precision == "bf16":
         return torch.bfloat16
-    if precision == "fp16":
+    if precision in ("fp16", "tf32"):
         if device.type != "cuda":
             raise UsageError(
-                "precision 'fp16' is for CUDA devices: a CPU has no fast fp16 convolution; use bf16 or "
-                "float32"
+                f"precision '{precision}' is for CUDA devices: a CPU has no fast {precision} convolution; "
+                "use bf16 or float32"
             )
-        return torch.float16
+        return torch.float16 if precision == "fp16" else None
     if precision != "auto":
-        raise UsageError(f"precision '{precision}' is unknown; it must be auto, float32, bf16 or fp16")
+        raise UsageError(f"precision '{precision}' is unknown; it must be auto, float32, tf32, bf16 or fp16")
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     found = torch.cpu.get_capabilities()

@@ -187,6 +187,8 @@ def write_environment(
             "n_cores": os.cpu_count(),
             "device": str(runtime.device),
             "precision": precision_name(runtime),
+            "compile": runtime.compile,
+            "cudnn_benchmark": runtime.cudnn_benchmark,
             "n_threads": runtime.n_threads,
             "n_ranks": runtime.world_size,
             "n_parameters": n_parameters,
@@ -234,8 +236,10 @@ def progress_note(epoch: int, *, n_drawn: Counts, loss: float | None) -> str:
 
 
 def precision_name(runtime: Runtime) -> str:
-    """ "float32", "bf16" or "fp16"."""
-    return {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}[runtime.dtype_autocast]
+    """ "float32", "tf32", "bf16" or "fp16"."""
+    return {None: "tf32" if runtime.tf32 else "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}[
+        runtime.dtype_autocast
+    ]
 
 
 def _field(value: Any) -> str:

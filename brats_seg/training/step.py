@@ -13,6 +13,7 @@ from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Runtime
 from brats_seg.models.deep_supervision import supervised_loss
 from brats_seg.models.losses import Loss
+from brats_seg.training.exchange import Exchange, check_ranks
 from brats_seg.training.optimizer import RunningMean, learning_rate, make_optimizer
 
 AnyInputs = Float[Tensor, "b m *patch"]
@@ -63,6 +64,7 @@ class Learner:
         Raises:
             UsageError: more parts than a rank has examples.
         """
+        check_ranks(batch_size, world_size=runtime.world_size)
         if not 1 <= accumulate <= batch_size // runtime.world_size:
             n_examples = batch_size // runtime.world_size
             raise UsageError(
@@ -78,6 +80,7 @@ class Learner:
         self._knobs = optimizer
         self._optimizer = make_optimizer(optimizer, self.network)
         self._moving = [p for p in self.network.parameters() if p.requires_grad]
+        self._exchange = Exchange(self.network, runtime=runtime)
         # Small gradients are 0 in float16: the loss is scaled up, by as much as does not overflow.
         self._scaler = torch.amp.GradScaler(
             runtime.device.type, enabled=runtime.dtype_autocast == torch.float16
@@ -113,22 +116,28 @@ class Learner:
                 int(np.random.SeedSequence([self._seed, number, self._runtime.rank]).generate_state(1)[0])
             )
         self._optimizer.zero_grad(set_to_none=True)
-        losses = []
+        losses: list[Tensor] = []
         for part, truth in zip(
             inputs.tensor_split(self._accumulate), targets.tensor_split(self._accumulate), strict=True
         ):
-            with self._runtime.autocast():
-                outputs = self.network(part)
-            logits = outputs if isinstance(outputs, Tensor) else outputs[0]
-            truth = center_crop(truth, tuple(logits.shape[2:]))
-            # This part's share of the mean over the whole batch: parts and ranks add up to it, whatever their
-            # sizes.
-            loss = supervised_loss(self.loss, outputs, truth).sum() / self._batch_size
-            self._scaler.scale(loss).backward()
-            losses.append(loss.detach())
-        total, wishes = self._add_up(sum(losses[1:], start=losses[0]), wishes)
+            is_last = len(losses) == self._accumulate - 1
+            with self._exchange.part("last" if is_last else "earlier"):
+                losses.append(self._backward(part, truth))
+        total, wishes = self._exchange.share(sum(losses[1:], start=losses[0]), wishes)
         self._move(number)
         return total, wishes
+
+    def _backward(self, part: AnyInputs, truth: AnyTargets) -> Tensor:
+        """Add the gradients of a part of a batch. Gives its share of the loss of the whole batch: parts and
+        ranks add up to it, whatever their sizes.
+        """
+        with self._runtime.autocast():
+            outputs = self._exchange.network(part)
+        logits = outputs if isinstance(outputs, Tensor) else outputs[0]
+        truth = center_crop(truth, tuple(logits.shape[2:]))
+        loss = supervised_loss(self.loss, outputs, truth).sum() / self._batch_size
+        self._scaler.scale(loss).backward()
+        return loss.detach()
 
     def evaluated(self) -> nn.Module:
         """The network that is scored, mined with and saved to predict with: the running mean where there is
@@ -163,20 +172,6 @@ class Learner:
         if self.mean is not None:
             self.mean.network.load_state_dict(weights)
 
-    def _add_up(self, loss: Tensor, wishes: tuple[bool, ...]) -> tuple[Tensor, tuple[bool, ...]]:
-        """Sum loss and gradients over the ranks, and exchange wishes, in one message."""
-        if self._runtime.world_size == 1:
-            return loss, wishes
-        gradients = [p.grad for p in self._moving if p.grad is not None]
-        asked = torch.tensor(wishes, dtype=loss.dtype, device=loss.device)
-        message = self._runtime.sum_over_ranks(
-            torch.cat([*(g.flatten() for g in gradients), loss.reshape(1), asked])
-        )
-        *sums, total, granted = message.split([*(g.numel() for g in gradients), 1, len(wishes)])
-        for gradient, summed in zip(gradients, sums, strict=True):
-            gradient.copy_(summed.view(gradient.shape))
-        return total[0].clone(), tuple(bool(n) for n in granted.tolist())
-
     def _move(self, number: int) -> None:
         self._scaler.unscale_(self._optimizer)
         if self._knobs.clip_norm is not None:
@@ -205,7 +200,8 @@ def count_middle(targets: AnyTargets, *, margin: int, n_classes: int) -> Int64[T
     `margin` voxels; on their device.
     """
     middle = center_crop(targets, tuple(side - 2 * margin for side in targets.shape[1:]))
-    return torch.bincount(middle.flatten().clamp(max=n_classes), minlength=n_classes + 1)
+    inside = torch.stack([(middle == k).sum() for k in range(n_classes)])  # bincount makes a GPU wait
+    return torch.cat([inside, middle.numel() - inside.sum(dim=0, keepdim=True)])
 
 
 def _freeze(network: nn.Module, *, but: Sequence[nn.Module]) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from brats_seg.core.cores import n_cores
 from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import (
+    Precision,
     Runtime,
     catch_stop_signals,
     n_workers,
@@ -53,12 +54,33 @@ def test_what_is_not_there_is_refused_by_value(device: str, precision: str) -> N
         start_runtime(device=device, precision=precision)  # type: ignore[arg-type]
 
 
-def test_fp16_is_for_cuda() -> None:
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+def test_some_precisions_are_for_cuda(precision: Precision) -> None:
     with pytest.raises(
         UsageError,
-        match="'fp16' is for CUDA devices: a CPU has no fast fp16 convolution; use bf16 or float32",
+        match=f"'{precision}' is for CUDA devices: a CPU has no fast {precision} convolution; use bf16 or",
     ):
-        start_runtime(device="cpu", precision="fp16")
+        start_runtime(device="cpu", precision=precision)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_float32_is_float32_on_a_gpu_too(precision: Precision) -> None:
+    """Torch lets convolutions round to TF32; the context of equal shapes does not turn that on again."""
+    kinds = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
+    for kind in kinds:
+        kind.fp32_precision = "tf32"
+    start_runtime(device="cpu", precision=precision)
+    assert [kind.fp32_precision for kind in kinds] == ["ieee"] * 3
+    with Runtime(torch.device("cuda", 0)).one_shape():
+        assert torch.backends.cudnn.benchmark
+        assert [kind.fp32_precision for kind in kinds] == ["ieee"] * 3
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_cudnn_tries_its_algorithms_on_a_gpu_or_as_told() -> None:
+    for device, knob, tries in (("cpu", "auto", False), ("cpu", "always", True), ("cuda", "never", False)):
+        with Runtime(torch.device(device), cudnn_benchmark=knob).one_shape():  # type: ignore[arg-type]
+            assert torch.backends.cudnn.benchmark == tries
 
 
 def test_networks_are_placed_channels_last() -> None:

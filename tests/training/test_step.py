@@ -189,7 +189,7 @@ def test_float16_scales_the_loss_and_skips_the_steps_that_overflow() -> None:
 N_STEPS = 50
 
 
-def train_in_float64(bank: Path, out: Path, runtime: Runtime) -> None:
+def train_in_float64(bank: Path, out: Path, runtime: Runtime, accumulate: int) -> None:
     """50 steps of a group-norm network; the losses and this rank's draws are saved."""
     opened = PatchBank(bank, patch_size=(16, 16))
     sampler = make_sampler(
@@ -201,7 +201,7 @@ def train_in_float64(bank: Path, out: Path, runtime: Runtime) -> None:
         rank=runtime.rank,
         n_ranks=runtime.world_size,
     )
-    learning = learner(unet("group").double(), runtime=runtime)
+    learning = learner(unet("group").double(), runtime=runtime, accumulate=accumulate)
     learning.begin_epoch()
     losses, ids = [], []
     for number in range(N_STEPS):
@@ -212,14 +212,19 @@ def train_in_float64(bank: Path, out: Path, runtime: Runtime) -> None:
     np.savez(out, losses=np.array(losses), ids=np.stack(ids))
 
 
-def rank_in_child(rank: int, port: int, bank: Path, out: Path) -> None:
+def rank_in_child(rank: int, n_ranks: int, port: int, bank: Path, out: Path, accumulate: int) -> None:
     os.environ.update(
-        RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank)
-    )
-    train_in_float64(bank, out, start_runtime(device="cpu", precision="float32", threads=1))
+        RANK=str(rank), WORLD_SIZE=str(n_ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        LOCAL_RANK=str(rank),
+    )  # fmt: skip
+    runtime = start_runtime(device="cpu", precision="float32", threads=1)
+    train_in_float64(bank, out, runtime, accumulate)
 
 
-def test_two_ranks_and_one_draw_the_same_and_have_the_same_losses(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("n_ranks", "accumulate"), [(2, 1), (3, 1), (2, 3)])
+def test_several_ranks_and_one_draw_the_same_and_have_the_same_losses(
+    tmp_path: Path, n_ranks: int, accumulate: int
+) -> None:
     bank = write_bank(tmp_path / "bank", names=("A", "B"))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["brats_seg.training.loop"])
@@ -227,18 +232,34 @@ def test_two_ranks_and_one_draw_the_same_and_have_the_same_losses(tmp_path: Path
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ranks = [
-        context.Process(target=rank_in_child, args=(rank, port, bank, tmp_path / f"{rank}.npz"))
-        for rank in range(2)
+        context.Process(
+            target=rank_in_child, args=(rank, n_ranks, port, bank, tmp_path / f"{rank}.npz", accumulate)
+        )
+        for rank in range(n_ranks)
     ]
     for process in ranks:
         process.start()
-    train_in_float64(bank, tmp_path / "one.npz", CPU)
+    train_in_float64(bank, tmp_path / "one.npz", CPU, 1)
     for process in ranks:
         process.join()
         assert process.exitcode == 0
-    one, first, second = (np.load(tmp_path / f"{name}.npz") for name in ("one", "0", "1"))
-    assert np.array_equal(one["ids"][:, ::2], first["ids"])
-    assert np.array_equal(one["ids"][:, 1::2], second["ids"])
+    one, *several = (np.load(tmp_path / f"{name}.npz") for name in ("one", *range(n_ranks)))
+    for rank, own in enumerate(several):
+        assert np.array_equal(one["ids"][:, rank::n_ranks], own["ids"])
+        np.testing.assert_array_equal(own["losses"], several[0]["losses"])
     assert one["losses"][-1] < one["losses"][0]
-    np.testing.assert_allclose(first["losses"], one["losses"], rtol=0, atol=1e-10)
-    np.testing.assert_array_equal(first["losses"], second["losses"])
+    np.testing.assert_allclose(several[0]["losses"], one["losses"], rtol=0, atol=1e-10)
+
+
+def test_a_network_is_compiled_where_the_knob_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(torch, "compile", lambda network: compiled.append(network) or network)
+    for knob in ("never", "always"):
+        network = unet("group")
+        losses_of(learner(network, runtime=Runtime(torch.device("cpu"), compile=knob)), 1)
+        assert compiled == ([network] if knob == "always" else [])
+
+
+def test_more_ranks_than_examples_are_one_line() -> None:
+    with pytest.raises(UsageError, match=r"training\.batch_size 6: 8 ranks need one example each; start at"):
+        learner(unet("group"), runtime=Runtime(torch.device("cpu"), rank=0, world_size=8))

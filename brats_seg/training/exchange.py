@@ -1,0 +1,77 @@
+"""What the ranks of one training tell each other: sums of gradients, and one small message."""
+
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from brats_seg.core.errors import UsageError
+from brats_seg.core.runtime import Runtime
+
+
+class Exchange:
+    """A network whose gradients are summed over the ranks while the backward pass computes them.
+
+    Attributes:
+        network: to call in training. With one rank it is the network itself, or its compiled form.
+    """
+
+    def __init__(self, network: nn.Module, *, runtime: Runtime) -> None:
+        """Of a network on the runtime's device. Every rank must have made the same one."""
+        self._runtime = runtime
+        self._shared: DistributedDataParallel | None = None
+        if runtime.world_size > 1:
+            on_gpu = runtime.device.type == "cuda"
+            with warnings.catch_warnings():  # torch 2.13 renames broadcast_buffers, which older ones know
+                warnings.simplefilter("ignore", FutureWarning)
+                self._shared = DistributedDataParallel(
+                    network,
+                    device_ids=[runtime.device.index] if on_gpu else None,
+                    broadcast_buffers=False,  # on a CPU each rank keeps its own batch-norm statistics
+                    gradient_as_bucket_view=True,
+                )
+            self._shared.register_comm_hook(None, _sum)
+        called = self._shared or network
+        self.network: Any = torch.compile(called) if runtime.compile == "always" else called
+
+    def part(self, which: Literal["last", "earlier"]) -> AbstractContextManager[Any]:
+        """A context for the passes of one part of a batch: the gradients are exchanged with the last part."""
+        if self._shared is None or which == "last":
+            return nullcontext()
+        return self._shared.no_sync()
+
+    def share(self, loss: Tensor, wishes: tuple[bool, ...]) -> tuple[Tensor, tuple[bool, ...]]:
+        """The loss (a scalar) summed over all ranks, and which wishes any rank has.
+
+        On a CPU that is one small message. On GPUs the wishes go from processor to processor: to read them
+        from a GPU would make it wait.
+        """
+        if self._runtime.world_size == 1:
+            return loss, wishes
+        asked = torch.tensor(wishes, dtype=loss.dtype)
+        if loss.device.type == "cpu":
+            message = self._runtime.sum_over_ranks(torch.cat([loss.reshape(1), asked]))
+            total, granted = message[0], message[1:]
+        else:
+            total, granted = (self._runtime.sum_over_ranks(t.clone()) for t in (loss, asked))
+        return total, tuple(bool(n) for n in granted)
+
+
+def check_ranks(batch_size: int, *, world_size: int) -> None:
+    """Raise `UsageError` where a rank would have no example of a batch."""
+    if batch_size < world_size:
+        raise UsageError(
+            f"training.batch_size {batch_size}: {world_size} ranks need one example each; start at most "
+            f"{batch_size} ranks, or raise the batch size"
+        )
+
+
+def _sum(state: None, bucket: dist.GradBucket) -> Future[Tensor]:
+    """The sum, where `DistributedDataParallel` takes the mean: each loss is a share of the batch's."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])
