@@ -348,4 +348,5 @@ def _helpers(n_threads: int) -> "SimpleQueue[Callable[[], None]]":
     return jobs
 
 
-os.register_at_fork(after_in_child=_helpers.cache_clear)  # a forked process has none of its parent's threads
+if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's threads; Windows has no fork
+    os.register_at_fork(after_in_child=_helpers.cache_clear)
