@@ -16,7 +16,7 @@ import psutil
 ROOT = Path(__file__).parents[1]
 
 
-def until(condition: Callable[[], bool], *, seconds: float = 60.0) -> bool:
+def until(condition: Callable[[], bool], *, seconds: float = 300.0) -> bool:
     """Wait for a condition; whether it came true."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:

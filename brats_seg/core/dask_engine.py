@@ -170,7 +170,7 @@ def open_cluster(
         cluster = Cluster(client, address, needed, shared.absolute() if shared else None, say)
         if problems := list(filter(None, cluster.check(set(client.nthreads())).values())):
             raise UsageError(*problems)
-        say(f"cluster: {len(client.nthreads())} workers; dashboard: {client.dashboard_link}")
+        say(f"cluster: workers {len(client.nthreads())}, dashboard {client.dashboard_link}")
         yield cluster
 
 

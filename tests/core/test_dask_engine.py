@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dask_processes import Processes, dask_processes, until
@@ -13,6 +14,7 @@ from brats_seg.core import dask_engine
 from brats_seg.core.dask_engine import Cluster, open_cluster
 from brats_seg.core.engine import map_in_order, map_unordered
 from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.grid import Cell, run_grid
 
 distributed = pytest.importorskip("distributed")
 
@@ -21,7 +23,7 @@ distributed = pytest.importorskip("distributed")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     with dask_processes(tmp_path_factory.mktemp("dask"), workers=2) as started:
         with distributed.Client(scheduler_file=str(started.file)) as client:
-            client.wait_for_workers(2, timeout=60)
+            client.wait_for_workers(2, timeout=300)
         yield started
 
 
@@ -121,7 +123,7 @@ def test_no_token_is_left(processes: Processes, tmp_path: Path) -> None:
         pass
     assert list((tmp_path / "new").iterdir()) == []
     (line,) = said
-    assert line.startswith("cluster: 2 workers; dashboard: http://127.0.0.1")
+    assert line.startswith("cluster: workers 2, dashboard http://127.0.0.1")
 
 
 def test_workers_of_another_version_are_one_line_each(
@@ -155,7 +157,7 @@ def test_a_worker_without_the_package_is_left_out_and_named(processes: Processes
     with open_cluster(str(processes.file), say=said.append) as cluster:
         assert isinstance(cluster, Cluster)
         worker = processes.add_worker("--no-nanny", PYTHONPATH=str(tmp_path))
-        cluster.client.wait_for_workers(3, timeout=60)
+        cluster.client.wait_for_workers(3, timeout=300)
         values = [o.unwrap() for o in cluster.map_unordered(abs, list(range(20)))]
         worker.terminate()
         worker.wait()
@@ -164,6 +166,28 @@ def test_a_worker_without_the_package_is_left_out_and_named(processes: Processes
     assert "cannot run brats-seg (" in said[-1]
     assert "No module named brats_seg" in said[-1]
     assert said[-1].endswith("install this version there; this worker is left out")
+
+
+def _square(job: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"value": job["value"] ** 2, "pid_differs": os.getpid() != job["pid"]}]
+
+
+def test_cells_of_a_grid_are_computed_by_the_workers(processes: Processes, tmp_path: Path) -> None:
+    cells = [Cell(f"cell {n}", {"value": n, "pid": os.getpid()}) for n in range(4)]
+    with open_cluster(str(processes.file), shared=tmp_path) as cluster:
+        report = run_grid(
+            _square, cells, store=tmp_path, identity={}, workers=1, label="squares", cluster=cluster
+        )
+    assert report.rows == tuple({"value": n * n, "pid_differs": True} for n in range(4))
+
+
+def test_local_is_a_cluster_on_this_machine() -> None:
+    said: list[str] = []
+    with open_cluster("local", workers=1, say=said.append) as cluster:
+        (outcome,) = map_unordered(_folder_and_pid, [1], workers=1, cluster=cluster)
+    folder, pid = outcome.unwrap()
+    assert (folder, pid != os.getpid()) == (os.getcwd(), True)
+    assert said[0].startswith("cluster: workers 1, dashboard http://127.0.0.1:")
 
 
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,163 @@
+"""Every stage on a Dask cluster whose workers are killed, beside one machine; what a case costs a cluster.
+
+    python tools/scale_drill.py drill out --cases 60 --workers 4 --kill-every 30
+    python tools/scale_drill.py overhead out --cases 1251 --workers 4
+
+`drill` makes phantom cases, runs verify, preprocess, predict and evaluate on one machine and on a cluster of
+processes (`dask scheduler`, `dask worker`), kills a worker by SIGKILL every so many seconds (each worker at
+most once in a stage), and compares every byte. `overhead` sends empty cases through the cluster and measures
+processor time and memory of the scheduler and of the client. Each prints one line of JSON.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from dask_processes import Processes, dask_processes  # noqa: E402
+
+from brats_seg import pipeline  # noqa: E402
+from brats_seg.bank.build import BuildOptions  # noqa: E402
+from brats_seg.core.dask_engine import Cluster, open_cluster  # noqa: E402
+from brats_seg.core.engine import map_unordered  # noqa: E402
+from brats_seg.inference.options import PredictOptions  # noqa: E402
+
+PREDICT = PredictOptions(device="cpu", precision="float32")
+IGNORED = ("predictions.csv",)  # its column of seconds
+
+
+class Killer(threading.Thread):
+    """Kills a computing process every so many seconds, each at most once."""
+
+    def __init__(self, processes: Processes, every_s: float) -> None:
+        super().__init__(daemon=True)
+        self.processes, self.every_s, self.ended, self.n_kills = processes, every_s, threading.Event(), 0
+
+    def run(self) -> None:
+        """Kill until `ended` is set."""
+        turn = 0
+        while not self.ended.wait(self.every_s) and turn < len(self.processes.workers):
+            nanny = self.processes.workers[turn]
+            turn += 1
+            for child in psutil.Process(nanny.pid).children(recursive=True):
+                if "spawn_main" in " ".join(child.cmdline()):
+                    os.kill(child.pid, signal.SIGKILL)
+                    self.n_kills += 1
+                    break
+
+
+def stages(root: Path, out: Path, cluster: Cluster | None) -> dict[str, float]:
+    """Run the four stages into a folder; seconds of each."""
+    seconds, start = {}, time.monotonic()
+
+    def lap(name: str) -> None:
+        nonlocal start
+        seconds[name], start = round(time.monotonic() - start, 1), time.monotonic()
+
+    report = pipeline.verify_scans(root / "scans", cluster=cluster)
+    (out / "verify.json").write_text(json.dumps(report.to_dict(), default=str))
+    lap("verify")
+    options = BuildOptions(n_folds=5)
+    built = pipeline.preprocess(root / "scans", out / "bank", options=options, cluster=cluster)
+    assert built.exit_code == 0, built.problems
+    lap("preprocess")
+    predicted = pipeline.predict("starter", root / "scans", out / "out", options=PREDICT, cluster=cluster)
+    assert predicted.exit_code == 0, predicted.problems
+    lap("predict")
+    scored = pipeline.evaluate(out / "out", root / "scans", output=out / "scores", cluster=cluster)
+    assert scored.exit_code == 0, scored.problems
+    lap("evaluate")
+    return seconds
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file that a reader sees, without those that hold times."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".") and path.name not in IGNORED
+    }
+
+
+def drill(root: Path, *, cases: int, size: int, workers: int, kill_every: float) -> dict[str, object]:
+    """The four stages on one machine and on a cluster whose workers are killed."""
+    pipeline.phantom(root / "scans", n_cases=cases, layout="brats2021", size=size, seed=0)
+    local, shared = root / "local", root / "shared"
+    for folder in (local, shared):
+        folder.mkdir()
+    result: dict[str, object] = {"name": "drill", "cases": cases, "workers": workers}
+    result["seconds_one_machine"] = stages(root, local, None)
+    with (
+        dask_processes(root, workers=workers) as processes,
+        open_cluster(str(processes.file), shared=shared) as cluster,
+    ):
+        killer = Killer(processes, kill_every)
+        killer.start()
+        result["seconds_cluster"] = stages(root, shared, cluster)
+        killer.ended.set()
+        killer.join()
+    result |= {"kills": killer.n_kills, "same_bytes": contents(local) == contents(shared)}
+    return result
+
+
+def empty_case(number: int) -> int:
+    """What every worker does in `overhead`."""
+    return number
+
+
+def overhead(root: Path, *, cases: int, workers: int) -> dict[str, object]:
+    """Processor time and memory of the scheduler and of the client, for cases that cost nothing."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (
+        dask_processes(root, workers=workers) as processes,
+        open_cluster(str(processes.file), shared=root) as cluster,
+    ):
+        both = {"scheduler": psutil.Process(processes.scheduler.pid), "client": psutil.Process()}
+        warm = list(map_unordered(empty_case, range(50), workers=1, cluster=cluster))
+        before = {name: (sum(p.cpu_times()[:2]), p.memory_info().rss) for name, p in both.items()}
+        start = time.monotonic()
+        done = list(map_unordered(empty_case, range(cases), workers=1, cluster=cluster))
+        wall = time.monotonic() - start
+        after = {name: (sum(p.cpu_times()[:2]), p.memory_info().rss) for name, p in both.items()}
+    assert (len(warm), len(done)) == (50, cases)
+    result: dict[str, object] = {"name": "overhead", "cases": cases, "workers": workers}
+    result["wall_ms_a_case"] = round(wall / cases * 1e3, 2)
+    for name in both:
+        (cpu_0, rss_0), (cpu_1, rss_1) = before[name], after[name]
+        result[f"{name}_cpu_ms_a_case"] = round((cpu_1 - cpu_0) / cases * 1e3, 2)
+        result[f"{name}_memory_growth_mb"] = round((rss_1 - rss_0) / 1e6, 1)
+    return result
+
+
+def main() -> None:
+    """See the top of the file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["drill", "overhead"])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--cases", type=int, default=60)
+    parser.add_argument("--size", type=int, default=48)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--kill-every", type=float, default=30.0)
+    asked = parser.parse_args()
+    if asked.what == "drill":
+        result = drill(
+            asked.out, cases=asked.cases, size=asked.size, workers=asked.workers, kill_every=asked.kill_every
+        )
+    else:
+        result = overhead(asked.out, cases=asked.cases, workers=asked.workers)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
