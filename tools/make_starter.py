@@ -43,8 +43,8 @@ _PUBLIC = re.compile(r"(BraTS|HGG?_|LGG?_|Synthetic_|BRATS_)", re.IGNORECASE)
 def pack(
     runs: Sequence[Path], *, name: str, words: CardWords, tuned: Path | None = None, shelf: Path = SHELF
 ) -> Path:
-    """Write `SHELF/NAME` with the best checkpoint of each run, in bf16 and without what only training needs,
-    and the card.
+    """Write `SHELF/NAME` with the best checkpoint of each run, in bf16, deflated and without what only
+    training needs, and the card.
 
     Case ids that no public release names are left out. `tuned.yaml` of a single run comes along, of several
     that of the run `tuned`.
@@ -65,7 +65,7 @@ def pack(
     try:
         files = [folder / (BEST if len(runs) == 1 else f"checkpoint_{i}.pt") for i in range(len(runs))]
         for file, checkpoint in zip(files, checkpoints, strict=True):
-            save_checkpoint(file, packed(checkpoint))
+            save_checkpoint(file, packed(checkpoint), packing="deflated")
         n_bytes = sum(file.stat().st_size for file in files)
         if n_bytes > MOST_BYTES:
             raise UsageError(

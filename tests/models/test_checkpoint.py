@@ -222,15 +222,35 @@ def test_a_config_that_is_none_is_refused_when_loaded(tmp_path: Path, config: st
     refused(path, "the config in the checkpoint is damaged")
 
 
-def test_packed_records_are_refused_before_they_are_unpacked(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("packing", "added", "said"),
+    [
+        (zipfile.ZIP_DEFLATED, 10_000_000, "its records claim more bytes than the file can have"),
+        (zipfile.ZIP_LZMA, 0, "its records are packed in a way that torch does not read"),
+    ],
+)
+def test_records_are_refused_before_they_are_unpacked_to_far_more(
+    tmp_path: Path, packing: int, added: int, said: str
+) -> None:
     path = tmp_path / "c.pt"
     save_checkpoint(path, checkpoint())
     with zipfile.ZipFile(path) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "w", packing) as archive:
         for name, content in files.items():
-            archive.writestr(name, content)
-    refused(path, "its records are packed")
+            archive.writestr(name, content + bytes(added))
+    refused(path, said)
+
+
+def test_a_deflated_checkpoint_is_smaller_and_reads_the_same(tmp_path: Path) -> None:
+    """Weights in bf16 have bytes that repeat: their exponents."""
+    weights = {"w": torch.randn(200, 300, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)}
+    written = dataclasses.replace(checkpoint(), weights=weights)
+    stored, deflated = tmp_path / "stored.pt", tmp_path / "deflated.pt"
+    save_checkpoint(stored, written)
+    save_checkpoint(deflated, written, packing="deflated")
+    assert deflated.stat().st_size < 0.9 * stored.stat().st_size
+    assert torch.equal(load_checkpoint(deflated).weights["w"], weights["w"])
 
 
 @pytest.mark.parametrize(
