@@ -55,7 +55,7 @@ from brats_seg.strategies import (
     make_strategies,
 )
 from brats_seg.training.log import precision_name
-from brats_seg.training.loop import look_folder
+from brats_seg.training.run import look_folder
 from brats_seg.training.split import Split, make_split
 
 SCHEMA = 2

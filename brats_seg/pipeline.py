@@ -34,10 +34,9 @@ from brats_seg.scans.case import MODALITIES, case_of_files
 from brats_seg.scans.layouts import Found, find_cases, problems_of
 from brats_seg.scans.problem import Problem
 from brats_seg.scans.verify import Report, verify_folder
-from brats_seg.training.loop import RunResult
-from brats_seg.training.loop import train as train_network
 from brats_seg.training.phases import Method
-from brats_seg.training.split import make_split
+from brats_seg.training.split import RunResult, make_split
+from brats_seg.training.train import train as train_network
 from brats_seg.training.tuning import STRENGTHS, SeenCase, search, see_cases
 from brats_seg.training.validation import check_metric
 

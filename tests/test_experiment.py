@@ -30,7 +30,8 @@ from brats_seg.models.checkpoint import load_checkpoint
 from brats_seg.models.trained import open_run
 from brats_seg.strategies import ExperimentConfig, load_experiment, look_epochs, make_strategies
 from brats_seg.training.log import RunLog
-from brats_seg.training.loop import _Loop
+from brats_seg.training.loop import Loop
+from brats_seg.training.run import RunFolder
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -797,15 +798,15 @@ def test_without_looks_there_is_no_table_of_equal_time(done: tuple[Path, Experim
 
 def test_a_run_killed_after_a_look_ends_with_the_same_looks(bank: Path, looked: Path, tmp_path: Path) -> None:
     """Killed after the look of epoch 2 is written and before the checkpoint of that epoch is."""
-    save = _Loop._save_last
+    save = RunFolder.save
 
-    def killed(self: _Loop) -> None:
-        if self.steps.sampler.epoch == 3:
+    def killed(self: RunFolder, loop: Loop) -> None:
+        if loop.n_epochs == 2:
             raise KeyboardInterrupt
-        save(self)
+        save(self, loop)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Loop, "_save_last", killed)
+        patch.setattr(RunFolder, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             run_experiment(bank, tmp_path, tiny(**LOOKS), workers=1, only=["random"], device="cpu")
     run = Path("runs/random/fold0/seed0")

@@ -38,7 +38,7 @@ from brats_seg.reporting.report import write_report
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.volume import make_geometry, read_volume, write_label_map, write_volume
 from brats_seg.strategies import load_experiment
-from brats_seg.training import loop
+from brats_seg.training import train
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -489,7 +489,7 @@ def test_a_run_from_other_weights_goes_on_to_the_same_bits_and_from_no_others(
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     pipeline.train(work / "bank", whole, config, fold=0, initial=work / "run", device="cpu")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "catch_stop_signals", lambda: nullcontext(StopRequest(asked=True)))
+        patch.setattr(train, "catch_stop_signals", lambda: nullcontext(StopRequest(asked=True)))
         assert (
             pipeline.train(work / "bank", cut, config, fold=0, initial=work / "run", device="cpu").ended
             == "stopped"

@@ -1,10 +1,9 @@
-"""One network on one imbalanced set: which images it is shown, when it is looked at, when it stops."""
+"""One network on one imbalanced set: which images it is shown, and what is kept of its training."""
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,80 +14,100 @@ from torch.nn import functional
 from brats_seg.classification.images import ImageSet
 from brats_seg.classification.settings import StudySettings
 from brats_seg.classification.source import ImageSource
-from brats_seg.core.config import Config, Loss
+from brats_seg.core.config import Config, Hard, Loss
 from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Counts, Ids, Shares
 from brats_seg.imbalance.index import ClassIndex
-from brats_seg.imbalance.samplers import Draw, HardSampler, Sampler
+from brats_seg.imbalance.samplers import Draw, HardSampler
 from brats_seg.inference.dense import evaluating
 from brats_seg.models.classic import make_classic, output_layers
 from brats_seg.training.augment import Augmenter
+from brats_seg.training.loop import Loop, Record, Scorer
 from brats_seg.training.mining import draw_candidates, hard_among
-from brats_seg.training.phases import NATURAL, Method, Phase, sampler_of
-from brats_seg.training.steps import Best, Examples, Steps
+from brats_seg.training.phases import NATURAL, Method
+from brats_seg.training.steps import Examples, Losses
 
-LOSSES_AT_ONCE = 100
-"""Steps between two looks at the losses."""
-PASSES = ("random", "oversample", "undersample", "hard")
-"""Samplers that show every image in a pass; of the others each draw is independent."""
-
-Score = Callable[[nn.Module], float]
-"""A network -> its score, higher is better."""
 CurvePoint = dict[str, float]
 Curve = Callable[[nn.Module], CurvePoint]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Looks:
-    """When a network in training is looked at.
+    """How a network in training is looked at; `validation` of the config says when it is scored.
 
     Attributes:
         score: its validation score; None where nothing validates.
-        every: steps between two scores.
         keep: which weights are kept at the end.
-        patience: scores without a better one after which the training stops.
         curve: a point of the learning curve.
         curve_every: steps between two points; 0 for no curve.
     """
 
-    score: Score | None = None
-    every: int = 500
+    score: Scorer | None = None
     keep: Literal["last", "best"] = "last"
-    patience: int | None = None
     curve: Curve | None = None
     curve_every: int = 0
 
 
-@dataclass
-class Fitted:
-    """A trained network.
+@dataclass(kw_only=True)
+class Fitted(Record):
+    """A trained network, and its training.
 
     Attributes:
         network: in evaluation mode.
+        looks: how it was looked at.
         seen: images of each class that entered the loss.
         prior: what it was trained under (draws x weights); None after a loss that has none.
         iterations: done; fewer than the budget where it stopped early.
         loss: mean over the last iterations, 100 at most; None where it was not finite.
-        diverged: whether its loss or its weights stopped being numbers.
         validation: score on the validation images of the weights that were kept; None without such images, or
-            where it diverged.
+            where the loss or the weights stopped being numbers (`has_failed`).
         curve: points by iteration.
     """
 
     network: nn.Module
-    seen: Counts
+    looks: Looks = Looks()
+    losses_at_once: int = 100
+    seen: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
     prior: Shares | None = None
     iterations: int = 0
     loss: float | None = None
-    diverged: bool = False
     validation: float | None = None
     curve: list[CurvePoint] = field(default_factory=list)
+    _kept: dict[str, Any] | None = field(default=None, init=False)
 
-    def look_at(self, losses: list[tuple[int, Draw, float]]) -> None:
-        """Take in the losses of the last iterations."""
+    def take_losses(self, losses: Losses) -> None:
+        """Note the mean; a mean that is no number ends the training."""
         mean = float(torch.tensor([value for _, _, value in losses], dtype=torch.float64).mean())
-        self.loss, self.diverged = (mean, False) if np.isfinite(mean) else (None, True)
+        self.loss, self.has_failed = (mean, False) if np.isfinite(mean) else (None, True)
+
+    def end_epoch(self, loop: Loop, epoch: int, scores: Mapping[str, float] | None) -> None:
+        """Note a point of the curve and the score, and keep the best weights where they are asked for."""
+        done, looks = epoch - loop.phase.first_epoch + 1, self.looks
+        if looks.curve is not None and looks.curve_every and done % looks.curve_every == 0:
+            self.curve.append({"iteration": done, **looks.curve(loop.steps.learner.evaluated())})
+        if scores is not None:
+            self.validation = scores["score"]
+            if loop.best.at == epoch and looks.keep == "best":
+                self._kept = deepcopy(self.network.state_dict())
+
+    def train(self, loop: Loop) -> "Fitted":
+        """Run the loop of one phase to its end, and take the weights that are asked for."""
+        loop.run()
+        if loop.steps.unchecked:
+            self.take_losses(loop.steps.losses())
+        if self._kept is not None:
+            self.network.load_state_dict(self._kept)
+            self.validation, self.has_failed = loop.best.score, False
+        weights = self.network.state_dict().values()
+        self.has_failed |= not all(torch.isfinite(values).all() for values in weights)
+        if self.has_failed:
+            self.validation = None
+        self.iterations = loop.n_done - loop.phase.first_epoch + 1
+        self.seen = loop.steps.n_drawn
+        self.prior = loop.method.prior_of(loop.phase, self.seen, epoch=loop.n_done)
+        self.network.eval()
+        return self
 
 
 def build_network(settings: StudySettings, images: ImageSet, *, seed: int, runtime: Runtime) -> nn.Module:
@@ -119,7 +138,7 @@ def fit(
     pool: ImageSource,
     config: Config,
     *,
-    redraw: bool = False,
+    redraw: Literal["never", "epoch"] = "never",
     runtime: Runtime,
     looks: Looks,
 ) -> Fitted:
@@ -131,14 +150,17 @@ def fit(
         config: of the training; each epoch of it is one step. `augment` holds for the rare classes alone.
         redraw: whether the sampler is made anew for each pass (of undersampling: another subset).
         runtime: device and precision.
-        looks: when the network is looked at.
+        looks: how the network is looked at.
     """
-    method = Method(config=config, index=pool.index, runtime=runtime, targets="images")
-    draws = Draws(config, pool, network, redraw=redraw, runtime=runtime)
-    source = TrainingImages(pool, perturb=_Perturber(config, pool))
-    learner = method.make_learner(method.first(), network)
-    steps = Steps(sampler=draws.make(), source=source, learner=learner, between=draws.between)
-    return _train(network, steps, method, method.first(), looks)
+    method = Method(config=config, index=pool.index, runtime=runtime, targets="images", redraw=redraw)
+    source = TrainingImages(pool, runtime=runtime, perturb=_Perturber(config, pool))
+    record = Fitted(network=network, looks=looks)
+    return record.train(
+        Loop(
+            method=method, phase=method.first(), network=network, source=source, record=record,
+            scorer=looks.score,
+        )
+    )  # fmt: skip
 
 
 def fit_second_phase(
@@ -154,56 +176,24 @@ def fit_second_phase(
     Where the images are not cut anew each time, what the output layer gets is computed once for each image:
     50 times faster for LeNet-5, and the same numbers but for the order of additions.
     """
-    config = config.model_copy(update={"loss": Loss(), "sampler": NATURAL})
+    patient = config.validation.model_copy(update={"patience": None})
+    config = config.model_copy(update={"loss": Loss(), "sampler": NATURAL, "validation": patient})
     method = Method(config=config, index=pool.index, runtime=runtime, targets="images")
     network = deepcopy(first.network).requires_grad_(False)
     layers = method.output_layers(network)
     for layer in layers:
         layer.requires_grad_(True)
-    phase = method.begun_at(config.training.epochs + 1)
-    draws = Draws(config, pool, network, redraw=False, runtime=runtime)
-    fixed = _is_fixed(layers, pool)
-    source = _Features(network, layers[0], pool, runtime=runtime) if fixed else TrainingImages(pool)
-    learner = method.make_learner(phase, network, head=layers[0] if fixed else None)
-    steps = Steps(sampler=draws.make(), source=source, learner=learner)
-    return _train(network, steps, method, phase, replace(looks, keep="last", patience=None))
-
-
-def _train(network: nn.Module, steps: Steps, method: Method, phase: Phase, looks: Looks) -> Fitted:
-    """Take the steps of a phase; stop where the loss is no number or the score has not risen for long."""
-    fitted, best, kept = Fitted(network, steps.n_drawn), Best(), None
-    n_steps, n_looks = phase.last_epoch - phase.first_epoch + 1, 0
-    network.eval()
-    steps.learner.begin_epoch()
-    for epoch in range(phase.first_epoch, phase.last_epoch + 1):
-        if epoch == method.settled_from(phase):
-            steps.learner.loss = method.loss_of(phase, epoch=epoch)
-        steps.take(epoch - 1)
-        fitted.iterations = done = epoch - phase.first_epoch + 1
-        if len(steps.unchecked) == LOSSES_AT_ONCE:
-            fitted.look_at(steps.losses())
-            if fitted.diverged:
-                break
-        if looks.curve is not None and looks.curve_every and done % looks.curve_every == 0:
-            fitted.curve.append({"iteration": done, **looks.curve(network)})
-        if looks.score is not None and (done % looks.every == 0 or done == n_steps):
-            n_looks += 1
-            fitted.validation = looks.score(network)
-            if best.see(n_looks, fitted.validation) and looks.keep == "best":
-                kept = deepcopy(network.state_dict())
-            if looks.patience is not None and n_looks - (best.at or 0) >= looks.patience:
-                break
-    if steps.unchecked:
-        fitted.look_at(steps.losses())
-    if kept is not None:
-        network.load_state_dict(kept)
-        fitted.validation, fitted.diverged = best.score, False
-    fitted.diverged |= not all(torch.isfinite(weights).all() for weights in network.state_dict().values())
-    if fitted.diverged:
-        fitted.validation = None
-    fitted.prior = method.prior_of(phase, fitted.seen, epoch=epoch)
-    network.eval()
-    return fitted
+    head = layers[0] if _is_fixed(layers, pool) else None
+    source = TrainingImages(pool, runtime=runtime)
+    if head is not None:
+        source = _Features(pool, runtime=runtime, network=network, layer=head)
+    record = Fitted(network=network, looks=replace(looks, keep="last"))
+    return record.train(
+        Loop(
+            method=method, phase=method.begun_at(config.training.epochs + 1), network=network, head=head,
+            source=source, record=record, scorer=looks.score,
+        )
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -220,60 +210,11 @@ def probabilities(network: nn.Module, pool: ImageSource, *, runtime: Runtime) ->
     return shares
 
 
-@dataclass
-class Draws:
-    """The samplers of one training: made anew for each pass where `redraw` says so, fed with hard examples
-    where the config asks.
-    """
-
-    config: Config
-    pool: ImageSource
-    network: nn.Module
-    redraw: bool
-    runtime: Runtime
-    n_made: int = 0
-
-    def make(self) -> Sampler:
-        """A sampler before its first step."""
-        self.n_made += 1
-        training, section = self.config.training, self.config.sampler
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # an absent class is the study's own wish
-            return sampler_of(
-                section,
-                self.config.hard,
-                self.pool.index,
-                batch_size=training.batch_size,
-                steps=None if section.kind in PASSES else training.epochs,
-                seed=int(np.random.SeedSequence([training.seed, self.n_made]).generate_state(1)[0]),
-                runtime=self.runtime,
-            )
-
-    def between(self, sampler: Sampler) -> Sampler:
-        """The sampler of the next pass."""
-        if self.redraw:
-            return self.make()
-        if isinstance(sampler, HardSampler):
-            hard, index = self.config.hard, self.pool.index
-            candidates = draw_candidates(
-                index,
-                classes=sampler.hard_classes,
-                n_of_class=index.counts if hard.subset is None else np.full(index.n_classes, hard.subset),
-                seed=self.config.training.seed,
-                epoch=sampler.epoch,
-            )
-            sampler.accept_pools(hard_among(candidates, self._ask, threshold=hard.threshold))
-        return sampler
-
-    def _ask(self, ids: Ids) -> Float64[np.ndarray, "n k"]:
-        return probabilities(self.network, self.pool.restrict(ids), runtime=self.runtime)
-
-
 class TrainingImages:
     """Images as they are trained on."""
 
-    def __init__(self, pool: ImageSource, *, perturb: "_Perturber | None" = None) -> None:
-        self._pool, self._perturb = pool, perturb
+    def __init__(self, pool: ImageSource, *, runtime: Runtime, perturb: "_Perturber | None" = None) -> None:
+        self._pool, self._runtime, self._perturb = pool, runtime, perturb
         self._batch: Examples | None = None
 
     @property
@@ -288,25 +229,44 @@ class TrainingImages:
             self._perturb(self._batch.inputs, draw, number=number)
         return self._batch
 
+    def hard_pools(
+        self, network: nn.Module, sampler: HardSampler, *, hard: Hard, seed: int
+    ) -> Mapping[int, Ids]:
+        """The hard ones of `hard.subset` random images of each class, or of all its images."""
+        counts = self.index.counts
+        candidates = draw_candidates(
+            self.index,
+            classes=sampler.hard_classes,
+            n_of_class=counts if hard.subset is None else np.full_like(counts, hard.subset),
+            seed=seed,
+            epoch=sampler.epoch,
+        )
 
-class _Features:
+        def ask(ids: Ids) -> Float64[np.ndarray, "n k"]:
+            return probabilities(network, self._pool.restrict(ids), runtime=self._runtime)
+
+        return hard_among(candidates, ask, threshold=hard.threshold)
+
+
+class _Features(TrainingImages):
     """What the output layer is given for each image, computed once."""
 
     @torch.no_grad()
-    def __init__(self, network: nn.Module, layer: nn.Module, pool: ImageSource, *, runtime: Runtime) -> None:
+    def __init__(self, pool: ImageSource, *, runtime: Runtime, network: nn.Module, layer: nn.Module) -> None:
         """Run the network up to `layer`."""
+        super().__init__(pool, runtime=runtime)
         given: list[Tensor] = []
         hook = layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].float()))
         with evaluating(network), runtime.autocast():
             for inputs in pool.batches():
                 network(inputs)
         hook.remove()
-        self._features, self._source, self.index = torch.cat(given), pool, pool.index
+        self._features = torch.cat(given)
 
     def batch(self, draw: Draw, *, number: int) -> Examples:
         """Features and targets of a draw."""
         ids = torch.from_numpy(draw.ids).to(self._features.device)
-        return Examples(self._features.index_select(0, ids), self._source.targets(draw.ids), None)
+        return Examples(self._features.index_select(0, ids), self._pool.targets(draw.ids), None)
 
 
 class _Perturber:

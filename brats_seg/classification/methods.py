@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from brats_seg.classification.settings import Knobs, StudySettings
-from brats_seg.core.config import Augment, Config, Network, Phases, Training
+from brats_seg.core.config import Augment, Config, Network, Phases, Training, Validation
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.shapes import Counts
 from brats_seg.training.remedies import Recipe, Synthesizer, load_recipe, remedy_names
@@ -46,7 +46,8 @@ class Remedy:
 
     def config(self, settings: StudySettings, *, lr: float, seed: int) -> Config:
         """How one network is trained, as a training config whose epochs are single steps."""
-        recipe, knobs, budget = self.recipe, self.knobs, settings.training
+        recipe, knobs, budget, looks = self.recipe, self.knobs, settings.training, settings.validation
+        patience = None if looks.patience is None else looks.patience * looks.every
         deferred = {"weights_from": knobs.weights_from} if recipe.loss.weights_from else {}
         tau = self._chosen("tau", recipe.loss.tau)
         drawing = {"imbalance_ratio": self.imbalance_ratio, "allow_absent_class": True}
@@ -58,7 +59,8 @@ class Remedy:
             augment=Augment(flip=0) if recipe.augment is None else self._chosen("augment", recipe.augment),
             optimizer=settings.optimizer.model_copy(update={"lr": lr}),
             training=Training(epochs=budget.iterations, steps=1, batch_size=budget.batch_size, seed=seed),
-            phases=Phases(two_phase=knobs.two_phase, lr_factor=budget.phase2_lr_factor),
+            phases=Phases(lr_factor=budget.phase2_lr_factor),
+            validation=Validation(every=looks.every, patience=patience),
         )
 
     def _chosen(self, name: str, own: Any) -> Any:

@@ -16,7 +16,6 @@ from brats_seg.classification.decisions import Probabilities, divide_by_prior, t
 from brats_seg.classification.fitting import (
     Fitted,
     Looks,
-    Score,
     build_network,
     fit,
     fit_second_phase,
@@ -39,6 +38,7 @@ from brats_seg.core.shapes import Counts, Shares
 from brats_seg.imbalance.distributions import class_counts, class_order, draw_subset
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.models.checkpoint import library_versions
+from brats_seg.training.loop import Scorer
 from brats_seg.training.phases import Method
 
 MOST_CONFUSION_CLASSES = 100
@@ -188,22 +188,19 @@ class _Cell:
     def _fit(self, pool: ImageSource, remedy: Remedy, seed: int) -> Fitted:
         network = build_network(self.settings, pool.set, seed=seed, runtime=self.runtime)
         config = remedy.config(self.settings, lr=self.job.rate, seed=seed)
-        redraw = remedy.knobs.redraw == "epoch"
-        return fit(network, pool, config, redraw=redraw, runtime=self.runtime, looks=self._looks())
+        redraw, looks = remedy.knobs.redraw, self._looks()
+        return fit(network, pool, config, redraw=redraw, runtime=self.runtime, looks=looks)
 
     def _second_phase(self, first: Fitted) -> Fitted:
-        if first.diverged:
+        if first.has_failed:
             return first
         config = self.job.remedy.config(self.settings, lr=self.job.rate, seed=self.seed)
         return fit_second_phase(first, self.pool, config, runtime=self.runtime, looks=self._looks())
 
     def _looks(self) -> Looks:
-        knobs = self.settings.validation
         return Looks(
             score=self._score(),
-            every=knobs.every,
-            keep=knobs.checkpoint,
-            patience=knobs.patience,
+            keep=self.settings.validation.checkpoint,
             curve=self._curve,
             curve_every=self.settings.record.curve_every,
         )
@@ -225,14 +222,14 @@ class _Cell:
         made = ImageSet(f"{images.name}, {kind}", pixels, labels, images.class_names, 1.0)
         return ImageSource(made, device=self.runtime.device)
 
-    def _score(self) -> Score | None:
+    def _score(self) -> Scorer | None:
         pool, knobs = self.bench.validation, self.settings.validation
         if pool is None:
             return None
 
-        def score(network: nn.Module) -> float:
+        def score(network: nn.Module) -> dict[str, float]:
             known = probabilities(network, pool, runtime=self.runtime)
-            return validation_score(known, pool, score=knobs.score, of=knobs.of)
+            return {"score": validation_score(known, pool, score=knobs.score, of=knobs.of)}
 
         return score
 
@@ -256,7 +253,7 @@ class _Cell:
             "iterations": sum(fitted.iterations for fitted in networks),
             "seen": np.sum([fitted.seen for fitted in networks], axis=0).tolist(),
             "loss": last.loss,
-            "diverged": last.diverged,
+            "diverged": last.has_failed,
             "validation": last.validation,
             "seconds": round(seconds, 2),
         }
@@ -303,7 +300,7 @@ class _Cell:
         n_classes = pool.index.n_classes
         sure = [
             np.full((len(pool.labels), n_classes), 1 / n_classes)
-            if fitted.diverged
+            if fitted.has_failed
             else probabilities(fitted.network, pool, runtime=self.runtime)
             for fitted in networks
         ]

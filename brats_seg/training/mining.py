@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float, Int64
 from torch import nn
 
 from brats_seg.bank.bank import PatchBank
-from brats_seg.core.config import Hard
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Counts, Ids
 from brats_seg.imbalance.groups import Groups
@@ -30,51 +29,6 @@ Pool = Int64[np.ndarray, " _"]
 """Example ids of one class."""
 Probabilities = Float[np.ndarray, "n k"]
 """Class probabilities of each example: at its center, or of the whole image."""
-
-
-def mine(
-    network: nn.Module,
-    bank: PatchBank,
-    *,
-    classes: Sequence[int],
-    n_draws: Counts,
-    hard: Hard,
-    seed: int,
-    epoch: int,
-    runtime: Runtime,
-    divisor: int = 16,
-    groups: Groups | None = None,
-    readout: Readout = "softmax",
-) -> dict[int, Pool]:
-    """The new pool of each class after an epoch: which of `hard.subset` random ids of it the network finds
-    hard.
-
-    Args:
-        network: in evaluation mode, on the runtime's device.
-        bank: its selected cases are mined.
-        classes: those to mine.
-        n_draws: draws of each class in an epoch (K,): how many ids are tried where `hard.subset` is not
-            given.
-        hard: threshold and subset.
-        seed, epoch: the random ids follow from them.
-        runtime: its ranks share the work.
-        divisor: what the sides of the network's input must be a multiple of.
-        groups: cases or lesions that the sampler draws first; the random ids are then drawn in the same way.
-        readout: how class probabilities follow from the network's logits.
-    """
-    n_of_class = n_draws if hard.subset is None else np.full(len(n_draws), hard.subset, np.int64)
-    candidates = draw_candidates(
-        bank.index, classes=classes, n_of_class=n_of_class, seed=seed, epoch=epoch, groups=groups
-    )
-    return find_hard(
-        network,
-        bank,
-        candidates=candidates,
-        threshold=hard.threshold,
-        runtime=runtime,
-        divisor=divisor,
-        readout=readout,
-    )
 
 
 def draw_candidates(

@@ -1,6 +1,7 @@
 """What a run does in each of its phases: which examples, which loss, which weights may move."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -20,44 +21,12 @@ from brats_seg.imbalance.samplers import Sampler, make_sampler
 from brats_seg.models.classic import output_layers
 from brats_seg.models.losses import Loss, UnifiedFocal, make_loss
 from brats_seg.models.networks import output_layer
-from brats_seg.training.step import Learner
+from brats_seg.training.step import Learner, Schedule
 
 NATURAL = knobs.Sampler(kind="random", allow_absent_class=True)
 """How phase 2 draws. A class without an example has the natural frequency 0: it may be absent."""
-
-
-def sampler_of(
-    section: knobs.Sampler,
-    hard: knobs.Hard,
-    index: ClassIndex,
-    *,
-    batch_size: int,
-    steps: int | None,
-    seed: int,
-    runtime: Runtime,
-    n_epochs: int | None = None,
-    groups: Groups | None = None,
-) -> Sampler:
-    """The sampler that the sections `sampler` and `hard` of a config describe; see `make_sampler`."""
-    return make_sampler(
-        section.kind,
-        index,
-        batch_size=batch_size,
-        steps=steps,
-        seed=seed,
-        rank=runtime.rank,
-        n_ranks=runtime.world_size,
-        shares=section.shares,
-        healthy_share=section.healthy_share,
-        imbalance_ratio=section.imbalance_ratio,
-        allow_absent_class=section.allow_absent_class,
-        hard_classes=hard.classes,
-        recycle=hard.recycle,
-        max_age=hard.max_age,
-        drift=section.drift,
-        n_epochs=n_epochs,
-        groups=groups,
-    )
+PASSES = ("random", "oversample", "undersample", "hard")
+"""Samplers that show every example in a pass; with the others each draw is independent."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +59,8 @@ class Method:
         runtime: device, precision and ranks.
         targets: whether a target is a class for each voxel, or one for the whole image.
         number_lesions: numbers the lesions of a case; needed to draw with `sampler.first: lesion`.
+        redraw: whether the sampler is made anew for each pass (of undersampling: another subset); of images
+            alone.
     """
 
     config: knobs.Config
@@ -97,6 +68,7 @@ class Method:
     runtime: Runtime
     targets: Literal["voxels", "images"] = "voxels"
     number_lesions: NumberLesions | None = None
+    redraw: Literal["never", "epoch"] = "never"
 
     def check(self) -> None:
         """Refuse, before the run starts, what would fail in one of its phases. Raises `UsageError`."""
@@ -120,26 +92,57 @@ class Method:
         return self.begun_at(ended + 1) if self.config.phases.two_phase and phase.number == 1 else None
 
     def settled_from(self, phase: Phase) -> int:
-        """First epoch from which on a phase keeps its loss: early stopping waits for it."""
+        """First epoch from which on a phase keeps its loss."""
         return self._weighted_from if phase.number == 1 and self._weights is not None else phase.first_epoch
+
+    def patient_from(self, phase: Phase) -> int:
+        """First epoch that early stopping counts: of scans that from which on the loss stays. Stored studies
+        of images did not wait for it.
+        """
+        return self.settled_from(phase) if self.targets == "voxels" else phase.first_epoch
 
     # What each of them works with
 
-    def make_sampler(self, phase: Phase) -> Sampler:
+    def make_sampler(self, phase: Phase, *, number: int = 1) -> Sampler:
         """The sampler of a phase, before its first step. In phase 2 every voxel is drawn alike, whatever
         `sampler.first` says.
-        """
-        return self._make_sampler(phase, groups=self._groups if phase.number == 1 else None)
 
-    def _make_sampler(self, phase: Phase, *, groups: Groups | None) -> Sampler:
-        section = self.config.sampler if phase.number == 1 else NATURAL
-        training = self.config.training
-        sampler = sampler_of(
-            section, self.config.hard, self.index, batch_size=training.batch_size, steps=training.steps,
-            seed=training.seed, runtime=self.runtime, n_epochs=training.epochs, groups=groups,
-        )  # fmt: skip
+        Of scans a pass is an epoch, so that the sampler counts the epochs of the run. Of images a pass shows
+        every image where the sampler does so; samplers of another `number` draw other subsets.
+        """
+        if self.targets == "images":
+            words = np.random.SeedSequence([self.config.training.seed, number])
+            return self._make_sampler(phase, groups=None, seed=int(words.generate_state(1)[0]))
+        sampler = self._make_sampler(phase, groups=self._groups if phase.number == 1 else None)
         sampler.epoch = phase.first_epoch
         return sampler
+
+    def _make_sampler(self, phase: Phase, *, groups: Groups | None, seed: int | None = None) -> Sampler:
+        section = self.config.sampler if phase.number == 1 else NATURAL
+        training, hard, is_images = self.config.training, self.config.hard, self.targets == "images"
+        steps = training.epochs * training.steps if is_images else training.steps
+        with warnings.catch_warnings():
+            if is_images:  # a class without an image is the study's own wish
+                warnings.simplefilter("ignore", UserWarning)
+            return make_sampler(
+                section.kind,
+                self.index,
+                batch_size=training.batch_size,
+                steps=None if is_images and section.kind in PASSES else steps,
+                seed=training.seed if seed is None else seed,
+                rank=self.runtime.rank,
+                n_ranks=self.runtime.world_size,
+                shares=section.shares,
+                healthy_share=section.healthy_share,
+                imbalance_ratio=section.imbalance_ratio,
+                allow_absent_class=section.allow_absent_class,
+                hard_classes=hard.classes,
+                recycle=hard.recycle,
+                max_age=hard.max_age,
+                drift=section.drift,
+                n_epochs=None if is_images else training.epochs,
+                groups=groups,
+            )
 
     @cached_property
     def lesions(self) -> Lesions | None:
@@ -169,17 +172,20 @@ class Method:
         optimizer, training = self.config.optimizer, self.config.training
         rate = optimizer.lr * (self.config.phases.lr_factor if is_second else 1)
         return Learner(
-            network if head is None else head,
+            network,
             loss=self.loss_of(phase, epoch=phase.first_epoch),
-            optimizer=optimizer.model_copy(update={"lr": rate}),
-            n_steps=(phase.last_epoch - phase.first_epoch + 1) * training.steps,
-            first_step=(phase.first_epoch - 1) * training.steps,
-            batch_size=training.batch_size,
-            accumulate=training.accumulate,
-            ema=training.ema,
-            seed=training.seed,
+            schedule=Schedule(
+                optimizer=optimizer.model_copy(update={"lr": rate}),
+                n_steps=(phase.last_epoch - phase.first_epoch + 1) * training.steps,
+                first_step=(phase.first_epoch - 1) * training.steps,
+                batch_size=training.batch_size,
+                accumulate=training.accumulate,
+                ema=training.ema,
+                seed=training.seed,
+            ),
             runtime=self.runtime,
             only=self.output_layers(network) if is_second and head is None else (),
+            head=head,
         )
 
     def output_layers(self, network: nn.Module) -> tuple[nn.Module, ...]:

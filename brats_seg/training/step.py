@@ -1,6 +1,7 @@
 """One optimizer step: forward, backward, weights, running mean of the weights."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,30 @@ Middle = Integer[Tensor, "b *middle"]
 """Targets of the middle of each patch."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How the weights move, step by step.
+
+    Attributes:
+        optimizer: its knobs.
+        n_steps: of the whole schedule.
+        batch_size: examples of a batch over all ranks.
+        ema: decay of the running mean of the weights; 0 for none.
+        seed: dropout derives from it.
+        accumulate: parts of a batch that go through the network one after the other; batch norm sees each by
+            itself.
+        first_step: number of the step that the schedule begins at.
+    """
+
+    optimizer: Optimizer
+    n_steps: int
+    batch_size: int
+    ema: float = 0.0
+    seed: int = 0
+    accumulate: int = 1
+    first_step: int = 0
+
+
 class Learner:
     """A network and all that moves with it. Several ranks hold equal ones and learn from their parts of one
     batch.
@@ -34,66 +59,55 @@ class Learner:
         network: nn.Module,
         *,
         loss: Loss,
-        optimizer: Optimizer,
-        n_steps: int,
-        batch_size: int,
-        ema: float,
-        seed: int,
+        schedule: Schedule,
         runtime: Runtime,
-        accumulate: int = 1,
-        first_step: int = 0,
         only: Sequence[nn.Module] = (),
+        head: nn.Module | None = None,
     ) -> None:
         """Place a network on the runtime's device.
 
         Args:
             network: freshly built, or as an earlier phase left it.
             loss: see `make_loss`.
-            optimizer: its knobs.
-            n_steps: of the whole schedule.
-            batch_size: examples of a batch over all ranks.
-            ema: decay of the running mean of the weights; 0 for none.
-            seed: dropout derives from it.
+            schedule: how the weights move.
             runtime: device, precision and ranks.
-            accumulate: parts of a batch that go through the network one after the other; batch norm sees each
-                by itself.
-            first_step: number of the step that the schedule begins at.
             only: the parts of the network that learn; none for all of it. All else is frozen, and the whole
                 network stays in evaluation mode: neither batch-norm statistics nor dropout have a part.
+            head: a layer of the network that learns by itself, where the batches hold what it is given; None
+                for the whole network.
 
         Raises:
             UsageError: more parts than a rank has examples.
         """
-        check_ranks(batch_size, world_size=runtime.world_size)
-        if not 1 <= accumulate <= batch_size // runtime.world_size:
-            n_examples = batch_size // runtime.world_size
+        check_ranks(schedule.batch_size, world_size=runtime.world_size)
+        n_examples = schedule.batch_size // runtime.world_size
+        if not 1 <= schedule.accumulate <= n_examples:
             raise UsageError(
-                f"training.accumulate {accumulate}: a batch of {n_examples} examples has 1 to {n_examples} "
-                "parts"
+                f"training.accumulate {schedule.accumulate}: a batch of {n_examples} examples has 1 to "
+                f"{n_examples} parts"
             )
         self.network = runtime.place(network)
         self.loss = loss
         self._all_learns = not only
         if only:
             _freeze(self.network, but=only)
-        self.mean = RunningMean(self.network, decay=ema) if ema > 0 else None
-        self._knobs = optimizer
-        self._optimizer = make_optimizer(optimizer, self.network)
-        self._moving = [p for p in self.network.parameters() if p.requires_grad]
-        self._exchange = Exchange(self.network, runtime=runtime)
+        self.mean = RunningMean(self.network, decay=schedule.ema) if schedule.ema > 0 else None
+        self._trained = self.network if head is None else head
+        self._optimizer = make_optimizer(schedule.optimizer, self._trained)
+        self._moving = [p for p in self._trained.parameters() if p.requires_grad]
+        self._exchange = Exchange(self._trained, runtime=runtime)
         # Small gradients are 0 in float16: the loss is scaled up, by as much as does not overflow.
         self._scaler = torch.amp.GradScaler(
             runtime.device.type, enabled=runtime.dtype_autocast == torch.float16
         )
-        self._n_steps, self._first_step = n_steps, first_step
-        self._batch_size, self._accumulate, self._seed, self._runtime = batch_size, accumulate, seed, runtime
+        self.schedule, self._runtime = schedule, runtime
         self._drops_out = any(
-            isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in network.modules()
+            isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in self._trained.modules()
         )
 
     def begin_epoch(self) -> None:
         """Put the network back into the mode it learns in."""
-        self.network.train(self._all_learns)
+        self._trained.train(self._all_learns)
 
     def learn(
         self, inputs: AnyInputs, targets: AnyTargets, *, number: int, wishes: tuple[bool, ...] = ()
@@ -112,16 +126,13 @@ class Learner:
         if self._drops_out:
             # Dropout takes torch's global generator: seeded by the step, so that a resumed run drops the
             # same.
-            torch.manual_seed(
-                int(np.random.SeedSequence([self._seed, number, self._runtime.rank]).generate_state(1)[0])
-            )
+            words = np.random.SeedSequence([self.schedule.seed, number, self._runtime.rank])
+            torch.manual_seed(int(words.generate_state(1)[0]))
         self._optimizer.zero_grad(set_to_none=True)
         losses: list[Tensor] = []
-        for part, truth in zip(
-            inputs.tensor_split(self._accumulate), targets.tensor_split(self._accumulate), strict=True
-        ):
-            is_last = len(losses) == self._accumulate - 1
-            with self._exchange.part("last" if is_last else "earlier"):
+        n_parts = self.schedule.accumulate
+        for part, truth in zip(inputs.tensor_split(n_parts), targets.tensor_split(n_parts), strict=True):
+            with self._exchange.part("last" if len(losses) == n_parts - 1 else "earlier"):
                 losses.append(self._backward(part, truth))
         total, wishes = self._exchange.share(sum(losses[1:], start=losses[0]), wishes)
         self._move(number)
@@ -135,7 +146,7 @@ class Learner:
             outputs = self._exchange.network(part)
         logits = outputs if isinstance(outputs, Tensor) else outputs[0]
         truth = center_crop(truth, tuple(logits.shape[2:]))
-        loss = supervised_loss(self.loss, outputs, truth).sum() / self._batch_size
+        loss = supervised_loss(self.loss, outputs, truth).sum() / self.schedule.batch_size
         self._scaler.scale(loss).backward()
         return loss.detach()
 
@@ -149,7 +160,8 @@ class Learner:
 
     def rate(self, number: int) -> float:
         """Learning rate of step `number`."""
-        return learning_rate(self._knobs, number - self._first_step, n_steps=self._n_steps)
+        plan = self.schedule
+        return learning_rate(plan.optimizer, number - plan.first_step, n_steps=plan.n_steps)
 
     def weights(self) -> dict[str, Tensor]:
         """State of the network to predict with."""
@@ -174,14 +186,14 @@ class Learner:
 
     def _move(self, number: int) -> None:
         self._scaler.unscale_(self._optimizer)
-        if self._knobs.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._moving, self._knobs.clip_norm)
+        if (clip_norm := self.schedule.optimizer.clip_norm) is not None:
+            nn.utils.clip_grad_norm_(self._moving, clip_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate(number) * group.get("lr_factor", 1.0)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         if self.mean is not None:
-            self.mean.update(self.network, n_steps=number - self._first_step + 1)
+            self.mean.update(self.network, n_steps=number - self.schedule.first_step + 1)
 
 
 def center_crop(targets: AnyTargets, shape: tuple[int, ...]) -> Middle:

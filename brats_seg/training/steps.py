@@ -1,19 +1,23 @@
 """Draw, gather, learn: one step after another, on voxels and on images alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from brats_seg.core.shapes import Counts
+from brats_seg.core.config import Hard
+from brats_seg.core.shapes import Counts, Ids
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.ledger import Ledger
-from brats_seg.imbalance.samplers import Draw, Sampler
+from brats_seg.imbalance.samplers import Draw, HardSampler, Sampler
 from brats_seg.training.log import Stopwatch
 from brats_seg.training.step import AnyInputs, AnyTargets, Learner
+
+Losses = list[tuple[int, Draw, float]]
+"""Number, draw and loss of some steps."""
 
 
 class Examples(NamedTuple):
@@ -45,6 +49,18 @@ class Source(Protocol):
         write into the same memory.
         """
 
+    def hard_pools(
+        self, network: nn.Module, sampler: HardSampler, *, hard: Hard, seed: int
+    ) -> Mapping[int, Ids]:
+        """The ids of each class that the network finds hard, for the next pass of the sampler.
+
+        Args:
+            network: in evaluation mode.
+            sampler: has ended a pass.
+            hard: which ids are asked about, and what hard is.
+            seed: of the ids that are asked about.
+        """
+
 
 @dataclass(kw_only=True)
 class Steps:
@@ -55,7 +71,6 @@ class Steps:
         source: gives their examples.
         learner: moves the weights.
         ledger: counts what was drawn; None where nobody asks.
-        between: called where the sampler begins another pass; gives the sampler to go on with.
         n_drawn: (K,) draws of each class.
         unchecked: number, draw and loss of the steps whose losses were not looked at yet.
     """
@@ -64,7 +79,6 @@ class Steps:
     source: Source
     learner: Learner
     ledger: Ledger | None = None
-    between: Callable[[Sampler], Sampler] | None = None
     watch: Stopwatch = field(default_factory=Stopwatch)
     unchecked: list[tuple[int, Draw, Tensor]] = field(default_factory=list)
 
@@ -81,8 +95,6 @@ class Steps:
         Returns:
             The wishes that hold for all ranks.
         """
-        if self.between is not None and self.sampler.step == 0 and self.sampler.epoch > 1:
-            self.sampler = self.between(self.sampler)
         with self.watch("sampling_s"):
             draw = self.sampler.next()
         examples = self.source.batch(draw, number=number)
@@ -93,7 +105,7 @@ class Steps:
         self.unchecked.append((number, draw, loss))
         return granted
 
-    def losses(self) -> list[tuple[int, Draw, float]]:
+    def losses(self) -> Losses:
         """Number, draw and loss of the steps since the last look."""
         values = torch.stack([loss for _, _, loss in self.unchecked]).tolist() if self.unchecked else []
         looked_at = [

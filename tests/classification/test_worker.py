@@ -10,23 +10,29 @@ import torch
 from striped_images import N_CLASSES, tiny_settings, write_images
 from torch import nn
 
-from brats_seg.classification import fitting
 from brats_seg.classification.bench import Bench, open_bench, open_images
 from brats_seg.classification.decisions import divide_by_prior
-from brats_seg.classification.fitting import Fitted, Looks, build_network, fit, fit_second_phase
+from brats_seg.classification.fitting import (
+    Fitted,
+    Looks,
+    TrainingImages,
+    build_network,
+    fit,
+    fit_second_phase,
+)
 from brats_seg.classification.jobs import Job
 from brats_seg.classification.methods import METHODS, remedy
 from brats_seg.classification.settings import Knobs, StudySettings
 from brats_seg.classification.source import ImageSource
 from brats_seg.classification.study import cells
 from brats_seg.classification.worker import train_cell
-from brats_seg.core.config import Optimizer
 from brats_seg.core.errors import UsageError
 from brats_seg.core.grid import Row
 from brats_seg.core.runtime import Runtime
 from brats_seg.imbalance.samplers import Draw, HardSampler
 from brats_seg.training import phases
-from brats_seg.training.step import Learner
+from brats_seg.training.loop import Loop, Record
+from brats_seg.training.step import Learner, Schedule
 
 CPU = Runtime(torch.device("cpu"))
 
@@ -56,12 +62,21 @@ def draw_steps(
 ) -> list[Draw]:
     """The first `n` draws of a training with a remedy; between two passes the network is asked."""
     config = remedy(name, knobs).config(settings, lr=0.01, seed=0)
-    draws = fitting.Draws(config, pool, network, redraw=knobs.redraw == "epoch", runtime=CPU)
-    sampler, drawn = draws.make(), []
+    method = phases.Method(
+        config=config, index=pool.index, runtime=CPU, targets="images", redraw=knobs.redraw
+    )
+    loop = Loop(
+        method=method,
+        phase=method.first(),
+        network=network,
+        source=TrainingImages(pool, runtime=CPU),
+        record=Record(),
+    )
+    drawn = []
     for _ in range(n):
-        if sampler.step == 0 and sampler.epoch > 1:
-            sampler = draws.between(sampler)
-        drawn.append(sampler.next())
+        drawn.append(loop.steps.sampler.next())
+        if loop.steps.sampler.step == 0:
+            loop.begin_pass()
     return drawn
 
 
@@ -210,7 +225,7 @@ def test_in_the_second_phase_nothing_is_dropped_and_no_statistics_move(
     built = build_network(settings, bench.available.set, seed=0, runtime=CPU)
     monkeypatch.setattr(phases.Method, "make_learner", spy)
     config = remedy("oversample", Knobs()).config(settings, lr=0.01, seed=0)
-    first = Fitted(built, np.zeros(4, np.int64))
+    first = Fitted(network=built)
     fit_second_phase(first, bench.available, config, runtime=CPU, looks=Looks())
     assert modes
     assert not any(modes)
@@ -221,9 +236,9 @@ def test_the_second_phase_is_a_whole_schedule_at_a_tenth_of_the_rate(
 ):
     rates: list[float] = []
 
-    def spy(*args: Any, optimizer: Optimizer, **others: Any) -> Learner:
-        rates.append(optimizer.lr)
-        return Learner(*args, optimizer=optimizer, **others)
+    def spy(*args: Any, schedule: Schedule, **others: Any) -> Learner:
+        rates.append(schedule.optimizer.lr)
+        return Learner(*args, schedule=schedule, **others)
 
     monkeypatch.setattr(phases, "Learner", spy)
     rows = rows_of(
@@ -313,15 +328,17 @@ def test_replay_is_given_what_the_network_gets_wrong_or_is_unsure_of(
     settings = tiny_settings()
     pool = bench_of(settings, images).available
 
-    class SureOfTwo(nn.Module):
+    class SureOfTwo(nn.Linear):
         """Calls every image class 0 with a probability of 0.72, class 1 with 0.26."""
 
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
             return torch.tensor([0.72, 0.26, 0.01, 0.01]).log().expand(len(inputs), -1)
 
-    for threshold, hard in ((0.7, 0), (0.75, 40)):
+    for threshold, hard in ((0.7, 0), (0.75, 40)):  # a pass is ten batches
         knobs = Knobs.model_validate({"hard": {"threshold": threshold, "subset": None}})
-        draw_steps("hard_replay", knobs, pool, settings, n=11, network=SureOfTwo())  # a pass is ten batches
+        draw_steps(
+            "hard_replay", knobs, pool, settings, n=11, network=SureOfTwo(1, 1)
+        )  # a pass is ten batches
         assert {k: len(ids) for k, ids in pools[-1].items()} == {0: hard, 1: 40, 2: 40, 3: 40}
 
 
@@ -410,7 +427,7 @@ def test_undersampling_draws_one_subset_or_a_new_one_each_epoch(images: Path):
     pool = bench.available.restrict(np.flatnonzero((labels != 0) | (np.arange(len(labels)) < 4)))
     seen = {}
     for redraw in ("never", "epoch"):
-        draws = draw_steps("undersample", Knobs(redraw=redraw), pool, settings, n=60, network=nn.Identity())
+        draws = draw_steps("undersample", Knobs(redraw=redraw), pool, settings, n=60, network=nn.Linear(1, 1))
         ids = np.concatenate([draw.ids for draw in draws])
         seen[redraw] = np.bincount(pool.labels[np.unique(ids)], minlength=N_CLASSES).tolist()
     assert seen["never"] == [4, 4, 4, 4]

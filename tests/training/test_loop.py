@@ -23,12 +23,17 @@ from brats_seg.bank.bank import Batch, PatchBank
 from brats_seg.bank.gather import PatchMaps
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock
+from brats_seg.core.run_folder import BEST, LAST, PHASE_1
 from brats_seg.core.runtime import Runtime
 from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.samplers import Draw
 from brats_seg.models.checkpoint import load_checkpoint
 from brats_seg.training import log as training_log
-from brats_seg.training import loop, mining
+from brats_seg.training import source, train
+from brats_seg.training.loop import Loop
+from brats_seg.training.run import RunFolder
+from brats_seg.training.train import warn_of_seen_cases
+from brats_seg.training.validation import InnerScores
 
 CPU = Runtime(torch.device("cpu"), None, n_threads=1)
 FILES = ("epochs.csv", "ledger.csv", "ledger_cases.csv", "config.yaml")
@@ -51,11 +56,11 @@ def finished(bank: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_same_run(one: Path, other: Path) -> None:
     for name in FILES:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    for name in (loop.LAST, loop.BEST):
+    for name in (LAST, BEST):
         a, b = load_checkpoint(one / name), load_checkpoint(other / name)
         assert (a.epoch, a.step, a.score, a.effective_prior) == (b.epoch, b.step, b.score, b.effective_prior)
         assert all(torch.equal(value, b.weights[key]) for key, value in a.weights.items())
-    states = [load_checkpoint(run_dir / loop.LAST).resume for run_dir in (one, other)]
+    states = [load_checkpoint(run_dir / LAST).resume for run_dir in (one, other)]
     assert states[0] is not None
     assert states[1] is not None
     assert all(
@@ -66,12 +71,12 @@ def assert_same_run(one: Path, other: Path) -> None:
 def test_weights_that_may_have_seen_inner_cases_are_warned_of(
     finished: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    checkpoint = load_checkpoint(finished / loop.BEST)
+    checkpoint = load_checkpoint(finished / BEST)
     split = Split(train=("A",), inner=("B", "C"), held_out=("D",), fold=0)
 
     def said(*trained: str) -> str:
         caplog.clear()
-        loop._warn_of_seen_cases(replace(checkpoint, train_cases=trained, inner_cases=()), split)
+        warn_of_seen_cases(replace(checkpoint, train_cases=trained, inner_cases=()), split)
         return " ".join(record.message for record in caplog.records)
 
     assert "was trained on 1 of the 2 inner cases (C)" in said("C", "E")
@@ -86,12 +91,12 @@ def test_weights_that_may_have_seen_inner_cases_are_warned_of(
 def test_a_run_leaves_everything_and_nothing_half_written(finished: Path) -> None:
     names = {p.name for p in finished.iterdir()}
     assert names == {
-        ".lock", *FILES, "timing.csv", "train.log", "progress.png", "environment.json", loop.LAST, loop.BEST,
+        ".lock", *FILES, "timing.csv", "train.log", "progress.png", "environment.json", LAST, BEST,
     }  # fmt: skip
 
 
 def test_the_checkpoint_says_what_was_trained_on_what(finished: Path) -> None:
-    last, best = load_checkpoint(finished / loop.LAST), load_checkpoint(finished / loop.BEST)
+    last, best = load_checkpoint(finished / LAST), load_checkpoint(finished / BEST)
     assert (last.epoch, last.step, last.fold) == (3, 0, 0)
     assert (last.train_cases, last.inner_cases, last.held_out_cases) == (
         SPLIT.train,
@@ -130,7 +135,7 @@ def test_it_learns(bank: Path, tmp_path: Path) -> None:
 
 def test_no_held_out_case_is_ever_opened(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, set[int]] = {"batch": set(), "volume": set(), "ledger": set(), "candidates": set()}
-    batch, volume, add, find = PatchBank.batch, PatchBank.volume, Ledger.add, mining.find_hard
+    batch, volume, add, find = PatchBank.batch, PatchBank.volume, Ledger.add, source.find_hard
 
     def spy_batch(
         self: PatchBank, ids: np.ndarray, *, out: Batch | None = None, maps: PatchMaps | None = None
@@ -154,7 +159,7 @@ def test_no_held_out_case_is_ever_opened(bank: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(PatchBank, "batch", spy_batch)
     monkeypatch.setattr(PatchBank, "volume", spy_volume)
     monkeypatch.setattr(Ledger, "add", spy_add)
-    monkeypatch.setattr(mining, "find_hard", spy_find)
+    monkeypatch.setattr(source, "find_hard", spy_find)
     run(tmp_path / "run", bank, knobs())
     train, inner = {0, 1, 2}, {3}
     assert seen["batch"] == train
@@ -173,7 +178,7 @@ def test_a_case_has_one_use() -> None:
 def test_without_inner_cases_the_last_weights_are_the_best(bank: Path, tmp_path: Path) -> None:
     result = run(tmp_path / "run", bank, knobs(training={"epochs": 2}), split=Split(train=("A", "B")))
     assert result.best_score is None
-    assert load_checkpoint(tmp_path / "run" / loop.BEST).epoch == 2
+    assert load_checkpoint(tmp_path / "run" / BEST).epoch == 2
 
 
 def test_training_ends_where_the_score_stops_rising(
@@ -181,17 +186,15 @@ def test_training_ends_where_the_score_stops_rising(
 ) -> None:
     fake = iter([0.5, 0.4, 0.3, 0.2, 0.6])
 
-    def score(*_: Any, **__: Any) -> loop.InnerScores:
-        return loop.InnerScores(
-            dice=dict.fromkeys(("whole", "core", "active"), 0.0), n_cases={}, value=next(fake)
-        )
+    def score(*_: Any, **__: Any) -> InnerScores:
+        return InnerScores(dice=dict.fromkeys(("whole", "core", "active"), 0.0), n_cases={}, value=next(fake))
 
-    monkeypatch.setattr(loop, "score_inner_cases", score)
+    monkeypatch.setattr(source, "score_inner_cases", score)
     result = run(
         tmp_path / "run", bank, knobs(training={"epochs": 9, "steps": 1}, validation={"patience": 2})
     )
     assert (result.ended, result.n_epochs, result.best_epoch, result.best_score) == ("done", 3, 1, 0.5)
-    assert load_checkpoint(tmp_path / "run" / loop.BEST).epoch == 1
+    assert load_checkpoint(tmp_path / "run" / BEST).epoch == 1
 
 
 def test_the_last_epoch_can_be_taken_whatever_it_scores(
@@ -199,17 +202,15 @@ def test_the_last_epoch_can_be_taken_whatever_it_scores(
 ) -> None:
     fake = iter([0.2, 0.6, 0.5])
 
-    def score(*_: Any, **__: Any) -> loop.InnerScores:
-        return loop.InnerScores(
-            dice=dict.fromkeys(("whole", "core", "active"), 0.0), n_cases={}, value=next(fake)
-        )
+    def score(*_: Any, **__: Any) -> InnerScores:
+        return InnerScores(dice=dict.fromkeys(("whole", "core", "active"), 0.0), n_cases={}, value=next(fake))
 
-    monkeypatch.setattr(loop, "score_inner_cases", score)
+    monkeypatch.setattr(source, "score_inner_cases", score)
     result = run(
         tmp_path / "run", bank, knobs(training={"epochs": 3, "steps": 1}, validation={"metric": "last"})
     )
     assert (result.best_epoch, result.best_score) == (3, 0.5)
-    assert load_checkpoint(tmp_path / "run" / loop.BEST).epoch == 3
+    assert load_checkpoint(tmp_path / "run" / BEST).epoch == 3
 
 
 # Going on
@@ -221,7 +222,7 @@ def test_a_used_folder_is_refused_and_an_empty_one_started(
     with pytest.raises(UsageError, match="holds a run already; give --resume"):
         run(finished, bank, knobs())
     assert run(tmp_path / "new", bank, knobs(training={"epochs": 1, "steps": 1}), resume=True).n_epochs == 1
-    (tmp_path / "new" / loop.LAST).unlink()
+    (tmp_path / "new" / LAST).unlink()
     with pytest.raises(UsageError, match="holds a run already"):
         run(tmp_path / "new", bank, knobs())  # its best weights would be overwritten
     with pytest.raises(UsageError, match=r"--resume: training\.epochs is 3; the run has 1"):
@@ -237,7 +238,7 @@ def test_a_folder_of_other_files_is_refused_and_left_as_it_is(bank: Path, tmp_pa
 
 
 def test_going_on_with_a_finished_run_changes_nothing(bank: Path, finished: Path) -> None:
-    before = {name: (finished / name).read_bytes() for name in (*FILES, loop.LAST)}
+    before = {name: (finished / name).read_bytes() for name in (*FILES, LAST)}
     assert run(finished, bank, knobs(), resume=True).n_epochs == 3
     assert {name: (finished / name).read_bytes() for name in before} == before
 
@@ -252,7 +253,7 @@ def test_the_bar_names_the_epoch_of_its_figures(
             notes.append(changes["note"])
             super().update(*args, **changes)
 
-    monkeypatch.setattr(loop, "progress_bar", lambda: Bar(console=Console(file=StringIO())))
+    monkeypatch.setattr(train, "progress_bar", lambda: Bar(console=Console(file=StringIO())))
     settings = knobs()
     run(tmp_path / "run", bank, settings)
     assert [note.split()[1] for note in notes] == [
@@ -303,14 +304,14 @@ def test_dropout_and_the_patch_path_of_a_3d_network_resume_too(
         training={"epochs": 2, "steps": 3, "batch_size": 5},
     )
     run(tmp_path / "whole", bank, config)
-    score = loop.score_inner_cases
+    score = source.score_inner_cases
 
     def score_then_signal(*args: Any, **named: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
         return score(*args, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "score_inner_cases", score_then_signal)
+        patch.setattr(source, "score_inner_cases", score_then_signal)
         assert run(tmp_path / "run", bank, config).n_epochs == 1
     torch.rand(3)  # the global generator stands elsewhere
     run(tmp_path / "run", bank, config, resume=True)
@@ -323,19 +324,19 @@ def test_time_spent_on_checkpoints_is_no_training_time(
     """By a clock that stands still but for a checkpoint, which takes 1,000 s, and a drawing of a batch, which
     takes 1 s.
     """
-    now, save, draw = 0.0, loop._Loop._save, Ledger.add
+    now, save, draw = 0.0, RunFolder._save, Ledger.add
 
-    def slow_save(self: loop._Loop, name: str, *, resume: dict[str, Any] | None) -> None:
+    def slow_save(self: RunFolder, loop: Loop, name: str, **others: Any) -> None:
         nonlocal now
-        now += 1000 if name == loop.LAST else 0
-        save(self, name, resume=resume)
+        now += 1000 if name == LAST else 0
+        save(self, loop, name, **others)
 
     def slow_draw(self: Ledger, *arguments: Any) -> None:
         nonlocal now
         now += 1
         draw(self, *arguments)
 
-    monkeypatch.setattr(loop._Loop, "_save", slow_save)
+    monkeypatch.setattr(RunFolder, "_save", slow_save)
     monkeypatch.setattr(Ledger, "add", slow_draw)
     monkeypatch.setattr(training_log.time, "perf_counter", lambda: now)
     config = knobs(training={"epochs": 1, "steps": 3, "checkpoint_minutes": 1e-9})
@@ -365,7 +366,7 @@ def test_a_checkpoint_every_few_epochs_and_a_crash_between(
         for at in (None, 2):
             with pytest.raises(RuntimeError, match="out of memory"):
                 run(tmp_path / "run", bank, config, resume=True)
-            last = tmp_path / "run" / loop.LAST
+            last = tmp_path / "run" / LAST
             assert (load_checkpoint(last).epoch if last.exists() else None) == at
     run(tmp_path / "run", bank, config, resume=True)
     run(tmp_path / "whole", bank, config)
@@ -384,7 +385,7 @@ SLOW: dict[str, Any] = {
 def child(function: Callable[..., Any], *args: Any) -> Any:
     """A process that imports torch once for all tests of this module."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["brats_seg.training.loop"])
+    context.set_forkserver_preload(["brats_seg.training.train"])
     process = context.Process(target=function, args=args)
     process.start()
     return process
@@ -407,7 +408,7 @@ def kill_and_resume(bank: Path, run_dir: Path, *, seed: int, most: int, within_s
     return n_kills
 
 
-def killed(run_dir: Path, calls: list[tuple[Any, ...]], *, wait_s: float, after: str = loop.LAST) -> bool:
+def killed(run_dir: Path, calls: list[tuple[Any, ...]], *, wait_s: float, after: str = LAST) -> bool:
     """Start processes, wait for a new checkpoint and some time more, and kill them; False where they ended by
     themselves before.
     """
@@ -428,7 +429,7 @@ def test_killed_runs_end_as_if_never_killed(bank: Path, tmp_path: Path) -> None:
     run(tmp_path / "whole", bank, knobs(**SLOW))
     in_phase_1 = killed(tmp_path / "run", [(run_in_child, tmp_path / "run", bank)], wait_s=0.02)
     in_phase_2 = killed(
-        tmp_path / "run", [(run_in_child, tmp_path / "run", bank)], wait_s=0.02, after=loop.PHASE_1
+        tmp_path / "run", [(run_in_child, tmp_path / "run", bank)], wait_s=0.02, after=PHASE_1
     )
     assert in_phase_1 or in_phase_2
     run(tmp_path / "run", bank, knobs(**SLOW), resume=True)
@@ -479,7 +480,7 @@ def test_two_ranks_draw_what_one_draws_and_learn_the_same(bank: Path, tmp_path: 
     for process in ranks:
         process.join()
         assert process.exitcode == 0
-    one, two = (load_checkpoint(tmp_path / name / loop.LAST) for name in ("one", "two"))
+    one, two = (load_checkpoint(tmp_path / name / LAST) for name in ("one", "two"))
     for key, value in one.weights.items():
         torch.testing.assert_close(value, two.weights[key], atol=2e-3, rtol=1e-2)
     rows = [
@@ -521,7 +522,7 @@ def test_the_ledger_counts_the_voxels_that_the_loss_is_over(tmp_path: Path) -> N
     rows = [line.split(",") for line in (tmp_path / "run" / "ledger.csv").read_text().splitlines()[1:]]
     # 33 x 33 voxels in, one out: the center.
     assert [row[3:5] for row in rows] == [["0.2", "0.2"]] * 5 + [["0", "0"]]
-    assert load_checkpoint(tmp_path / "run" / loop.LAST).effective_prior == (0.2,) * 5
+    assert load_checkpoint(tmp_path / "run" / LAST).effective_prior == (0.2,) * 5
 
 
 @pytest.mark.parametrize(
@@ -531,7 +532,7 @@ def test_the_stages_of_a_cascade_are_ordinary_runs(
     bank: Path, tmp_path: Path, kind: str, classes: tuple[str, ...]
 ) -> None:
     result = run(tmp_path / "run", bank, knobs(task={"classes": kind}, training={"epochs": 2, "steps": 2}))
-    last = load_checkpoint(tmp_path / "run" / loop.LAST)
+    last = load_checkpoint(tmp_path / "run" / LAST)
     assert (last.classes, last.parsed_config().task.classes, len(last.natural_prior or ())) == (
         classes,
         kind,
@@ -545,10 +546,10 @@ def test_weighted_classes_shift_the_prior_that_is_saved(bank: Path, tmp_path: Pa
         loss={"class_weights": "balanced"}, sampler={"kind": "random"}, training={"epochs": 1, "steps": 20}
     )
     run(tmp_path / "run", bank, config)
-    prior = load_checkpoint(tmp_path / "run" / loop.LAST).effective_prior
+    prior = load_checkpoint(tmp_path / "run" / LAST).effective_prior
     assert prior is not None
     natural = PatchBank(bank, patch_size=(16, 16)).select(SPLIT.train).index.counts
     assert prior[0] < natural[0] / natural.sum()
     focal = knobs(loss={"kind": "focal"}, training={"epochs": 1, "steps": 1})
     run(tmp_path / "focal", bank, focal)
-    assert load_checkpoint(tmp_path / "focal" / loop.LAST).effective_prior is None
+    assert load_checkpoint(tmp_path / "focal" / LAST).effective_prior is None

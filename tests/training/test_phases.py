@@ -12,13 +12,15 @@ from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.lesions import LesionNumberer
 from brats_seg.core.config import Config
 from brats_seg.core.errors import UsageError
+from brats_seg.core.run_folder import BEST, LAST, PHASE_1
 from brats_seg.core.runtime import Runtime
 from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.samplers import Draw
 from brats_seg.models.checkpoint import load_checkpoint
 from brats_seg.models.networks import make_network, output_layer
-from brats_seg.training import loop
+from brats_seg.training import source
 from brats_seg.training.phases import Method, Phase
+from brats_seg.training.validation import InnerScores
 
 CPU = Runtime(torch.device("cpu"), None, n_threads=1)
 TWO: dict[str, Any] = {
@@ -58,12 +60,12 @@ def method_of(bank: Path, config: Config) -> Method:
 def fake_scores(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
     following = iter(values)
 
-    def score(*_: Any, **__: Any) -> loop.InnerScores:
-        return loop.InnerScores(
+    def score(*_: Any, **__: Any) -> InnerScores:
+        return InnerScores(
             dice=dict.fromkeys(("whole", "core", "active"), 0.0), n_cases={}, value=next(following)
         )
 
-    monkeypatch.setattr(loop, "score_inner_cases", score)
+    monkeypatch.setattr(source, "score_inner_cases", score)
 
 
 # Two phases
@@ -74,7 +76,7 @@ def test_in_phase_2_nothing_moves_but_the_output_layer(two_phases: Path) -> None
     network = make_network(config.network, n_channels=4, n_classes=5, n_dims=2)
     learns = {id(p) for p in output_layer(config.network, network).parameters()}
     output = {name for name, parameter in network.named_parameters() if id(parameter) in learns}
-    before, last = load_checkpoint(two_phases / loop.PHASE_1), load_checkpoint(two_phases / loop.LAST)
+    before, last = load_checkpoint(two_phases / PHASE_1), load_checkpoint(two_phases / LAST)
     assert last.resume is not None
     assert 0 < len(output) < 5
     assert any("running_var" in name for name in before.weights)
@@ -106,7 +108,7 @@ def test_phase_2_draws_at_the_natural_frequencies_and_saves_its_own_prior(
         == 0
         < sum(int(row["n_hard"]) for row in ledger)
     )
-    last, before = load_checkpoint(two_phases / loop.LAST), load_checkpoint(two_phases / loop.PHASE_1)
+    last, before = load_checkpoint(two_phases / LAST), load_checkpoint(two_phases / PHASE_1)
     assert last.resume is not None
     voxels = last.resume["ledger"]["closed_voxels"][:, :-1]
     assert last.effective_prior == pytest.approx((voxels[2:].sum(0) / voxels[2:].sum()).tolist())
@@ -120,7 +122,7 @@ def test_the_best_checkpoint_is_of_phase_2(
     fake_scores(monkeypatch, 0.9, 0.8, 0.3, 0.2)
     result = run(tmp_path / "run", bank, knobs(**TWO | {"training": {"epochs": 2, "steps": 1}}))
     assert (result.best_epoch, result.best_score) == (3, 0.3)
-    best = load_checkpoint(tmp_path / "run" / loop.BEST)
+    best = load_checkpoint(tmp_path / "run" / BEST)
     assert (best.epoch, best.score) == (3, 0.3)
 
 
@@ -135,7 +137,7 @@ def test_each_phase_ends_where_its_own_score_stops_rising(
     }
     result = run(tmp_path / "run", bank, knobs(**changes))
     assert (result.n_epochs, result.best_epoch) == (5, 4)  # phase 1 is epochs 1 and 2, phase 2 is 3, 4 and 5
-    assert load_checkpoint(tmp_path / "run" / loop.PHASE_1).epoch == 2
+    assert load_checkpoint(tmp_path / "run" / PHASE_1).epoch == 2
     assert run(tmp_path / "run", bank, knobs(**changes), resume=True).n_epochs == 5
 
 
@@ -163,7 +165,7 @@ def test_stopped_in_either_phase_and_resumed_is_uninterrupted(
 def assert_same_run(one: Path, other: Path) -> None:
     for name in FILES:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    for name in (loop.LAST, loop.BEST, loop.PHASE_1):
+    for name in (LAST, BEST, PHASE_1):
         a, b = load_checkpoint(one / name), load_checkpoint(other / name)
         assert (a.epoch, a.step, a.score, a.effective_prior) == (b.epoch, b.step, b.score, b.effective_prior)
         assert all(torch.equal(value, b.weights[key]) for key, value in a.weights.items())

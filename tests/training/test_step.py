@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from brats_seg.core.runtime import Runtime, start_runtime
 from brats_seg.imbalance.samplers import make_sampler
 from brats_seg.models.losses import make_loss
 from brats_seg.models.networks import make_network
-from brats_seg.training.step import Learner, center_crop, count_middle
+from brats_seg.training.step import Learner, Schedule, center_crop, count_middle
 
 CPU = Runtime(torch.device("cpu"))
 INPUTS = torch.randn(6, 4, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -25,18 +26,20 @@ TARGETS = torch.randint(0, 5, (6, 16, 16), dtype=torch.uint8, generator=torch.Ge
 
 
 def learner(
-    network: nn.Module, *, runtime: Runtime = CPU, batch_size: int = 6, n_steps: int = 50, **others: Any
+    network: nn.Module,
+    *,
+    runtime: Runtime = CPU,
+    batch_size: int = 6,
+    n_steps: int = 50,
+    only: Sequence[nn.Module] = (),
+    **plan: Any,
 ) -> Learner:
     return Learner(
         network,
         loss=make_loss("cross_entropy"),
-        optimizer=Optimizer(lr=0.01),
-        n_steps=n_steps,
-        batch_size=batch_size,
-        ema=0.0,
-        seed=0,
+        schedule=Schedule(optimizer=Optimizer(lr=0.01), n_steps=n_steps, batch_size=batch_size, **plan),
         runtime=runtime,
-        **others,
+        only=only,
     )
 
 

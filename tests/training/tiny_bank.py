@@ -10,7 +10,8 @@ import numpy as np
 from brats_seg.bank.bank import PatchBank
 from brats_seg.core.config import Config, parse_config
 from brats_seg.core.runtime import Runtime, start_runtime
-from brats_seg.training.loop import RunResult, Split, train
+from brats_seg.training.split import RunResult, Split
+from brats_seg.training.train import train
 
 CLASSES = ("healthy", "necrotic_core", "edema", "non_enhancing_core", "enhancing_core")
 MODALITIES = ("t1n", "t1c", "t2w", "t2f")

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import Contender, Result, interleave
-from brats_seg.classification.fitting import Draws, TrainingImages, build_network
+from brats_seg.classification.fitting import TrainingImages, build_network
 from brats_seg.classification.images import ImageSet, load_images
 from brats_seg.classification.methods import remedy
 from brats_seg.classification.settings import Knobs, StudySettings
@@ -89,8 +89,8 @@ def our_step(images: ImageSet) -> Step:
     config = remedy("baseline", Knobs()).config(settings, lr=settings.optimizer.lr, seed=0)
     phases = Phases(config=config, index=pool.index, runtime=runtime, targets="images")
     steps = Steps(
-        sampler=Draws(config, pool, network, redraw=False, runtime=runtime).make(),
-        source=TrainingImages(pool),
+        sampler=phases.make_sampler(phases.first()),
+        source=TrainingImages(pool, runtime=runtime),
         learner=phases.make_learner(phases.first(), network),
     )
     steps.learner.begin_epoch()
@@ -152,7 +152,8 @@ def loss_difference(images: ImageSet) -> float:
         network.parameters(), lr=knobs.lr, momentum=knobs.momentum, weight_decay=knobs.weight_decay
     )
     config = remedy("baseline", Knobs()).config(settings, lr=knobs.lr, seed=0)
-    draws = Draws(config, source, network, redraw=False, runtime=runtime).make()
+    phases = Phases(config=config, index=source.index, runtime=runtime, targets="images")
+    draws = phases.make_sampler(phases.first())
     worst = 0.0
     for number in range(LOSS_STEPS):
         batch = source.batch(draws.next().ids)

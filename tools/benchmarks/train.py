@@ -17,15 +17,15 @@ from brats_seg.bank.bank import Batch, PatchBank
 from brats_seg.core.augmentation import Augment
 from brats_seg.core.config import Config, load_config
 from brats_seg.core.runtime import Runtime, start_runtime
-from brats_seg.core.settings import dump_config
 from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.samplers import Sampler, make_sampler
 from brats_seg.models.losses import make_loss
 from brats_seg.models.networks import make_network
 from brats_seg.training.augment import Augmenter
-from brats_seg.training.loop import LOSSES_AT_ONCE, train
+from brats_seg.training.run import LOSSES_AT_ONCE
 from brats_seg.training.split import Split
-from brats_seg.training.step import Learner
+from brats_seg.training.step import Learner, Schedule
+from brats_seg.training.train import train
 
 CONFIG = "unet2d"
 BLOCK = 273
@@ -167,11 +167,12 @@ def _learner(bank: PatchBank, config: Config, runtime: Runtime) -> Learner:
     return Learner(
         _network(bank, config),
         loss=make_loss(config.loss.kind, outside=config.loss.outside),
-        optimizer=config.optimizer,
-        n_steps=config.training.epochs * config.training.steps,
-        batch_size=config.training.batch_size,
-        ema=config.training.ema,
-        seed=0,
+        schedule=Schedule(
+            optimizer=config.optimizer,
+            n_steps=config.training.epochs * config.training.steps,
+            batch_size=config.training.batch_size,
+            ema=config.training.ema,
+        ),
         runtime=runtime,
     )
 
@@ -189,17 +190,7 @@ def _published_budget(bank: PatchBank, *, quick: bool, device: str) -> dict[str,
             Path(folder) / "run",
             bank=bank,
             split=Split(tuple(case.id for case in bank.cases)),
-            config=dump_config(config),
-            network=config.network,
-            task=config.task,
-            sampler=config.sampler,
-            hard=config.hard,
-            loss=config.loss,
-            augment=config.augment,
-            optimizer=config.optimizer,
-            training=config.training,
-            phases=config.phases,
-            validation=config.validation,
+            config=config,
             runtime=runtime,
         )
         minutes = (time.perf_counter() - start) / 60

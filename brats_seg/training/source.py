@@ -1,0 +1,123 @@
+"""A patch bank as a training sees it: the batches, the hard examples, and the scores of the inner cases."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import nn
+
+from brats_seg.bank.bank import Batch, PatchBank
+from brats_seg.core.config import Hard, Training, Validation
+from brats_seg.core.runtime import Runtime
+from brats_seg.core.shapes import Ids
+from brats_seg.imbalance.index import ClassIndex
+from brats_seg.imbalance.samplers import Draw, HardSampler
+from brats_seg.inference.dense import ready_for_inference
+from brats_seg.models.readout import Readout
+from brats_seg.scans.labels import REGIONS
+from brats_seg.training.augment import Augmenter
+from brats_seg.training.log import Stopwatch
+from brats_seg.training.mining import draw_candidates, find_hard
+from brats_seg.training.step import count_middle
+from brats_seg.training.steps import Examples
+from brats_seg.training.validation import score_inner_cases
+
+
+@dataclass(kw_only=True)
+class BankSource:
+    """Patches of a bank as they are trained on: transformed at random where the config says so.
+
+    Attributes:
+        bank: its selected cases are trained on.
+        augment: the transforms.
+        margin: voxels on each side of the patch for which the network gives no output: they do not enter the
+            loss.
+        training: the steps of an epoch; the transforms follow from the epoch and the place in it.
+        runtime: its ranks share the search for hard examples.
+        divisor: what the sides of the network's input must be a multiple of.
+        readout: how class probabilities follow from the network's logits.
+        watch: counts the time.
+    """
+
+    bank: PatchBank
+    augment: Augmenter
+    margin: int
+    training: Training
+    runtime: Runtime
+    divisor: int
+    readout: Readout = "softmax"
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    _gathered: Batch | None = field(default=None, init=False)
+
+    @property
+    def index(self) -> ClassIndex:
+        """The voxels of the training cases by class."""
+        return self.bank.index
+
+    def batch(self, draw: Draw, *, number: int) -> Examples:
+        """The patches of a draw."""
+        with self.watch("sampling_s"):
+            parameters = self.augment.draw(
+                epoch=number // self.training.steps + 1, positions=draw.positions,
+                n_modalities=len(self.bank.modalities),
+            )  # fmt: skip
+            maps = self.augment.maps(parameters)
+            self._gathered = batch = self.bank.batch(draw.ids, out=self._gathered, maps=maps)
+            counts = batch.counts
+            if self.margin:
+                n_classes = len(self.bank.classes)
+                counts = count_middle(batch.targets, margin=self.margin, n_classes=n_classes)
+        with self.watch("augmentation_s"):
+            inputs, targets = self.augment(batch.inputs, batch.targets, parameters=parameters)
+        return Examples(inputs, targets, counts)
+
+    def hard_pools(
+        self, network: nn.Module, sampler: HardSampler, *, hard: Hard, seed: int
+    ) -> Mapping[int, Ids]:
+        """The hard ones of `hard.subset` random voxels of each class; without a subset of as many as the
+        class draws in an epoch.
+        """
+        n_draws = sampler.requested * self.training.batch_size * self.training.steps
+        n_draws = np.ceil(n_draws).astype(np.int64)
+        candidates = draw_candidates(
+            self.index,
+            classes=sampler.hard_classes,
+            n_of_class=n_draws if hard.subset is None else np.full_like(n_draws, hard.subset),
+            seed=seed,
+            epoch=sampler.epoch - 1,
+            groups=sampler.groups,
+        )
+        return find_hard(
+            ready_for_inference(network, runtime=self.runtime),
+            self.bank,
+            candidates=candidates,
+            threshold=hard.threshold,
+            runtime=self.runtime,
+            divisor=self.divisor,
+            readout=self.readout,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerScorer:
+    """Scores a network on the inner cases.
+
+    Attributes:
+        bank: its selected cases are the inner cases.
+        validation: says which score counts.
+        runtime: its ranks share the cases.
+        divisor: what the sides of the network's input must be a multiple of.
+    """
+
+    bank: PatchBank
+    validation: Validation
+    runtime: Runtime
+    divisor: int
+
+    def __call__(self, network: nn.Module) -> dict[str, float]:
+        """The score that counts, and the mean Dice of each region."""
+        scores = score_inner_cases(
+            ready_for_inference(network, runtime=self.runtime), self.bank, runtime=self.runtime,
+            divisor=self.divisor, metric=self.validation.metric, of=self.validation.of,
+        )  # fmt: skip
+        return {"score": scores.value, **{f"dice_{region}": scores.dice[region] for region in REGIONS}}

@@ -1,0 +1,164 @@
+"""A patch bank -> a trained run."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from brats_seg.bank.bank import PatchBank
+from brats_seg.bank.lesions import LesionNumberer
+from brats_seg.core.config import Config
+from brats_seg.core.files import lock
+from brats_seg.core.progress import progress_bar
+from brats_seg.core.runtime import Runtime, catch_stop_signals
+from brats_seg.models.checkpoint import Checkpoint, take_weights
+from brats_seg.models.networks import check_patch_size, make_network, margin_of, network_divisor
+from brats_seg.models.readout import readout_of
+from brats_seg.training.augment import Augmenter
+from brats_seg.training.loop import Loop
+from brats_seg.training.norms import measure_norms
+from brats_seg.training.phases import Method
+from brats_seg.training.run import RunFolder
+from brats_seg.training.source import BankSource, InnerScorer
+from brats_seg.training.split import RunResult, Split
+from brats_seg.training.validation import check_metric
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    run_dir: Path,
+    *,
+    bank: PatchBank,
+    split: Split,
+    config: Config,
+    runtime: Runtime,
+    resume: bool = False,
+    initial: Checkpoint | None = None,
+    looks: Sequence[int] = (),
+) -> RunResult:
+    """Train a network on a bank, or go on with a run to the same bits.
+
+    SIGTERM and Ctrl-C save and return; a second Ctrl-C interrupts at once.
+
+    Args:
+        run_dir: made if absent; refused if used, unless `resume`.
+        bank: with the patch size to train on; which of its cases are used is the split's say.
+        split: case ids by their use.
+        config: every knob.
+        runtime: device, precision and ranks.
+        resume: go on with the run that is there; an empty folder starts one.
+        initial: begin with its weights in every layer that fits; the others are named.
+        looks: epochs after which the weights to predict with are kept (`look_folder`).
+
+    Raises:
+        UsageError: knobs that do not fit each other or the run to go on with; a used folder without `resume`.
+        InputError: a loss that is not finite (the batch is saved), a bad checkpoint, a bank other than the
+            run's, a folder in use.
+    """
+    network, training, jitter = config.network, config.training, config.sampler.jitter
+    n_together = training.batch_size // runtime.world_size // training.accumulate
+    check_patch_size(network, patch_size=bank.patch_size, n_together=n_together, jitter=jitter)
+    bank = bank.regroup(config.task.classes)
+    check_metric(config.validation.metric, of=config.validation.of, classes=bank.classes)
+    seen = bank.select(split.train).to(runtime.device)
+    numberer = LesionNumberer(bank.cases)
+    method = Method(config=config, index=seen.index, runtime=runtime, number_lesions=numberer)
+    method.check()
+    with torch.random.fork_rng():
+        torch.manual_seed(training.seed)
+        built = make_network(
+            network, n_channels=bank.n_channels, n_classes=len(bank.classes), n_dims=len(bank.patch_size)
+        )
+    if initial is not None and (left_out := take_weights(built, initial)) and runtime.is_writer:
+        logger.warning("--from: layers that do not fit begin anew: %s", ", ".join(left_out))
+    if initial is not None and runtime.is_writer:
+        warn_of_seen_cases(initial, split)
+    divisor = network_divisor(network)
+    augmenter = Augmenter(
+        config.augment,
+        seed=training.seed,
+        patch_size=bank.patch_size,
+        n_slices=2 * bank.slices_around + 1,
+        jitter=jitter,
+    )
+    source = BankSource(
+        bank=seen,
+        augment=augmenter,
+        margin=margin_of(built),
+        training=training,
+        runtime=runtime,
+        divisor=divisor,
+        readout=readout_of(config.loss.kind),
+    )
+    scorer, finish = None, None
+    if split.inner:
+        inner = bank.select(split.inner)
+        scorer = InnerScorer(bank=inner, validation=config.validation, runtime=runtime, divisor=divisor)
+    if training.norm_statistics == "measured":
+        finish = partial(measure_norms, bank=seen, divisor=divisor, runtime=runtime)
+    record = RunFolder(
+        run_dir=run_dir, bank=seen, split=split, config=config, runtime=runtime, looks=tuple(looks),
+        watch=source.watch,
+    )  # fmt: skip
+    loop = Loop(
+        method=method, phase=method.first(), network=built, source=source, record=record, scorer=scorer,
+        finish=finish,
+    )  # fmt: skip
+    with _own(run_dir, runtime), catch_stop_signals() as stop:
+        record.begin(loop, resume=resume)
+        with progress_bar() as bar:
+            record.show_on(bar, n_done=loop.n_done)
+            ended = loop.run(stop)
+        if ended == "done" and runtime.is_writer:
+            record.log.write(is_last=True)
+        return RunResult(
+            run_dir=run_dir,
+            n_epochs=loop.n_epochs,
+            ended=ended,
+            best_epoch=loop.best.at,
+            best_score=loop.best.score,
+            rows=tuple(record.log.epochs),
+        )
+
+
+def warn_of_seen_cases(initial: Checkpoint, split: Split) -> None:
+    """Say so where the weights to begin with were trained or chosen on cases that this run holds out, or
+    trained on its inner cases, as far as the ids tell.
+    """
+    held_out = {*initial.train_cases, *initial.inner_cases}.intersection(split.held_out)
+    if held_out:
+        logger.warning(
+            "--from: the network to begin with has seen %d of the %d held-out cases (%s): their scores will "
+            "be too high; give a run of the same fold",
+            len(held_out), len(split.held_out), _first(held_out),
+        )  # fmt: skip
+    inner = set(initial.train_cases).intersection(split.inner)
+    if inner:
+        logger.warning(
+            "--from: the network to begin with was trained on %d of the %d inner cases (%s): their scores "
+            "are too high, and the best epoch by them misleads; validation.metric=last takes the last epoch",
+            len(inner), len(split.inner), _first(inner),
+        )  # fmt: skip
+    elif split.inner and not initial.train_cases:
+        logger.warning(
+            "--from: the network to begin with does not say which cases it was trained on: if the inner "
+            "cases are among them, the best epoch by their scores misleads; validation.metric=last takes the "
+            "last epoch"
+        )
+
+
+def _first(cases: set[str]) -> str:
+    """Three of the cases by name."""
+    return ", ".join(sorted(cases)[:3]) + (", ..." if len(cases) > 3 else "")
+
+
+def _own(run_dir: Path, runtime: Runtime) -> AbstractContextManager[None]:
+    """Make the run folder and keep other runs out of it."""
+    if not runtime.is_writer:
+        return nullcontext()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return lock(run_dir / ".lock")
