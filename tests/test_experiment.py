@@ -12,23 +12,26 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from brats_seg import experiment, pipeline
+from brats_seg import pipeline
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.build import BuildOptions
 from brats_seg.cli import main
 from brats_seg.core.config import Config, load_config, parse_config
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.core.grid import Cell
 from brats_seg.core.runtime import start_runtime
 from brats_seg.core.settings import config_names, parse_settings
 from brats_seg.evaluation.run_rows import COLUMNS, DIGEST, LOOK_COLUMNS
 from brats_seg.evaluation.volumes import score_volume
-from brats_seg.experiment import ExperimentReport, run_experiment
 from brats_seg.inference.dense import label_map
 from brats_seg.inference.runs import load_segmenters
 from brats_seg.models.checkpoint import load_checkpoint
 from brats_seg.models.trained import open_run
-from brats_seg.strategies import ExperimentConfig, load_experiment, look_epochs, make_strategies
+from brats_seg.studies import experiment, run_job
+from brats_seg.studies.earlier import digest_of_schema_1, knobs_of_schema_1, rows_of
+from brats_seg.studies.experiment import ExperimentReport, run_experiment
+from brats_seg.studies.grid import digest_of
+from brats_seg.studies.run_job import RunJob, make_job
+from brats_seg.studies.strategies import ExperimentConfig, load_experiment, look_epochs, make_strategies
 from brats_seg.training.log import RunLog
 from brats_seg.training.loop import Loop
 from brats_seg.training.run import RunFolder
@@ -167,7 +170,7 @@ def test_a_known_table_of_other_runs_is_refused_before_the_first_run(
 def test_what_is_finished_is_written_where_an_experiment_is_interrupted(
     bank: Path, done: tuple[Path, ExperimentReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(job: dict[str, Any], **where: Any) -> Any:
+    def interrupted(job: RunJob, **where: Any) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(experiment, "run_cell", interrupted)
@@ -336,8 +339,8 @@ def test_runs_are_trained_seed_by_seed_and_fold_by_fold(
 ) -> None:
     trained: list[tuple[int, int, str]] = []
 
-    def noted(job: dict[str, Any], **where: Any) -> Any:
-        trained.append((job["seed"], job["fold"], job["strategy"]))
+    def noted(job: RunJob, **where: Any) -> Any:
+        trained.append((job.seed, job.fold, job.strategy))
         raise InputError("not today")
 
     monkeypatch.setattr(experiment, "run_cell", noted)
@@ -357,8 +360,8 @@ def test_the_first_strategy_is_the_configs_even_where_its_first_run_failed(
 ) -> None:
     run_cell = experiment.run_cell
 
-    def failing(job: dict[str, Any], **where: Any) -> Any:
-        if (job["strategy"], job["fold"]) == ("random", 0):
+    def failing(job: RunJob, **where: Any) -> Any:
+        if (job.strategy, job.fold) == ("random", 0):
             raise InputError("the disk was pulled out")
         return run_cell(job, **where)
 
@@ -515,14 +518,7 @@ def test_a_bank_that_changes_under_a_running_experiment_is_not_trained_on(
     bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (strategy,) = make_strategies(tiny(), only=["random"])
-    job = {
-        "data": "",
-        "bank": "0" * 64,
-        "strategy": "random",
-        "fold": 0,
-        "seed": 0,
-        "configs": [strategy.configs[0].model_dump(mode="json")],
-    }
+    job = make_job(strategy, data="", bank="0" * 64, fold=0, seed=0, cases="held_out")
     monkeypatch.setattr(experiment.pipeline, "train", None)  # would fail if it were called
     with pytest.raises(InputError, match="has changed since the experiment was begun"):
         experiment.run_cell(job, banks={"": bank}, out=tmp_path, device="cpu")
@@ -598,12 +594,19 @@ def test_every_experiment_that_comes_with_the_package_resolves(name: str) -> Non
 def test_the_digest_of_a_cell_stands_for_every_knob() -> None:
     """Knobs at their defaults too: with another default it is another cell."""
     (strategy,) = make_strategies(load_experiment("sampling"), only=["balanced"])
-    cell = experiment._cell("", "f" * 64, strategy, fold=0, seed=3, cases="held_out")
-    (knobs,) = cell.job["configs"]
+    job = make_job(strategy, data="", bank="f" * 64, fold=0, seed=3, cases="held_out")
+    (knobs,) = job.tree()["configs"]
     assert knobs == strategy.configs[0].model_dump(mode="json") | {"training": knobs["training"]}
     assert knobs["training"] == strategy.configs[0].training.model_dump(mode="json") | {"seed": 3}
-    other = {**cell.job, "configs": [{**knobs, "hard": {**knobs["hard"], "threshold": 0.9}}]}
-    assert Cell("", other).digest != cell.digest
+    other = job.tree() | {"configs": [{**knobs, "hard": {**knobs["hard"], "threshold": 0.9}}]}
+    assert digest_of(other) != job.digest
+
+
+def test_the_digest_of_a_run_is_what_stored_rows_have() -> None:
+    """A digest as the version before this one wrote it: rows of its runs.csv are found."""
+    (strategy,) = make_strategies(load_experiment("sampling"), only=["balanced"])
+    job = make_job(strategy, data="", bank="f" * 64, fold=0, seed=3, cases="held_out")
+    assert job.digest[:DIGEST] == "7b5a0f2b389bf7a5"
 
 
 def test_the_recorded_rows_are_those_of_the_configs_that_come_with_the_package() -> None:
@@ -615,8 +618,9 @@ def test_the_recorded_rows_are_those_of_the_configs_that_come_with_the_package()
     named = set()
     for name, seed in product(config_names("experiments"), sorted(set(table["seed"]))):
         for strategy in make_strategies(load_experiment(name)):
-            trees = [experiment._knobs_of_schema_1(experiment._seeded(one, seed)) for one in strategy.configs]
-            named.add((strategy.name, seed, Cell("", {"configs": trees}).digest[:DIGEST]))
+            job = make_job(strategy, data="", bank="", fold=0, seed=seed, cases="held_out")
+            trees = [knobs_of_schema_1(tree) for tree in job.trees]
+            named.add((strategy.name, seed, digest_of({"configs": trees})[:DIGEST]))
     assert len(recorded) == 70
     assert recorded <= named
 
@@ -641,7 +645,7 @@ def test_rows_of_schema_1_are_taken_over_where_the_old_defaults_give_the_same_kn
             "fold": 0,
             "seed": 0,
         }
-        table.loc[table["strategy"] == strategy.name, "cell"] = Cell("", job).digest[:DIGEST]
+        table.loc[table["strategy"] == strategy.name, "cell"] = digest_of(job)[:DIGEST]
     table.to_csv(tmp_path / "old.csv", index=False)
     said: list[str] = []
     run_experiment(bank, tmp_path / "out", config, workers=1, known=tmp_path / "old.csv", say=said.append)
@@ -655,9 +659,9 @@ def test_rows_of_schema_1_with_rotated_patches_are_not_taken_over() -> None:
     """Those patches had air in their corners: it was another training."""
     for name, n_rows in (("sampling", 1), ("confirm_real", 0)):
         (strategy,) = make_strategies(load_experiment(name), only=["balanced"])
-        cell = experiment._cell("", "f" * 64, strategy, fold=0, seed=0, cases="held_out")
-        finished = {experiment._digest_of_schema_1(cell.job)[:DIGEST]: [{"case": "A"}]}
-        assert len(experiment._rows_of(cell, finished)) == n_rows
+        job = make_job(strategy, data="", bank="f" * 64, fold=0, seed=0, cases="held_out")
+        finished = {digest_of_schema_1(job)[:DIGEST]: [{"case": "A"}]}
+        assert len(rows_of(job, finished)) == n_rows
 
 
 def test_a_folder_of_schema_1_is_refused_with_the_way_to_take_its_runs_over(
@@ -704,11 +708,9 @@ def test_hard_replay_on_real_scans_takes_over_runs_of_the_six_strategies() -> No
     for name in ("sampling_real", "hard_real"):
         config = load_experiment(name)
         for strategy in make_strategies(config, only=["random", "balanced"]):
-            looks = config.predict.looks
-            cell = experiment._cell(
-                "", "f" * 64, strategy, fold=0, seed=0, cases=config.predict.cases, looks=looks
-            )
-            cells.setdefault(strategy.name, []).append(cell.digest)
+            looks, cases = config.predict.looks, config.predict.cases
+            job = make_job(strategy, data="", bank="f" * 64, fold=0, seed=0, cases=cases, looks=looks)
+            cells.setdefault(strategy.name, []).append(job.digest)
     assert all(one == other for one, other in cells.values())
 
 
@@ -726,7 +728,7 @@ LOOKS: dict[str, Any] = {
 def looked(bank: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("looked")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "_training_seconds", lambda run: {2: 20.0, 3: 30.0})
+        patch.setattr(run_job, "_training_seconds", lambda run: {2: 20.0, 3: 30.0})
         assert run_experiment(bank, out, tiny(**LOOKS), workers=1, device="cpu").grid.failed == ()
     return out
 
@@ -750,7 +752,7 @@ def test_a_look_has_the_scores_of_the_weights_of_its_epoch(bank: Path, looked: P
     run = looked / "runs" / "random" / "fold0" / "seed0"
     assert sorted(set(table["training_s"])) == [20.0, 30.0]
     timing = pd.read_csv(run / "timing.csv")[["training_s", "mining_s"]].sum(axis=1)
-    assert experiment._training_seconds(run)[2] == pytest.approx(timing[:2].sum(), abs=0.001)
+    assert run_job._training_seconds(run)[2] == pytest.approx(timing[:2].sum(), abs=0.001)
     # A run that is stopped after two epochs has the same weights: the schedule is that of three epochs.
     assert load_checkpoint(run / "looks/epoch2/checkpoint_best.pt").epoch == 2
     (strategy,) = make_strategies(tiny(**LOOKS), only=["random"])

@@ -27,7 +27,6 @@ from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import sha256
 from brats_seg.core.runtime import StopRequest, start_runtime
 from brats_seg.evaluation.scores import ScoreOptions, evaluate_folders
-from brats_seg.experiment import run_experiment, run_folder
 from brats_seg.inference.options import PredictOptions
 from brats_seg.inference.runs import load_segmenters
 from brats_seg.inference.tuned import Tuning, write_tuning
@@ -37,7 +36,8 @@ from brats_seg.models.trained import held_out_by_all, open_run
 from brats_seg.reporting.report import write_report
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.volume import make_geometry, read_volume, write_label_map, write_volume
-from brats_seg.strategies import load_experiment
+from brats_seg.studies.experiment import run_experiment, run_folder
+from brats_seg.studies.strategies import load_experiment
 from brats_seg.training import train
 
 pytestmark = pytest.mark.usefixtures("undrawn")

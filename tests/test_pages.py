@@ -10,7 +10,7 @@ from typer.main import get_command
 
 from brats_seg import cli
 from brats_seg.core.config import load_config
-from brats_seg.strategies import load_experiment
+from brats_seg.studies.strategies import load_experiment
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

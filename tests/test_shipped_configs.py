@@ -13,12 +13,12 @@ from brats_seg import pipeline
 from brats_seg.bank.build import BuildOptions
 from brats_seg.classification import whitening
 from brats_seg.classification.settings import Distribution, StudySettings
-from brats_seg.classification.study import draw_figures, run_study, study_table
-from brats_seg.classification.table import write_table
 from brats_seg.classification.whitening import Whitening
 from brats_seg.core.settings import config_names, load_settings
-from brats_seg.experiment import run_experiment
-from brats_seg.strategies import ExperimentConfig, Strategy, load_experiment, make_strategies
+from brats_seg.studies.experiment import run_experiment
+from brats_seg.studies.strategies import ExperimentConfig, Strategy, load_experiment, make_strategies
+from brats_seg.studies.study import draw_figures, run_study, study_table
+from brats_seg.studies.study_table import write_table
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

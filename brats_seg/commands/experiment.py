@@ -49,8 +49,8 @@ def experiment(
     from brats_seg.commands.show_scores import show_experiment
 
     with loading():
-        from brats_seg.experiment import run_experiment
-        from brats_seg.strategies import load_experiment
+        from brats_seg.studies.experiment import run_experiment
+        from brats_seg.studies.strategies import load_experiment
 
     settings = load_experiment(config, overrides=tuple(overrides or ()))
     console = make_console()
@@ -60,7 +60,6 @@ def experiment(
             bank,
             out,
             settings,
-            title=Path(config).stem,
             workers=workers,
             only=tuple(only or ()),
             known=known,

@@ -14,7 +14,7 @@ from brats_seg.reporting.style import digits_of
 from brats_seg.scans.labels import REGIONS
 
 if TYPE_CHECKING:
-    from brats_seg.core.grid import GridReport
+    from brats_seg.studies.grid import GridReport
 
 
 def show_scores(summary: Mapping[str, Any], *, console: Console) -> None:

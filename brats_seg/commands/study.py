@@ -45,7 +45,7 @@ def study_plan(
 ) -> None:
     """Say how many networks, how long and how much disk, before anything starts."""
     with loading():
-        from brats_seg.classification import study
+        from brats_seg.studies import study
     from brats_seg.classification.settings import StudySettings
     from brats_seg.core.settings import load_settings
 
@@ -76,7 +76,7 @@ def study_run(
     network failed.
     """
     with loading():
-        from brats_seg.classification import study
+        from brats_seg.studies import study
     from brats_seg.classification.settings import StudySettings
     from brats_seg.core.settings import load_settings
 
@@ -112,8 +112,8 @@ def study_table(
 ) -> None:
     """Print means, paired differences and intervals; write table.csv, pairs.csv and table.md there."""
     with loading():
-        from brats_seg.classification import study
-    from brats_seg.classification.table import to_markdown, write_table
+        from brats_seg.studies import study
+    from brats_seg.studies.study_table import to_markdown, write_table
 
     table = study.study_table(out)
     paths = write_table(table, out)
@@ -127,7 +127,7 @@ def study_figures(
 ) -> None:
     """Draw the published figures from what is finished."""
     with loading():
-        from brats_seg.classification import study
+        from brats_seg.studies import study
 
     for path in study.draw_figures(out):
         typer.echo(path)

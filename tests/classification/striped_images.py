@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from brats_seg.classification.settings import StudySettings
-from brats_seg.classification.study import run_study
 from brats_seg.core.settings import parse_settings
+from brats_seg.studies.study import run_study
 
 N_CLASSES = 4
 

@@ -19,7 +19,7 @@ from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.settings import parse_settings
 from brats_seg.imbalance.samplers import SAMPLERS
 from brats_seg.models.losses import LOSSES
-from brats_seg.strategies import ExperimentConfig, make_strategies
+from brats_seg.studies.strategies import ExperimentConfig, make_strategies
 from brats_seg.training.remedies import load_recipe
 
 

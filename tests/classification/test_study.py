@@ -16,16 +16,17 @@ import pytest
 from PIL import Image
 from striped_images import tiny_settings, write_images
 
-from brats_seg.classification import bench, study, whitening
+from brats_seg.classification import bench, whitening
 from brats_seg.classification.identity import config_digest
 from brats_seg.classification.images import load_images
 from brats_seg.classification.settings import StudySettings
-from brats_seg.classification.study import cells, make_plan, run_study, study_rows, study_table
-from brats_seg.classification.table import make_table, to_markdown
 from brats_seg.cli import main
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.core.grid import Row
 from brats_seg.core.settings import config_names, load_settings
+from brats_seg.studies import study
+from brats_seg.studies.store import Row
+from brats_seg.studies.study import make_plan, run_study, study_jobs, study_rows, study_table
+from brats_seg.studies.study_table import make_table, to_markdown
 
 CLOCKS = ("seconds",)
 
@@ -60,7 +61,7 @@ def test_the_published_numbers_of_networks():
 
 @pytest.mark.parametrize("name", config_names("studies"))
 def test_every_study_that_travels_along_can_be_planned(name: str):
-    grid = cells(load_settings(StudySettings, name, shelf="studies"))
+    grid = study_jobs(load_settings(StudySettings, name, shelf="studies"))
     assert len({cell.digest for cell in grid}) == len({cell.key for cell in grid}) == len(grid)
 
 
@@ -68,7 +69,7 @@ def test_stores_of_the_first_version_are_still_known():
     """Digests as that version wrote them; a knob that is added needs its line in `identity.LATER`."""
     settings = load_settings(StudySettings, "mnist_methods", shelf="studies")
     assert config_digest(settings) == "895d0305df6f"
-    assert cells(settings)[0].digest.startswith("a8311226901c")
+    assert study_jobs(settings)[0].digest.startswith("a8311226901c")
 
 
 def test_a_plan_says_a_line_first_and_whitens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -145,7 +146,8 @@ def test_table_and_figures_of_a_study_that_is_not_finished_say_so(
 
 def test_random_and_lowest_rare_classes_in_one_study():
     sets = [{"kind": "step", "rho": [4], "mu": [0.5], "minority": rule} for rule in ("random", "lowest")]
-    assert len({cell.key for cell in cells(tiny_settings(distributions=sets, methods={"baseline": {}}))}) == 2
+    jobs = study_jobs(tiny_settings(distributions=sets, methods={"baseline": {}}))
+    assert len({job.key for job in jobs}) == 2
 
 
 def test_parts_make_the_whole(images: Path, tmp_path: Path):
@@ -254,7 +256,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
         fsync(descriptor)
 
     with monkeypatch.context() as patch:
-        patch.setattr("brats_seg.core.grid.os.fsync", full)
+        patch.setattr("brats_seg.studies.store.os.fsync", full)
         with pytest.raises(
             InputError,
             match=r"rows\.jsonl: cannot be written: No space left .* the 2 finished cells are kept",
@@ -329,7 +331,8 @@ def check_kills(images: Path, tmp_path: Path, *, n_kills: int, iterations: int, 
         study.wait()
         time.sleep(0.2)  # until its lock is let go
     run_study(settings, tmp_path / "killed", folder=images, workers=1, device="cpu")
-    assert (tmp_path / "killed" / "rows.jsonl").read_text().count("\n") == len(cells(settings))  # none twice
+    n_lines = (tmp_path / "killed" / "rows.jsonl").read_text().count("\n")
+    assert n_lines == len(study_jobs(settings))  # none twice
     killed = study_rows(tmp_path / "killed")
     assert without_clocks(killed) == without_clocks(list(whole.rows))
     assert study_table(tmp_path / "killed") == make_table(list(whole.rows))

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from brats_seg.classification.table import make_table, pick, to_markdown, write_table
-from brats_seg.core.grid import Row
+from brats_seg.studies.store import Row
+from brats_seg.studies.study_table import make_table, pick, to_markdown, write_table
 
 
 def row(method: str, auc: float, **changes: Any) -> Row:

@@ -20,16 +20,15 @@ from brats_seg.classification.fitting import (
     fit,
     fit_second_phase,
 )
-from brats_seg.classification.jobs import Job
 from brats_seg.classification.methods import METHODS, remedy
 from brats_seg.classification.settings import Knobs, StudySettings
 from brats_seg.classification.source import ImageSource
-from brats_seg.classification.study import cells
-from brats_seg.classification.worker import train_cell
 from brats_seg.core.errors import UsageError
-from brats_seg.core.grid import Row
 from brats_seg.core.runtime import Runtime
 from brats_seg.imbalance.samplers import Draw, HardSampler
+from brats_seg.studies.image_cells import train_cell
+from brats_seg.studies.store import Row
+from brats_seg.studies.study import study_jobs
 from brats_seg.training import phases
 from brats_seg.training.loop import Loop, Record
 from brats_seg.training.step import Learner, Schedule
@@ -52,8 +51,8 @@ def rows_of(images: Path, **changes: Any) -> list[Row]:
     bench = bench_of(settings, images)
     return [
         row
-        for cell in cells(settings)
-        for row in train_cell(Job.read(cell.job), settings=settings, bench=bench, runtime=CPU)
+        for job in study_jobs(settings)
+        for row in train_cell(job, settings=settings, bench=bench, runtime=CPU)
     ]
 
 
@@ -153,7 +152,7 @@ def test_thresholding_divides_by_the_set_before_sampling_or_by_what_was_drawn(
         divided.append(prior)
         return divide_by_prior(known, prior=prior)
 
-    monkeypatch.setattr("brats_seg.classification.worker.divide_by_prior", spy)
+    monkeypatch.setattr("brats_seg.studies.image_cells.divide_by_prior", spy)
     row = rows_of(
         images,
         methods={"oversample": {}},

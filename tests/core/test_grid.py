@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +16,54 @@ import pytest
 
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock
-from brats_seg.core.grid import Cell, read_rows, run_grid
+from brats_seg.studies.grid import Grid, Job, digest_of, run_grid
+from brats_seg.studies.store import read_rows
 
 ROOT = str(Path(__file__).parents[2])
 
 
-def _square(job: Mapping[str, Any]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Number(Job):
+    """A number to square; `marks` is a folder."""
+
+    n: int
+    marks: str = ""
+    name: str = ""
+
+    @property
+    def key(self) -> str:
+        return self.name or f"n{self.n}"
+
+    def tree(self) -> dict[str, Any]:
+        return {"n": self.n, "marks": self.marks}
+
+
+def _square(job: Number) -> list[dict[str, Any]]:
     """Square a number; leaves a mark each time it runs; some numbers are trouble."""
-    if "marks" in job:
-        (Path(job["marks"]) / f"{job['n']}.{os.getpid()}.{time.monotonic_ns()}").touch()
-    time.sleep(job.get("seconds", 0))
-    if job["n"] == 13:
+    if job.marks:
+        (Path(job.marks) / f"{job.n}.{os.getpid()}.{time.monotonic_ns()}").touch()
+    if job.n == 13:
         raise InputError("thirteen: not today")
-    if job["n"] == 17:
+    if job.n == 17:
         os.kill(os.getpid(), signal.SIGKILL)
-    return [{"n": job["n"], "square": job["n"] ** 2 if job["n"] != 19 else float("nan")}]
+    return [{"n": job.n, "square": job.n**2 if job.n != 19 else float("nan")}]
 
 
-def _cells(*numbers: int, **more: Any) -> list[Cell]:
-    return [Cell(f"n{n}", {"n": n, **more}) for n in numbers]
+def _jobs(*numbers: int, marks: str = "") -> list[Number]:
+    return [Number(n, marks) for n in numbers]
 
 
-def _run(store: Path, cells: list[Cell], *, data: str = "d1", workers: int = 1, **more: Any) -> Any:
-    return run_grid(
-        _square, cells, store=store, identity={"data": data}, workers=workers, label="squares", **more
-    )
+def _run(store: Path, jobs: list[Number], *, data: str = "d1", workers: int = 1, **more: Any) -> Any:
+    grid = Grid(store=store, identity={"data": data}, label="squares", workers=workers)
+    return run_grid(_square, jobs, grid, **more)
 
 
 def test_finished_cells_are_kept_and_new_ones_computed(tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
-    first = _run(tmp_path / "store", _cells(1, 2, marks=str(marks)))
+    first = _run(tmp_path / "store", _jobs(1, 2, marks=str(marks)))
     assert (first.n_kept, first.n_new, first.failed) == (0, 2, ())
-    grown = _run(tmp_path / "store", _cells(3, 2, 1, marks=str(marks)))
+    grown = _run(tmp_path / "store", _jobs(3, 2, 1, marks=str(marks)))
     assert (grown.n_kept, grown.n_new) == (2, 1)
     assert [row["square"] for row in grown.rows] == [9, 4, 1]
     assert [row["square"] for row in read_rows(tmp_path / "store")] == [1, 4, 9]
@@ -55,29 +71,26 @@ def test_finished_cells_are_kept_and_new_ones_computed(tmp_path: Path) -> None:
 
 
 def test_a_digest_does_not_hang_on_the_order_of_keys() -> None:
-    assert (
-        Cell("a", {"x": 1, "y": 2}).digest
-        == Cell("b", {"y": 2, "x": 1}).digest
-        != Cell("a", {"x": 1, "y": 3}).digest
-    )
+    assert digest_of({"x": 1, "y": 2}) == digest_of({"y": 2, "x": 1}) != digest_of({"x": 1, "y": 3})
+    assert Number(1, name="one").digest == Number(1).digest != Number(2).digest
 
 
 def test_troubled_cells_are_named_and_the_others_finished(tmp_path: Path) -> None:
-    report = _run(tmp_path, _cells(1, 13, 17, 19, 2), workers=2)
+    report = _run(tmp_path, _jobs(1, 13, 17, 19, 2), workers=2)
     assert [row["n"] for row in report.rows] == [1, 2]
     reasons = dict(report.failed)
     assert reasons["n13"] == "thirteen: not today"
     assert "killed" in reasons["n17"]
     assert "no plain JSON" in reasons["n19"]
-    assert _run(tmp_path, _cells(1, 2)).n_kept == 2
+    assert _run(tmp_path, _jobs(1, 2)).n_kept == 2
 
 
 def test_a_torn_last_line_is_cut_off_and_computed_again(tmp_path: Path) -> None:
-    _run(tmp_path, _cells(1, 2))
+    _run(tmp_path, _jobs(1, 2))
     rows = tmp_path / "rows.jsonl"
     rows.write_bytes(rows.read_bytes()[:-7])
     assert [row["n"] for row in read_rows(tmp_path)] == [1]
-    assert _run(tmp_path, _cells(1, 2)).n_new == 1
+    assert _run(tmp_path, _jobs(1, 2)).n_new == 1
     assert [json.loads(line)["key"] for line in rows.read_text().splitlines()] == ["n1", "n2"]
 
 
@@ -85,33 +98,33 @@ def test_a_torn_last_line_is_cut_off_and_computed_again(tmp_path: Path) -> None:
     "line", ["{oops", "5", '{"key": "n1"}', '{"digest": "d", "rows": 5}', '{"digest": "d", "rows": [{}]}']
 )
 def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: str) -> None:
-    _run(tmp_path, _cells(1, 2))
+    _run(tmp_path, _jobs(1, 2))
     rows = tmp_path / "rows.jsonl"
     rows.write_text(f"{line}\n" + rows.read_text())
     with pytest.raises(InputError, match="line 1 is damaged"):
-        _run(tmp_path, _cells(1))
+        _run(tmp_path, _jobs(1))
 
 
 def test_a_store_of_another_study_is_refused(tmp_path: Path) -> None:
-    _run(tmp_path, _cells(1))
+    _run(tmp_path, _jobs(1))
     with pytest.raises(InputError, match="its data is 'd1', this one's 'd2'"):
-        _run(tmp_path, _cells(1), data="d2")
+        _run(tmp_path, _jobs(1), data="d2")
 
 
 def test_a_second_parent_is_refused(tmp_path: Path) -> None:
     with lock(tmp_path / ".grid.lock"), pytest.raises(InputError, match="held by another process"):
-        _run(tmp_path, _cells(1))
+        _run(tmp_path, _jobs(1))
 
 
 def test_two_cells_of_one_name_or_one_job_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="twin: is the same computation as n1"):
-        _run(tmp_path, [*_cells(1), Cell("twin", {"n": 1})])
+        _run(tmp_path, [*_jobs(1), Number(1, name="twin")])
     with pytest.raises(UsageError, match="n1: names two cells"):
-        _run(tmp_path, [*_cells(1), Cell("n1", {"n": 2})])
+        _run(tmp_path, [*_jobs(1), Number(2, name="n1")])
 
 
 def test_rows_known_from_elsewhere_are_taken_over(tmp_path: Path) -> None:
-    one, two = _cells(1, 2)
+    one, two = _jobs(1, 2)
     report = _run(
         tmp_path, [one, two], known={one.digest: [{"n": 1, "square": "known"}], "another": [{"n": 5}]}
     )
@@ -121,46 +134,59 @@ def test_rows_known_from_elsewhere_are_taken_over(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _run(tmp_path, _cells(1))
+    _run(tmp_path, _jobs(1))
     before = (tmp_path / "rows.jsonl").read_bytes()
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("brats_seg.core.grid.os.fsync", full)
+        patch.setattr("brats_seg.studies.store.os.fsync", full)
         with pytest.raises(
             InputError, match=r"No space left on device.*the 1 finished cells are kept"
         ) as caught:
-            _run(tmp_path, _cells(1, 2))
+            _run(tmp_path, _jobs(1, 2))
     assert "\n" not in str(caught.value)
     assert (tmp_path / "rows.jsonl").read_bytes() == before
-    assert _run(tmp_path, _cells(1, 2)).n_new == 1
+    assert _run(tmp_path, _jobs(1, 2)).n_new == 1
 
 
 def test_the_note_sees_each_new_cell(tmp_path: Path) -> None:
     seen: list[tuple[str, int]] = []
-    _run(tmp_path, _cells(1, 2), note=lambda key, rows: seen.append((key, rows[0]["square"])) or "")
+    _run(tmp_path, _jobs(1, 2), note=lambda key, rows: seen.append((key, rows[0]["square"])) or "")
     assert seen == [("n1", 1), ("n2", 4)]
 
 
 STUDY = """
 import os, sys, time
 from pathlib import Path
-from brats_seg.core.grid import Cell, run_grid
+from dataclasses import dataclass
+from brats_seg.studies.grid import Grid, Job, run_grid
+
+@dataclass(frozen=True)
+class Number(Job):
+    n: int
+    marks: str
+
+    @property
+    def key(self):
+        return f"n{self.n}"
+
+    def tree(self):
+        return {"n": self.n, "marks": self.marks}
 
 def square(job):
-    marks, parent = Path(job["marks"]), os.getppid()
+    marks, parent = Path(job.marks), os.getppid()
     most = int((marks.parent / "most").read_text())
-    (marks / f"{job['n']}.{time.monotonic_ns()}").touch()
+    (marks / f"{job.n}.{time.monotonic_ns()}").touch()
     time.sleep(0.05)
     while len(os.listdir(marks)) > most and os.getppid() == parent:
         time.sleep(0.01)
-    return [{"n": job["n"], "square": job["n"] ** 2}]
+    return [{"n": job.n, "square": job.n**2}]
 
 if __name__ == "__main__":
-    cells = [Cell(f"n{n}", {"n": n, "marks": sys.argv[2]}) for n in range(13)]
-    run_grid(square, cells, store=Path(sys.argv[1]), identity={}, workers=2, label="squares")
+    jobs = [Number(n, sys.argv[2]) for n in range(13)]
+    run_grid(square, jobs, Grid(store=Path(sys.argv[1]), identity={}, workers=2, label="squares"))
 """
 
 
@@ -216,9 +242,9 @@ def test_a_study_killed_again_and_again_ends_with_the_table_of_one_never_killed(
 
 
 def test_a_log_says_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _run(tmp_path, _cells(1), note=lambda key, rows: f"{key}: {rows[0]['square']}")
+    _run(tmp_path, _jobs(1), note=lambda key, rows: f"{key}: {rows[0]['square']}")
     assert capsys.readouterr().err == "squares 1/1: n1: 1\n"
-    _run(tmp_path, _cells(1, 2, 13))
+    _run(tmp_path, _jobs(1, 2, 13))
     assert capsys.readouterr().err.splitlines() == [
         "squares 2/3: n2",
         "squares 3/3: failed n13: thirteen: not today",

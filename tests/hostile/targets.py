@@ -31,7 +31,6 @@ from brats_seg.classification.idx import read_idx
 from brats_seg.classification.images import load_images
 from brats_seg.core.config import Config, Network, load_config
 from brats_seg.core.files import sha256
-from brats_seg.core.grid import check_identity, read_rows
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.settings import dump_config
 from brats_seg.evaluation.run_rows import COLUMNS, read_finished
@@ -48,7 +47,8 @@ from brats_seg.phantoms.cohort import write_cohort
 from brats_seg.reporting.history import _rows
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.volume import make_geometry, read_header, read_volume, write_volume
-from brats_seg.strategies import load_experiment
+from brats_seg.studies.store import check_identity, read_rows
+from brats_seg.studies.strategies import load_experiment
 
 RAMP = np.arange(3 * 4 * 5, dtype=np.int16).reshape(3, 4, 5)
 

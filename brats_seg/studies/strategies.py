@@ -64,6 +64,7 @@ class ExperimentConfig(Section):
     Attributes:
         like: name or file of an experiment that this one is like: what is not given here is as there, and
             `every` is laid over its own.
+        title: of the table and the page; of a file, its name.
         base: the training config that all strategies share: a name, a file, or a mapping.
         every: knobs laid over it for all of them.
         strategies: by name, the knobs (`section.key: value`, or nested) that set each apart. Beside them
@@ -78,6 +79,7 @@ class ExperimentConfig(Section):
     """
 
     like: str | None = None
+    title: str = "Experiment"
     base: str | dict[str, Any] = Field(default_factory=dict)
     every: dict[str, Any] = Field(default_factory=dict)
     strategies: dict[Name, dict[str, Any]] = Field(default_factory=dict)
@@ -136,6 +138,8 @@ def load_experiment(source: str | Path, *, overrides: tuple[str, ...] = ()) -> E
         config = parse_settings(ExperimentConfig, tree)
     if config.like is not None:
         raise UsageError(f"--set like={config.like}: name that experiment with --config instead")
+    if "title" not in config.model_fields_set:
+        config = config.model_copy(update={"title": Path(source).stem})
     if not config.strategies:
         raise UsageError(
             f"--config {source}: an experiment without strategies; give one or more, or `like` another "

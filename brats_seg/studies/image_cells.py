@@ -1,11 +1,10 @@
 """One process, one thread, the images in memory once: a cell of a study -> its rows."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,20 +23,20 @@ from brats_seg.classification.fitting import (
 from brats_seg.classification.folder import FolderImages
 from brats_seg.classification.identity import Purpose, config_digest, study_seed
 from brats_seg.classification.images import ImageSet, Splits
-from brats_seg.classification.jobs import Job
 from brats_seg.classification.methods import Remedy, cascade_goals, kept_by_cascade, remedy, synthesize
 from brats_seg.classification.scores import roc_curves, score_outputs
 from brats_seg.classification.settings import Knobs, StudySettings
 from brats_seg.classification.source import ImageSource
 from brats_seg.core.config import Sampler
 from brats_seg.core.errors import UsageError
-from brats_seg.core.grid import Row
 from brats_seg.core.local_engine import worker_number
 from brats_seg.core.runtime import Runtime, start_runtime, worker_device
 from brats_seg.core.shapes import Counts, Shares
 from brats_seg.imbalance.distributions import class_counts, class_order, draw_subset
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.models.checkpoint import library_versions
+from brats_seg.studies.image_job import ImageJob
+from brats_seg.studies.store import Row
 from brats_seg.training.loop import Scorer
 from brats_seg.training.phases import Method
 
@@ -53,7 +52,7 @@ Rule = Callable[[Probabilities], Probabilities]
 
 @dataclass(frozen=True)
 class CellWorker:
-    """Job -> rows: what a process of the grid is given.
+    """ImageJob -> rows: what a process of the grid is given.
 
     Attributes:
         settings: of the study.
@@ -69,16 +68,16 @@ class CellWorker:
     device: str = "auto"
     decoders: int = 1
 
-    def __call__(self, job: Mapping[str, Any]) -> list[Row]:
-        """The rows of a cell."""
+    def __call__(self, job: ImageJob) -> list[Row]:
+        """The rows of a job."""
         runtime = _runtime(
             worker_device(self.device, worker=worker_number()), self.settings.network.precision
         )
         bench = _bench(self.settings.model_dump_json(), self.folder, self.cache, runtime, self.decoders)
-        return train_cell(Job.read(job), settings=self.settings, bench=bench, runtime=runtime)
+        return train_cell(job, settings=self.settings, bench=bench, runtime=runtime)
 
 
-def train_cell(job: Job, *, settings: StudySettings, bench: Bench, runtime: Runtime) -> list[Row]:
+def train_cell(job: ImageJob, *, settings: StudySettings, bench: Bench, runtime: Runtime) -> list[Row]:
     """Train the network (or committee) of a cell and what goes on from it; a row for each, by decision and
     part.
 
@@ -116,7 +115,7 @@ def train_cell(job: Job, *, settings: StudySettings, bench: Bench, runtime: Runt
     return [about | row for row in cell.rows()]
 
 
-def check_cell(job: Job, *, settings: StudySettings, splits: Splits) -> None:
+def check_cell(job: ImageJob, *, settings: StudySettings, splits: Splits) -> None:
     """Raise `UsageError` where the images cannot fill a cell's set, or its method cannot do with what they
     fill it with.
     """
@@ -145,7 +144,7 @@ class _Cell:
     bench: Bench
     runtime: Runtime
     pool: ImageSource
-    job: Job
+    job: ImageJob
     seed: int
 
     def rows(self) -> list[Row]:

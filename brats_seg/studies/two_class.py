@@ -11,17 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from brats_seg.classification.figures import (
+from brats_seg.reporting import style
+from brats_seg.reporting.figures import row_shares
+from brats_seg.studies.store import Row
+from brats_seg.studies.study_figures import (
     TEST,
     by_picking,
     curve_lines,
     method_look,
     method_name,
 )
-from brats_seg.classification.table import ARGMAX
-from brats_seg.core.grid import Row
-from brats_seg.reporting import style
-from brats_seg.reporting.figures import row_shares
+from brats_seg.studies.study_table import ARGMAX
 
 POSITIVE = 1
 """The rare class of the report (automobile); recall and precision are of it."""

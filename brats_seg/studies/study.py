@@ -1,6 +1,5 @@
 """Distribution x method x seed -> one row per trained network."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,22 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from brats_seg.classification.bench import check_study, image_folder, open_images, scored_parts
-from brats_seg.classification.figures import study_figures, write_figures
 from brats_seg.classification.folder import FolderImages, broken_images
 from brats_seg.classification.identity import shared_settings
 from brats_seg.classification.images import Splits, check_whitening
-from brats_seg.classification.jobs import Job, TrainingSet
 from brats_seg.classification.methods import remedies
 from brats_seg.classification.settings import Distribution, StudySettings
-from brats_seg.classification.table import StudyTable, make_table
-from brats_seg.classification.two_class import two_class_figures
-from brats_seg.classification.worker import CellWorker, check_cell, time_iterations
 from brats_seg.core.engine import Cluster
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import write_text
-from brats_seg.core.grid import STORE, Cell, GridReport, Row, check_identity, read_cells, run_grid, stores
 from brats_seg.core.runtime import n_workers
 from brats_seg.core.settings import dump_config, load_settings
+from brats_seg.studies.grid import Grid, GridReport, run_grid
+from brats_seg.studies.image_cells import CellWorker, check_cell, time_iterations
+from brats_seg.studies.image_job import ImageJob, TrainingSet
+from brats_seg.studies.store import STORE, Row, check_identity, read_cells, stores
+from brats_seg.studies.study_figures import study_figures, write_figures
+from brats_seg.studies.study_table import StudyTable, make_table
+from brats_seg.studies.two_class import two_class_figures
 
 SETTINGS = "study.yaml"
 ROW_BYTES = 3000
@@ -60,16 +60,16 @@ class Plan:
     memory_mb: float | None
 
 
-def cells(settings: StudySettings) -> tuple[Cell, ...]:
-    """Every cell of a study: a set, a method, a learning rate and a run; the first repeat of all sets comes
+def study_jobs(settings: StudySettings) -> tuple[ImageJob, ...]:
+    """Every job of a study: a set, a method, a learning rate and a run; the first repeat of all sets comes
     first.
 
     Raises:
         UsageError: a method that is none, or knobs it does not take.
     """
     repeats = max(distribution.repeats or settings.repeats for distribution in settings.distributions)
-    jobs = (
-        Job(images, remedy, rate, run)
+    return tuple(
+        ImageJob(images, remedy, rate, run)
         for repeat in range(repeats)
         for distribution in settings.distributions if repeat < (distribution.repeats or settings.repeats)
         for images in _sets(distribution, repeat)
@@ -77,7 +77,6 @@ def cells(settings: StudySettings) -> tuple[Cell, ...]:
         for rate in settings.search.rates or (settings.optimizer.lr,)
         for run in range(settings.search.runs)
     )  # fmt: skip
-    return tuple(Cell(job.key, job.tree()) for job in jobs)
 
 
 def make_plan(
@@ -98,21 +97,21 @@ def make_plan(
         UsageError: as `run_study`, where the images are there.
         InputError: images that are damaged, or a store of another study.
     """
-    grid = cells(settings)
-    say(f"{len(grid):,} cells; looking at the images and measuring an iteration")
+    jobs = study_jobs(settings)
+    say(f"{len(jobs):,} cells; looking at the images and measuring an iteration")
     images = _images_if_there(settings, folder)
     if images is not None:
         check_whitening(images, settings.images.preprocessing)
-        _check(grid, settings, images)
+        _check(jobs, settings, images)
     if store is not None and images is not None and any((one / STORE).exists() for one in stores(store)):
         folder = image_folder(settings.images, folder)
         check_identity(
             store, _identity(settings, open_images(settings.images, folder, cache=store / "images"))
         )
     finished = read_cells(store) if store is not None else {}
-    todo = [cell for cell in grid if cell.digest not in finished]
+    todo = [job.remedy for job in jobs if job.digest not in finished]
     by_method: dict[str, int] = {}
-    for remedy in (Job.read(cell.job).remedy for cell in grid):
+    for remedy in (job.remedy for job in jobs):
         by_method[remedy.name] = by_method.get(remedy.name, 0) + remedy.n_networks - remedy.knobs.two_phase
         if remedy.knobs.two_phase:
             by_method[f"two_phase_{remedy.name}"] = by_method.get(f"two_phase_{remedy.name}", 0) + 1
@@ -120,9 +119,8 @@ def make_plan(
     timing = time_iterations(settings, images, device=device) if images is not None else None
     hours = None
     if timing is not None:
-        left = [Job.read(cell.job).remedy for cell in todo]
-        first = sum(remedy.n_networks - remedy.knobs.two_phase for remedy in left)
-        second = sum(remedy.knobs.two_phase for remedy in left)
+        first = sum(remedy.n_networks - remedy.knobs.two_phase for remedy in todo)
+        second = sum(remedy.knobs.two_phase for remedy in todo)
         hours = settings.training.iterations * (first * timing[0] + second * timing[1]) / workers / 3.6e6
     rules = (
         1
@@ -132,10 +130,10 @@ def make_plan(
     )
     n_networks = sum(by_method.values())
     return Plan(
-        n_sets=len({json.dumps(cell.job["set"], sort_keys=True) for cell in grid}),
+        n_sets=len({job.set for job in jobs}),
         n_networks=n_networks,
-        n_cells=len(grid),
-        n_finished=len(grid) - len(todo),
+        n_cells=len(jobs),
+        n_finished=len(jobs) - len(todo),
         by_method=by_method,
         iteration_ms=timing,
         hours=hours,
@@ -175,7 +173,7 @@ def run_study(
             that they cannot fill.
         InputError: images that are missing or damaged, a store of another study, or a full disk.
     """
-    grid = cells(settings)
+    jobs = study_jobs(settings)
     where = image_folder(settings.images, folder)
     out.mkdir(parents=True, exist_ok=True)
     cache = out / "images"
@@ -184,7 +182,7 @@ def run_study(
     images = open_images(settings.images, where, cache=cache)
     identity = _identity(settings, images)
     check_identity(out, identity)
-    _check(grid, settings, images)
+    _check(jobs, settings, images)
     if not read_cells(out):
         _check_files(images)
     write_text(
@@ -198,17 +196,8 @@ def run_study(
         device=device,
         decoders=max(1, n_workers(0) // n),
     )
-    return run_grid(
-        worker,
-        grid,
-        store=out,
-        identity=identity,
-        workers=n,
-        label="networks",
-        note=_note,
-        part=part,
-        cluster=cluster,
-    )
+    grid = Grid(store=out, identity=identity, label="networks", workers=n, cluster=cluster, part=part)
+    return run_grid(worker, jobs, grid, note=_note)
 
 
 def describe(plan: Plan) -> str:
@@ -287,7 +276,7 @@ def _rows_and_missing(out: Path) -> tuple[list[Row], StudySettings, int]:
             f"{out}: no finished network of a study; `brats-seg study run CONFIG {out}` trains some"
         )
     settings = load_settings(StudySettings, _kept(out))
-    asked = {cell.digest for cell in cells(settings)}
+    asked = {job.digest for job in study_jobs(settings)}
     return (
         [row for digest, rows in found.items() if digest in asked for row in rows],
         settings,
@@ -324,11 +313,11 @@ def _check_files(images: Splits) -> None:
                 raise InputError(broken[0] + others)
 
 
-def _check(grid: Sequence[Cell], settings: StudySettings, images: Splits) -> None:
+def _check(jobs: Sequence[ImageJob], settings: StudySettings, images: Splits) -> None:
     """Raise `UsageError` for what would fail in the middle of a study."""
     check_study(settings, images)
-    for cell in grid:
-        check_cell(Job.read(cell.job), settings=settings, splits=images)
+    for job in jobs:
+        check_cell(job, settings=settings, splits=images)
 
 
 def _images_if_there(settings: StudySettings, folder: Path | None) -> Splits | None:

@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from brats_seg.classification.table import ARGMAX, pickings
 from brats_seg.core.files import atomic
-from brats_seg.core.grid import Row
 from brats_seg.imbalance.distributions import Distribution, class_counts
 from brats_seg.reporting import style
 from brats_seg.reporting.figures import png
+from brats_seg.studies.store import Row
+from brats_seg.studies.study_table import ARGMAX, pickings
 
 TEST = "test"
 THRESHOLDED = "prior_set"

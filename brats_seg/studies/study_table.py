@@ -14,9 +14,9 @@ from jaxtyping import Bool
 
 from brats_seg.core.comparison import NO_PAIRS, compare_sides, few_note
 from brats_seg.core.files import write_text
-from brats_seg.core.grid import Row
 from brats_seg.core.statistics import bootstrap_interval
 from brats_seg.core.tables import csv_text, markdown_table
+from brats_seg.studies.store import Row
 
 SCORES = ("auc", "accuracy", "balanced_accuracy")
 ARGMAX = "argmax"

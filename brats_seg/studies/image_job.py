@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from brats_seg.classification.identity import recorded
-from brats_seg.classification.methods import METHODS, Remedy, remedy
-from brats_seg.classification.settings import Knobs
+from brats_seg.classification.methods import METHODS, Remedy
 from brats_seg.imbalance.distributions import Distribution
+from brats_seg.studies.grid import Job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +57,8 @@ class TrainingSet:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What decides the rows of a cell."""
+class ImageJob(Job):
+    """What decides the rows of a network on images."""
 
     set: TrainingSet
     remedy: Remedy
@@ -68,24 +67,15 @@ class Job:
 
     @property
     def key(self) -> str:
-        """What people call the cell."""
+        """Its name for people."""
         ratio = f" to {self.remedy.imbalance_ratio:g}" if self.remedy.imbalance_ratio != 1 else ""
         trained = f"{self.remedy.name}{ratio}, rate {self.rate:g}, run {self.run}"
         return f"{self.set}, repeat {self.set.repeat}, {trained}"
 
     def tree(self) -> dict[str, Any]:
-        """The job as plain values, as a store has it."""
+        """All that decides the rows, as plain values."""
         knobs = recorded("method", self.remedy.knobs.model_dump(mode="json"))
         tree = {"set": asdict(self.set), "method": self.remedy.name, "knobs": knobs}
         if (self.remedy.knobs.kind or self.remedy.name) not in METHODS:  # a file of the user's own may change
             tree["recipe"] = self.remedy.recipe.model_dump(mode="json")
         return {**tree, "rate": self.rate, "run": self.run}
-
-    @classmethod
-    def read(cls, tree: Mapping[str, Any]) -> "Job":
-        """The job of plain values."""
-        counts = tree["set"]["counts"]
-        images = TrainingSet(**{**tree["set"], "counts": tuple(counts) if counts else None})
-        return cls(
-            images, remedy(tree["method"], Knobs.model_validate(tree["knobs"])), tree["rate"], tree["run"]
-        )

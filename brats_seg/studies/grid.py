@@ -1,0 +1,213 @@
+"""A grid of jobs -> rows, resumable: a finished job is never computed again, and only the parent writes."""
+
+import hashlib
+import json
+import signal
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+from brats_seg.core.engine import Cluster, Outcome, map_unordered
+from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.files import lock
+from brats_seg.core.progress import log_line, progress_bar
+from brats_seg.studies.store import Row, Rows, claim, read_cells
+
+Note = Callable[[str, list[Row]], str]
+"""Key and rows of a job just finished -> what is said of it."""
+
+
+class Job(ABC):
+    """One task of a grid: a frozen dataclass of all that decides its rows. What does not (where files go) is
+    no part of it.
+    """
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """Its name for people."""
+
+    @abstractmethod
+    def tree(self) -> dict[str, Any]:
+        """All that decides the rows, as plain values."""
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the tree."""
+        return digest_of(self.tree())
+
+
+J = TypeVar("J", bound=Job)
+
+
+def digest_of(tree: Mapping[str, Any]) -> str:
+    """SHA-256 of plain values, whatever the order of their keys."""
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Where the rows of a grid go, and how it is computed.
+
+    Attributes:
+        store: folder of `grid.json` and `rows.jsonl`; made if absent.
+        identity: what all jobs of the store share, such as the data they are computed on.
+        label: of the progress bar.
+        workers: processes; with 1 the jobs run in this one.
+        cluster: whose workers compute the jobs, instead of processes of this machine.
+        part: (I, N): every N-th job from the I-th on, into `STORE/part_I_of_N`; what the store and its other
+            parts hold is not computed again.
+    """
+
+    store: Path
+    identity: Mapping[str, Any]
+    label: str
+    workers: int = 1
+    cluster: Cluster | None = None
+    part: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class GridReport:
+    """What a grid came to.
+
+    Attributes:
+        rows: of every finished job that was asked for, in the order of the jobs.
+        n_kept: jobs that were finished before.
+        n_new: jobs finished now.
+        failed: key and reason of the others.
+    """
+
+    rows: tuple[Row, ...]
+    n_kept: int
+    n_new: int
+    failed: tuple[tuple[str, str], ...]
+
+
+def run_grid(
+    function: Callable[[J], list[Row]],
+    jobs: Sequence[J],
+    grid: Grid,
+    *,
+    note: Note | None = None,
+    known: Mapping[str, list[Row]] | None = None,
+) -> GridReport:
+    """Compute the jobs that a store does not hold yet, and keep the rows of each the moment it ends.
+
+    A killed worker's job is tried once more, alone; a killed study goes on where it was. Ctrl-C and SIGTERM
+    raise `KeyboardInterrupt` once the workers have ended.
+
+    Args:
+        function: job -> rows of plain values (no NaN); at module level. In a worker the libraries are told to
+            use one thread.
+        jobs: no two of one key or one digest.
+        grid: the store, and how it is computed.
+        note: what the bar says of a job just finished beside the count; where standard error is no terminal,
+            a line of its own says it.
+        known: rows by digest of jobs that were finished elsewhere; those that are asked for are taken over.
+
+    Raises:
+        UsageError: two jobs of one key or one digest.
+        InputError: a store of another study, a damaged one, one that another process writes to, or a full
+            disk. Nothing finished is lost.
+    """
+    check_jobs(jobs)
+    store = grid.store
+    known = {**(known or {}), **read_cells(store)}
+    if grid.part is not None:
+        number, n_parts = grid.part
+        jobs, store = jobs[number - 1 :: n_parts], store / f"part_{number}_of_{n_parts}"
+    store.mkdir(parents=True, exist_ok=True)
+    with lock(store / ".grid.lock"):
+        claim(store, grid.identity)
+        finished = Rows(store / "rows.jsonl")
+        for job in jobs:
+            if job.digest in known and job.digest not in finished.by_digest:
+                finished.append(key=job.key, digest=job.digest, rows=known[job.digest])
+        n_kept = sum(job.digest in finished.by_digest for job in jobs)
+        failed = _compute(function, jobs, grid, finished=finished, note=note)
+    rows = tuple(row for job in jobs for row in finished.by_digest.get(job.digest, ()))
+    return GridReport(rows, n_kept, len(jobs) - n_kept - len(failed), tuple(failed))
+
+
+def check_jobs(jobs: Sequence[Job]) -> None:
+    """Raise `UsageError` where two jobs have one key or one digest."""
+    keys: dict[str, str] = {}
+    names: set[str] = set()
+    for job in jobs:
+        if job.digest in keys:
+            raise UsageError(f"{job.key}: is the same computation as {keys[job.digest]}; name it once")
+        if job.key in names:
+            raise UsageError(f"{job.key}: names two cells of the grid; names must differ")
+        keys[job.digest] = job.key
+        names.add(job.key)
+
+
+def _compute(
+    function: Callable[[J], list[Row]],
+    jobs: Sequence[J],
+    grid: Grid,
+    *,
+    finished: Rows,
+    note: Note | None,
+) -> list[tuple[str, str]]:
+    """Compute the jobs that are not finished and keep their rows; gives key and reason of those that
+    failed.
+    """
+    failed: list[tuple[str, str]] = []
+    todo = [job for job in jobs if job.digest not in finished.by_digest]
+    start, n_kept = time.monotonic(), len(jobs) - len(todo)
+    with progress_bar() as bar, _interrupted_by_sigterm():
+        task = bar.add_task(grid.label, total=len(jobs), completed=n_kept, note="")
+        outcomes = map_unordered(function, todo, workers=grid.workers, threads=1, cluster=grid.cluster)
+        for n_new, outcome in enumerate(outcomes, start=1):
+            job = todo[outcome.position]
+            problem = _keep(job, outcome, finished)
+            if problem:
+                failed.append((job.key, problem))
+                said = f"failed {job.key}: {problem}"
+            else:
+                said = note(job.key, finished.by_digest[job.digest]) if note else job.key
+            rate = n_new / (time.monotonic() - start) * 3600
+            bar.update(task, advance=1, note=f"{rate:.0f} an hour  {said}")
+            log_line(bar, f"{grid.label} {n_kept + n_new}/{len(jobs)}: {said}")
+    return failed
+
+
+def _keep(job: Job, outcome: Outcome[Any, list[Row]], finished: Rows) -> str:
+    """Write the rows of a job; gives what is wrong where there are none."""
+    if (error := outcome.error) is not None:
+        if isinstance(error, OSError) and error.filename:
+            return f"{error.filename}: {error.strerror}"
+        is_said = isinstance(error, InputError | UsageError)
+        return str(error) if is_said else f"{type(error).__name__}: {error}"
+    try:
+        finished.append(key=job.key, digest=job.digest, rows=outcome.value or [])
+    except (TypeError, ValueError) as error:
+        return f"a row that is no plain JSON: {error}"
+    return ""
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM as `KeyboardInterrupt`, so that the workers are ended and the lock is let go."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

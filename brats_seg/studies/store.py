@@ -1,0 +1,109 @@
+"""The store of a grid: rows of finished jobs, on the disk at once, and what all jobs share."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from brats_seg.core.errors import InputError
+from brats_seg.core.files import parse_json, read_json, shown, write_json
+
+Row = dict[str, Any]
+STORE = "grid.json"
+"""In the folder of a store: what all its cells share."""
+
+
+def read_rows(store: Path) -> list[Row]:
+    """Rows of every finished cell of a store, in the order they ended. A line that is still being written is
+    left out.
+    """
+    return [row for line in _lines(store / "rows.jsonl")[0] for row in line["rows"]]
+
+
+def read_cells(store: Path) -> dict[str, list[Row]]:
+    """Rows of every finished cell of a store and of its parts by its digest, as `known` takes them."""
+    lines = (line for one in stores(store) for line in _lines(one / "rows.jsonl")[0])
+    return {line["digest"]: line["rows"] for line in lines}
+
+
+def stores(store: Path) -> tuple[Path, ...]:
+    """A store, and the parts of it that processes on other machines write."""
+    return (store, *sorted(store.glob("part_*_of_*")))
+
+
+def check_identity(store: Path, identity: Mapping[str, Any]) -> None:
+    """Raise `InputError` where a folder, or a part of it, is a store of another identity. A folder that is no
+    store yet is accepted.
+    """
+    ours = json.loads(json.dumps(identity))
+    for path in (one / STORE for one in stores(store)):
+        theirs = read_json(path) if path.exists() else ours
+        if theirs == ours:
+            continue
+        theirs = theirs if isinstance(theirs, dict) else {}
+        name = next((k for k in [*ours, *theirs] if ours.get(k) != theirs.get(k)), "identity")
+        was, asked = shown(theirs.get(name)), shown(ours.get(name))
+        raise InputError(
+            f"{path.parent}: a store of another study: its {name} is {was}, this one's {asked}; choose a new "
+            "folder"
+        )
+
+
+def claim(store: Path, identity: Mapping[str, Any]) -> None:
+    """Write the identity of a new store, or compare it with that of an old one."""
+    path = store / STORE
+    check_identity(store, identity)
+    if not path.exists():
+        if (store / "rows.jsonl").exists():
+            raise InputError(f"{path}: is missing, and rows.jsonl beside it is not; choose a new folder")
+        write_json(path, json.loads(json.dumps(identity)))
+
+
+class Rows:
+    """The rows file: one line for each finished cell, on the disk before the next is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines, whole = _lines(path)
+        if path.exists() and path.stat().st_size > whole:
+            os.truncate(path, whole)  # the writer of the last line was killed
+        self.by_digest: dict[str, list[Row]] = {line["digest"]: line["rows"] for line in lines}
+
+    def append(self, *, key: str, digest: str, rows: list[Row]) -> None:
+        """Add the rows of a cell. Raises `InputError` where the disk is full; what was finished is kept."""
+        line = json.dumps({"key": key, "digest": digest, "rows": rows}, allow_nan=False) + "\n"
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                if file.write(line.encode()) != len(line):  # JSON is ASCII: bytes are characters
+                    raise OSError("the disk is full")
+                os.fsync(file.fileno())
+        except OSError as error:
+            if self.path.exists():
+                os.truncate(self.path, size)
+            raise InputError(f"{self.path}: cannot be written: {error.strerror or error}; make room and "
+                             "start again, "
+                             f"the {len(self.by_digest)} finished cells are kept") from None  # fmt: skip
+        self.by_digest[digest] = rows
+
+
+def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of a rows file, and how many bytes they are."""
+    if not path.exists():
+        return [], 0
+    text = path.read_bytes()
+    whole = text.rfind(b"\n") + 1
+    lines = []
+    for number, line in enumerate(text[:whole].splitlines(), start=1):
+        try:
+            found = parse_json(line)
+            lines.append({name: found[name] for name in ("digest", "rows")})
+            is_sound = isinstance(found["digest"], str) and isinstance(found["rows"], list)
+            if not (is_sound and all(isinstance(row, dict) and row for row in found["rows"])):
+                raise ValueError("rows")
+        except (ValueError, TypeError, KeyError):
+            raise InputError(
+                f"{path}: line {number} is damaged; delete that line, and its cell is computed again"
+            ) from None
+    return lines, whole
