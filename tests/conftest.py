@@ -11,7 +11,7 @@ import brats_seg.bank.gather_kernels  # noqa: F401  before the hook: numba compi
 
 CHECKED = (
     "scans", "phantoms", "bank", "classification", "clinic", "imbalance", "models", "training", "inference",
-    "evaluation", "reporting",
+    "evaluation", "reporting", "studies",
 )  # fmt: skip
 install_import_hook([f"brats_seg.{package}" for package in CHECKED], "beartype.beartype")
 

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from brats_seg.core import dask_engine
 from brats_seg.core.dask_engine import Cluster, open_cluster
 from brats_seg.core.engine import map_in_order, map_unordered
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.core.grid import Cell, run_grid
+from brats_seg.studies.grid import Grid, GridWorkers, Job, run_grid
 
 distributed = pytest.importorskip("distributed")
 
@@ -168,16 +169,30 @@ def test_a_worker_without_the_package_is_left_out_and_named(processes: Processes
     assert said[-1].endswith("install this version there; this worker is left out")
 
 
-def _square(job: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"value": job["value"] ** 2, "pid_differs": os.getpid() != job["pid"]}]
+@dataclass(frozen=True)
+class Number(Job):
+    """A number to square."""
+
+    value: int
+    pid: int
+
+    @property
+    def key(self) -> str:
+        return f"cell {self.value}"
+
+    def tree(self) -> dict[str, Any]:
+        return {"value": self.value, "pid": self.pid}
+
+
+def _square(job: Number) -> list[dict[str, Any]]:
+    return [{"value": job.value**2, "pid_differs": os.getpid() != job.pid}]
 
 
 def test_cells_of_a_grid_are_computed_by_the_workers(processes: Processes, tmp_path: Path) -> None:
-    cells = [Cell(f"cell {n}", {"value": n, "pid": os.getpid()}) for n in range(4)]
+    jobs = [Number(n, os.getpid()) for n in range(4)]
     with open_cluster(str(processes.file), shared=tmp_path) as cluster:
-        report = run_grid(
-            _square, cells, store=tmp_path, identity={}, workers=1, label="squares", cluster=cluster
-        )
+        on = GridWorkers(n=1, cluster=cluster)
+        report = run_grid(_square, jobs, Grid(store=tmp_path, identity={}, label="squares", on=on))
     assert report.rows == tuple({"value": n * n, "pid_differs": True} for n in range(4))
 
 
