@@ -15,7 +15,8 @@ from jaxtyping import Int64
 from brats_seg.classification.decisions import weigh_costs
 from brats_seg.classification.fitting import build_network
 from brats_seg.classification.identity import Purpose, study_seed
-from brats_seg.classification.images import Splits, load_images
+from brats_seg.classification.image_set import Splits
+from brats_seg.classification.images import load_images
 from brats_seg.classification.settings import Images, StudySettings
 from brats_seg.classification.source import ImageSource
 from brats_seg.core.errors import InputError, UsageError

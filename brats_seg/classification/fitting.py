@@ -11,7 +11,7 @@ from jaxtyping import Float32, Float64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from brats_seg.classification.images import ImageSet
+from brats_seg.classification.image_set import ImageSet
 from brats_seg.classification.settings import StudySettings
 from brats_seg.classification.source import ImageSource
 from brats_seg.core.config import Config, Hard, Loss

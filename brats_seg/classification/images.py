@@ -1,126 +1,25 @@
 """IDX, CIFAR binary and python, image folder, npz -> image set."""
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, Int64, Integer, UInt8
+from jaxtyping import Int64, Integer
 
 from brats_seg.classification.cifar import CIFAR10_CLASSES, Rows, read_binary_batch, read_python_batch
 from brats_seg.classification.folder import FolderImages, list_folder
 from brats_seg.classification.idx import read_idx
+from brats_seg.classification.image_set import ImageSet, Splits, keep_classes
 from brats_seg.classification.whitening import whitened
 from brats_seg.core.arrays import read_npz
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import read_text
 
-Pixels = UInt8[np.ndarray, "n y x c"] | Float32[np.ndarray, "n y x c"]
-"""Images in memory: 0..255, or whitened."""
-
 TEST_SHARE = 0.2
 """Of each class, where a set comes without test images."""
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Labeled images.
-
-    Attributes:
-        name: what an error calls it.
-        images: (n, y, x, c) in memory, or the files of a folder, decoded when drawn.
-        labels: class of each, 0 to K - 1.
-        class_names: K names.
-        scale: what a network's input is: the pixel times this.
-    """
-
-    name: str
-    images: Pixels | FolderImages
-    labels: Int64[np.ndarray, " labels"]
-    class_names: tuple[str, ...]
-    scale: float
-
-    def __post_init__(self) -> None:
-        if len(self.images) != len(self.labels):
-            raise InputError(
-                f"{self.name}: {len(self.images)} images and {len(self.labels)} labels; every image has one"
-            )
-        k = len(self.class_names)
-        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < k:
-            raise InputError(
-                f"{self.name}: labels lie in {self.labels.min()}..{self.labels.max()}; {k} classes take "
-                f"0..{k - 1}"
-            )
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(Y, X) in pixels, as a network sees them."""
-        return self.images.shape[1], self.images.shape[2]
-
-    @property
-    def n_channels(self) -> int:
-        """1 or 3, as a network sees them."""
-        return self.images.shape[3]
-
-    @property
-    def counts(self) -> Int64[np.ndarray, " k"]:
-        """Images of each class."""
-        return np.bincount(self.labels, minlength=len(self.class_names)).astype(np.int64)
-
-    def take(self, ids: Int64[np.ndarray, " m"]) -> "ImageSet":
-        """Some of the images, copied (of a folder their paths)."""
-        if isinstance(self.images, FolderImages):
-            chosen: Pixels | FolderImages = replace(
-                self.images, paths=tuple(self.images.paths[i] for i in ids)
-            )
-        else:
-            chosen = self.images[ids]
-        return replace(self, images=chosen, labels=self.labels[ids])
-
-
-@dataclass(frozen=True)
-class Splits:
-    """A set as it is published: what is trained on, what is tested on, and a validation part where it has
-    one.
-    """
-
-    train: ImageSet
-    test: ImageSet
-    validation: ImageSet | None = None
-
-    @property
-    def parts(self) -> tuple[ImageSet, ...]:
-        """Training, test and, where there is one, validation part."""
-        return (
-            (self.train, self.test) if self.validation is None else (self.train, self.test, self.validation)
-        )
-
-    @property
-    def n_bytes(self) -> int:
-        """Memory that the images take; those of a folder none."""
-        return sum(0 if isinstance(part.images, FolderImages) else part.images.nbytes for part in self.parts)
-
-    @cached_property
-    def digest(self) -> str:
-        """Twelve hexadecimal figures that stand for images, labels and class names; of a folder for paths and
-        sizes of its files.
-        """
-        digest = hashlib.sha256()
-        for part in self.parts:
-            digest.update(f"{part.images.shape} {part.class_names}".encode())
-            digest.update(part.labels.tobytes())
-            if isinstance(part.images, FolderImages):
-                digest.update("\n".join(part.images.describe()).encode())
-            else:
-                digest.update(np.ascontiguousarray(part.images).data)
-        return digest.hexdigest()[:12]
 
 
 def load_images(
@@ -151,29 +50,6 @@ def load_images(
     if preprocessing == "gcn_zca":
         splits = whiten_splits(splits, cache=cache)
     return splits if classes is None else keep_classes(splits, classes)
-
-
-def keep_classes(splits: Splits, classes: Sequence[str]) -> Splits:
-    """The images of some classes, which get the labels 0, 1, ... in the order given.
-
-    Raises:
-        UsageError: no such class, one twice, or fewer than two.
-    """
-    names = splits.train.class_names
-    if unknown := [c for c in classes if c not in names]:
-        raise UsageError(
-            f"images.classes '{unknown[0]}' is unknown; {splits.train.name} has {', '.join(names)}"
-        )
-    if len(set(classes)) != len(classes) or len(classes) < 2:
-        raise UsageError(f"images.classes {', '.join(classes)}: two different classes at least, each once")
-    new = np.full(len(names), -1, np.int64)
-    new[[names.index(c) for c in classes]] = np.arange(len(classes))
-
-    def kept(images: ImageSet) -> ImageSet:
-        some = images.take(np.flatnonzero(new[images.labels] >= 0))
-        return replace(some, labels=new[some.labels], class_names=tuple(classes))
-
-    return Splits(*(kept(part) for part in splits.parts))
 
 
 def check_whitening(splits: Splits, preprocessing: Literal["none", "gcn_zca"]) -> None:

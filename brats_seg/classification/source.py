@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from brats_seg.classification.folder import FolderImages, center_crops, random_crops
-from brats_seg.classification.images import ImageSet
+from brats_seg.classification.image_set import ImageSet
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.shapes import Ids
 from brats_seg.imbalance.index import ClassIndex

@@ -22,7 +22,7 @@ from brats_seg.classification.fitting import (
 )
 from brats_seg.classification.folder import FolderImages
 from brats_seg.classification.identity import Purpose, config_digest, study_seed
-from brats_seg.classification.images import ImageSet, Splits
+from brats_seg.classification.image_set import ImageSet, Splits
 from brats_seg.classification.methods import Remedy, cascade_goals, kept_by_cascade, remedy, synthesize
 from brats_seg.classification.scores import roc_curves, score_outputs
 from brats_seg.classification.settings import Knobs, StudySettings

@@ -9,7 +9,8 @@ from typing import Any
 from brats_seg.classification.bench import check_study, image_folder, open_images, scored_parts
 from brats_seg.classification.folder import FolderImages, broken_images
 from brats_seg.classification.identity import shared_settings
-from brats_seg.classification.images import Splits, check_whitening
+from brats_seg.classification.image_set import Splits
+from brats_seg.classification.images import check_whitening
 from brats_seg.classification.methods import remedies
 from brats_seg.classification.settings import Distribution, StudySettings
 from brats_seg.core.engine import Cluster

@@ -4,20 +4,26 @@ ours.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter
 
 from brats_seg.core.files import atomic
 from brats_seg.imbalance.distributions import Distribution, class_counts
 from brats_seg.reporting import style
 from brats_seg.reporting.figures import png
+from brats_seg.studies.lines import (
+    METHODS,
+    N_PANELS,
+    THRESHOLDING,
+    Series,
+    lines_figure,
+    method_look,
+    method_name,
+)
 from brats_seg.studies.store import Row
 from brats_seg.studies.study_table import ARGMAX, pickings
 
@@ -28,47 +34,9 @@ CONVERGENCE = (0.5, 50.0)
 """mu and rho of figure 8."""
 FEW_CLASSES = (0.2, 0.5, 0.8)
 """mu of the panels of figures 3 and 6."""
-LOG_FROM = 4
-"""An axis of imbalance ratios is logarithmic where the largest is so many times the smallest."""
-N_PANELS = 3
-MANY_LINES = 8
-"""Lines of a panel that are too many to tell apart where each is a single point."""
 
-_THRESHOLDED = ", thresholding"
-_SCORES = {"auc": "multi-class ROC AUC, %", "accuracy": "accuracy, %"}
+
 SETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "folder": "image folder", "npz": "images"}
-METHODS = {
-    "baseline": "baseline",
-    "oversample": "oversampling",
-    "undersample": "undersampling",
-    "two_phase_oversample": "two-phase, oversampled",
-    "two_phase_undersample": "two-phase, undersampled",
-}
-# Markers and dashes tell the methods apart in gray.
-_OTHERS = (style.GREEN, style.PINK, style.OLIVE, style.INDIGO, style.QUIET)
-_LOOKS: dict[str, tuple[str, str, str]] = {
-    "baseline": (style.INK, "-", "o"),
-    "oversample": (style.BLUE, "-", "s"),
-    "undersample": (style.VERMILION, "-", "^"),
-    "two_phase_oversample": (style.SKY, "--", "s"),
-    "two_phase_undersample": (style.ORANGE, "--", "^"),
-}
-_MARKERS = "DvPXd"
-
-
-@dataclass(frozen=True)
-class Series:
-    """A line of a panel: mean and standard deviation over repeats at each x.
-
-    Attributes:
-        name: in the legend.
-        look: color, dashes, marker.
-        points: x -> the values of the repeats.
-    """
-
-    name: str
-    look: tuple[str, str, str]
-    points: Mapping[float, Sequence[float]]
 
 
 def study_figures(rows: Sequence[Row]) -> dict[str, Figure]:
@@ -166,7 +134,7 @@ def over_ratio(rows: Sequence[Row], *, score: str) -> Figure | None:
                 decisions=(ARGMAX, THRESHOLDED) if score == "accuracy" else (ARGMAX,),
             )
             panels.append((f"{name}, {_n_minority(here)}", lines))
-    return _lines_figure(panels, x_label="imbalance ratio ρ", score=score)
+    return lines_figure(panels, x_label="imbalance ratio ρ", score=score)
 
 
 def over_minority(rows: Sequence[Row]) -> Figure | None:
@@ -176,7 +144,7 @@ def over_minority(rows: Sequence[Row]) -> Figure | None:
         for rho in _three({row["rho"] for row in of_set}):
             here = [row | {"n_minority": len(row["minority"])} for row in of_set if row["rho"] == rho]
             panels.append((f"{name}, ρ = {rho:g}", _method_lines(here, x="n_minority", score="auc")))
-    return _lines_figure(panels, x_label="minority classes", score="auc")
+    return lines_figure(panels, x_label="minority classes", score="auc")
 
 
 def over_linear(rows: Sequence[Row]) -> Figure | None:
@@ -184,7 +152,7 @@ def over_linear(rows: Sequence[Row]) -> Figure | None:
     panels = [
         (f"{name}, linear", _method_lines(of_set, x="rho", score="auc")) for name, of_set in _by_set(rows)
     ]
-    return _lines_figure(panels, x_label="imbalance ratio ρ", score="auc")
+    return lines_figure(panels, x_label="imbalance ratio ρ", score="auc")
 
 
 def reduced_ratio(rows: Sequence[Row]) -> Figure | None:
@@ -201,7 +169,7 @@ def reduced_ratio(rows: Sequence[Row]) -> Figure | None:
                 here = [row for row in of_set if row["rho"] == rho and row["method"] in (method, "baseline")]
                 if any(row["imbalance_ratio"] > 1 for row in here):
                     panels.append((f"{name}, ρ = {rho:g}, {METHODS[method]}", _minority_lines(here)))
-    return _lines_figure(panels, x_label="imbalance ratio that is left", score="auc")
+    return lines_figure(panels, x_label="imbalance ratio that is left", score="auc")
 
 
 def convergence(rows: Sequence[Row]) -> Figure | None:
@@ -222,7 +190,7 @@ def convergence(rows: Sequence[Row]) -> Figure | None:
                     curve_lines([row for row in here if row["method"] == method]),
                 )
             )
-    return _lines_figure(panels, x_label="iteration", score="accuracy", what="; ".join(what), y_axes="shared")
+    return lines_figure(panels, x_label="iteration", score="accuracy", what="; ".join(what), y_axes="shared")
 
 
 def curve_lines(rows: Sequence[Row], *, score: Literal["accuracy", "loss"] = "accuracy") -> list[Series]:
@@ -241,126 +209,6 @@ def curve_lines(rows: Sequence[Row], *, score: Literal["accuracy", "loss"] = "ac
     return lines
 
 
-def method_name(method: str) -> str:
-    """A method as a person writes it."""
-    return METHODS.get(method, style.words(method).replace("two phase ", "two-phase, "))
-
-
-def method_look(method: str, among: Sequence[str]) -> tuple[str, str, str]:
-    """Color, dashes and marker of a method; one of its own for each of those named."""
-    if method in _LOOKS:
-        return _LOOKS[method]
-    place = [m for m in among if m not in _LOOKS].index(method)
-    turn = place // len(_OTHERS)
-    return (
-        _OTHERS[place % len(_OTHERS)],
-        ("-", "--", "-.")[turn % 3],
-        _MARKERS[(place + turn) % len(_MARKERS)],
-    )
-
-
-def _lines_figure(
-    panels: Sequence[tuple[str, Sequence[Series]]],
-    *,
-    x_label: str,
-    score: str,
-    what: str = "",
-    y_axes: Literal["own", "shared"] = "own",
-) -> Figure | None:
-    """Panels three to a row, lettered as in the paper; None without any point. `what` is said of all
-    panels.
-    """
-    panels = [(title, lines) for title, lines in panels if any(line.points for line in lines)]
-    if not panels:
-        return None
-    most = max(len(values) for _, lines in panels for line in lines for values in line.points.values())
-    if max(len(lines) for _, lines in panels) > MANY_LINES and all(
-        len(line.points) == 1 for _, lines in panels for line in lines
-    ):
-        return _dots_figure(panels, score=score, what=what, n_repeats=most)
-    n_columns = min(N_PANELS, len(panels))
-    figure, axes = style.panels(-(-len(panels) // n_columns), n_columns)
-    handles: dict[str, Line2D] = {}
-    for ax in axes.flat[len(panels) :]:
-        ax.set_visible(False)
-    for number, (ax, (title, lines)) in enumerate(zip(axes.flat[: len(panels)], panels, strict=True)):
-        for line in lines:
-            handles.setdefault(line.name, _draw(ax, line))
-        _dress(ax, lines, title=f"({chr(ord('a') + number)}) {title}", x_label=x_label)
-        if number % n_columns == 0:
-            ax.set_ylabel(_SCORES[score])
-        if y_axes == "shared" and number:
-            ax.sharey(axes.flat[0])
-    band = f"line: mean; band: ± 1 standard deviation over up to {most} repeats" if most > 1 else ""
-    style.legend_below(
-        figure, handles, n_columns=min(3, len(handles)), note="; ".join(filter(None, (what, band)))
-    )
-    return figure
-
-
-def _dots_figure(
-    panels: Sequence[tuple[str, Sequence[Series]]], *, score: str, what: str, n_repeats: int
-) -> Figure:
-    """Panels of many methods on one training set each: a line of dots for each method, in place of a curve of
-    one point.
-    """
-    names = list(dict.fromkeys(line.name.removesuffix(_THRESHOLDED) for _, lines in panels for line in lines))
-    n_columns = min(N_PANELS, len(panels))
-    figure, axes = style.panels(-(-len(panels) // n_columns), n_columns, height=0.7 + 0.22 * len(names))
-    for ax in axes.flat[len(panels) :]:
-        ax.set_visible(False)
-    handles: dict[str, Line2D] = {}
-    for number, (ax, (title, lines)) in enumerate(zip(axes.flat[: len(panels)], panels, strict=True)):
-        for line in lines:
-            place, is_thresholded = (
-                names.index(line.name.removesuffix(_THRESHOLDED)),
-                line.name.endswith(_THRESHOLDED),
-            )
-            ((_, values),) = line.points.items()
-            color = style.VERMILION if is_thresholded else style.BLUE
-            ax.scatter(values, [place] * len(values), s=8, color=color, alpha=0.35, linewidths=0)
-            (drawn,) = ax.plot(
-                [np.mean(values)], [place], "D" if is_thresholded else "o", color=color, markersize=5
-            )
-            handles.setdefault("thresholding" if is_thresholded else "largest probability", drawn)
-        style.title(ax, f"({chr(ord('a') + number)}) {title}")
-        ax.set(xlabel=_SCORES[score], ylim=(len(names) - 0.4, -0.6))
-        ax.set_yticks(range(len(names)), names if number % n_columns == 0 else [""] * len(names))
-    dots = f"large: mean; small: each of up to {n_repeats} repeats" if n_repeats > 1 else ""
-    style.legend_below(figure, handles, n_columns=len(handles), note="; ".join(filter(None, (what, dots))))
-    return figure
-
-
-def _draw(ax: Axes, line: Series) -> Line2D:
-    x = np.array(sorted(line.points), np.float64)
-    values = [np.array(line.points[v], np.float64) for v in sorted(line.points)]
-    mean = np.array([v.mean() for v in values])
-    spread = np.array([v.std(ddof=1) if len(v) > 1 else 0.0 for v in values])
-    color, dashes, marker = line.look
-    if spread.any():
-        ax.fill_between(x, mean - spread, mean + spread, color=color, alpha=0.13, linewidth=0)
-    (drawn,) = ax.plot(x, mean, color=color, linestyle=dashes, marker=marker, markersize=4, linewidth=1.5)
-    return drawn
-
-
-def _dress(ax: Axes, lines: Sequence[Series], *, title: str, x_label: str) -> None:
-    style.title(ax, title)
-    ax.set_xlabel(x_label)
-    x = sorted({float(v) for line in lines for v in line.points})
-    if x_label.startswith("imbalance ratio") and x[-1] >= LOG_FROM * x[0]:
-        ax.set_xscale("log")
-        shown = x if len(x) <= 5 else [x[0], *x[2:-2:2], x[-1]]
-        ax.set_xticks(shown, [f"{v:g}" for v in shown])
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.minorticks_off()
-    elif len(x) <= 9:
-        ax.set_xticks(x, [f"{v:g}" for v in x])
-    else:
-        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if len(x) == 1:
-        ax.set_xlim(x[0] * 0.5, x[0] * 2)
-
-
 def _method_lines(
     rows: Sequence[Row], *, x: str, score: str, decisions: Iterable[str] = (ARGMAX,)
 ) -> list[Series]:
@@ -375,7 +223,7 @@ def _method_lines(
             )
             color, dashes, marker = method_look(method, methods)
             plain = decision == ARGMAX
-            name = method_name(method) + ("" if plain else _THRESHOLDED)
+            name = method_name(method) + ("" if plain else THRESHOLDING)
             if points:
                 lines.append(Series(name, (color, dashes if plain else ":", marker), points))
     # Figure 6 of the paper: two-phase training is left out where thresholding is drawn.

@@ -13,14 +13,9 @@ from matplotlib.lines import Line2D
 
 from brats_seg.reporting import style
 from brats_seg.reporting.figures import row_shares
+from brats_seg.studies.lines import method_look, method_name, panel_grid
 from brats_seg.studies.store import Row
-from brats_seg.studies.study_figures import (
-    TEST,
-    by_picking,
-    curve_lines,
-    method_look,
-    method_name,
-)
+from brats_seg.studies.study_figures import TEST, by_picking, curve_lines
 from brats_seg.studies.study_table import ARGMAX
 
 POSITIVE = 1
@@ -102,7 +97,7 @@ def curves(rows: Sequence[Row], *, score: Literal["accuracy", "loss"]) -> Figure
     named = runs(curved)
     if not named:
         return None
-    figure, panels = _panels(len(named))
+    figure, panels = panel_grid(len(named), most=_COLUMNS, width=2.7, height=2.2)
     for ax, (name, of_run) in zip(panels, named.items(), strict=True):
         for row in of_run:
             for line in curve_lines([row], score=score):
@@ -126,7 +121,7 @@ def confusion(rows: Sequence[Row], *, part: str, class_names: Sequence[str]) -> 
     named = runs([row for row in rows if row["part"] == part and row.get("confusion")])
     if not named:
         return None
-    figure, panels = _panels(len(named), height=2.3, width=2.5)
+    figure, panels = panel_grid(len(named), most=_COLUMNS, height=2.3, width=2.5)
     for ax, (name, of_run) in zip(panels, named.items(), strict=True):
         counts = np.sum([row["confusion"] for row in of_run], axis=0).astype(np.int64)
         _matrix(ax, counts, class_names=class_names)
@@ -147,7 +142,7 @@ def roc(rows: Sequence[Row], *, class_names: Sequence[str]) -> Figure | None:
     named = runs([row for row in rows if row.get("roc")])
     if not named:
         return None
-    figure, panels = _panels(len(named), height=2.6, width=2.6)
+    figure, panels = panel_grid(len(named), most=_COLUMNS, height=2.6, width=2.6)
     shown = {}
     for ax, (name, of_run) in zip(panels, named.items(), strict=True):
         ax.plot([0, 1], [0, 1], color=style.RULE, linewidth=1)
@@ -207,14 +202,6 @@ def score_bars(rows: Sequence[Row], *, parts: Sequence[str], class_names: Sequen
             n = next((of_run[0]["n_test"] for of_run in named.values()), 0)
             style.title(ax, f"{title}: {_part_name(part)}, n = {n:,}" if ax is line[0] else title)
     return figure
-
-
-def _panels(n: int, *, width: float = 2.7, height: float = 2.2) -> tuple[Figure, list[Axes]]:
-    n_columns = min(_COLUMNS, n)
-    figure, axes = style.panels(-(-n // n_columns), n_columns, width=width, height=height)
-    for ax in axes.flat[n:]:
-        ax.set_visible(False)
-    return figure, list(axes.flat[:n])
 
 
 def _matrix(ax: Axes, counts: np.ndarray, *, class_names: Sequence[str]) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from set_files import write_cifar_binary, write_folder, write_idx, write_mnist
 
-from brats_seg.classification.images import ImageSet, keep_classes, load_images
+from brats_seg.classification.image_set import ImageSet, keep_classes
+from brats_seg.classification.images import load_images
 from brats_seg.core.errors import InputError, UsageError
 
 

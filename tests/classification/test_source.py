@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from set_files import write_folder
 
-from brats_seg.classification.images import ImageSet, load_images
+from brats_seg.classification.image_set import ImageSet
+from brats_seg.classification.images import load_images
 from brats_seg.classification.source import ImageSource
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.imbalance.samplers import make_sampler

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from set_files import write_mnist
 
-from brats_seg.classification.images import Splits, load_images, whiten_splits
+from brats_seg.classification.image_set import Splits
+from brats_seg.classification.images import load_images, whiten_splits
 from brats_seg.classification.whitening import ZCA_BIAS, fit_whitening, normalize_contrast, whiten
 from brats_seg.core.errors import InputError, UsageError
 

@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import Contender, Result, interleave
 from brats_seg.classification.fitting import TrainingImages, build_network
-from brats_seg.classification.images import ImageSet, load_images
+from brats_seg.classification.image_set import ImageSet
+from brats_seg.classification.images import load_images
 from brats_seg.classification.methods import remedy
 from brats_seg.classification.settings import Knobs, StudySettings
 from brats_seg.classification.source import ImageSource

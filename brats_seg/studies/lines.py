@@ -1,0 +1,177 @@
+"""Panels of lines: a score of several methods, mean and spread over the repeats, as the studies draw it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullFormatter
+
+from brats_seg.reporting import style
+
+LOG_FROM = 4
+"""An axis of imbalance ratios is logarithmic where the largest is so many times the smallest."""
+N_PANELS = 3
+MANY_LINES = 8
+"""Lines of a panel that are too many to tell apart where each is a single point."""
+
+THRESHOLDING = ", thresholding"
+_SCORES = {"auc": "multi-class ROC AUC, %", "accuracy": "accuracy, %"}
+METHODS = {
+    "baseline": "baseline",
+    "oversample": "oversampling",
+    "undersample": "undersampling",
+    "two_phase_oversample": "two-phase, oversampled",
+    "two_phase_undersample": "two-phase, undersampled",
+}
+# Markers and dashes tell the methods apart in gray.
+_OTHERS = (style.GREEN, style.PINK, style.OLIVE, style.INDIGO, style.QUIET)
+_LOOKS: dict[str, tuple[str, str, str]] = {
+    "baseline": (style.INK, "-", "o"),
+    "oversample": (style.BLUE, "-", "s"),
+    "undersample": (style.VERMILION, "-", "^"),
+    "two_phase_oversample": (style.SKY, "--", "s"),
+    "two_phase_undersample": (style.ORANGE, "--", "^"),
+}
+_MARKERS = "DvPXd"
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a panel: mean and standard deviation over repeats at each x.
+
+    Attributes:
+        name: in the legend.
+        look: color, dashes, marker.
+        points: x -> the values of the repeats.
+    """
+
+    name: str
+    look: tuple[str, str, str]
+    points: Mapping[float, Sequence[float]]
+
+
+def method_name(method: str) -> str:
+    """A method as a person writes it."""
+    return METHODS.get(method, style.words(method).replace("two phase ", "two-phase, "))
+
+
+def method_look(method: str, among: Sequence[str]) -> tuple[str, str, str]:
+    """Color, dashes and marker of a method; one of its own for each of those named."""
+    if method in _LOOKS:
+        return _LOOKS[method]
+    place = [m for m in among if m not in _LOOKS].index(method)
+    turn = place // len(_OTHERS)
+    return (
+        _OTHERS[place % len(_OTHERS)],
+        ("-", "--", "-.")[turn % 3],
+        _MARKERS[(place + turn) % len(_MARKERS)],
+    )
+
+
+def panel_grid(n: int, *, most: int, **size: float) -> tuple[Figure, list[Axes]]:
+    """`n` empty panels, at most so many in a row; `size` as `style.panels` takes it."""
+    n_columns = min(most, n)
+    figure, axes = style.panels(-(-n // n_columns), n_columns, **size)
+    for ax in axes.flat[n:]:
+        ax.set_visible(False)
+    return figure, list(axes.flat[:n])
+
+
+def lines_figure(
+    panels: Sequence[tuple[str, Sequence[Series]]],
+    *,
+    x_label: str,
+    score: str,
+    what: str = "",
+    y_axes: Literal["own", "shared"] = "own",
+) -> Figure | None:
+    """Panels three to a row, lettered as in the paper; None without any point. `what` is said of all
+    panels.
+    """
+    panels = [(title, lines) for title, lines in panels if any(line.points for line in lines)]
+    if not panels:
+        return None
+    most = max(len(values) for _, lines in panels for line in lines for values in line.points.values())
+    if max(len(lines) for _, lines in panels) > MANY_LINES and all(
+        len(line.points) == 1 for _, lines in panels for line in lines
+    ):
+        return _dots_figure(panels, score=score, what=what, n_repeats=most)
+    figure, axes = panel_grid(len(panels), most=N_PANELS)
+    handles: dict[str, Line2D] = {}
+    for number, (ax, (title, lines)) in enumerate(zip(axes, panels, strict=True)):
+        for line in lines:
+            handles.setdefault(line.name, _draw(ax, line))
+        _dress(ax, lines, title=f"({chr(ord('a') + number)}) {title}", x_label=x_label)
+        if number % N_PANELS == 0:
+            ax.set_ylabel(_SCORES[score])
+        if y_axes == "shared" and number:
+            ax.sharey(axes[0])
+    band = f"line: mean; band: ± 1 standard deviation over up to {most} repeats" if most > 1 else ""
+    style.legend_below(
+        figure, handles, n_columns=min(3, len(handles)), note="; ".join(filter(None, (what, band)))
+    )
+    return figure
+
+
+def _dots_figure(
+    panels: Sequence[tuple[str, Sequence[Series]]], *, score: str, what: str, n_repeats: int
+) -> Figure:
+    """Panels of many methods on one training set each: a line of dots for each method, in place of a curve of
+    one point.
+    """
+    names = list(dict.fromkeys(line.name.removesuffix(THRESHOLDING) for _, lines in panels for line in lines))
+    figure, axes = panel_grid(len(panels), most=N_PANELS, height=0.7 + 0.22 * len(names))
+    handles: dict[str, Line2D] = {}
+    for number, (ax, (title, lines)) in enumerate(zip(axes, panels, strict=True)):
+        for line in lines:
+            place, is_thresholded = (
+                names.index(line.name.removesuffix(THRESHOLDING)),
+                line.name.endswith(THRESHOLDING),
+            )
+            ((_, values),) = line.points.items()
+            color = style.VERMILION if is_thresholded else style.BLUE
+            ax.scatter(values, [place] * len(values), s=8, color=color, alpha=0.35, linewidths=0)
+            (drawn,) = ax.plot(
+                [np.mean(values)], [place], "D" if is_thresholded else "o", color=color, markersize=5
+            )
+            handles.setdefault("thresholding" if is_thresholded else "largest probability", drawn)
+        style.title(ax, f"({chr(ord('a') + number)}) {title}")
+        ax.set(xlabel=_SCORES[score], ylim=(len(names) - 0.4, -0.6))
+        ax.set_yticks(range(len(names)), names if number % N_PANELS == 0 else [""] * len(names))
+    dots = f"large: mean; small: each of up to {n_repeats} repeats" if n_repeats > 1 else ""
+    style.legend_below(figure, handles, n_columns=len(handles), note="; ".join(filter(None, (what, dots))))
+    return figure
+
+
+def _draw(ax: Axes, line: Series) -> Line2D:
+    x = np.array(sorted(line.points), np.float64)
+    values = [np.array(line.points[v], np.float64) for v in sorted(line.points)]
+    mean = np.array([v.mean() for v in values])
+    spread = np.array([v.std(ddof=1) if len(v) > 1 else 0.0 for v in values])
+    color, dashes, marker = line.look
+    if spread.any():
+        ax.fill_between(x, mean - spread, mean + spread, color=color, alpha=0.13, linewidth=0)
+    (drawn,) = ax.plot(x, mean, color=color, linestyle=dashes, marker=marker, markersize=4, linewidth=1.5)
+    return drawn
+
+
+def _dress(ax: Axes, lines: Sequence[Series], *, title: str, x_label: str) -> None:
+    style.title(ax, title)
+    ax.set_xlabel(x_label)
+    x = sorted({float(v) for line in lines for v in line.points})
+    if x_label.startswith("imbalance ratio") and x[-1] >= LOG_FROM * x[0]:
+        ax.set_xscale("log")
+        shown = x if len(x) <= 5 else [x[0], *x[2:-2:2], x[-1]]
+        ax.set_xticks(shown, [f"{v:g}" for v in shown])
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.minorticks_off()
+    elif len(x) <= 9:
+        ax.set_xticks(x, [f"{v:g}" for v in x])
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if len(x) == 1:
+        ax.set_xlim(x[0] * 0.5, x[0] * 2)
