@@ -29,7 +29,7 @@ from brats_seg.models.trained import open_run
 from brats_seg.studies import experiment, run_job
 from brats_seg.studies.earlier import digest_of_schema_1, knobs_of_schema_1, rows_of
 from brats_seg.studies.experiment import ExperimentReport, run_experiment
-from brats_seg.studies.grid import digest_of
+from brats_seg.studies.grid import GridWorkers, digest_of
 from brats_seg.studies.run_job import RunJob, make_job
 from brats_seg.studies.strategies import ExperimentConfig, load_experiment, look_epochs, make_strategies
 from brats_seg.training.log import RunLog
@@ -38,6 +38,8 @@ from brats_seg.training.run import RunFolder
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
+ONE = GridWorkers(n=1, device="cpu")
+"""In this process."""
 TINY: dict[str, Any] = {
     "base": "demo",
     "every": {
@@ -77,7 +79,7 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def done(bank: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExperimentReport]:
     out = tmp_path_factory.mktemp("out")
-    return out, run_experiment(bank, out, tiny(), workers=1, device="cpu")
+    return out, run_experiment(bank, out, tiny(), on=ONE)
 
 
 def test_every_strategy_and_variant_has_its_rows(bank: Path, done: tuple[Path, ExperimentReport]) -> None:
@@ -136,15 +138,13 @@ def test_rows_of_another_machine_are_taken_over(
 ) -> None:
     out, first = done
     said: list[str] = []
-    report = run_experiment(
-        bank, tmp_path / "there", tiny(), workers=1, known=out / "runs.csv", say=said.append
-    )
+    report = run_experiment(bank, tmp_path / "there", tiny(), on=ONE, known=out / "runs.csv", say=said.append)
     assert said == [f"3 of 3 runs taken over from {out / 'runs.csv'}"]
     assert (report.grid.n_new, report.grid.n_kept) == (0, 3)
     assert report.summary["variants"] == first.summary["variants"]
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="other columns"):
-        run_experiment(bank, tmp_path / "there", tiny(), workers=1, known=tmp_path / "other.csv")
+        run_experiment(bank, tmp_path / "there", tiny(), on=ONE, known=tmp_path / "other.csv")
 
 
 def test_a_known_table_of_other_runs_is_refused_before_the_first_run(
@@ -156,14 +156,14 @@ def test_a_known_table_of_other_runs_is_refused_before_the_first_run(
         InputError,
         match=r"none of its 3 runs is one of this experiment's, .* the same bank with other knobs or seeds",
     ):
-        run_experiment(bank, tmp_path / "out", tiny(seeds=[9]), workers=1, known=done[0] / "runs.csv")
+        run_experiment(bank, tmp_path / "out", tiny(seeds=[9]), on=ONE, known=done[0] / "runs.csv")
     table.assign(bank="f" * 16, cell="e" * 16).to_csv(tmp_path / "foreign.csv", index=False)
     with pytest.raises(
         InputError,
         match=rf"none of its 1 runs is one of this experiment's, on bank {bank_digest}; they are of bank "
         rf"f{{16}}",
     ):
-        run_experiment(bank, tmp_path / "out", tiny(), workers=1, known=tmp_path / "foreign.csv")
+        run_experiment(bank, tmp_path / "out", tiny(), on=ONE, known=tmp_path / "foreign.csv")
     assert not (tmp_path / "out" / "rows.jsonl").exists()
 
 
@@ -175,7 +175,7 @@ def test_what_is_finished_is_written_where_an_experiment_is_interrupted(
 
     monkeypatch.setattr(experiment, "run_cell", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(bank, tmp_path, tiny(seeds=[0, 1]), workers=1, known=done[0] / "runs.csv")
+        run_experiment(bank, tmp_path, tiny(seeds=[0, 1]), on=ONE, known=done[0] / "runs.csv")
     assert (tmp_path / "runs.csv").read_text() == (done[0] / "runs.csv").read_text()
     assert "**3 of 6 runs are finished" in (tmp_path / "table.md").read_text()
     assert "3 of 6 runs are finished" in (tmp_path / "report.html").read_text()
@@ -184,7 +184,7 @@ def test_what_is_finished_is_written_where_an_experiment_is_interrupted(
 def test_one_strategy_alone_where_the_one_to_compare_with_is_another(bank: Path, tmp_path: Path) -> None:
     strategies = {"random": {"sampler.kind": "random"}, "balanced": {"sampler.kind": "balanced"}}
     report = run_experiment(
-        bank, tmp_path, tiny(strategies=strategies, against="balanced"), workers=1, only=["random"]
+        bank, tmp_path, tiny(strategies=strategies, against="balanced"), on=ONE, only=["random"]
     )
     assert [v["label"] for v in report.summary["variants"]] == ["random"]
     assert "There is nothing to compare yet" in (tmp_path / "report.html").read_text()
@@ -264,12 +264,12 @@ def test_rows_that_stand_twice_count_once_and_missing_ones_are_named(
     out, first = done
     head, *rows = (out / "runs.csv").read_text().splitlines(keepends=True)
     (tmp_path / "twice.csv").write_text("".join([head, *rows, *rows[:20]]))
-    report = run_experiment(bank, tmp_path / "twice", tiny(), workers=1, known=tmp_path / "twice.csv")
+    report = run_experiment(bank, tmp_path / "twice", tiny(), on=ONE, known=tmp_path / "twice.csv")
     assert (tmp_path / "twice" / "runs.csv").read_text() == (out / "runs.csv").read_text()
     assert report.summary["differences"] == first.summary["differences"]
     (tmp_path / "cut.csv").write_text("".join([head, *rows[:-3]]))
     with pytest.raises(InputError, match=r"cut\.csv: 3 of the 16 rows of two/fold0/seed0 are missing"):
-        run_experiment(bank, tmp_path / "cut", tiny(), workers=1, known=tmp_path / "cut.csv")
+        run_experiment(bank, tmp_path / "cut", tiny(), on=ONE, known=tmp_path / "cut.csv")
     assert not (tmp_path / "cut" / "rows.jsonl").exists()
 
 
@@ -278,7 +278,7 @@ def test_what_is_finished_is_kept_and_a_grown_experiment_trains_what_is_new(
 ) -> None:
     out, first = done
     monkeypatch.setattr(experiment.pipeline, "train", None)  # would fail if it were called
-    again = run_experiment(bank, out, tiny(), workers=1, only=["random", "hard"])
+    again = run_experiment(bank, out, tiny(), on=ONE, only=["random", "hard"])
     assert (again.grid.n_new, again.grid.n_kept) == (0, 2)
     assert again.grid.rows == tuple(row for row in first.grid.rows if row["strategy"] != "two")
     assert {row["strategy"] for row in pd.read_csv(out / "runs.csv").to_dict("records")} == {
@@ -292,15 +292,15 @@ def test_what_is_finished_is_kept_and_a_grown_experiment_trains_what_is_new(
 def test_a_strategy_whose_knobs_were_changed_is_refused_and_one_scored_in_more_ways_is_not_trained_again(
     bank: Path, tmp_path: Path
 ) -> None:
-    run_experiment(bank, tmp_path, tiny(strategies={"one": {}}), workers=1)
+    run_experiment(bank, tmp_path, tiny(strategies={"one": {}}), on=ONE)
     with pytest.raises(
         InputError,
         match=r"runs/one/fold0/seed0: was trained with other knobs .* strategy 'one'; give .* another name",
     ):
-        run_experiment(bank, tmp_path, tiny(strategies={"two": {}, "one": {"optimizer.lr": 1e-5}}), workers=1)
+        run_experiment(bank, tmp_path, tiny(strategies={"two": {}, "one": {"optimizer.lr": 1e-5}}), on=ONE)
     assert not (tmp_path / "runs" / "two").exists()
     trained = (tmp_path / "runs" / "one" / "fold0" / "seed0" / "timing.csv").read_bytes()
-    report = run_experiment(bank, tmp_path, tiny(strategies={"one": {"correct_priors": [0, 1]}}), workers=1)
+    report = run_experiment(bank, tmp_path, tiny(strategies={"one": {"correct_priors": [0, 1]}}), on=ONE)
     assert [v["label"] for v in report.summary["variants"]] == ["one", "one + priors 1"]
     assert (tmp_path / "runs" / "one" / "fold0" / "seed0" / "timing.csv").read_bytes() == trained
 
@@ -319,15 +319,15 @@ def test_a_stopped_training_leaves_no_row_and_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(experiment.pipeline, "train", stopped)
         with pytest.raises(KeyboardInterrupt):
-            run_experiment(bank, tmp_path, tiny(), workers=1, only=["random"])
+            run_experiment(bank, tmp_path, tiny(), on=ONE, only=["random"])
     assert seen == [True]
     assert not (tmp_path / "rows.jsonl").exists()
-    assert run_experiment(bank, tmp_path, tiny(), workers=1, only=["random"]).grid.n_new == 1
+    assert run_experiment(bank, tmp_path, tiny(), on=ONE, only=["random"]).grid.n_new == 1
 
 
 def test_a_failed_run_is_named_and_the_others_stand(bank: Path, tmp_path: Path) -> None:
     config = tiny(strategies={"random": {"sampler.kind": "random"}, "odd": {"optimizer.lr": 1e30}})
-    report = run_experiment(bank, tmp_path, config, workers=1)
+    report = run_experiment(bank, tmp_path, config, on=ONE)
     assert report.exit_code == 1
     assert report.grid.failed[0][0] == "odd/fold0/seed0"
     assert "the loss is" in report.grid.failed[0][1]
@@ -348,7 +348,7 @@ def test_runs_are_trained_seed_by_seed_and_fold_by_fold(
         bank,
         tmp_path,
         tiny(strategies={"one": {}, "another": {"optimizer.lr": 1e-4}}, folds=[0, 1], seeds=[1, 0]),
-        workers=1,
+        on=ONE,
     )
     assert trained == [
         (seed, fold, name) for seed in (1, 0) for fold in (0, 1) for name in ("one", "another")
@@ -367,7 +367,7 @@ def test_the_first_strategy_is_the_configs_even_where_its_first_run_failed(
 
     monkeypatch.setattr(experiment, "run_cell", failing)
     strategies = {"random": {"sampler.kind": "random"}, "balanced": {"sampler.kind": "balanced"}}
-    report = run_experiment(bank, tmp_path, tiny(strategies=strategies, folds=[0, 1]), workers=1)
+    report = run_experiment(bank, tmp_path, tiny(strategies=strategies, folds=[0, 1]), on=ONE)
     assert len(report.grid.failed) == 1
     assert [v["label"] for v in report.summary["variants"]] == ["random", "balanced"]
     (difference,) = report.summary["differences"]
@@ -377,7 +377,7 @@ def test_the_first_strategy_is_the_configs_even_where_its_first_run_failed(
 def test_settings_that_cannot_be_are_refused_before_the_first_run(bank: Path, tmp_path: Path) -> None:
     def refused(match: str, **changes: Any) -> None:
         with pytest.raises(UsageError, match=match):
-            run_experiment(bank, tmp_path / "none", tiny(**changes), workers=1)
+            run_experiment(bank, tmp_path / "none", tiny(**changes), on=ONE)
 
     refused("seeds: 1 is given twice", seeds=[1, 0, 1])
     refused("folds: 2 is given twice", folds=[2, 2])
@@ -446,7 +446,7 @@ def test_a_bank_that_changed_between_two_runs_is_refused(
     listed["cases"][0]["patient"] = "another"
     (copy / "bank.json").write_text(json.dumps(listed))
     with pytest.raises(InputError, match=r"its bank is '[0-9a-f]{16}', this one's '[0-9a-f]{16}'"):
-        run_experiment(copy, done[0], tiny(), workers=1, only=["random"])
+        run_experiment(copy, done[0], tiny(), on=ONE, only=["random"])
 
 
 def test_a_bank_whose_volumes_were_changed_is_refused_before_the_first_run(
@@ -459,7 +459,7 @@ def test_a_bank_whose_volumes_were_changed_is_refused_before_the_first_run(
         file.seek(2000)
         file.write(b"\xff" * 4000)
     with pytest.raises(InputError, match=rf"{volume.parent.name}: .*image\.npy: has changed: SHA-256"):
-        run_experiment(copy, tmp_path / "out", tiny(), workers=1)
+        run_experiment(copy, tmp_path / "out", tiny(), on=ONE)
     assert not (tmp_path / "out" / "runs").exists()
 
 
@@ -478,7 +478,7 @@ def test_a_training_fold_that_lacks_a_class_is_named(bank: Path, tmp_path: Path)
         InputError,
         match=r"training cases of fold 1, seed 0 have no voxel of necrotic_core, which other folds have",
     ):
-        run_experiment(copy, tmp_path / "out", tiny(folds=[1]), workers=1)
+        run_experiment(copy, tmp_path / "out", tiny(folds=[1]), on=ONE)
 
 
 def test_inner_cases_cannot_be_scored_where_there_are_none(bank: Path, tmp_path: Path) -> None:
@@ -495,7 +495,7 @@ def test_a_search_on_inner_cases_opens_no_held_out_fold(bank: Path, tmp_path: Pa
         shutil.rmtree(copy / "cases" / case)
     strategies = {"hard": {"sampler.kind": "hard", "correct_priors": [0, 0.5]}}
     report = run_experiment(
-        copy, tmp_path / "out", tiny(strategies=strategies, predict={"cases": "inner"}), workers=1
+        copy, tmp_path / "out", tiny(strategies=strategies, predict={"cases": "inner"}), on=ONE
     )
     assert report.grid.failed == ()
     scored = {row["case"] for row in report.grid.rows}
@@ -510,7 +510,10 @@ def test_a_search_on_inner_cases_opens_no_held_out_fold(bank: Path, tmp_path: Pa
         file.write(b"\xff" * 4000)
     with pytest.raises(InputError, match=rf"{trained}: .*image\.npy: has changed: SHA-256"):
         run_experiment(
-            copy, tmp_path / "again", tiny(strategies=strategies, predict={"cases": "inner"}), workers=1
+            copy,
+            tmp_path / "again",
+            tiny(strategies=strategies, predict={"cases": "inner"}),
+            on=ONE,
         )
 
 
@@ -535,7 +538,7 @@ def test_cohorts_that_differ_in_a_trait_are_made_and_compared_apart(tmp_path: Pa
             "larger": {**cohort, "traits": {"edema": 0.022}},
         },
     )
-    report = run_experiment(tmp_path / "banks", tmp_path / "out", config, workers=1)
+    report = run_experiment(tmp_path / "banks", tmp_path / "out", config, on=ONE)
     assert [(v["data"], v["label"]) for v in report.summary["variants"]] == [
         (data, strategy) for data in ("plain", "faint", "larger") for strategy in ("random", "balanced")
     ]  # fmt: skip
@@ -551,10 +554,13 @@ def test_cohorts_that_differ_in_a_trait_are_made_and_compared_apart(tmp_path: Pa
     assert all(a.n_voxels[2] < b.n_voxels[2] for a, b in zip(plain, larger, strict=True))  # and another tumor
     assert "faint: balanced - random" in (tmp_path / "out" / "table.md").read_text()
     (tmp_path / "banks" / "plain" / "bank" / "bank.json").unlink()  # as if killed while the bank was made
-    assert run_experiment(tmp_path / "banks", tmp_path / "out", config, workers=1).grid.n_kept == 6
+    assert run_experiment(tmp_path / "banks", tmp_path / "out", config, on=ONE).grid.n_kept == 6
     with pytest.raises(InputError, match=r"of another cohort than the config's phantoms.plain"):
         run_experiment(
-            tmp_path / "banks", tmp_path / "out", tiny(phantoms={"plain": {**cohort, "seed": 2}}), workers=1
+            tmp_path / "banks",
+            tmp_path / "out",
+            tiny(phantoms={"plain": {**cohort, "seed": 2}}),
+            on=ONE,
         )
 
 
@@ -648,11 +654,11 @@ def test_rows_of_schema_1_are_taken_over_where_the_old_defaults_give_the_same_kn
         table.loc[table["strategy"] == strategy.name, "cell"] = digest_of(job)[:DIGEST]
     table.to_csv(tmp_path / "old.csv", index=False)
     said: list[str] = []
-    run_experiment(bank, tmp_path / "out", config, workers=1, known=tmp_path / "old.csv", say=said.append)
+    run_experiment(bank, tmp_path / "out", config, on=ONE, known=tmp_path / "old.csv", say=said.append)
     assert said == [f"3 of 3 runs taken over from {tmp_path / 'old.csv'}"]
     table[table["strategy"] == "hard"].to_csv(tmp_path / "old.csv", index=False)
     with pytest.raises(InputError, match=r"the defaults were hard\.recycle=true, hard\.subset=null"):
-        run_experiment(bank, tmp_path / "new", tiny(), workers=1, known=tmp_path / "old.csv")
+        run_experiment(bank, tmp_path / "new", tiny(), on=ONE, known=tmp_path / "old.csv")
 
 
 def test_rows_of_schema_1_with_rotated_patches_are_not_taken_over() -> None:
@@ -673,7 +679,7 @@ def test_a_folder_of_schema_1_is_refused_with_the_way_to_take_its_runs_over(
     with pytest.raises(
         InputError, match=r"written by another version .* choose a new folder .* with --known .*runs\.csv"
     ):
-        run_experiment(bank, tmp_path, tiny(), workers=1)
+        run_experiment(bank, tmp_path, tiny(), on=ONE)
 
 
 @pytest.mark.parametrize("name", ["confirm", "confirm_real"])
@@ -729,7 +735,7 @@ def looked(bank: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("looked")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_job, "_training_seconds", lambda run: {2: 20.0, 3: 30.0})
-        assert run_experiment(bank, out, tiny(**LOOKS), workers=1, device="cpu").grid.failed == ()
+        assert run_experiment(bank, out, tiny(**LOOKS), on=ONE).grid.failed == ()
     return out
 
 
@@ -810,11 +816,11 @@ def test_a_run_killed_after_a_look_ends_with_the_same_looks(bank: Path, looked: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunFolder, "save", killed)
         with pytest.raises(KeyboardInterrupt):
-            run_experiment(bank, tmp_path, tiny(**LOOKS), workers=1, only=["random"], device="cpu")
+            run_experiment(bank, tmp_path, tiny(**LOOKS), on=ONE, only=["random"])
     run = Path("runs/random/fold0/seed0")
     assert (tmp_path / run / "looks/epoch2/checkpoint_best.pt").exists()
     assert load_checkpoint(tmp_path / run / "checkpoint_last.pt").epoch == 1
-    run_experiment(bank, tmp_path, tiny(**LOOKS), workers=1, only=["random"], device="cpu")
+    run_experiment(bank, tmp_path, tiny(**LOOKS), on=ONE, only=["random"])
     ours, theirs = (
         pd.read_csv(folder / "looks.csv").query("strategy == 'random'") for folder in (tmp_path, looked)
     )
@@ -825,18 +831,16 @@ def test_a_run_killed_after_a_look_ends_with_the_same_looks(bank: Path, looked: 
 def test_looks_of_another_machine_are_taken_over_with_its_runs(
     bank: Path, looked: Path, tmp_path: Path
 ) -> None:
-    report = run_experiment(
-        bank, tmp_path / "out", tiny(**LOOKS), workers=1, known=looked / "runs.csv", device="cpu"
-    )
+    report = run_experiment(bank, tmp_path / "out", tiny(**LOOKS), on=ONE, known=looked / "runs.csv")
     assert report.grid.n_new == 0
     assert (tmp_path / "out" / "looks.csv").read_bytes() == (looked / "looks.csv").read_bytes()
     shutil.copy(looked / "runs.csv", tmp_path / "runs.csv")
     with pytest.raises(InputError, match=r"looks\.csv: cannot be read"):
-        run_experiment(bank, tmp_path / "other", tiny(**LOOKS), workers=1, known=tmp_path / "runs.csv")
+        run_experiment(bank, tmp_path / "other", tiny(**LOOKS), on=ONE, known=tmp_path / "runs.csv")
     lines = (looked / "looks.csv").read_text().splitlines(keepends=True)
     (tmp_path / "looks.csv").write_text("".join(line for line in lines if ",random," not in line))
     with pytest.raises(InputError, match=r"looks\.csv: has no rows of random/fold0/seed0"):
-        run_experiment(bank, tmp_path / "other", tiny(**LOOKS), workers=1, known=tmp_path / "runs.csv")
+        run_experiment(bank, tmp_path / "other", tiny(**LOOKS), on=ONE, known=tmp_path / "runs.csv")
 
 
 @pytest.mark.parametrize(
@@ -857,9 +861,9 @@ def test_looks_at_runs_that_have_none_are_refused(changes: dict[str, Any], words
 
 
 def test_a_run_that_was_trained_without_looks_has_none(bank: Path, tmp_path: Path) -> None:
-    run_experiment(bank, tmp_path, tiny(strategies={"one": {}}), workers=1, device="cpu")
+    run_experiment(bank, tmp_path, tiny(strategies={"one": {}}), on=ONE)
     with pytest.raises(InputError, match="was trained with other knobs"):
-        run_experiment(bank, tmp_path, tiny(strategies={"one": {}}, predict={"looks": 2}), workers=1)
+        run_experiment(bank, tmp_path, tiny(strategies={"one": {}}, predict={"looks": 2}), on=ONE)
 
 
 def test_the_verb(bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

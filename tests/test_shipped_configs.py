@@ -16,6 +16,7 @@ from brats_seg.classification.settings import Distribution, StudySettings
 from brats_seg.classification.whitening import Whitening
 from brats_seg.core.settings import config_names, load_settings
 from brats_seg.studies.experiment import run_experiment
+from brats_seg.studies.grid import GridWorkers
 from brats_seg.studies.strategies import ExperimentConfig, Strategy, load_experiment, make_strategies
 from brats_seg.studies.study import draw_figures, run_study, study_table
 from brats_seg.studies.study_table import write_table
@@ -123,7 +124,9 @@ def test_every_study_runs_to_its_figures(
     even = Whitening(np.zeros(n_values, np.float32), np.eye(n_values, dtype=np.float32))
     monkeypatch.setattr(whitening, "fit_whitening", lambda flat: even)  # its fit takes half a minute
     settings = smaller(load_settings(StudySettings, name, shelf="studies"))
-    report = run_study(settings, tmp_path, folder=sets[settings.images.name], workers=1, device="cpu")
+    report = run_study(
+        settings, tmp_path, folder=sets[settings.images.name], on=GridWorkers(n=1, device="cpu")
+    )
     assert report.failed == ()
     figures = draw_figures(tmp_path)
     assert figures
@@ -245,7 +248,7 @@ def small_experiment(name: str) -> ExperimentConfig:
 def test_every_experiment_runs_to_its_page(name: str, bank: Path, cohorts: Path, tmp_path: Path) -> None:
     config = small_experiment(name)
     report = run_experiment(
-        cohorts if config.phantoms else bank, tmp_path / "out", config, workers=1, device="cpu"
+        cohorts if config.phantoms else bank, tmp_path / "out", config, on=GridWorkers(n=1, device="cpu")
     )
     assert report.grid.failed == ()
     assert {variant["strategy"] for variant in report.summary["variants"]} == set(config.strategies)

@@ -50,6 +50,7 @@ def experiment(
 
     with loading():
         from brats_seg.studies.experiment import run_experiment
+        from brats_seg.studies.grid import GridWorkers
         from brats_seg.studies.strategies import load_experiment
 
     settings = load_experiment(config, overrides=tuple(overrides or ()))
@@ -60,11 +61,9 @@ def experiment(
             bank,
             out,
             settings,
-            workers=workers,
+            on=GridWorkers(n=workers, device=device, cluster=joined),
             only=tuple(only or ()),
             known=known,
-            device=device,
-            cluster=joined,
             say=typer.echo,  # a path may hold what rich reads as markup
         )
     show_experiment(report.summary, report.grid, against=settings.against, console=console)

@@ -77,6 +77,7 @@ def study_run(
     """
     with loading():
         from brats_seg.studies import study
+        from brats_seg.studies.grid import GridWorkers
     from brats_seg.classification.settings import StudySettings
     from brats_seg.core.settings import load_settings
 
@@ -87,10 +88,8 @@ def study_run(
             settings,
             out,
             folder=images,
-            workers=workers,
+            on=GridWorkers(n=workers, device=device, cluster=joined),
             part=parse_part(part),
-            device=device,
-            cluster=joined,
             say=lambda line: typer.echo(line, err=True),
         )
     typer.echo(f"{report.n_new} cells finished, {report.n_kept} were there; rows in {out}")

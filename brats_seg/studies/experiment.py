@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -13,7 +13,6 @@ import numpy as np
 from brats_seg import pipeline
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.listing import hold_bank, verify_bank
-from brats_seg.core.engine import Cluster
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import read_json, write_json, write_text
 from brats_seg.core.runtime import n_workers
@@ -25,7 +24,7 @@ from brats_seg.reporting.experiment_page import write_experiment_page
 from brats_seg.reporting.experiment_table import table_markdown
 from brats_seg.scans.labels import REGIONS
 from brats_seg.studies.earlier import check_schema, known_rows, looks_of, take_looks
-from brats_seg.studies.grid import Grid, GridReport, run_grid
+from brats_seg.studies.grid import Grid, GridReport, GridWorkers, run_grid
 from brats_seg.studies.run_job import (
     SCHEMA,
     TRAINED,
@@ -59,11 +58,9 @@ def run_experiment(
     out: str | Path,
     config: ExperimentConfig,
     *,
-    workers: int = 0,
+    on: GridWorkers = GridWorkers(),
     only: Sequence[str] = (),
     known: str | Path | None = None,
-    device: str = "auto",
-    cluster: Cluster | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> ExperimentReport:
     """Train, segment and score every strategy on every fold with every seed; what is finished is kept, what
@@ -77,12 +74,10 @@ def run_experiment(
         bank: a patch bank; with `phantoms` in the config, the folder where their banks are made or found.
         out: folder to write into.
         config: what to compare.
-        workers: processes, each computing with one thread; 0 for one per core, or per GPU.
+        on: who trains, segments and scores.
         only: names of strategies; none for all.
         known: a runs.csv of runs finished elsewhere, which are taken over; with `predict.looks` the looks.csv
             beside it is taken over too.
-        device: where each process computes; several GPUs are used in turn.
-        cluster: whose workers train the runs, instead of processes of this machine.
         say: takes the line that tells how many runs were taken over.
 
     Raises:
@@ -152,12 +147,12 @@ def run_experiment(
         finished = {*taken, *read_cells(out)}
         _check_before(out, [job for job in todo if job.digest not in finished], opened)
         write = partial(_write_results, out, jobs, config, banks=banks)
-        n = n_workers(workers, device=device)
+        resolved = replace(on, n=n_workers(on.n, device=on.device))
         try:
             grid = run_grid(
-                partial(run_cell, banks=banks, out=out, device=device),
+                partial(run_cell, banks=banks, out=out, device=on.device),
                 todo,
-                Grid(store=out, identity=identity, label="experiment", workers=n, cluster=cluster),
+                Grid(store=out, identity=identity, label="experiment", on=resolved),
                 note=_note,
                 known=taken,
             )

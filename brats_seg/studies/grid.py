@@ -54,6 +54,22 @@ def digest_of(tree: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GridWorkers:
+    """Who computes the jobs of a grid.
+
+    Attributes:
+        n: processes of this machine, each computing with one thread. With 1 the jobs run in this process. An
+            experiment takes 0 for one per core or per GPU, a study of images for one per core.
+        device: "auto", "cpu", "cuda" or "cuda:N"; with several GPUs the processes use them in turn.
+        cluster: whose workers compute the jobs, instead of processes of this machine.
+    """
+
+    n: int = 0
+    device: str = "auto"
+    cluster: Cluster | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Grid:
     """Where the rows of a grid go, and how it is computed.
 
@@ -61,8 +77,7 @@ class Grid:
         store: folder of `grid.json` and `rows.jsonl`; made if absent.
         identity: what all jobs of the store share, such as the data they are computed on.
         label: of the progress bar.
-        workers: processes; with 1 the jobs run in this one.
-        cluster: whose workers compute the jobs, instead of processes of this machine.
+        on: who computes it.
         part: (I, N): every N-th job from the I-th on, into `STORE/part_I_of_N`; what the store and its other
             parts hold is not computed again.
     """
@@ -70,8 +85,7 @@ class Grid:
     store: Path
     identity: Mapping[str, Any]
     label: str
-    workers: int = 1
-    cluster: Cluster | None = None
+    on: GridWorkers
     part: tuple[int, int] | None = None
 
 
@@ -167,7 +181,8 @@ def _compute(
     start, n_kept = time.monotonic(), len(jobs) - len(todo)
     with progress_bar() as bar, _interrupted_by_sigterm():
         task = bar.add_task(grid.label, total=len(jobs), completed=n_kept, note="")
-        outcomes = map_unordered(function, todo, workers=grid.workers, threads=1, cluster=grid.cluster)
+        on = grid.on
+        outcomes = map_unordered(function, todo, workers=on.n, threads=1, cluster=on.cluster)
         for n_new, outcome in enumerate(outcomes, start=1):
             job = todo[outcome.position]
             problem = _keep(job, outcome, finished)

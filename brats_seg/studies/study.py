@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,11 @@ from brats_seg.classification.image_set import Splits
 from brats_seg.classification.images import check_whitening
 from brats_seg.classification.methods import remedies
 from brats_seg.classification.settings import Distribution, StudySettings
-from brats_seg.core.engine import Cluster
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import write_text
 from brats_seg.core.runtime import n_workers
 from brats_seg.core.settings import dump_config, load_settings
-from brats_seg.studies.grid import Grid, GridReport, run_grid
+from brats_seg.studies.grid import Grid, GridReport, GridWorkers, run_grid
 from brats_seg.studies.image_cells import CellWorker, check_cell, time_iterations
 from brats_seg.studies.image_job import ImageJob, TrainingSet
 from brats_seg.studies.store import STORE, Row, check_identity, read_cells, stores
@@ -150,10 +149,8 @@ def run_study(
     out: Path,
     *,
     folder: Path | None,
-    workers: int,
+    on: GridWorkers,
     part: tuple[int, int] | None = None,
-    device: str = "auto",
-    cluster: Cluster | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> GridReport:
     """Train what the store does not hold yet.
@@ -162,11 +159,9 @@ def run_study(
         settings: of the study; `OUT/study.yaml` keeps a copy.
         out: store; made if absent, gone on with if it is of this study.
         folder: of the images, in place of the one in the settings.
-        workers: processes, one thread each; 0 for one per core.
+        on: who trains the networks.
         part: (I, N): every N-th cell from the I-th on, into `OUT/part_I_of_N`; what other parts finished is
             not computed again.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        cluster: whose workers train the networks, instead of processes of this machine.
         say: takes a line before anything slow.
 
     Raises:
@@ -189,15 +184,15 @@ def run_study(
     write_text(
         out / SETTINGS, dump_config(settings)
     )  # before anything is trained: a killed study has its table
-    n = n_workers(workers)
+    n = n_workers(on.n)
     worker = CellWorker(
         settings=_recipe(settings),
         folder=str(where),
         cache=str(cache),
-        device=device,
+        device=on.device,
         decoders=max(1, n_workers(0) // n),
     )
-    grid = Grid(store=out, identity=identity, label="networks", workers=n, cluster=cluster, part=part)
+    grid = Grid(store=out, identity=identity, label="networks", on=replace(on, n=n), part=part)
     return run_grid(worker, jobs, grid, note=_note)
 
 

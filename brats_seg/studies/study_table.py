@@ -14,8 +14,8 @@ from jaxtyping import Bool
 
 from brats_seg.core.comparison import NO_PAIRS, compare_sides, few_note
 from brats_seg.core.files import write_text
-from brats_seg.core.statistics import bootstrap_interval
-from brats_seg.core.tables import csv_text, markdown_table
+from brats_seg.core.statistics import describe
+from brats_seg.core.tables import csv_text, interval_text, markdown_table
 from brats_seg.studies.store import Row
 
 SCORES = ("auc", "accuracy", "balanced_accuracy")
@@ -208,13 +208,10 @@ def _mean(group: Sequence[Row], picked_on: str) -> Row:
     mean = {name: first[name] for name in TABLE_COLUMNS if name in first and name not in SCORES}
     mean |= {"given": "-".join(map(str, first["given"] or ())), "picked_on": picked_on, "n": len(group)}
     for score in SCORES:
-        values = [row[score] for row in group if row[score] is not None]
-        interval = bootstrap_interval(
-            values, [str(row["repeat"]) for row in group if row[score] is not None]
-        ) or (None, None)
-        mean[score] = float(np.mean(values)) if values else None
-        mean[f"{score}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        mean[f"{score}_low"], mean[f"{score}_high"] = interval
+        scored = [row for row in group if row[score] is not None]
+        over = describe([row[score] for row in scored], [str(row["repeat"]) for row in scored])
+        mean[score], mean[f"{score}_sd"] = over["mean"], over["sd"]
+        mean[f"{score}_low"], mean[f"{score}_high"] = over["interval95"] or (None, None)
     return {name: mean[name] for name in TABLE_COLUMNS}
 
 
@@ -364,12 +361,16 @@ def _method(row: Row) -> str:
 def _percent(row: Row, score: str) -> str:
     if row[score] is None:
         return "-"
-    low, high = row[f"{score}_low"], row[f"{score}_high"]
-    return f"{100 * row[score]:.2f}" + (f" [{100 * low:.2f}, {100 * high:.2f}]" if low is not None else "")
+    return f"{100 * row[score]:.2f}" + _interval(row[f"{score}_low"], row[f"{score}_high"])
 
 
 def _difference_text(row: Row) -> str:
     text = f"{100 * row['difference']:+.2f}"
     if row["low"] is None:
         return text
-    return f"{text} [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}], p {row['p']:.2g}"
+    return f"{text}{_interval(row['low'], row['high'], sign='+')}, p {row['p']:.2g}"
+
+
+def _interval(low: float | None, high: float | None, *, sign: str = "") -> str:
+    ends = None if low is None or high is None else (100 * low, 100 * high)
+    return interval_text({"interval95": ends}, digits=2, sign=sign)

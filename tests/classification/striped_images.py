@@ -8,6 +8,7 @@ import numpy as np
 
 from brats_seg.classification.settings import StudySettings
 from brats_seg.core.settings import parse_settings
+from brats_seg.studies.grid import GridWorkers
 from brats_seg.studies.study import run_study
 
 N_CLASSES = 4
@@ -49,8 +50,7 @@ def main(images: str, out: str, iterations: str, repeats: str) -> None:
         tiny_settings(training=training, repeats=int(repeats)),
         Path(out),
         folder=Path(images),
-        workers=2,
-        device="cpu",
+        on=GridWorkers(n=2, device="cpu"),
     )
 
 

@@ -24,11 +24,14 @@ from brats_seg.cli import main
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.settings import config_names, load_settings
 from brats_seg.studies import study
+from brats_seg.studies.grid import GridWorkers
 from brats_seg.studies.store import Row
 from brats_seg.studies.study import make_plan, run_study, study_jobs, study_rows, study_table
 from brats_seg.studies.study_table import make_table, to_markdown
 
 CLOCKS = ("seconds",)
+ONE = GridWorkers(n=1, device="cpu")
+"""In this process."""
 
 
 @pytest.fixture(scope="module")
@@ -99,22 +102,22 @@ def test_whitening_is_said_before_it_is_begun_and_once(
     said: list[str] = []
     for _ in range(2):
         with pytest.raises(InputError, match="not there"):
-            run_study(settings, tmp_path, folder=tmp_path, workers=1, device="cpu", say=said.append)
+            run_study(settings, tmp_path, folder=tmp_path, on=ONE, say=said.append)
         (tmp_path / "images").mkdir(exist_ok=True)
     (line,) = said
     assert line.startswith("whitening the images, once for all networks")
 
 
 def test_a_finished_study_trains_nothing_again_and_a_grown_one_only_what_is_new(images: Path, tmp_path: Path):
-    first = run_study(tiny_settings(), tmp_path, folder=images, workers=1, device="cpu")
+    first = run_study(tiny_settings(), tmp_path, folder=images, on=ONE)
     assert (first.n_new, first.n_kept, first.failed) == (6, 0, ())
-    again = run_study(tiny_settings(), tmp_path, folder=images, workers=1, device="cpu")
+    again = run_study(tiny_settings(), tmp_path, folder=images, on=ONE)
     assert (again.n_new, again.n_kept) == (0, 6)
     assert study_table(tmp_path).n_missing == 0
-    grown = run_study(tiny_settings(repeats=2), tmp_path, folder=images, workers=1, device="cpu")
+    grown = run_study(tiny_settings(repeats=2), tmp_path, folder=images, on=ONE)
     assert (grown.n_new, grown.n_kept) == (6, 6)
     with pytest.raises(InputError, match="another study"):
-        run_study(tiny_settings(base=30), tmp_path, folder=images, workers=1, device="cpu")
+        run_study(tiny_settings(base=30), tmp_path, folder=images, on=ONE)
     assert (
         study_table(tmp_path).means == make_table(study_rows(tmp_path)).means
     )  # its settings were not overwritten
@@ -123,7 +126,10 @@ def test_a_finished_study_trains_nothing_again_and_a_grown_one_only_what_is_new(
 def test_a_method_that_was_changed_does_not_mix_with_what_it_was(images: Path, tmp_path: Path):
     for knobs in ({}, {"two_phase": True}):
         run_study(
-            tiny_settings(methods={"oversample": knobs}), tmp_path, folder=images, workers=1, device="cpu"
+            tiny_settings(methods={"oversample": knobs}),
+            tmp_path,
+            folder=images,
+            on=ONE,
         )
     table = study_table(tmp_path)
     assert {(row["method"], row["n"]) for row in table.means} == {
@@ -135,7 +141,7 @@ def test_a_method_that_was_changed_does_not_mix_with_what_it_was(images: Path, t
 def test_table_and_figures_of_a_study_that_is_not_finished_say_so(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    run_study(tiny_settings(), tmp_path, folder=images, workers=1, device="cpu")
+    run_study(tiny_settings(), tmp_path, folder=images, on=ONE)
     lines = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "rows.jsonl").write_text("".join(lines[:4]))
     assert "2 cells of the study are not finished" in to_markdown(study_table(tmp_path))
@@ -151,30 +157,34 @@ def test_random_and_lowest_rare_classes_in_one_study():
 
 
 def test_parts_make_the_whole(images: Path, tmp_path: Path):
-    whole = run_study(tiny_settings(), tmp_path / "whole", folder=images, workers=1, device="cpu")
+    whole = run_study(tiny_settings(), tmp_path / "whole", folder=images, on=ONE)
     for number in (1, 2):
         part = run_study(
-            tiny_settings(), tmp_path / "parts", folder=images, workers=1, part=(number, 2), device="cpu"
+            tiny_settings(),
+            tmp_path / "parts",
+            folder=images,
+            on=ONE,
+            part=(number, 2),
         )
         assert part.n_new == 3
     assert without_clocks(study_rows(tmp_path / "parts")) == without_clocks(list(whole.rows))
-    merged = run_study(tiny_settings(), tmp_path / "parts", folder=images, workers=1, device="cpu")
+    merged = run_study(tiny_settings(), tmp_path / "parts", folder=images, on=ONE)
     assert merged.n_new == 0  # taken over from the parts
 
 
 def test_a_study_needs_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("BRATS_SEG_DATA", raising=False)
     with pytest.raises(UsageError, match=r"images\.folder"):
-        run_study(tiny_settings(), tmp_path, folder=None, workers=1)
+        run_study(tiny_settings(), tmp_path, folder=None, on=ONE)
     with pytest.raises(InputError, match=r"nothing\.npz"):
-        run_study(tiny_settings(), tmp_path, folder=tmp_path / "nothing.npz", workers=1)
+        run_study(tiny_settings(), tmp_path, folder=tmp_path / "nothing.npz", on=ONE)
     with pytest.raises(InputError, match="no finished network"):
         study_rows(tmp_path)
 
 
 def test_a_plan_does_not_count_what_another_study_finished(images: Path, tmp_path: Path):
     settings = tiny_settings(methods={"baseline": {}})
-    run_study(settings, tmp_path, folder=images, workers=1, device="cpu")
+    run_study(settings, tmp_path, folder=images, on=ONE)
     assert make_plan(settings, folder=images, workers=1, store=tmp_path).n_finished == 2
     with pytest.raises(InputError, match="another study: its base is 40, this one's 30"):
         make_plan(tiny_settings(base=30, methods={"baseline": {}}), folder=images, workers=1, store=tmp_path)
@@ -240,14 +250,14 @@ def test_what_the_images_cannot_give_is_said_before_anything_is_trained(
     images: Path, tmp_path: Path, changes: dict[str, Any], said: str
 ):
     with pytest.raises(UsageError, match=said):
-        run_study(tiny_settings(**changes), tmp_path, folder=images, workers=1, device="cpu")
+        run_study(tiny_settings(**changes), tmp_path, folder=images, on=ONE)
     assert not (tmp_path / "rows.jsonl").exists()
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    whole = run_study(tiny_settings(), tmp_path / "whole", folder=images, workers=1, device="cpu")
+    whole = run_study(tiny_settings(), tmp_path / "whole", folder=images, on=ONE)
     n_calls, fsync = itertools.count(), os.fsync
 
     def full(descriptor: int) -> None:
@@ -261,9 +271,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
             InputError,
             match=r"rows\.jsonl: cannot be written: No space left .* the 2 finished cells are kept",
         ):
-            run_study(tiny_settings(), tmp_path / "full", folder=images, workers=1, device="cpu")
+            run_study(tiny_settings(), tmp_path / "full", folder=images, on=ONE)
     assert len(study_rows(tmp_path / "full")) > 0
-    again = run_study(tiny_settings(), tmp_path / "full", folder=images, workers=1, device="cpu")
+    again = run_study(tiny_settings(), tmp_path / "full", folder=images, on=ONE)
     assert (again.n_kept, again.n_new) == (2, 4)
     assert without_clocks(list(again.rows)) == without_clocks(list(whole.rows))
 
@@ -287,17 +297,24 @@ def test_a_broken_image_is_named_before_training_and_one_that_breaks_later_costs
     first.write_bytes(whole[:60])
     with pytest.raises(InputError, match=r"cat/0\.png: not a whole JPEG or PNG"):
         run_study(
-            tiny_settings(**asked), tmp_path / "out", folder=tmp_path / "images", workers=1, device="cpu"
+            tiny_settings(**asked),
+            tmp_path / "out",
+            folder=tmp_path / "images",
+            on=ONE,
         )
     first.write_bytes(whole)
-    run_study(tiny_settings(**asked), tmp_path / "out", folder=tmp_path / "images", workers=1, device="cpu")
+    run_study(
+        tiny_settings(**asked),
+        tmp_path / "out",
+        folder=tmp_path / "images",
+        on=ONE,
+    )
     first.write_bytes(whole[:60] + bytes(len(whole) - 60))
     grown = run_study(
         tiny_settings(**asked, repeats=2),
         tmp_path / "out",
         folder=tmp_path / "images",
-        workers=1,
-        device="cpu",
+        on=ONE,
     )
     assert (grown.n_kept, grown.n_new, len(grown.failed)) == (1, 0, 1)
     assert [reason.partition(": ")[0] for _, reason in grown.failed] == [str(first)]
@@ -315,7 +332,7 @@ def test_killed_ten_times_a_study_has_every_row_once(images: Path, tmp_path: Pat
 def check_kills(images: Path, tmp_path: Path, *, n_kills: int, iterations: int, repeats: int) -> None:
     """kill -9 a worker, then the whole study, at random moments; then let it end."""
     settings = tiny_settings(training={"iterations": iterations, "batch_size": 16}, repeats=repeats)
-    whole = run_study(settings, tmp_path / "whole", folder=images, workers=1, device="cpu")
+    whole = run_study(settings, tmp_path / "whole", folder=images, on=ONE)
     script = Path(__file__).with_name("striped_images.py")
     command = [sys.executable, *map(str, (script, images, tmp_path / "killed", iterations, repeats))]
     dice = random.Random(n_kills)
@@ -330,7 +347,7 @@ def check_kills(images: Path, tmp_path: Path, *, n_kills: int, iterations: int, 
         study.kill()
         study.wait()
         time.sleep(0.2)  # until its lock is let go
-    run_study(settings, tmp_path / "killed", folder=images, workers=1, device="cpu")
+    run_study(settings, tmp_path / "killed", folder=images, on=ONE)
     n_lines = (tmp_path / "killed" / "rows.jsonl").read_text().count("\n")
     assert n_lines == len(study_jobs(settings))  # none twice
     killed = study_rows(tmp_path / "killed")

@@ -16,7 +16,7 @@ import pytest
 
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock
-from brats_seg.studies.grid import Grid, Job, digest_of, run_grid
+from brats_seg.studies.grid import Grid, GridWorkers, Job, digest_of, run_grid
 from brats_seg.studies.store import read_rows
 
 ROOT = str(Path(__file__).parents[2])
@@ -54,7 +54,7 @@ def _jobs(*numbers: int, marks: str = "") -> list[Number]:
 
 
 def _run(store: Path, jobs: list[Number], *, data: str = "d1", workers: int = 1, **more: Any) -> Any:
-    grid = Grid(store=store, identity={"data": data}, label="squares", workers=workers)
+    grid = Grid(store=store, identity={"data": data}, label="squares", on=GridWorkers(n=workers))
     return run_grid(_square, jobs, grid, **more)
 
 
@@ -161,7 +161,7 @@ STUDY = """
 import os, sys, time
 from pathlib import Path
 from dataclasses import dataclass
-from brats_seg.studies.grid import Grid, Job, run_grid
+from brats_seg.studies.grid import Grid, Job, GridWorkers, run_grid
 
 @dataclass(frozen=True)
 class Number(Job):
@@ -186,7 +186,7 @@ def square(job):
 
 if __name__ == "__main__":
     jobs = [Number(n, sys.argv[2]) for n in range(13)]
-    run_grid(square, jobs, Grid(store=Path(sys.argv[1]), identity={}, workers=2, label="squares"))
+    run_grid(square, jobs, Grid(store=Path(sys.argv[1]), identity={}, on=GridWorkers(n=2), label="squares"))
 """
 
 

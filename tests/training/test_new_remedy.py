@@ -11,6 +11,7 @@ from tiny_bank import CLASSES, KNOBS, run, write_bank
 from brats_seg.classification.settings import StudySettings
 from brats_seg.core.config import load_config
 from brats_seg.core.settings import parse_settings
+from brats_seg.studies.grid import GridWorkers
 from brats_seg.studies.strategies import ExperimentConfig, make_strategies
 from brats_seg.studies.study import run_study
 
@@ -59,7 +60,7 @@ def test_a_new_remedy_runs_on_images(remedy: str, tmp_path: Path) -> None:
     }
     settings = parse_settings(StudySettings, tree)
     study = tmp_path / "study"
-    report = run_study(settings, study, folder=tmp_path / "images.npz", workers=1, device="cpu")
+    report = run_study(settings, study, folder=tmp_path / "images.npz", on=GridWorkers(n=1, device="cpu"))
     rows = {(row["method"], row["decision"]): row for row in report.rows}
     assert rows["mine", "argmax"]["seen"] == [100, 100]
     assert sorted(rows["baseline", "argmax"]["seen"]) == [40, 160]  # 5 images of 25 are of the rare class
