@@ -72,10 +72,10 @@ def method_look(method: str, among: Sequence[str]) -> tuple[str, str, str]:
     )
 
 
-def panel_grid(n: int, *, most: int, **size: float) -> tuple[Figure, list[Axes]]:
-    """`n` empty panels, at most so many in a row; `size` as `style.panels` takes it."""
+def panel_grid(n: int, *, most: int, width: float = 3.1, height: float = 2.5) -> tuple[Figure, list[Axes]]:
+    """`n` empty panels of a width and height in inches, at most so many in a row."""
     n_columns = min(most, n)
-    figure, axes = style.panels(-(-n // n_columns), n_columns, **size)
+    figure, axes = style.panels(-(-n // n_columns), n_columns, width=width, height=height)
     for ax in axes.flat[n:]:
         ax.set_visible(False)
     return figure, list(axes.flat[:n])
