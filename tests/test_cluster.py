@@ -26,7 +26,6 @@ from brats_seg.models.trained import open_run
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.problem import Problem
 from brats_seg.scans.verify import verify_cases
-from brats_seg.studies.grid import Cell, run_grid
 
 distributed = pytest.importorskip("distributed")
 

@@ -11,7 +11,7 @@ from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.samplers import HardSampler
 from brats_seg.training.log import Stopwatch
 from brats_seg.training.phases import Method, Phase
-from brats_seg.training.steps import Best, Losses, Source, Steps
+from brats_seg.training.steps import Best, Losses, MinedSource, Steps
 
 
 @runtime_checkable
@@ -87,7 +87,7 @@ class Loop:
     method: Method
     phase: Phase
     network: InitVar[nn.Module]
-    source: Source
+    source: MinedSource
     record: Record
     scorer: Scorer | None = None
     head: InitVar[nn.Module | None] = None

@@ -49,6 +49,11 @@ class Source(Protocol):
         write into the same memory.
         """
 
+
+@runtime_checkable
+class MinedSource(Source, Protocol):
+    """A source that also says which of its examples a network finds hard."""
+
     def hard_pools(
         self, network: nn.Module, sampler: HardSampler, *, hard: Hard, seed: int
     ) -> Mapping[int, Ids]:
