@@ -225,7 +225,8 @@ def predict(
     notes = [unused_tuning(runs[0], options), *(one.unfinished() for one in runs)]
     elsewhere = None
     if cluster is not None:
-        elsewhere = partial(segment_on_cluster, cluster=cluster, runs=runs, options=options, out=out)
+        named = [(name, one.digest) for name, one in zip((run, *options.also), runs, strict=True)]
+        elsewhere = partial(segment_on_cluster, cluster=cluster, runs=named, options=options, out=out)
     segmenters, options = load_for_prediction(runs, options)
     needed = () if options.allow_missing else segmenters[0].modalities
     found = find_cases(scans, synthetic=options.synthetic, required=needed, labels="unused")

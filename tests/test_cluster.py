@@ -160,7 +160,8 @@ def test_a_case_that_ends_three_workers_is_named_and_the_others_are_done(local: 
     scored = evaluate_folders(local / "out", local / "scans", options=ScoreOptions(), cluster=cluster)
     assert [p.case for p in scored.problems] == [second]
     assert len({score.case for score in scored.scores}) == 3
+    run = local / "run"
     segmented = segment_on_cluster(
-        found.cases, cluster=cluster, runs=[open_run(local / "run")], options=PREDICT, out=tmp_path
+        found.cases, cluster=cluster, runs=[(run, open_run(run).digest)], options=PREDICT, out=tmp_path
     )
     assert [isinstance(result, Problem) for result in segmented] == [False, True, False, False]

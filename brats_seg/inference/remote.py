@@ -1,7 +1,7 @@
 """Cases of `predict` on the workers of a cluster, each of which keeps the networks between cases."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -12,16 +12,16 @@ from brats_seg.inference.outcome import Prediction
 from brats_seg.inference.predict import describe_result, segment_case
 from brats_seg.inference.runs import load_for_prediction
 from brats_seg.inference.segmenter import Segmenter
-from brats_seg.models.trained import TrainedRun, open_run
+from brats_seg.models.trained import open_run
 from brats_seg.scans.case import Case
 from brats_seg.scans.problem import Problem
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """Where the networks lie, their digests, and the options to load and to use them with."""
+    """The name or folder of each run, its digest, and the options to load and to use them with."""
 
-    runs: tuple[tuple[Path, str], ...]
+    runs: tuple[tuple[str | Path, str], ...]
     options: PredictOptions
 
 
@@ -29,15 +29,23 @@ def segment_on_cluster(
     cases: Sequence[Case],
     *,
     cluster: Cluster,
-    runs: Sequence[TrainedRun],
+    runs: Sequence[tuple[str | Path, str]],
     options: PredictOptions,
     out: Path,
 ) -> list[Prediction | Problem]:
     """As `predict.predict_cases` does with the cases of which it knows that they are to be segmented.
 
     A case that ends three workers is a problem; the others are segmented.
+
+    Args:
+        cases: to segment.
+        cluster: whose workers do so.
+        runs: folder, or name of a packaged network, and digest of each run. A worker looks for a packaged
+            network where the package lies on its own machine.
+        options: as in `predict`.
+        out: folder of the label maps.
     """
-    recipe = _Recipe(tuple((run.folder, run.digest) for run in runs), options)
+    recipe = _Recipe(tuple(runs), options)
     return map_in_order(
         partial(_segment, recipe, out),
         cases,
@@ -56,11 +64,11 @@ def _segment(recipe: _Recipe, out: Path, case: Case) -> Prediction | Problem:
 
 @lru_cache(maxsize=1)
 def _load(recipe: _Recipe) -> tuple[tuple[Segmenter, ...], PredictOptions]:
-    runs = [open_run(folder) for folder, _ in recipe.runs]
-    for run, (folder, digest) in zip(runs, recipe.runs, strict=True):
+    runs = [open_run(name) for name, _ in recipe.runs]
+    for run, (name, digest) in zip(runs, recipe.runs, strict=True):
         if run.digest != digest:
-            raise InputError(f"{folder}: holds another network than when the command began; give it again")
-    return load_for_prediction(runs, replace(recipe.options, also=tuple(run.folder for run in runs[1:])))
+            raise InputError(f"{name}: a worker has another network than this command; give the same one")
+    return load_for_prediction(runs, recipe.options)
 
 
 def _problem(case: Case, error: BaseException) -> Problem:

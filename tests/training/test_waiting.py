@@ -78,7 +78,7 @@ def test_no_step_looks_at_the_card_and_a_look_at_the_losses_is_one(tmp_path: Pat
         augment={
             "flip": 0.5, "rotate_degrees": 20, "scale": (0.8, 1.2), "gain": (0.8, 1.2), "shift": (-0.1, 0.1),
             "contrast": (0.8, 1.2), "gamma": (0.8, 1.3), "gamma_inverted": 0.5, "noise_sd": (0.0, 0.1),
-            "sharpness": (-0.5, 0.5), "bias_field": 0.1, "low_resolution": (0.5, 1.0),
+            "sharpness": (-0.5, 0.5), "bias_field": (0.0, 0.1), "low_resolution": (0.5, 1.0),
             "modality_dropout": 0.3,
         }
     )  # fmt: skip
