@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from brats_seg.bank.bank import PatchBank as PatchBank
     from brats_seg.bank.loader import BankDataset as BankDataset
     from brats_seg.core.config import load_config as load_config
-    from brats_seg.evaluation.scores import CONVENTIONS as CONVENTIONS
+    from brats_seg.evaluation.conventions import CONVENTIONS as CONVENTIONS
+    from brats_seg.evaluation.folders import evaluate_folders as evaluate
     from brats_seg.evaluation.scores import score_case as score_case
     from brats_seg.imbalance.ledger import Ledger as Ledger
     from brats_seg.imbalance.samplers import make_sampler as make_sampler
     from brats_seg.inference.loaded import load_run as load_run
-    from brats_seg.pipeline import evaluate as evaluate
     from brats_seg.pipeline import predict as predict
     from brats_seg.pipeline import train as train
     from brats_seg.pipeline import verify_scans as verify
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BankDataset": "bank.loader.BankDataset",
-    "CONVENTIONS": "evaluation.scores.CONVENTIONS",
+    "CONVENTIONS": "evaluation.conventions.CONVENTIONS",
     "Ledger": "imbalance.ledger.Ledger",
     "PatchBank": "bank.bank.PatchBank",
-    "evaluate": "pipeline.evaluate",
+    "evaluate": "evaluation.folders.evaluate_folders",
     "find_cases": "scans.layouts.find_cases",
     "load_config": "core.config.load_config",
     "load_run": "inference.loaded.load_run",

@@ -8,14 +8,13 @@ from pathlib import Path
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.build import BuildOptions, BuildReport, build_bank
-from brats_seg.bank.listing import hold_bank, verify_bank
+from brats_seg.bank.listing import hold_bank
 from brats_seg.core.config import Config
-from brats_seg.core.engine import Cluster
+from brats_seg.core.dask_engine import Cluster
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock, write_text
 from brats_seg.core.run_folder import BEST, LAST
 from brats_seg.core.runtime import Precision, n_workers, start_runtime
-from brats_seg.evaluation.scores import EvaluationReport, ScoreOptions, evaluate_folders
 from brats_seg.inference.options import PredictOptions
 from brats_seg.inference.outcome import PredictReport
 from brats_seg.inference.predict import predict_cases, predict_one
@@ -23,13 +22,12 @@ from brats_seg.inference.remote import segment_on_cluster
 from brats_seg.inference.runs import load_for_prediction, load_segmenters, unused_tuning
 from brats_seg.inference.tuned import Objective, Tuning, write_tuning
 from brats_seg.inference.windowed import needs_windows
-from brats_seg.models.checkpoint import restore_network, save_checkpoint
+from brats_seg.models.checkpoint import save_checkpoint
 from brats_seg.models.composition import compose_checkpoints
 from brats_seg.models.networks import check_patch_size
 from brats_seg.models.packaged import is_packaged, write_cards
+from brats_seg.models.restore import restore_network
 from brats_seg.models.trained import held_out_by_all, initial_checkpoint, open_network, open_run
-from brats_seg.phantoms.cohort import make_traits, write_cohort
-from brats_seg.reporting.viewer import write_page
 from brats_seg.scans.case import MODALITIES, case_of_files
 from brats_seg.scans.layouts import Found, find_cases, problems_of
 from brats_seg.scans.problem import Problem
@@ -39,23 +37,6 @@ from brats_seg.training.split import RunResult, make_split
 from brats_seg.training.train import train as train_network
 from brats_seg.training.tuning import STRENGTHS, SeenCase, search, see_cases
 from brats_seg.training.validation import check_metric
-
-
-def phantom(
-    out: str | Path,
-    *,
-    n_cases: int,
-    layout: str,
-    size: int,
-    seed: int,
-    traits: Mapping[str, float] | None = None,
-) -> list[Path]:
-    """Write a synthetic cohort and give the folders of its cases; `traits` by name are those that are not as
-    in `phantoms.tumor.Traits`.
-    """
-    return write_cohort(
-        Path(out), n_cases=n_cases, layout=layout, size=size, seed=seed, traits=make_traits(traits or {})
-    )
 
 
 def verify_scans(
@@ -70,11 +51,6 @@ def verify_scans(
     return verify_folder(
         data, workers=n_workers(workers), cluster=cluster, synthetic=synthetic, schema=schema
     )
-
-
-def verify_built(bank: str | Path) -> tuple[Problem, ...]:
-    """Every file of a bank that is missing or has changed since it was built."""
-    return verify_bank(Path(bank))
 
 
 def preprocess(
@@ -342,49 +318,6 @@ def predict_files(
     segmenters, options = load_for_prediction(runs, options)
     case = case_of_files({name: Path(file) for name, file in files.items()}, id=out.name.partition(".")[0])
     return predict_one(segmenters, case, out=out, options=options)
-
-
-def evaluate(
-    out: str | Path,
-    reference: str | Path,
-    *,
-    options: ScoreOptions = ScoreOptions(),
-    against: str | Path | None = None,
-    output: str | Path | None = None,
-    cluster: Cluster | None = None,
-) -> EvaluationReport:
-    """Score predictions against expert labels; write `scores.csv` and `summary.json` to `output`, which is
-    the folder of predictions by default.
-    """
-    return evaluate_folders(
-        out, reference, options=options, against=against, output=output or out, cluster=cluster
-    )
-
-
-def view(
-    folder: str | Path,
-    *,
-    output: str | Path,
-    prediction: str | Path | None = None,
-    reference: str | Path | None = None,
-    schema: str | None = None,
-    prediction_schema: str | None = None,
-) -> Path:
-    """Write one page to look at a case. Raises `InputError` where the folder does not hold exactly one
-    case.
-    """
-    prediction, reference = (None if path is None else Path(path) for path in (prediction, reference))
-    found = find_cases(folder, required=(), schema=schema)
-    if len(found.cases) != 1:
-        names = ", ".join([case.id for case in found.cases[:5]] + ["..."] * (len(found.cases) > 5)) or "none"
-        raise InputError(f"{folder}: holds {len(found.cases)} cases ({names}); give the folder of one case")
-    return write_page(
-        found.cases[0],
-        prediction=prediction,
-        reference=reference,
-        output=Path(output),
-        prediction_schema=prediction_schema,
-    )
 
 
 def held_out_cases(run: str | Path) -> tuple[str, ...]:

@@ -19,10 +19,11 @@ from brats_seg.cli import main
 from brats_seg.core.config import load_config
 from brats_seg.core.dask_engine import open_cluster
 from brats_seg.core.outcome import Outcome, WorkerDiedError
-from brats_seg.evaluation.scores import ScoreOptions, evaluate_folders
+from brats_seg.evaluation.folders import ScoreOptions, evaluate_folders
 from brats_seg.inference.options import PredictOptions
 from brats_seg.inference.remote import segment_on_cluster
 from brats_seg.models.trained import open_run
+from brats_seg.phantoms.cohort import write_cohort
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.problem import Problem
 from brats_seg.scans.verify import verify_cases
@@ -47,12 +48,12 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
 def local(tmp_path_factory: pytest.TempPathFactory, undrawn: None) -> Path:
     """Scans, a bank, a run and predictions, made on one machine."""
     root = tmp_path_factory.mktemp("local")
-    pipeline.phantom(root / "scans", n_cases=4, layout="brats2021", size=48, seed=5)
+    write_cohort(root / "scans", n_cases=4, layout="brats2021", size=48, seed=5)
     assert pipeline.preprocess(root / "scans", root / "bank", options=BUILD, workers=1).exit_code == 0
     config = load_config("demo", overrides=TINY)
     pipeline.train(root / "bank", root / "run", config, fold=0, device="cpu")
     assert pipeline.predict(root / "run", root / "scans", root / "out", options=PREDICT).exit_code == 0
-    assert pipeline.evaluate(root / "out", root / "scans", output=root / "scores").exit_code == 0
+    assert evaluate_folders(root / "out", root / "scans", output=root / "scores").exit_code == 0
     return root
 
 
@@ -87,7 +88,7 @@ def test_every_stage_gives_the_bytes_of_one_machine(
         built = pipeline.preprocess(local / "scans", tmp_path / "bank", options=BUILD, cluster=cluster)
         killer.join()
         predicted = pipeline.predict(local / "run", "scans", "out", options=PREDICT, cluster=cluster)
-        scored = pipeline.evaluate("out", local / "scans", output="scores", cluster=cluster)
+        scored = evaluate_folders("out", local / "scans", output="scores", cluster=cluster)
     assert (built.exit_code, predicted.exit_code, scored.exit_code) == (0, 0, 0)
     assert contents(tmp_path / "bank") == contents(local / "bank")
     assert contents(tmp_path / "scores") == contents(local / "scores")

@@ -22,10 +22,11 @@ from brats_seg.core.runtime import start_runtime
 from brats_seg.core.settings import config_names, parse_settings
 from brats_seg.evaluation.run_rows import COLUMNS, DIGEST, LOOK_COLUMNS
 from brats_seg.evaluation.volumes import score_volume
-from brats_seg.inference.dense import label_map
+from brats_seg.inference.dense import Feed, label_map
 from brats_seg.inference.runs import load_segmenters
 from brats_seg.models.checkpoint import load_checkpoint
 from brats_seg.models.trained import open_run
+from brats_seg.phantoms.cohort import write_cohort
 from brats_seg.studies import experiment, run_job
 from brats_seg.studies.earlier import digest_of_schema_1, knobs_of_schema_1, rows_of
 from brats_seg.studies.experiment import ExperimentReport, run_experiment
@@ -66,7 +67,7 @@ def tiny(**changes: Any) -> ExperimentConfig:
 @pytest.fixture(scope="module")
 def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("experiment")
-    pipeline.phantom(root / "scans", n_cases=6, layout="brats2013", size=48, seed=3)
+    write_cohort(root / "scans", n_cases=6, layout="brats2013", size=48, seed=3)
     assert (
         pipeline.preprocess(
             root / "scans", root / "bank", workers=1, options=BuildOptions(n_folds=3)
@@ -126,9 +127,8 @@ def test_label_maps_of_every_strength_are_those_of_its_class_shift(
                 alone = label_map(
                     segmenter.network,
                     opened.volume(number)[0],
-                    divisor=segmenter.divisor,
-                    window=segmenter.window,
                     class_shift=shift,
+                    feed=Feed(divisor=segmenter.divisor, window=segmenter.window),
                 )
                 assert np.array_equal(kept[opened.cases[number].id], alone)
 
@@ -568,13 +568,22 @@ def test_scores_of_a_case_can_be_checked_by_hand(bank: Path) -> None:
     opened = PatchBank(bank, patch_size=(32, 32))
     case = next(case for case in opened.cases if case.n_voxels[4] > 0)
     tissue = np.array(opened.volume(opened.cases.index(case))[1])
-    perfect = {
-        row["region"]: row
-        for row in score_volume(opened, case.id, np.where(tissue == 255, np.uint8(0), tissue))
-    }
+
+    def by_region(labels: np.ndarray) -> dict[str, dict[str, Any]]:
+        rows = score_volume(
+            tissue,
+            labels,
+            case=case.id,
+            patient=case.patient,
+            classes=opened.classes,
+            spacing_mm=case.spacing_mm,
+        )
+        return {row["region"]: row for row in rows}
+
+    perfect = by_region(np.where(tissue == 255, np.uint8(0), tissue))
     assert {row["dice"] for row in perfect.values() if row["n_reference_vox"]} == {1.0}
     assert perfect["healthy"]["n_reference_vox"] == int((tissue == 0).sum())
-    nothing = {row["region"]: row for row in score_volume(opened, case.id, np.zeros_like(tissue))}
+    nothing = by_region(np.zeros_like(tissue))
     n_healthy, n_brain = int((tissue == 0).sum()), int((tissue != 255).sum())
     assert nothing["healthy"]["dice"] == pytest.approx(2 * n_healthy / (n_healthy + n_brain), abs=1e-6)
     assert (nothing["whole"]["dice"], nothing["whole"]["volume_ratio"]) == (0, 0)

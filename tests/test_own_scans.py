@@ -21,22 +21,27 @@ import yaml
 from brats_seg import pipeline
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.build import BuildOptions
+from brats_seg.bank.listing import verify_bank
 from brats_seg.cli import main
 from brats_seg.core.config import load_config
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import sha256
 from brats_seg.core.runtime import StopRequest, start_runtime
-from brats_seg.evaluation.scores import ScoreOptions, evaluate_folders
+from brats_seg.evaluation.folders import ScoreOptions, evaluate_folders
 from brats_seg.inference.options import PredictOptions
 from brats_seg.inference.runs import load_segmenters
 from brats_seg.inference.tuned import Tuning, write_tuning
 from brats_seg.models import packaged
-from brats_seg.models.checkpoint import load_checkpoint, restore_network, save_checkpoint
+from brats_seg.models.checkpoint import load_checkpoint, save_checkpoint
+from brats_seg.models.restore import restore_network
 from brats_seg.models.trained import held_out_by_all, open_run
+from brats_seg.phantoms.cohort import write_cohort
 from brats_seg.reporting.report import write_report
+from brats_seg.scans.geometry import make_geometry
 from brats_seg.scans.layouts import find_cases
-from brats_seg.scans.volume import make_geometry, read_volume, write_label_map, write_volume
-from brats_seg.studies.experiment import run_experiment, run_folder
+from brats_seg.scans.volume import read_volume, write_label_map, write_volume
+from brats_seg.studies.experiment import run_experiment
+from brats_seg.studies.run_job import run_folder
 from brats_seg.studies.strategies import load_experiment
 from brats_seg.training import train
 
@@ -57,7 +62,7 @@ PLAIN = {"t1n": "T1", "t1c": "T1gd", "t2w": "T2", "t2f": "FLAIR (1)", "seg": "gt
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Scans of a release, the same under plain names, a bank and two runs."""
     root = tmp_path_factory.mktemp("own")
-    pipeline.phantom(root / "scans", n_cases=4, layout="brats2023", size=48, seed=3)
+    write_cohort(root / "scans", n_cases=4, layout="brats2023", size=48, seed=3)
     for path in (root / "scans").rglob("*.nii.gz"):
         to = (
             root
@@ -120,7 +125,7 @@ def test_plain_names_are_predicted_without_asking_and_scored_in_the_schema_that_
             == 0
         )
     assert set(pd.read_csv(tmp_path / "plain" / "predictions.csv")["schema"]) == {"brats2023"}
-    expected = pipeline.evaluate(tmp_path / "scans", work / "scans").scores
+    expected = evaluate_folders(tmp_path / "scans", work / "scans", output=tmp_path / "scans").scores
     assert ends("evaluate", tmp_path / "plain", work / "plain") == 1
     assert capsys.readouterr().out.count("nothing says which tissue each value is") == 4
 
@@ -132,7 +137,9 @@ def test_plain_names_are_predicted_without_asking_and_scored_in_the_schema_that_
         values, geometry = read_volume(path)
         write_label_map(path, np.where(values == 3, 4, values), geometry, dtype="uint8")
     for reference, schema in ((work / "plain", "brats2023"), (later, "brats2017")):
-        scored = pipeline.evaluate(tmp_path / "plain", reference, options=ScoreOptions(schema=schema))
+        scored = evaluate_folders(
+            tmp_path / "plain", reference, options=ScoreOptions(schema=schema), output=tmp_path / "plain"
+        )
         assert scored.exit_code == 0
         assert [s.dice for s in scored.scores] == pytest.approx([s.dice for s in expected], nan_ok=True)
     page = write_report(
@@ -561,10 +568,10 @@ def test_paths_may_be_strings(work: Path, tmp_path: Path) -> None:
     run, scans, out = str(work / "run"), str(work / "scans"), str(tmp_path / "out")
     assert len(find_cases(scans).cases) == 4
     assert pipeline.verify_scans(scans, workers=1).exit_code == 0
-    assert not pipeline.verify_built(str(work / "bank"))
+    assert not verify_bank(str(work / "bank"))
     assert pipeline.predict(run, scans, out, options=PredictOptions(also=(run,), device="cpu")).exit_code == 0
     assert evaluate_folders(out, scans, against=out, output=str(tmp_path / "scores")).exit_code == 0
-    assert pipeline.evaluate(out, scans, against=out, output=str(tmp_path / "scores")).exit_code == 0
+    assert evaluate_folders(out, scans, against=out, output=str(tmp_path / "scores")).exit_code == 0
     assert write_report(out, scans, output=str(tmp_path / "report.html"), run=run).exit_code == 0
     case = find_cases(scans).cases[0]
     files = {name: str(scan) for name, scan in case.modalities.items()}
@@ -585,9 +592,7 @@ def test_paths_may_be_strings(work: Path, tmp_path: Path) -> None:
         pipeline.train(str(work / "bank"), str(finished), config, fold=0, resume=True, device="cpu").ended
         == "done"
     )
-    assert (
-        len(pipeline.phantom(str(tmp_path / "phantoms"), n_cases=1, layout="brats2021", size=48, seed=0)) == 1
-    )
+    assert len(write_cohort(tmp_path / "phantoms", n_cases=1, layout="brats2021", size=48, seed=0)) == 1
     assert run_folder(out, {"data": "", "strategy": "a", "fold": 0, "seed": 0}).parent.parent == Path(
         out, "runs", "a"
     )
@@ -597,7 +602,6 @@ def test_paths_may_be_strings(work: Path, tmp_path: Path) -> None:
         lambda: run_experiment(
             out, str(tmp_path / "experiment"), load_experiment("sampling_quick"), known=out
         ),
-        lambda: pipeline.view(scans, output=str(tmp_path / "page.html"), prediction=out, reference=out),
     ):
         with pytest.raises((InputError, UsageError)):
             refused()

@@ -18,19 +18,22 @@ from brats_seg import pipeline
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.build import BuildOptions
 from brats_seg.cli import main
-from brats_seg.core.config import Config, Validation, load_config
+from brats_seg.core.config import Config, load_config
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import sha256
 from brats_seg.core.run_folder import BEST
 from brats_seg.core.runtime import start_runtime
+from brats_seg.core.sections import Validation
 from brats_seg.core.settings import dump_config
-from brats_seg.evaluation.scores import ScoreOptions
+from brats_seg.evaluation.folders import ScoreOptions, evaluate_folders
 from brats_seg.inference import segmenter as predicting
 from brats_seg.inference.options import PredictOptions, Settings
 from brats_seg.inference.runs import load_segmenters
 from brats_seg.inference.tuned import write_tuning
-from brats_seg.models.checkpoint import load_checkpoint, restore_network, save_checkpoint
+from brats_seg.models.checkpoint import load_checkpoint, save_checkpoint
+from brats_seg.models.restore import restore_network
 from brats_seg.models.trained import open_run
+from brats_seg.phantoms.cohort import write_cohort
 from brats_seg.reporting.report import write_report
 from brats_seg.scans.layouts import find_cases
 from brats_seg.training.split import make_split
@@ -53,7 +56,7 @@ def tiny() -> Config:
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Scans, a bank, a run on fold 0 and predictions for it."""
     root = tmp_path_factory.mktemp("pipeline")
-    pipeline.phantom(root / "scans", n_cases=6, layout="brats2023", size=48, seed=3)
+    write_cohort(root / "scans", n_cases=6, layout="brats2023", size=48, seed=3)
     assert (
         pipeline.preprocess(
             root / "scans", root / "bank", workers=1, options=BuildOptions(n_folds=3)
@@ -100,7 +103,7 @@ def test_a_label_map_has_the_sources_grid_values_and_type(work: Path) -> None:
 
 def test_scores_name_their_convention_and_their_n(work: Path, tmp_path: Path) -> None:
     held_out = pipeline.held_out_cases(work / "run")
-    scored = pipeline.evaluate(
+    scored = evaluate_folders(
         work / "out",
         work / "scans",
         output=tmp_path,
@@ -118,7 +121,7 @@ def test_a_reference_against_itself_is_perfect(work: Path, tmp_path: Path) -> No
     (tmp_path / "copies").mkdir()
     for path in (work / "scans").rglob("*-seg.nii.gz"):
         shutil.copy(path, tmp_path / "copies" / path.name.replace("-seg", ""))
-    scored = pipeline.evaluate(tmp_path / "copies", work / "scans", output=tmp_path)
+    scored = evaluate_folders(tmp_path / "copies", work / "scans", output=tmp_path)
     regions = [s for s in scored.scores if s.region in ("whole", "core", "active")]
     assert len(regions) == 6 * 3
     assert {s.dice for s in regions} == {1.0}
@@ -194,7 +197,7 @@ def test_the_file_type_is_a_choice_and_evaluate_reads_each(work: Path, tmp_path:
     )  # fmt: skip
     assert ends(*predicted) == 0
     assert ends("evaluate", str(tmp_path), str(work / "scans"), "--held-out", str(work / "run")) == 0
-    theirs = pipeline.evaluate(
+    theirs = evaluate_folders(
         work / "out",
         work / "scans",
         output=tmp_path / "theirs",

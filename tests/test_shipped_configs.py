@@ -15,6 +15,7 @@ from brats_seg.classification import whitening
 from brats_seg.classification.settings import Distribution, StudySettings
 from brats_seg.classification.whitening import Whitening
 from brats_seg.core.settings import config_names, load_settings
+from brats_seg.phantoms.cohort import write_cohort
 from brats_seg.studies.experiment import run_experiment
 from brats_seg.studies.grid import GridWorkers
 from brats_seg.studies.strategies import ExperimentConfig, Strategy, load_experiment, make_strategies
@@ -149,7 +150,7 @@ def cohorts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three folds of two cases, with the four classes of 2021, which regions can be trained on."""
     root = tmp_path_factory.mktemp("bank")
-    pipeline.phantom(root / "scans", n_cases=6, layout="brats2021", size=SIZE, seed=1)
+    write_cohort(root / "scans", n_cases=6, layout="brats2021", size=SIZE, seed=1)
     assert (
         pipeline.preprocess(
             root / "scans", root / "bank", workers=1, options=BuildOptions(n_folds=3)

@@ -59,12 +59,13 @@ def bank(job: Job) -> Rows:
     """The bank that the other steps use."""
     from brats_seg import pipeline
     from brats_seg.bank.build import BuildOptions
+    from brats_seg.phantoms.cohort import write_cohort
 
     scans, start = job.scans, time.perf_counter()
     if scans is None:
         scans = job.out / "scans"
         size = job.sized(160, least=48)
-        pipeline.phantom(scans, n_cases=job.sized(8, least=2), layout="brats2021", size=size, seed=0)
+        write_cohort(scans, n_cases=job.sized(8, least=2), layout="brats2021", size=size, seed=0)
     built = pipeline.preprocess(scans, job.out / "bank", options=BuildOptions(n_folds=2))
     return {"cases": float(len(built.done) + len(built.skipped)), "bank, s": time.perf_counter() - start}
 
@@ -121,7 +122,8 @@ def inference(job: Job) -> Rows:
     from brats_seg.bank.bank import PatchBank
     from brats_seg.core.config import load_config
     from brats_seg.core.runtime import start_runtime
-    from brats_seg.inference.dense import label_map, ready_for_inference
+    from brats_seg.inference.dense import label_map
+    from brats_seg.inference.ready import ready_for_inference
     from brats_seg.models.networks import make_network
 
     runtime, config = start_runtime(device=job.device), load_config("unet2d")

@@ -30,9 +30,10 @@ from brats_seg.core.files import sha256, write_json, write_text
 from brats_seg.core.run_folder import BEST, TUNED
 from brats_seg.core.settings import load_settings
 from brats_seg.inference.tuned import read_tuning, write_tuning
-from brats_seg.models.checkpoint import Checkpoint, check_same_data, load_checkpoint, save_checkpoint
+from brats_seg.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from brats_seg.models.networks import make_network
 from brats_seg.models.packaged import CARD, FACTS, SHELF, Card, CardWords, PackedNetwork
+from brats_seg.models.restore import check_same_data
 from brats_seg.models.trained import open_run
 
 MOST_BYTES = 6_000_000

@@ -29,7 +29,9 @@ from brats_seg import pipeline  # noqa: E402
 from brats_seg.bank.build import BuildOptions  # noqa: E402
 from brats_seg.core.dask_engine import Cluster, open_cluster  # noqa: E402
 from brats_seg.core.engine import map_unordered  # noqa: E402
+from brats_seg.evaluation.folders import evaluate_folders  # noqa: E402
 from brats_seg.inference.options import PredictOptions  # noqa: E402
+from brats_seg.phantoms.cohort import write_cohort  # noqa: E402
 
 PREDICT = PredictOptions(device="cpu", precision="float32")
 IGNORED = ("predictions.csv",)  # its column of seconds
@@ -73,7 +75,7 @@ def stages(root: Path, out: Path, cluster: Cluster | None) -> dict[str, float]:
     predicted = pipeline.predict("starter", root / "scans", out / "out", options=PREDICT, cluster=cluster)
     assert predicted.exit_code == 0, predicted.problems
     lap("predict")
-    scored = pipeline.evaluate(out / "out", root / "scans", output=out / "scores", cluster=cluster)
+    scored = evaluate_folders(out / "out", root / "scans", output=out / "scores", cluster=cluster)
     assert scored.exit_code == 0, scored.problems
     lap("evaluate")
     return seconds
@@ -90,7 +92,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def drill(root: Path, *, cases: int, size: int, workers: int, kill_every: float) -> dict[str, object]:
     """The four stages on one machine and on a cluster whose workers are killed."""
-    pipeline.phantom(root / "scans", n_cases=cases, layout="brats2021", size=size, seed=0)
+    write_cohort(root / "scans", n_cases=cases, layout="brats2021", size=size, seed=0)
     local, shared = root / "local", root / "shared"
     for folder in (local, shared):
         folder.mkdir()

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Int64
-from torch import Tensor
 
 from brats_seg.bank.format import FILES
 from brats_seg.bank.gather import (
+    Batch,
     PatchMaps,
     ResidentVolumes,
     gather_patches,
@@ -22,32 +22,12 @@ from brats_seg.bank.gather import (
 from brats_seg.bank.listing import BankCase, read_folds, read_listing
 from brats_seg.bank.mapped import Volumes, map_array
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.core.shapes import Counts, Ids, Image, TissueMap
-from brats_seg.core.tensors import Inputs, Targets
+from brats_seg.core.shapes import Ids, Image, TissueMap
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.scans.grouping import GroupKind, group_classes
 from brats_seg.scans.labels import OUTSIDE
 
 _RESIDENT_SHARE = 0.7  # of a device's free memory: the rest is for the network
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Patches of one step.
-
-    Attributes:
-        inputs: float32 (B, M, [Z,] Y, X), channels last in memory; with slices around (B, (2 n + 1) M, Y, X),
-            slice -n first.
-        targets: class of each voxel (B, [Z,] Y, X), 255 outside the brain and for what a grouped bank leaves
-            out.
-        counts: (K + 1,) voxels of each class in these patches, and in the last place those outside.
-            int64; NumPy of a bank on the CPU, else a tensor on the bank's device, which nothing here waits
-            for.
-    """
-
-    inputs: Inputs
-    targets: Targets
-    counts: Counts | Int64[Tensor, " k"]
 
 
 class PatchBank:
@@ -248,9 +228,7 @@ class PatchBank:
             self._volumes,
             ids,
             patch_size=self.patch_size,
-            inputs_out=out.inputs.movedim(1, -1).numpy(),
-            targets_out=out.targets.numpy(),
-            counts_out=np.asarray(out.counts),
+            out=out,
             table=self._table,
             maps=maps,
             slices_around=self.slices_around,

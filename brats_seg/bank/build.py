@@ -1,43 +1,36 @@
 """Cases -> bank, resumable."""
 
-import hashlib
-import json
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
+from brats_seg.bank.assemble import assemble, unlist
+from brats_seg.bank.disk import check_disk
 from brats_seg.bank.entry import (
     EntryResult,
     EntryTask,
     Settings,
     find_entry,
-    find_refusal,
     is_damaged,
     read_settings,
     refuse,
     write_entry,
 )
-from brats_seg.bank.folds import make_folds
-from brats_seg.bank.format import LISTED, READERS_LOCK, SCHEMA_VERSION, is_bank
+from brats_seg.bank.format import is_bank
 from brats_seg.bank.listing import read_listing
-from brats_seg.core.dask_engine import TOKEN
-from brats_seg.core.engine import Cluster, Outcome, run_tasks
+from brats_seg.core.dask_engine import TOKEN, Cluster
+from brats_seg.core.engine import run_tasks
 from brats_seg.core.errors import InputError, UsageError, is_disk_full
-from brats_seg.core.files import lock, read_json, write_text
+from brats_seg.core.files import lock, read_json
+from brats_seg.core.outcome import Outcome
 from brats_seg.scans.case import MODALITIES, Case
+from brats_seg.scans.check_label import untold_schema
 from brats_seg.scans.labels import MERGED, SCHEMAS, common_classes
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.problem import Problem
-from brats_seg.scans.verify import CaseReport, one_patient, untold_schema
-from brats_seg.scans.volume import read_header, read_volume
 
 _BUILD_LOCK = ".build.lock"
-_PROBED = 3  # cases whose brain is looked for, to tell the disk a bank needs
-_MARGIN = 1.2  # over the largest of them
 
 
 @dataclass(frozen=True)
@@ -168,15 +161,15 @@ def build_bank(
             for task in own_tasks
             if (entry := find_entry(task)) is None or (options.rebuild and is_damaged(task, entry))
         ]
-        _check_disk(todo, say)
+        check_disk(todo, say)
         if todo:
-            _unlist(bank)
+            unlist(bank)
         results = [
             _result(outcome)
             for outcome in run_tasks(write_entry, todo, workers=workers, label="preprocess", cluster=cluster)
         ]
         problems += [problem for result in results for problem in result.problems]
-        missing = _assemble(tasks, settings, problems, n_folds=options.n_folds, seed=options.seed)
+        missing = assemble(tasks, settings, problems, n_folds=options.n_folds, seed=options.seed)
     done = {result.case_id for result in results if not result.refused}
     started = {task.case.id for task in todo}
     ids = [task.case.id for task in own_tasks]
@@ -187,37 +180,6 @@ def build_bank(
         missing,
         classes,
     )
-
-
-def disk_needed(cases: Sequence[Case], *, n_modalities: int) -> int:
-    """Bytes that cases will take in a bank, from their headers and the brains of a few of them; a case that
-    cannot be read takes none.
-    """
-    n_voxels = []
-    for case in cases:
-        try:
-            z, y, x = read_header(next(iter(case.modalities.values())).path).shape
-        except InputError:
-            continue
-        n_voxels.append(z * y * x)
-    bytes_per_voxel = 2 * n_modalities + 1 + 4  # image, label and (of the brain) positions
-    return int(sum(n_voxels) * bytes_per_voxel * _brain_share(cases))
-
-
-def _brain_share(cases: Sequence[Case]) -> float:
-    """The largest share of its frame that the brain's box takes in a few cases spread over the data, and a
-    margin.
-    """
-    shares = []
-    for case in cases[:: max(1, len(cases) // _PROBED)][:_PROBED]:
-        try:
-            volume, _ = read_volume(next(iter(case.modalities.values())))
-        except InputError:
-            continue
-        spans = [np.flatnonzero(volume.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
-        box = [int(span[-1] - span[0] + 1) if span.size else 0 for span in spans]
-        shares.append(box[0] * box[1] * box[2] / volume.size)
-    return min(1.0, max(shares, default=1.0) * _MARGIN)
 
 
 def _is_usable(case: Case, problems: list[Problem]) -> bool:
@@ -312,40 +274,6 @@ def _setting_words(name: str, value: Any) -> str:
     return f"--{name} {words}" if name == "percentiles" else f"{name.replace('_', ' ')} {words}"
 
 
-def _unlist(bank: Path) -> None:
-    """Take `bank.json` away, before a file of the bank changes: nobody can open the bank until all is
-    written.
-
-    Raises:
-        InputError: a training or another reader uses the bank.
-    """
-    if not (bank / "bank.json").exists():
-        return
-    busy = (
-        "a training or another reader uses this bank, which would change; wait for it to end, or make a new "
-        "bank in another folder"
-    )
-    with lock(bank / READERS_LOCK, busy=busy):
-        (bank / "bank.json").unlink(missing_ok=True)
-
-
-def _check_disk(todo: Sequence[EntryTask], say: Callable[[str], None]) -> None:
-    if not todo:
-        return
-    bank = todo[0].bank
-    needed = disk_needed([task.case for task in todo], n_modalities=len(todo[0].settings.modalities))
-    free = shutil.disk_usage(bank).free
-    say(
-        f"{len(todo)} cases to prepare; they need about {needed / 1e9:.2f} GB of the {free / 1e9:.1f} GB "
-        f"free at {bank}"
-    )
-    if needed > free:
-        raise InputError(
-            f"{bank}: {len(todo)} cases need about {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; free "
-            "some or choose another disk"
-        )
-
-
 def _result(outcome: Outcome[EntryTask, EntryResult]) -> EntryResult:
     """What came of a task, also where its worker died or something went wrong that nobody thought of."""
     if outcome.value is not None:
@@ -369,136 +297,3 @@ def _result(outcome: Outcome[EntryTask, EntryResult]) -> EntryResult:
     )
     refuse(outcome.task, [problem])
     return EntryResult(case.id, (problem,))
-
-
-def _assemble(
-    tasks: Sequence[EntryTask], settings: Settings, problems: list[Problem], *, n_folds: int, seed: int
-) -> tuple[str, ...]:
-    """Write `folds.json` and `bank.json` if every case is finished or refused; else give the ids that are
-    not.
-    """
-    entries, missing = [], []
-    for task in tasks:
-        entry = find_entry(task)
-        if entry is not None:
-            entries.append(entry)
-        elif find_refusal(task) is None:
-            missing.append(task.case.id)
-    if missing:
-        return tuple(missing)
-    if not entries:
-        raise InputError(
-            f"{tasks[0].bank}: every case was refused", *(str(p) for p in problems if p.severity == "error")
-        )
-    patient_of = _patients(entries, tasks, problems)
-    problems += _absent_classes(entries, settings.classes) + _needlessly_merged(
-        entries, tasks, settings.classes
-    )
-    bank = tasks[0].bank
-    problems += _left_out(bank, tasks)
-    enhancing = settings.classes.index("enhancing_core")
-    folds = make_folds(
-        patient_of, {e["id"]: e["counts"][enhancing] > 0 for e in entries}, n_folds=n_folds, seed=seed
-    )
-    if len(folds) < n_folds:
-        problems.append(
-            Problem(
-                "warning",
-                "",
-                str(bank),
-                f"{len(folds)} folds instead of {n_folds}: there are no more patients",
-            )
-        )
-    dealt = json.dumps({"schema_version": SCHEMA_VERSION, "seed": seed, "folds": folds}, indent=1) + "\n"
-    head = {
-        "schema_version": SCHEMA_VERSION,
-        "modalities": settings.modalities,
-        "classes": settings.classes,
-        "spacing_mm": settings.spacing_mm,
-        "normalization": {"percentiles": settings.percentiles, "n4": settings.n4},
-        "folds": hashlib.sha256(dealt.encode()).hexdigest(),
-    }
-    rows = [{key: entry[key] for key in LISTED} | {"patient": patient_of[entry["id"]]} for entry in entries]
-    lines = ",\n".join(
-        json.dumps(row) for row in rows
-    )  # a line for each case, so that two banks can be compared by eye
-    listed = json.dumps(head)[:-1] + ',\n"cases": [\n' + lines + "\n]}\n"
-    if not (_holds(bank / "folds.json", dealt) and _holds(bank / "bank.json", listed)):
-        _unlist(bank)
-        write_text(bank / "folds.json", dealt)
-        write_text(bank / "bank.json", listed)
-    return ()
-
-
-def _holds(path: Path, text: str) -> bool:
-    return path.is_file() and path.read_bytes() == text.encode()
-
-
-def _patients(
-    entries: Sequence[Mapping[str, Any]], tasks: Sequence[EntryTask], problems: list[Problem]
-) -> dict[str, str]:
-    """Case id -> patient, where cases that share a scan count as one."""
-    digests = {entry["id"]: entry["digests"] for entry in entries}
-    cases = {task.case.id: task.case for task in tasks}
-    reports = [CaseReport(cases[case_id], (), {}, None, None, digests[case_id]) for case_id in digests]
-    patient_of = one_patient(reports)
-    for case_id, patient in patient_of.items():
-        if patient != cases[case_id].patient:
-            what = f"shares a scan with a case of patient {patient}; the two count as one patient"
-            problems.append(Problem("warning", case_id, str(cases[case_id].folder), what))
-    return patient_of
-
-
-def _left_out(bank: Path, tasks: Sequence[EntryTask]) -> list[Problem]:
-    """A warning where an earlier build put other cases into this folder: a bank is what one call of
-    `preprocess` is given.
-    """
-    others = sorted(
-        {path.parent.name for path in bank.glob("cases/*/case.json")} - {task.case.id for task in tasks}
-    )
-    if not others:
-        return []
-    what = (
-        f"{len(others)} cases of an earlier build, such as {others[0]}, are not among these scans and not in "
-        "the bank any more"
-    )
-    return [
-        Problem(
-            "warning",
-            "",
-            str(bank),
-            what,
-            "all scans at once (a folder may mix releases), or a folder for each bank",
-        )
-    ]
-
-
-def _needlessly_merged(
-    entries: Sequence[Mapping[str, Any]], tasks: Sequence[EntryTask], classes: Sequence[str]
-) -> list[Problem]:
-    """A warning where cases that were refused are what keeps the classes of the others merged."""
-    there = {entry["id"] for entry in entries}
-    finer = common_classes(
-        SCHEMAS[name] for name in {task.case.schema for task in tasks if task.case.id in there}
-    )
-    if MERGED not in classes or MERGED in finer:
-        return []
-    merging = [
-        task.case.id
-        for task in tasks
-        if task.case.id not in there and MERGED in SCHEMAS[task.case.schema].values.values()
-    ]
-    what = (
-        f"was refused, and for its sake the bank keeps {', '.join(classes)} where the others tell "
-        f"{', '.join(finer)} apart"
-    )
-    return [Problem("warning", merging[0], "", what, "a new bank without it, or with it mended")]
-
-
-def _absent_classes(entries: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[Problem]:
-    totals = [sum(column) for column in zip(*(entry["counts"] for entry in entries), strict=True)]
-    return [
-        Problem("warning", "", "", f"tissue class {name} occurs in no case")
-        for name, n in zip(classes, totals, strict=True)
-        if n == 0
-    ]

@@ -14,14 +14,15 @@ import numpy as np
 
 from brats_seg.bank.format import FILES, SCHEMA_VERSION
 from brats_seg.bank.itk import Spacing
-from brats_seg.bank.normalize import NormalizedCase, normalize_volumes, off_spacing
+from brats_seg.bank.normalize import NormalizedCase, normalize, off_spacing
 from brats_seg.bank.records import MEND, RefusalRecord, entry_checksum, read_entry
 from brats_seg.core.errors import InputError
 from brats_seg.core.files import read_json, read_model, sha256, write_json
 from brats_seg.core.kernels import group_positions
 from brats_seg.scans.case import Case, ScanFile
-from brats_seg.scans.problem import Problem
-from brats_seg.scans.verify import CaseReport, LoadedCase, check_case, load_case
+from brats_seg.scans.check import CaseReport, check_case
+from brats_seg.scans.loaded import LoadedCase, load_case
+from brats_seg.scans.problem import Problem, problem_of
 
 _STATE = ("name", "channel", "bytes", "mtime_ns")
 
@@ -74,7 +75,7 @@ def write_entry(task: EntryTask) -> EntryResult:
     """Read, check, normalize and write a case, or refuse it and write down why."""
     for rest in task.bank.glob(f"cases/.{escape(task.case.id)}.*.part"):  # of a build that was killed
         shutil.rmtree(rest, ignore_errors=True)  # a worker that was taken for dead may still write there
-    loaded = load_case(task.case)
+    loaded = load_case(task.case, threads=task.threads)
     report = check_case(loaded)
     problems = list(report.problems) + _wrong_for_bank(task, report)
     if not any(problem.severity == "error" for problem in problems):
@@ -86,7 +87,7 @@ def write_entry(task: EntryTask) -> EntryResult:
             ]
             _write_folder(task, normalized, digests=report.digests)
         except InputError as error:
-            problems.append(Problem("error", task.case.id, "", str(error).removeprefix(f"{task.case.id}: ")))
+            problems.append(problem_of(error, task.case.id))
     result = EntryResult(task.case.id, tuple(problems))
     if result.refused:
         refuse(task, result.problems)
@@ -190,12 +191,9 @@ def _wrong_for_bank(task: EntryTask, report: CaseReport) -> list[Problem]:
 
 def _normalize(task: EntryTask, loaded: LoadedCase) -> NormalizedCase:
     settings = task.settings
-    volumes = {name: loaded.volumes[name][0] for name in settings.modalities}
-    return normalize_volumes(
-        task.case,
-        volumes,
-        label=loaded.label[0] if loaded.label else None,
-        geometry=loaded.volumes[settings.modalities[0]][1],
+    return normalize(
+        loaded,
+        modalities=settings.modalities,
         classes=settings.classes,
         percentiles=settings.percentiles,
         n4_cache=task.bank / "n4" if settings.n4 else None,

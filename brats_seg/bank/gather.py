@@ -18,7 +18,9 @@ import torch
 from jaxtyping import Float16, Float32, Int64, UInt8
 from torch import Tensor
 
-from brats_seg.bank.gather_kernels import FRACTION_BITS, gather_planes, wait_for, widen_numpy
+from brats_seg.bank.blend_kernels import FRACTION_BITS
+from brats_seg.bank.float16 import widen_numpy
+from brats_seg.bank.gather_kernels import gather_planes, wait_for
 from brats_seg.bank.mapped import Volumes
 from brats_seg.core.errors import UsageError
 from brats_seg.core.shapes import Counts, Ids
@@ -56,20 +58,37 @@ class PatchMaps:
     matrices: Float32[np.ndarray, "b 3 3"]
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Patches of one step.
+
+    Attributes:
+        inputs: float32 (B, M, [Z,] Y, X), channels last in memory; with slices around (B, (2 n + 1) M, Y, X),
+            slice -n first.
+        targets: class of each voxel (B, [Z,] Y, X), 255 outside the brain and for what a grouped bank leaves
+            out.
+        counts: (K + 1,) voxels of each class in these patches, and in the last place those outside.
+            int64; NumPy of a bank on the CPU, else a tensor on the bank's device, which nothing here waits
+            for.
+    """
+
+    inputs: Inputs
+    targets: Targets
+    counts: Counts | Int64[Tensor, " k"]
+
+
 def gather_patches(
     volumes: Volumes,
     ids: Ids,
     *,
     patch_size: tuple[int, ...],
-    inputs_out: Float32[np.ndarray, " b *patch m"],
-    targets_out: UInt8[np.ndarray, " b *patch"],
-    counts_out: Counts,
+    out: Batch,
     table: Table | None = None,
     maps: PatchMaps | None = None,
     slices_around: int = 0,
     threads: int = 1,
 ) -> None:
-    """Gather the patches around voxels into a caller's buffers (C order).
+    """Gather the patches around voxels into the batch of the caller, on the CPU (inputs channels last).
 
     A patch with a map is read at positions between voxels: the image by linear interpolation, where a voxel
     beyond the volume counts as 0; the class is that of the nearest voxel, and of two equally near ones that
@@ -81,9 +100,7 @@ def gather_patches(
         volumes: where from.
         ids: case << 32 | flat position, one for each patch.
         patch_size: (Y, X) or (Z, Y, X) in voxels.
-        inputs_out: written.
-        targets_out: class of each voxel, 255 outside; written.
-        counts_out: (K + 1,) voxels of each class in these patches, and in the last place all others; written.
+        out: written.
         table: the class of each tissue class, and of 255; None leaves them as they are.
         maps: one for each patch; None reads all of them straight.
         slices_around: n, for 2-D patches: the channels are those of 2 n + 1 slices, the modalities of slice
@@ -98,26 +115,20 @@ def gather_patches(
     volumes.check(ids)
     _check(maps, n_patches=len(ids), patch_size=patch_size, slices_around=slices_around)
     patch = _three(patch_size)
-    n_planes, values, targets = len(ids) * patch[0], inputs_out.reshape(-1), targets_out.reshape(-1)
+    n_planes, counts_out = len(ids) * patch[0], np.asarray(out.counts)
+    values, targets = out.inputs.movedim(1, -1).numpy().reshape(-1), out.targets.numpy().reshape(-1)
     threads = max(1, min(threads, values.size // _SHARE_PER_THREAD))
     progress = np.zeros(2, np.int64)
     counts = np.zeros((threads, len(counts_out)), np.int64)
     n_at_once = max(1, n_planes // (1 if threads == 1 else 4 * threads))
-    where = (
-        volumes.image_addresses,
-        volumes.label_addresses,
-        volumes.shapes,
-        ids,
-        patch,
-        volumes.n_channels,
-        OUTSIDE,
-    )
-    classes = _AS_THEY_ARE if table is None else table
+    where = (volumes.image_addresses, volumes.label_addresses, volumes.shapes)
     offsets, matrices = _NO_MAPS if maps is None else (maps.offsets, _in_half_steps(maps))
-    how = (classes, (offsets, matrices, len(patch_size) == 2), slices_around)
+    moves = (offsets, matrices, len(patch_size) == 2)
+    how = (volumes.n_channels, OUTSIDE, slices_around, _AS_THEY_ARE if table is None else table)
 
     def work(thread: int) -> None:
-        gather_planes(*where, *how, progress.ctypes.data, n_at_once, values, targets, counts[thread])
+        to = (values, targets, counts[thread])
+        gather_planes(where, ids, patch, moves, how, (progress.ctypes.data, n_at_once), to)
 
     for thread in range(1, threads):
         _helpers(threads - 1).put(partial(work, thread))

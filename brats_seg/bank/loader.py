@@ -8,7 +8,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.core.errors import UsageError
-from brats_seg.imbalance.samplers import Sampler
+from brats_seg.imbalance.sampler import Sampler
 
 _MAX_WORKERS = 1024
 

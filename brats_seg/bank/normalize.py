@@ -4,7 +4,7 @@ Brain = any modality non-zero. In each modality the brain is clipped at two of i
 what is not brain is 0.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,10 @@ from brats_seg.bank.itk import Spacing, correct_bias, resample, resampled_shape
 from brats_seg.core.errors import InputError
 from brats_seg.core.kernels import histogram16, joint_box, look_up16, mark_nonzero, mark_outside
 from brats_seg.core.shapes import Image, TissueMap, Volume
-from brats_seg.scans.case import MODALITIES, Case, ScanFile
-from brats_seg.scans.geometry import Geometry, same_grid
+from brats_seg.scans.case import MODALITIES, Case
+from brats_seg.scans.geometry import Geometry
 from brats_seg.scans.labels import OUTSIDE, schema_named, to_tissue
-from brats_seg.scans.volume import read_volumes
+from brats_seg.scans.loaded import LoadedCase
 
 SPACING_TOLERANCE = 0.05
 """How far a voxel's edge may be off the one asked for, as a share of it."""
@@ -52,8 +52,8 @@ class NormalizedCase:
     warnings: tuple[str, ...] = ()
 
 
-def normalize_case(
-    case: Case,
+def normalize(
+    loaded: LoadedCase,
     *,
     modalities: Sequence[str] = MODALITIES,
     classes: Sequence[str] | None = None,
@@ -62,54 +62,25 @@ def normalize_case(
     resample_to_mm: Spacing | None = None,
     threads: int = 2,
 ) -> NormalizedCase:
-    """Read a case, crop it to the brain (and what is annotated) and normalize it.
+    """Crop a case to the brain (and what is annotated) and normalize it.
 
     Args:
-        case: where its files lie; they are taken to be sound, as `verify_case` finds out.
+        loaded: its volumes; `check_case` found no error in them.
         modalities: which, in the order of the channels.
-        classes: tissue classes of the label to read; None reads no label.
+        classes: tissue classes of its label; None for no label.
         percentiles: of the brain, where each modality is clipped.
         n4_cache: a folder for bias fields: correct each modality by N4 first. None: no correction.
         resample_to_mm: spacing (Z, Y, X) that a case over 5 % off it is resampled to: linearly, its label by
             nearest voxel. None: never.
-        threads: files read and modalities normalized at a time.
+        threads: modalities normalized at a time.
 
     Raises:
-        InputError: a missing modality or label, grids that differ, an unreadable file, or no brain.
+        InputError: no brain, or a value that the schema of the label does not have.
     """
-    sources = _sources(case, modalities, with_label=classes is not None)
-    with ThreadPoolExecutor(threads) as pool:
-        volumes, geometry = _read(case, sources, pool)
-    images, label = volumes[: len(modalities)], volumes[-1] if classes is not None else None
-    return normalize_volumes(
-        case,
-        dict(zip(modalities, images, strict=True)),
-        label=label,
-        geometry=geometry,
-        classes=classes,
-        percentiles=percentiles,
-        n4_cache=n4_cache,
-        resample_to_mm=resample_to_mm,
-        threads=threads,
-    )
-
-
-def normalize_volumes(
-    case: Case,
-    volumes: Mapping[str, Volume],
-    *,
-    label: Volume | None,
-    geometry: Geometry,
-    classes: Sequence[str] | None = None,
-    percentiles: tuple[float, float] = (0.5, 99.5),
-    n4_cache: Path | None = None,
-    resample_to_mm: Spacing | None = None,
-    threads: int = 2,
-) -> NormalizedCase:
-    """`normalize_case` for volumes already read: modality -> (Z, Y, X), in the order of the channels; the
-    label's values as stored.
-    """
-    images, spacing_mm = list(volumes.values()), geometry.spacing_mm
+    case, geometry = loaded.case, loaded.volumes[modalities[0]][1]
+    images = [loaded.volumes[name][0] for name in modalities]
+    label = loaded.label[0] if loaded.label is not None and classes is not None else None
+    spacing_mm = geometry.spacing_mm
     tissue, n_outside = None, 0
     with ThreadPoolExecutor(threads) as pool:
         if resample_to_mm is not None and off_spacing(spacing_mm, wanted_mm=resample_to_mm):
@@ -135,7 +106,7 @@ def normalize_volumes(
             tissue, n_outside = annotated.result()
     warnings = [
         f"{name} is the same all over the brain: it says nothing"
-        for name, does in zip(volumes, varies, strict=True)
+        for name, does in zip(modalities, varies, strict=True)
         if not does
     ]
     warnings += (
@@ -243,38 +214,6 @@ def _as_bits(values: Volume) -> UInt16[np.ndarray, "z y x"] | None:
     with np.errstate(invalid="ignore"):
         whole = np.ascontiguousarray(values, dtype=np.int16)
     return whole.view(np.uint16) if np.array_equal(whole, values) else None
-
-
-def _sources(case: Case, modalities: Sequence[str], *, with_label: bool) -> list[ScanFile]:
-    missing = [name for name in modalities if name not in case.modalities]
-    if missing:
-        raise InputError(
-            f"{case.id}: {case.folder}: modality {' and '.join(missing)} missing; a file each for "
-            f"{', '.join(modalities)} is needed"
-        )
-    sources = [case.modalities[name] for name in modalities]
-    if with_label and case.label is None:
-        raise InputError(f"{case.id}: {case.folder}: no label; a bank takes annotated cases only")
-    return [*sources, case.label] if with_label and case.label is not None else sources
-
-
-def _read(case: Case, sources: Sequence[ScanFile], pool: Executor) -> tuple[list[Volume], Geometry]:
-    """Volumes of the sources, in their order, each file read once; the geometry of the first."""
-    by_path: dict[Path, list[int]] = {}
-    for i, source in enumerate(sources):
-        by_path.setdefault(source.path, []).append(i)
-    read = pool.map(lambda places: read_volumes([sources[i] for i in places]), by_path.values())
-    pairs: dict[int, tuple[Volume, Geometry]] = {}
-    for places, found in zip(by_path.values(), read, strict=True):
-        pairs |= dict(zip(places, found, strict=True))
-    geometry = pairs[0][1]
-    for i, source in enumerate(sources):
-        if not same_grid(pairs[i][1], geometry):
-            raise InputError(
-                f"{case.id}: {source}: its grid {pairs[i][1].shape} (Z, Y, X) differs from that of "
-                f"{sources[0]}, {geometry.shape}"
-            )
-    return [pairs[i][0] for i in range(len(sources))], geometry
 
 
 def _resample(

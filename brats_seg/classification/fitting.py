@@ -14,13 +14,14 @@ from torch.nn import functional
 from brats_seg.classification.image_set import ImageSet
 from brats_seg.classification.settings import StudySettings
 from brats_seg.classification.source import ImageSource
-from brats_seg.core.config import Config, Hard, Loss
+from brats_seg.core.config import Config
 from brats_seg.core.errors import UsageError
-from brats_seg.core.runtime import Runtime
+from brats_seg.core.runtime import Runtime, evaluating
+from brats_seg.core.sections import Hard, Loss
 from brats_seg.core.shapes import Counts, Ids, Shares
 from brats_seg.imbalance.index import ClassIndex
-from brats_seg.imbalance.samplers import Draw, HardSampler
-from brats_seg.inference.dense import evaluating
+from brats_seg.imbalance.sampler import Draw
+from brats_seg.imbalance.samplers import HardSampler
 from brats_seg.models.classic import make_classic, output_layers
 from brats_seg.training.augment import Augmenter
 from brats_seg.training.loop import Loop, Record, Scorer

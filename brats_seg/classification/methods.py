@@ -9,8 +9,10 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from brats_seg.classification.settings import Knobs, StudySettings
-from brats_seg.core.config import Augment, Config, Network, Phases, Training, Validation
+from brats_seg.core.augmentation import Augment
+from brats_seg.core.config import Config
 from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.sections import Network, Phases, Training, Validation
 from brats_seg.core.shapes import Counts
 from brats_seg.training.remedies import Recipe, Synthesizer, load_recipe, remedy_names
 

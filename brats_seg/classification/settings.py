@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from brats_seg.core.augmentation import Augment
-from brats_seg.core.config import Hard, Optimizer
+from brats_seg.core.sections import Hard, Optimizer
 from brats_seg.core.settings import Section
 
 Rho = Annotated[float, Field(ge=1)]

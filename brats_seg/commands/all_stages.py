@@ -11,8 +11,9 @@ from brats_seg.commands.show_scans import show_verification
 from brats_seg.commands.show_scores import show_scores
 from brats_seg.core.config import load_config
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.evaluation.scores import ScoreOptions
+from brats_seg.evaluation.folders import ScoreOptions, evaluate_folders
 from brats_seg.inference.options import PredictOptions
+from brats_seg.phantoms.cohort import write_cohort
 from brats_seg.reporting.predictions_page import write_predictions_page
 from brats_seg.reporting.report import WrittenReport, write_report
 from brats_seg.scans.layouts import find_cases
@@ -34,7 +35,7 @@ def run_demo(out: str | Path, *, console: Console) -> Path:
     out = _empty(out)
     scans, bank, run, predictions = (out / name for name in ("scans", "bank", "run", "predictions"))
     _headline(console, 1, f"{N_CASES} phantom cases, {SIZE} voxels wide")
-    pipeline.phantom(scans, n_cases=N_CASES, layout="brats2021", size=SIZE, seed=0)
+    write_cohort(scans, n_cases=N_CASES, layout="brats2021", size=SIZE, seed=0)
     _headline(console, 2, "verify")
     verified = pipeline.verify_scans(scans)
     show_verification(verified.rows, verified.problems, console=console)
@@ -54,7 +55,7 @@ def run_demo(out: str | Path, *, console: Console) -> Path:
     _require(predicted.exit_code)
     _headline(console, 6, "evaluate and report")
     held_out = ScoreOptions(only=pipeline.held_out_cases(run))
-    scored = pipeline.evaluate(predictions, scans, options=held_out)
+    scored = evaluate_folders(predictions, scans, options=held_out, output=predictions)
     page = write_report(predictions, scans, output=out / "report.html", run=run, options=held_out).page
     show_scores(scored.summary, console=console)
     show_place("label maps:", predictions, console=console)
@@ -90,7 +91,9 @@ def run_real_demo(
     page = write_predictions_page(predictions, cases, output=out / "report.html")
     scored = ScoreOptions(only=tuple(case.id for case in cases if case.label is not None and case.schema))
     if scored.only:
-        show_scores(pipeline.evaluate(predictions, scans, options=scored).summary, console=console)
+        show_scores(
+            evaluate_folders(predictions, scans, options=scored, output=predictions).summary, console=console
+        )
         scores = write_report(predictions, scans, output=out / "scores.html", options=scored).page
         show_place("scores:    ", scores.resolve(), console=console)
     if n_untold := sum(case.label is not None and not case.schema for case in cases):

@@ -42,7 +42,7 @@ def evaluate(
 
     with loading("SciPy and pandas"):
         from brats_seg.commands.show_scores import show_scores
-        from brats_seg.evaluation.scores import NO_PREDICTION, evaluate_folders
+        from brats_seg.evaluation.folders import NO_PREDICTION, evaluate_folders
 
     console = make_console()
     options = score_options(convention, cavity_in, held_out, schema, prediction_schema)

@@ -11,7 +11,7 @@ from brats_seg.core.dask_engine import Cluster, open_cluster
 from brats_seg.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from brats_seg.evaluation.scores import ScoreOptions
+    from brats_seg.evaluation.folders import ScoreOptions
 
 STOPPED = 130
 """Exit code after Ctrl-C or SIGTERM, as shells have it."""
@@ -147,7 +147,7 @@ def score_options(
 ) -> "ScoreOptions":
     """The options that `evaluate` and `report` take alike."""
     from brats_seg.commands.held_out import held_out_cases
-    from brats_seg.evaluation.scores import ScoreOptions
+    from brats_seg.evaluation.folders import ScoreOptions
 
     return ScoreOptions(
         conventions=tuple(conventions or ScoreOptions.conventions),

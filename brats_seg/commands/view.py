@@ -22,14 +22,19 @@ def view(
     prediction_schema: PredictionSchema = None,
 ) -> None:
     """Write one page to look at a case: three planes, four modalities, label maps over them."""
-    from brats_seg import pipeline
+    from brats_seg.core.errors import InputError
+    from brats_seg.reporting.viewer import write_page
+    from brats_seg.scans.layouts import find_cases
 
-    page = pipeline.view(
-        case,
+    found = find_cases(case, required=(), schema=schema)
+    if len(found.cases) != 1:
+        names = ", ".join([one.id for one in found.cases[:5]] + ["..."] * (len(found.cases) > 5)) or "none"
+        raise InputError(f"{case}: holds {len(found.cases)} cases ({names}); give the folder of one case")
+    page = write_page(
+        found.cases[0],
         prediction=prediction,
         reference=reference,
         output=output,
-        schema=schema,
         prediction_schema=prediction_schema,
     )
     typer.echo(page)

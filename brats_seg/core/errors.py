@@ -3,16 +3,23 @@ right.
 """
 
 import errno
+import re
 
 LONGEST_LINE = 400
-"""Characters of an error line; a longer one loses its middle."""
+"""Characters of an error line; in a longer one paths are shortened, and what is still too long loses its
+middle.
+"""
+_LONG_PATH = re.compile(r"(?:/[^/:;,]+){4,}")
+"""Four or more folders. Words that follow the path up to the next sign count as the name of its last one."""
 
 
 def printable(text: str, *, limit: int = LONGEST_LINE) -> str:
-    """One line of at most `limit` characters: what a terminal cannot show is escaped, what is too long is cut
-    in the middle.
+    """One line of at most `limit` characters: what a terminal cannot show is escaped. Of a line that is too
+    long, each path keeps its last two names; what is still too long is cut in the middle.
     """
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    if len(text) > limit:
+        text = _LONG_PATH.sub(lambda path: ".../" + "/".join(path.group().split("/")[-2:]), text)
     if len(text) <= limit:
         return text
     n_first = limit * 2 // 3

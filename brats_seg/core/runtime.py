@@ -288,3 +288,15 @@ def _find_precision(precision: Precision, device: torch.device) -> torch.dtype |
     found = torch.cpu.get_capabilities()
     native = found.get("avx512_bf16", False) or found.get("amx_bf16", False)
     return torch.bfloat16 if native else None
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the time of the block; each module then gets its own mode back."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -11,7 +11,7 @@ from brats_seg.core.shapes import Counts, Shares
 from brats_seg.imbalance.groups import SIZE_STEPS, Lesions
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.priors import effective_prior
-from brats_seg.imbalance.samplers import Draw
+from brats_seg.imbalance.sampler import Draw
 
 LEDGER_COLUMNS = (
     "epoch", "class", "requested_share", "center_share", "voxel_share", "n_draws", "n_distinct", "n_hard",

@@ -2,24 +2,19 @@
 without seams.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import combinations, pairwise
+from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, UInt8
-from monai.networks.blocks.convolutions import Convolution
-from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetResBlock
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from brats_seg.core.errors import InputError
 from brats_seg.core.kernels import largest_class
-from brats_seg.core.runtime import Runtime
+from brats_seg.core.runtime import evaluating
 from brats_seg.core.shapes import Ids, Image, Mask, TissueMap
 from brats_seg.inference.options import Mirroring
 from brats_seg.inference.slices import stack_slices
@@ -45,30 +40,7 @@ _NOT_A_NUMBER = (
     "the network's output is not a number: its weights or the image hold NaN; use another checkpoint or "
     "float32"
 )
-_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _MIRRORED: dict[str, tuple[int, ...]] = {"none": (), "in_plane": (1, 2), "all_axes": (0, 1, 2)}
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-def ready_for_inference(network: nn.Module, *, runtime: Runtime) -> nn.Module:
-    """A copy of the network in evaluation mode on the runtime's device, its weights in the runtime's
-    precision, channels last.
-
-    bfloat16 weights are faster than automatic casting, which rounds the same float32 weights again in every
-    pass. Batch norms are folded into the convolutions before them (in float32): 9 % of the time in bfloat16,
-    5 % in float32. Instance norms of volumes keep the channels last (`_VolumeNorm`).
-    """
-    ready = copy.deepcopy(network).to(runtime.device).eval()
-    _fold_batch_norms(ready)
-    for module in ready.modules():
-        if type(module) is nn.InstanceNorm3d and not module.track_running_stats:
-            module.__class__ = _VolumeNorm
-    if runtime.dtype_autocast is not None:
-        ready = ready.to(runtime.dtype_autocast)
-    for parameter in ready.parameters():
-        if parameter.dim() in _CHANNELS_LAST:
-            parameter.data = parameter.data.contiguous(memory_format=_CHANNELS_LAST[parameter.dim()])
-    return ready
 
 
 def brain_mask(image: Image) -> Mask:
@@ -138,29 +110,38 @@ def volume_logits(network: nn.Module, image: Image, *, divisor: int = 16) -> Flo
         return network(inputs.permute(0, 4, 1, 2, 3))[0, :, :n_z, :n_y, :n_x]
 
 
+@dataclass(frozen=True)
+class Feed:
+    """How a network is shown an image.
+
+    Attributes:
+        n_dims: axes of its input: 2 for slices (B, M, Y, X), 3 for volumes (B, M, Z, Y, X).
+        divisor: what the sides of its input must be a multiple of.
+        window: (Y, X) or (Z, Y, X) to lead the network over the image with (`windowed.choose_window`); None
+            shows it whole.
+        slices_around: slices on either side that a 2-D network sees too (`stack_slices`).
+    """
+
+    n_dims: Literal[2, 3] = 2
+    divisor: int = 16
+    window: tuple[int, ...] | None = None
+    slices_around: int = 0
+
+
 def label_map(
     network: nn.Module,
     image: Image,
     *,
-    n_dims: Literal[2, 3] = 2,
-    divisor: int = 16,
-    batch_size: int = SLICES,
-    window: tuple[int, ...] | None = None,
-    slices_around: int = 0,
+    feed: Feed = Feed(),
     slices: slice | None = None,
     class_shift: Sequence[float] | None = None,
 ) -> SliceLabels:
     """The likeliest class of every voxel of a crop; 0 (healthy) outside the brain.
 
     Args:
-        network: takes slices (B, M, Y, X) or, with `n_dims` 3, volumes (B, M, Z, Y, X).
+        network: in any mode, on any device.
         image: (Z, Y, X, M) float16.
-        n_dims: axes of the network's input.
-        divisor: what the network's input sides must be a multiple of.
-        batch_size: slices per pass of a 2-D network.
-        window: (Y, X) or (Z, Y, X) to lead the network over the image with (`windowed.choose_window`); None
-            shows it whole.
-        slices_around: slices on either side that a 2-D network sees too (`stack_slices`).
+        feed: how it is shown the image.
         slices: those wanted, for a 2-D network that is shown whole slices; None for all. The result holds no
             others.
         class_shift: added to the logits of each class: the logarithm of a prior correction.
@@ -168,17 +149,7 @@ def label_map(
     Raises:
         InputError: the network's output is not a number.
     """
-    (labels,) = label_maps(
-        network,
-        image,
-        n_dims=n_dims,
-        divisor=divisor,
-        batch_size=batch_size,
-        window=window,
-        slices_around=slices_around,
-        slices=slices,
-        class_shifts=(class_shift,),
-    )
+    (labels,) = label_maps(network, image, feed=feed, slices=slices, class_shifts=(class_shift,))
     return labels
 
 
@@ -187,27 +158,14 @@ def label_maps(
     image: Image,
     *,
     class_shifts: Sequence[Sequence[float] | None],
-    n_dims: Literal[2, 3] = 2,
-    divisor: int = 16,
-    batch_size: int = SLICES,
-    window: tuple[int, ...] | None = None,
-    slices_around: int = 0,
+    feed: Feed = Feed(),
     slices: slice | None = None,
 ) -> list[SliceLabels]:
     """`label_map` for each of several class shifts; the network is led over the image once."""
     brain = brain_mask(image if slices is None else image[slices])
     maps = [np.zeros(brain.shape, np.uint8) for _ in class_shifts]
     sound = True
-    for rows, logits in _passes(
-        network,
-        image,
-        n_dims=n_dims,
-        divisor=divisor,
-        batch_size=batch_size,
-        window=window,
-        slices_around=slices_around,
-        slices=slices,
-    ):
+    for rows, logits in _passes(network, image, feed=feed, slices=slices):
         find = _largest_on_cpu if logits.device.type == "cpu" else _largest_on_device
         shifts = [np.zeros(logits.shape[1]) if shift is None else shift for shift in class_shifts]
         blocks, are_sound = find(logits, brain[rows], np.asarray(shifts, np.float32))
@@ -249,11 +207,7 @@ def class_probabilities(
     network: nn.Module,
     image: Image,
     *,
-    n_dims: Literal[2, 3] = 2,
-    divisor: int = 16,
-    batch_size: int = SLICES,
-    window: tuple[int, ...] | None = None,
-    slices_around: int = 0,
+    feed: Feed = Feed(),
     slices: slice | None = None,
     mirroring: Mirroring = "none",
     class_shift: Sequence[float] | None = None,
@@ -275,16 +229,7 @@ def class_probabilities(
     n_slices = len(image) if slices is None else len(image[slices])
     total: np.ndarray | None = None
     for axes in flips:
-        for rows, logits in _passes(
-            network,
-            np.flip(image, axes),
-            n_dims=n_dims,
-            divisor=divisor,
-            batch_size=batch_size,
-            window=window,
-            slices_around=slices_around,
-            slices=slices,
-        ):
+        for rows, logits in _passes(network, np.flip(image, axes), feed=feed, slices=slices):
             shift = (
                 torch.zeros(logits.shape[1])
                 if class_shift is None
@@ -309,83 +254,19 @@ def most_likely(probabilities: Probabilities, brain: Mask, *, readout: Readout =
     return np.where(brain, reading.decide(probabilities, readout=readout), np.uint8(0))
 
 
-class _VolumeNorm(nn.InstanceNorm3d):
-    """An instance norm that leaves the channels of a single volume last in memory.
-
-    torch's own lays its input out anew and gives channels first, which the next convolution has to lay out
-    anew again: 8.9 seconds of a core and 5.6 without, for a crop of 145 x 180 x 150 in bfloat16. Of one
-    volume the instance norm is the batch norm with the statistics of the batch.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(B, C, Z, Y, X) -> the same shape."""
-        if len(input) > 1:
-            return super().forward(input)
-        return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
-
-
-def _fold_batch_norms(network: nn.Module) -> None:
-    """Where one follows a convolution directly; those that go before one, as in SegResNet, are left as they
-    are.
-    """
-    for block in list(network.modules()):
-        for before, holder, name in _norms_after_convolutions(block):
-            convolution, norm = before.get_submodule("conv"), holder.get_submodule(name)
-            if not isinstance(convolution, _CONVOLUTIONS) or not isinstance(
-                norm, nn.modules.batchnorm._BatchNorm
-            ):
-                continue
-            if norm.track_running_stats:
-                transposed = isinstance(convolution, nn.ConvTranspose2d | nn.ConvTranspose3d)
-                before.conv = fuse_conv_bn_eval(convolution, norm, transpose=transposed)
-                setattr(holder, name, nn.Identity())
-
-
-def _norms_after_convolutions(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, str]]:
-    """The places in MONAI's blocks: a `Convolution`, and by whom and by what name the norm of its output is
-    held.
-    """
-    after = getattr(block, "adn", None)  # norm, dropout and activation, in any order
-    if (
-        isinstance(block, Convolution)
-        and isinstance(after, nn.Sequential)
-        and next(iter(dict(after.named_children())), "") == "N"
-    ):
-        yield block, after, "N"
-    if isinstance(block, UnetBasicBlock | UnetResBlock):
-        for number in (1, 2, 3):
-            if hasattr(block, f"conv{number}"):
-                yield getattr(block, f"conv{number}"), block, f"norm{number}"
-    if type(block) is nn.Sequential:  # the gates of AttentionUnet
-        children = list(block.named_children())
-        for (_, before), (name, _) in pairwise(children):
-            if isinstance(before, Convolution) and not hasattr(before, "adn"):
-                yield before, block, name
-
-
 def _passes(
-    network: nn.Module,
-    image: Image,
-    *,
-    n_dims: int,
-    divisor: int,
-    batch_size: int,
-    window: tuple[int, ...] | None,
-    slices_around: int,
-    slices: slice | None,
+    network: nn.Module, image: Image, *, feed: Feed, slices: slice | None
 ) -> Iterator[tuple[slice, SliceLogits]]:
     """Logits of the slices wanted, in order, and their places among them."""
-    if window is None and n_dims == 3:
-        yield slice(0, len(image)), volume_logits(network, image, divisor=divisor).transpose(0, 1)
+    if feed.window is None and feed.n_dims == 3:
+        yield slice(0, len(image)), volume_logits(network, image, divisor=feed.divisor).transpose(0, 1)
         return
     with evaluating(network):
-        if window is not None:
-            parts = window_logits(network, image, window=window, slices_around=slices_around)
+        if feed.window is not None:
+            parts = window_logits(network, image, window=feed.window, slices_around=feed.slices_around)
         else:
             zs = np.arange(len(image))[slices or slice(None)]
-            parts = slice_logits(
-                network, image, zs, batch_size=batch_size, divisor=divisor, slices_around=slices_around
-            )
+            parts = slice_logits(network, image, zs, divisor=feed.divisor, slices_around=feed.slices_around)
         first = 0
         for part, logits in parts:
             yield slice(first, first + len(part)), logits
@@ -398,15 +279,3 @@ def _fitting(
     """Sides of the input that an image is put into, and where in it."""
     inside: tuple[slice, ...] = tuple(slice(margin, margin + n) for n in sides)
     return tuple(-(-n // divisor) * divisor + 2 * margin for n in sides), inside
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the time of the block; each module then gets its own mode back."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

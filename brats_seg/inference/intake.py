@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from brats_seg.bank.normalize import NormalizedCase, normalize_volumes, off_spacing
+from brats_seg.bank.normalize import NormalizedCase, normalize, off_spacing
 from brats_seg.inference.options import PredictOptions
 from brats_seg.inference.segmenter import Segmenter
 from brats_seg.scans.case import Case
+from brats_seg.scans.check import check_case
 from brats_seg.scans.labels import schema_named
+from brats_seg.scans.loaded import load_case
 from brats_seg.scans.problem import Problem, RefusedError
-from brats_seg.scans.verify import check_case, load_case
 
 _OPTIONS: dict[str, str] = {"skull": "--allow-skull", "same_scan": "--allow-same-scan"}
 
@@ -70,11 +71,9 @@ def take_in(case: Case, segmenter: Segmenter, *, options: PredictOptions, target
         )
         what = f"voxels of {have} mm (Z, Y, X), over 5 % off the network's {want} mm"
         raise _refusal(case, what, "that spacing, or --resample")
-    normalized = normalize_volumes(
-        case,
-        {name: loaded.volumes[name][0] for name in present},
-        label=None,
-        geometry=geometry,
+    normalized = normalize(
+        loaded,
+        modalities=present,
         percentiles=segmenter.percentiles,
         n4_cache=target.parent / "n4" if segmenter.n4 else None,
         resample_to_mm=segmenter.spacing_mm if options.resample else None,

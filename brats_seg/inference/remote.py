@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
-from brats_seg.core.engine import Cluster, map_in_order
+from brats_seg.core.dask_engine import Cluster
+from brats_seg.core.engine import map_in_order
 from brats_seg.core.errors import InputError
 from brats_seg.inference.options import PredictOptions
 from brats_seg.inference.outcome import Prediction

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Runtime, start_runtime
-from brats_seg.inference.dense import ready_for_inference
 from brats_seg.inference.options import Inference, PredictOptions, Settings
+from brats_seg.inference.ready import ready_for_inference
 from brats_seg.inference.segmenter import Segmenter
 from brats_seg.inference.tuned import read_tuning
 from brats_seg.inference.windowed import choose_window
-from brats_seg.models.checkpoint import check_same_data
 from brats_seg.models.networks import network_divisor
 from brats_seg.models.readout import readout_of
+from brats_seg.models.restore import check_same_data
 from brats_seg.models.trained import TrainedNetwork, TrainedRun
 from brats_seg.scans.problem import Problem
 

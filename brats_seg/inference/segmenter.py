@@ -10,6 +10,7 @@ from torch import nn
 from brats_seg.core.errors import UsageError
 from brats_seg.core.shapes import Image
 from brats_seg.inference.dense import (
+    Feed,
     SliceLabels,
     SliceProbabilities,
     brain_mask,
@@ -59,13 +60,14 @@ class Segmenter:
     readout: Readout = "softmax"
     checkpoint: str = ""
 
-    def window_for(self, image: Image) -> tuple[int, ...] | None:
-        """The window to lead the network over this crop (Z, Y, X, M) with; None shows the crop whole."""
-        if self.window is None or self.inference == "windowed":
-            return self.window
-        return choose_window(
-            self.network, patch_size=self.window, image_shape=image.shape, divisor=self.divisor
-        )
+    def feed_for(self, image: Image) -> Feed:
+        """How the network is shown this crop (Z, Y, X, M)."""
+        window = self.window
+        if window is not None and self.inference == "auto":
+            window = choose_window(
+                self.network, patch_size=window, image_shape=image.shape, divisor=self.divisor
+            )
+        return Feed(self.n_dims, self.divisor, window, self.slices_around)
 
 
 def fitting(segmenters: Sequence[Segmenter]) -> tuple[Segmenter, ...]:
@@ -114,9 +116,12 @@ def segment_crop(
     first = segmenters[0]
     if len(segmenters) == 1 and mirroring == "none" and not with_probabilities:
         labels = label_map(
-            first.network, image, n_dims=first.n_dims, divisor=first.divisor, window=first.window_for(image),
-            slices_around=first.slices_around, slices=slices, class_shift=first.class_shift,
-        )  # fmt: skip
+            first.network,
+            image,
+            feed=first.feed_for(image),
+            slices=slices,
+            class_shift=first.class_shift,
+        )
         return labels, None
     probabilities = _mean_probabilities(segmenters, image, slices=slices, mirroring=mirroring)
     brain = brain_mask(image if slices is None else image[slices])
@@ -132,10 +137,7 @@ def _mean_probabilities(
         total = total + class_probabilities(
             s.network,
             image,
-            n_dims=s.n_dims,
-            divisor=s.divisor,
-            window=s.window_for(image),
-            slices_around=s.slices_around,
+            feed=s.feed_for(image),
             slices=slices,
             mirroring="in_plane" if s.n_dims == 2 and mirroring == "all_axes" else mirroring,
             class_shift=s.class_shift,

@@ -1,7 +1,6 @@
 """(logits, target) -> one loss per example."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import log
 from typing import Literal
@@ -11,9 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Integer
 from torch import Tensor
 
+from brats_seg.core import sections as knobs
 from brats_seg.core.errors import UsageError
+from brats_seg.core.settings import parse_settings
 from brats_seg.core.tensors import Logits, PerExample, Targets
-from brats_seg.models.lesion_loss import DICE_SMOOTH, ByLesion, lesion_loss
+from brats_seg.models.lesion_loss import DICE_SMOOTH, lesion_loss
 from brats_seg.models.readout import REGION_CLASSES, region_logits
 from brats_seg.scans.labels import OUTSIDE
 
@@ -29,39 +30,21 @@ WITH_DICE = ("dice_cross_entropy", "region")
 """Losses with a Dice term."""
 
 
-@dataclass(frozen=True)
-class UnifiedFocal:
-    """Parameters of the asymmetric unified focal loss; the defaults are those of its authors' code.
-
-    Attributes:
-        weight: share of the Tversky part, lambda; the rest is the cross-entropy part.
-        delta: weight of a missed tumor voxel; that of a voxel falsely called tumor is 1 - delta.
-        gamma: 0 is no focus; towards 1 sure healthy voxels and badly segmented tumor classes count less and
-            more.
-    """
-
-    weight: float = 0.5
-    delta: float = 0.6
-    gamma: float = 0.5
-
-
 def make_loss(
-    kind: str,
+    loss: str | knobs.Loss,
     *,
     outside: Literal["healthy", "ignore", "none"] = "healthy",
     class_weights: Sequence[float] | None = None,
     classes: Sequence[str] | None = None,
     prior: Sequence[float] | None = None,
-    tau: float = 1.0,
-    dice: Literal["example", "batch"] = "example",
-    unified: UnifiedFocal | None = None,
-    by_lesion: ByLesion | Literal["none"] = "none",
-    by_lesion_weight: float = 1.0,
 ) -> Loss:
-    """Build a loss by its name.
+    """Build a loss by its name, or as a section `loss` of a config describes it.
 
     Args:
-        kind: a name in `LOSSES`.
+        loss: a name in `LOSSES`, or a section. Its `outside`, `class_weights` and `weights_from` do not count
+            here. With `dice` 'batch' (nnU-Net's batch Dice) every example gets the Dice of all voxels of the
+            batch together, so that the mean over the examples is that value. The batch is the examples of one
+            call: one part of `training.accumulate`, on one rank.
         outside: whether a target of 255 counts as class 0 (healthy), not at all, or as class 255 (images,
             which have no outside).
         class_weights: a factor for each class on the loss of its voxels; None is 1 for all. Not on the Dice
@@ -69,14 +52,6 @@ def make_loss(
         classes: their names, for 'region', and for the Dice of 'dice_cross_entropy', which is of all classes
             where the first is not healthy (a bank grouped to tumor); None: the first is.
         prior: natural share of each class, for 'logit_adjusted'.
-        tau: strength of the adjustment of 'logit_adjusted'.
-        dice: whether the Dice term is of each example, or of all voxels of the batch together (nnU-Net's
-            batch Dice). With 'batch' every example gets the batch's value, so that the mean over the examples
-            is that value. The batch is the examples of one call: one part of `training.accumulate`, on one
-            rank.
-        unified: parameters of 'unified_focal'; None for the published ones.
-        by_lesion: a loss of each lesion by itself, on top of 'dice_cross_entropy'; see `lesion_loss`.
-        by_lesion_weight: a factor on it.
 
     Returns:
         A function from logits (B, K, *patch) and uint8 targets (B, *patch) to losses (B,), float32 or, of
@@ -86,35 +61,30 @@ def make_loss(
 
     Raises:
         UsageError: an unknown name, weights for a loss that takes none, classes that are not those of the
-            regions, a prior without a class, `dice` 'batch' for a loss without a Dice term, or `by_lesion`
-            with another loss or without a healthy class.
+            regions, a prior without a class, or `by_lesion` without a healthy class.
     """
-    if kind not in LOSSES:
-        raise UsageError(f"loss.kind '{kind}' is unknown; the names are {', '.join(LOSSES)}")
+    section = parse_settings(knobs.Loss, {"kind": loss}) if isinstance(loss, str) else loss
+    kind, by_lesion = section.kind, section.by_lesion
     if kind not in TAKE_WEIGHTS and class_weights is not None:
         raise UsageError(f"loss.class_weights: '{kind}' takes none; use {' or '.join(TAKE_WEIGHTS)}")
-    if kind not in WITH_DICE and dice != "example":
-        raise UsageError(f"loss.dice '{dice}': '{kind}' has no Dice term; use {' or '.join(WITH_DICE)}")
-    if by_lesion != "none" and (
-        kind != "dice_cross_entropy" or (classes is not None and classes[0] != "healthy")
-    ):
+    if by_lesion != "none" and classes is not None and classes[0] != "healthy":
         raise UsageError(
-            f"loss.by_lesion '{by_lesion}' is added to loss.kind 'dice_cross_entropy' of networks that tell "
-            "healthy from tumor"
+            f"loss.by_lesion '{by_lesion}' is for networks that tell healthy from tumor; these classes are "
+            f"{', '.join(classes)}"
         )
     if kind == "region":
         _check_regions(classes)
-    factors = _adjustments(prior, classes, tau) if kind == "logit_adjusted" else class_weights
+    factors = _adjustments(prior, classes, section.tau) if kind == "logit_adjusted" else class_weights
     on_device = _PerDevice(factors)
     voxelwise = LOSSES[kind]
     if kind in WITH_DICE:
-        voxelwise = partial(voxelwise, dice=dice)
+        voxelwise = partial(voxelwise, dice=section.dice)
     if kind == "unified_focal":
-        voxelwise = partial(voxelwise, unified=unified or UnifiedFocal())
+        voxelwise = partial(voxelwise, section=section)
     if kind in ("dice_cross_entropy", "unified_focal") and classes is not None and classes[0] != "healthy":
         voxelwise = partial(voxelwise, first_class=0)
 
-    def loss(logits: Logits, targets: ClassNumbers) -> PerExample:
+    def per_example(logits: Logits, targets: ClassNumbers) -> PerExample:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         counted = targets != OUTSIDE if outside == "ignore" else None
         classes = targets.long() if outside == "none" else targets.long().masked_fill_(targets == OUTSIDE, 0)
@@ -122,10 +92,10 @@ def make_loss(
         return (
             base
             if by_lesion == "none"
-            else base + by_lesion_weight * lesion_loss(logits, classes, counted, by=by_lesion)
+            else base + section.by_lesion_weight * lesion_loss(logits, classes, counted, by=by_lesion)
         )
 
-    return loss
+    return per_example
 
 
 class _PerDevice:
@@ -205,7 +175,7 @@ def _unified_focal(
     counted: Tensor | None,
     weights: Tensor | None,
     *,
-    unified: UnifiedFocal = UnifiedFocal(),
+    section: knobs.Loss,
     first_class: int = 1,
 ) -> Tensor:
     """Asymmetric unified focal loss (Yeung et al. 2022), here for any number of tumor classes, the rare ones.
@@ -215,10 +185,10 @@ def _unified_focal(
     healthy, miss^(1 - gamma) of a tumor class. Under 1e-5 the power goes on as a line to 0, since its slope
     at 0 is infinite.
     """
-    u = unified
+    delta, gamma = section.unified_delta, section.unified_gamma
     entropy = F.cross_entropy(logits, classes, reduction="none")
-    suppressed = (1 - torch.exp(-entropy)).clamp(min=_PROBABILITY_FLOOR) ** u.gamma
-    focal = torch.where(classes >= first_class, u.delta * entropy, (1 - u.delta) * suppressed * entropy)
+    suppressed = (1 - torch.exp(-entropy)).clamp(min=_PROBABILITY_FLOOR) ** gamma
+    focal = torch.where(classes >= first_class, delta * entropy, (1 - delta) * suppressed * entropy)
 
     probabilities = torch.softmax(logits, 1)
     truth = _is_class(classes, logits.shape[1])
@@ -226,13 +196,13 @@ def _unified_focal(
         probabilities, truth = probabilities * counted[:, None], truth * counted[:, None]
     both, said, true = (v.flatten(2).sum(2) for v in (probabilities * truth, probabilities, truth))
     miss = 1 - (both + DICE_SMOOTH) / (
-        both + u.delta * (true - both) + (1 - u.delta) * (said - both) + DICE_SMOOTH
+        both + delta * (true - both) + (1 - delta) * (said - both) + DICE_SMOOTH
     )
     enhanced = torch.where(
-        miss > DICE_SMOOTH, miss.clamp(min=DICE_SMOOTH) ** (1 - u.gamma), miss * DICE_SMOOTH**-u.gamma
+        miss > DICE_SMOOTH, miss.clamp(min=DICE_SMOOTH) ** (1 - gamma), miss * DICE_SMOOTH**-gamma
     )
     tversky = torch.cat([miss[:, :first_class], enhanced[:, first_class:]], 1).mean(1)
-    return u.weight * tversky + (1 - u.weight) * _mean_per_example(focal, counted)
+    return section.unified_weight * tversky + (1 - section.unified_weight) * _mean_per_example(focal, counted)
 
 
 def _logit_adjusted(

@@ -2,34 +2,33 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import gcd, lcm, prod
-from typing import Any
+from math import lcm, prod
 
-from monai.networks.nets import BasicUNet, SegResNet, SegResNetDS, SwinUNETR, UNet
-from monai.networks.nets.attentionunet import AttentionLayer, AttentionUnet
-from monai.networks.nets.basic_unet import UpCat
 from torch import nn
 
-from brats_seg.core.config import Network
 from brats_seg.core.errors import UsageError
+from brats_seg.core.sections import Network
+from brats_seg.models.builders import (
+    BASIC_LEVELS,
+    attention_unet,
+    basic_unet,
+    dynunet,
+    input_cascade,
+    mednext,
+    segresnet,
+    segresnet_ds,
+    swin_unetr,
+    two_path,
+    unet,
+)
 from brats_seg.models.cascade import Cascade
 from brats_seg.models.cascade import margin_of as margin_of
-from brats_seg.models.deep_supervision import SupervisedDynUNet, SupervisedMedNeXt
-from brats_seg.models.two_path import PUBLISHED_WIDTHS, InputCascade, TwoPath
+from brats_seg.models.two_path import InputCascade, TwoPath
 
 Builder = Callable[[Network, int, int, int], nn.Module]
 """(network, n_channels, n_classes, n_dims) -> module from (B, n_channels, *patch) to logits (B, n_classes,
 *patch).
 """
-
-MAX_GROUPS = 8
-"""Of a group norm."""
-BASIC_LEVELS = 6
-"""MONAI's BasicUNet takes five levels of features and the width of the last layer."""
-SWIN_WIDTHS = 12
-"""What the width of a Swin UNETR is a multiple of."""
-MEDNEXT_EXPANSION, MEDNEXT_KERNEL = 2, 3
-"""Of every block: those of MedNeXt-S (Roy et al. 2023, table 1)."""
 
 
 @dataclass(frozen=True)
@@ -169,183 +168,6 @@ def _kind(network: Network) -> NetworkKind:
     return NETWORKS[network.name]
 
 
-def _unet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """MONAI's residual U-Net (Kerfoot et al. 2018); the first layer already halves the resolution.
-
-    The whole uppermost step is its output layer: with residual units the classes are there before the last
-    convolution.
-    """
-    _need_channels(network, at_least=2)
-    return UNet(
-        spatial_dims=n_dims,
-        in_channels=n_channels,
-        out_channels=n_classes,
-        channels=network.channels,
-        strides=(2,) * (len(network.channels) - 1),
-        num_res_units=network.num_res_units,
-        # With residual units MONAI normalizes the class channels of the last upsampling too.
-        norm=_norm(network, (*network.channels, n_classes)),
-        dropout=network.dropout,
-    )
-
-
-def _basic_unet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """The plain U-Net (Ronneberger et al. 2015; MONAI's form after Falk et al. 2019): two convolutions at
-    full resolution on both sides.
-
-    Every side is a multiple of the divisor, so MONAI's padding before a concatenation never pads; in mixed
-    precision it would still raise both halves to float32: a tenth of a training step on a CPU.
-    """
-    if len(network.channels) != BASIC_LEVELS:
-        raise _wrong_channels(network, f"{BASIC_LEVELS} numbers, such as 16, 16, 32, 64, 128, 16")
-    built = BasicUNet(
-        spatial_dims=n_dims,
-        in_channels=n_channels,
-        out_channels=n_classes,
-        features=network.channels,
-        norm=_norm(network, network.channels),
-        dropout=network.dropout,
-    )
-    for joined in (module for module in built.modules() if isinstance(module, UpCat)):
-        joined.is_pad = False
-    return built
-
-
-def _attention_unet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """Oktay et al. 2018: gates on the skip connections. A gate weighs each voxel by convolutions, so the
-    network may see whole slices.
-    """
-    _need_channels(network, at_least=2)
-    built = AttentionUnet(
-        spatial_dims=n_dims,
-        in_channels=n_channels,
-        out_channels=n_classes,
-        channels=network.channels,
-        strides=(2,) * (len(network.channels) - 1),
-        dropout=network.dropout,
-    )
-    for layer in built.modules():
-        if isinstance(
-            layer, AttentionLayer
-        ):  # MONAI's has batch norms but for its joins; instance norms would tie it to windows
-            layer.merge.get_submodule("adn").N = nn.BatchNorm2d(layer.merge.out_channels)
-    return built
-
-
-def _dynunet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """nnU-Net's network (Isensee et al. 2021), the first stage at full resolution; residual blocks where
-    `num_res_units` is not 0.
-    """
-    _need_channels(network, at_least=3)
-    n = len(network.channels)
-    return SupervisedDynUNet(
-        n_further=network.deep_supervision,
-        spatial_dims=n_dims,
-        in_channels=n_channels,
-        out_channels=n_classes,
-        kernel_size=(3,) * n,
-        strides=(1, *(2,) * (n - 1)),
-        upsample_kernel_size=(2,) * (n - 1),
-        filters=network.channels,
-        norm_name=_norm(network, network.channels),
-        dropout=network.dropout,
-        res_block=network.num_res_units > 0,
-    )
-
-
-def _segresnet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """Myronenko 2018, without the autoencoder; four levels of 2 residual units are the published 1, 2, 2, 4
-    blocks.
-    """
-    width, n_units = _doubling(network), _need_units(network)
-    return SegResNet(
-        spatial_dims=n_dims,
-        init_filters=width,
-        in_channels=n_channels,
-        out_channels=n_classes,
-        dropout_prob=network.dropout or None,
-        norm=_norm(network, network.channels),
-        blocks_down=(1, *(n_units,) * (len(network.channels) - 2), 2 * n_units),
-        blocks_up=(1,) * (len(network.channels) - 1),
-    )
-
-
-def _segresnet_ds(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """MONAI's newer form of SegResNet: transposed convolutions, no dropout, further outputs. The same blocks
-    as `segresnet`.
-    """
-    width, n_units = _doubling(network), _need_units(network)
-    return SegResNetDS(
-        spatial_dims=n_dims,
-        init_filters=width,
-        in_channels=n_channels,
-        out_channels=n_classes,
-        norm=_norm(network, network.channels),
-        blocks_down=(1, *(n_units,) * (len(network.channels) - 2), 2 * n_units),
-        dsdepth=1 + network.deep_supervision,
-    )
-
-
-def _mednext(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """Roy et al. 2023; five levels from 32 channels with `num_res_units` 2 are MedNeXt-S with kernel 3.
-
-    Its group norm has a group for each channel: an instance norm.
-    """
-    width, n_units = _doubling(network), _need_units(network)
-    n_stages = len(network.channels) - 1
-    return SupervisedMedNeXt(
-        n_further=network.deep_supervision,
-        spatial_dims=n_dims,
-        init_filters=width,
-        in_channels=n_channels,
-        out_channels=n_classes,
-        encoder_expansion_ratio=(MEDNEXT_EXPANSION,) * n_stages,
-        decoder_expansion_ratio=(MEDNEXT_EXPANSION,) * n_stages,
-        bottleneck_expansion_ratio=MEDNEXT_EXPANSION,
-        kernel_size=MEDNEXT_KERNEL,
-        use_residual_connection=True,
-        blocks_down=(n_units,) * n_stages,
-        blocks_bottleneck=n_units,
-        blocks_up=(n_units,) * n_stages,
-    )
-
-
-def _swin_unetr(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """Hatamizadeh et al. 2022; `norm` is that of the convolutions (the transformer keeps its layer norms)."""
-    if len(network.channels) != 1 or network.channels[0] % SWIN_WIDTHS:
-        raise _wrong_channels(
-            network, f"1 number, a multiple of {SWIN_WIDTHS} such as 24: its levels double it"
-        )
-    return SwinUNETR(
-        in_channels=n_channels,
-        out_channels=n_classes,
-        feature_size=network.channels[0],
-        norm_name=_norm(network, network.channels),
-        drop_rate=network.dropout,
-        spatial_dims=n_dims,
-    )
-
-
-def _two_path(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    return TwoPath(
-        n_channels,
-        n_classes,
-        widths=_two_widths(network),
-        norm=_norm(network, network.channels),
-        dropout=network.dropout,
-    )
-
-
-def _input_cascade(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    return InputCascade(
-        n_channels,
-        n_classes,
-        widths=_two_widths(network),
-        norm=_norm(network, network.channels),
-        dropout=network.dropout,
-    )
-
-
 def _cascade(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
     detector, classifier = _stages(network)
     return Cascade(
@@ -359,74 +181,25 @@ def _stages(network: Network) -> tuple[Network, Network]:
     return network.stages
 
 
-def _two_widths(network: Network) -> tuple[int, int]:
-    if len(network.channels) != 2:
-        published = ", ".join(map(str, PUBLISHED_WIDTHS))
-        raise _wrong_channels(
-            network,
-            f"2 numbers, the maps of its local and its global path: {published} are the published ones",
-        )
-    return network.channels[0], network.channels[1]
-
-
-def _need_channels(network: Network, *, at_least: int) -> None:
-    if len(network.channels) < at_least:
-        raise _wrong_channels(network, f"at least {at_least} numbers")
-
-
-def _doubling(network: Network) -> int:
-    """The width of the first level, where each level is twice as wide as the one before."""
-    _need_channels(network, at_least=2)
-    width = network.channels[0]
-    if network.channels != tuple(width * 2**i for i in range(len(network.channels))):
-        raise _wrong_channels(network, "each number twice the one before, such as 16, 32, 64, 128")
-    return width
-
-
-def _need_units(network: Network) -> int:
-    if network.num_res_units < 1:
-        n = network.num_res_units
-        raise UsageError(
-            f"network.num_res_units {n}: '{network.name}' is made of them; give 1 or more, published are 2"
-        )
-    return network.num_res_units
-
-
-def _wrong_channels(network: Network, wanted: str) -> UsageError:
-    return UsageError(f"network.channels {list(network.channels)}: '{network.name}' needs {wanted}")
-
-
-def _norm(network: Network, widths: tuple[int, ...]) -> Any:
-    """MONAI's name and settings; groups are as many as divide the widths of all normalized layers, 8 at
-    most.
-    """
-    if network.norm == "none":
-        return None
-    if network.norm == "group":
-        return ("group", {"num_groups": gcd(MAX_GROUPS, *widths)})
-    return (network.norm, {"affine": True})
-
-
 _VALID_NORMS = ("batch", "none")  # of a patch of 33 x 33 the others make another output than of a whole slice
-
 NETWORKS: dict[str, NetworkKind] = {
-    "unet2d": NetworkKind(_unet, dims=(2,), output="model.2"),
+    "unet2d": NetworkKind(unet, dims=(2,), output="model.2"),
     "basic_unet2d": NetworkKind(
-        _basic_unet, dims=(2,), output="final_conv", divisor=lambda _: 2 ** (BASIC_LEVELS - 2)
+        basic_unet, dims=(2,), output="final_conv", divisor=lambda _: 2 ** (BASIC_LEVELS - 2)
     ),
-    "attention_unet2d": NetworkKind(_attention_unet, dims=(2,), output="model.2", norms=("batch",)),
-    "unet3d": NetworkKind(_unet, dims=(3,), output="model.2"),
-    "dynunet": NetworkKind(_dynunet, dims=(2, 3), output="output_block", supervised=True),
-    "segresnet": NetworkKind(_segresnet, dims=(2, 3), output="conv_final.2"),
+    "attention_unet2d": NetworkKind(attention_unet, dims=(2,), output="model.2", norms=("batch",)),
+    "unet3d": NetworkKind(unet, dims=(3,), output="model.2"),
+    "dynunet": NetworkKind(dynunet, dims=(2, 3), output="output_block", supervised=True),
+    "segresnet": NetworkKind(segresnet, dims=(2, 3), output="conv_final.2"),
     "segresnet_ds": NetworkKind(
-        _segresnet_ds, dims=(2, 3), output="up_layers.{last}.head", drops_out=False, supervised=True
+        segresnet_ds, dims=(2, 3), output="up_layers.{last}.head", drops_out=False, supervised=True
     ),
     "mednext": NetworkKind(
-        _mednext, dims=(2, 3), output="out_0", norms=("instance",), drops_out=False, supervised=True
+        mednext, dims=(2, 3), output="out_0", norms=("instance",), drops_out=False, supervised=True
     ),
-    "swin_unetr": NetworkKind(_swin_unetr, dims=(2, 3), output="out", divisor=lambda _: 2**5),
+    "swin_unetr": NetworkKind(swin_unetr, dims=(2, 3), output="out", divisor=lambda _: 2**5),
     "two_path": NetworkKind(
-        _two_path,
+        two_path,
         dims=(2,),
         output="classifier",
         norms=_VALID_NORMS,
@@ -434,7 +207,7 @@ NETWORKS: dict[str, NetworkKind] = {
         margin=TwoPath.margin,
     ),
     "input_cascade": NetworkKind(
-        _input_cascade,
+        input_cascade,
         dims=(2,),
         output="second.classifier",
         norms=_VALID_NORMS,

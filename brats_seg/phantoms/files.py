@@ -17,8 +17,9 @@ from brats_seg.core.files import write_json, write_text
 from brats_seg.core.shapes import TissueMap
 from brats_seg.core.tables import csv_text
 from brats_seg.scans.case import MODALITIES
+from brats_seg.scans.geometry import make_geometry
 from brats_seg.scans.labels import SCHEMAS, TISSUES, from_tissue
-from brats_seg.scans.volume import make_geometry, write_label_map, write_volume
+from brats_seg.scans.volume import write_label_map, write_volume
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from brats_seg.core.config import load_config
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import read_table, read_text, shown
 from brats_seg.imbalance.ledger import LEDGER_COLUMNS, OUTSIDE
-from brats_seg.reporting.figures import Plot, line_chart, mix_chart, plot, words
+from brats_seg.reporting.figures import Plot, line_chart, mix_chart, plot
+from brats_seg.reporting.style import words
 from brats_seg.scans.labels import REGIONS
 
 Rows = list[dict[str, str]]

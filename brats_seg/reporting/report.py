@@ -13,20 +13,14 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment
 
-from brats_seg.core.engine import Cluster
+from brats_seg.core.dask_engine import Cluster
 from brats_seg.core.errors import InputError, UsageError, printable
 from brats_seg.core.files import write_text
 from brats_seg.core.progress import track
+from brats_seg.evaluation.conventions import CONVENTIONS
+from brats_seg.evaluation.folders import EvaluationReport, ScoreOptions, evaluate_folders
 from brats_seg.evaluation.overlap import JointHistogram
-from brats_seg.evaluation.scores import (
-    CONVENTIONS,
-    Convention,
-    EvaluationReport,
-    Score,
-    ScoreOptions,
-    evaluate_folders,
-)
-from brats_seg.evaluation.table import few_patients
+from brats_seg.evaluation.table import Convention, Score, few_patients
 from brats_seg.reporting import figures, style
 from brats_seg.reporting.cases import SeenCase, best_slice, case_pictures, see_case
 from brats_seg.reporting.figures import Plot, plot

@@ -22,6 +22,7 @@ from brats_seg.core.files import write_text
 from brats_seg.core.shapes import Mask, TissueMap, Volume
 from brats_seg.reporting.style import color_of, css_variables, viewer_colors, words
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
+from brats_seg.scans.geometry import Geometry, same_grid
 from brats_seg.scans.labels import (
     MERGED,
     REGIONS,
@@ -33,7 +34,7 @@ from brats_seg.scans.labels import (
     to_tissue,
 )
 from brats_seg.scans.predictions import TABLE, written_schema
-from brats_seg.scans.volume import Geometry, read_volume, read_volumes, same_grid
+from brats_seg.scans.volume import read_volume, read_volumes
 
 PACKAGE = "ipyniivue"
 """The package of the extra `view` whose bundle holds NiiVue."""

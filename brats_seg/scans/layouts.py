@@ -1,121 +1,27 @@
-"""Scan folder -> cases, for each BraTS release, MSD, nnU-Net, BIDS, a manifest and plain names; mixed, at any
+"""Scan folder -> cases, of each BraTS release, MSD, nnU-Net, BIDS, a manifest and plain names; mixed, at any
 depth.
-
-A new release is an entry in `LAYOUTS` (and one in `labels.SCHEMAS` if its values are new).
 """
 
 import os
-import re
-import stat
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.scans.case import MODALITIES, Case, ScanFile, modality_named, patient_of
+from brats_seg.scans.case import MODALITIES, Case
 from brats_seg.scans.datasets import LABEL, Piece, read_bids, read_dataset, read_manifest
+from brats_seg.scans.folders import dicom_problems, walk
 from brats_seg.scans.labels import schema_option
 from brats_seg.scans.plain import NAME as PLAIN
 from brats_seg.scans.plain import read_plain
 from brats_seg.scans.problem import Problem
+from brats_seg.scans.releases import LAYOUTS, read_named, schema_by_name, years_of
 from brats_seg.scans.volume import SUFFIXES
 
-_NIFTI = r"\.nii(?:\.gz)?$"
-_OLD_ROLES = r"(?P<role>t1ce|t1|t2|flair|seg)"
-_NEW_ROLES = r"(?P<role>t1n|t1c|t2w|t2f|seg)"
-_VSD = r"(?:[^/]+/)?VSD\.Brain[^/]*\.(?:MR_)?(?P<role>T1c|T1|T2|Flair|OT)(?:\.\d+)?\.mha$"
-_LABEL_ROLES = ("seg", "segm", "ot", "truth")
 _LONGEST_ID = 200  # bytes; a file name has 255, and a temporary file adds its process and suffixes to the id
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one release names its files.
-
-    Attributes:
-        name: the key in `LAYOUTS`.
-        schema: the key in `labels.SCHEMAS` its labels follow, "" where each data set says it itself.
-        patterns: searched, without regard to case, in a file's path; group `role` is the modality or the
-            label, group `folder` (where there is one) ends the path of the case's folder. None for data sets
-            that are found by their own metadata.
-        case_id: filled with the pattern's groups.
-        year: the year in a folder's name that decides between two releases with the same file names.
-    """
-
-    name: str
-    schema: str
-    patterns: tuple[str, ...] = ()
-    case_id: str = "{id}"
-    year: str = ""
-
-
-LAYOUTS: dict[str, Layout] = {
-    layout.name: layout
-    for layout in (
-        Layout(
-            "brats2013", "brats2013", (rf"/(?P<grade>[HL]G)/(?P<folder>\d{{4}})/{_VSD}",), "{grade}_{folder}"
-        ),
-        Layout(
-            "simbrats",
-            "brats2013",
-            (
-                r"/(?P<folder>SimBRATS_[HL]G\d+)[^/]*/[^/]*_(?P<role>T1c|T1|T2|Flair|truth)\.mha$",
-                r"/(?:synthetic(?:[_ "
-                rf"-]data)?|[^/]*simbrats[^/]*)/(?:[^/]+/)?(?P<grade>[HL]G)/(?P<folder>\d{{4}})/{_VSD}",
-            ),
-            "Synthetic_{grade}_{folder}",
-        ),
-        Layout(
-            "brats2015",
-            "brats2013",
-            (rf"/(?:(?P<grade>[HL]GG)/)?(?P<folder>brats_[^/]+)/{_VSD}",),
-            "{grade}_{folder}",
-        ),
-        Layout("brats2017", "brats2017", (rf"/(?P<id>Brats17_[^/]+?)_{_OLD_ROLES}{_NIFTI}",)),
-        Layout("brats2018", "brats2017", (rf"/(?P<id>Brats18_[^/]+?)_{_OLD_ROLES}{_NIFTI}",)),
-        Layout("brats2019", "brats2017", (rf"/(?P<id>BraTS19_[^/]+?)_{_OLD_ROLES}{_NIFTI}",)),
-        Layout(
-            "brats2020",
-            "brats2017",
-            # case 355's mask kept the name it had in the hospital
-            (
-                rf"/(?P<id>BraTS20_[^/]+?)_{_OLD_ROLES}{_NIFTI}",
-                rf"/(?P<id>BraTS20_[^/]+)/W39_1998\.09\.19_(?P<role>Segm){_NIFTI}",
-            ),
-        ),
-        Layout("brats2021", "brats2017", (rf"/(?P<id>BraTS2021_\d+)_{_OLD_ROLES}{_NIFTI}",)),
-        # 2023 and 2024 share their file names: the year in the nearest folder named BraTS...2023 or
-        # BraTS...2024 decides. Without one, adult cases of 2024 are known by time points from 100 on (2023
-        # has 000 to 0xx), pediatric ones are taken for 2024. Only 2024 has value 4 (adults: resection
-        # cavity): a case of 2024 taken for one of 2023 is refused by `verify`.
-        Layout(
-            "brats2023", "brats2023", (rf"/(?P<id>BraTS-GLI-\d+-0\d\d)-{_NEW_ROLES}{_NIFTI}",), year="2023"
-        ),
-        Layout(
-            "brats2024gli",
-            "brats2024gli",
-            (rf"/(?P<id>BraTS-GLI-\d+-\d+)-{_NEW_ROLES}{_NIFTI}",),
-            year="2024",
-        ),
-        Layout(
-            "brats2024ped",
-            "brats2024ped",
-            (rf"/(?P<id>BraTS-PED-\d+-\d+)-{_NEW_ROLES}{_NIFTI}",),
-            year="2024",
-        ),
-        Layout(
-            "brats2023ped", "brats2023", (rf"/(?P<id>BraTS-PED-\d+-\d+)-{_NEW_ROLES}{_NIFTI}",), year="2023"
-        ),
-        Layout("msd", "msd"),
-        Layout("nnunet", ""),
-        Layout("bids", ""),
-        Layout("manifest", ""),
-        Layout(PLAIN, ""),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -213,7 +119,7 @@ def find_cases(
     ]
     cases, incomplete, refused = _assemble(pieces, required=required)
     problems += refused
-    n_undated = sum(case.layout == "brats2024ped" and not _years(case.folder) for case in cases)
+    n_undated = sum(case.layout == "brats2024ped" and not years_of(case.folder) for case in cases)
     if n_undated and layout is None:
         what = (
             f"{n_undated} pediatric cases lie in no folder named BraTS...2023 or BraTS...2024 and are taken "
@@ -235,12 +141,6 @@ def find_cases(
     return Found(cases, tuple(problems), incomplete, tuple(strangers))
 
 
-def schema_by_name(path: Path) -> str | None:
-    """The schema of the release a file is named after, or None."""
-    match = _match(path, list(LAYOUTS.values()))
-    return match[0].schema if match else None
-
-
 def _pieces(folder: Path, *, layout: str | None) -> tuple[list[Piece], list[Path], list[Problem]]:
     """Every file that is part of a case, and scan files that are not. A file belongs to the first that claims
     it: manifest, dataset.json, BIDS, its name.
@@ -248,7 +148,7 @@ def _pieces(folder: Path, *, layout: str | None) -> tuple[list[Piece], list[Path
     problems: list[Problem] = []
     if folder.is_file():
         return read_manifest(folder.absolute(), problems, schema_of=schema_by_name), [], problems
-    files = _walk(folder.absolute(), problems)
+    files = walk(folder.absolute(), problems)
     pieces: list[Piece] = []
     for name, reader in (
         ("manifest", _manifests),
@@ -261,7 +161,7 @@ def _pieces(folder: Path, *, layout: str | None) -> tuple[list[Piece], list[Path
             pieces += [piece for piece in found if layout in (None, piece.layout)]
     taken = {piece.file.path for piece in pieces}
     rest = [file for file in files if file not in taken and file.name.lower().endswith(SUFFIXES)]
-    pieces += _named(rest, layout=layout)
+    pieces += read_named(rest, layout=layout)
     if layout in (None, PLAIN):
         taken = {piece.file.path for piece in pieces}
         listed = _manifest_folders(pieces, problems)
@@ -276,35 +176,8 @@ def _pieces(folder: Path, *, layout: str | None) -> tuple[list[Piece], list[Path
     taken = {piece.file.path for piece in pieces}
     strangers = [file for file in rest if file not in taken]
     problems += _left_out(strangers, layout=layout, root=folder)
-    problems += _dicom([file for file in files if file not in taken], is_all=not pieces, root=folder)
+    problems += dicom_problems([file for file in files if file not in taken], is_all=not pieces, root=folder)
     return pieces, strangers, problems
-
-
-def _dicom(files: Sequence[Path], *, is_all: bool, root: Path) -> list[Problem]:
-    """A problem where a folder holds DICOM files, which are told by their names or their first bytes."""
-    first = next((file for file in files if _is_dicom(file)), None)
-    if first is None:
-        return []
-    n = sum(file.parent == first.parent and _is_dicom(file) for file in files)
-    what = f"holds {n} DICOM files, such as {first.name}: DICOM is not read"
-    expected = (
-        f"NIfTI: dcm2niix -z y -o NIFTI_FOLDER {root} converts each series; then take the skull off and put "
-        "the four scans on one grid"
-    )
-    return [Problem("error" if is_all else "warning", "", str(first.parent), what, expected)]
-
-
-def _is_dicom(file: Path) -> bool:
-    """DICOM files end in .dcm or .ima, or have no ending and the letters DICM behind 128 bytes."""
-    if file.suffix.lower() in (".dcm", ".ima"):
-        return True
-    if file.suffix:
-        return False
-    try:
-        with file.open("rb") as opened:
-            return opened.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
 
 
 def _manifest_folders(pieces: Iterable[Piece], problems: Iterable[Problem]) -> set[Path]:
@@ -319,64 +192,6 @@ def _manifest_folders(pieces: Iterable[Piece], problems: Iterable[Problem]) -> s
     return wrong | {piece.folder for piece in pieces if piece.layout == "manifest"}
 
 
-def _walk(folder: Path, problems: list[Problem]) -> list[Path]:
-    """Every visible file, in order, but what macOS adds to archives.
-
-    Links to folders are followed within `folder`, none twice; a link that leads out of it is a problem, and
-    so is a pipe or a device.
-    """
-
-    def unreadable(error: OSError) -> None:
-        problems.append(
-            Problem(
-                "error", "", str(error.filename), f"cannot be read: {error.strerror}", "a readable folder"
-            )
-        )
-
-    files: list[Path] = []
-    seen: set[str] = set()
-    root = Path(os.path.realpath(folder))
-    for top, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
-        real = os.path.realpath(top)
-        if not Path(real).is_relative_to(root):
-            what = "is a link that leads out of the folder and is not followed"
-            problems.append(
-                Problem("warning", "", top, what, "the folder itself, or a manifest CSV that names the files")
-            )
-            folders.clear()
-            continue
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        files += [
-            Path(top, name)
-            for name in sorted(names)
-            if not name.startswith(".") and _is_file(Path(top, name), problems)
-        ]
-    return files
-
-
-def _is_file(path: Path, problems: list[Problem]) -> bool:
-    """Whether a name in a folder is that of a file; a broken link counts as one, which cannot be read."""
-    try:
-        is_file = stat.S_ISREG(path.stat().st_mode)
-    except OSError:
-        return True
-    if not is_file:
-        problems.append(
-            Problem(
-                "warning",
-                "",
-                str(path),
-                "is no regular file and is left out",
-                "a file (a pipe or a device is none)",
-            )
-        )
-    return is_file
-
-
 def _manifests(files: Sequence[Path], problems: list[Problem]) -> list[Piece]:
     manifests = [file for file in files if file.name.lower() == "manifest.csv"]
     return [
@@ -384,13 +199,6 @@ def _manifests(files: Sequence[Path], problems: list[Problem]) -> list[Piece]:
         for file in manifests
         for piece in read_manifest(file, problems, schema_of=schema_by_name, unfit="warning")
     ]
-
-
-def _named(files: Sequence[Path], *, layout: str | None) -> list[Piece]:
-    """Files whose release is told by their names."""
-    layouts = [LAYOUTS[layout]] if layout else list(LAYOUTS.values())
-    matches = [(file, _match(file, layouts)) for file in files]
-    return [_piece(file, *match) for file, match in matches if match]
 
 
 def _left_out(files: Sequence[Path], *, layout: str | None, root: Path) -> list[Problem]:
@@ -405,41 +213,6 @@ def _left_out(files: Sequence[Path], *, layout: str | None, root: Path) -> list[
         Problem("warning", "", str(folder), what.format(len(names), names[0].name), expected)
         for folder, names in strangers.items()
     ]
-
-
-def _match(file: Path, layouts: Iterable[Layout]) -> tuple[Layout, re.Match[str]] | None:
-    """The layout a file's path fits; among several, simulated before real, then the one of the nearest
-    folder's year, then the first.
-    """
-    hits = list(_hits(file, layouts))
-    years = _years(file.parent)
-    hits.sort(key=lambda hit: (hit[0].name != "simbrats", bool(years) and hit[0].year not in ("", years[-1])))
-    return hits[0] if hits else None
-
-
-def _years(folder: Path) -> list[str]:
-    """The year of each folder above, and of this one, that names one of the releases with equal file names;
-    the nearest last.
-    """
-    return re.findall(r"/[^/]*brats[^/]*?(?<!\d)(2023|2024)(?!\d)", folder.as_posix(), re.IGNORECASE)
-
-
-def _hits(file: Path, layouts: Iterable[Layout]) -> Iterator[tuple[Layout, re.Match[str]]]:
-    path = file.as_posix()
-    for layout in layouts:
-        for pattern in layout.patterns:
-            match = re.search(pattern, path, re.IGNORECASE)
-            if match:
-                yield layout, match
-                break
-
-
-def _piece(file: Path, layout: Layout, match: re.Match[str]) -> Piece:
-    groups = {key: value or "" for key, value in match.groupdict().items()}
-    case_id = re.sub("__+", "_", layout.case_id.format(**({"grade": ""} | groups))).strip("_")
-    folder = Path(match.string[: match.end("folder")]) if "folder" in groups else file.parent
-    role = LABEL if groups["role"].lower() in _LABEL_ROLES else str(modality_named(groups["role"]))
-    return Piece(layout.name, layout.schema, case_id, patient_of(case_id), role, ScanFile(file), folder)
 
 
 def _assemble(

@@ -19,7 +19,7 @@ from brats_seg.core.runtime import n_workers
 from brats_seg.evaluation.comparison import summarize_runs
 from brats_seg.evaluation.equal_time import summarize_equal_time
 from brats_seg.evaluation.run_rows import DIGEST, LOOK_COLUMNS, Row, variant_of, write_rows
-from brats_seg.phantoms.cohort import PHANTOM_VERSION, make_traits
+from brats_seg.phantoms.cohort import PHANTOM_VERSION, make_traits, write_cohort
 from brats_seg.reporting.experiment_page import write_experiment_page
 from brats_seg.reporting.experiment_table import table_markdown
 from brats_seg.scans.labels import REGIONS
@@ -258,13 +258,13 @@ def _phantom_bank(folder: Path, cohort: Phantoms) -> Path:
     if not (bank / "bank.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(made, wanted)
-        pipeline.phantom(
+        write_cohort(
             folder / "scans",
             n_cases=cohort.cases,
             layout=cohort.layout,
             size=cohort.size,
             seed=cohort.seed,
-            traits=cohort.traits,
+            traits=make_traits(cohort.traits),
         )
         if pipeline.preprocess(folder / "scans", bank).exit_code:
             raise InputError(

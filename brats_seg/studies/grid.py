@@ -14,9 +14,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from brats_seg.core.engine import Cluster, Outcome, map_unordered
+from brats_seg.core.dask_engine import Cluster
+from brats_seg.core.engine import map_unordered
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock
+from brats_seg.core.outcome import Outcome
 from brats_seg.core.progress import log_line, progress_bar
 from brats_seg.studies.store import Row, Rows, claim, read_cells
 

@@ -27,10 +27,10 @@ from brats_seg.classification.methods import Remedy, cascade_goals, kept_by_casc
 from brats_seg.classification.scores import roc_curves, score_outputs
 from brats_seg.classification.settings import Knobs, StudySettings
 from brats_seg.classification.source import ImageSource
-from brats_seg.core.config import Sampler
 from brats_seg.core.errors import UsageError
 from brats_seg.core.local_engine import worker_number
 from brats_seg.core.runtime import Runtime, start_runtime, worker_device
+from brats_seg.core.sections import Sampler
 from brats_seg.core.shapes import Counts, Shares
 from brats_seg.imbalance.distributions import class_counts, class_order, draw_subset
 from brats_seg.imbalance.index import ClassIndex

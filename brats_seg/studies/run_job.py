@@ -182,8 +182,18 @@ def _score(run: Path, path: Path, bank: PatchBank, *, job: RunJob, runtime: Runt
     """Segment and score a cell's cases by the weights in a folder: rows by strength of prior correction."""
     files = {strength: run / _label_file(job.cases, strength) for strength in job.correct_priors}
     rows: dict[str, list[Row]] = {strength: [] for strength in files}
+    numbers = {case.id: number for number, case in enumerate(bank.cases)}
     for strength, case, labels in _segment(run, path, bank, files=files, runtime=runtime):
-        rows[strength] += [{"correct_priors": strength, **row} for row in score_volume(bank, case, labels)]
+        entry = bank.cases[numbers[case]]
+        scored = score_volume(
+            bank.volume(numbers[case])[1],
+            labels,
+            case=case,
+            patient=entry.patient,
+            classes=bank.classes,
+            spacing_mm=entry.spacing_mm,
+        )
+        rows[strength] += [{"correct_priors": strength, **row} for row in scored]
     return [row for of_one in rows.values() for row in of_one]
 
 
@@ -277,10 +287,7 @@ def _segment(
             maps = segment_once(
                 segmenter.network,
                 image,
-                n_dims=segmenter.n_dims,
-                divisor=segmenter.divisor,
-                window=segmenter.window_for(image),
-                slices_around=segmenter.slices_around,
+                feed=segmenter.feed_for(image),
                 class_shifts=shifts,
             )
             for strength, store, labels in zip(files, stores, maps, strict=True):

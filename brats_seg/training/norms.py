@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.core.runtime import Runtime
-from brats_seg.inference.dense import label_map
+from brats_seg.inference.dense import Feed, label_map
 from brats_seg.inference.windowed import choose_window
 
 
@@ -47,14 +47,8 @@ def measure_norms(network: nn.Module, bank: PatchBank, *, divisor: int, runtime:
         norm.train()
     shown = _AsItStands(measured)
     for case, window in zip(cases, windows, strict=True):
-        label_map(
-            shown,
-            bank.volume(case)[0],
-            n_dims=3 if len(bank.patch_size) == 3 else 2,
-            divisor=divisor,
-            window=window,
-            slices_around=bank.slices_around,
-        )
+        feed = Feed(3 if len(bank.patch_size) == 3 else 2, divisor, window, bank.slices_around)
+        label_map(shown, bank.volume(case)[0], feed=feed)
     statistics = {
         name: buffer
         for name, buffer in measured.named_buffers()

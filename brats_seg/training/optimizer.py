@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brats_seg.core.config import Optimizer
+from brats_seg.core.sections import Optimizer
 
 POLY_POWER = 0.9
 """Exponent of the polynomial schedule, as nnU-Net has it (Isensee et al. 2021)."""

@@ -17,9 +17,10 @@ from brats_seg.imbalance.groups import Groups, Lesions, NumberLesions, group_by_
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR, class_weights, effective_prior
-from brats_seg.imbalance.samplers import Sampler, make_sampler
+from brats_seg.imbalance.sampler import EpochPlan, Sampler
+from brats_seg.imbalance.samplers import build_sampler
 from brats_seg.models.classic import output_layers
-from brats_seg.models.losses import Loss, UnifiedFocal, make_loss
+from brats_seg.models.losses import Loss, make_loss
 from brats_seg.models.networks import output_layer
 from brats_seg.training.step import Learner, Schedule
 
@@ -124,25 +125,15 @@ class Method:
         with warnings.catch_warnings():
             if is_images:  # a class without an image is the study's own wish
                 warnings.simplefilter("ignore", UserWarning)
-            return make_sampler(
-                section.kind,
-                self.index,
+            plan = EpochPlan(
                 batch_size=training.batch_size,
                 steps=None if is_images and section.kind in PASSES else steps,
                 seed=training.seed if seed is None else seed,
                 rank=self.runtime.rank,
                 n_ranks=self.runtime.world_size,
-                shares=section.shares,
-                healthy_share=section.healthy_share,
-                imbalance_ratio=section.imbalance_ratio,
-                allow_absent_class=section.allow_absent_class,
-                hard_classes=hard.classes,
-                recycle=hard.recycle,
-                max_age=hard.max_age,
-                drift=section.drift,
-                n_epochs=None if is_images else training.epochs,
-                groups=groups,
+                drift_epochs=None if is_images or section.drift == "none" else training.epochs,
             )
+            return build_sampler(section, self.index, plan=plan, hard=hard, groups=groups)
 
     @cached_property
     def lesions(self) -> Lesions | None:
@@ -199,16 +190,11 @@ class Method:
         weights, loss = self._weights if self._is_weighted(phase, epoch) else None, self.config.loss
         outside = "ignore" if self.config.task.classes == "tumor" else loss.outside
         return make_loss(
-            loss.kind,
+            loss,
             outside="none" if self.targets == "images" else outside,
             class_weights=None if weights is None else weights.tolist(),
             classes=self.index.class_names,
             prior=self.natural_prior.tolist(),
-            tau=loss.tau,
-            dice=loss.dice,
-            unified=UnifiedFocal(loss.unified_weight, loss.unified_delta, loss.unified_gamma),
-            by_lesion=loss.by_lesion,
-            by_lesion_weight=loss.by_lesion_weight,
         )
 
     # The priors

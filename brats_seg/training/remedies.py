@@ -3,9 +3,10 @@
 from functools import cache
 from typing import Any, Literal
 
-from brats_seg.core.config import Augment, Hard, Loss, Phases, Sampler, Section
+from brats_seg.core.augmentation import Augment
 from brats_seg.core.errors import UsageError
-from brats_seg.core.settings import config_names, load_settings
+from brats_seg.core.sections import Hard, Loss, Phases, Sampler
+from brats_seg.core.settings import Section, config_names, load_settings
 
 SHELF = "remedies"
 """Folder of `configs/` with a file for each remedy."""

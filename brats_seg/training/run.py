@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.core.config import Config
-from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, UsageError, is_out_of_memory
 from brats_seg.core.files import write_text
 from brats_seg.core.progress import log_line
 from brats_seg.core.run_folder import BEST, LAST, PHASE_1
@@ -22,12 +22,12 @@ from brats_seg.core.settings import dump_config
 from brats_seg.imbalance.ledger import Ledger
 from brats_seg.models.checkpoint import (
     Checkpoint,
-    check_same_data,
-    check_same_run,
+    first_line,
     library_versions,
     load_checkpoint,
     save_checkpoint,
 )
+from brats_seg.models.restore import check_same_data, check_same_run
 from brats_seg.scans.labels import REGIONS
 from brats_seg.training.log import (
     RunLog,
@@ -257,7 +257,17 @@ class RunFolder(Record):
             logger.warning(
                 "%s: written in %s; with %s on %d the run goes on, but not to the same bits", path, was, *here
             )
-        saved = checkpoint.resume
+        try:
+            self._take_up(loop, checkpoint, checkpoint.resume)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise InputError(
+                f"{path}: damaged, the run cannot go on from it: {first_line(error)}; start a new run"
+            ) from error
+
+    def _take_up(self, loop: Loop, checkpoint: Checkpoint, saved: Mapping[str, Any]) -> None:
+        """Go on with what a checkpoint holds beside the weights."""
         if (began := saved.get("phase_began", 1)) > 1:
             loop.enter(loop.method.begun_at(began), loop.steps.learner.network)
         loop.steps.learner.load_state_dict(saved["learner"], weights=checkpoint.weights)

@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import nn
 
-from brats_seg.bank.bank import Batch, PatchBank
-from brats_seg.core.config import Hard, Training, Validation
+from brats_seg.bank.bank import PatchBank
+from brats_seg.bank.gather import Batch
 from brats_seg.core.runtime import Runtime
+from brats_seg.core.sections import Hard, Training, Validation
 from brats_seg.core.shapes import Ids
 from brats_seg.imbalance.index import ClassIndex
-from brats_seg.imbalance.samplers import Draw, HardSampler
-from brats_seg.inference.dense import ready_for_inference
+from brats_seg.imbalance.sampler import Draw
+from brats_seg.imbalance.samplers import HardSampler
+from brats_seg.inference.ready import ready_for_inference
 from brats_seg.models.readout import Readout
 from brats_seg.scans.labels import REGIONS
 from brats_seg.training.augment import Augmenter

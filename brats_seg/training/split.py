@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.folds import inner_split
-from brats_seg.core.config import Validation
 from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.sections import Validation
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int64, Integer
 from torch import Tensor, nn
 
-from brats_seg.core.config import Optimizer
 from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Runtime
+from brats_seg.core.sections import Optimizer
 from brats_seg.models.deep_supervision import supervised_loss
 from brats_seg.models.losses import Loss
 from brats_seg.training.exchange import Exchange, check_ranks

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brats_seg.core.config import Hard
+from brats_seg.core.sections import Hard
 from brats_seg.core.shapes import Counts, Ids
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.ledger import Ledger
-from brats_seg.imbalance.samplers import Draw, HardSampler, Sampler
+from brats_seg.imbalance.sampler import Draw, Sampler
+from brats_seg.imbalance.samplers import HardSampler
 from brats_seg.training.log import Stopwatch
 from brats_seg.training.step import AnyInputs, AnyTargets, Learner
 

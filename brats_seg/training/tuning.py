@@ -13,10 +13,10 @@ from brats_seg.bank.bank import PatchBank
 from brats_seg.core.progress import track
 from brats_seg.core.shapes import Mask, TissueMap
 from brats_seg.core.statistics import paired_difference
+from brats_seg.evaluation.conventions import CONVENTIONS
 from brats_seg.evaluation.lesions import match_lesions
 from brats_seg.evaluation.overlap import joint_histogram, overlap_scores
 from brats_seg.evaluation.pair import RIM
-from brats_seg.evaluation.scores import CONVENTIONS
 from brats_seg.evaluation.surface import joint_crop
 from brats_seg.inference.cleanup import Cleanup, clean_up
 from brats_seg.inference.dense import brain_mask, class_probabilities, most_likely
@@ -120,10 +120,7 @@ def see_cases(
         probabilities = class_probabilities(
             segmenter.network,
             image,
-            n_dims=segmenter.n_dims,
-            divisor=segmenter.divisor,
-            window=segmenter.window_for(image),
-            slices_around=segmenter.slices_around,
+            feed=segmenter.feed_for(image),
             readout=segmenter.readout,
         )
         brain, needed = brain_mask(image), reference != 0

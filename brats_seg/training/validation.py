@@ -11,7 +11,7 @@ from brats_seg.bank.bank import PatchBank
 from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Runtime
 from brats_seg.evaluation.overlap import JointHistogram, Overlap, joint_histogram, overlap_scores
-from brats_seg.inference.dense import label_map
+from brats_seg.inference.dense import Feed, label_map
 from brats_seg.inference.windowed import choose_window
 from brats_seg.scans.grouping import HEALTHY, TUMOR
 from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes
@@ -138,14 +138,8 @@ def _judged_by(classes: Sequence[str]) -> tuple[str, ...]:
 def _histogram(network: nn.Module, bank: PatchBank, case: int, divisor: int) -> JointHistogram:
     image, reference = bank.volume(case)
     window = choose_window(network, patch_size=bank.patch_size, image_shape=image.shape, divisor=divisor)
-    predicted = label_map(
-        network,
-        image,
-        n_dims=3 if len(bank.patch_size) == 3 else 2,
-        divisor=divisor,
-        window=window,
-        slices_around=bank.slices_around,
-    )
+    feed = Feed(3 if len(bank.patch_size) == 3 else 2, divisor, window, bank.slices_around)
+    predicted = label_map(network, image, feed=feed)
     outside = reference == OUTSIDE
     if HEALTHY in bank.classes:
         reference = np.where(outside, np.uint8(bank.classes.index(HEALTHY)), reference)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from brats_seg.scans.volume import make_geometry, write_volume
+from brats_seg.scans.geometry import make_geometry
+from brats_seg.scans.volume import write_volume
 
 SHAPE = (12, 16, 20)
 BRAIN = (slice(1, 11), slice(2, 14), slice(3, 18))

@@ -16,7 +16,8 @@ from small_scans import SHAPE, small_scan, write_cohort, write_scan
 
 from brats_seg.bank import build, entry
 from brats_seg.bank.bank import PatchBank
-from brats_seg.bank.build import BuildOptions, build_bank, disk_needed
+from brats_seg.bank.build import BuildOptions, build_bank
+from brats_seg.bank.disk import disk_needed
 from brats_seg.bank.entry import EntryResult, EntryTask
 from brats_seg.bank.format import READERS_LOCK
 from brats_seg.bank.listing import hold_bank, verify_bank
@@ -24,8 +25,9 @@ from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock, sha256
 from brats_seg.core.outcome import Outcome, WorkerDiedError
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
+from brats_seg.scans.geometry import make_geometry
 from brats_seg.scans.layouts import find_cases
-from brats_seg.scans.volume import make_geometry, write_volume
+from brats_seg.scans.volume import write_volume
 
 
 @pytest.fixture
@@ -436,7 +438,7 @@ def test_a_write_that_is_cut_short_ends_the_build_and_leaves_nothing_half_writte
     number.
     """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    monkeypatch.setattr(build, "_check_disk", lambda *args: None)
+    monkeypatch.setattr(build, "check_disk", lambda *args: None)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))

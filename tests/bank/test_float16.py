@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from brats_seg.bank import gather_kernels as kernels
+from brats_seg.bank import float16 as kernels
 
 ALL_FLOAT16 = np.arange(65536, dtype=np.uint16)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brats_seg.bank import gather
-from brats_seg.bank.gather import PatchMaps, gather_patches, gather_patches_torch, make_resident
+from brats_seg.bank.gather import Batch, PatchMaps, gather_patches, gather_patches_torch, make_resident
 from brats_seg.bank.mapped import Volumes
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.scans.grouping import group_classes
@@ -52,16 +52,8 @@ def gathered(
     """Bits of the inputs, targets and counts, from buffers full of something else."""
     inputs = np.full((len(ids), *size, volumes.n_channels * (2 * slices_around + 1)), 7, np.float32)
     targets, counts = np.full((len(ids), *size), 7, np.uint8), np.full(N_CLASSES + 1, 7, np.int64)
-    function(  # type: ignore[operator]
-        volumes,
-        ids,
-        patch_size=size,
-        inputs_out=inputs,
-        targets_out=targets,
-        counts_out=counts,
-        slices_around=slices_around,
-        **more,
-    )
+    out = Batch(torch.from_numpy(inputs).movedim(-1, 1), torch.from_numpy(targets), counts)
+    function(volumes, ids, patch_size=size, out=out, slices_around=slices_around, **more)  # type: ignore[operator]
     return inputs.view(np.uint32), targets, counts
 
 

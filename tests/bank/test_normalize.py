@@ -1,6 +1,7 @@
 """The brain crop, its z-scores, and the way back."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +10,14 @@ from hypothesis import strategies as st
 from small_scans import BRAIN, SHAPE, small_scan, write_scan
 
 from brats_seg.bank.itk import correct_bias
-from brats_seg.bank.normalize import normalize_case, normalize_numpy, normalize_volumes, off_spacing, uncrop
+from brats_seg.bank.normalize import NormalizedCase, normalize, normalize_numpy, off_spacing, uncrop
 from brats_seg.core.errors import InputError
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
+from brats_seg.scans.geometry import make_geometry
 from brats_seg.scans.labels import from_tissue, schema_named
 from brats_seg.scans.layouts import find_cases
-from brats_seg.scans.volume import make_geometry, read_volume, write_volume
+from brats_seg.scans.loaded import LoadedCase, load_case
+from brats_seg.scans.volume import read_volume, write_volume
 
 CLASSES = ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
 
@@ -24,6 +27,17 @@ def the_case(data: Path) -> Case:
     return case
 
 
+def read_and_normalize(case: Case, **how: Any) -> NormalizedCase:
+    return normalize(load_case(case), **how)
+
+
+def normalize_arrays(volumes: dict[str, np.ndarray], **how: Any) -> NormalizedCase:
+    case = Case("c", "p", "l", "brats2017", {}, None, Path())
+    grid = make_geometry(next(iter(volumes.values())).shape)
+    loaded = LoadedCase(case, {name: (volume, grid) for name, volume in volumes.items()}, None, ())
+    return normalize(loaded, modalities=tuple(volumes), **how)
+
+
 def ulps(a: np.ndarray, b: np.ndarray) -> int:
     """Largest distance of two float16 arrays of like sign, in steps of a float16."""
     return int(np.abs(a.view(np.int16).astype(int) - b.view(np.int16)).max(initial=0))
@@ -31,7 +45,7 @@ def ulps(a: np.ndarray, b: np.ndarray) -> int:
 
 def test_the_crop_is_the_brain_and_lies_where_it_was(tmp_path: Path) -> None:
     write_scan(tmp_path, "BraTS2021_00000")
-    normalized = normalize_case(the_case(tmp_path), classes=CLASSES)
+    normalized = read_and_normalize(the_case(tmp_path), classes=CLASSES)
     assert normalized.image.shape == (10, 12, 15, 4)
     assert normalized.origin == (1, 2, 3)
     assert normalized.label is not None
@@ -41,7 +55,7 @@ def test_the_crop_is_the_brain_and_lies_where_it_was(tmp_path: Path) -> None:
 
 def test_the_label_map_goes_back_to_the_same_voxels(tmp_path: Path) -> None:
     write_scan(tmp_path, "BraTS2021_00000", outside=5)
-    normalized = normalize_case(the_case(tmp_path), classes=CLASSES)
+    normalized = read_and_normalize(the_case(tmp_path), classes=CLASSES)
     assert normalized.label is not None
     back = uncrop(from_tissue(normalized.label, schema_named("brats2017"), CLASSES), normalized)
     _, label = small_scan(0)
@@ -51,7 +65,7 @@ def test_the_label_map_goes_back_to_the_same_voxels(tmp_path: Path) -> None:
 
 def test_z_scores_equal_the_definition(tmp_path: Path) -> None:
     write_scan(tmp_path, "BraTS2021_00000", seed=3)
-    normalized = normalize_case(the_case(tmp_path))
+    normalized = read_and_normalize(the_case(tmp_path))
     volumes, _ = small_scan(3)
     for channel, volume in enumerate(volumes.values()):
         plain = normalize_numpy(volume, volume != 0, percentiles=(0.5, 99.5))
@@ -73,10 +87,7 @@ def test_any_number_type_gives_the_definition(seed: int, dtype: str, fractions: 
         volume = volume + np.float32(0.25) * (volume != 0)
     other = rng.integers(0, 2, (3, 4, 5)).astype(np.int16)  # where this is 1, a voxel of value 0 is brain too
     other[0, 0, 0] = volume[-1, -1, -1] = other[-1, -1, -1] = 1  # so that the box is the whole
-    case = Case("c", "p", "l", "brats2017", {}, None, Path())
-    normalized = normalize_volumes(
-        case, {"a": volume, "b": other}, label=None, geometry=make_geometry((3, 4, 5))
-    )
+    normalized = normalize_arrays({"a": volume, "b": other})
     brain = (volume != 0) | (other != 0)
     assert ulps(normalized.image[..., 0], normalize_numpy(volume, brain, percentiles=(0.5, 99.5))) <= 1
     assert not normalized.image[~brain].any()
@@ -94,7 +105,7 @@ def test_clipping_by_hand() -> None:
 
 def test_annotation_outside_the_brain_keeps_its_class_and_is_said(tmp_path: Path) -> None:
     write_scan(tmp_path, "BraTS2021_00000", outside=5)
-    normalized = normalize_case(the_case(tmp_path), classes=CLASSES)
+    normalized = read_and_normalize(the_case(tmp_path), classes=CLASSES)
     assert normalized.origin == (0, 0, 0)
     assert normalized.label is not None
     assert normalized.label[0, 0].tolist() == [2] * 5 + [255] * 13
@@ -105,8 +116,7 @@ def test_annotation_outside_the_brain_keeps_its_class_and_is_said(tmp_path: Path
 def test_a_modality_that_says_nothing_is_said_and_is_0() -> None:
     volumes, _ = small_scan(0)
     volumes["t2"][BRAIN] = 7
-    case = Case("c", "p", "l", "brats2017", {}, None, Path())
-    normalized = normalize_volumes(case, volumes, label=None, geometry=make_geometry(SHAPE))
+    normalized = normalize_arrays(volumes)
     assert not normalized.image[..., 2].any()
     assert normalized.warnings == ("t2 is the same all over the brain: it says nothing",)
 
@@ -116,36 +126,14 @@ def test_equal_fractions_are_0_too() -> None:
     volumes, _ = small_scan(0)
     constant = np.zeros(SHAPE, np.float32)
     constant[BRAIN] = 0.1
-    case = Case("c", "p", "l", "brats2017", {}, None, Path())
-    normalized = normalize_volumes(
-        case, volumes | {"t2": constant}, label=None, geometry=make_geometry(SHAPE)
-    )
+    normalized = normalize_arrays(volumes | {"t2": constant})
     assert not normalized.image[..., 2].any()
     assert len(normalized.warnings) == 1
 
 
-def test_no_brain_no_label_or_a_missing_modality_is_an_error(tmp_path: Path) -> None:
-    write_scan(tmp_path, "BraTS2021_00000", with_label=False)
-    case = the_case(tmp_path)
-    with pytest.raises(InputError, match=r"BraTS2021_00000.*no label"):
-        normalize_case(case, classes=CLASSES)
-    with pytest.raises(InputError, match="modality adc missing"):
-        normalize_case(case, modalities=("t1n", "adc"))
-    air = {name: np.zeros((2, 2, 2), np.int16) for name in MODALITIES}
+def test_no_brain_is_an_error() -> None:
     with pytest.raises(InputError, match="0 everywhere"):
-        normalize_volumes(case, air, label=None, geometry=make_geometry((2, 2, 2)))
-
-
-def test_files_of_other_grids_are_an_error(tmp_path: Path) -> None:
-    folder = write_scan(tmp_path, "BraTS2021_00000")
-    write_volume(
-        folder / "BraTS2021_00000_t2.nii.gz",
-        np.ones((12, 16, 21), np.int16),
-        make_geometry((12, 16, 21)),
-        dtype="int16",
-    )
-    with pytest.raises(InputError, match=r"BraTS2021_00000.*t2\.nii\.gz.*\(12, 16, 21\)"):
-        normalize_case(the_case(tmp_path))
+        normalize_arrays({name: np.zeros((2, 2, 2), np.int16) for name in MODALITIES})
 
 
 def test_spacing_is_off_beyond_5_percent() -> None:
@@ -155,7 +143,7 @@ def test_spacing_is_off_beyond_5_percent() -> None:
 
 def test_a_resampled_case_comes_back_to_its_grid(tmp_path: Path) -> None:
     write_scan(tmp_path, "BraTS2021_00000", spacing_mm=(2.0, 1.0, 1.0))
-    normalized = normalize_case(the_case(tmp_path), classes=CLASSES, resample_to_mm=(1.0, 1.0, 1.0))
+    normalized = read_and_normalize(the_case(tmp_path), classes=CLASSES, resample_to_mm=(1.0, 1.0, 1.0))
     assert normalized.image.shape == (20, 12, 15, 4)
     assert normalized.grid_shape == (24, 16, 20)
     assert normalized.spacing_mm == (1.0, 1.0, 1.0)
@@ -172,9 +160,9 @@ def test_channels_of_one_4d_file(tmp_path: Path) -> None:
         tmp_path / "a.nii.gz", np.stack(list(volumes.values()), axis=-1), make_geometry(SHAPE), dtype="int16"
     )
     files = {name: ScanFile(tmp_path / "a.nii.gz", channel) for channel, name in enumerate(MODALITIES)}
-    stacked = normalize_case(Case("c", "p", "msd", "msd", files, None, tmp_path))
+    stacked = read_and_normalize(Case("c", "p", "msd", "msd", files, None, tmp_path))
     write_scan(tmp_path / "apart", "BraTS2021_00000")
-    assert np.array_equal(stacked.image, normalize_case(the_case(tmp_path / "apart")).image)
+    assert np.array_equal(stacked.image, read_and_normalize(the_case(tmp_path / "apart")).image)
 
 
 def test_bias_correction_flattens_a_field_and_is_read_again(tmp_path: Path) -> None:
@@ -185,11 +173,8 @@ def test_bias_correction_flattens_a_field_and_is_read_again(tmp_path: Path) -> N
         400 + 20 * rng.standard_normal((36, 36, 36)) + 200 * (rng.random((36, 36, 36)) < 0.5)
     )
     volume = np.rint(flat * field).astype(np.int16)
-    case = Case("c", "p", "l", "brats2017", {}, None, tmp_path)
-    geometry = make_geometry((48, 48, 48))
     before, after, again = (
-        normalize_volumes(case, {"a": volume}, label=None, geometry=geometry, n4_cache=cache)
-        for cache in (None, tmp_path / "n4", tmp_path / "n4")
+        normalize_arrays({"a": volume}, n4_cache=cache) for cache in (None, tmp_path / "n4", tmp_path / "n4")
     )
 
     def slope(image: np.ndarray) -> float:
@@ -204,7 +189,7 @@ def test_bias_correction_flattens_a_field_and_is_read_again(tmp_path: Path) -> N
 
 def test_real_cases_equal_the_definition(real_data: Path) -> None:
     case = find_cases(real_data).cases[0]
-    normalized = normalize_case(case, classes=CLASSES)
+    normalized = read_and_normalize(case, classes=CLASSES)
     volumes = [read_volume(case.modalities[name])[0] for name in MODALITIES]
     brain = np.logical_or.reduce([volume != 0 for volume in volumes])
     place = tuple(slice(o, o + n) for o, n in zip(normalized.origin, normalized.image.shape[:3], strict=True))

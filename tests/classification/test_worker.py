@@ -25,7 +25,8 @@ from brats_seg.classification.settings import Knobs, StudySettings
 from brats_seg.classification.source import ImageSource
 from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Runtime
-from brats_seg.imbalance.samplers import Draw, HardSampler
+from brats_seg.imbalance.sampler import Draw
+from brats_seg.imbalance.samplers import HardSampler
 from brats_seg.studies.image_cells import train_cell
 from brats_seg.studies.store import Row
 from brats_seg.studies.study import study_jobs

@@ -5,15 +5,14 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 
 from brats_seg.evaluation.calibration import (
-    CLASSES,
     N_BINS,
-    PROBABILITIES,
     calibration_tree,
     read_probabilities,
     reliability,
     score_probabilities,
 )
 from brats_seg.scans.geometry import ScanError, make_geometry
+from brats_seg.scans.predictions import CLASSES, PROBABILITIES
 from brats_seg.scans.volume import write_volume
 
 FIVE = ("healthy", "necrotic_core", "edema", "non_enhancing_core", "enhancing_core")

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.evaluation.scores import CONVENTIONS, ScoreOptions, evaluate_folders, score_case
+from brats_seg.evaluation.conventions import CONVENTIONS
+from brats_seg.evaluation.folders import ScoreOptions, evaluate_folders
+from brats_seg.evaluation.scores import score_case
 from brats_seg.evaluation.table import METRICS, few_patients
 from brats_seg.scans.geometry import make_geometry
 from brats_seg.scans.layouts import find_cases

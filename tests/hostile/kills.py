@@ -35,6 +35,7 @@ from brats_seg.bank.build import BuildOptions
 from brats_seg.cli import main as brats_seg
 from brats_seg.core.config import load_config
 from brats_seg.inference.options import PredictOptions
+from brats_seg.phantoms.cohort import write_cohort
 
 SEED = 20261
 SMALL = (
@@ -91,7 +92,7 @@ class Trial:
 
 def make_shop(shop: Path) -> None:
     """Scans, a bank, a run, predictions and images, all tiny."""
-    pipeline.phantom(shop / "scans", n_cases=6, layout="brats2021", size=48, seed=3)
+    write_cohort(shop / "scans", n_cases=6, layout="brats2021", size=48, seed=3)
     pipeline.preprocess(shop / "scans", shop / "bank", workers=1, options=BuildOptions(n_folds=3))
     pipeline.train(shop / "bank", shop / "run", load_config("demo", overrides=SMALL), fold=0, device="cpu")
     pipeline.predict(shop / "run", shop / "scans", shop / "predictions", options=PredictOptions(device="cpu"))

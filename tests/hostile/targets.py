@@ -29,24 +29,22 @@ from brats_seg.classification.cifar import read_binary_batch, read_python_batch
 from brats_seg.classification.folder import read_image
 from brats_seg.classification.idx import read_idx
 from brats_seg.classification.images import load_images
-from brats_seg.core.config import Config, Network, load_config
+from brats_seg.core.config import Config, load_config
 from brats_seg.core.files import sha256
 from brats_seg.core.runtime import Runtime
+from brats_seg.core.sections import Network
 from brats_seg.core.settings import dump_config
 from brats_seg.evaluation.run_rows import COLUMNS, read_finished
-from brats_seg.inference import outputs, tuning
-from brats_seg.models.checkpoint import (
-    Checkpoint,
-    library_versions,
-    load_checkpoint,
-    restore_network,
-    save_checkpoint,
-)
+from brats_seg.inference import outputs
+from brats_seg.inference import tuned as tunings
+from brats_seg.models.checkpoint import Checkpoint, library_versions, load_checkpoint, save_checkpoint
 from brats_seg.models.networks import make_network
+from brats_seg.models.restore import restore_network
 from brats_seg.phantoms.cohort import write_cohort
 from brats_seg.reporting.history import _rows
+from brats_seg.scans.geometry import make_geometry
 from brats_seg.scans.layouts import find_cases
-from brats_seg.scans.volume import make_geometry, read_header, read_volume, write_volume
+from brats_seg.scans.volume import read_header, read_volume, write_volume
 from brats_seg.studies.store import check_identity, read_rows
 from brats_seg.studies.strategies import load_experiment
 
@@ -244,7 +242,7 @@ def _settings(root: Path) -> dict[str, Target]:
     study = _folder(root, "experiment.yaml") / "experiment.yaml"
     shutil.copy(Path(__file__).parents[2] / "configs" / "experiments" / "sampling_quick.yaml", study)
     tuned = _folder(root, "tuned.yaml")
-    found = tuning.Tuning(
+    found = tunings.Tuning(
         correct_priors=0.3,
         min_component_mm3=50,
         min_enhancing_mm3=20,
@@ -254,12 +252,12 @@ def _settings(root: Path) -> dict[str, Target]:
         score=0.8,
         score_before=0.7,
     )
-    tuning.write_tuning(tuned, found)
+    tunings.write_tuning(tuned, found)
     return {
         "config.yaml": Target(config, mutants.text, lambda: dump_config(load_config(config))),
         "experiment.yaml": Target(study, mutants.text, lambda: load_experiment(study)),
         "tuned.yaml": Target(
-            tuned / "tuned.yaml", mutants.text, lambda: tuning.read_tuning(tuned, checkpoint="ab")
+            tuned / "tuned.yaml", mutants.text, lambda: tunings.read_tuning(tuned, checkpoint="ab")
         ),
     }
 

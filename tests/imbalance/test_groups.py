@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brats_seg.core.errors import UsageError
+from brats_seg.core.sections import Sampler
 from brats_seg.imbalance.groups import Groups, group_by_case, group_by_lesion
 from brats_seg.imbalance.index import ClassIndex
-from brats_seg.imbalance.samplers import SAMPLERS, make_sampler
+from brats_seg.imbalance.sampler import EpochPlan
+from brats_seg.imbalance.samplers import SAMPLERS, build_sampler, make_sampler
 
 NAMES = ("healthy", "edema", "core")
 # Case 0: healthy 0-99, edema 100-149 and 200-219, core 150-154. Case 1: healthy 0-9, edema 10-14. Case 2:
@@ -36,15 +38,13 @@ def groups_of(index, first):
     return group_by_case(index) if first == "case" else lesions_of(index).groups
 
 
-def sampler_of(kind="balanced", first="lesion", *, index=None, **knobs):
+def sampler_of(
+    kind="balanced", first="lesion", *, index=None, batch_size=12, steps=7, n_epochs=None, **knobs
+):
     index = index or small_index()
-    plan = {
-        "batch_size": 12,
-        "steps": 7,
-        "seed": 3,
-        "healthy_share": 0.5 if kind == "ratio" else None,
-    } | knobs
-    return make_sampler(kind, index, groups=groups_of(index, first), **plan)
+    plan = EpochPlan(batch_size=batch_size, steps=steps, seed=3, drift_epochs=n_epochs)
+    section = Sampler(kind=kind, healthy_share=0.5 if kind == "ratio" else None, **knobs)
+    return build_sampler(section, index, plan=plan, groups=groups_of(index, first))
 
 
 def drawn_of(sampler, n):
@@ -96,7 +96,7 @@ def test_each_tumor_voxel_knows_how_large_its_lesion_is():
 
 def test_voxel_first_is_what_was_drawn_before_there_was_a_choice():
     index = small_index()
-    balanced = make_sampler("balanced", index, batch_size=6, steps=4, seed=1, groups=None)
+    balanced = make_sampler("balanced", index, batch_size=6, steps=4, seed=1)
     assert balanced.next().ids.tolist() == [145, 37, 150, 112, 35, 151]
 
 
@@ -150,10 +150,9 @@ def test_each_draw_is_of_its_class_and_the_counts_are_exact(kind, first, number,
         if first == "case"
         else group_by_lesion(index, lambda case, p: numbers[case][p]).groups
     )
-    healthy_share = 0.25 if kind == "ratio" else None
-    sampler = make_sampler(
-        kind, index, batch_size=9, steps=5, seed=seed, groups=groups, healthy_share=healthy_share
-    )
+    section = Sampler(kind=kind, healthy_share=0.25 if kind == "ratio" else None)
+    plan = EpochPlan(batch_size=9, steps=5, seed=seed)
+    sampler = build_sampler(section, index, plan=plan, groups=groups)
     ends = np.cumsum(counts, axis=1)
     for _ in range(6):
         requested = sampler.requested * 9
@@ -181,7 +180,7 @@ def test_a_class_keeps_the_groups_of_the_examples_that_are_left():
 
 
 def test_hard_examples_come_first_and_the_other_draws_follow_the_lesions():
-    sampler = sampler_of("hard", "lesion", recycle=False, batch_size=300, steps=20)
+    sampler = sampler_of("hard", "lesion", batch_size=300, steps=20)
     sampler.accept_pools({1: np.array([100, 101])})
     drawn = [sampler.next() for _ in range(20)]
     ids, classes, hard = (

@@ -10,7 +10,7 @@ from brats_seg.core.errors import UsageError
 from brats_seg.imbalance.groups import group_by_lesion
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.ledger import CASE_COLUMNS, LEDGER_COLUMNS, LESION_COLUMNS, Ledger
-from brats_seg.imbalance.samplers import Draw
+from brats_seg.imbalance.sampler import Draw
 
 HALF = np.array([0.5, 0.5])
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from brats_seg.core.config import Config, Sampler, Training
+from brats_seg.core.config import Config
 from brats_seg.core.runtime import Runtime
+from brats_seg.core.sections import Sampler, Training
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.samplers import SAMPLERS, ShareSampler
 from brats_seg.training.phases import Method

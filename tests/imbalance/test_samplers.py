@@ -5,11 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brats_seg.core.config import Hard
 from brats_seg.core.errors import UsageError
+from brats_seg.core.sections import Hard, Sampler
 from brats_seg.imbalance.index import ClassIndex
-from brats_seg.imbalance.samplers import SAMPLERS, make_sampler
+from brats_seg.imbalance.sampler import EpochPlan
+from brats_seg.imbalance.samplers import SAMPLERS, build_sampler, make_sampler
 
+DRIFTING = ("balanced", "ratio", "hard")
+HARD_KNOBS = ("classes", "recycle", "max_age")
+PLAN_KNOBS = ("batch_size", "steps", "seed", "rank", "n_ranks")
 NAMES = ("healthy", "edema", "core", "rim", "cyst")
 
 
@@ -27,11 +31,17 @@ def ids_of(drawn):
     return np.concatenate([draw.ids for draw in drawn])
 
 
-def make(kind, index, **knobs):
-    settings_ = {"batch_size": 10, "steps": 5, "seed": 0} | knobs
+def make(kind, index, *, n_epochs=None, **knobs):
+    """A sampler by any knobs of its section, of the section `hard` and of the plan."""
     if kind == "ratio":
-        settings_.setdefault("healthy_share", 0.5)
-    return make_sampler(kind, index, **settings_)
+        knobs.setdefault("healthy_share", 0.5)
+    hard, plan = ({k: knobs.pop(k) for k in names if k in knobs} for names in (HARD_KNOBS, PLAN_KNOBS))
+    return build_sampler(
+        Sampler(kind=kind, **knobs),
+        index,
+        plan=EpochPlan(**({"batch_size": 10, "steps": 5, "seed": 0, "drift_epochs": n_epochs} | plan)),
+        hard=Hard(**hard),
+    )
 
 
 def with_pools(sampler, index, rng):
@@ -239,7 +249,7 @@ def test_an_empty_pool_means_random():
 
 
 def test_mining_restricted_to_healthy_is_hard_negative_mining():
-    sampler, _ = hard_sampler(hard_classes=["healthy"])
+    sampler, _ = hard_sampler(classes=["healthy"])
     sampler.accept_pools({0: np.array([7])})
     for draw in draws(sampler, 5):
         assert draw.hard.tolist() == (draw.classes == 0).tolist()
@@ -249,7 +259,7 @@ def test_mining_restricted_to_healthy_is_hard_negative_mining():
 
 def test_tumor_stands_for_all_classes_but_healthy():
     index, _ = index_of([50, 50, 50], ("healthy", "edema", "core"))
-    assert make("hard", index, healthy_share=None, hard_classes=["tumor"]).hard_classes == (1, 2)
+    assert make("hard", index, healthy_share=None, classes=["tumor"]).hard_classes == (1, 2)
 
 
 def test_pools_expire_at_max_age_and_join_before_it():
@@ -342,11 +352,7 @@ def test_a_class_without_a_share_drifts_in():
 @pytest.mark.parametrize(
     ("knobs", "said"),
     [
-        (
-            {"kind": "random"},
-            r"sampler\.drift 'to_natural': goes with sampler\.kind balanced, ratio, hard .* got 'random', 5",
-        ),
-        ({"n_epochs": None}, "the number of epochs; got 'balanced', None"),
+        ({"n_epochs": None}, "sampler.drift 'to_natural': goes with the number of epochs; got None"),
         ({"steps": None}, r"needs training\.steps"),
     ],
 )
@@ -401,7 +407,7 @@ def test_resume_in_mid_epoch_equals_no_stop(kind, stop):
 
 def test_blocks_do_not_show(monkeypatch):
     index, labels = index_of([1000, 100])
-    monkeypatch.setattr("brats_seg.imbalance.samplers._BLOCK_DRAWS", 30)
+    monkeypatch.setattr("brats_seg.imbalance.sampler._BLOCK_DRAWS", 30)
     sampler = make("hard", index, recycle=False, steps=8)
     sampler.accept_pools({0: np.arange(100, 117), 1: np.arange(1000, 1033)})
     drawn = draws(sampler, 8)
@@ -433,27 +439,26 @@ def test_the_state_is_plain():
 @pytest.mark.parametrize(
     ("knobs", "said"),
     [
-        (
-            {"kind": "blanced"},
-            "sampler.kind 'blanced': must be one of random, balanced, ratio, hard, oversample, undersample",
-        ),
-        ({"shares": {"healthy": 1.0}}, "takes no shares"),
         ({"batch_size": 0}, "training.batch_size 0"),
         ({"steps": 0}, "training.steps 0"),
         ({"seed": -1}, "training.seed -1"),
         ({"n_ranks": 3}, "training.batch_size 10: 3 ranks"),
         ({"rank": 2, "n_ranks": 2}, r"rank 2: must lie in 0\.\.1"),
         (
-            {"kind": "hard", "hard_classes": ["ivory"]},
+            {"kind": "hard", "classes": ["ivory"]},
             "hard.classes: no class 'ivory' in the bank; the classes are healthy, edema",
         ),
-        ({"kind": "hard", "max_age": 0}, "hard.max_age 0"),
     ],
 )
 def test_wrong_settings_are_refused_before_any_draw(knobs, said):
     index, _ = index_of([50, 50])
     with pytest.raises(UsageError, match=said):
         make(**({"kind": "balanced", "index": index} | knobs))
+
+
+def test_a_name_that_no_sampler_has_is_refused_with_the_names():
+    with pytest.raises(UsageError, match=r"kind: Input should be 'random', 'balanced', .* \(got 'blanced'\)"):
+        make_sampler("blanced", index_of([50, 50])[0], batch_size=10, steps=5, seed=0)
 
 
 @settings(deadline=None, max_examples=60)

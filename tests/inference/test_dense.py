@@ -9,6 +9,7 @@ from torch import nn
 from brats_seg.core.errors import InputError
 from brats_seg.core.runtime import Runtime
 from brats_seg.inference.dense import (
+    Feed,
     _largest_on_cpu,
     _largest_on_device,
     brain_mask,
@@ -16,9 +17,9 @@ from brats_seg.inference.dense import (
     label_map,
     label_maps,
     most_likely,
-    ready_for_inference,
     slice_logits,
 )  # fmt: skip
+from brats_seg.inference.ready import ready_for_inference
 from brats_seg.inference.segmenter import Segmenter, segment_crop
 from brats_seg.models.cascade import crop_sides
 
@@ -68,8 +69,10 @@ def test_identity_comes_back_whole(shape, n_channels, batch_size, divisor, margi
     ):
         stitched[zs] = logits.numpy()
     assert np.array_equal(stitched, image.transpose(0, 3, 1, 2).astype(np.float32))
-    assert np.array_equal(label_map(network, image, divisor=divisor), image.argmax(axis=-1))
-    assert np.array_equal(label_map(network, image, n_dims=3, divisor=divisor), image.argmax(axis=-1))
+    assert np.array_equal(label_map(network, image, feed=Feed(divisor=divisor)), image.argmax(axis=-1))
+    assert np.array_equal(
+        label_map(network, image, feed=Feed(n_dims=3, divisor=divisor)), image.argmax(axis=-1)
+    )
 
 
 @pytest.mark.parametrize(("n_dims", "window"), [(2, None), (2, (16, 16)), (3, None)])
@@ -78,10 +81,11 @@ def test_label_maps_of_several_shifts_are_those_of_each_from_one_pass(n_dims, wi
     network.register_forward_hook(lambda *_: n_passes.append(1))
     shifts = [None, (0.0, 0.5, -0.5), (0.1, -0.2, 0.4)]
     one_by_one = [
-        label_map(network, image, n_dims=n_dims, window=window, class_shift=shift) for shift in shifts
+        label_map(network, image, class_shift=shift, feed=Feed(n_dims=n_dims, window=window))
+        for shift in shifts
     ]
     n_of_one = len(n_passes) // 3
-    together = label_maps(network, image, n_dims=n_dims, window=window, class_shifts=shifts)
+    together = label_maps(network, image, class_shifts=shifts, feed=Feed(n_dims=n_dims, window=window))
     assert len(n_passes) == 4 * n_of_one
     assert all(np.array_equal(one, other) for one, other in zip(one_by_one, together, strict=True))
     assert not np.array_equal(together[0], together[1])
@@ -180,14 +184,15 @@ def test_a_volume_is_mirrored_along_all_three_axes_and_slices_in_plane_alone():
     by_hand = np.mean(
         [
             np.flip(
-                class_probabilities(network, np.flip(image, axes), n_dims=3), tuple(axis + 1 for axis in axes)
+                class_probabilities(network, np.flip(image, axes), feed=Feed(n_dims=3)),
+                tuple(axis + 1 for axis in axes),
             )
             for axes in ((), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2))
         ],
         axis=0,
     )
     assert np.allclose(
-        class_probabilities(network, image, n_dims=3, mirroring="all_axes"), by_hand, atol=1e-6
+        class_probabilities(network, image, mirroring="all_axes", feed=Feed(n_dims=3)), by_hand, atol=1e-6
     )
     flat = Segmenter(small_unet(), ("t1n", "t1c", "t2w", "t2f"), ("a", "b", "c"))
     found = [
@@ -206,8 +211,10 @@ def test_slices_around_are_further_channels_from_below_to_above():
     ]
     for zs, logits in slice_logits(network, image, np.arange(5), batch_size=2, slices_around=1):
         assert np.array_equal(logits.permute(0, 2, 3, 1).numpy(), np.stack(expected)[zs].astype(np.float32))
-    in_windows = class_probabilities(network, image, slices_around=1, window=(4, 4))
-    np.testing.assert_allclose(in_windows, class_probabilities(network, image, slices_around=1), atol=1e-5)
+    in_windows = class_probabilities(network, image, feed=Feed(slices_around=1, window=(4, 4)))
+    np.testing.assert_allclose(
+        in_windows, class_probabilities(network, image, feed=Feed(slices_around=1)), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("slices_around", [0, 1, 2])
@@ -266,7 +273,7 @@ def test_the_largest_class_on_a_device_is_that_on_the_cpu(n, n_y, n_x, n_classes
 
 def test_a_three_dimensional_network_sees_the_volume_at_once():
     network, image = small_unet(n_dims=3), random_image((9, 10, 11))
-    labels = label_map(ready_for_inference(network, runtime=CPU), image, n_dims=3, divisor=4)
+    labels = label_map(ready_for_inference(network, runtime=CPU), image, feed=Feed(n_dims=3, divisor=4))
     padded = torch.zeros(1, 4, 12, 12, 12)
     padded[0, :, :9, :10, :11] = torch.from_numpy(image.astype(np.float32)).permute(3, 0, 1, 2)
     with torch.no_grad():

@@ -19,6 +19,7 @@ from brats_seg.core.config import load_config
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.inference.loaded import LoadedRun
 from brats_seg.inference.options import PredictOptions
+from brats_seg.phantoms.cohort import write_cohort
 
 MODALITIES = ("t1n", "t1c", "t2w", "t2f")
 TINY = (
@@ -38,7 +39,7 @@ TINY = (
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run, and the label map that `predict-case` writes for a case of its bank."""
     root = tmp_path_factory.mktemp("loaded")
-    pipeline.phantom(root / "scans", n_cases=4, layout="brats2023", size=48, seed=3)
+    write_cohort(root / "scans", n_cases=4, layout="brats2023", size=48, seed=3)
     assert (
         pipeline.preprocess(
             root / "scans", root / "bank", workers=1, options=BuildOptions(n_folds=2)

@@ -23,7 +23,7 @@ from brats_seg.inference.predict import predict_cases, predict_one
 from brats_seg.inference.segmenter import Segmenter
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.geometry import make_geometry
-from brats_seg.scans.verify import load_case
+from brats_seg.scans.loaded import load_case
 from brats_seg.scans.volume import read_volume, write_volume
 
 CLASSES = ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")

@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 from monai.networks.nets import UNETR, SwinUNETR, UNet
 from torch import nn
 
-from brats_seg.core.config import Network
 from brats_seg.core.runtime import Runtime
-from brats_seg.inference.dense import class_probabilities, label_map, ready_for_inference
+from brats_seg.core.sections import Network
+from brats_seg.inference.dense import Feed, class_probabilities, label_map
+from brats_seg.inference.ready import ready_for_inference
 from brats_seg.inference.windowed import choose_window, needs_windows, whole_volume_bytes, window_logits
 from brats_seg.models.cascade import crop_sides
 from brats_seg.models.networks import make_network
@@ -168,8 +169,8 @@ def test_attention_sees_windows_however_small_the_volume():
 @pytest.mark.parametrize("window", [(4, 4), (4, 4, 4)])
 def test_label_map_and_probabilities_take_windows(window):
     image = random_image((9, 11, 7))
-    labels = label_map(nn.Identity(), image, window=window)
+    labels = label_map(nn.Identity(), image, feed=Feed(window=window))
     assert np.array_equal(labels, image.argmax(axis=-1))
     whole = class_probabilities(nn.Identity(), image, mirroring="in_plane")
-    in_windows = class_probabilities(nn.Identity(), image, window=window, mirroring="in_plane")
+    in_windows = class_probabilities(nn.Identity(), image, mirroring="in_plane", feed=Feed(window=window))
     np.testing.assert_allclose(in_windows, whole, atol=1e-5)

@@ -13,22 +13,15 @@ import torch
 import yaml
 from torch import nn
 
-from brats_seg.core.config import Config, Network, Patch, parse_config
+from brats_seg.core.config import Config, parse_config
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.runtime import Runtime
+from brats_seg.core.sections import Network, Patch
 from brats_seg.core.settings import dump_config
-from brats_seg.models.checkpoint import (
-    Checkpoint,
-    check_same_data,
-    check_same_run,
-    library_versions,
-    load_checkpoint,
-    restore_network,
-    save_checkpoint,
-    take_weights,
-)
+from brats_seg.models.checkpoint import Checkpoint, library_versions, load_checkpoint, save_checkpoint
 from brats_seg.models.composition import compose_checkpoints
 from brats_seg.models.networks import make_network
+from brats_seg.models.restore import check_same_data, check_same_run, restore_network, take_weights
 from brats_seg.models.trained import TrainedNetwork
 
 CLASSES = ("healthy", "necrotic_core", "edema", "non_enhancing_core", "enhancing_core")
@@ -70,15 +63,22 @@ def checkpoint(*, resume: dict[str, object] | None = None) -> Checkpoint:
     )
 
 
+def resume(**changes: object) -> dict[str, object]:
+    """What a run goes on from."""
+    return {
+        "learner": {"network": {}, "optimizer": {}, "scaler": {}},
+        "sampler": {"epoch": 4, "step": 7, "pools": [{"ids": np.arange(5)}]},
+        "ledger": {"hard": np.array([True]), "pair": (1, 2.5), "share": np.float64(0.1)},
+        "log": {"epochs": [], "ledger": [], "timing": []},
+        "loss_sum": 3.5,
+        "best_epoch": None,
+        "best_score": None,
+    } | changes
+
+
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "c.pt"
-    state = {
-        "sampler": {"step": 3, "pools": [{"ids": np.arange(5)}]},
-        "flags": np.array([True]),
-        "pair": (1, 2.5),
-        "share": np.float64(0.1),
-    }
-    saved = checkpoint(resume=state)
+    saved = checkpoint(resume=resume())
     save_checkpoint(path, saved)
     found = load_checkpoint(path)
     for field in dataclasses.fields(Checkpoint):
@@ -88,8 +88,8 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert found.resume is not None
     assert found.resume["sampler"]["pools"][0]["ids"].dtype == np.int64
     assert np.array_equal(found.resume["sampler"]["pools"][0]["ids"], np.arange(5))
-    assert found.resume["flags"].tolist() == [True]
-    assert (found.resume["pair"], found.resume["share"]) == ((1, 2.5), 0.1)
+    assert found.resume["ledger"]["hard"].tolist() == [True]
+    assert (found.resume["ledger"]["pair"], found.resume["ledger"]["share"]) == ((1, 2.5), 0.1)
     assert found.parsed_config() == CONFIG
 
 
@@ -301,6 +301,33 @@ def test_a_field_of_another_type_is_refused_by_name(tmp_path: Path, field: str, 
     save_checkpoint(path, checkpoint())
     torch.save(torch.load(path, weights_only=True) | {field: value}, path)
     refused(path, f"damaged, of another type than it should be: {field}")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampler": {"epoch": 0, "step": 0}},
+        {"sampler": {"epoch": 2, "step": -1}},
+        {"sampler": {"epoch": 2}},
+        {"learner": 3},
+        {"log": {"epochs": "none"}},
+        {"loss_sum": "3.5"},
+        {"best_epoch": 2.5},
+        {"phase_began": 0},
+    ],
+)
+def test_what_a_run_goes_on_from_is_checked_when_read(tmp_path: Path, changes: dict[str, object]) -> None:
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, checkpoint(resume=resume(**changes)))
+    refused(path, "damaged, of another type than it should be: resume")
+
+
+def test_a_patch_that_no_memory_holds_is_refused_by_name(tmp_path: Path) -> None:
+    tree = CONFIG.model_dump(mode="json")
+    tree["patch"]["size"] = [100_000, 100_000]
+    hostile = dataclasses.replace(checkpoint(), config=yaml.safe_dump(tree))
+    with pytest.raises(UsageError, match="a patch has at most 67,108,864 voxels"):
+        restore_network(hostile, tmp_path, runtime=Runtime(torch.device("cpu")))
 
 
 def test_a_checkpoint_from_before_the_natural_prior_was_kept_has_none(tmp_path: Path) -> None:

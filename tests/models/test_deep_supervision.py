@@ -4,8 +4,8 @@ from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.nets import DynUNet
 from torch import nn
 
-from brats_seg.core.config import Network
 from brats_seg.core.errors import UsageError
+from brats_seg.core.sections import Network
 from brats_seg.models.deep_supervision import coarse_targets, level_weights, supervised_loss
 from brats_seg.models.losses import make_loss
 from brats_seg.models.networks import NETWORKS, make_network, output_layer

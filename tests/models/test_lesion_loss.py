@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from brats_seg.core import sections as knobs
 from brats_seg.core.errors import UsageError
 from brats_seg.models.lesion_loss import lesion_loss, number_regions
 from brats_seg.models.losses import make_loss
@@ -108,14 +109,15 @@ def test_one_lesion_is_the_loss_of_the_whole_patch() -> None:
 def test_it_is_added_to_dice_and_cross_entropy() -> None:
     logits, targets = logits_of(P_TUMOR), TRUTH.to(torch.uint8)
     targets[0, 0, 3] = 255  # outside counts as healthy
-    added = make_loss("dice_cross_entropy", by_lesion="blob", by_lesion_weight=0.5)(logits, targets)
+    section = knobs.Loss(kind="dice_cross_entropy", by_lesion="blob", by_lesion_weight=0.5)
+    added = make_loss(section)(logits, targets)
     alone = make_loss("dice_cross_entropy")(logits, targets)
     torch.testing.assert_close(added, alone + 0.5 * lesion_loss(logits, TRUTH, None, by="blob"))
 
 
-@pytest.mark.parametrize(
-    ("kind", "classes"), [("focal", None), ("dice_cross_entropy", ("edema", "enhancing_core"))]
-)
-def test_it_is_added_to_nothing_else(kind: str, classes: tuple[str, ...] | None) -> None:
-    with pytest.raises(UsageError, match=r"loss.by_lesion 'blob' is added to loss.kind 'dice_cross_entropy'"):
-        make_loss(kind, classes=classes, by_lesion="blob")
+def test_it_needs_a_healthy_class() -> None:
+    section = knobs.Loss(kind="dice_cross_entropy", by_lesion="blob")
+    with pytest.raises(
+        UsageError, match=r"loss.by_lesion 'blob' is for networks that tell healthy from tumor"
+    ):
+        make_loss(section, classes=("edema", "enhancing_core"))

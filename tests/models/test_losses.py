@@ -6,8 +6,9 @@ from monai.losses import DiceLoss
 from monai.losses import FocalLoss as MonaiFocalLoss
 from torch.nn.functional import cross_entropy, one_hot
 
+from brats_seg.core import sections as knobs
 from brats_seg.core.errors import UsageError
-from brats_seg.models.losses import LOSSES, TAKE_WEIGHTS, Loss, UnifiedFocal, make_loss
+from brats_seg.models.losses import LOSSES, TAKE_WEIGHTS, Loss, make_loss
 
 CLASSES = ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
 GENERATOR = torch.Generator().manual_seed(0)
@@ -68,7 +69,7 @@ def test_dice_over_the_batch_is_one_fraction_of_all_its_voxels() -> None:
     logits = 40 * one_hot(said, 2).movedim(-1, 1).double()
     entropy = make_loss("cross_entropy")(logits, truth)
     of_each = make_loss("dice_cross_entropy")(logits, truth) - entropy
-    of_batch = make_loss("dice_cross_entropy", dice="batch")(logits, truth) - entropy
+    of_batch = make_loss(knobs.Loss(kind="dice_cross_entropy", dice="batch"))(logits, truth) - entropy
     # Each patch: 2 x 2 / (2 + 2) = 1 and 0. Both together: 2 x 2 / (3 + 2) = 0.8.
     torch.testing.assert_close(of_each, torch.tensor([0.0, 1.0]).double(), atol=1e-4, rtol=0)
     torch.testing.assert_close(of_batch, torch.tensor([0.2, 0.2]).double(), atol=1e-4, rtol=0)
@@ -78,18 +79,9 @@ def test_dice_over_the_batch_is_monais() -> None:
     dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)(
         LOGITS, TARGETS[:, None]
     )
-    found = make_loss("dice_cross_entropy", dice="batch")(LOGITS, TARGETS) - make_loss("cross_entropy")(
-        LOGITS, TARGETS
-    )
+    section = knobs.Loss(kind="dice_cross_entropy", dice="batch")
+    found = make_loss(section)(LOGITS, TARGETS) - make_loss("cross_entropy")(LOGITS, TARGETS)
     torch.testing.assert_close(found.mean(), dice)
-
-
-@pytest.mark.parametrize("kind", ["cross_entropy", "focal", "logit_adjusted"])
-def test_dice_over_the_batch_needs_a_dice_term(kind: str) -> None:
-    with pytest.raises(
-        UsageError, match=f"loss.dice 'batch': '{kind}' has no Dice term; use dice_cross_entropy or region"
-    ):
-        make_loss(kind, dice="batch", classes=CLASSES, prior=PRIOR)
 
 
 def test_weights_are_factors_on_the_voxels_of_a_class() -> None:
@@ -163,8 +155,12 @@ def test_unified_focal_by_hand() -> None:
     )
 
 
+def unified_focal(*, weight: float, delta: float) -> knobs.Loss:
+    return knobs.Loss(kind="unified_focal", unified_weight=weight, unified_delta=delta, unified_gamma=0.0)
+
+
 def test_unified_focal_without_focus_is_weighted_cross_entropy_and_tversky() -> None:
-    loss = make_loss("unified_focal", unified=UnifiedFocal(weight=0.0, delta=0.7, gamma=0.0))
+    loss = make_loss(unified_focal(weight=0.0, delta=0.7))
     weighted = make_loss("cross_entropy", class_weights=(0.3, 0.7, 0.7, 0.7, 0.7))
     torch.testing.assert_close(loss(LOGITS, TARGETS), weighted(LOGITS, TARGETS))
     dice = (
@@ -174,7 +170,7 @@ def test_unified_focal_without_focus_is_weighted_cross_entropy_and_tversky() -> 
         .flatten(1)
         .mean(1)
     )
-    loss = make_loss("unified_focal", unified=UnifiedFocal(weight=1.0, delta=0.5, gamma=0.0))
+    loss = make_loss(unified_focal(weight=1.0, delta=0.5))
     torch.testing.assert_close(loss(LOGITS, TARGETS), dice)
 
 
@@ -186,7 +182,7 @@ def test_unified_focal_without_focus_is_weighted_cross_entropy_and_tversky() -> 
     ],
 )
 def test_gradients_are_finite_where_all_is_right_wrong_or_healthy(kind: str, by_lesion: str) -> None:
-    loss = make_loss(kind, classes=CLASSES, prior=PRIOR, by_lesion=by_lesion)
+    loss = make_loss(knobs.Loss(kind=kind, by_lesion=by_lesion), classes=CLASSES, prior=PRIOR)
     for truth in (FOUR_TARGETS, torch.zeros_like(FOUR_TARGETS), torch.full_like(FOUR_TARGETS, 255)):
         right = 200 * one_hot(truth.long() % 255, 4).movedim(-1, 1).float()
         for logits in (right, -right, FOUR_LOGITS, torch.zeros_like(right)):
@@ -261,7 +257,8 @@ def test_adjusted_logits_are_cross_entropy_of_logits_plus_log_prior() -> None:
     shifted = FOUR_LOGITS + 1.5 * torch.tensor(PRIOR).log()[:, None, None]
     expected = make_loss("cross_entropy")(shifted, FOUR_TARGETS)
     torch.testing.assert_close(
-        make_loss("logit_adjusted", prior=PRIOR, tau=1.5)(FOUR_LOGITS, FOUR_TARGETS), expected
+        make_loss(knobs.Loss(kind="logit_adjusted", tau=1.5), prior=PRIOR)(FOUR_LOGITS, FOUR_TARGETS),
+        expected,
     )
 
 
@@ -292,7 +289,7 @@ def test_a_prior_without_a_class_is_refused(
 
 
 def test_wrong_names_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"loss.kind 'hinge' is unknown; the names are cross_entropy"):
+    with pytest.raises(UsageError, match=r"kind: Input should be 'cross_entropy', .* \(got 'hinge'\)"):
         make_loss("hinge")
 
 

@@ -9,20 +9,15 @@ from monai.networks.nets import BasicUNet
 from monai.networks.nets.basic_unet import UpCat
 from torch import nn
 
-from brats_seg.core.config import Network
 from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Runtime
-from brats_seg.inference.dense import label_map, ready_for_inference
+from brats_seg.core.sections import Network
+from brats_seg.inference.dense import Feed, label_map
+from brats_seg.inference.ready import ready_for_inference
 from brats_seg.inference.windowed import choose_window, needs_windows
+from brats_seg.models.cascade import margin_of
 from brats_seg.models.losses import LOSSES, make_loss
-from brats_seg.models.networks import (
-    NETWORKS,
-    check_patch_size,
-    make_network,
-    margin_of,
-    network_divisor,
-    output_layer,
-)
+from brats_seg.models.networks import NETWORKS, check_patch_size, make_network, network_divisor, output_layer
 
 CLASSES = ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
 CHANNELS = {
@@ -105,7 +100,9 @@ def test_every_network_learns_saves_loads_and_predicts(name: str, n_dims: int) -
     ready = [ready_for_inference(one, runtime=Runtime(torch.device("cpu"))) for one in (trained, fresh)]
     divisor = network_divisor(network)
     window = choose_window(ready[0], patch_size=inputs.shape[2:], image_shape=image.shape, divisor=divisor)
-    labels = [label_map(one, image, n_dims=n_dims, divisor=divisor, window=window) for one in ready]
+    labels = [
+        label_map(one, image, feed=Feed(n_dims=n_dims, divisor=divisor, window=window)) for one in ready
+    ]
     assert labels[0].shape == (3, 7, 9)
     assert np.array_equal(*labels)
 

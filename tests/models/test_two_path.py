@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from brats_seg.core.runtime import Runtime
-from brats_seg.inference.dense import class_probabilities, ready_for_inference, slice_logits
+from brats_seg.inference.dense import Feed, class_probabilities, slice_logits
+from brats_seg.inference.ready import ready_for_inference
 from brats_seg.inference.windowed import needs_windows, window_logits
 from brats_seg.models.two_path import InputCascade, TwoPath, _convolve_in_columns
 
@@ -121,7 +122,7 @@ def test_whole_slices_equal_patches_at_every_voxel(kind: type[nn.Module], norm: 
     torch.testing.assert_close(whole, expected, atol=1e-5, rtol=0)
     windows = torch.cat([logits for _, logits in window_logits(ready, image, window=(4, 5))])
     torch.testing.assert_close(windows, expected, atol=1e-5, rtol=0)
-    probabilities = class_probabilities(ready, image, divisor=1)
+    probabilities = class_probabilities(ready, image, feed=Feed(divisor=1))
     torch.testing.assert_close(
         torch.from_numpy(probabilities), expected.softmax(1).transpose(0, 1), atol=1e-5, rtol=0
     )

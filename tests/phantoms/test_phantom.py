@@ -15,17 +15,15 @@ from sklearn.linear_model import LogisticRegression
 from brats_seg.core.errors import UsageError
 from brats_seg.phantoms.brain import ellipsoid, grid_of, smooth_noise
 from brats_seg.phantoms.cohort import (
-    LAYOUTS,
     PHANTOM_VERSION,
-    Lesion,
     PhantomCase,
-    Traits,
     make_case,
     make_traits,
     plan_lesions,
     write_cohort,
 )
-from brats_seg.phantoms.tumor import lowest
+from brats_seg.phantoms.files import LAYOUTS
+from brats_seg.phantoms.tumor import Lesion, Traits, lowest
 from brats_seg.scans.labels import OUTSIDE, SCHEMAS, TISSUES, common_classes, from_tissue, to_tissue
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.volume import read_volume

@@ -13,7 +13,7 @@ from brats_seg.commands.show_runs import show_predictions, show_run
 from brats_seg.commands.show_scans import show_verification
 from brats_seg.commands.show_scores import show_scores
 from brats_seg.core.progress import log_line, progress_bar
-from brats_seg.evaluation.scores import ScoreOptions, evaluate_folders
+from brats_seg.evaluation.folders import ScoreOptions, evaluate_folders
 from brats_seg.inference.outcome import Prediction, PredictReport
 from brats_seg.training.split import RunResult
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from tiny_study import Study, tumor, write_nifti
 
-from brats_seg import pipeline
+from brats_seg.core import engine
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.evaluation import scores
-from brats_seg.evaluation.scores import CONVENTIONS, ScoreOptions
+from brats_seg.evaluation.conventions import CONVENTIONS
+from brats_seg.evaluation.folders import ScoreOptions, evaluate_folders
 from brats_seg.reporting.report import _environment, convention_words, write_report
 
 
@@ -201,10 +201,10 @@ def test_report_and_evaluate_score_with_as_many_threads(
             n_threads.append(n)
             super().__init__(n)
 
-    monkeypatch.setattr(scores, "ThreadPoolExecutor", Counted)
+    monkeypatch.setattr(engine, "ThreadPoolExecutor", Counted)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
     write_report(study.predictions, study.reference, output=tmp_path / "report.html")
-    pipeline.evaluate(study.predictions, study.reference, output=tmp_path)
+    evaluate_folders(study.predictions, study.reference, output=tmp_path)
     assert n_threads == [3, 3]
 
 

@@ -21,7 +21,8 @@ from brats_seg.reporting import viewer
 from brats_seg.reporting.style import color_of
 from brats_seg.reporting.viewer import Bundle, find_bundle, other_case_in, write_page
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
-from brats_seg.scans.volume import Geometry, make_geometry, read_volume, write_label_map, write_volume
+from brats_seg.scans.geometry import Geometry, make_geometry
+from brats_seg.scans.volume import read_volume, write_label_map, write_volume
 
 SHAPE = (20, 28, 24)
 BRAIN = (slice(2, 18), slice(4, 24), slice(5, 19))

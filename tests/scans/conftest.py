@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from brats_seg.scans.volume import make_geometry, write_volume
+from brats_seg.scans.geometry import make_geometry
+from brats_seg.scans.volume import write_volume
 
 SHAPE = (6, 8, 10)
 OLD_NAMES = {"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair", "label": "seg"}

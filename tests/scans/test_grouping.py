@@ -4,8 +4,8 @@ from typing import Any, get_args
 
 import pytest
 
-from brats_seg.core.config import Task
 from brats_seg.core.errors import UsageError
+from brats_seg.core.sections import Task
 from brats_seg.scans.grouping import GroupKind, group_classes
 
 FOUR = ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")

@@ -9,7 +9,8 @@ from brats_seg.core.errors import InputError, UsageError
 from brats_seg.phantoms import files as phantom_files
 from brats_seg.scans.case import MODALITIES, ScanFile
 from brats_seg.scans.labels import MERGED, SCHEMAS, TISSUES, common_classes, to_tissue
-from brats_seg.scans.layouts import LAYOUTS, find_cases
+from brats_seg.scans.layouts import find_cases
+from brats_seg.scans.releases import LAYOUTS
 from brats_seg.scans.volume import read_volume
 
 

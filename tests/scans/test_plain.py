@@ -6,9 +6,10 @@ from empty_files import touch
 
 from brats_seg.core.errors import UsageError
 from brats_seg.scans.case import MODALITIES
+from brats_seg.scans.geometry import make_geometry
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.verify import verify_folder
-from brats_seg.scans.volume import make_geometry, write_label_map, write_volume
+from brats_seg.scans.volume import write_label_map, write_volume
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,12 @@ import nibabel
 import numpy as np
 import pytest
 
+from brats_seg.scans.check import check_case
+from brats_seg.scans.geometry import make_geometry
 from brats_seg.scans.layouts import find_cases
-from brats_seg.scans.verify import check_case, load_case, verify_case, verify_folder
-from brats_seg.scans.volume import make_geometry, write_volume
+from brats_seg.scans.loaded import load_case
+from brats_seg.scans.verify import verify_case, verify_folder
+from brats_seg.scans.volume import write_volume
 
 
 def look(folder, **options):

@@ -18,17 +18,8 @@ from hypothesis import strategies as st
 
 from brats_seg.core.errors import InputError
 from brats_seg.scans.case import ScanFile
-from brats_seg.scans.volume import (
-    Geometry,
-    ScanError,
-    make_geometry,
-    read_header,
-    read_volume,
-    read_volumes,
-    same_grid,
-    write_label_map,
-    write_volume,
-)
+from brats_seg.scans.geometry import Geometry, ScanError, make_geometry, same_grid
+from brats_seg.scans.volume import read_header, read_volume, read_volumes, write_label_map, write_volume
 
 ORIENTATIONS = [
     "".join(codes)

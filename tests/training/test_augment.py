@@ -13,7 +13,8 @@ from scipy.ndimage import gaussian_filter
 from brats_seg.core.augmentation import Augment
 from brats_seg.core.config import parse_config
 from brats_seg.core.errors import UsageError
-from brats_seg.training.augment import Augmenter, Parameters, apply, draw_parameters, patch_maps
+from brats_seg.training.augment import Augmenter, apply, patch_maps
+from brats_seg.training.draws import Parameters, draw_parameters
 
 EVERYTHING = Augment(
     flip=0.5,

@@ -11,10 +11,10 @@ from skimage.io import imread
 
 from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Runtime
+from brats_seg.reporting.progress import draw_progress
 from brats_seg.training.log import (
     RunLog,
     Stopwatch,
-    draw_progress,
     precision_name,
     processor_model,
     progress_note,

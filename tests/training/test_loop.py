@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
 import time
@@ -19,15 +20,15 @@ from rich.console import Console
 from rich.progress import Progress
 from tiny_bank import CLASSES, SPLIT, Split, knobs, run, write_bank
 
-from brats_seg.bank.bank import Batch, PatchBank
-from brats_seg.bank.gather import PatchMaps
+from brats_seg.bank.bank import PatchBank
+from brats_seg.bank.gather import Batch, PatchMaps
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock
 from brats_seg.core.run_folder import BEST, LAST, PHASE_1
 from brats_seg.core.runtime import Runtime
 from brats_seg.imbalance.ledger import Ledger
-from brats_seg.imbalance.samplers import Draw
-from brats_seg.models.checkpoint import load_checkpoint
+from brats_seg.imbalance.sampler import Draw
+from brats_seg.models.checkpoint import load_checkpoint, save_checkpoint
 from brats_seg.training import log as training_log
 from brats_seg.training import source, train
 from brats_seg.training.loop import Loop
@@ -293,6 +294,18 @@ def test_stopped_by_a_signal_and_resumed_is_uninterrupted(
     assert n_done == steps
     assert run(tmp_path / "run", bank, knobs(), resume=True).ended == "done"
     assert_same_run(tmp_path / "run", finished)
+
+
+@pytest.mark.parametrize("damage", [{"ledger": {}}, {"learner": {"network": {}, "optimizer": {}}}])
+def test_a_run_that_cannot_go_on_from_its_checkpoint_says_so_in_one_line(
+    bank: Path, finished: Path, tmp_path: Path, damage: dict[str, Any]
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    last = load_checkpoint(tmp_path / "run" / LAST)
+    assert last.resume is not None
+    save_checkpoint(tmp_path / "run" / LAST, replace(last, resume={**last.resume, **damage}))
+    with pytest.raises(InputError, match=r"checkpoint_last\.pt: damaged, the run cannot go on from it: "):
+        run(tmp_path / "run", bank, knobs(), resume=True)
 
 
 def test_dropout_and_the_patch_path_of_a_3d_network_resume_too(

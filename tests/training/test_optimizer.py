@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from brats_seg.core.config import Optimizer
 from brats_seg.core.runtime import Runtime
+from brats_seg.core.sections import Optimizer
 from brats_seg.models.losses import make_loss
 from brats_seg.training.optimizer import RunningMean, learning_rate, make_optimizer
 from brats_seg.training.step import Learner

@@ -15,7 +15,7 @@ from brats_seg.core.errors import UsageError
 from brats_seg.core.run_folder import BEST, LAST, PHASE_1
 from brats_seg.core.runtime import Runtime
 from brats_seg.imbalance.ledger import Ledger
-from brats_seg.imbalance.samplers import Draw
+from brats_seg.imbalance.sampler import Draw
 from brats_seg.models.checkpoint import load_checkpoint
 from brats_seg.models.networks import make_network, output_layer
 from brats_seg.training import source

@@ -12,9 +12,9 @@ from tiny_bank import knobs, write_bank
 from torch import Tensor, nn
 
 from brats_seg.bank.bank import PatchBank
-from brats_seg.core.config import Optimizer
 from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Runtime, start_runtime
+from brats_seg.core.sections import Optimizer
 from brats_seg.imbalance.samplers import make_sampler
 from brats_seg.models.losses import make_loss
 from brats_seg.models.networks import make_network

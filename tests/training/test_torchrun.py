@@ -17,6 +17,7 @@ from brats_seg.bank.build import BuildOptions
 from brats_seg.core.config import load_config
 from brats_seg.core.run_folder import LAST
 from brats_seg.models.checkpoint import load_checkpoint
+from brats_seg.phantoms.cohort import write_cohort
 
 OVERRIDES = (
     *TINY, "network.norm=group", "training.epochs=6", "training.checkpoint_epochs=1", "validation.every=6",
@@ -45,7 +46,7 @@ def node(bank: Path, run: Path, *, port: int, log: Path) -> "subprocess.Popen[by
 
 @pytest.mark.campaign
 def test_a_node_that_is_killed_costs_no_more_than_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
-    pipeline.phantom(tmp_path / "scans", n_cases=4, layout="brats2021", size=48, seed=1)
+    write_cohort(tmp_path / "scans", n_cases=4, layout="brats2021", size=48, seed=1)
     bank, run = tmp_path / "bank", tmp_path / "run"
     pipeline.preprocess(tmp_path / "scans", bank, options=BuildOptions(n_folds=2), workers=1)
     with socket.socket() as probe:

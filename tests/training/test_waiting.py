@@ -15,7 +15,8 @@ from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.gather import gather_patches_torch, make_resident
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.ledger import Ledger
-from brats_seg.imbalance.samplers import Draw, make_sampler
+from brats_seg.imbalance.sampler import Draw
+from brats_seg.imbalance.samplers import make_sampler
 from brats_seg.training.augment import Augmenter
 from brats_seg.training.step import count_middle
 from brats_seg.training.steps import Examples, Steps

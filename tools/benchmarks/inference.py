@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from benchmarks.cohort import classes_of, find_scans
 from benchmarks.measure import Contender, Result, interleave
 from benchmarks.reference import channels_last, flops_of, reference_network
-from brats_seg.bank.normalize import NormalizedCase, normalize_case
+from brats_seg.bank.normalize import NormalizedCase, normalize
 from brats_seg.core.runtime import Runtime, start_runtime
-from brats_seg.inference.dense import SLICES, label_map, ready_for_inference
+from brats_seg.inference.dense import SLICES, Feed, label_map
+from brats_seg.inference.ready import ready_for_inference
+from brats_seg.scans.loaded import load_case
 
 PRECISIONS: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
 DIVISOR = 16
@@ -31,7 +33,7 @@ def run(*, work: Path, quick: bool) -> Result:
     machine's own convolutions.
     """
     cases = find_scans(work, n_cases=1)
-    case = normalize_case(cases[0])
+    case = normalize(load_case(cases[0]))
     network = reference_network(len(classes_of(cases)))
     ours = {name: our_labels(network, case, dtype=dtype) for name, dtype in PRECISIONS.items()}
     theirs = _monais(network, case)
@@ -53,7 +55,7 @@ def our_labels(network: nn.Module, case: NormalizedCase, *, dtype: torch.dtype) 
     """Label map of the crop, from its float16 image."""
     runtime = Runtime(torch.device("cpu"), None if dtype == torch.float32 else dtype, torch.get_num_threads())
     ready = ready_for_inference(network, runtime=runtime)
-    return lambda: label_map(ready, case.image, divisor=DIVISOR)
+    return lambda: label_map(ready, case.image, feed=Feed(divisor=DIVISOR))
 
 
 def sliding(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from brats_seg.bank.normalize import NormalizedCase, normalize_case
+from brats_seg.bank.normalize import NormalizedCase, normalize
 from brats_seg.core.runtime import start_runtime
 from brats_seg.core.shapes import TissueMap
 from brats_seg.evaluation.overlap import joint_histogram, overlap_scores
@@ -19,6 +19,7 @@ from brats_seg.inference.segmenter import Segmenter
 from brats_seg.models.trained import open_run
 from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes
 from brats_seg.scans.layouts import find_cases
+from brats_seg.scans.loaded import load_case
 
 MEAN_WITHIN = 0.002
 EVERY_WITHIN = 0.005
@@ -97,8 +98,8 @@ def _rows_of(folder: Path, scans: Path, *, all_cases: bool) -> list[Row]:
     cases = [c for c in find_cases(scans).cases if c.label is not None and (ids is None or c.id in ids)]
     rows = []
     for case in cases:
-        normalized = normalize_case(
-            case, modalities=plain.modalities, classes=plain.classes, percentiles=plain.percentiles
+        normalized = normalize(
+            load_case(case), modalities=plain.modalities, classes=plain.classes, percentiles=plain.percentiles
         )
         found = [_dice(normalized, segmenter) for segmenter in (plain, half, windowed)]
         for region, n_voxels in _regions(normalized, plain.classes).items():
@@ -122,10 +123,7 @@ def _dice(case: NormalizedCase, segmenter: Segmenter) -> dict[str, float]:
     labels = label_map(
         segmenter.network,
         case.image,
-        n_dims=segmenter.n_dims,
-        divisor=segmenter.divisor,
-        window=segmenter.window_for(case.image),
-        slices_around=segmenter.slices_around,
+        feed=segmenter.feed_for(case.image),
     )
     histogram = joint_histogram(_reference(case), labels, len(segmenter.classes))
     return {

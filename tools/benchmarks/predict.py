@@ -15,12 +15,14 @@ from pathlib import Path
 from benchmarks.cohort import classes_of, find_scans
 from benchmarks.measure import Result
 from benchmarks.reference import reference_network
-from brats_seg.bank.normalize import normalize_case
+from brats_seg.bank.normalize import normalize
 from brats_seg.core.runtime import start_runtime
-from brats_seg.inference.dense import label_map, ready_for_inference
+from brats_seg.inference.dense import Feed, label_map
 from brats_seg.inference.predict import predict_cases
+from brats_seg.inference.ready import ready_for_inference
 from brats_seg.inference.segmenter import Segmenter
 from brats_seg.scans.case import MODALITIES, Case
+from brats_seg.scans.loaded import load_case
 
 
 def run(*, work: Path, quick: bool, n_cases: int) -> Result:
@@ -134,7 +136,7 @@ def _alternate(segmenter: Segmenter, cases: Sequence[Case], out: Path, *, rounds
     """Median seconds of a folder, and of the network alone on the same images, which lie in memory; after a
     round that does not count.
     """
-    images = {case.folder: normalize_case(case).image for case in cases}
+    images = {case.folder: normalize(load_case(case)).image for case in cases}
     folder_s, network_s = [], []
     for turn in range(rounds + 1):
         target = out / f"round_{turn}"
@@ -143,7 +145,7 @@ def _alternate(segmenter: Segmenter, cases: Sequence[Case], out: Path, *, rounds
         _predict(segmenter, cases, target)
         written = time.perf_counter()
         for case in cases:
-            label_map(segmenter.network, images[case.folder], divisor=segmenter.divisor)
+            label_map(segmenter.network, images[case.folder], feed=Feed(divisor=segmenter.divisor))
         if turn:
             folder_s.append(written - start)
             network_s.append(time.perf_counter() - written)

@@ -15,10 +15,11 @@ from monai.transforms import Compose, ConcatItemsd, EnsureChannelFirstd, LoadIma
 
 from benchmarks.cohort import classes_of, find_scans
 from benchmarks.measure import Contender, Result, interleave
-from brats_seg.bank.normalize import NormalizedCase, normalize_case, normalize_numpy
+from brats_seg.bank.normalize import NormalizedCase, normalize, normalize_numpy
 from brats_seg.core import files
 from brats_seg.scans.case import MODALITIES, Case
 from brats_seg.scans.labels import schema_named, to_tissue
+from brats_seg.scans.loaded import load_case
 from brats_seg.scans.volume import read_volume, write_label_map
 
 PERCENTILES = (0.5, 99.5)
@@ -34,7 +35,9 @@ def run(*, work: Path, quick: bool) -> Result:
     classes = classes_of((case,))
 
     def ours() -> NormalizedCase:
-        return normalize_case(case, classes=classes, percentiles=PERCENTILES, threads=threads)
+        return normalize(
+            load_case(case, threads=threads), classes=classes, percentiles=PERCENTILES, threads=threads
+        )
 
     _check(case, ours(), classes)
     with ThreadPoolExecutor(threads) as pool:

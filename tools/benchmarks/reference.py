@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from brats_seg.core.config import Network
+from brats_seg.core.sections import Network
 from brats_seg.models.networks import make_network
 
 

@@ -16,7 +16,7 @@ from benchmarks.peers import crop_loop_batches, monai_batches, torchio_batches, 
 from benchmarks.reference import channels_last
 from benchmarks.sampling import BATCH, DRAWS_PER_TURN, drawing
 from brats_seg.bank.bank import PatchBank
-from brats_seg.core.config import Network
+from brats_seg.core.sections import Network
 from brats_seg.imbalance.samplers import make_sampler
 from brats_seg.models.networks import make_network
 

@@ -13,12 +13,14 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.cohort import open_bank
 from benchmarks.measure import Contender, Result, interleave
-from brats_seg.bank.bank import Batch, PatchBank
+from brats_seg.bank.bank import PatchBank
+from brats_seg.bank.gather import Batch
 from brats_seg.core.augmentation import Augment
 from brats_seg.core.config import Config, load_config
 from brats_seg.core.runtime import Runtime, start_runtime
 from brats_seg.imbalance.ledger import Ledger
-from brats_seg.imbalance.samplers import Sampler, make_sampler
+from brats_seg.imbalance.sampler import Sampler
+from brats_seg.imbalance.samplers import make_sampler
 from brats_seg.models.losses import make_loss
 from brats_seg.models.networks import make_network
 from brats_seg.training.augment import Augmenter

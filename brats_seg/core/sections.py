@@ -1,0 +1,384 @@
+"""The sections of a training's config: every knob, its default and its limits, as frozen models."""
+
+from math import prod
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from brats_seg.core.settings import Section, Share
+from brats_seg.core.share_rules import refused_shares
+
+MOST_PATCH_VOXELS = 1 << 26
+"""Of a patch of one example: 7 times a whole volume of BraTS. A config may come from a file of anybody."""
+
+
+class Network(Section):
+    """Which network, and its size. `deep_supervision` is the number of further outputs, each at half the
+    resolution of the one before.
+    """
+
+    name: str = "unet2d"
+    """Name of the network, such as unet2d or dynunet; docs/training.md lists them."""
+    channels: tuple[int, ...] = (32, 64, 128, 256)
+    """Feature channels of each level, from the full resolution down."""
+    num_res_units: Annotated[int, Field(ge=0)] = 2
+    """Residual units in each block; 0 for plain blocks."""
+    norm: Literal["batch", "instance", "group", "none"] = "batch"
+    """What normalizes the features after each convolution."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the features that are dropped at random in training."""
+    deep_supervision: Annotated[int, Field(ge=0)] = 0
+    """How many further outputs, each at half the resolution of the one before, are trained too."""
+    stages: tuple["Network", "Network"] | None = None
+    """The two networks of a composed 'cascade': healthy or tumor, then which tumor."""
+
+    @model_validator(mode="after")
+    def _stages_only_in_a_cascade(self) -> "Network":
+        if (self.name == "cascade") != (self.stages is not None):
+            raise ValueError(
+                "network.stages belongs to 'cascade' alone, which `brats-seg cascade` composes of two "
+                "trained runs"
+            )
+        return self
+
+
+class Task(Section):
+    """Which classes are told apart. The two stages of a cascade are runs of `healthy_or_tumor` and of `tumor`
+    (healthy voxels left out).
+    """
+
+    classes: Literal["all", "healthy_or_tumor", "tumor"] = "all"
+    """Which tissue classes are told apart."""
+
+
+class Patch(Section):
+    """Size of a patch in voxels: two numbers (Y, X) or three (Z, Y, X).
+
+    `slices_around` n shows a 2-D network the n slices on either side of the patch as further channels
+    (2.5-D).
+    """
+
+    size: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=2, max_length=3)] = (64, 64)
+    """Voxels along each axis: two numbers (y, x) or three (z, y, x)."""
+    slices_around: Annotated[int, Field(ge=0)] = 0
+    """How many slices on either side a 2-D network sees beside the slice itself."""
+
+    @model_validator(mode="after")
+    def _fits_into_memory(self) -> "Patch":
+        if prod(self.size) > MOST_PATCH_VOXELS:
+            raise ValueError(f"size {list(self.size)}: a patch has at most {MOST_PATCH_VOXELS:,} voxels")
+        return self
+
+    @model_validator(mode="after")
+    def _slices_around_a_slice(self) -> "Patch":
+        if self.slices_around and len(self.size) == 3:
+            raise ValueError(
+                f"slices_around {self.slices_around} goes with a patch of two axes; a patch of three axes "
+                "has its slices"
+            )
+        return self
+
+
+class Sampler(Section):
+    """Which examples the network sees. Shares are by class name and sum to 1.
+
+    A share of `tumor` goes in equal parts to the tumor classes that have none of their own. `drift` moves the
+    shares in equal steps from those of the first epoch to the natural ones of the last.
+
+    `first` says what is drawn first within a class. "voxel": every voxel of the class alike. "case": a case
+    that has the class, then a voxel of it. "lesion": a connected tumor lesion that has the class, then a
+    voxel of the class in it, so that a lesion of 20 voxels is seen as often as one of 20,000; of healthy
+    tissue, which has no lesions, a case first.
+
+    `jitter` is the middle share of the patch in which the drawn voxel lies, at a random place: 0 puts the
+    voxel at the center of every patch, 1 puts the voxel anywhere in the patch.
+    """
+
+    kind: Literal["random", "balanced", "ratio", "hard", "oversample", "undersample"] = "balanced"
+    """How the class of a drawn voxel is chosen."""
+    first: Literal["voxel", "case", "lesion"] = "voxel"
+    """What is drawn first within a class: any voxel, a case, or a lesion."""
+    shares: dict[str, Share] | None = None
+    """Share of the draws of each class, by name; `tumor` stands for all tumor classes in equal parts."""
+    healthy_share: Share | None = None
+    """Share of healthy draws; the tumor classes keep their natural proportion."""
+    imbalance_ratio: Annotated[float, Field(ge=1)] = 1.0
+    """Largest over smallest class that over- and undersampling leave."""
+    allow_absent_class: bool = False
+    """Whether a class that no training case has is left out with a warning instead of refused."""
+    drift: Literal["none", "to_natural"] = "none"
+    """Whether the shares move to the natural ones over the epochs."""
+    jitter: Share = 0.0
+    """Middle share of the patch in which the drawn voxel lies; 0 is the center."""
+
+    @model_validator(mode="after")
+    def _shares_only_where_used(self) -> "Sampler":
+        if refused := refused_shares(self.kind, self.shares, self.healthy_share):
+            raise ValueError(refused)
+        if self.kind not in ("ratio", "hard") and (self.shares is not None or self.healthy_share is not None):
+            raise ValueError(f"kind '{self.kind}' takes no shares; use kind 'ratio' or 'hard'")
+        if self.imbalance_ratio != 1 and self.kind not in ("oversample", "undersample"):
+            raise ValueError(
+                f"kind '{self.kind}' has no imbalance_ratio; it goes with kind 'oversample' or 'undersample'"
+            )
+        if self.drift != "none" and self.kind not in ("balanced", "ratio", "hard"):
+            raise ValueError(
+                f"kind '{self.kind}' has no shares to move; drift goes with kind 'balanced', 'ratio' or "
+                "'hard'"
+            )
+        return self
+
+
+class Hard(Section):
+    """Hard-example replay: used by sampler.kind 'hard' only. Among the classes `tumor` stands for all but
+    healthy.
+
+    `subset` is how many voxels of each class the network looks at after an epoch; None for as many as the
+    class draws in an epoch. `recycle` starts a pool again when it is used up: a pool of a few voxels is then
+    drawn hundreds of times.
+    """
+
+    threshold: Share = 0.75
+    """Right answers with a probability below it count as hard too."""
+    subset: Annotated[int, Field(gt=0)] | None = 20_000
+    """How many voxels of each class the network looks at after an epoch; null for as many as are drawn."""
+    recycle: bool = False
+    """Whether a pool that is used up starts again."""
+    classes: tuple[str, ...] | None = None
+    """Classes that are mined; null for all."""
+    max_age: Annotated[int, Field(ge=1)] = 1
+    """Pools of how many epochs are joined."""
+
+
+class Loss(Section):
+    """What is minimized, and what a voxel outside the brain counts as.
+
+    `weights_from` defers the class weights: they hold from this share of the epochs on (deferred
+    re-weighting). `tau` is the strength of the logit adjustment. `dice` 'batch' sums the Dice term over all
+    patches of a batch instead of each patch by itself. `unified_weight` (of the Tversky part),
+    `unified_delta` (of missed tumor) and `unified_gamma` (the focus) are those of 'unified_focal'.
+    `by_lesion` adds `by_lesion_weight` times a loss of each lesion by itself to 'dice_cross_entropy'.
+    """
+
+    kind: Literal[
+        "cross_entropy", "dice_cross_entropy", "focal", "unified_focal", "region", "logit_adjusted"
+    ] = "cross_entropy"
+    """Which loss."""
+    outside: Literal["healthy", "ignore"] = "healthy"
+    """What a voxel outside the brain counts as."""
+    class_weights: Literal["none", "balanced", "effective_number", "median_frequency"] = "none"
+    """How much a voxel of each class counts, from the class counts."""
+    weights_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the epochs before the class weights hold."""
+    tau: Annotated[float, Field(gt=0)] = 1.0
+    """Strength of the logit adjustment."""
+    dice: Literal["example", "batch"] = "example"
+    """Whether the Dice term is taken for each patch or over the whole batch."""
+    unified_weight: Share = 0.5
+    """Share of the Tversky part in the unified focal loss."""
+    unified_delta: Share = 0.6
+    """Weight of missed tumor in the unified focal loss."""
+    unified_gamma: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Focus on badly segmented voxels in the unified focal loss."""
+    by_lesion: Literal["none", "blob", "components"] = "none"
+    """Which loss of each lesion is added."""
+    by_lesion_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Factor of the loss of each lesion."""
+
+    @model_validator(mode="after")
+    def _knobs_only_where_used(self) -> "Loss":
+        if self.tau != 1 and self.kind != "logit_adjusted":
+            raise ValueError(
+                f"tau {self.tau:g} is the strength of the logit adjustment; it goes with kind "
+                "'logit_adjusted'"
+            )
+        if (self.unified_weight, self.unified_delta, self.unified_gamma) != (
+            0.5,
+            0.6,
+            0.5,
+        ) and self.kind != "unified_focal":
+            raise ValueError(
+                f"kind '{self.kind}' has no unified_weight, unified_delta and unified_gamma; they go with "
+                "'unified_focal'"
+            )
+        if self.by_lesion != "none" and self.kind != "dice_cross_entropy":
+            raise ValueError(
+                f"by_lesion '{self.by_lesion}' is added to kind 'dice_cross_entropy', not to '{self.kind}'"
+            )
+        if self.by_lesion_weight != 1 and self.by_lesion == "none":
+            raise ValueError(
+                "by_lesion_weight is of a loss of each lesion; it goes with by_lesion 'blob' or 'components'"
+            )
+        if self.dice != "example" and self.kind not in ("dice_cross_entropy", "region"):
+            raise ValueError(
+                f"kind '{self.kind}' has no Dice term; dice 'batch' goes with kind 'dice_cross_entropy' or "
+                "'region'"
+            )
+        if self.weights_from > 0 and self.class_weights == "none":
+            raise ValueError(
+                f"weights_from {self.weights_from:g} defers class weights, and class_weights is 'none'; give "
+                "both or neither"
+            )
+        return self
+
+
+class Optimizer(Section):
+    """The optimizer and its learning rate over the run.
+
+    `decay` says which weights decay: kernels alone, or norm scales and biases too. Schedule `linear` falls to
+    0, `inverse` is Caffe's lr (1 + gamma step)^-power, `steps` multiplies by `drop_factor` at each of `drops`
+    (shares of the run). The biases of convolutions and linear layers learn at `bias_lr_factor` times the
+    rate.
+    """
+
+    kind: Literal["sgd", "adam", "adamw"] = "adamw"
+    """Which optimizer."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate at its highest."""
+    bias_lr_factor: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on the rate of the biases of convolutions and linear layers."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Strength of the weight decay."""
+    decay: Literal["kernels", "everything"] = "kernels"
+    """Which weights decay."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of sgd."""
+    nesterov: bool = True
+    """Whether sgd uses Nesterov's momentum."""
+    schedule: Literal["constant", "poly", "cosine", "linear", "inverse", "steps"] = "poly"
+    """How the rate falls over the run."""
+    gamma: Annotated[float, Field(ge=0)] = 1e-4
+    """Of schedule inverse: how fast the rate falls."""
+    power: Annotated[float, Field(ge=0)] = 0.75
+    """Exponent of schedule inverse."""
+    drops: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Of schedule steps: shares of the run at which the rate drops."""
+    drop_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Of schedule steps: factor on the rate at each drop."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps in which the rate rises to its highest."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the gradient; null for no limit."""
+
+    @model_validator(mode="after")
+    def _steps_need_drops(self) -> "Optimizer":
+        if self.schedule == "steps" and not self.drops:
+            raise ValueError(
+                "schedule 'steps' never drops without optimizer.drops, shares of the run such as [0.5, 0.75]"
+            )
+        return self
+
+
+class Training(Section):
+    """The budget: epochs x steps x batch_size patches.
+
+    `accumulate` cuts a batch into so many parts that go through the network one after the other, for less
+    memory. `initial` is the SHA-256 of the checkpoint whose weights the training begins with: `train --from`
+    writes it, and nobody else. `norm_statistics` "measured" shows the whole training scans to the trained
+    network once more and takes the statistics of its batch norms from them. `compile` and `cudnn_benchmark`
+    decide how fast a run is and not what it learns: at their defaults they do not stand in its `config.yaml`.
+    """
+
+    epochs: Annotated[int, Field(gt=0)] = 50
+    """How many epochs."""
+    steps: Annotated[int, Field(gt=0)] = 1000
+    """Batches in an epoch."""
+    batch_size: Annotated[int, Field(gt=0)] = 120
+    """Patches in a batch."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of all random numbers of the run."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Parts in which a batch goes through the network, for less memory."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Weight of the past in the running mean of the weights; 0 for none."""
+    precision: Literal["auto", "float32", "tf32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the network."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Threads of the processor; 0 for the number that torch chooses."""
+    compile: Annotated[Literal["never", "always"], Field(exclude_if=lambda value: value == "never")] = "never"
+    """Whether torch.compile makes code for the network: minutes at the start, 4 to 7 % faster on a CPU."""
+    cudnn_benchmark: Annotated[
+        Literal["auto", "never", "always"], Field(exclude_if=lambda value: value == "auto")
+    ] = "auto"
+    """Whether cuDNN tries its algorithms at the first pass; auto does so on a GPU."""
+    norm_statistics: Literal["running", "measured"] = "running"
+    """Where the statistics of batch norms come from."""
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
+    """Longest time between two checkpoints, in minutes."""
+    checkpoint_epochs: Annotated[int, Field(ge=1)] = 1
+    """Epochs between two checkpoints."""
+    tensorboard: bool = False
+    """Whether curves are written for TensorBoard too."""
+    initial: str = ""
+    """SHA-256 of the checkpoint that the training begins with; written by `train --from`."""
+
+
+class Phases(Section):
+    """Two-phase training (Havaei et al. 2017): after the run as the other sections have it, a second phase at
+    the natural frequencies.
+
+    In it the output layer alone learns, without class weights, `epochs` long (None: as long as the first), on
+    a whole schedule again at `lr_factor` times the rate.
+    """
+
+    two_phase: bool = False
+    """Whether a second phase follows."""
+    epochs: Annotated[int, Field(gt=0)] | None = None
+    """Epochs of the second phase; null for as many as the first."""
+    lr_factor: Annotated[float, Field(gt=0)] = 0.1
+    """Factor on the rate in the second phase."""
+
+
+class Validation(Section):
+    """The inner split of the training patients that picks the best checkpoint.
+
+    `cases` says which cases are the inner split. "fraction": a random `fraction` of the training patients.
+    "next_fold": the fold after the held-out one, so that the inner splits of all folds hold each case once.
+    "none": no case, so that all cases of the other folds are trained on. Metric "mean_dice" is the mean of
+    the three regions'; the others are `of` a named region or tissue class (the F-score of a region is its
+    Dice). "last" scores the epochs and takes the newest all the same: with one or two inner patients a choice
+    would follow their oddities.
+    """
+
+    cases: Literal["fraction", "next_fold", "none"] = "fraction"
+    """Which cases are the inner split."""
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the training patients in the inner split."""
+    every: Annotated[int, Field(gt=0)] = 1
+    """Epochs between two looks at the inner split."""
+    patience: Annotated[int, Field(gt=0)] | None = None
+    """Looks without a better score before the training stops; null for never."""
+    metric: Literal["mean_dice", "sensitivity", "f_score", "sensitivity_and_f_score", "iou", "last"] = (
+        "mean_dice"
+    )
+    """The score that picks the best checkpoint; last keeps the newest."""
+    of: str | None = None
+    """The region or tissue class that is scored."""
+
+    @model_validator(mode="after")
+    def _cases_only_as_asked(self) -> "Validation":
+        if self.fraction != 0.2 and self.cases != "fraction":
+            raise ValueError(f"cases '{self.cases}' takes no fraction; fraction goes with cases 'fraction'")
+        if self.cases == "none" and self.metric != "last":
+            raise ValueError(
+                f"cases 'none' leaves no case for metric '{self.metric}'; it goes with metric 'last'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _patience_needs_a_score(self) -> "Validation":
+        if self.patience is not None and self.metric == "last":
+            raise ValueError(
+                "patience waits for a score to rise; metric 'last' has none: choose another metric or no "
+                "patience"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_metric_of_something(self) -> "Validation":
+        if (self.of is None) != (self.metric in ("mean_dice", "last")):
+            raise ValueError(
+                f"metric '{self.metric}' goes {'with' if self.of is None else 'without'} validation.of, a "
+                "region or tissue class"
+            )
+        return self

@@ -1,0 +1,221 @@
+"""A stream of draws that every rank shares and a resumed run repeats: what all samplers have."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from brats_seg.core.errors import UsageError
+from brats_seg.core.shapes import Counts, Ids, Shares
+from brats_seg.imbalance.groups import Groups
+from brats_seg.imbalance.index import ClassIndex
+from brats_seg.imbalance.shares import drifted_shares
+
+# Ids drawn in one go: reading the positions of 1,251 cases once for 273 batches of 120 costs 1/273 of it a
+# batch.
+_BLOCK_DRAWS = 32768
+# What a random stream is for: a word of the generator's counter, so that no two streams of an epoch meet.
+DRAWS, POOL, SHUFFLE, SUBSET = range(4)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """This rank's part of one batch.
+
+    Attributes:
+        ids: example ids.
+        classes: class of each.
+        hard: whether it came from a pool of hard examples.
+        positions: number of the draw in the epoch, over all ranks: step * batch_size + place in the batch.
+    """
+
+    ids: Ids
+    classes: Ids
+    hard: Bool[np.ndarray, " n"]
+    positions: Ids
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """How much is drawn, from which seed, and for whom.
+
+    `steps` None: as many as show every example of the largest class once. `drift_epochs`: by the last of so
+    many epochs the shares are the natural ones; None for shares that stay.
+    """
+
+    batch_size: int
+    steps: int | None
+    seed: int
+    rank: int = 0
+    n_ranks: int = 1
+    drift_epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.drift_epochs is not None and self.steps is None:
+            raise UsageError(
+                "sampler.drift 'to_natural' needs training.steps: an epoch that shows every example has "
+                "another length each time"
+            )
+        if self.batch_size < 1:
+            raise UsageError(f"training.batch_size {self.batch_size}: at least 1")
+        if self.steps is not None and self.steps < 1:
+            raise UsageError(f"training.steps {self.steps}: at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"training.seed {self.seed}: a whole number from 0 to 2^63 - 1")
+        if not 0 <= self.rank < self.n_ranks:
+            raise UsageError(f"rank {self.rank}: must lie in 0..{self.n_ranks - 1}")
+        if self.batch_size % self.n_ranks:
+            raise UsageError(
+                f"training.batch_size {self.batch_size}: {self.n_ranks} ranks share a batch, so a multiple "
+                f"of {self.n_ranks}"
+            )
+
+
+class Sampler(ABC):
+    """A stream of draws: a pure function of (seed, epoch, step, state), the same on every rank.
+
+    Epochs count from 1. The random numbers of a block of steps come from Philox keyed by (seed, epoch) at a
+    counter made of the block's number, so no generator state is ever stored, and a resumed run may have
+    another number of ranks.
+    """
+
+    def __init__(
+        self,
+        index: ClassIndex,
+        *,
+        requested: Shares,
+        sizes: Counts,
+        plan: EpochPlan,
+        groups: Groups | None = None,
+    ) -> None:
+        """`requested`: the share of each class, in the first epoch. `sizes`: how many examples of each class
+        there are to draw from.
+
+        `groups`: what is drawn first within a class; None for every example of the class alike.
+        """
+        if groups is not None and plan.steps is None:
+            raise UsageError(
+                "sampler.first: an epoch that shows every example draws no case or lesion first; give "
+                "training.steps"
+            )
+        self.groups = groups
+        self._first_shares = requested
+        self.epoch = 1
+        self.step = 0
+        self._index = index
+        self._sizes = sizes
+        self._plan = plan
+        self._whole_epochs = plan.steps is None
+        self.steps = plan.steps if plan.steps is not None else self._steps_to_show_all()
+        self._block_steps = max(1, _BLOCK_DRAWS // plan.batch_size)
+        self._loaded: tuple[int, int] | None = None
+        self._shuffles: dict[int, np.ndarray] = {}
+        self._prepare()
+
+    def _prepare(self) -> None:  # noqa: B027, most kinds need nothing
+        """What a kind makes once, before the first draw."""
+
+    @property
+    def requested(self) -> Shares:
+        """The share of each class asked for in the current epoch."""
+        return self.requested_in(self.epoch)
+
+    def requested_in(self, epoch: int) -> Shares:
+        """The share of each class asked for in an epoch: in all the same, or, with a drift, on the way to the
+        natural shares.
+        """
+        if self._plan.drift_epochs is None:
+            return self._first_shares
+        return drifted_shares(
+            self._first_shares, counts=self._index.counts, epoch=epoch, n_epochs=self._plan.drift_epochs
+        )
+
+    def next(self) -> Draw:
+        """The next batch of this rank; after `steps` batches `epoch` goes up and `step` back to 0."""
+        block, row = divmod(self.step, self._block_steps)
+        if self._loaded != (self.epoch, block):
+            self._load(block)
+        start = self.step * self._plan.batch_size
+        draw = Draw(
+            ids=self._ids[row], classes=self._classes[row], hard=self._hard[row],
+            positions=np.arange(start + self._plan.rank, start + self._plan.batch_size, self._plan.n_ranks),
+        )  # fmt: skip
+        self.step += 1
+        if self.step == self.steps:
+            self.epoch, self.step = self.epoch + 1, 0
+        return draw
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands, in plain whole numbers and arrays."""
+        return {"epoch": self.epoch, "step": self.step, **self._settings()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken, to the bit. Raises `UsageError` where the sampler was set up in
+        another way.
+        """
+        for knob, value in self._settings().items():
+            if state.get(knob) != value:
+                raise UsageError(
+                    f"training.{knob} {value}: the run to resume has {state.get(knob)}; give the same, or "
+                    "start a new run"
+                )
+        self.epoch, self.step = int(state["epoch"]), int(state["step"])
+        self._loaded = None
+
+    def _settings(self) -> dict[str, int]:
+        drift = {} if self._plan.drift_epochs is None else {"epochs": self._plan.drift_epochs}
+        return {"seed": self._plan.seed, "batch_size": self._plan.batch_size, "steps": self.steps, **drift}
+
+    def _generator(self, purpose: int, number: int = 0, *, epoch: int | None = None) -> np.random.Generator:
+        key = np.array([self._plan.seed, self.epoch if epoch is None else epoch], dtype=np.uint64)
+        return np.random.Generator(
+            np.random.Philox(key=key, counter=np.array([0, 0, number, purpose], dtype=np.uint64))
+        )
+
+    def _load(self, block: int) -> None:
+        if self._loaded is None or self._loaded[0] != self.epoch:
+            self._start_epoch()
+        first = block * self._block_steps
+        n = min(self._block_steps, self.steps - first)
+        generator = self._generator(DRAWS, block)
+        classes, numbers = self._numbers(first, n, generator=generator)
+        if self.groups is not None:
+            numbers = self.groups.numbers(classes, generator.random(classes.shape))
+        mine = np.s_[:, self._plan.rank :: self._plan.n_ranks]
+        self._classes = np.ascontiguousarray(classes[mine])
+        self._ids, self._hard = self._examples(classes, numbers, first=first, mine=mine)
+        self._loaded = (self.epoch, block)
+
+    def _start_epoch(self) -> None:
+        """Make what holds for all blocks of an epoch."""
+        self._shuffles.clear()
+
+    @abstractmethod
+    def _steps_to_show_all(self) -> int:
+        """Batches in an epoch that shows every example of the largest class at least once."""
+
+    @abstractmethod
+    def _numbers(
+        self, first: int, n: int, *, generator: np.random.Generator
+    ) -> tuple[Int64[np.ndarray, "n b"], Int64[np.ndarray, "n b"]]:
+        """Class and number within the class of every draw, on all ranks, of the `n` steps from `first` on."""
+
+    def _examples(
+        self,
+        classes: Int64[np.ndarray, "n b"],
+        numbers: Int64[np.ndarray, "n b"],
+        *,
+        first: int,
+        mine: tuple[slice, slice],
+    ) -> tuple[Int64[np.ndarray, "n r"], Bool[np.ndarray, "n r"]]:
+        """Id of this rank's draws, and whether each is a hard one."""
+        ids = self._index.pick(classes[mine].ravel(), numbers[mine].ravel()).reshape(classes[mine].shape)
+        return ids, np.zeros(ids.shape, dtype=bool)
+
+    def _shuffled(self, number: int, size: int) -> Int64[np.ndarray, " size"]:
+        if number not in self._shuffles:
+            self._shuffles[number] = self._generator(SHUFFLE, number).permutation(size)
+        return self._shuffles[number]

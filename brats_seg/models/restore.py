@@ -1,0 +1,176 @@
+"""A checkpoint -> a network, and whether a run may go on from it."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from brats_seg.core.config import Config
+from brats_seg.core.errors import InputError, UsageError, printable
+from brats_seg.core.files import parse_yaml, shown
+from brats_seg.core.runtime import Runtime
+from brats_seg.core.sections import Network
+from brats_seg.models.checkpoint import Checkpoint, first_line
+from brats_seg.models.networks import make_network
+
+MAY_CHANGE = (
+    "training.threads",
+    "training.checkpoint_minutes",
+    "training.checkpoint_epochs",
+    "training.tensorboard",
+)
+"""Knobs that a resumed run may have another value of."""
+
+
+def check_same_data(
+    checkpoint: Checkpoint, path: Path, *, modalities: Sequence[str], classes: Sequence[str]
+) -> None:
+    """Raise `InputError` where the data have other modalities, or in another order, or other tissue classes
+    than the checkpoint.
+    """
+    for what, ours, theirs in (
+        ("modalities", checkpoint.modalities, modalities),
+        ("tissue classes", checkpoint.classes, classes),
+    ):
+        if tuple(ours) != tuple(theirs):
+            raise InputError(
+                f"{path}: trained on the {what} {', '.join(ours)}; the data have {', '.join(theirs)}"
+            )
+
+
+def check_same_run(
+    checkpoint: Checkpoint, path: Path, *, config: str, bank: str, cases: tuple[tuple[str, ...], ...]
+) -> None:
+    """Check that a run may go on from a checkpoint: the same bank, the same cases in the same use, the same
+    knobs but `MAY_CHANGE`.
+
+    Args:
+        checkpoint: of the run.
+        path: what an error calls it.
+        config: the resolved config to go on with, YAML.
+        bank: digest of the bank to go on with.
+        cases: ids of the train, inner and held-out cases.
+
+    Raises:
+        InputError: another bank or other cases.
+        UsageError: another knob, by name.
+    """
+    if checkpoint.bank != bank:
+        raise InputError(
+            f"{path}: trained on the bank with digest {checkpoint.bank[:12]}; this one has {bank[:12]}"
+        )
+    before = (checkpoint.train_cases, checkpoint.inner_cases, checkpoint.held_out_cases)
+    for use, then, now in zip(("train", "inner", "held-out"), before, cases, strict=True):
+        if then != now:
+            raise InputError(
+                f"{path}: the {use} cases of the run were {', '.join(then)}; now they are {', '.join(now)}; "
+                "give the same --fold"
+            )
+    # A knob that was not there yet when the run was started had the value that is its default now.
+    knobs_then = _flat(Config().model_dump(mode="json")) | _flat(checkpoint.config_tree())
+    knobs_now = _flat(parse_yaml(config))
+    for name in sorted(set(knobs_then) | set(knobs_now)):
+        if name not in MAY_CHANGE and knobs_then.get(name) != knobs_now.get(name):
+            ours, theirs = shown(knobs_now.get(name)), shown(knobs_then.get(name))
+            raise UsageError(
+                f"--resume: {name} is {ours}; the run has {theirs}: give that, or start a new run"
+            )
+
+
+def restore_network(checkpoint: Checkpoint, path: Path, *, runtime: Runtime) -> nn.Module:
+    """The checkpoint's network to predict with, in evaluation mode, on the runtime's device.
+
+    Raises:
+        InputError: the weights do not fit the network that the config describes.
+    """
+    config = checkpoint.parsed_config()
+    make = partial(
+        make_network,
+        config.network,
+        n_channels=len(checkpoint.modalities) * (2 * config.patch.slices_around + 1),
+        n_classes=len(checkpoint.classes),
+        n_dims=len(config.patch.size),
+    )
+    misfit = f"{path}: the weights do not fit network '{printable(config.network.name, limit=60)}'"
+    n_weights = len(checkpoint.weights)
+    if _n_layers(config.network) > n_weights:
+        raise InputError(
+            f"{misfit}: network.num_res_units and network.channels name more layers than the {n_weights} "
+            "weights"
+        )
+    try:
+        with _OnMeta():  # no memory for a network that the file does not hold
+            wanted = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, AssertionError) as error:
+        raise InputError(f"{misfit}: {first_line(error)}") from None
+    given = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
+    if wrong := [name for name in (*wanted, *given) if wanted.get(name) != given.get(name)]:
+        raise InputError(
+            f"{misfit}: {printable(wrong[0], limit=60)} has the shape {given.get(wrong[0])} instead of "
+            f"{wanted.get(wrong[0])}"
+        )
+    network = make()
+    network.load_state_dict(checkpoint.weights)
+    return runtime.place(network).eval().requires_grad_(False)
+
+
+def _n_layers(network: Network) -> int:
+    """Layers that a network has at least."""
+    return max(
+        network.num_res_units, len(network.channels), *(_n_layers(stage) for stage in network.stages or ())
+    )
+
+
+class _OnMeta(TorchFunctionMode):
+    """Weights are made without memory; what a network computes while it is built (such as positions) is
+    not.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call `func`, on the meta device where it makes a tensor of a size."""
+        kwargs = dict(kwargs or {})
+        if (
+            func in (torch.empty, torch.zeros, torch.ones, torch.randn, torch.rand)
+            and kwargs.get("device") is None
+        ):
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def take_weights(network: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Begin with a checkpoint's weights in every layer whose weights all have the name and shape of the
+    network's.
+
+    The other layers stay as they are: a bias without its kernel would be of no use.
+
+    Returns:
+        The layers of the network that took none.
+
+    Raises:
+        InputError: no layer fits.
+    """
+    own = network.state_dict()
+    given = checkpoint.weights
+    misfits = [name for name, weight in own.items() if name not in given or given[name].shape != weight.shape]
+    left_out = tuple(dict.fromkeys(name.rpartition(".")[0] for name in misfits))
+    fitting = {name: given[name] for name in own if name.rpartition(".")[0] not in left_out}
+    if not fitting:
+        here, there = type(network).__name__, checkpoint.parsed_config().network.name
+        raise InputError(
+            f"--from: no layer of the checkpoint's network '{there}' fits this one ({here}); give the same "
+            "network.name"
+        )
+    network.load_state_dict(fitting, strict=False)
+    return left_out
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Knobs by their full path."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,93 @@
+"""Every visible file of a folder, and those among them that are DICOM."""
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from brats_seg.scans.problem import Problem
+
+
+def walk(folder: Path, problems: list[Problem]) -> list[Path]:
+    """Every visible file, in order, but what macOS adds to archives.
+
+    Links to folders are followed within `folder`, none twice; a link that leads out of it is a problem, and
+    so is a pipe or a device.
+    """
+
+    def unreadable(error: OSError) -> None:
+        problems.append(
+            Problem(
+                "error", "", str(error.filename), f"cannot be read: {error.strerror}", "a readable folder"
+            )
+        )
+
+    files: list[Path] = []
+    seen: set[str] = set()
+    root = Path(os.path.realpath(folder))
+    for top, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        real = os.path.realpath(top)
+        if not Path(real).is_relative_to(root):
+            what = "is a link that leads out of the folder and is not followed"
+            problems.append(
+                Problem("warning", "", top, what, "the folder itself, or a manifest CSV that names the files")
+            )
+            folders.clear()
+            continue
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        files += [
+            Path(top, name)
+            for name in sorted(names)
+            if not name.startswith(".") and _is_file(Path(top, name), problems)
+        ]
+    return files
+
+
+def _is_file(path: Path, problems: list[Problem]) -> bool:
+    """Whether a name in a folder is that of a file; a broken link counts as one, which cannot be read."""
+    try:
+        is_file = stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
+    if not is_file:
+        problems.append(
+            Problem(
+                "warning",
+                "",
+                str(path),
+                "is no regular file and is left out",
+                "a file (a pipe or a device is none)",
+            )
+        )
+    return is_file
+
+
+def dicom_problems(files: Sequence[Path], *, is_all: bool, root: Path) -> list[Problem]:
+    """A problem where a folder holds DICOM files, which are told by their names or their first bytes."""
+    first = next((file for file in files if _is_dicom(file)), None)
+    if first is None:
+        return []
+    n = sum(file.parent == first.parent and _is_dicom(file) for file in files)
+    what = f"holds {n} DICOM files, such as {first.name}: DICOM is not read"
+    expected = (
+        f"NIfTI: dcm2niix -z y -o NIFTI_FOLDER {root} converts each series; then take the skull off and put "
+        "the four scans on one grid"
+    )
+    return [Problem("error" if is_all else "warning", "", str(first.parent), what, expected)]
+
+
+def _is_dicom(file: Path) -> bool:
+    """DICOM files end in .dcm or .ima, or have no ending and the letters DICM behind 128 bytes."""
+    if file.suffix.lower() in (".dcm", ".ima"):
+        return True
+    if file.suffix:
+        return False
+    try:
+        with file.open("rb") as opened:
+            return opened.read(132)[128:] == b"DICM"
+    except OSError:
+        return False

@@ -1,0 +1,154 @@
+"""Names of the files of each BraTS release -> the part of a case that a file is.
+
+A new release is an entry in `LAYOUTS` (and one in `labels.SCHEMAS` if its values are new).
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from brats_seg.scans.case import ScanFile, modality_named, patient_of
+from brats_seg.scans.datasets import LABEL, Piece
+from brats_seg.scans.plain import NAME as PLAIN
+
+_NIFTI = r"\.nii(?:\.gz)?$"
+_OLD_ROLES = r"(?P<role>t1ce|t1|t2|flair|seg)"
+_NEW_ROLES = r"(?P<role>t1n|t1c|t2w|t2f|seg)"
+_VSD = r"(?:[^/]+/)?VSD\.Brain[^/]*\.(?:MR_)?(?P<role>T1c|T1|T2|Flair|OT)(?:\.\d+)?\.mha$"
+_LABEL_ROLES = ("seg", "segm", "ot", "truth")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one release names its files.
+
+    Attributes:
+        name: the key in `LAYOUTS`.
+        schema: the key in `labels.SCHEMAS` its labels follow, "" where each data set says it itself.
+        patterns: searched, without regard to case, in a file's path; group `role` is the modality or the
+            label, group `folder` (where there is one) ends the path of the case's folder. None for data sets
+            that are found by their own metadata.
+        case_id: filled with the pattern's groups.
+        year: the year in a folder's name that decides between two releases with the same file names.
+    """
+
+    name: str
+    schema: str
+    patterns: tuple[str, ...] = ()
+    case_id: str = "{id}"
+    year: str = ""
+
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        Layout(
+            "brats2013", "brats2013", (rf"/(?P<grade>[HL]G)/(?P<folder>\d{{4}})/{_VSD}",), "{grade}_{folder}"
+        ),
+        Layout(
+            "simbrats",
+            "brats2013",
+            (
+                r"/(?P<folder>SimBRATS_[HL]G\d+)[^/]*/[^/]*_(?P<role>T1c|T1|T2|Flair|truth)\.mha$",
+                r"/(?:synthetic(?:[_ "
+                rf"-]data)?|[^/]*simbrats[^/]*)/(?:[^/]+/)?(?P<grade>[HL]G)/(?P<folder>\d{{4}})/{_VSD}",
+            ),
+            "Synthetic_{grade}_{folder}",
+        ),
+        Layout(
+            "brats2015",
+            "brats2013",
+            (rf"/(?:(?P<grade>[HL]GG)/)?(?P<folder>brats_[^/]+)/{_VSD}",),
+            "{grade}_{folder}",
+        ),
+        Layout("brats2017", "brats2017", (rf"/(?P<id>Brats17_[^/]+?)_{_OLD_ROLES}{_NIFTI}",)),
+        Layout("brats2018", "brats2017", (rf"/(?P<id>Brats18_[^/]+?)_{_OLD_ROLES}{_NIFTI}",)),
+        Layout("brats2019", "brats2017", (rf"/(?P<id>BraTS19_[^/]+?)_{_OLD_ROLES}{_NIFTI}",)),
+        Layout(
+            "brats2020",
+            "brats2017",
+            # case 355's mask kept the name it had in the hospital
+            (
+                rf"/(?P<id>BraTS20_[^/]+?)_{_OLD_ROLES}{_NIFTI}",
+                rf"/(?P<id>BraTS20_[^/]+)/W39_1998\.09\.19_(?P<role>Segm){_NIFTI}",
+            ),
+        ),
+        Layout("brats2021", "brats2017", (rf"/(?P<id>BraTS2021_\d+)_{_OLD_ROLES}{_NIFTI}",)),
+        # 2023 and 2024 share their file names: the year in the nearest folder named BraTS...2023 or
+        # BraTS...2024 decides. Without one, adult cases of 2024 are known by time points from 100 on (2023
+        # has 000 to 0xx), pediatric ones are taken for 2024. Only 2024 has value 4 (adults: resection
+        # cavity): a case of 2024 taken for one of 2023 is refused by `verify`.
+        Layout(
+            "brats2023", "brats2023", (rf"/(?P<id>BraTS-GLI-\d+-0\d\d)-{_NEW_ROLES}{_NIFTI}",), year="2023"
+        ),
+        Layout(
+            "brats2024gli",
+            "brats2024gli",
+            (rf"/(?P<id>BraTS-GLI-\d+-\d+)-{_NEW_ROLES}{_NIFTI}",),
+            year="2024",
+        ),
+        Layout(
+            "brats2024ped",
+            "brats2024ped",
+            (rf"/(?P<id>BraTS-PED-\d+-\d+)-{_NEW_ROLES}{_NIFTI}",),
+            year="2024",
+        ),
+        Layout(
+            "brats2023ped", "brats2023", (rf"/(?P<id>BraTS-PED-\d+-\d+)-{_NEW_ROLES}{_NIFTI}",), year="2023"
+        ),
+        Layout("msd", "msd"),
+        Layout("nnunet", ""),
+        Layout("bids", ""),
+        Layout("manifest", ""),
+        Layout(PLAIN, ""),
+    )
+}
+
+
+def schema_by_name(path: Path) -> str | None:
+    """The schema of the release a file is named after, or None."""
+    match = _match(path, list(LAYOUTS.values()))
+    return match[0].schema if match else None
+
+
+def read_named(files: Sequence[Path], *, layout: str | None) -> list[Piece]:
+    """Files whose release is told by their names."""
+    layouts = [LAYOUTS[layout]] if layout else list(LAYOUTS.values())
+    matches = [(file, _match(file, layouts)) for file in files]
+    return [_piece(file, *match) for file, match in matches if match]
+
+
+def _match(file: Path, layouts: Iterable[Layout]) -> tuple[Layout, re.Match[str]] | None:
+    """The layout a file's path fits; among several, simulated before real, then the one of the nearest
+    folder's year, then the first.
+    """
+    hits = list(_hits(file, layouts))
+    years = years_of(file.parent)
+    hits.sort(key=lambda hit: (hit[0].name != "simbrats", bool(years) and hit[0].year not in ("", years[-1])))
+    return hits[0] if hits else None
+
+
+def years_of(folder: Path) -> list[str]:
+    """The year of each folder above, and of this one, that names one of the releases with equal file names;
+    the nearest last.
+    """
+    return re.findall(r"/[^/]*brats[^/]*?(?<!\d)(2023|2024)(?!\d)", folder.as_posix(), re.IGNORECASE)
+
+
+def _hits(file: Path, layouts: Iterable[Layout]) -> Iterator[tuple[Layout, re.Match[str]]]:
+    path = file.as_posix()
+    for layout in layouts:
+        for pattern in layout.patterns:
+            match = re.search(pattern, path, re.IGNORECASE)
+            if match:
+                yield layout, match
+                break
+
+
+def _piece(file: Path, layout: Layout, match: re.Match[str]) -> Piece:
+    groups = {key: value or "" for key, value in match.groupdict().items()}
+    case_id = re.sub("__+", "_", layout.case_id.format(**({"grade": ""} | groups))).strip("_")
+    folder = Path(match.string[: match.end("folder")]) if "folder" in groups else file.parent
+    role = LABEL if groups["role"].lower() in _LABEL_ROLES else str(modality_named(groups["role"]))
+    return Piece(layout.name, layout.schema, case_id, patient_of(case_id), role, ScanFile(file), folder)
