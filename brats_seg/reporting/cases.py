@@ -168,11 +168,15 @@ def _picture_row(seen: SeenCase, modality: str, *, brain: Mask, z: int, scale: i
     low, high = np.percentile(scan[brain], (0.5, 99.5)) if brain.any() else (0.0, 1.0)
     gray = gray_levels(scan[z][window], low=float(low), high=float(high))
     reference, prediction = seen.reference[z][window], seen.prediction[z][window]
-    layers = {"scan alone": np.zeros_like(reference), "reference": reference, "prediction": prediction}
+    layers = {
+        "scan alone": (np.zeros_like(reference), None),
+        "reference": (reference, None),
+        "prediction": (prediction, None if seen.reference is seen.prediction else reference),
+    }
     aspect = seen.spacing_mm[1] / seen.spacing_mm[2]
     columns = tuple(
-        (name, overlay(gray, labels, classes=seen.classes, scale=scale, aspect=aspect))
-        for name, labels in layers.items()
+        (name, overlay(gray, labels, classes=seen.classes, outline=outline, scale=scale, aspect=aspect))
+        for name, (labels, outline) in layers.items()
     )
     return PictureRow(MODALITY_WORDS[modality], columns)
 

@@ -15,9 +15,11 @@ from PIL import Image
 
 from brats_seg.core.comparison import FEWEST
 from brats_seg.reporting import style
-from brats_seg.reporting.figures import Picture
+from brats_seg.reporting.figures import Picture, eroded
 from brats_seg.scans.labels import REGIONS
 
+FEW_FINDS = 3
+"""A precision over fewer cases than this says little, and is drawn pale."""
 SliceMask = Bool[np.ndarray, "y x"]
 
 
@@ -25,7 +27,7 @@ def error_overlay(
     gray: UInt8[np.ndarray, "y x"], reference: SliceMask, prediction: SliceMask, *, scale: int = 2
 ) -> Picture:
     """A slice with what was predicted too much in one color and what was missed in another; what both have is
-    a light veil.
+    a veil. The border of the reference is a white line.
 
     Args:
         gray: 0 black to 255 white.
@@ -37,13 +39,15 @@ def error_overlay(
     screen = np.asarray(Image.fromarray(gray).resize(size, Image.Resampling.BICUBIC))
     picture = np.repeat(screen[:, :, None], 3, axis=2).astype(np.float64)
     parts = (
-        (prediction & ~reference, style.OVER, 0.85),
-        (reference & ~prediction, style.UNDER, 0.85),
-        (reference & prediction, style.RIGHT, 0.35),
+        (prediction & ~reference, style.OVER, 0.4),
+        (reference & ~prediction, style.UNDER, 0.4),
+        (reference & prediction, style.RIGHT, 0.3),
     )
     for mask, color, opacity in parts:
         inside = np.kron(mask, np.ones((scale, scale), bool))
         picture[inside] = (1 - opacity) * picture[inside] + opacity * style.rgb_bytes(color)
+    border = np.kron(reference, np.ones((scale, scale), bool))
+    picture[border & ~eroded(border)] = style.rgb_bytes(style.REFERENCE)
     return np.round(picture).astype(np.uint8)
 
 
@@ -123,9 +127,12 @@ def _point(
     """A mean with its two intervals; None, and nothing is drawn, where a score has no mean."""
     if across["mean"] is None or up["mean"] is None:
         return None
+    alpha = 0.35 if across["n"] < FEW_FINDS else 1.0
     for average, is_across in ((across, True), (up, False)):
         low, high = average["interval95"] or (average["mean"], average["mean"])
         x, y = ([low, high], [up["mean"]] * 2) if is_across else ([across["mean"]] * 2, [low, high])
-        axes.plot(x, y, color=color, linewidth=0.9, alpha=0.6)
-    (point,) = axes.plot([across["mean"]], [up["mean"]], mark, color=color, markersize=6, linestyle="none")
+        axes.plot(x, y, color=color, linewidth=0.9, alpha=0.6 * alpha)
+    (point,) = axes.plot(
+        [across["mean"]], [up["mean"]], mark, color=color, markersize=6, linestyle="none", alpha=alpha
+    )
     return point

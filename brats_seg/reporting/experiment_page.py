@@ -19,7 +19,7 @@ from brats_seg.core.shapes import Image, TissueMap
 from brats_seg.evaluation.comparison import MEAN, differences_to, trained_once
 from brats_seg.evaluation.run_rows import Row, variant_of
 from brats_seg.reporting.cases import MODALITY_WORDS
-from brats_seg.reporting.experiment_figures import difference_chart, error_overlay, tradeoff_chart
+from brats_seg.reporting.experiment_figures import FEW_FINDS, difference_chart, error_overlay, tradeoff_chart
 from brats_seg.reporting.experiment_table import equal_time_words, experiment_note
 from brats_seg.reporting.figures import Picture, data_uri, gray_levels, mix_chart, overlay, plot, png
 from brats_seg.reporting.pages import page_templates
@@ -75,7 +75,9 @@ def write_experiment_page(
         "scored": summary["scored"],
         "n_runs": summary["n_runs"],
         "n_runs_asked": summary["n_runs_asked"],
+        "compared": _compared(rows, variants),
         "fewest": FEWEST,
+        "few_finds": FEW_FINDS,
         "patches": sorted({v["patches"] for v in variants}),
         "variants": variants,
         "with_data": len(datasets) > 1,
@@ -117,6 +119,14 @@ def write_experiment_page(
     path = out / "report.html"
     write_text(path, page_templates({}).get_template("experiment.html").render(content))
     return path
+
+
+def _compared(rows: Sequence[Row], variants: Sequence[Mapping[str, Any]]) -> str:
+    """What was compared on what, in one sentence."""
+    names = list(dict.fromkeys(str(variant["label"]) for variant in variants))
+    n_folds, n_seeds = (len({row[key] for row in rows}) for key in ("fold", "seed"))
+    folds, seeds = (f"{n} {word}{'s' * (n != 1)}" for n, word in ((n_folds, "fold"), (n_seeds, "seed")))
+    return f"Compared: {', '.join(names)}, each trained on {folds} with {seeds}; all else is equal."
 
 
 def _tradeoff_words(data: str) -> str:
@@ -217,7 +227,18 @@ def _card(seen: _Seen, *, classes: Sequence[str]) -> dict[str, Any]:
     pictures: list[tuple[str, list[tuple[str, Picture]]]] = [
         (
             f"tissue on {MODALITY_WORDS[names[1]]}",
-            [(n, overlay(grays[names[1]], m[z], classes=classes, scale=2)) for n, m in columns.items()],
+            [
+                (
+                    n,
+                    overlay(
+                        grays[names[1]],
+                        m[z],
+                        classes=classes,
+                        outline=None if m is reference else reference[z],
+                    ),
+                )
+                for n, m in columns.items()
+            ],
         )
     ]
     for region, name in (("whole", names[0]), ("core", names[1])):

@@ -221,6 +221,8 @@ def _mean(average: Mapping[str, Any], *, of: int, interval: bool) -> str:
 
 def _false(variant: Mapping[str, Any]) -> str:
     counts = variant["regions"]["active"]["false_positives"]
+    if not counts["of"]:
+        return "-"
     return f"{counts['n']} of {counts['of']}" + (f" ({counts['median_vox']:g} vox)" if counts["n"] else "")
 
 

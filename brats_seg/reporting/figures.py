@@ -53,7 +53,8 @@ def overlay(
     labels: Labels,
     *,
     classes: Sequence[str],
-    opacity: float = 0.45,
+    outline: Labels | None = None,
+    opacity: float = 0.3,
     scale: int = 2,
     aspect: float = 1.0,
 ) -> Picture:
@@ -64,6 +65,8 @@ def overlay(
         gray: the slice, 0 black to 255 white.
         labels: class index of each pixel; 0 and 255 are left as they are.
         classes: name of each class index, healthy first.
+        outline: class index of each pixel of another label map, of which the borders alone are drawn, in
+            white: the reference over a prediction.
         opacity: of the inside of a class, 0 to 1.
         scale: screen pixels for each pixel; gray levels are interpolated, labels are not.
         aspect: height of a pixel over its width (spacing in Y over spacing in X).
@@ -85,7 +88,11 @@ def overlay(
         inside = classes_on_screen == c
         color = style.rgb_bytes(color_of(classes[c]))
         picture[inside] = (1 - opacity) * picture[inside] + opacity * color
-        picture[inside & ~_eroded(inside)] = color
+        picture[inside & ~eroded(inside)] = color
+    if outline is not None:
+        drawn = np.asarray(Image.fromarray(outline).resize((width, height), Image.Resampling.NEAREST))
+        tumor = (drawn != HEALTHY) & (drawn != OUTSIDE)
+        picture[tumor & ~eroded(tumor)] = style.rgb_bytes(style.REFERENCE)
     return np.round(picture).astype(np.uint8)
 
 
@@ -97,7 +104,8 @@ def _few_grays(gray: UInt8[np.ndarray, "y x"], *, n_levels: int) -> UInt8[np.nda
     return np.round(np.round(gray / step) * step).astype(np.uint8)
 
 
-def _eroded(mask: Bool[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
+def eroded(mask: Bool[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
+    """The pixels of a mask whose four neighbors are in it too."""
     padded = np.pad(mask, 1)
     return padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:] & mask
 

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from brats_seg.core.config import load_config
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.core.files import read_table, read_text, shown
+from brats_seg.core.files import read_json, read_table, read_text, sha256, shown
+from brats_seg.core.run_folder import BEST
 from brats_seg.imbalance.ledger import LEDGER_COLUMNS, OUTSIDE
 from brats_seg.reporting.figures import Plot, line_chart, mix_chart, plot
 from brats_seg.reporting.style import words
@@ -49,6 +50,25 @@ def training_section(run: Path) -> dict[str, Any]:
         "mix": _mix_plot(mix) if mix else None,
         "config": read_text(config) if config.is_file() else None,
     }
+
+
+def provenance(run: Path | None) -> str:
+    """Where predictions come from, in one line: run, date, config, checkpoint, training cases; what a run
+    folder does not say is left out.
+    """
+    if run is None:
+        return "The run is not named: --run RUN adds its date, config, checkpoint and training cases."
+    said = [f"Run {run.resolve().name}"]
+    environment = run / "environment.json"
+    if environment.is_file():
+        noted = read_json(environment)
+        command = [str(word) for word in noted.get("command", ())]
+        said += [f"trained on {str(noted['started'])[:10]}"] if "started" in noted else []
+        said += [f"config {command[command.index('--config') + 1]}"] if "--config" in command[:-1] else []
+    cases = {row["case"] for row in _rows(run / "ledger_cases.csv", numbers=("epoch",))}
+    said += [f"checkpoint {sha256(run / BEST)[:12]}"] if (run / BEST).is_file() else []
+    said += [f"{len(cases)} training cases"] if cases else []
+    return " · ".join(said)
 
 
 def _epochs_words(n_done: int, config: Path) -> str:

@@ -24,7 +24,7 @@ from brats_seg.evaluation.table import Convention, Score, few_patients
 from brats_seg.reporting import figures, style
 from brats_seg.reporting.cases import SeenCase, best_slice, case_pictures, see_case
 from brats_seg.reporting.figures import Plot, plot
-from brats_seg.reporting.history import training_section
+from brats_seg.reporting.history import provenance, training_section
 from brats_seg.reporting.pages import page_templates
 from brats_seg.reporting.style import number
 from brats_seg.scans.case import Case
@@ -131,6 +131,7 @@ def _content(
     return {
         "title": "Segmentation report",
         "lead": n_words,
+        "provenance": provenance(run),
         "folders": {"predictions": out.resolve().name, "reference": reference.resolve().name},
         "regions": REGIONS,
         "names": NAMES,

@@ -31,6 +31,8 @@ REGION_COLORS = {"whole": "#31796d", "core": "#7e32a3", "active": "#e05217"}
 
 INK, QUIET, RULE, WASH, PAPER = "#1d2733", "#5d6875", "#d9dee4", "#f5f7f9", "#ffffff"
 """Text and lines; small print; grid and axes; boxes; the page."""
+REFERENCE = "#ffffff"
+"""The outline of the reference over a prediction."""
 SCAN = "#000000"
 """Behind a scan, and label 0."""
 # Okabe and Ito 2008: told apart by readers of every color vision.
@@ -41,7 +43,7 @@ SERIES = (INK, BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, QUIET)
 MARKERS = "osD^vP*X"
 LESS, MORE = VERMILION, BLUE
 """A difference below zero, and one above."""
-OVER, UNDER, RIGHT = "#ff2fa0", "#22c7e8", "#c9d1d9"
+OVER, UNDER, RIGHT = "#ff2fa0", "#22c7e8", "#35c46a"
 """Predicted and not there; there and not predicted; there and predicted. None is the color of a tissue class.
 """
 SHARES_MAP = "Blues"

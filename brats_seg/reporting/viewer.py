@@ -106,7 +106,7 @@ class Overlay:
     @property
     def opacity(self) -> int:
         """In percent, at first."""
-        return 90 if self.style == "Outline" else 50
+        return 90 if self.style == "Outline" else 30
 
 
 def write_page(
@@ -116,6 +116,7 @@ def write_page(
     reference: Path | None,
     output: Path,
     prediction_schema: str | None = None,
+    neighbors: tuple[str, str] = ("", ""),
 ) -> Path:
     """Write one self-contained HTML page that shows a case: three planes, its modalities, label maps laid
     over them, volumes in ml.
@@ -130,6 +131,7 @@ def write_page(
         reference: likewise; None takes the label the case comes with, if any.
         output: the page, ending in `.html`; its folder has to exist.
         prediction_schema: the label schema of a prediction that no `predictions.csv` beside it tells.
+        neighbors: addresses of the previous and the next case's page, "" for none.
 
     Returns:
         `output`.
@@ -150,7 +152,17 @@ def write_page(
         case, prediction, reference, schemas=schemas, geometry=geometry, classes=classes
     )
     write_text(
-        output, _render(case, names, scans, overlays, geometry=geometry, classes=classes, bundle=bundle)
+        output,
+        _render(
+            case,
+            names,
+            scans,
+            overlays,
+            geometry=geometry,
+            classes=classes,
+            bundle=bundle,
+            neighbors=neighbors,
+        ),
     )
     return output
 
@@ -229,8 +241,8 @@ def _read_overlays(
     geometry: Geometry,
     classes: Sequence[str],
 ) -> list[Overlay]:
-    """The label maps there are: alone, one is filled; of two, the reference is a line over the filled
-    prediction.
+    """The label maps there are: alone, one is an outline; of two, the reference is an outline over the filled
+    prediction, since two outlines of the same colors could not be told apart.
     """
     for path in (prediction, reference):
         named = other_case_in(path.name, case.id) if path is not None else None
@@ -246,7 +258,7 @@ def _read_overlays(
         Overlay(
             id=name,
             tissue=_read_labels(source, case, geometry, classes, schema=schemas[name]),
-            style="Outline" if name == "reference" and len(given) > 1 else "Filled",
+            style="Filled" if name == "prediction" and len(given) > 1 else "Outline",
         )
         for name, source in given.items()
     ]
@@ -297,6 +309,7 @@ def _render(
     geometry: Geometry,
     classes: Sequence[str],
     bundle: Bundle,
+    neighbors: tuple[str, str],
 ) -> str:
     brain = np.logical_or.reduce([scan != 0 for scan in scans])
     if not brain.any():
@@ -311,6 +324,8 @@ def _render(
     return page.render(
         case=case,
         facts=_facts(case, geometry),
+        neighbors=neighbors,
+        to_voxel=np.linalg.inv(geometry.affine_mm).round(6).tolist(),
         modalities=[{"name": _NAMES[name], "title": _TITLES[name]} for name in names],
         overlays=overlays,
         **_legend(overlays, geometry=geometry, classes=classes),

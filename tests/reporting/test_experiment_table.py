@@ -12,7 +12,7 @@ from brats_seg.evaluation.comparison import differences_to, summarize_runs
 from brats_seg.evaluation.run_rows import COLUMNS, read_finished, write_rows
 from brats_seg.reporting.experiment_figures import error_overlay, tradeoff_chart
 from brats_seg.reporting.experiment_table import table_markdown
-from brats_seg.reporting.style import OVER, UNDER
+from brats_seg.reporting.style import OVER, RIGHT, UNDER
 
 
 def row(
@@ -312,10 +312,11 @@ def test_how_a_difference_changes_is_paired_over_the_same_brains() -> None:
     assert summarize_runs(rows)["changes"] == []
 
 
-def test_too_much_and_too_little_have_a_color_each() -> None:
-    reference, prediction = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
-    reference[0, 0] = prediction[3, 3] = True
-    picture = error_overlay(np.zeros((4, 4), np.uint8), reference, prediction, scale=1)
-    for place, color in (((3, 3), OVER), ((0, 0), UNDER)):
-        assert np.allclose(picture[place], [0.85 * int(color[i : i + 2], 16) for i in (1, 3, 5)], atol=1)
-    assert not picture[1, 1].any()
+def test_too_much_too_little_and_found_have_a_color_each_and_the_reference_a_white_border() -> None:
+    reference, prediction = np.zeros((9, 9), bool), np.zeros((9, 9), bool)
+    reference[0:3, 0:3] = reference[0:3, 6:9] = prediction[0:3, 6:9] = prediction[6:9, 6:9] = True
+    picture = error_overlay(np.zeros((9, 9), np.uint8), reference, prediction, scale=1)
+    for place, color, opacity in (((7, 7), OVER, 0.4), ((1, 1), UNDER, 0.4), ((1, 7), RIGHT, 0.3)):
+        assert np.allclose(picture[place], [opacity * int(color[i : i + 2], 16) for i in (1, 3, 5)], atol=1)
+    assert picture[0, 0].tolist() == picture[2, 6].tolist() == [255, 255, 255]
+    assert not picture[4, 4].any()

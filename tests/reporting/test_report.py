@@ -1,4 +1,6 @@
+import hashlib
 import html
+import json
 import os
 import re
 import shutil
@@ -14,6 +16,7 @@ from brats_seg.core import engine
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.evaluation.conventions import CONVENTIONS
 from brats_seg.evaluation.folders import ScoreOptions, evaluate_folders
+from brats_seg.reporting.history import provenance
 from brats_seg.reporting.report import _environment, convention_words, write_report
 
 
@@ -214,3 +217,18 @@ def test_names_and_messages_are_shown_in_markdown_and_not_obeyed() -> None:
     twin = resources.files("brats_seg.reporting").joinpath("report.md").read_text(encoding="utf-8")
     for name in ("row.case", "p.words", "lead", "training.run", "folders.predictions", "folders.reference"):
         assert "{{ " + name + " }}" not in twin
+
+
+def test_the_line_of_provenance_says_date_config_checkpoint_and_training_cases(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    command = ["brats-seg", "train", "bank", "run", "--config", "unet2d_cpu"]
+    noted = {"command": command, "started": "2026-05-04T03:02:01Z"}
+    (run / "environment.json").write_text(json.dumps(noted))
+    (run / "ledger_cases.csv").write_text("epoch,case,class,n_draws\n1,a,edema,3\n1,b,edema,2\n2,a,edema,1\n")
+    (run / "checkpoint_best.pt").write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()[:12]
+    assert provenance(run) == (
+        f"Run run · trained on 2026-05-04 · config unet2d_cpu · checkpoint {digest} · 2 training cases"
+    )
+    assert provenance(None).startswith("The run is not named")

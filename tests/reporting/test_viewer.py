@@ -19,6 +19,7 @@ from hypothesis.extra.numpy import arrays
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.reporting import viewer
 from brats_seg.reporting.style import color_of
+from brats_seg.reporting.view_pages import case_of_scans, find_case, write_pages
 from brats_seg.reporting.viewer import Bundle, find_bundle, other_case_in, write_page
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.geometry import Geometry, make_geometry
@@ -219,7 +220,7 @@ def test_overlays_are_class_indices_filled_and_lined(case: Case, tmp_path: Path)
     ]
     assert np.array_equal(filled, expected[make_label()[box]])
     settings = json.loads(page.scripts["page"])
-    assert settings["overlays"] == [{"id": "reference", "key": "R", "shown": 1}]
+    assert settings["overlays"] == [{"id": "reference", "key": "R", "shown": 2}]
     assert [row["color"] for row in settings["classes"]] == [color_of(name) for name in CLASSES[1:]]
     assert (line == filled)[line > 0].all()
     assert 0 < (line > 0).sum() < (filled > 0).sum()
@@ -379,6 +380,77 @@ def test_a_line_runs_at_every_border(tissue: np.ndarray) -> None:
         assert ((line_here > 0) | (line_next > 0))[tissue_here != tissue_next].all()
 
 
+@pytest.mark.usefixtures("no_niivue")
+def test_the_page_gives_voxels_as_the_file_numbers_them(tmp_path: Path) -> None:
+    turned = write_case(tmp_path / "turned", make_geometry(SHAPE, spacing_mm=(2, 1, 1), orientation="RAS"))
+    page = Page(write_page(turned, prediction=None, reference=None, output=tmp_path / "page.html"))
+    told = json.loads(page.scripts["page"])
+    i, j, k = np.rint(np.array(told["to_voxel"])[:3] @ (*told["start_mm"], 1)).astype(int)
+    label = nibabel.load(turned.label.path) if turned.label else None
+    assert np.asarray(label.dataobj)[i, j, k] > 0  # the page opens inside the tumor
+
+
+@pytest.mark.usefixtures("no_niivue")
+def test_an_overlay_begins_as_an_outline_and_of_two_the_reference_does(case: Case, tmp_path: Path) -> None:
+    for prediction, shown in ((None, [2]), (case.label and case.label.path, [1, 2])):
+        page = Page(write_page(case, prediction=prediction, reference=None, output=tmp_path / "page.html"))
+        assert [one["shown"] for one in json.loads(page.scripts["page"])["overlays"]] == shown
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    """Two cases of plain names, and a folder of their label maps."""
+    (tmp_path / "predictions").mkdir()
+    for name in ("a", "b"):
+        made = write_case(tmp_path / "scans" / name)
+        assert made.label is not None
+        (tmp_path / "predictions" / f"{name}.nii.gz").write_bytes(made.label.path.read_bytes())
+    return tmp_path
+
+
+@pytest.mark.usefixtures("no_niivue")
+def test_a_folder_of_predictions_has_pages_that_lead_to_each_other(cohort: Path) -> None:
+    pages = write_pages(
+        cohort / "scans", cohort / "predictions", output=cohort / "pages",
+        schema="brats2017", prediction_schema="brats2017",
+    )  # fmt: skip
+    assert [page.name for page in pages] == ["a.html", "b.html"]
+    assert [Page(page).addresses for page in pages] == [["data:,", "b.html"], ["data:,", "a.html"]]
+    (cohort / "none").mkdir()
+    with pytest.raises(InputError, match="holds no label map of a case"):
+        write_pages(cohort / "scans", cohort / "none", output=cohort / "pages")
+    with pytest.raises(UsageError, match="name a folder"):
+        write_pages(cohort / "scans", cohort / "predictions", output=cohort / "page.html")
+
+
+def test_a_case_is_named_where_there_are_several(cohort: Path) -> None:
+    assert find_case(cohort / "scans", id="b").id == "b"
+    assert find_case(cohort / "scans" / "a").id == "a"
+    with pytest.raises(
+        InputError, match=r"holds 2 cases \(a, b\); give .* or --case ID"
+    ):
+        find_case(cohort / "scans")
+    with pytest.raises(InputError, match="holds no case c"):
+        find_case(cohort / "scans", id="c")
+    manifest = cohort / "manifest.csv"
+    manifest.write_text(
+        "case,t1n,t1c,t2w,t2f\n"
+        + "".join(
+            f"{name},{','.join(f'scans/{name}/{m}.nii.gz' for m in MODALITIES)}\n" for name in ("a", "b")
+        )
+    )
+    assert find_case(manifest, id="a").modalities.keys() == set(MODALITIES)
+
+
+@pytest.mark.usefixtures("no_niivue")
+def test_single_scans_make_a_page(cohort: Path) -> None:
+    files = {"t2f": cohort / "scans" / "a" / "t2f.nii.gz"}
+    shown = case_of_scans(files, reference=None, schema=None)
+    page = Page(write_page(shown, prediction=None, reference=None, output=cohort / "page.html"))
+    assert shown.id == "t2f"
+    assert page.frames("scans").shape[0] == 1
+
+
 # --- with NiiVue ---
 
 
@@ -446,6 +518,7 @@ def test_a_browser_shows_the_page(case: Case, tmp_path: Path, chromium: Browser)
 @pytest.mark.usefixtures("niivue")
 def test_a_browser_shows_and_hides_overlays(case: Case, tmp_path: Path, chromium: Browser) -> None:
     chromium.open(write_page(case, prediction=None, reference=None, output=tmp_path / "page.html"))
+    chromium.run("document.querySelector('input[name=reference][value=\"1\"]').click()")  # filled
     chromium.run(
         "(() => { const range = document.querySelector('[name=reference-opacity]'); range.value = 100;"
         " range.dispatchEvent(new Event('input', { bubbles: true })); })()"
