@@ -89,7 +89,11 @@ def write_experiment_page(
         "changes": summary["changes"],
         "equal_time": equal_time,
         "equal_time_words": equal_time_words(equal_time) if equal_time else "",
-        "equal_time_differences": differences_to(equal_time, against=against) if equal_time else (),
+        "equal_time_differences": [
+            difference
+            for difference in (differences_to(equal_time, against=against) if equal_time else ())
+            if any(region["dice"]["mean"] is not None for region in difference["regions"].values())
+        ],
         "difference_figure": plot(
             difference_chart(differences), alt="Paired differences of Dice; the numbers are in table 3."
         )
@@ -126,7 +130,7 @@ def _compared(rows: Sequence[Row], variants: Sequence[Mapping[str, Any]]) -> str
     names = list(dict.fromkeys(str(variant["label"]) for variant in variants))
     n_folds, n_seeds = (len({row[key] for row in rows}) for key in ("fold", "seed"))
     folds, seeds = (f"{n} {word}{'s' * (n != 1)}" for n, word in ((n_folds, "fold"), (n_seeds, "seed")))
-    return f"Compared: {', '.join(names)}, each trained on {folds} with {seeds}; all else is equal."
+    return f"Compared: {', '.join(names)}, on {folds} with {seeds}; all else is equal."
 
 
 def _tradeoff_words(data: str) -> str:

@@ -72,11 +72,8 @@ def dicom_problems(files: Sequence[Path], *, is_all: bool, root: Path) -> list[P
     if first is None:
         return []
     n = sum(file.parent == first.parent and _is_dicom(file) for file in files)
-    what = f"holds {n} DICOM files, such as {first.name}: DICOM is not read"
-    expected = (
-        f"NIfTI: dcm2niix -z y -o NIFTI_FOLDER {root} converts each series; then take the skull off and put "
-        "the four scans on one grid"
-    )
+    what = f"holds {n} DICOM files, such as {first.name}, which this verb does not read"
+    expected = f"scans: `brats-seg import {root} scans` makes them of DICOM series"
     return [Problem("error" if is_all else "warning", "", str(first.parent), what, expected)]
 
 

@@ -426,9 +426,7 @@ def test_a_folder_of_predictions_has_pages_that_lead_to_each_other(cohort: Path)
 def test_a_case_is_named_where_there_are_several(cohort: Path) -> None:
     assert find_case(cohort / "scans", id="b").id == "b"
     assert find_case(cohort / "scans" / "a").id == "a"
-    with pytest.raises(
-        InputError, match=r"holds 2 cases \(a, b\); give .* or --case ID"
-    ):
+    with pytest.raises(InputError, match=r"holds 2 cases \(a, b\); give .* or --case ID"):
         find_case(cohort / "scans")
     with pytest.raises(InputError, match="holds no case c"):
         find_case(cohort / "scans", id="c")
