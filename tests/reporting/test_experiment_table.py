@@ -268,15 +268,17 @@ def test_the_table_says_which_cases_were_scored() -> None:
 
 
 def test_no_two_of_many_variants_look_alike() -> None:
-    regions = {"edema": {score: {"mean": 0.5, "interval95": None} for score in ("precision", "sensitivity")}}
+    regions = {
+        "edema": {score: {"mean": 0.5, "interval95": None, "n": 4} for score in ("precision", "sensitivity")}
+    }
     figure = tradeoff_chart([{"label": str(i), "regions": regions} for i in range(24)], regions=["edema"])
     points = [line for line in figure.axes[0].lines if line.get_marker() != "None"]
     assert len({(line.get_color(), line.get_marker()) for line in points}) == 24
 
 
 def test_a_variant_that_is_in_one_panel_alone_is_in_the_legend() -> None:
-    there = {score: {"mean": 0.5, "interval95": None} for score in ("precision", "sensitivity")}
-    absent = {score: {"mean": None, "interval95": None} for score in ("precision", "sensitivity")}
+    there = {score: {"mean": 0.5, "interval95": None, "n": 4} for score in ("precision", "sensitivity")}
+    absent = {score: {"mean": None, "interval95": None, "n": 4} for score in ("precision", "sensitivity")}
     variants = [
         {"label": "one", "regions": {"edema": there, "core": there}},
         {"label": "two", "regions": {"edema": absent, "core": there}},
