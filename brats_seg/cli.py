@@ -11,6 +11,7 @@ from brats_seg.commands.configs import configs
 from brats_seg.commands.demo import demo
 from brats_seg.commands.evaluate import evaluate
 from brats_seg.commands.experiment import experiment
+from brats_seg.commands.export import export
 from brats_seg.commands.import_ import import_
 from brats_seg.commands.knobs import knobs
 from brats_seg.commands.models import models
@@ -18,7 +19,9 @@ from brats_seg.commands.options import STOPPED
 from brats_seg.commands.phantom import phantom
 from brats_seg.commands.predict import predict
 from brats_seg.commands.predict_case import predict_case
+from brats_seg.commands.prepare import prepare
 from brats_seg.commands.preprocess import preprocess
+from brats_seg.commands.rank import rank
 from brats_seg.commands.report import report
 from brats_seg.commands.study import study_app
 from brats_seg.commands.train import train
@@ -31,6 +34,7 @@ VERBS: dict[Callable[..., None], str] = {
     demo: "demo demo    (your own scans: brats-seg demo out --real scans)",
     phantom: "phantom scans --cases 8 --layout brats2021",
     import_: "import dicom scans --dry-run    (then: brats-seg import dicom scans)",
+    prepare: "prepare scans prepared    (then: brats-seg predict starter prepared predictions)",
     verify: "verify BraTS2021 --json problems.json",
     preprocess: "preprocess BraTS2021 bank --workers 2",
     train: "train bank run --config unet2d_cpu --fold 0 --set sampler.kind=hard",
@@ -42,7 +46,9 @@ VERBS: dict[Callable[..., None], str] = {
     configs: "configs experiments    (one of them: brats-seg configs unet2d_cpu)",
     knobs: "knobs sampler",
     models: "models    (then: brats-seg predict starter scans predictions)",
+    export: "export predictions prepared viewer --file-type .seg.nrrd",
     evaluate: "evaluate predictions BraTS2021 --convention brats2020 --convention nnunet",
+    rank: "rank first second third --convention brats2020",
     report: "report predictions BraTS2021 --run run --output report.html",
     view: "view BraTS2021/BraTS2021_00006 --prediction out/BraTS2021_00006.nii.gz --output page.html",
     experiment: "experiment bank out --config sampling_quick --workers 2",

@@ -79,7 +79,7 @@ def check_case(loaded: LoadedCase, *, digests: Literal["all", "none"] = "all") -
     counts: dict[str, int] = {}
     if brain is not None:
         spacing = next(iter(loaded.volumes.values()))[1].spacing_mm
-        if unstripped := _unstripped(brain, spacing_mm=spacing):
+        if unstripped := unstripped_words(brain, spacing_mm=spacing):
             problems.append(replace(problem("warning", "", *unstripped), kind="skull"))
         problems += [problem("warning", *warning) for warning in _brain_warnings(sound, brain, limits=limits)]
     if loaded.label is not None:
@@ -163,7 +163,7 @@ def _content(array: Volume, low: np.generic, high: np.generic) -> tuple[str, str
     return None
 
 
-def _unstripped(brain: Mask, *, spacing_mm: tuple[float, float, float]) -> tuple[str, str] | None:
+def unstripped_words(brain: Mask, *, spacing_mm: tuple[float, float, float]) -> tuple[str, str] | None:
     """What is wrong where more than a brain is not 0."""
     n_brain = int(np.count_nonzero(brain))
     brain_ml = n_brain * float(np.prod(spacing_mm)) / 1000

@@ -1,0 +1,181 @@
+"""Scans on their own grids -> scans on one grid of 1 mm, without skull; the way back is kept."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from jaxtyping import Float64
+from pydantic import BaseModel, ConfigDict
+
+from brats_seg.clinic.brain import brain_of
+from brats_seg.clinic.convert import FILES, RECORD
+from brats_seg.clinic.itk_images import geometry_of, isotropic, resampled, to_itk
+from brats_seg.clinic.register import WORST_METRIC, register
+from brats_seg.core.errors import InputError
+from brats_seg.core.files import write_json
+from brats_seg.core.progress import track
+from brats_seg.core.shapes import Volume
+from brats_seg.scans.case import Case, ScanFile
+from brats_seg.scans.geometry import Geometry, make_geometry
+from brats_seg.scans.layouts import find_cases
+from brats_seg.scans.problem import Problem, problem_of
+from brats_seg.scans.volume import read_volume, write_volume
+
+STEPS = "prepare.json"
+"""Beside the prepared volumes: the transforms, and the grid of the T1c."""
+BRAIN = "brain_mask.nii.gz"
+SPACING_MM = 1.0
+REFERENCE = "t1c"
+"""The modality that the others are moved to."""
+
+Affine = Float64[np.ndarray, "4 4"]
+
+
+class Steps(BaseModel):
+    """What `prepare.json` holds.
+
+    Attributes:
+        to_scan: modality -> 4 x 4 matrix: a point of the prepared grid, (L, P, S, 1) in mm, to the same point
+            in the original scan.
+        metric: modality (or "atlas") -> mutual information of its registration.
+        shape: (Z, Y, X) of the original T1c in LPS.
+        affine: of the original T1c, 4 x 4: index (i, j, k, 1) in the file -> (R, A, S, 1) in mm.
+        source: the folder of the original scans.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    to_scan: Mapping[str, tuple[tuple[float, ...], ...]]
+    metric: Mapping[str, float]
+    shape: tuple[int, int, int]
+    affine: tuple[tuple[float, ...], ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare_scans` did."""
+
+    written: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """1 where a case was refused, or there was none."""
+        return int(not self.written or any(problem.severity == "error" for problem in self.problems))
+
+
+def prepare_scans(
+    scans: Path, out: Path, *, brain_mask: str | None = None, atlas: Path | None = None
+) -> Prepared:
+    """Write each case as `OUT/<case>/{t1,t1ce,t2,flair}.nii.gz` on one grid, brain only, with `prepare.json`.
+
+    All modalities are moved rigidly to the T1c. The grid has voxels of 1 mm and the directions of the T1c; or
+    it is the grid of an atlas, to which the T1c is moved rigidly. A case with an error is refused as a whole.
+
+    Args:
+        scans: of any layout, with a T1c for each case.
+        out: made if it is not there.
+        brain_mask: path of a mask on the grid of the T1c; `{case}` in it stands for the name of each case.
+        atlas: a skull-stripped volume.
+
+    Raises:
+        InputError: the folder or the atlas cannot be read.
+    """
+    found = find_cases(scans, required=(REFERENCE,), labels="unused")
+    frame = None if atlas is None else to_itk(*read_volume(atlas))
+    problems, written = list(found.problems), []
+    for case in track(found.cases, total=len(found.cases), label="preparing", line=lambda case: case.id):
+        mask_file = None if brain_mask is None else Path(brain_mask.replace("{case}", case.id))
+        try:
+            _prepare(case, out / case.id, mask_file=mask_file, atlas=frame)
+            written.append(case.id)
+        except InputError as error:
+            problems.append(problem_of(error, case.id, file=case.folder))
+    return Prepared(tuple(written), tuple(problems))
+
+
+def _prepare(case: Case, folder: Path, *, mask_file: Path | None, atlas: sitk.Image | None) -> None:
+    if folder.exists():
+        raise InputError(f"{folder} is there already; remove it or give another output folder")
+    array, native = read_volume(case.modalities[REFERENCE])
+    t1c = to_itk(array, native)
+    brain = to_itk(brain_of(array, native, mask_file=mask_file).astype(np.uint8), native)
+    images = {name: _moving(source) for name, source in case.modalities.items()}
+    frame, from_frame, metric = isotropic(t1c, spacing_mm=SPACING_MM), np.eye(4), {}
+    if atlas is not None:
+        frame, (from_frame, metric["atlas"]) = atlas, _moved(t1c * sitk.Cast(brain, t1c.GetPixelID()), atlas)
+    matrices = {REFERENCE: from_frame}
+    for name, image in images.items():
+        if name != REFERENCE:
+            movement, metric[name] = _moved(image, t1c, name=f"{name} ({case.modalities[name].path.name})")
+            matrices[name] = movement @ from_frame
+    mask = resampled(sitk.Cast(brain, sitk.sitkFloat32), frame, matrix=from_frame)
+    inside = sitk.GetArrayFromImage(mask) >= 0.5
+    volumes = {
+        name: sitk.GetArrayFromImage(resampled(image, frame, matrix=matrices[name])) * inside
+        for name, image in images.items()
+    }
+    steps = Steps(
+        to_scan={name: _rows(matrix) for name, matrix in matrices.items()},
+        metric={name: round(value, 4) for name, value in metric.items()},
+        shape=native.shape,
+        affine=_rows(native.affine_mm),
+        source=str(case.folder.resolve()),
+    )
+    volumes |= {"brain": inside.astype(np.uint8)}
+    _write(folder, volumes, geometry_of(frame, dtype="float32"), steps)
+
+
+def _moving(source: ScanFile) -> sitk.Image:
+    return sitk.Cast(to_itk(*read_volume(source)), sitk.sitkFloat32)
+
+
+def _moved(moving: sitk.Image, fixed: sitk.Image, *, name: str = "the T1c") -> tuple[Affine, float]:
+    movement = register(moving, fixed)
+    if not movement.converged:
+        raise InputError(
+            f"the registration of {name} did not converge: its mutual information is {movement.metric:.3f}; "
+            f"expected {WORST_METRIC} or more: the same head, at least half of it in both scans"
+        )
+    return movement.matrix, movement.metric
+
+
+def _rows(matrix: Affine) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(value) for value in row) for row in matrix)
+
+
+def _write(folder: Path, volumes: Mapping[str, np.ndarray], geometry: Geometry, steps: Steps) -> None:
+    """All files of a case appear at once, by a rename of their folder."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for name, array in volumes.items():
+            path = part / (BRAIN if name == "brain" else f"{FILES[name]}.nii.gz")
+            write_volume(path, array, geometry, dtype=array.dtype.name)
+        write_json(part / STEPS, steps.model_dump(mode="json"))
+        record = Path(steps.source) / RECORD
+        if record.is_file():
+            shutil.copyfile(record, part / RECORD)
+        part.chmod(0o755)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def to_original(labels: Volume, geometry: Geometry, steps: Steps) -> tuple[Volume, Geometry]:
+    """A label map of the prepared grid on the grid of the original T1c, by the nearest voxel.
+
+    Args:
+        labels: (Z, Y, X) in LPS, whole numbers.
+        geometry: of the prepared grid.
+        steps: of the case.
+    """
+    native = make_geometry(steps.shape, affine=np.array(steps.affine), dtype="uint8")
+    grid = to_itk(np.zeros(native.shape, np.uint8), native)
+    back = np.linalg.inv(np.array(steps.to_scan[REFERENCE]))
+    image = resampled(to_itk(labels, geometry), grid, matrix=back, interpolator=sitk.sitkNearestNeighbor)
+    return sitk.GetArrayFromImage(image), native

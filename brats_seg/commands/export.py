@@ -1,0 +1,44 @@
+"""The verb `export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from brats_seg.commands.options import Predictions
+
+
+def export(
+    predictions: Predictions,
+    scans: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of the scans that were segmented, from prepare or import.",
+            exists=True,
+            file_okay=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder for the files.")],
+    file_type: Annotated[
+        str,
+        typer.Option(
+            metavar="ENDING",
+            help=".nii.gz, .nii, .mha, .seg.nrrd (segments of 3D Slicer), or .dcm (DICOM SEG, for scans from "
+            "import).",
+        ),
+    ] = ".seg.nrrd",
+) -> None:
+    """Bring label maps back to the original T1c, in a file type of viewers."""
+    from brats_seg.commands.console import loading, make_console, plural, show_place, show_problems
+
+    with loading("SimpleITK"):
+        from brats_seg.clinic.export import export_labels
+
+    console = make_console()
+    done = export_labels(predictions, scans, out, file_type=file_type)
+    show_problems(done.problems, console=console)
+    n = len(done.written)
+    console.print(f"{n} {plural('label map', n)} written")
+    if n:
+        show_place("label maps:", out, console=console)
+    raise typer.Exit(done.exit_code)
