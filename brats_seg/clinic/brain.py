@@ -11,8 +11,8 @@ from scipy.ndimage import binary_fill_holes
 
 from brats_seg.core.errors import InputError
 from brats_seg.core.shapes import Mask, Volume
-from brats_seg.scans.geometry import Geometry, same_grid
 from brats_seg.scans.check import unstripped_words
+from brats_seg.scans.geometry import Geometry, same_grid
 from brats_seg.scans.volume import read_volume, write_volume
 
 PROGRAMS: Mapping[str, tuple[str, ...]] = {
