@@ -272,12 +272,9 @@ def _rows_and_missing(out: Path) -> tuple[list[Row], StudySettings, int]:
             f"{out}: no finished network of a study; `brats-seg study run CONFIG {out}` trains some"
         )
     settings = load_settings(StudySettings, _kept(out))
-    asked = {job.digest for job in study_jobs(settings)}
-    return (
-        [row for digest, rows in found.items() if digest in asked for row in rows],
-        settings,
-        len(asked - found.keys()),
-    )
+    jobs = study_jobs(settings)
+    rows = [row for job in jobs for row in found.get(job.digest, ())]
+    return rows, settings, sum(job.digest not in found for job in jobs)
 
 
 def _sets(distribution: Distribution, repeat: int) -> list[TrainingSet]:
