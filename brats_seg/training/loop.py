@@ -148,12 +148,12 @@ class Loop:
                     if len(steps.unchecked) >= record.losses_at_once:
                         record.take_losses(steps.losses())
                     record.note_step(self)
+                if record.has_failed:
+                    return True
                 if self.n_epochs < epoch and (to_stop or to_save):
                     record.save(self)
                     if to_stop:
                         return False
-        if record.has_failed:
-            return True
         self._close_epoch(epoch)
         to_stop = self.method.runtime.any_rank(stop.asked)
         record.after_epoch(self, epoch, to_stop=to_stop)
