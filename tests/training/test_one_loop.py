@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from brats_seg.core.config import Config, Hard, parse_config
+from brats_seg.core.config import Config, parse_config
 from brats_seg.core.runtime import Runtime, StopRequest
+from brats_seg.core.sections import Hard
 from brats_seg.core.shapes import Ids
 from brats_seg.imbalance.index import ClassIndex
-from brats_seg.imbalance.samplers import Draw, HardSampler
+from brats_seg.imbalance.sampler import Draw
+from brats_seg.imbalance.samplers import HardSampler
 from brats_seg.training.loop import Loop, Record
 from brats_seg.training.phases import Method
 from brats_seg.training.steps import Examples
