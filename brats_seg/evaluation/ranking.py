@@ -10,7 +10,7 @@ from scipy import stats
 
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import read_table
-from brats_seg.evaluation.scores import CONVENTIONS, convention_named
+from brats_seg.evaluation.conventions import CONVENTIONS, convention_named
 from brats_seg.scans.labels import REGIONS
 
 LOWER_IS_BETTER = ("hd95_mm", "lesion_hd95_mm")
