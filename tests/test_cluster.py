@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def local(tmp_path_factory: pytest.TempPathFactory, undrawn: None) -> Path:
     config = load_config("demo", overrides=TINY)
     pipeline.train(root / "bank", root / "run", config, fold=0, device="cpu")
     assert pipeline.predict(root / "run", root / "scans", root / "out", options=PREDICT).exit_code == 0
-    assert evaluate_folders(root / "out", root / "scans", output=root / "scores").exit_code == 0
+    with chdir(root):  # problems name the folder as it was given
+        assert evaluate_folders("out", root / "scans", output="scores").exit_code == 0
     return root
 
 
