@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
-from jaxtyping import Float64
+from jaxtyping import Float64, Num
 from pydantic import BaseModel, ConfigDict
 
 from brats_seg.clinic.brain import brain_of
@@ -166,7 +166,9 @@ def _write(folder: Path, volumes: Mapping[str, np.ndarray], geometry: Geometry, 
         shutil.rmtree(part, ignore_errors=True)
 
 
-def to_original(labels: Volume, geometry: Geometry, steps: Steps) -> tuple[Volume, Geometry]:
+def to_original(
+    labels: Volume, geometry: Geometry, steps: Steps
+) -> tuple[Num[np.ndarray, "native_z native_y native_x"], Geometry]:
     """A label map of the prepared grid on the grid of the original T1c, by the nearest voxel.
 
     Args:
