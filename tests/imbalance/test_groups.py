@@ -38,12 +38,10 @@ def groups_of(index, first):
     return group_by_case(index) if first == "case" else lesions_of(index).groups
 
 
-def sampler_of(
-    kind="balanced", first="lesion", *, index=None, batch_size=12, steps=7, n_epochs=None, **knobs
-):
+def sampler_of(kind="balanced", first="lesion", *, index=None, knobs=None, **plan):
     index = index or small_index()
-    plan = EpochPlan(batch_size=batch_size, steps=steps, seed=3, drift_epochs=n_epochs)
-    section = Sampler(kind=kind, healthy_share=0.5 if kind == "ratio" else None, **knobs)
+    section = Sampler(kind=kind, healthy_share=0.5 if kind == "ratio" else None, **(knobs or {}))
+    plan = EpochPlan(**({"batch_size": 12, "steps": 7, "seed": 3} | plan))
     return build_sampler(section, index, plan=plan, groups=groups_of(index, first))
 
 
@@ -192,7 +190,7 @@ def test_hard_examples_come_first_and_the_other_draws_follow_the_lesions():
 
 
 def test_drifting_shares_leave_the_lesions_alike():
-    sampler = sampler_of("balanced", "lesion", drift="to_natural", n_epochs=3, batch_size=300, steps=20)
+    sampler = sampler_of("balanced", "lesion", knobs={"drift": "to_natural"}, drift_epochs=3, batch_size=300, steps=20)
     ids, classes = drawn_of(sampler, 60)
     edema = ids[classes == 1]
     assert_alike([np.isin(edema, np.array(lesion)).sum() for lesion in EDEMA_LESIONS], len(edema))
@@ -203,7 +201,7 @@ def test_a_class_without_any_lesion_is_refused_in_one_line():
     with pytest.raises(UsageError, match="no training example of class 'core'; add cases that have it"):
         sampler_of(index=index)
     with pytest.warns(UserWarning, match="core"):
-        ids, classes = drawn_of(sampler_of(index=index, allow_absent_class=True), 7)
+        ids, classes = drawn_of(sampler_of(index=index, knobs={"allow_absent_class": True}), 7)
     assert set(classes.tolist()) == {0, 1}
     assert set((ids >> 32).tolist()) == {1, 2}
 
