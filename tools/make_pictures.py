@@ -11,7 +11,8 @@ import typer
 from brats_seg.core.files import atomic
 from brats_seg.evaluation.folders import evaluate_folders
 from brats_seg.reporting.cases import SeenCase, case_pictures, see_case
-from brats_seg.reporting.figures import picture_row, png
+from brats_seg.reporting.figures import picture_row
+from brats_seg.reporting.plots import png
 from brats_seg.scans.labels import REGIONS
 from brats_seg.scans.layouts import find_cases
 

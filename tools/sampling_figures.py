@@ -15,7 +15,8 @@ from brats_seg.core.files import atomic
 from brats_seg.evaluation.comparison import differences_to, summarize_runs
 from brats_seg.evaluation.run_rows import Row, read_finished
 from brats_seg.reporting import style
-from brats_seg.reporting.figures import mix_chart, png
+from brats_seg.reporting.figures import mix_chart
+from brats_seg.reporting.plots import png
 from brats_seg.scans.labels import REGIONS
 
 COHORTS = {

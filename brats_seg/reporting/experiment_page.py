@@ -21,8 +21,9 @@ from brats_seg.evaluation.run_rows import Row, variant_of
 from brats_seg.reporting.cases import MODALITY_WORDS
 from brats_seg.reporting.experiment_figures import FEW_FINDS, difference_chart, error_overlay, tradeoff_chart
 from brats_seg.reporting.experiment_table import equal_time_words, experiment_note
-from brats_seg.reporting.figures import Picture, data_uri, gray_levels, mix_chart, overlay, plot, png
+from brats_seg.reporting.figures import Picture, gray_levels, mix_chart, overlay
 from brats_seg.reporting.pages import page_templates
+from brats_seg.reporting.plots import data_uri, plot, png
 from brats_seg.reporting.style import OVER, RIGHT, UNDER
 from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes
 

@@ -2,10 +2,7 @@
 reliability.
 """
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -28,18 +25,8 @@ Labels = UInt8[np.ndarray, "y x"]
 """Tissue class of each pixel of a slice; 0 healthy, 255 outside the brain."""
 Picture = UInt8[np.ndarray, "row column 3"]
 """Red, green and blue of each pixel."""
-
 HEALTHY = 0
 MOST_CHART_COLORS = 4096
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure as a page holds it: its address, its width in CSS pixels, and the text that stands for it."""
-
-    uri: str
-    width: int
-    alt: str
 
 
 def gray_levels(pixels: Slice, *, low: float, high: float) -> UInt8[np.ndarray, "y x"]:
@@ -359,39 +346,6 @@ def volume_chart(volumes: Mapping[str, tuple[Sequence[float], Sequence[float]]])
     if volumes:
         style.legend_inside(axes, loc="upper left", handletextpad=0.2)
     return figure
-
-
-def png(content: Figure | Picture) -> bytes:
-    """A figure (150 dots an inch) or a picture as the bytes of a PNG file; the same content always gives the
-    same bytes.
-    """
-    file = io.BytesIO()
-    if isinstance(content, Figure):
-        content.savefig(
-            file, format="png", dpi=150, bbox_inches="tight", pad_inches=0.06, metadata={"Software": None}
-        )
-    image = Image.open(file).convert("RGB") if isinstance(content, Figure) else Image.fromarray(content)
-    # A palette halves the bytes: exact for an overlay, no visible change for a chart; scans in a figure have
-    # too many colors for it.
-    if image.getcolors(MOST_CHART_COLORS) is not None:
-        image = image.quantize(256, dither=Image.Dither.NONE)
-    file = io.BytesIO()
-    image.save(file, format="png", optimize=True)
-    return file.getvalue()
-
-
-def plot(figure: Figure, *, alt: str) -> Plot:
-    """A figure for a page, drawn at 150 dots an inch and shown at 96 with `alt` as the text that stands for
-    it.
-    """
-    content = png(figure)
-    width = int.from_bytes(content[16:20], "big")  # the first field of a PNG file's header
-    return Plot(data_uri(content), round(width * 96 / 150), alt)
-
-
-def data_uri(png_bytes: bytes) -> str:
-    """PNG bytes as an address that a page can hold in itself."""
-    return "data:image/png;base64," + base64.b64encode(png_bytes).decode("ascii")
 
 
 def _tissue_patches(

@@ -13,7 +13,8 @@ from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import read_json, read_table, read_text, sha256, shown
 from brats_seg.core.run_folder import BEST
 from brats_seg.imbalance.ledger import LEDGER_COLUMNS, OUTSIDE
-from brats_seg.reporting.figures import Plot, line_chart, mix_chart, plot
+from brats_seg.reporting.figures import line_chart, mix_chart
+from brats_seg.reporting.plots import Plot, plot
 from brats_seg.reporting.style import words
 from brats_seg.scans.labels import REGIONS
 

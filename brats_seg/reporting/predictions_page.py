@@ -8,8 +8,8 @@ from brats_seg.core.errors import InputError
 from brats_seg.core.files import write_text
 from brats_seg.core.progress import track
 from brats_seg.reporting.cases import best_slice, case_pictures, see_prediction
-from brats_seg.reporting.figures import data_uri, png
 from brats_seg.reporting.pages import page_templates
+from brats_seg.reporting.plots import data_uri, png
 from brats_seg.scans.case import Case
 from brats_seg.scans.labels import common_classes, schema_named
 from brats_seg.scans.predictions import read_rows

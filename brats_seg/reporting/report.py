@@ -21,12 +21,12 @@ from brats_seg.evaluation.conventions import CONVENTIONS
 from brats_seg.evaluation.folders import EvaluationReport, ScoreOptions, evaluate_folders
 from brats_seg.evaluation.overlap import JointHistogram
 from brats_seg.evaluation.table import Convention, Score, few_patients
-from brats_seg.reporting import figures, style
 from brats_seg.reporting.cases import SeenCase, best_slice, case_pictures, see_case
-from brats_seg.reporting.figures import Plot, plot
 from brats_seg.reporting.history import provenance, training_section
 from brats_seg.reporting.pages import page_templates
-from brats_seg.reporting.style import number
+from brats_seg.reporting.plots import data_uri, png
+from brats_seg.reporting.report_figures import calibration, draw_figures, mean_volumes, volumes_of
+from brats_seg.reporting.style import count_words
 from brats_seg.scans.case import Case
 from brats_seg.scans.labels import REGIONS
 from brats_seg.scans.layouts import find_cases
@@ -48,7 +48,6 @@ HD95_WORDS = {
 }
 N_EACH_END = 3
 """So many worst and so many best cases are shown."""
-
 _Schemas = tuple[str | None, str | None]
 """Of cases whose layout does not say it, and of predictions that no table tells."""
 
@@ -127,7 +126,7 @@ def _content(
         out, reference, ids=ids, shown=shown, scores=scores, classes=classes, schemas=schemas
     )
     n_patients = evaluation.summary["n_patients"]
-    n_words = f"{_counted(len(ids), 'case')} of {_counted(n_patients, 'patient')}"
+    n_words = f"{count_words(len(ids), 'case')} of {count_words(n_patients, 'patient')}"
     return {
         "title": "Segmentation report",
         "lead": n_words,
@@ -146,12 +145,12 @@ def _content(
         "case_rows": [{"case": i, "scores": _regions_of(scores, i)} for i in ids],
         "looking_title": "Worst and best cases" if len(ids) > 2 * N_EACH_END else "The cases, worst first",
         "cards": cards,
-        "volume_rows": [{"case": i, "volumes": _volumes_of(scores, i, classes)} for i in ids],
-        "volume_means": _mean_volumes(scores, ids, classes),
-        "figures": _plots(scores, confusion, classes),
+        "volume_rows": [{"case": i, "volumes": volumes_of(scores, i, classes)} for i in ids],
+        "volume_means": mean_volumes(scores, ids, classes),
+        "figures": draw_figures(scores, confusion, classes),
         "confusion_rows": list(zip(classes, confusion.tolist(), strict=True)),
         "confusion_note": _air_words(n_without_scans),
-        "calibration": _calibration(evaluation.summary.get("calibration")),
+        "calibration": calibration(evaluation.summary.get("calibration")),
         "training": training_section(run) if run is not None else None,
         "problems": [{"severity": p.severity, "words": str(p)} for p in evaluation.problems]
         + unread
@@ -164,7 +163,7 @@ def _air_words(n_without_scans: int) -> str:
     if n_without_scans == 0:
         return " Air around the head is left out."
     return (
-        f" Healthy includes the air around the head in {_counted(n_without_scans, 'case')} without scans "
+        f" Healthy includes the air around the head in {count_words(n_without_scans, 'case')} without scans "
         "beside the reference."
     )
 
@@ -286,7 +285,7 @@ def _look_at(
         n_without_scans += not seen.scans
         problems += [{"severity": "warning", "words": line} for line in seen.problems]
         if case in shown:
-            regions, volumes = _regions_of(scores, case), _volumes_of(scores, case, classes)
+            regions, volumes = _regions_of(scores, case), volumes_of(scores, case, classes)
             cards[case] = _card(seen, place=shown[case], scores=regions, volumes=volumes)
     return [cards[case] for case in shown], confusion, n_without_scans, problems
 
@@ -308,113 +307,9 @@ def _card(
         "scores": scores,
         "volumes": volumes,
         "pictures": [
-            {"name": r.name, "images": [(name, figures.data_uri(figures.png(p))) for name, p in r.columns]}
-            for r in rows
+            {"name": r.name, "images": [(name, data_uri(png(p))) for name, p in r.columns]} for r in rows
         ],
     }
-
-
-def _volumes_of(scores: Sequence[Score], case: str, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Reference and predicted ml of each tumor class and of the whole tumor."""
-    of_region = {s.region: s for s in scores if s.case == case}
-    return [
-        {
-            "name": name,
-            "reference_ml": of_region[name].reference_ml,
-            "prediction_ml": of_region[name].prediction_ml,
-        }
-        for name in (*classes[1:], "whole")
-    ]
-
-
-def _mean_volumes(
-    scores: Sequence[Score], ids: Sequence[str], classes: Sequence[str]
-) -> list[dict[str, Any]]:
-    columns = zip(*(_volumes_of(scores, case, classes) for case in ids), strict=True)
-    return [
-        {"name": c[0]["name"]}
-        | {side: sum(v[side] for v in c) / len(c) for side in ("reference_ml", "prediction_ml")}
-        for c in columns
-    ]
-
-
-def _plots(scores: Sequence[Score], confusion: JointHistogram, classes: Sequence[str]) -> dict[str, Plot]:
-    dice = {r: [s.dice for s in scores if s.region == r] for r in REGIONS}
-    distances = {
-        r: [s.hd95_mm for s in scores if s.region == r and s.n_reference_vox and s.n_prediction_vox]
-        for r in REGIONS
-    }
-    volumes = {
-        c: (
-            [s.reference_ml for s in scores if s.region == c],
-            [s.prediction_ml for s in scores if s.region == c],
-        )
-        for c in classes[1:]
-    }
-    errors = {c: [s.volume_error_ml for s in scores if s.region == c] for c in (*classes[1:], "whole")}
-    shares = figures.row_shares(confusion)
-    kept = "; ".join(
-        f"{style.words(c)} {100 * shares[i, i]:.1f} %"
-        for i, c in enumerate(classes)
-        if not np.isnan(shares[i, i])
-    )
-    return {
-        "dice": plot(
-            figures.box_plot(dice, label="Dice", limits=(0.0, 1.0)),
-            alt=f"Box plot of Dice. {_medians(dice, digits=3)}",
-        ),
-        "hd95": plot(
-            figures.box_plot(distances, label="HD95, mm"),
-            alt=f"Box plot of HD95 in mm. {_medians(distances, digits=1)}",
-        ),
-        "volumes": plot(
-            figures.volume_chart(volumes),
-            alt="Predicted against reference volume in ml; the numbers are in table 3.",
-        ),
-        "volume_errors": plot(
-            figures.box_plot(errors, label="prediction minus reference, ml", center=0.0),
-            alt=f"Box plot of volume error in ml. {_medians(errors, digits=1)}",
-        ),
-        "confusion": plot(
-            figures.confusion_chart(confusion, classes=classes),
-            alt=f"Confusion matrix. Share predicted right: {kept}.",
-        ),
-    }
-
-
-def _calibration(tree: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Reliability of the saved probabilities; None where none were saved."""
-    if tree is None:
-        return None
-    curves = {region: tree["regions"][region]["bins"] for region in REGIONS}
-    rows = []
-    for region, bins in curves.items():
-        n = sum(b["n_voxels"] for b in bins)
-        means = {
-            key: sum(b["n_voxels"] * b[key] for b in bins) / n if n else math.nan
-            for key in ("mean_probability", "share_inside")
-        }
-        rows.append({"region": region, "ece": tree["regions"][region]["ece"]} | means)
-    errors = "; ".join(f"{row['region']} {number(row['ece'], 4)}" for row in rows)
-    return {
-        "n_words": _counted(tree["n_cases"], "case"),
-        "rows": rows,
-        "figure": plot(
-            figures.reliability_chart(curves),
-            alt=f"Reliability curves. Expected calibration error: {errors}.",
-        ),
-    }
-
-
-def _medians(groups: Mapping[str, Sequence[float]], *, digits: int) -> str:
-    finite = {name: [v for v in values if math.isfinite(v)] for name, values in groups.items()}
-    return (
-        "; ".join(
-            f"{n}: median {np.median(v):.{digits}f}, n = {len(v)}" if v else f"{n}: no value"
-            for n, v in finite.items()
-        )
-        + "."
-    )
 
 
 def _warnings(out: Path, ids: Sequence[str]) -> list[dict[str, str]]:
@@ -444,7 +339,3 @@ def _plain(text: object) -> str:
 
 def _ordinal(n: int) -> str:
     return f"{n}{'th' if 10 <= n % 100 <= 20 else {1: 'st', 2: 'nd', 3: 'rd'}.get(n % 10, 'th')}"
-
-
-def _counted(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"

@@ -7,10 +7,9 @@ import gzip
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote
 
 import nibabel
 import numpy as np
@@ -20,6 +19,7 @@ from jinja2 import Environment, StrictUndefined
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import write_text
 from brats_seg.core.shapes import Mask, TissueMap, Volume
+from brats_seg.reporting.bundle import Bundle, find_bundle
 from brats_seg.reporting.style import color_of, css_variables, viewer_colors, words
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.geometry import Geometry, same_grid
@@ -36,15 +36,12 @@ from brats_seg.scans.labels import (
 from brats_seg.scans.predictions import TABLE, written_schema
 from brats_seg.scans.volume import read_volume, read_volumes
 
-PACKAGE = "ipyniivue"
-"""The package of the extra `view` whose bundle holds NiiVue."""
 GRAY_PERCENTILES = (0.5, 99.5)
 """Of the voxels of the brain: black and white of a scan."""
 WHITE = 127
 """The brightest gray level: half of what a byte holds, less than the noise of a scan, makes a page of 7.1 MB
 one of 6.0 MB.
 """
-
 _NAMES = {"t1n": "T1", "t1c": "T1c", "t2w": "T2", "t2f": "FLAIR"}
 _TITLES = {"t1n": "native T1", "t1c": "T1 with contrast agent", "t2w": "T2", "t2f": "T2-FLAIR"}
 _REGION_NAMES = {"whole": "Whole tumor", "core": "Tumor core", "active": "Enhancing tumor"}
@@ -59,24 +56,7 @@ _INWARD = (
     "resection_cavity",
 )
 _MARGIN_VOX = 3
-_LITERAL = re.compile(r"[\"`]([\w.!~*'()%-]{500000,})[\"`]", re.ASCII)
-
 Box = tuple[slice, slice, slice]
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """NiiVue as found on this machine.
-
-    Attributes:
-        module: source of a self-contained JavaScript module that exports `Niivue` and `NVImage`.
-        origin: name and version of the package it comes from.
-        license: the text that has to go with it.
-    """
-
-    module: str
-    origin: str
-    license: str
 
 
 @dataclass(frozen=True)
@@ -190,33 +170,6 @@ def _schemas(
                 f"case {case.id}: nothing says which tissue each value of the {name} is; give --schema NAME"
             )
     return schemas
-
-
-def find_bundle() -> Bundle:
-    """NiiVue out of the installed `ipyniivue`, whose widget carries the whole module, percent-encoded, to
-    save pages with.
-
-    Raises:
-        UsageError: the package is absent, or holds no such module.
-    """
-    try:
-        package = metadata.distribution(PACKAGE)
-    except metadata.PackageNotFoundError:
-        raise UsageError(
-            f"view: the package {PACKAGE} is not installed; pip install 'brats-seg[view]'"
-        ) from None
-    origin = f"{PACKAGE} {package.version}"
-    widget = Path(str(package.locate_file(f"{PACKAGE}/static/widget.js")))
-    script = widget.read_text(encoding="utf-8") if widget.is_file() else ""
-    module = unquote(max(_LITERAL.findall(script), key=len, default=""))
-    exports = module[module.rfind("export{") :]
-    if not all(re.search(rf"\b{name}\b", exports) for name in ("Niivue", "NVImage", "SLICE_TYPE")):
-        raise UsageError(
-            f"view: {origin} holds no NiiVue module that this version can use; pip install '{PACKAGE}==2.4.4'"
-        )
-    return Bundle(
-        module, origin, package.read_text("licenses/LICENSE") or f"License: {package.metadata['License']}"
-    )
 
 
 def _read_scans(case: Case) -> tuple[list[str], list[Volume], Geometry]:

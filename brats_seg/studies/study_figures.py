@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter
 from brats_seg.core.files import atomic
 from brats_seg.imbalance.distributions import Distribution, class_counts
 from brats_seg.reporting import style
-from brats_seg.reporting.figures import png
+from brats_seg.reporting.plots import png
 from brats_seg.studies.lines import (
     METHODS,
     N_PANELS,

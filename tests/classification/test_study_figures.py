@@ -6,7 +6,7 @@ from matplotlib import colors
 from matplotlib.figure import Figure
 from study_rows import METHODS, a_row, a_study, curved, reduced, two_class
 
-from brats_seg.reporting.figures import png
+from brats_seg.reporting.plots import png
 from brats_seg.studies.lines import method_look
 from brats_seg.studies.study_figures import figure1, study_figures, write_figures
 from brats_seg.studies.two_class import runs, two_class_figures

@@ -190,7 +190,9 @@ def test_hard_examples_come_first_and_the_other_draws_follow_the_lesions():
 
 
 def test_drifting_shares_leave_the_lesions_alike():
-    sampler = sampler_of("balanced", "lesion", knobs={"drift": "to_natural"}, drift_epochs=3, batch_size=300, steps=20)
+    sampler = sampler_of(
+        "balanced", "lesion", knobs={"drift": "to_natural"}, drift_epochs=3, batch_size=300, steps=20
+    )
     ids, classes = drawn_of(sampler, 60)
     edema = ids[classes == 1]
     assert_alike([np.isin(edema, np.array(lesion)).sum() for lesion in EDEMA_LESIONS], len(edema))

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from brats_seg.reporting import figures, style
+from brats_seg.reporting import figures, plots, style
 
 CLASSES = ("healthy", "necrotic_core", "edema", "non_enhancing_core", "enhancing_core")
 BLACK = np.zeros((20, 16, 3), np.uint8)
 
 
 def opened(content: Figure | np.ndarray) -> Image.Image:
-    return Image.open(io.BytesIO(figures.png(content))).convert("RGB")
+    return Image.open(io.BytesIO(plots.png(content))).convert("RGB")
 
 
 def test_gray_levels_clip_at_the_window() -> None:
@@ -97,7 +97,7 @@ def test_a_figure_is_drawn_and_drawn_again_the_same(draw: Callable[[], Figure]) 
     image = opened(draw())
     assert min(image.size) > 100
     assert len(image.getcolors(1 << 20)) > 3
-    assert figures.png(draw()) == figures.png(draw())
+    assert plots.png(draw()) == plots.png(draw())
 
 
 def test_row_shares_of_an_absent_class_are_nan() -> None:
@@ -107,4 +107,4 @@ def test_row_shares_of_an_absent_class_are_nan() -> None:
 
 
 def test_data_uri_holds_the_bytes() -> None:
-    assert figures.data_uri(b"abc") == "data:image/png;base64,YWJj"
+    assert plots.data_uri(b"abc") == "data:image/png;base64,YWJj"

@@ -18,9 +18,10 @@ from hypothesis.extra.numpy import arrays
 
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.reporting import viewer
+from brats_seg.reporting.bundle import Bundle, find_bundle
 from brats_seg.reporting.style import color_of
 from brats_seg.reporting.view_pages import case_of_scans, find_case, write_pages
-from brats_seg.reporting.viewer import Bundle, find_bundle, other_case_in, write_page
+from brats_seg.reporting.viewer import other_case_in, write_page
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.geometry import Geometry, make_geometry
 from brats_seg.scans.volume import read_volume, write_label_map, write_volume
