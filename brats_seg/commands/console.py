@@ -75,6 +75,25 @@ def show_first_that_fits(*tables: Table, console: Console) -> None:
         console.print(table)
 
 
+def show_markdown(text: str, *, console: Console) -> None:
+    """Print Markdown; in a terminal that is narrower than a table, each row of the table as a block of its
+    own.
+    """
+    head: list[str] = []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        if not console.is_terminal or max(map(len, text.splitlines())) <= console.width:
+            console.print(line, markup=False, soft_wrap=True)
+        elif not cells:
+            head = []
+            console.print(line, markup=False)
+        elif not head:
+            head = cells
+        elif set("".join(cells)) != {"-"}:
+            named = "; ".join(f"{name} {cell}" for name, cell in zip(head, cells, strict=True) if cell)
+            console.print(fill(named, console.width, subsequent_indent="  ", **_BETWEEN_WORDS), markup=False)
+
+
 _BETWEEN_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from brats_seg.commands.console import loading
+from brats_seg.commands.console import loading, make_console, show_markdown
 from brats_seg.commands.options import ClusterAddress, Device, Part, Workers, joined_cluster, parse_part
 
 StudyConfig = Annotated[
@@ -116,7 +116,7 @@ def study_table(
 
     table = study.study_table(out)
     paths = write_table(table, out)
-    typer.echo(to_markdown(table))
+    show_markdown(to_markdown(table), console=make_console())
     typer.echo(f"written: {', '.join(map(str, paths))}")
 
 

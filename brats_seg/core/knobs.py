@@ -75,11 +75,15 @@ def one_line(text: str) -> str:
 
 def _meanings(section: type[BaseModel]) -> dict[str, str]:
     """The string under each knob of a section, in its source."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0].body  # type: ignore[attr-defined]
+    (of_class,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
+    assert isinstance(of_class, ast.ClassDef)
     return {
-        knob.target.id: one_line(under.value.value)
-        for knob, under in itertools.pairwise(body)
-        if isinstance(knob, ast.AnnAssign) and isinstance(under, ast.Expr)
+        knob.target.id: one_line(str(under.value.value))
+        for knob, under in itertools.pairwise(of_class.body)
+        if isinstance(knob, ast.AnnAssign)
+        and isinstance(knob.target, ast.Name)
+        and isinstance(under, ast.Expr)
+        and isinstance(under.value, ast.Constant)
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from tiny_study import Study
 
-from brats_seg.commands.console import loading, make_console, make_table, show_first_that_fits
+from brats_seg.commands.console import loading, make_console, make_table, show_first_that_fits, show_markdown
 from brats_seg.commands.show_runs import show_predictions, show_run
 from brats_seg.commands.show_scans import show_verification
 from brats_seg.commands.show_scores import show_scores
@@ -161,3 +161,12 @@ def test_a_log_is_of_the_outermost_work(capsys: pytest.CaptureFixture[str]) -> N
         with progress_bar() as inner:
             log_line(inner, "training 1/8: epoch 1")
     assert capsys.readouterr().err == "experiment 1/2: done\n"
+
+
+def test_a_wide_table_of_markdown_is_a_block_for_each_row_in_a_narrow_terminal() -> None:
+    text = "# Scores\n\n| method | AUC | picked on |\n| --- | --- | --- |\n| oversample | 99.1 +- 0.1 | |\n"
+    narrow, piped = StringIO(), StringIO()
+    show_markdown(text, console=Console(file=narrow, force_terminal=True, highlight=False, width=26))
+    assert narrow.getvalue().splitlines() == ["# Scores", "", "method oversample; AUC", "  99.1 +- 0.1"]
+    show_markdown(text, console=Console(file=piped, width=26))
+    assert piped.getvalue() == text
