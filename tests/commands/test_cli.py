@@ -215,4 +215,4 @@ def test_the_shell_can_complete_verbs() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True
     )
-    assert done.stdout.split() == ["preprocess", "predict", "predict-case"]
+    assert done.stdout.split() == ["prepare", "preprocess", "predict", "predict-case"]
