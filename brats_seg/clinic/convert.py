@@ -12,6 +12,7 @@ import SimpleITK as sitk  # noqa: N813
 from nibabel.orientations import apply_orientation
 
 from brats_seg.clinic.archives import list_files
+from brats_seg.clinic.itk_images import RAS_OF_LPS
 from brats_seg.clinic.series import Series, read_series
 from brats_seg.clinic.studies import Study, plan_studies
 from brats_seg.core.errors import InputError
@@ -25,8 +26,6 @@ FILES: Mapping[str, str] = {"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "fla
 """Modality -> name of its file, as the layout of plain names has it."""
 RECORD = "import.json"
 """Beside the volumes: which DICOM series each was made of."""
-
-_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # LPS <-> RAS
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def read_voxels(series: Series) -> tuple[Volume, Geometry]:
         if plane.file.path not in stacks:
             stacks[plane.file.path] = _read_file(plane.file.path, series, name=str(plane.file.name))
     native = np.stack([stacks[plane.file.path][plane.frame].T for plane in series.planes], axis=2)
-    affine = _FLIP @ series.affine_lps
+    affine = RAS_OF_LPS @ series.affine_lps
     smallest = make_geometry((1, 1, 1), affine=affine)
     array = np.ascontiguousarray(
         apply_orientation(_smallest_type(native), to_lps(smallest.axis_codes)).transpose(2, 1, 0)

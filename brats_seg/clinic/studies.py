@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
+from typing import Literal
 
 from brats_seg.clinic.modality import modality_of
 from brats_seg.clinic.series import Series
@@ -130,7 +131,7 @@ def _plan(
         if modality is None or not one.flaws:
             rows.append(Row(one, modality, "; ".join([reason, *one.flaws[:1]])))
         else:
-            severity = "warning" if others_sound else "error"
+            severity: Literal["error", "warning"] = "warning" if others_sound else "error"
             expected = "a sound series"
             problems.append(Problem(severity, case, _place(one), "; ".join(one.flaws), expected))
             rows.append(Row(one, None, one.flaws[0]))

@@ -11,11 +11,12 @@ from dicom_files import oblique, write_series
 from brats_seg.clinic.brain import brain_of
 from brats_seg.clinic.convert import import_dicom
 from brats_seg.clinic.export import export_labels
-from brats_seg.clinic.itk_images import geometry_of, placed, resampled
+from brats_seg.clinic.itk_images import affine_of, geometry_of, placed, resampled, to_itk
 from brats_seg.clinic.prepare import prepare_scans
 from brats_seg.clinic.register import register
 from brats_seg.core.errors import InputError
 from brats_seg.scans.geometry import make_geometry, same_grid
+from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.volume import read_volume, write_label_map, write_volume
 
 N, MM = 40, 4.0
@@ -186,6 +187,44 @@ def test_cases_that_cannot_be_exported_are_named(tmp_path):
     eve, adam = (str(problem) for problem in done.problems)
     assert "has no import.json: DICOM SEG is for cases that `brats-seg import` made" in eve
     assert "adam: no such case" in adam
+
+
+def thick_grid(image: sitk.Image) -> sitk.Image:
+    """Slices of 5 mm with pixels of 0.5 mm, over the block of a BraTS image."""
+    affine = affine_of(image) @ np.diag([0.5, 0.5, 5, 1])
+    affine[2, 3] -= 12
+    return placed(sitk.Image([480, 480, 36], sitk.sitkUInt8), affine)
+
+
+@pytest.mark.campaign
+def test_real_scans_that_were_misplaced_come_back_below_a_millimeter_and_a_degree(real_data):
+    rng, errors = np.random.default_rng(7), []
+    cases = find_cases(real_data, labels="unused").cases
+    for number in range(10):
+        case = cases[rng.integers(len(cases))]
+        name = ("t1n", "t2w", "t2f")[rng.integers(3)]
+        fixed = to_itk(*read_volume(case.modalities["t1c"]))
+        moving = sitk.Cast(to_itk(*read_volume(case.modalities[name])), sitk.sitkFloat32)
+        axis, shift = rng.normal(size=3), rng.normal(size=3)
+        turn = sitk.VersorRigid3DTransform(
+            (axis / np.linalg.norm(axis)).tolist(), np.radians(rng.uniform(3, 15))
+        )
+        rotation = np.array(turn.GetMatrix()).reshape(3, 3)
+        center = np.array(fixed.TransformContinuousIndexToPhysicalPoint([n / 2 for n in fixed.GetSize()]))
+        known = np.eye(4)
+        known[:3, :3] = rotation
+        known[:3, 3] = center + shift * rng.uniform(3, 20) / np.linalg.norm(shift) - rotation @ center
+        is_thick = number % 2 == 1
+        seen = sitk.DiscreteGaussian(moving, [0, 0, (5 / 2.355) ** 2]) if is_thick else moving
+        grid = thick_grid(moving) if is_thick else moving
+        found = register(resampled(seen, grid, matrix=np.linalg.inv(known)), fixed)
+        rest = np.linalg.inv(known) @ found.matrix
+        z, y, x = np.nonzero(sitk.GetArrayFromImage(fixed))
+        places = affine_of(fixed) @ np.stack([x, y, z, np.ones_like(x)])[:, ::500]
+        apart_mm = np.linalg.norm((rest @ places - places)[:3], axis=0).mean()
+        errors.append((apart_mm, np.degrees(np.arccos(np.clip((np.trace(rest[:3, :3]) - 1) / 2, -1, 1)))))
+    assert np.all(np.median(errors, axis=0) < 1)
+    assert np.all(np.max(errors, axis=0) < 1.5)
 
 
 @pytest.mark.campaign
