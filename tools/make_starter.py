@@ -150,12 +150,17 @@ def _facts(file: Path, checkpoint: Checkpoint) -> PackedNetwork:
 
 
 def _pack_settings(run: Path, folder: Path) -> str:
-    """Copy the tuned settings of a run for the packed networks, and say them in words."""
-    tuning = read_tuning(run, checkpoint=sha256(run / BEST))
-    write_tuning(folder, tuning.model_copy(update={"checkpoint": open_run(folder).digest}))
+    """Copy the settings of a run for the packed networks, and say them in words. Scores of one network are no
+    scores of several: they are left out.
+    """
+    tuning, packed_run = read_tuning(run, checkpoint=sha256(run / BEST)), open_run(folder)
+    of_others = {"score": None, "score_before": None, "gain_interval95": None, "by": "hand"}
+    update = {"checkpoint": packed_run.digest, **(of_others if len(packed_run.networks) > 1 else {})}
+    write_tuning(folder, tuning.model_copy(update=update))
     changed = {name: value for name, value in asdict(tuning.settings).items() if value}
     words = ", ".join(f"{name} {value:g}" for name, value in changed.items()) or "nothing is changed"
-    return f"Found on {tuning.n_cases} inner cases: {words}."
+    how = "Found" if tuning.by == "search" else "Chosen by hand"
+    return f"{how} on {tuning.n_cases} inner cases: {words}."
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -74,7 +74,9 @@ def show_tuning(tuning: "Tuning", run: Path, *, console: Console) -> None:
         if low is None or settings == type(settings)()
         else f", gain with 95 % interval {low:+.4f} to {high:+.4f}"
     )
-    console.print(f"{score} on {where}: {tuning.score:.4f}, without them {tuning.score_before:.4f}{interval}")
+    if tuning.score is not None and tuning.score_before is not None:
+        without = f"without them {tuning.score_before:.4f}"
+        console.print(f"{score} on {where}: {tuning.score:.4f}, {without}{interval}")
     show_place("settings:", run / TUNED, console=console)
 
 

@@ -32,7 +32,8 @@ class Cleanup:
         min_active_component_mm3: a connected part of the enhancing core of less than this becomes necrotic
             core (or the class merged with it).
         min_component_share: connected tumor of less than this share of the case's largest connected tumor
-            becomes healthy; the largest stays, however small.
+            becomes healthy. By this rule alone the largest stays, however small; `min_component_mm3` takes it
+            away too.
     """
 
     min_component_mm3: float = 0.0

@@ -1,4 +1,4 @@
-"""`RUN/tuned.yaml`: the settings that scored best on inner cases, and how they were found."""
+"""`RUN/tuned.yaml`: the settings that scored best on inner cases or were chosen by hand, and how."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -30,9 +30,12 @@ class Tuning(Section):
         epoch, checkpoint: of the checkpoint they were found for, the latter the SHA-256 of its file.
         n_cases, n_patients, n_runs: inner cases they were found on, and of how many runs.
         objective: what was raised.
-        score, score_before: its mean over the cases with the settings and without.
+        score, score_before: its mean over the cases with the settings and without; None where nobody measured
+            these settings with these networks.
         gain_interval95: 95 % interval of the difference, over patients; None of one patient.
-        notes: thresholds that would raise the score and were not taken over, and why.
+        notes: thresholds that would raise the score and were not taken over, and why; or why the settings
+            were chosen.
+        by: whether `brats-seg tune` found the settings, or a person chose them.
     """
 
     correct_priors: Share
@@ -50,10 +53,11 @@ class Tuning(Section):
     n_patients: int | None = None
     n_runs: int = 1
     objective: Objective = "dice"
-    score: Share
-    score_before: Share
+    score: Share | None = None
+    score_before: Share | None = None
     gain_interval95: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
+    by: Literal["search", "hand"] = "search"
 
     @property
     def settings(self) -> Settings:
@@ -65,10 +69,8 @@ def write_tuning(run: Path, tuning: Tuning) -> Path:
     """Write `RUN/tuned.yaml` in one piece."""
     path = run / TUNED
     of = "this run" if tuning.n_runs == 1 else f"{tuning.n_runs} runs"
-    said = (
-        f"# Found by `brats-seg tune` on {tuning.n_cases} inner cases of {of}; `brats-seg predict --tuned` "
-        "uses it.\n"
-    )
+    found = "Found by `brats-seg tune`" if tuning.by == "search" else "Chosen by hand"
+    said = f"# {found} on {tuning.n_cases} inner cases of {of}; `brats-seg predict --tuned` uses it.\n"
     write_text(path, said + yaml.safe_dump(tuning.model_dump(mode="json"), sort_keys=False, width=1000))
     return path
 

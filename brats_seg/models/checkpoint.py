@@ -227,9 +227,14 @@ def _senseless_fields(checkpoint: Checkpoint) -> list[str]:
 
 
 def _deflate(path: Path) -> None:
-    """Write the records of a checkpoint file again, each packed."""
+    """Write the records of a checkpoint file again, each packed, under a root that is not the file's name: the
+    same weights give the same bytes.
+    """
     with ZipFile(path) as archive:
-        records = [(ZipInfo(name), archive.read(name)) for name in archive.namelist()]
+        records = [
+            (ZipInfo("checkpoint/" + name.split("/", 1)[1]), archive.read(name))
+            for name in archive.namelist()
+        ]
     with ZipFile(path, "w") as archive:
         for name, content in records:
             archive.writestr(name, content, compress_type=ZIP_DEFLATED, compresslevel=9)

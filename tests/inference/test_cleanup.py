@@ -51,6 +51,16 @@ def test_a_component_under_the_share_of_the_largest_goes_and_the_largest_stays()
     assert not clean_up(nothing, classes=FOUR, spacing_mm=MM, cleanup=Cleanup(min_component_share=0.5)).any()
 
 
+def test_a_small_tumor_that_stands_alone_stays_by_its_share_and_goes_by_its_volume():
+    labels = empty()
+    labels[1, 1, 1:10] = 2  # 9 mm3
+    for cleanup, n_left in (
+        (Cleanup(min_component_share=0.5), 9),
+        (Cleanup(10.0, min_component_share=0.5), 0),
+    ):
+        assert np.count_nonzero(clean_up(labels, classes=FOUR, spacing_mm=MM, cleanup=cleanup)) == n_left
+
+
 def test_thresholds_are_volumes_not_voxels():
     labels = empty()
     labels[1, 1, 1:5] = 3  # 4 voxels of 2 mm3
@@ -106,11 +116,11 @@ def test_a_small_part_of_the_core_becomes_edema_and_one_of_the_enhancing_core_ne
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 1000), st.floats(0, 20), st.floats(0, 20), st.floats(0, 20), st.floats(0, 20))
-def test_cleaning_twice_is_cleaning_once_and_adds_no_tumor(seed, component, enhancing, core, active):
+@given(st.integers(0, 1000), *[st.floats(0, 20)] * 4, st.floats(0, 1))
+def test_cleaning_twice_is_cleaning_once_and_adds_no_tumor(seed, component, enhancing, core, active, share):
     random = np.random.default_rng(seed)
     labels = (random.integers(0, 4, (6, 8, 8)) * (random.random((6, 8, 8)) < 0.15)).astype(np.uint8)
-    cleanup = Cleanup(component, enhancing, core, active)
+    cleanup = Cleanup(component, enhancing, core, active, share)
     once = clean_up(labels, classes=FOUR, spacing_mm=MM, cleanup=cleanup)
     assert np.array_equal(clean_up(once, classes=FOUR, spacing_mm=MM, cleanup=cleanup), once)
     assert not ((once > 0) & (labels == 0)).any()
