@@ -227,8 +227,8 @@ def _senseless_fields(checkpoint: Checkpoint) -> list[str]:
 
 
 def _deflate(path: Path) -> None:
-    """Write the records of a checkpoint file again, each packed, under a root that is not the file's name: the
-    same weights give the same bytes.
+    """Write the records of a checkpoint file again, each packed, under a root of its own, not the name of the
+    file: the same weights give the same bytes.
     """
     with ZipFile(path) as archive:
         records = [
