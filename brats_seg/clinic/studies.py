@@ -164,8 +164,8 @@ def _told(series: Series, wanted: Mapping[str, Sequence[str]]) -> tuple[str | No
     for modality, values in wanted.items():
         if any(_is_meant(series, value) for value in values):
             return modality, "--series"
-    modality, reason = modality_of(series)
-    return (None, f"--series names another {modality}") if modality in wanted else (modality, reason)
+    told, reason = modality_of(series)
+    return (None, f"--series names another {told}") if told in wanted else (told, reason)
 
 
 def _is_meant(series: Series, value: str) -> bool:
