@@ -144,7 +144,9 @@ def start_runtime(
     chosen = _find_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    for kind in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul):
+    cudnn: Any = torch.backends.cudnn  # the stubs of torch do not know its parts
+    kinds: tuple[Any, ...] = (cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul)
+    for kind in kinds:
         kind.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     own_threads = _own_threads()
     torch.set_num_threads(threads or own_threads)
