@@ -18,22 +18,33 @@ _NOT_USED = (
 _FLAIR = r"flair|dark ?fluid|tirm|\bfla\b"
 _T1 = r"t1|mp ?rage|bravo|spgr|\btfe\b|\btfl|vibe|\bvolpre"
 _T2 = r"t2"
-_WITH_CONTRAST = (
-    r"\b(gd|gado?\w*|post\w*|ce|km|mdc|contrast|enhanced|t1c|t1ce|t1gd|with)\b|\+ ?(c|gd|k?m)\b|\bc ?\+"
+_AGENT = r"(?:gd|gad\w*|km|ce|mdc|[ck]ontrast\w*|enhance\w*)"
+_NO = r"(?:no|non|not|without|w ?o|w ?out|ohne|keine?|sans|sin|senza)"
+_BEFORE = r"(?:pre|vor|before|avant|prima)"
+_NO_AGENT = rf"\b(?:{_NO}|{_BEFORE}|o) ?(?:iv )?(?:{_AGENT}|\+ ?c)\b|\b{_AGENT} (?:free|frei)\b"
+"""An agent that was not given, such as "ohne KM": these words do not count as words for contrast agent."""
+_OTHER_THAN_AGENT = r"(?:\d|fs|fat|sat|spa?ir|mtc?\b|moco|motion|flow|fc|gap|filter|dist?)"
+_WITHOUT_CONTRAST = (
+    rf"\b(?:nati[vf]e?|t1n|unenhanced|precon|{_BEFORE}(?! ?op)|{_NO}(?! ?{_OTHER_THAN_AGENT}))\b|\bvolpre"
 )
-_WITHOUT_CONTRAST = r"\b(pre|native|nativ|non ?contrast|no contrast|without|w o|wo|t1n|unenhanced)\b|\bvolpre"
+_WITH_CONTRAST = rf"\b(?:{_AGENT}|post(?! ?op|erior)\w*|t1c|t1ce|t1gd)\b|\+ ?(?:c|gd|k?m)\b|\bc ?\+"
+_TAG_OF_NONE = rf"(?:{_NO}|none|nil|0|n a|false)\b"
+"""How a contrast tag begins that says that no agent was given."""
+CONTRADICTION = "its description and contrast tag speak both for and against contrast agent"
+"""The reason why a T1 series is neither `t1n` nor `t1c`."""
 
 
 def modality_of(series: Series) -> tuple[str | None, str]:
     """The modality that a series shows, and in words what told it.
 
-    Words for and against contrast agent count before the contrast tags: some scanners keep the agent in all
-    series that follow an injection.
+    A T1 series whose description says nothing of contrast agent is what its contrast tag says. A T1 series
+    whose description and tag speak both for and against contrast agent has no modality; the reason is
+    `CONTRADICTION`.
 
     Returns:
         A name of `case.MODALITIES`, or None; and the reason.
     """
-    text = re.sub(r"[^a-z0-9+*]+", " ", series.description.lower()).strip()
+    text = _plain(series.description)
     if "LOCALIZER" in series.image_type:
         return None, "localizer"
     for pattern, what in _NOT_USED:
@@ -47,10 +58,19 @@ def modality_of(series: Series) -> tuple[str | None, str]:
         return "t2w", "description"
     if not re.search(_T1, text):
         return None, "no modality in the description"
-    if re.search(_WITHOUT_CONTRAST, text):
-        return "t1n", "description"
-    if re.search(_WITH_CONTRAST, text):
-        return "t1c", "description"
-    if series.contrast_agent and series.contrast_agent.lower() not in ("no", "none"):
-        return "t1c", "contrast tag"
+    tag = _plain(series.contrast_agent)
+    tag_of_none = bool(re.match(_TAG_OF_NONE, tag))
+    without = bool(re.search(f"{_NO_AGENT}|{_WITHOUT_CONTRAST}", text))
+    given = bool(re.search(_WITH_CONTRAST, re.sub(_NO_AGENT, " ", text)))
+    if (without or tag_of_none) and (given or (tag and not tag_of_none)):
+        return None, CONTRADICTION
+    if without or given:
+        return ("t1c" if given else "t1n"), "description"
+    if tag:
+        return ("t1n" if tag_of_none else "t1c"), "contrast tag"
     return "t1n", "description, no contrast tag"
+
+
+def _plain(text: str) -> str:
+    """Small letters and digits, + and *; a space for each run of other characters."""
+    return re.sub(r"[^a-z0-9+*]+", " ", text.lower()).strip()

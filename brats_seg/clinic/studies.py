@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Literal
 
-from brats_seg.clinic.modality import modality_of
+from brats_seg.clinic.modality import CONTRADICTION, modality_of
 from brats_seg.clinic.series import Series
 from brats_seg.core.errors import UsageError, printable
 from brats_seg.scans.case import MODALITIES, modality_named
@@ -128,6 +128,9 @@ def _plan(
     for one, modality, reason in told:
         rivals = [other for other, name, _ in told if name == modality]
         others_sound = any(not other.flaws for other in rivals if other is not one)
+        if reason == CONTRADICTION:
+            expected = f"--series t1n={one.number} or --series t1c={one.number}"
+            problems.append(Problem("error", case, "", f"{_place(one)}: {reason}", expected))
         if modality is None or not one.flaws:
             rows.append(Row(one, modality, "; ".join([reason, *one.flaws[:1]])))
         else:
@@ -165,6 +168,8 @@ def _told(series: Series, wanted: Mapping[str, Sequence[str]]) -> tuple[str | No
         if any(_is_meant(series, value) for value in values):
             return modality, "--series"
     told, reason = modality_of(series)
+    if reason == CONTRADICTION and {"t1n", "t1c"} <= set(wanted):
+        return None, "--series names another t1n and t1c"
     return (None, f"--series names another {told}") if told in wanted else (told, reason)
 
 

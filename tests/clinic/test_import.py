@@ -13,7 +13,7 @@ from pydicom.uid import HTJ2KLossless, JPEGLSLossless
 
 from brats_seg.clinic.archives import list_files
 from brats_seg.clinic.convert import FILES, import_dicom, read_voxels
-from brats_seg.clinic.modality import modality_of
+from brats_seg.clinic.modality import CONTRADICTION, modality_of
 from brats_seg.clinic.series import Series, read_series
 from brats_seg.clinic.studies import parse_wanted
 from brats_seg.core.errors import UsageError
@@ -223,11 +223,18 @@ def test_pixels_that_cannot_be_unpacked_refuse_the_case(tmp_path, syntax, words)
     ("description", "agent", "modality"),
     [
         ("AX T1 POST GD", "", "t1c"), ("t1_mprage_sag_iso_+C", "", "t1c"), ("Ax T1 FSE", "Gadovist", "t1c"),
-        ("AX T1 PRE", "Gadovist", "t1n"), ("T1 without contrast", "", "t1n"), ("t1_se_tra", "", "t1n"),
+        ("AX T1 PRE", "", "t1n"), ("T1 without contrast", "", "t1n"), ("t1_se_tra", "", "t1n"),
         ("T1W_3D_TFE", "NONE", "t1n"), ("Sag T1 FLAIR", "", "t1n"), ("MPRAGE KM", "", "t1c"),
         ("T2 FLAIR 3D", "", "t2f"), ("t2_tirm_tra_dark-fluid", "", "t2f"), ("Ax T2 PROPELLER", "", "t2w"),
         ("T2* GRE", "", None), ("ep2d_diff_3scan_trace", "", None), ("3-plane loc", "", None),
-        ("Ax SWAN", "", None), ("ADC (10^-6 mm²/s)", "", None), ("FSE PD AXIAL OBL", "", None),
+        ("T1 KM-frei", "", "t1n"), ("T1 vor KM", "", "t1n"), ("T1 ohne KM", "", "t1n"),
+        ("T1 o KM", "", "t1n"), ("T1 nach KM", "", "t1c"), ("t1_fl2d no gd", "", "t1n"),
+        ("T1 non-contrast", "None", "t1n"), ("T1 preGd", "", "t1n"), ("T1 MPRAGE with MoCo", "", "t1n"),
+        ("T1 SE with fatsat", "", "t1n"), ("T1 SE with fatsat", "Gadovist", "t1c"),
+        ("T1 w/o fatsat +C", "", "t1c"), ("SAG T1 W/O", "", "t1n"), ("T1 postop", "", "t1n"),
+        ("T1 PRE FS", "NO CONTRAST", "t1n"), ("Ax T1", "NO CONTRAST", "t1n"), ("Ax T1", "Without", "t1n"),
+        ("T1 sans gado", "", "t1n"), ("T1 with contrast", "Dotarem", "t1c"), ("Ax SWAN", "", None),
+        ("ADC (10^-6 mm²/s)", "", None), ("FSE PD AXIAL OBL", "", None),
     ],
 )  # fmt: skip
 def test_the_modality_is_told_by_words_then_by_contrast_tags(tmp_path, description, agent, modality):
@@ -241,6 +248,31 @@ def test_the_modality_is_told_by_words_then_by_contrast_tags(tmp_path, descripti
     )
     (series,) = series_in(tmp_path, tmp_path / "scratch")
     assert modality_of(series)[0] == modality
+
+
+@pytest.mark.parametrize(
+    ("description", "agent"),
+    [
+        ("AX T1 PRE", "Gadovist"), ("T1 ohne KM", "Dotarem"), ("T1 POST GD", "NO CONTRAST"),
+        ("T1 vor und nach KM", ""), ("T1 post - pre", ""),
+    ],
+)  # fmt: skip
+def test_a_contradiction_about_contrast_agent_refuses_the_study_until_the_user_decides(
+    tmp_path, description, agent
+):
+    write_patient(tmp_path / "in")
+    write_series(
+        tmp_path / "in/f", STACK, description=description, number=9, study="1.2.3", ContrastBolusAgent=agent
+    )
+    done = import_dicom(tmp_path / "in", tmp_path / "out", wanted={})
+    assert done.written == ()
+    (error,) = [str(problem) for problem in done.problems]
+    assert f"series 9 '{description}' in f: {CONTRADICTION}" in error
+    assert "--series t1n=9 or --series t1c=9" in error
+    again = import_dicom(tmp_path / "in", tmp_path / "out", wanted=parse_wanted(["t1n=2", "t1c=9"]))
+    assert again.written == ("in",)
+    other = import_dicom(tmp_path / "in", tmp_path / "other", wanted=parse_wanted(["t1n=2", "t1c=3"]))
+    assert other.written == ("in",)
 
 
 def test_the_two_echoes_of_one_series_can_be_chosen(tmp_path):
