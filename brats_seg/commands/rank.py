@@ -47,8 +47,8 @@ def rank(
     n, n_patients = ranking.n_cases, ranking.n_patients
     console.print(
         f"{n} {plural('case', n)} of {n_patients} {plural('patient', n_patients)}, {ranking.convention}: "
-        f"{', '.join(ranking.metrics)}; {ranking.n_left_out} cases are not in all tables, "
-        f"{ranking.n_without_number} comparisons have no number",
+        f"{', '.join(ranking.metrics)}; {ranking.n_incomplete} cases are not in all tables: "
+        "each ranks last for a table without it",
         soft_wrap=True,
     )
     if output is not None:

@@ -15,6 +15,7 @@ from brats_seg.scans.labels import REGIONS
 
 LOWER_IS_BETTER = ("hd95_mm", "lesion_hd95_mm")
 """Metrics of which the smaller value is better; of all others the larger one."""
+_VOXELS = ("n_reference_vox", "n_prediction_vox")
 _RESAMPLES = 10_000
 
 Ranks = Float64[np.ndarray, "cases sides"]
@@ -46,9 +47,8 @@ class Ranking:
 
     Attributes:
         places: one for each table.
-        n_cases, n_patients: that all tables have.
-        n_left_out: cases that some table lacks.
-        n_without_number: case, region and metric that have no number in some table; none of them is ranked.
+        n_cases, n_patients: that the tables have.
+        n_incomplete: cases that some table lacks; each ranks last for that table.
         convention: whose metrics are ranked.
         metrics: their columns.
     """
@@ -56,8 +56,7 @@ class Ranking:
     places: tuple[Place, ...]
     n_cases: int
     n_patients: int
-    n_left_out: int
-    n_without_number: int
+    n_incomplete: int
     convention: str
     metrics: tuple[str, ...]
 
@@ -69,6 +68,9 @@ def rank_tables(tables: Mapping[str, Path], *, convention: str | None = None, se
     ranks). The ranks of a case are averaged, then those of a patient, then those of all patients: with one
     number for each case, region and metric this order is that of the summed ranks of the challenge (Bakas et
     al. 2018).
+
+    Where a convention gives no number, a correct empty answer (reference and prediction are empty) ranks
+    best, and a missed or a false region ranks worst. A case or region that a table lacks ranks worst too.
 
     Neighbors in the ranking are compared by a permutation test: the ranks of a patient are exchanged between
     the two sets at random, and p is the share of exchanges with a difference at least as large, in either
@@ -90,26 +92,19 @@ def rank_tables(tables: Mapping[str, Path], *, convention: str | None = None, se
     metrics = convention_named(convention).headline
     values = {name: _values(table, convention, metrics, path=tables[name]) for name, table in rows.items()}
     cases_of = [{case for case, _, _ in table} for table in values.values()]
-    cases = sorted(set.intersection(*cases_of))
-    if not cases:
+    if not set.intersection(*cases_of):
         raise InputError(f"rank: the tables have no case in common under {convention}")
-    keys = sorted(key for key in set.union(*(set(table) for table in values.values())) if key[0] in cases)
-    scores = np.array([[table.get(key, np.nan) for table in values.values()] for key in keys])
-    scores[[metric in LOWER_IS_BETTER for _, _, metric in keys]] *= -1
-    ranked = ~np.isnan(scores).any(axis=1)
-    if not ranked.any():
-        raise InputError(f"rank: no case has a number in all tables under {convention}")
-    ranks = stats.rankdata(-scores[ranked], axis=1)
+    keys = sorted(set.union(*(set(table) for table in values.values())))
+    scores = np.array([[table.get(key, -np.inf) for table in values.values()] for key in keys])
+    ranks = stats.rankdata(-scores, axis=1)
     patient_of = {row["case"]: row.get("patient") or row["case"] for table in rows.values() for row in table}
-    owners = [key[0] for key, kept in zip(keys, ranked, strict=True) if kept]
-    of_cases, names = _means(ranks, owners)
+    of_cases, names = _means(ranks, [case for case, _, _ in keys])
     of_patients, patients = _means(of_cases, [patient_of[name] for name in names])
     return Ranking(
         places=_places(tuple(tables), of_patients, seed=seed),
         n_cases=len(names),
         n_patients=len(patients),
-        n_left_out=len(set.union(*cases_of)) - len(cases),
-        n_without_number=int((~ranked).sum()),
+        n_incomplete=len(names) - len(set.intersection(*cases_of)),
         convention=convention,
         metrics=metrics,
     )
@@ -117,7 +112,7 @@ def rank_tables(tables: Mapping[str, Path], *, convention: str | None = None, se
 
 def _read(path: Path) -> list[dict[str, str]]:
     columns, rows = read_table(path)
-    if not {"case", "region", "convention"} <= set(columns):
+    if not {"case", "region", "convention", *_VOXELS} <= set(columns):
         raise InputError(f"{path}: no table of scores; give a scores.csv that `brats-seg evaluate` wrote")
     return rows
 
@@ -139,18 +134,25 @@ def _convention(rows: Mapping[str, Sequence[Mapping[str, str]]], wanted: str | N
 def _values(
     rows: Sequence[Mapping[str, str]], convention: str, metrics: Sequence[str], *, path: Path
 ) -> dict[tuple[str, str, str], float]:
-    """(case, region, metric) -> value; NaN where a convention leaves it out."""
+    """(case, region, metric) -> value, the larger the better. No number is infinity where reference and
+    prediction are empty, else minus infinity.
+    """
     values = {}
     for row in rows:
         if row["convention"] == convention and row["region"] in REGIONS:
             for metric in metrics:
                 text = row.get(metric, "")
                 try:
-                    values[row["case"], row["region"], metric] = float(text or "nan")
+                    number = float(text or "nan")
                 except ValueError:
                     raise InputError(
                         f"{path}: {row['case']}, {metric} is {text!r}; expected a number"
                     ) from None
+                if np.isnan(number):
+                    number = np.inf if all(row[column] == "0" for column in _VOXELS) else -np.inf
+                elif metric in LOWER_IS_BETTER:
+                    number = -number
+                values[row["case"], row["region"], metric] = number
     return values
 
 
