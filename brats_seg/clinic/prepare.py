@@ -22,12 +22,12 @@ from brats_seg.core.shapes import Volume
 from brats_seg.scans.case import Case, ScanFile
 from brats_seg.scans.geometry import Geometry, make_geometry
 from brats_seg.scans.layouts import find_cases
+from brats_seg.scans.plain import BRAIN_MASK
 from brats_seg.scans.problem import Problem, problem_of
 from brats_seg.scans.volume import read_volume, write_volume
 
 STEPS = "prepare.json"
 """Beside the prepared volumes: the transforms, and the grid of the T1c."""
-BRAIN = "brain_mask.nii.gz"
 SPACING_MM = 1.0
 REFERENCE = "t1c"
 """The modality that the others are moved to."""
@@ -154,7 +154,7 @@ def _write(folder: Path, volumes: Mapping[str, np.ndarray], geometry: Geometry, 
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         for name, array in volumes.items():
-            path = part / (BRAIN if name == "brain" else f"{FILES[name]}.nii.gz")
+            path = part / (BRAIN_MASK if name == "brain" else f"{FILES[name]}.nii.gz")
             write_volume(path, array, geometry, dtype=array.dtype.name)
         write_json(part / STEPS, steps.model_dump(mode="json"))
         record = Path(steps.source) / RECORD

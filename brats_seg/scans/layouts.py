@@ -15,8 +15,8 @@ from brats_seg.scans.case import MODALITIES, Case
 from brats_seg.scans.datasets import LABEL, Piece, read_bids, read_dataset, read_manifest
 from brats_seg.scans.folders import dicom_problems, walk
 from brats_seg.scans.labels import schema_option
+from brats_seg.scans.plain import BRAIN_MASK, read_plain
 from brats_seg.scans.plain import NAME as PLAIN
-from brats_seg.scans.plain import read_plain
 from brats_seg.scans.problem import Problem
 from brats_seg.scans.releases import LAYOUTS, read_named, schema_by_name, years_of
 from brats_seg.scans.volume import SUFFIXES
@@ -174,7 +174,7 @@ def _pieces(folder: Path, *, layout: str | None) -> tuple[list[Piece], list[Path
         ]
         pieces += read_plain(free, root=folder.absolute())
     taken = {piece.file.path for piece in pieces}
-    strangers = [file for file in rest if file not in taken]
+    strangers = [file for file in rest if file not in taken and file.name != BRAIN_MASK]
     problems += _left_out(strangers, layout=layout, root=folder)
     problems += dicom_problems([file for file in files if file not in taken], is_all=not pieces, root=folder)
     return pieces, strangers, problems

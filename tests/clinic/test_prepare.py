@@ -79,6 +79,7 @@ def test_prepared_scans_lie_on_one_another_and_labels_find_the_way_back(tmp_path
     write_scan(tmp_path / "in/eve/t2.nii.gz", placed(sitk.GetImageFromArray(noise), AFFINE))
 
     done = prepare_scans(tmp_path / "in", tmp_path / "out")
+    assert find_cases(tmp_path / "out").strangers == ()
 
     assert done.written == ("anna",)
     (problem,) = [problem for problem in done.problems if problem.severity == "error"]

@@ -12,6 +12,13 @@ from brats_seg.scans.verify import verify_folder
 from brats_seg.scans.volume import write_label_map, write_volume
 
 
+def test_the_brain_mask_of_prepare_is_left_out_without_a_word(tmp_path):
+    for name in ("t1.nii.gz", "t1ce.nii.gz", "t2.nii.gz", "flair.nii.gz", "brain_mask.nii.gz"):
+        touch(tmp_path / "ann" / name)
+    found = find_cases(tmp_path)
+    assert (len(found.cases), found.problems, found.strangers) == (1, (), ())
+
+
 @pytest.mark.parametrize(
     "names",
     [
