@@ -14,6 +14,7 @@ from brats_seg.scans.labels import SCHEMAS, LabelSchema, schema_named, schemas_t
 from brats_seg.scans.loaded import LoadedCase, problem_with
 from brats_seg.scans.plain import NAME as PLAIN
 from brats_seg.scans.problem import Problem
+from brats_seg.scans.releases import UNDATED_PED
 from brats_seg.scans.volume import read_volume
 
 _MASK_SHARE = 0.9  # of the brain that a label calls tumor; the largest of the 15 real cases looked at: 0.16
@@ -104,7 +105,11 @@ def _strange_values(
     fitting = [
         name for name, other in SCHEMAS.items() if set(np.flatnonzero(found).tolist()) <= set(other.values)
     ]
-    how = "--schema NAME" if layout == PLAIN else "a manifest CSV names it in its column 'schema'"
+    how = (
+        "--schema NAME"
+        if layout in (PLAIN, UNDATED_PED)
+        else "a manifest CSV names it in its column 'schema'"
+    )
     hint = f"; its values fit {' or '.join(fitting)} ({how})" if fitting else ""
     return (
         f"has the values {listed}",

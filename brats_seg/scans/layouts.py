@@ -18,7 +18,7 @@ from brats_seg.scans.labels import schema_option
 from brats_seg.scans.plain import BRAIN_MASK, read_plain
 from brats_seg.scans.plain import NAME as PLAIN
 from brats_seg.scans.problem import Problem
-from brats_seg.scans.releases import LAYOUTS, read_named, schema_by_name, years_of
+from brats_seg.scans.releases import LAYOUTS, read_named, schema_by_name
 from brats_seg.scans.volume import SUFFIXES
 
 _LONGEST_ID = 200  # bytes; a file name has 255, and a temporary file adds its process and suffixes to the id
@@ -119,21 +119,6 @@ def find_cases(
     ]
     cases, incomplete, refused = _assemble(pieces, required=required)
     problems += refused
-    n_undated = sum(case.layout == "brats2024ped" and not years_of(case.folder) for case in cases)
-    if n_undated and layout is None:
-        what = (
-            f"{n_undated} pediatric cases lie in no folder named BraTS...2023 or BraTS...2024 and are taken "
-            "for 2024"
-        )
-        problems.append(
-            Problem(
-                "warning",
-                "",
-                str(folder),
-                what,
-                "such a folder: value 1 is enhancing core in 2024, 3 in 2023",
-            )
-        )
     if not cases and not any(problem.severity == "error" for problem in problems):
         problems.append(
             Problem("error", "", str(folder), "no case found", f"scans named as in {', '.join(LAYOUTS)}")

@@ -12,6 +12,11 @@ from brats_seg.scans.case import ScanFile, modality_named, patient_of
 from brats_seg.scans.datasets import LABEL, Piece
 from brats_seg.scans.plain import NAME as PLAIN
 
+UNDATED_PED = "bratsped"
+"""Pediatric cases whose release's folder names no year."""
+_COHORT_FOLDER = re.compile(r"(?=.*brats)(?=.*(?:gli|ped))(?!BraTS-(?:GLI|PED)-\d+-\d+$)", re.IGNORECASE)
+_DEEPEST = 3
+"""A file lies in the release's folder at most this deep: release, part, case."""
 _NIFTI = r"\.nii(?:\.gz)?$"
 _OLD_ROLES = r"(?P<role>t1ce|t1|t2|flair|seg)"
 _NEW_ROLES = r"(?P<role>t1n|t1c|t2w|t2f|seg)"
@@ -75,10 +80,9 @@ LAYOUTS: dict[str, Layout] = {
             ),
         ),
         Layout("brats2021", "brats2017", (rf"/(?P<id>BraTS2021_\d+)_{_OLD_ROLES}{_NIFTI}",)),
-        # 2023 and 2024 share their file names: the year in the nearest folder named BraTS...2023 or
-        # BraTS...2024 decides. Without one, adult cases of 2024 are known by time points from 100 on (2023
-        # has 000 to 0xx), pediatric ones are taken for 2024. Only 2024 has value 4 (adults: resection
-        # cavity): a case of 2024 taken for one of 2023 is refused by `verify`.
+        # 2023 and 2024 share their file names: the year in the name of the release's folder decides. Without
+        # one, adult cases of 2024 are known by time points from 100 on (2023 has 000 to 0xx); pediatric cases
+        # have no schema then: value 1 is the enhancing core in 2024, and the necrotic core in 2023.
         Layout(
             "brats2023", "brats2023", (rf"/(?P<id>BraTS-GLI-\d+-0\d\d)-{_NEW_ROLES}{_NIFTI}",), year="2023"
         ),
@@ -97,6 +101,7 @@ LAYOUTS: dict[str, Layout] = {
         Layout(
             "brats2023ped", "brats2023", (rf"/(?P<id>BraTS-PED-\d+-\d+)-{_NEW_ROLES}{_NIFTI}",), year="2023"
         ),
+        Layout(UNDATED_PED, "", (rf"/(?P<id>BraTS-PED-\d+-\d+)-{_NEW_ROLES}{_NIFTI}",)),
         Layout("msd", "msd"),
         Layout("nnunet", ""),
         Layout("bids", ""),
@@ -120,20 +125,22 @@ def read_named(files: Sequence[Path], *, layout: str | None) -> list[Piece]:
 
 
 def _match(file: Path, layouts: Iterable[Layout]) -> tuple[Layout, re.Match[str]] | None:
-    """The layout a file's path fits; among several, simulated before real, then the one of the nearest
-    folder's year, then the first.
+    """The layout a file's path fits; among several, simulated before real, then the one of the release's
+    year, then the first.
     """
     hits = list(_hits(file, layouts))
-    years = years_of(file.parent)
-    hits.sort(key=lambda hit: (hit[0].name != "simbrats", bool(years) and hit[0].year not in ("", years[-1])))
+    year = _year_of(file.parent)
+    hits.sort(key=lambda hit: (hit[0].name != "simbrats", hit[0].year != year))
     return hits[0] if hits else None
 
 
-def years_of(folder: Path) -> list[str]:
-    """The year of each folder above, and of this one, that names one of the releases with equal file names;
-    the nearest last.
+def _year_of(folder: Path) -> str:
+    """The year in the name of the release's folder: the nearest one that names BraTS and a cohort, GLI or
+    PED. "" where that folder names no year.
     """
-    return re.findall(r"/[^/]*brats[^/]*?(?<!\d)(2023|2024)(?!\d)", folder.as_posix(), re.IGNORECASE)
+    release = next((name for name in reversed(folder.parts[-_DEEPEST:]) if _COHORT_FOLDER.match(name)), "")
+    year = re.search(r"(?<!\d)(?:2023|2024)(?!\d)", release)
+    return year[0] if year else ""
 
 
 def _hits(file: Path, layouts: Iterable[Layout]) -> Iterator[tuple[Layout, re.Match[str]]]:

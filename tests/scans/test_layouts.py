@@ -98,27 +98,28 @@ def test_case_355_of_2020_has_a_mask_with_its_hospital_name(tmp_path):
         ("BraTS2024-BraTS-GLI/training_data1_v2", "BraTS-GLI-00006-100", "brats2024gli"),
         ("ASNR-MICCAI-BraTS2023-PED-Challenge-TrainingData", "BraTS-PED-00006-000", "brats2023ped"),
         ("BraTS2024-PED", "BraTS-PED-00006-000", "brats2024ped"),
+        ("BraTS-PEDs2024_Training", "BraTS-PED-00006-000", "brats2024ped"),
         ("BraTS2024-PED/backup-2023", "BraTS-PED-00006-000", "brats2024ped"),
         ("BraTS2024-PED", "BraTS-PED-02023-000", "brats2024ped"),
         ("BraTS2023", "BraTS-GLI-02024-000", "brats2023"),
         ("BraTS2023/BraTS2024-PED", "BraTS-PED-00006-000", "brats2024ped"),
     ],
 )
-def test_the_year_in_the_nearest_brats_folder_decides_between_equal_names(tmp_path, folder, case_id, layout):
+def test_the_year_in_the_release_folder_decides_between_equal_names(tmp_path, folder, case_id, layout):
     named(tmp_path / folder, case_id, NEW, joint="-")
     assert one(find_cases(tmp_path)).layout == layout
 
 
-def test_pediatric_cases_without_a_year_are_taken_for_2024_and_that_is_said(tmp_path):
-    named(tmp_path / "backup-2023/PED", "BraTS-PED-00006-000", NEW, joint="-")
-    found = find_cases(tmp_path)
-    assert [case.schema for case in found.cases] == ["brats2024ped"]
-    assert [problem.severity for problem in found.problems] == ["warning"]
-    assert (
-        "1 pediatric cases lie in no folder named BraTS...2023 or BraTS...2024 and are taken for 2024"
-        in found.problems[0].what
-    )
-    assert not find_cases(tmp_path, layout="brats2024ped").problems
+@pytest.mark.parametrize(
+    "folder",
+    ["backup-2023/PED", "brats2024_study/PED", "BraTS2023/BraTS-PEDs", "brats2023-ped-study/raw/old/PED"],
+)
+def test_pediatric_cases_of_a_release_without_a_year_have_no_schema_until_one_is_given(tmp_path, folder):
+    named(tmp_path / folder, "BraTS-PED-00006-000", NEW, joint="-")
+    case = one(find_cases(tmp_path))
+    assert (case.id, case.layout, case.schema) == ("BraTS-PED-00006-000", "bratsped", "")
+    assert one(find_cases(tmp_path, schema="brats2023")).schema == "brats2023"
+    assert one(find_cases(tmp_path, layout="brats2024ped")).schema == "brats2024ped"
 
 
 def test_a_download_with_all_that_lies_around_in_it(tmp_path):
@@ -305,7 +306,7 @@ def test_what_the_phantom_writes_in_a_layout_is_read_as_that_layout(tmp_path, la
         )
     phantom_files.write_index(tmp_path, 2, layout=layout)
     found = find_cases(tmp_path)
-    assert all("taken for 2024" in problem.what for problem in found.problems)
+    assert found.problems == ()
     assert len(found.cases) == 2
     case = found.cases[0]
     assert case.layout == layout
