@@ -1,0 +1,19 @@
+"""Steps of the check of a device, on the CPU."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[2] / "tools" / "device_check.py"
+
+
+def test_whole_volumes_are_measured(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("device_check", SOURCE)
+    check = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = check  # dataclasses look their module up
+    spec.loader.exec_module(check)
+    job = check.Job(tmp_path, None, "cpu", 0.01)
+    check.bank(job)
+    rows = check.inference(job)
+    assert set(rows) == {"whole volumes a second, ours", "whole volumes a second, MONAI"}
+    assert all(rate > 0 for rate in rows.values())
