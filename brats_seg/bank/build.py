@@ -1,6 +1,7 @@
 """Cases -> bank, resumable."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -164,10 +165,9 @@ def build_bank(
         check_disk(todo, say)
         if todo:
             unlist(bank)
-        results = [
-            _result(outcome)
-            for outcome in run_tasks(write_entry, todo, workers=workers, label="preprocess", cluster=cluster)
-        ]
+        made = run_tasks(write_entry, todo, workers=workers, label="preprocess", cluster=cluster)
+        with closing(made) as outcomes:
+            results = [_result(outcome) for outcome in outcomes]
         problems += [problem for result in results for problem in result.problems]
         missing = assemble(tasks, settings, problems, n_folds=options.n_folds, seed=options.seed)
     done = {result.case_id for result in results if not result.refused}

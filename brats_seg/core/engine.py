@@ -1,7 +1,7 @@
 """Independent tasks -> what became of each: in this process, in local processes, or on a Dask cluster."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -20,10 +20,10 @@ def run_tasks(
     workers: int,
     label: str,
     cluster: Cluster | None = None,
-) -> Iterator[Outcome[T, V]]:
+) -> Generator[Outcome[T, V], None, None]:
     """`map_unordered` behind a progress bar."""
-    outcomes = map_unordered(function, tasks, workers=workers, cluster=cluster)
-    yield from track(outcomes, total=len(tasks), label=label)
+    with closing(map_unordered(function, tasks, workers=workers, cluster=cluster)) as outcomes:
+        yield from track(outcomes, total=len(tasks), label=label)
 
 
 def map_unordered(
@@ -33,12 +33,13 @@ def map_unordered(
     workers: int,
     threads: int | None = None,
     cluster: Cluster | None = None,
-) -> Iterator[Outcome[T, V]]:
+) -> Generator[Outcome[T, V], None, None]:
     """Call a function on each task and yield what became of each, in the order in which the tasks end.
 
     Any exception that the function raises is the error of its task. A task whose process is killed (out of
     memory, a signal) is tried again: once by local processes, alone, after all others; on a cluster until it
-    has ended three workers. Then it is an error. Other tasks are not touched by it.
+    has ended three workers. Then it is an error. Other tasks are not touched by it. Close the generator
+    (`contextlib.closing`) where an error may leave it unfinished: that ends the processes.
 
     Args:
         function: at module level, since processes import it.

@@ -7,7 +7,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -184,18 +184,19 @@ def _compute(
     with progress_bar() as bar, _interrupted_by_sigterm():
         task = bar.add_task(grid.label, total=len(jobs), completed=n_kept, note="")
         on = grid.on
-        outcomes = map_unordered(function, todo, workers=on.n, threads=1, cluster=on.cluster)
-        for n_new, outcome in enumerate(outcomes, start=1):
-            job = todo[outcome.position]
-            problem = _keep(job, outcome, finished)
-            if problem:
-                failed.append((job.key, problem))
-                said = f"failed {job.key}: {problem}"
-            else:
-                said = note(job.key, finished.by_digest[job.digest]) if note else job.key
-            rate = n_new / (time.monotonic() - start) * 3600
-            bar.update(task, advance=1, note=f"{rate:.0f} an hour  {said}")
-            log_line(bar, f"{grid.label} {n_kept + n_new}/{len(jobs)}: {said}")
+        computed = map_unordered(function, todo, workers=on.n, threads=1, cluster=on.cluster)
+        with closing(computed) as outcomes:
+            for n_new, outcome in enumerate(outcomes, start=1):
+                job = todo[outcome.position]
+                problem = _keep(job, outcome, finished)
+                if problem:
+                    failed.append((job.key, problem))
+                    said = f"failed {job.key}: {problem}"
+                else:
+                    said = note(job.key, finished.by_digest[job.digest]) if note else job.key
+                rate = n_new / (time.monotonic() - start) * 3600
+                bar.update(task, advance=1, note=f"{rate:.0f} an hour  {said}")
+                log_line(bar, f"{grid.label} {n_kept + n_new}/{len(jobs)}: {said}")
     return failed
 
 

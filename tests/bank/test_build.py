@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -446,6 +447,7 @@ def test_a_write_that_is_cut_short_ends_the_build_and_leaves_nothing_half_writte
             InputError, match=r"bank: the disk is full at BraTS2021_0000\d; .*finished cases are kept"
         ) as caught:
             build_bank(data, tmp_path / "bank", workers=workers)
+        assert multiprocessing.active_children() == []
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)

@@ -1,6 +1,7 @@
 """A grid loses no finished row, writes none twice, and goes on where it was."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -133,7 +134,10 @@ def test_rows_known_from_elsewhere_are_taken_over(tmp_path: Path) -> None:
     assert len(read_rows(tmp_path)) == 2
 
 
-def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_one_line_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
     _run(tmp_path, _jobs(1))
     before = (tmp_path / "rows.jsonl").read_bytes()
 
@@ -145,7 +149,8 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path, monkeypatch
         with pytest.raises(
             InputError, match=r"No space left on device.*the 1 finished cells are kept"
         ) as caught:
-            _run(tmp_path, _jobs(1, 2))
+            _run(tmp_path, _jobs(1, 2, 3, 4), workers=workers)
+    assert multiprocessing.active_children() == []
     assert "\n" not in str(caught.value)
     assert (tmp_path / "rows.jsonl").read_bytes() == before
     assert _run(tmp_path, _jobs(1, 2)).n_new == 1
