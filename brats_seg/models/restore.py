@@ -1,7 +1,7 @@
 """A checkpoint -> a network, and whether a run may go on from it."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ MAY_CHANGE = (
     "training.checkpoint_minutes",
     "training.checkpoint_epochs",
     "training.tensorboard",
+    "training.cudnn_benchmark",
 )
 """Knobs that a resumed run may have another value of."""
 
@@ -75,10 +76,15 @@ def check_same_run(
     knobs_now = _flat(parse_yaml(config))
     for name in sorted(set(knobs_then) | set(knobs_now)):
         if name not in MAY_CHANGE and knobs_then.get(name) != knobs_now.get(name):
-            ours, theirs = shown(knobs_now.get(name)), shown(knobs_then.get(name))
+            ours, theirs = (shown(knobs.get(name, _default(name))) for knobs in (knobs_now, knobs_then))
             raise UsageError(
                 f"--resume: {name} is {ours}; the run has {theirs}: give that, or start a new run"
             )
+
+
+def _default(name: str) -> Any:
+    """The value of a knob that a config leaves out; None for a name that is no knob."""
+    return reduce(lambda section, knob: getattr(section, knob, None), name.split("."), Config())
 
 
 def restore_network(checkpoint: Checkpoint, path: Path, *, runtime: Runtime) -> nn.Module:

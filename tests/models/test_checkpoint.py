@@ -407,6 +407,18 @@ def test_a_knob_that_is_new_has_its_default_in_an_older_run() -> None:
         )
 
 
+def test_a_knob_that_is_left_out_is_named_with_its_default() -> None:
+    cases = (("A", "B"), ("C",), ("D",))
+    compiled = dump_config(knobs(training={"compile": "always", "cudnn_benchmark": "never"}))
+    with pytest.raises(UsageError, match=r"training\.compile is 'always'; the run has 'never'"):
+        check_same_run(checkpoint(), Path("c.pt"), config=compiled, bank="abc", cases=cases)
+    run = dataclasses.replace(checkpoint(), config=compiled)
+    with pytest.raises(UsageError, match=r"training\.compile is 'never'; the run has 'always'"):
+        check_same_run(run, Path("c.pt"), config=dump_config(CONFIG), bank="abc", cases=cases)
+    faster = dump_config(knobs(training={"cudnn_benchmark": "always"}))
+    check_same_run(checkpoint(), Path("c.pt"), config=faster, bank="abc", cases=cases)
+
+
 def test_going_on_needs_the_same_bank_cases_and_knobs() -> None:
     cases = (("A", "B"), ("C",), ("D",))
     path = Path("c.pt")
