@@ -163,15 +163,15 @@ class _Job:
     @cached_property
     def settings(self) -> str:
         """Digest of what label maps depend on beside the scans: the networks, their arithmetic and how they
-        are used.
+        are used. The name of the precision says whether a GPU multiplies by TF32.
         """
         networks = [
             (s.checkpoint, s.window, s.inference, s.class_shift, _arithmetic(s)) for s in self.segmenters
         ]
         options = self.options
         used = repr((
-            networks, options.mirroring, self.thresholds, options.settings.cleanup, options.resample,
-            options.allow_missing,
+            networks, options.precision, options.mirroring, self.thresholds, options.settings.cleanup,
+            options.resample, options.allow_missing,
         ))  # fmt: skip
         return hashlib.sha256(used.encode()).hexdigest()[:12]
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.runtime import Precision
 from brats_seg.inference import intake
 from brats_seg.inference import predict as predicting
 from brats_seg.inference.options import PredictOptions, Settings
@@ -204,18 +205,22 @@ def test_table_and_continue(tmp_path):
 def test_to_continue_with_another_network_or_other_settings_is_to_begin_anew(tmp_path):
     case, out = write_scans(tmp_path / "a", scans()), tmp_path / "out"
 
-    def skipped(*, settings: Settings = Settings(), **changes: object) -> tuple[str, ...]:
+    def skipped(
+        *, settings: Settings = Settings(), precision: Precision = "auto", **changes: object
+    ) -> tuple[str, ...]:
         return predict_cases(
             [segmenter(**changes)],
             [case],
             out=out,
-            options=PredictOptions(skip_finished=True, settings=settings),
+            options=PredictOptions(skip_finished=True, settings=settings, precision=precision),
         ).skipped
 
     assert [skipped(checkpoint="1"), skipped(checkpoint="1")] == [(), ("a",)]
     assert [skipped(checkpoint="2"), skipped(checkpoint="2")] == [(), ("a",)]
     assert skipped(checkpoint="2", class_shift=(0.0, 0.0, 1.0, 0.0)) == ()
     assert skipped(checkpoint="2", settings=Settings(min_component_mm3=50.0)) == ()
+    assert [skipped(precision="float32"), skipped(precision="float32")] == [(), ("a",)]
+    assert skipped(precision="tf32") == ()  # the same type of numbers, other label maps on a GPU
 
 
 def test_to_continue_in_another_precision_is_to_begin_anew(tmp_path):
