@@ -55,8 +55,9 @@ def experiment(
 
     settings = load_experiment(config, overrides=tuple(overrides or ()))
     console = make_console()
-    needs = [] if settings.phantoms else [bank]
-    with joined_cluster(cluster, needs=needs, shared=out, workers=workers) as joined:
+    if settings.phantoms:  # every worker must see the folder of their banks, also before the first bank
+        bank.mkdir(parents=True, exist_ok=True)
+    with joined_cluster(cluster, needs=[bank], shared=out, workers=workers) as joined:
         report = run_experiment(
             bank,
             out,

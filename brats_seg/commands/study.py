@@ -76,13 +76,14 @@ def study_run(
     network failed.
     """
     with loading():
+        from brats_seg.classification.bench import image_folder
         from brats_seg.studies import study
         from brats_seg.studies.grid import GridWorkers
     from brats_seg.classification.settings import StudySettings
     from brats_seg.core.settings import load_settings
 
     settings = load_settings(StudySettings, config, shelf="studies", overrides=tuple(overrides or ()))
-    needs = [images] if images else []
+    needs = [image_folder(settings.images, images)]
     with joined_cluster(cluster, needs=needs, shared=out, workers=workers, part=part) as joined:
         report = study.run_study(
             settings,

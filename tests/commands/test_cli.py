@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from brats_seg.cli import app, main
 from brats_seg.core.config import Config
+from brats_seg.core.errors import UsageError
 from brats_seg.core.knobs import knob_sections, knobs_of
 from brats_seg.core.settings import config_names
 
@@ -216,3 +217,25 @@ def test_the_shell_can_complete_verbs() -> None:
         [sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True
     )
     assert done.stdout.split() == ["prepare", "preprocess", "predict", "predict-case"]
+
+
+@pytest.mark.parametrize("verb", ["experiment", "study"])
+def test_every_worker_of_a_cluster_must_see_the_folder_that_the_work_reads(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of phantoms' banks, which is made first, and the folder of images that the YAML names."""
+    needed: list[Path] = []
+
+    def joined(address: str | None, *, needs: list[Path], **more: object) -> None:
+        needed.extend(needs)
+        raise UsageError("seen")
+
+    monkeypatch.setattr(f"brats_seg.commands.{verb}.joined_cluster", joined)
+    folder, out = tmp_path / "read", str(tmp_path / "out")
+    commands = {
+        "experiment": ("experiment", str(folder), out, "--config", "traits_quick"),
+        "study": ("study", "run", "mnist", out, "--set", f"images.folder={folder}"),
+    }
+    assert run(*commands[verb], "--cluster", "local") == 2
+    assert needed == [folder]
+    assert folder.is_dir() is (verb == "experiment")
