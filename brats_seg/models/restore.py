@@ -84,7 +84,10 @@ def check_same_run(
 
 def _default(name: str) -> Any:
     """The value of a knob that a config leaves out; None for a name that is no knob."""
-    return reduce(lambda section, knob: getattr(section, knob, None), name.split("."), Config())
+    value: Any = Config()
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value
 
 
 def restore_network(checkpoint: Checkpoint, path: Path, *, runtime: Runtime) -> nn.Module:
