@@ -1,7 +1,7 @@
 """A checkpoint -> a network, and whether a run may go on from it."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any
 
