@@ -18,7 +18,7 @@ from brats_seg import pipeline
 from brats_seg.bank.build import BuildOptions
 from brats_seg.cli import main
 from brats_seg.core.config import load_config
-from brats_seg.core.dask_engine import open_cluster
+from brats_seg.core.dask_engine import Cluster, open_cluster
 from brats_seg.core.outcome import Outcome, WorkerDiedError
 from brats_seg.evaluation.folders import ScoreOptions, evaluate_folders
 from brats_seg.inference.options import PredictOptions
@@ -141,8 +141,11 @@ def test_part_beside_cluster_is_one_line(
     )
 
 
-class _DeadlyCluster:
+class _DeadlyCluster(Cluster):
     """Each worker that gets the second task dies."""
+
+    def __init__(self) -> None:
+        """Connect to nothing."""
 
     def map_unordered(self, function: Any, tasks: Sequence[Any]) -> Iterator[Outcome[Any, Any]]:
         for position, task in reversed(list(enumerate(tasks))):
@@ -153,7 +156,7 @@ class _DeadlyCluster:
 
 
 def test_a_case_that_ends_three_workers_is_named_and_the_others_are_done(local: Path, tmp_path: Path) -> None:
-    cluster: Any = _DeadlyCluster()
+    cluster = _DeadlyCluster()
     found = find_cases(local / "scans")
     second = found.cases[1].id
     verified = verify_cases(found, cluster=cluster)
@@ -161,7 +164,7 @@ def test_a_case_that_ends_three_workers_is_named_and_the_others_are_done(local: 
     built = pipeline.preprocess(local / "scans", tmp_path / "bank", options=BUILD, cluster=cluster)
     assert ([p.case for p in built.refused], len(built.done)) == ([second], 3)
     scored = evaluate_folders(local / "out", local / "scans", options=ScoreOptions(), cluster=cluster)
-    assert [p.case for p in scored.problems] == [second]
+    assert [p.case for p in scored.problems if p.severity == "error"] == [second]
     assert len({score.case for score in scored.scores}) == 3
     run = local / "run"
     segmented = segment_on_cluster(

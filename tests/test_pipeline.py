@@ -133,7 +133,7 @@ def test_evaluate_without_all_predictions_names_the_missing_and_exits_1(
 ) -> None:
     assert ends("evaluate", str(work / "out"), str(work / "scans"), "--output", str(tmp_path)) == 1
     said = capsys.readouterr().out
-    assert said.count("no prediction") == 6 - len(pipeline.held_out_cases(work / "run"))
+    assert said.count(": no prediction") == 6 - len(pipeline.held_out_cases(work / "run"))
     assert (
         ends(
             "evaluate",

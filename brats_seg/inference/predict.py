@@ -75,9 +75,12 @@ def predict_cases(
     alike = {row["case"] for row in rebuild_table(out) if row.get("settings") == job.settings}
     skipped = [c.id for c in cases if options.skip_finished and c.id in alike and _is_finished(job, c)]
     first_of: dict[str, Case] = {}
+    twins = []
     for case in cases:
-        first_of.setdefault(case.id, case)
-    twins = [_second(case) for case in cases if first_of[case.id] is not case]
+        if case.id in first_of:
+            twins.append(_second(case))
+        else:
+            first_of[case.id] = case
     todo = [case for case in first_of.values() if case.id not in skipped]
     if elsewhere is not None:
         finished = list(elsewhere(todo))
@@ -86,7 +89,7 @@ def predict_cases(
         with closing(_pipelined(job, todo)) as results:
             finished = list(track(results, total=len(todo), label="segmenting", line=describe_result))
     rebuild_table(out)  # the rows stand in the order in which the cases were finished
-    return _report(finished, skipped=skipped, problems=(*problems, *twins))
+    return _report([*finished, *twins], skipped=skipped, problems=problems)
 
 
 def _second(case: Case) -> Problem:

@@ -6,7 +6,7 @@ from brats_seg.core.runtime import Runtime
 from brats_seg.core.sections import Optimizer
 from brats_seg.models.losses import make_loss
 from brats_seg.training.optimizer import RunningMean, learning_rate, make_optimizer
-from brats_seg.training.step import Learner
+from brats_seg.training.step import Learner, Schedule
 
 
 def network() -> nn.Module:
@@ -120,11 +120,7 @@ def test_biases_of_convolutions_and_linear_layers_have_a_rate_of_their_own() -> 
     learner = Learner(
         net,
         loss=make_loss("cross_entropy"),
-        optimizer=knobs,
-        n_steps=1,
-        batch_size=1,
-        ema=0.0,
-        seed=0,
+        schedule=Schedule(optimizer=knobs, n_steps=1, batch_size=1),
         runtime=runtime,
     )
     before = {name: weight.detach().clone() for name, weight in net.named_parameters()}
