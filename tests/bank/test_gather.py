@@ -4,6 +4,7 @@ or flipped.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,8 @@ def gathered(
     inputs = np.full((len(ids), *size, volumes.n_channels * (2 * slices_around + 1)), 7, np.float32)
     targets, counts = np.full((len(ids), *size), 7, np.uint8), np.full(N_CLASSES + 1, 7, np.int64)
     out = Batch(torch.from_numpy(inputs).movedim(-1, 1), torch.from_numpy(targets), counts)
-    function(volumes, ids, patch_size=size, out=out, slices_around=slices_around, **more)  # type: ignore[operator]
+    gather: Any = function
+    gather(volumes, ids, patch_size=size, out=out, slices_around=slices_around, **more)
     return inputs.view(np.uint32), targets, counts
 
 

@@ -121,14 +121,19 @@ def test_a_subset_is_drawn_anew_between_two_passes(redraw: str, n_samplers: int)
     assert loop.n_samplers == n_samplers
 
 
-def test_hard_examples_are_asked_for_between_two_passes() -> None:
+def test_hard_examples_are_asked_for_between_two_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     config = knobs(
         sampler={"kind": "hard"}, hard={"recycle": True}, training={"epochs": 40, "steps": 1, "batch_size": 4}
     )
     loop = make_loop(config)
     drawn: list[Draw] = []
     batch = loop.source.batch
-    loop.steps.source.batch = lambda draw, number: (drawn.append(draw), batch(draw, number=number))[1]  # type: ignore[method-assign, assignment]
+
+    def noting(draw: Draw, number: int) -> Any:
+        drawn.append(draw)
+        return batch(draw, number=number)
+
+    monkeypatch.setattr(loop.steps.source, "batch", noting)
     loop.run()
     first, *_, last = drawn
     assert not first.hard.any()
