@@ -4,7 +4,7 @@ The parameters of a draw depend on the seed, the epoch and the draw's number wit
 which other draws share its batch, nor on the rank.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64
@@ -65,6 +65,10 @@ class Parameters:
     """Where in the noise table a field begins."""
     kept: Bool[np.ndarray, "b m"]
     """Modalities that are not set to 0."""
+
+    def part(self, rows: slice) -> "Parameters":
+        """The parameters of some of the draws."""
+        return replace(self, **{one.name: getattr(self, one.name)[rows] for one in fields(self)})
 
 
 def draw_parameters(

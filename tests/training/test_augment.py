@@ -120,6 +120,16 @@ def test_a_batch_does_not_depend_on_its_company() -> None:
     assert torch.equal(together[1][1::2], odd[1])
 
 
+@pytest.mark.parametrize("n_slices", [1, 2])
+def test_some_patches_at_a_time_get_what_the_whole_batch_gets(n_slices: int) -> None:
+    inputs, targets = batch(11, side=128)
+    augmenter = Augmenter(EVERYTHING, seed=1, patch_size=(128, 128), n_slices=n_slices)
+    parameters = augmenter.draw(epoch=1, positions=np.arange(11), n_modalities=4 // n_slices)
+    whole = apply(inputs.clone(), targets.clone(), parameters=parameters, n_slices=n_slices)
+    parts = augmenter(inputs.clone(), targets.clone(), parameters=parameters)
+    assert all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))
+
+
 def test_memory_format_changes_nothing() -> None:
     inputs, targets = batch(6)
     last = augmented(EVERYTHING, inputs, targets, positions=range(6))
