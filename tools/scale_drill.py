@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -38,11 +39,17 @@ IGNORED = ("predictions.csv",)  # its column of seconds
 
 
 class Killer(threading.Thread):
-    """Kills a computing process every so many seconds, each at most once."""
+    """Kills a computing process every so many seconds, one worker after another; a stage has one killer."""
 
     def __init__(self, processes: Processes, every_s: float) -> None:
         super().__init__(daemon=True)
         self.processes, self.every_s, self.ended, self.n_kills = processes, every_s, threading.Event(), 0
+
+    def end(self) -> int:
+        """Stop; how many processes were killed."""
+        self.ended.set()
+        self.join()
+        return self.n_kills
 
     def run(self) -> None:
         """Kill until `ended` is set."""
@@ -57,28 +64,36 @@ class Killer(threading.Thread):
                     break
 
 
-def stages(root: Path, out: Path, cluster: Cluster | None) -> dict[str, float]:
-    """Run the four stages into a folder; seconds of each."""
-    seconds, start = {}, time.monotonic()
+def stages(
+    root: Path, out: Path, *, cluster: Cluster | None = None, killer: Callable[[], Killer] | None = None
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Run the four stages into a folder; seconds and kills of each."""
 
-    def lap(name: str) -> None:
-        nonlocal start
-        seconds[name], start = round(time.monotonic() - start, 1), time.monotonic()
+    def verify() -> None:
+        report = pipeline.verify_scans(root / "scans", cluster=cluster)
+        (out / "verify.json").write_text(json.dumps(report.to_dict(), default=str))
 
-    report = pipeline.verify_scans(root / "scans", cluster=cluster)
-    (out / "verify.json").write_text(json.dumps(report.to_dict(), default=str))
-    lap("verify")
-    options = BuildOptions(n_folds=5)
-    built = pipeline.preprocess(root / "scans", out / "bank", options=options, cluster=cluster)
-    assert built.exit_code == 0, built.problems
-    lap("preprocess")
-    predicted = pipeline.predict("starter", root / "scans", out / "out", options=PREDICT, cluster=cluster)
-    assert predicted.exit_code == 0, predicted.problems
-    lap("predict")
-    scored = evaluate_folders(out / "out", root / "scans", output=out / "scores", cluster=cluster)
-    assert scored.exit_code == 0, scored.problems
-    lap("evaluate")
-    return seconds
+    def preprocess() -> None:
+        built = pipeline.preprocess(
+            root / "scans", out / "bank", options=BuildOptions(n_folds=5), cluster=cluster
+        )
+        assert built.exit_code == 0, built.problems
+
+    def predict() -> None:
+        done = pipeline.predict("starter", root / "scans", out / "out", options=PREDICT, cluster=cluster)
+        assert done.exit_code == 0, done.problems
+
+    def evaluate() -> None:
+        scored = evaluate_folders(out / "out", root / "scans", output=out / "scores", cluster=cluster)
+        assert scored.exit_code == 0, scored.problems
+
+    seconds, kills = {}, {}
+    for stage in (verify, preprocess, predict, evaluate):
+        start, killing = time.monotonic(), killer() if killer else None
+        stage()
+        seconds[stage.__name__] = round(time.monotonic() - start, 1)
+        kills[stage.__name__] = killing.end() if killing else 0
+    return seconds, kills
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -97,17 +112,19 @@ def drill(root: Path, *, cases: int, size: int, workers: int, kill_every: float)
     for folder in (local, shared):
         folder.mkdir()
     result: dict[str, object] = {"name": "drill", "cases": cases, "workers": workers}
-    result["seconds_one_machine"] = stages(root, local, None)
+    result["seconds_one_machine"], _ = stages(root, local)
     with (
         dask_processes(root, workers=workers) as processes,
         open_cluster(str(processes.file), shared=shared) as cluster,
     ):
-        killer = Killer(processes, kill_every)
-        killer.start()
-        result["seconds_cluster"] = stages(root, shared, cluster)
-        killer.ended.set()
-        killer.join()
-    result |= {"kills": killer.n_kills, "same_bytes": contents(local) == contents(shared)}
+
+        def killer() -> Killer:
+            started = Killer(processes, kill_every)
+            started.start()
+            return started
+
+        result["seconds_cluster"], result["kills"] = stages(root, shared, cluster=cluster, killer=killer)
+    result["same_bytes"] = contents(local) == contents(shared)
     return result
 
 
