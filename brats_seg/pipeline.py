@@ -1,8 +1,7 @@
 """One function for each stage of the segmentation; the only module here that unpacks a config."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from brats_seg.core.dask_engine import Cluster
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock, write_text
 from brats_seg.core.run_folder import BEST, LAST
-from brats_seg.core.runtime import Precision, n_workers, start_runtime
+from brats_seg.core.runtime import Precision, gather_from_ranks, n_workers, ranks, start_runtime
 from brats_seg.inference.options import PredictOptions
 from brats_seg.inference.outcome import PredictReport
 from brats_seg.inference.predict import predict_cases, predict_one
@@ -193,9 +192,17 @@ def predict(
 ) -> PredictReport:
     """Segment a folder of scans with one run, or with the mean of several; on a cluster, where one is given.
 
-    `run` is a run folder, or the name of a packaged network.
+    `run` is a run folder, or the name of a packaged network. Under torchrun each process takes its share of
+    the cases, and each returns what all of them did.
+
+    Raises:
+        UsageError: under torchrun, a part of the cases or a cluster.
     """
-    _refuse_torchrun()
+    rank, n_ranks = ranks()
+    if n_ranks > 1:
+        if cluster is not None or options.part != (1, 1):
+            raise UsageError("torchrun shares the cases among its processes: leave out --part and --cluster")
+        options = replace(options, part=(rank + 1, n_ranks))
     scans, out = Path(scans), Path(out)
     runs = tuple(map(open_run, (run, *options.also)))
     notes = [unused_tuning(runs[0], options), *(one.unfinished() for one in runs)]
@@ -211,7 +218,7 @@ def predict(
     write_cards(out, [one.folder for one in runs])
     first, step = options.part
     problems = (*(note for note in notes if note), *found.problems) if first == 1 else ()
-    return predict_cases(
+    report = predict_cases(
         segmenters,
         found.cases[first - 1 :: step],
         out=out,
@@ -219,6 +226,7 @@ def predict(
         problems=problems,
         elsewhere=elsewhere,
     )
+    return report if n_ranks == 1 else PredictReport.of_all(gather_from_ranks(report))
 
 
 def tune(
@@ -306,7 +314,12 @@ def predict_files(
         UsageError: no file, or one too few for a network that was not trained for that; or `out` exists,
             unless `overwrite`.
     """
-    _refuse_torchrun()
+    n_processes = ranks()[1]
+    if n_processes > 1:
+        raise UsageError(
+            f"torchrun: each of its {n_processes} processes would segment this case; start predict-case "
+            "without torchrun"
+        )
     if not files or (len(files) < len(MODALITIES) and not options.allow_missing):
         missing = ", ".join(f"--{name}" for name in MODALITIES if name not in files)
         raise UsageError(
@@ -323,15 +336,6 @@ def predict_files(
 def held_out_cases(run: str | Path) -> tuple[str, ...]:
     """Ids of the cases that a run held out. Raises `InputError` where there is none."""
     return open_run(run).held_out_cases
-
-
-def _refuse_torchrun() -> None:
-    n_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if n_processes > 1:
-        raise UsageError(
-            f"torchrun: each of its {n_processes} processes would do the whole work; start this command "
-            "without torchrun (predict has --part I/N for several at a time)"
-        )
 
 
 def _only(found: Found, ids: Sequence[str], scans: Path) -> Found:

@@ -4,6 +4,8 @@ was trained for.
 
 import importlib.util
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,6 +41,7 @@ from brats_seg.phantoms.cohort import write_cohort
 from brats_seg.reporting.report import write_report
 from brats_seg.scans.geometry import make_geometry
 from brats_seg.scans.layouts import find_cases
+from brats_seg.scans.predictions import read_rows
 from brats_seg.scans.volume import read_volume, write_label_map, write_volume
 from brats_seg.studies.experiment import run_experiment
 from brats_seg.studies.run_job import run_folder
@@ -455,14 +458,33 @@ def test_a_damaged_table_of_epochs_is_a_warning_to_predict(work: Path, tmp_path:
     )
 
 
-def test_several_processes_do_not_each_predict_every_case(
+def test_processes_of_torchrun_share_the_cases(work: Path, tmp_path: Path) -> None:
+    scans = shutil.copytree(work / "scans", tmp_path / "scans")
+    damaged = next(sorted(scans.iterdir())[1].glob("*t2f*"))
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    said = subprocess.run(
+        [*torchrun, "-m", "brats_seg", "predict", work / "run", scans, tmp_path / "out", "--device", "cpu"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    alone = pipeline.predict(work / "run", scans, tmp_path / "alone", options=PredictOptions(device="cpu"))
+    assert (said.returncode, len(alone.predictions)) == (1, 3), said.stderr
+    assert re.findall(r"\d+ cases? segmented", said.stdout) == ["3 cases segmented"]
+    assert "1 refused" in said.stdout
+    assert sorted(row["case"] for row in read_rows(tmp_path / "out")) == [
+        one.case for one in alone.predictions
+    ]
+    for one in alone.predictions:
+        assert (tmp_path / "out" / one.path.name).read_bytes() == one.path.read_bytes()
+
+
+def test_what_torchrun_cannot_share_is_refused(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert ends("predict", work / "run", work / "scans", tmp_path / "out") == 2
-    assert capsys.readouterr().err.startswith(
-        "brats-seg: torchrun: each of its 2 processes would do the whole work; start this command"
-    )
+    assert ends("predict", work / "run", work / "scans", tmp_path / "out", "--part", "1/2") == 2
+    assert capsys.readouterr().err.startswith("brats-seg: torchrun shares the cases among its processes")
 
 
 def test_training_goes_on_from_the_weights_of_another_run(

@@ -97,11 +97,7 @@ class Runtime:
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, in rank order, on every rank."""
-        if self.world_size == 1:
-            return [value]
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
-        return values
+        return [value] if self.world_size == 1 else gather_from_ranks(value)
 
     def any_rank(self, wish: bool) -> bool:
         """Whether any rank wishes so; the same answer on every rank."""
@@ -241,9 +237,23 @@ def catch_stop_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
+def ranks() -> tuple[int, int]:
+    """Number of this process among those that `torchrun` started, and how many these are; (0, 1) without."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def gather_from_ranks(value: T) -> list[T]:
+    """Every rank's value, in rank order, on every rank. The group of processes was joined before."""
+    values: list[Any] = [None] * ranks()[1]
+    dist.all_gather_object(values, value)
+    return values
+
+
 def _join_ranks(device: str) -> tuple[int, int]:
     """Rank and number of ranks; joins the group of processes where `torchrun` started this one."""
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    if ranks()[1] == 1:
         return 0, 1
     if not dist.is_initialized():
         on_cuda = device != "cpu" and torch.cuda.is_available()

@@ -1,6 +1,6 @@
 """What `predict` did: the label maps that were written, and the cases that were refused."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,15 @@ class PredictReport:
     predictions: tuple[Prediction, ...]
     skipped: tuple[str, ...]
     problems: tuple[Problem, ...]
+
+    @classmethod
+    def of_all(cls, parts: Sequence["PredictReport"]) -> "PredictReport":
+        """The report of the whole folder, from the reports of its parts."""
+        return cls(
+            tuple(sorted((one for part in parts for one in part.predictions), key=lambda one: one.case)),
+            tuple(sorted(case for part in parts for case in part.skipped)),
+            tuple(problem for part in parts for problem in part.problems),
+        )
 
     @property
     def exit_code(self) -> int:
