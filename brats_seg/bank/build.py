@@ -30,6 +30,7 @@ from brats_seg.scans.check_label import untold_schema
 from brats_seg.scans.labels import MERGED, SCHEMAS, common_classes
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.problem import Problem
+from brats_seg.scans.releases import LAYOUTS
 
 _BUILD_LOCK = ".build.lock"
 
@@ -81,7 +82,7 @@ class BuildOptions:
         rebuild: give a finished bank other settings or folds, and make the cases again whose files are
             damaged.
         synthetic, schema: as in `find_cases`.
-        modalities: channels, in order.
+        modalities: channels, in order; empty for those that the layouts of all cases have.
 
     Raises:
         UsageError: a part outside 1..n, or percentiles that do not rise.
@@ -96,7 +97,7 @@ class BuildOptions:
     rebuild: bool = False
     synthetic: bool = False
     schema: str | None = None
-    modalities: tuple[str, ...] = MODALITIES
+    modalities: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         (low, high), (first, step) = self.percentiles, self.part
@@ -138,15 +139,18 @@ def build_bank(
         UsageError: other settings or folds than those of a finished bank.
     """
     first, step = options.part
-    found = find_cases(data, synthetic=options.synthetic, required=options.modalities, schema=options.schema)
+    found = find_cases(
+        data, synthetic=options.synthetic, required=options.modalities or None, schema=options.schema
+    )
     problems = list(found.problems)
     cases = [case for case in found.cases if _is_usable(case, problems)]
     if not cases:
         raise InputError(f"{data}: no case for a bank", *(str(problem) for problem in problems))
     classes = _common_classes(cases, say)
-    settings = Settings(
-        options.modalities, classes, options.percentiles, n4=options.n4, resample=options.resample
+    modalities = options.modalities or tuple(
+        name for name in MODALITIES if all(name in LAYOUTS[case.layout].modalities for case in cases)
     )
+    settings = Settings(modalities, classes, options.percentiles, n4=options.n4, resample=options.resample)
     _make_folder(bank)
     tasks = [
         EntryTask(case, bank, settings, threads=2 if workers == 1 and cluster is None else 1)

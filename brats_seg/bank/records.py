@@ -14,7 +14,7 @@ from brats_seg.bank.format import SCHEMA_VERSION
 from brats_seg.core.errors import InputError
 from brats_seg.core.files import parse_model, read_bytes
 from brats_seg.scans.case import MODALITIES
-from brats_seg.scans.labels import MERGED, TISSUES
+from brats_seg.scans.labels import CLASS_ORDER
 
 MEND = "build the bank again"
 
@@ -97,7 +97,7 @@ class BankRecord(Record):
     def _fits_together(self) -> "BankRecord":
         if len(set(self.modalities)) < len(self.modalities) or not set(self.modalities) <= set(MODALITIES):
             raise ValueError(f"modalities are {', '.join(MODALITIES)}, each once")
-        tissues = {*TISSUES, MERGED}
+        tissues = set(CLASS_ORDER)
         if (
             len(set(self.classes)) < len(self.classes)
             or self.classes[0] != "healthy"

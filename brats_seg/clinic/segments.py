@@ -24,12 +24,13 @@ from brats_seg.core.files import atomic
 from brats_seg.core.shapes import Volume
 from brats_seg.reporting.style import TISSUE_COLORS
 from brats_seg.scans.geometry import Geometry, from_lps, make_geometry, same_grid
-from brats_seg.scans.labels import MERGED, LabelSchema
+from brats_seg.scans.labels import GROSS_TUMOR, MERGED, TUMOR_CORE, WHOLE_TUMOR, LabelSchema
 
 Code = tuple[str, str, str]
 """Coding scheme, value, meaning."""
 
 _ABNORMAL: Code = ("SCT", "49755003", "Morphologically Abnormal Structure")
+_TUMOR: Code = ("SCT", "108369006", "Neoplasm")
 _BRAIN: Code = ("SCT", "12738006", "Brain")
 _BY_LEARNING: Code = ("DCM", "123110", "Artificial Intelligence")
 _TYPES = "Segmentation category and type - DICOM master list"
@@ -41,6 +42,7 @@ CODES: Mapping[str, Code] = {
     "non_enhancing_core": ("NCIt", "C81175", "Non-Enhancing Lesion"),
     "enhancing_core": ("NCIt", "C113842", "Enhancing Lesion"),
     "resection_cavity": _ABNORMAL,
+    **dict.fromkeys((TUMOR_CORE, WHOLE_TUMOR, GROSS_TUMOR), _TUMOR),
 }
 """Tissue -> the type of its segment, from DICOM's CID 7159, lesion segmentation types. That list has no
 resection cavity."""

@@ -49,6 +49,15 @@ Predictions = Annotated[Path, typer.Argument(help="Folder of predictions.", exis
 Reference = Annotated[
     Path, typer.Argument(help="Folder of scans with expert labels, or a manifest CSV.", exists=True)
 ]
+Modalities = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--modality",
+        help="t1n, t1c, t2w or t2f; repeat for several. A case needs these, and a network sees these; by "
+        "default those that the layout of every case has.",
+        show_default=False,
+    ),
+]
 Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 for one per core.")]
 ClusterAddress = Annotated[
     str | None,

@@ -8,6 +8,7 @@ import typer
 from brats_seg.commands.options import (
     ClusterAddress,
     Data,
+    Modalities,
     Part,
     Resample,
     Schema,
@@ -43,6 +44,7 @@ def preprocess(
     ] = False,
     synthetic: Synthetic = False,
     schema: Schema = None,
+    modality: Modalities = None,
     cluster: ClusterAddress = None,
 ) -> None:
     """Normalize scans into a patch bank indexed per tissue class. Goes on where it was stopped."""
@@ -62,6 +64,7 @@ def preprocess(
         rebuild=rebuild,
         synthetic=synthetic,
         schema=schema,
+        modalities=tuple(modality or ()),
     )
     with joined_cluster(cluster, needs=[data], shared=bank, workers=workers, part=part) as joined:
         built = build_bank(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from brats_seg.commands.options import ClusterAddress, Schema, Synthetic, Workers, joined_cluster
+from brats_seg.commands.options import ClusterAddress, Modalities, Schema, Synthetic, Workers, joined_cluster
 
 
 def verify(
@@ -23,6 +23,7 @@ def verify(
     workers: Workers = 0,
     synthetic: Synthetic = False,
     schema: Schema = None,
+    modality: Modalities = None,
     cluster: ClusterAddress = None,
 ) -> None:
     """List everything that is wrong with a data set, at once. Exit 1 if a case must be refused."""
@@ -45,7 +46,7 @@ def verify(
         from brats_seg.scans.layouts import find_cases
         from brats_seg.scans.verify import verify_cases
 
-        cases = find_cases(data, synthetic=synthetic, schema=schema)
+        cases = find_cases(data, synthetic=synthetic, required=modality, schema=schema)
         with joined_cluster(cluster, needs=[data], workers=workers) as joined:
             report = verify_cases(cases, workers=workers or n_cores(), cluster=joined)
         found, code = report.to_dict(), report.exit_code

@@ -12,7 +12,7 @@ from brats_seg.core.files import read_text
 from brats_seg.core.shapes import Counts, Mask, TissueMap
 from brats_seg.scans.case import ScanFile
 from brats_seg.scans.geometry import Geometry, ScanError, same_grid
-from brats_seg.scans.labels import REGIONS, region_classes
+from brats_seg.scans.labels import region_classes, regions_of
 from brats_seg.scans.predictions import CLASSES, PROBABILITIES
 from brats_seg.scans.volume import read_volumes
 
@@ -111,7 +111,7 @@ def score_probabilities(
             .clip(0, 1),
             np.isin(reference[counted], region_classes(region, classes, cavity_in=cavity_in)),
         )
-        for region in REGIONS
+        for region in regions_of(classes)
     }
 
 
@@ -138,7 +138,9 @@ def read_probabilities(out: Path, case_id: str, *, grid: Geometry) -> tuple[Volu
 
 def calibration_tree(cases: Sequence[Mapping[str, Reliability]]) -> dict[str, Any]:
     """The part of summary.json: all voxels of all cases together, region by region."""
-    totals = {region: sum((case[region] for case in cases[1:]), start=cases[0][region]) for region in REGIONS}
+    totals = {
+        region: sum((case[region] for case in cases[1:]), start=cases[0][region]) for region in cases[0]
+    }
     return {
         "n_cases": len(cases),
         "voxels": "those whose probability of healthy is below 1, and all that the reference calls tumor",

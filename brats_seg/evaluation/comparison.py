@@ -16,7 +16,7 @@ from brats_seg.scans.labels import REGIONS
 
 SCORES = ("dice", "sensitivity", "precision", "volume_ratio", "hd95_mm")
 MEAN = "mean"
-"""Stands for the mean of the three regions."""
+"""Stands for the mean of the regions."""
 COMPARED = (*REGIONS, MEAN, "healthy")
 _CASE = ["score", "region", "unit", "patient"]
 
@@ -128,17 +128,17 @@ def _by_case_once(variants: Mapping[Variant, pd.DataFrame]) -> ByCase:
 
 
 def _by_case(rows: pd.DataFrame) -> pd.DataFrame:
-    """The columns `_CASE` and `value`, the mean over seeds; with the mean of the three regions beside
-    them.
-    """
+    """The columns `_CASE` and `value`, the mean over seeds; with the mean of the regions beside them."""
     present = rows[rows["n_reference_vox"] > 0].rename(columns={"case": "unit"})
     long = present.melt(["region", "unit", "patient"], SCORES, "score").dropna(subset="value")
     means: Any = long.groupby(_CASE, sort=False, as_index=False)["value"].agg(fmean)
-    # Over cases that have all three regions, so that every strategy's mean is over the same parts.
+    # Over cases that have all regions of the task, so that every strategy's mean is over the same parts.
     key = ["score", "unit", "patient"]
     of_regions = means[means["region"].isin(REGIONS)].groupby(key, sort=False)["value"]
     whole = of_regions.agg(["size", fmean]).reset_index().rename(columns={"fmean": "value"})
-    whole = whole[whole["size"] == len(REGIONS)].assign(region=MEAN)
+    whole = whole[whole["size"] == rows.loc[rows["region"].isin(REGIONS), "region"].nunique()].assign(
+        region=MEAN
+    )
     in_order = means.loc[means["region"] == REGIONS[0], key].merge(whole, on=key)
     return pd.concat([means, in_order[means.columns]], ignore_index=True)
 

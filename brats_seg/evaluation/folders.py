@@ -33,6 +33,7 @@ from brats_seg.scans.labels import (
     LabelSchema,
     common_classes,
     region_classes,
+    regions_of,
     schema_option,
     to_tissue,
 )
@@ -241,11 +242,12 @@ def _swapped(out: Path, scored: Sequence[_CaseScores], cavity_in: Sequence[str])
     if not scored:
         return []
     classes = scored[0].classes
+    regions = regions_of(classes)
 
     def mean_dice(order: Sequence[int]) -> list[float]:
         """Of each region, over the cases where it has one, with the predicted classes in that order."""
         means = []
-        for region in REGIONS:
+        for region in regions:
             members = region_classes(region, classes, cavity_in=cavity_in)
             values = np.array([overlap_scores(case.confusion[:, order], members).dice for case in scored])
             means.append(float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else 0.0)
@@ -260,7 +262,7 @@ def _swapped(out: Path, scored: Sequence[_CaseScores], cavity_in: Sequence[str])
         )
         if gain > SWAP_GAIN and sum(swapped) > sum(plain):
             found.append((gain, f"with {classes[one]} and {classes[other]} swapped the mean Dice of "
-                                f"{REGIONS[region]} would be "
+                                f"{regions[region]} would be "
                           f"{swapped[region]:.3f} instead of {plain[region]:.3f}"))  # fmt: skip
     expected = "the label values of each case's schema, or --prediction-schema NAME"
     return [Problem("warning", "", str(out), max(found)[1], expected)] if found else []

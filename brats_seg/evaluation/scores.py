@@ -11,10 +11,7 @@ from brats_seg.evaluation.overlap import Overlap, joint_histogram, overlap_score
 from brats_seg.evaluation.pair import Pair, make_pair
 from brats_seg.evaluation.surface import Spacing, hd95_of, surface_dice
 from brats_seg.evaluation.table import NAN, TOLERANCE_MM, Convention, Score
-from brats_seg.scans.labels import (
-    REGIONS,
-    region_classes,
-)
+from brats_seg.scans.labels import region_classes, regions_of
 
 
 def score_case(
@@ -47,7 +44,7 @@ def score_case(
     rules = [convention_named(name) for name in conventions]
     histogram = joint_histogram(reference, prediction, len(classes))
     pair = make_pair(reference, prediction, spacing_mm=spacing_mm)
-    parts = {region: region_classes(region, classes, cavity_in=cavity_in) for region in REGIONS}
+    parts = {region: region_classes(region, classes, cavity_in=cavity_in) for region in regions_of(classes)}
     if tissues:
         parts |= {tissue: (i,) for i, tissue in enumerate(classes)}
     return tuple(

@@ -68,6 +68,10 @@ def clean_up(
             min_share=cleanup.min_component_share,
         )
     if cleanup.min_core_component_mm3 > 0:
+        if "edema" not in classes:
+            raise UsageError(
+                f"clean-up of the core: needs the class edema; the network has {', '.join(classes)}"
+            )
         edema = list(classes).index("edema")
         labels = without_small(
             labels, "core", to=edema, classes=classes, min_voxels=cleanup.min_core_component_mm3 / voxel_mm3

@@ -19,7 +19,7 @@ from brats_seg.inference.dense import Probabilities, brain_mask
 from brats_seg.reporting.style import SCAN, TISSUE_COLORS
 from brats_seg.scans.case import Case
 from brats_seg.scans.geometry import Geometry
-from brats_seg.scans.labels import MERGED, REGIONS, SCHEMAS, TISSUES, LabelSchema, region_classes
+from brats_seg.scans.labels import CLASS_ORDER, SCHEMAS, LabelSchema, region_classes, regions_of
 from brats_seg.scans.predictions import CLASSES, TABLE, read_rows
 from brats_seg.scans.volume import read_header, write_volume
 
@@ -123,7 +123,10 @@ def volumes_ml(tissue: TissueMap, geometry: Geometry, classes: Sequence[str]) ->
     """
     voxel_ml = float(np.prod(geometry.spacing_mm)) / 1000
     counts = [np.count_nonzero(tissue == i) * voxel_ml for i in range(len(classes))]
-    regions = {region: float(sum(counts[i] for i in region_classes(region, classes))) for region in REGIONS}
+    regions = {
+        region: float(sum(counts[i] for i in region_classes(region, classes)))
+        for region in regions_of(classes)
+    }
     return regions | {name: float(counts[i]) for i, name in enumerate(classes) if i}
 
 
@@ -205,7 +208,7 @@ def _rebuild(out: Path, rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, str | float]]) -> None:
     seen = dict.fromkeys(key for row in rows for key in row)
-    tissues = [f"{tissue}_ml" for tissue in (*TISSUES, MERGED)]
+    tissues = [f"{tissue}_ml" for tissue in CLASS_ORDER]
     first = ["case", "file", "schema", "seconds"]
     columns = [
         *first,

@@ -27,7 +27,7 @@ from brats_seg.inference.segmenter import Segmenter, fitting, goes_by_slices, se
 from brats_seg.inference.threads import computing_threads
 from brats_seg.inference.thresholds import RegionThresholds, cut_regions
 from brats_seg.scans.case import Case
-from brats_seg.scans.labels import from_tissue, schema_named
+from brats_seg.scans.labels import SCHEMAS, from_tissue, schema_named
 from brats_seg.scans.predictions import PROBABILITIES
 from brats_seg.scans.problem import Problem, RefusedError, problem_of
 from brats_seg.scans.volume import SUFFIXES, write_label_map
@@ -70,7 +70,7 @@ def predict_cases(
         UsageError: no segmenter, or segmenters that do not fit together.
     """
     job = _Job(fitting(segmenters), out, options)
-    cases = [case if case.schema else replace(case, schema=job.default_schema) for case in cases]
+    cases = [replace(case, schema=job.schema_of(case)) for case in cases]
     out.mkdir(parents=True, exist_ok=True)
     alike = {row["case"] for row in rebuild_table(out) if row.get("settings") == job.settings}
     skipped = [c.id for c in cases if options.skip_finished and c.id in alike and _is_finished(job, c)]
@@ -119,7 +119,7 @@ def predict_one(
         raise UsageError(f"{out}: its name must end in one of {', '.join(SUFFIXES)}")
     job = _Job(fitting(segmenters), out.parent, options, single=out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    return _report(list(_pipelined(job, [replace(case, schema=case.schema or job.default_schema)])))
+    return _report(list(_pipelined(job, [replace(case, schema=job.schema_of(case))])))
 
 
 def _report(
@@ -150,12 +150,14 @@ class _Job:
     options: PredictOptions
     single: Path | None = None
 
-    @property
-    def default_schema(self) -> str:
-        """Of the label maps of cases whose own schema is unknown: the newest that has all classes of the
-        networks.
+    def schema_of(self, case: Case) -> str:
+        """The label values that a case is written in: its own, or where these are unknown, or have no value
+        for a class of the networks, the first that has.
         """
-        return DEFAULT_SCHEMA if "resection_cavity" not in self.segmenters[0].classes else CAVITY_SCHEMA
+        classes = self.segmenters[0].classes
+        first = CAVITY_SCHEMA if "resection_cavity" in classes else DEFAULT_SCHEMA
+        names = (*([case.schema] if case.schema else []), first, *SCHEMAS)
+        return next((name for name in names if schema_named(name).writes(classes)), first)
 
     @property
     def thresholds(self) -> RegionThresholds | None:

@@ -16,7 +16,7 @@ from brats_seg.core.shapes import TissueMap
 from brats_seg.phantoms.brain import grid_of, grow_brain, push, warp
 from brats_seg.phantoms.files import LAYOUTS, write_case, write_index
 from brats_seg.phantoms.image import mimics_of, paint, scan
-from brats_seg.phantoms.tumor import Lesion, Traits, grow_tumor, place_tumor
+from brats_seg.phantoms.tumor import Lesion, Traits, grow_tumor, place_tumor, together
 
 __all__ = (
     "LAYOUTS", "PHANTOM_VERSION", "Lesion", "PhantomCase", "Traits", "make_case", "make_traits",
@@ -28,6 +28,8 @@ PHANTOM_VERSION = 1
 figures of one case of it.
 """
 MIN_SIZE = 48
+MANY = 5.0
+"""Tumors of a case with metastases."""
 FEW = 4
 """From so many cases on, a cohort is planned as a whole; fewer are drawn one by one."""
 _MARK = ".phantom"  # a hidden file, which no layout reads
@@ -69,6 +71,7 @@ def make_case(
     anatomy, growth, scanner = np.random.default_rng(seed).spawn(3)
     lesion = lesion or plan_lesions(1, growth, traits=traits)[0]
     grid = warp(grid_of(size), anatomy)
+    lesion = lesion._replace(scale=lesion.scale / traits.tumors)
     center = place_tumor(growth)
     radius = float(
         np.cbrt(0.36 * lesion.scale * traits.tumor)
@@ -76,6 +79,9 @@ def make_case(
     brain = grow_brain(grid, push(grid, center, radius=radius, strength=0.3), anatomy)
     mimics, vessels = mimics_of(brain, anatomy, traits=traits)
     tumor = grow_tumor(brain, grid, growth, center=center, lesion=lesion, traits=traits)
+    for _ in range(int(traits.tumors) - 1):
+        center = place_tumor(growth)
+        tumor = together(tumor, grow_tumor(brain, grid, growth, center=center, lesion=lesion, traits=traits))
     clean = paint(brain, tumor, scanner, mimics=mimics, vessels=vessels, traits=traits)
     return PhantomCase(scan(clean, brain.inside, scanner, traits=traits), tumor.tissue)
 
@@ -141,6 +147,8 @@ def write_cohort(
     traits = traits or Traits()
     if "resection_cavity" in LAYOUTS[layout].tissues:
         traits = replace(traits, cavities=max(traits.cavities, 0.4))
+    if LAYOUTS[layout].many:
+        traits = replace(traits, tumors=max(traits.tumors, MANY))
     _claim(out)
     lesions = plan_lesions(n_cases, np.random.default_rng([seed, n_cases]), traits=traits)
     paths = []

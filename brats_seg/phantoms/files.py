@@ -7,7 +7,7 @@ file, as the Virtual Skeleton Database gave them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from brats_seg.core.shapes import TissueMap
 from brats_seg.core.tables import csv_text
 from brats_seg.scans.case import MODALITIES
 from brats_seg.scans.geometry import make_geometry
-from brats_seg.scans.labels import SCHEMAS, TISSUES, from_tissue
+from brats_seg.scans.labels import GROSS_TUMOR, SCHEMAS, TISSUES, from_tissue, region_classes
 from brats_seg.scans.volume import write_label_map, write_volume
 
 
@@ -31,7 +31,8 @@ class PhantomLayout:
         folder: template of a case's folder; empty where all cases share one.
         scan: template of a modality's path under the root.
         label: template of the label's path.
-        names: the release's spelling of t1n, t1c, t2w, t2f.
+        names: the release's spelling of t1n, t1c, t2w, t2f; "" for one that it does not have.
+        many: whether a case has several small tumors.
         label_dtype: number type of the label file; 2023 was released with float masks.
         channels: positions in `MODALITIES` stacked into one 4-D file; empty where each modality has a file.
         index: writes what the root needs besides the cases.
@@ -45,11 +46,22 @@ class PhantomLayout:
     label_dtype: str = "uint8"
     channels: tuple[int, ...] = ()
     index: Callable[[Path, int], None] | None = None
+    many: bool = False
 
     @property
     def tissues(self) -> tuple[str, ...]:
         """The tissue classes its labels can name, cores merged or not."""
         return tuple(SCHEMAS[self.schema].values.values())
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """What an expert draws of each of `labels.TISSUES`: the core alone where the gross tumor is asked
+        for.
+        """
+        if GROSS_TUMOR not in self.tissues:
+            return TISSUES
+        core = region_classes("core", TISSUES)
+        return tuple(GROSS_TUMOR if i in core else "healthy" for i in range(len(TISSUES)))
 
 
 def write_case(
@@ -87,9 +99,9 @@ def write_case(
     if form.channels:
         write_volume(place(form.scan, 0), modalities[..., list(form.channels)], geometry, dtype="int16")
     else:
-        for m in range(len(MODALITIES)):
+        for m in (m for m in range(len(MODALITIES)) if form.names[m]):
             write_volume(place(form.scan, m), modalities[..., m], geometry, dtype="int16")
-    values = from_tissue(tissue, SCHEMAS[form.schema], TISSUES)
+    values = from_tissue(tissue, SCHEMAS[form.schema], form.drawn)
     write_label_map(place(form.label, len(MODALITIES)), values, geometry, dtype=form.label_dtype)
     return place(form.folder + "/.", 0) if form.folder else place(form.scan, 0)
 
@@ -180,6 +192,12 @@ def _plain(
     )
 
 
+def _since_2023(schema: str, year: str, task: str) -> PhantomLayout:
+    """A layout in a folder that says the year and the task."""
+    folder = f"BraTS{year}-{task}-TrainingData/BraTS-{task}-{{n:05d}}-000"
+    return _plain(schema, folder, _NAMES_2023, joint="-")
+
+
 def _vsd(case: str, label: str) -> PhantomLayout:
     """A layout with a folder per file, named like it, from the Virtual Skeleton Database."""
     scan, label = "VSD.Brain.XX.O.{m}.{vsd}", label + ".{vsd}"
@@ -189,6 +207,13 @@ def _vsd(case: str, label: str) -> PhantomLayout:
 
 
 LAYOUTS: dict[str, PhantomLayout] = {
+    "brats2012": PhantomLayout(
+        "brats2012",
+        "BRATS_{hl}{n:04d}",
+        "BRATS_{hl}{n:04d}/BRATS_{hl}{n:04d}_{m}.mha",
+        "BRATS_{hl}{n:04d}/BRATS_{hl}{n:04d}_truth.mha",
+        ("T1", "T1C", "T2", "FLAIR"),
+    ),
     "brats2013": _vsd("{hl}/{n:04d}", "VSD.Brain_3more.XX.XX.OT"),
     "brats2015": _vsd("{grade}/brats_tcia_pat{n:03d}_0001", "VSD.Brain_3more.XX.O.OT"),
     "brats2017": _plain("brats2017", "{grade}/Brats17_TCIA_{n:03d}_1", _NAMES_2017),
@@ -198,8 +223,33 @@ LAYOUTS: dict[str, PhantomLayout] = {
     "brats2021": _plain("brats2017", "BraTS2021_{n:05d}", _NAMES_2017),
     "brats2023": _plain("brats2023", "BraTS-GLI-{n:05d}-000", _NAMES_2023, joint="-", label_dtype="float32"),
     "brats2024gli": _plain("brats2024gli", "BraTS-GLI-{n:05d}-100", _NAMES_2023, joint="-"),
-    "brats2024ped": _plain(
-        "brats2024ped", "BraTS2024-PED-TrainingData/BraTS-PED-{n:05d}-000", _NAMES_2023, joint="-"
+    "brats2024ped": _since_2023("brats2024ped", "2024", "PED"),
+    "brats2023ped": _since_2023("brats2023", "2023", "PED"),
+    "brats2023met": replace(_since_2023("brats2023", "2023", "MET"), many=True),
+    "brats2025met": replace(_since_2023("brats2024gli", "2025", "MET"), many=True),
+    "bratsmen": _since_2023("brats2023", "2023", "MEN"),
+    "bratsssa": _since_2023("brats2023", "2023", "SSA"),
+    "bratsgoat": _plain("brats2023", "BraTS-GoAT-{n:05d}", _NAMES_2023, joint="-"),
+    "brats2024menrt": PhantomLayout(
+        "brats2024menrt",
+        "BraTS-MEN-RT-{n:04d}-1",
+        "BraTS-MEN-RT-{n:04d}-1/BraTS-MEN-RT-{n:04d}-1_{m}.nii.gz",
+        "BraTS-MEN-RT-{n:04d}-1/BraTS-MEN-RT-{n:04d}-1_gtv.nii.gz",
+        ("", "t1c", "", ""),
+    ),
+    "upenn": PhantomLayout(
+        "brats2017",
+        "images_structural/UPENN-GBM-{n:05d}_11",
+        "images_structural/UPENN-GBM-{n:05d}_11/UPENN-GBM-{n:05d}_11_{m}.nii.gz",
+        "images_segm/UPENN-GBM-{n:05d}_11_segm.nii.gz",
+        ("T1", "T1GD", "T2", "FLAIR"),
+    ),
+    "ucsf": PhantomLayout(
+        "brats2017",
+        "UCSF-PDGM-{n:04d}_nifti",
+        "UCSF-PDGM-{n:04d}_nifti/UCSF-PDGM-{n:04d}_{m}.nii.gz",
+        "UCSF-PDGM-{n:04d}_nifti/UCSF-PDGM-{n:04d}_tumor_segmentation.nii.gz",
+        ("T1", "T1c", "T2", "FLAIR"),
     ),
     "msd": PhantomLayout(
         "msd",

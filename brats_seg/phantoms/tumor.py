@@ -37,6 +37,7 @@ class Traits:
         noise: standard deviation of the noise, in units of white matter on T1.
         bias: standard deviation of the logarithm of the bias field.
         cavities: share of cases with a resection cavity.
+        tumors: how many a case has, a whole number; together they have the volume of one.
     """
 
     edema: float = 0.011
@@ -52,11 +53,14 @@ class Traits:
     noise: float = 0.04
     bias: float = 0.04
     cavities: float = 0.0
+    tumors: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not 0 <= value < math.inf:
                 raise UsageError(f"traits: {name} {value:g}: every trait is finite and 0 or more")
+        if self.tumors < 1 or self.tumors % 1:
+            raise UsageError(f"traits: tumors {self.tumors:g}: a case has 1 tumor or more")
         if self.tumor >= 0.1:
             raise UsageError(
                 f"traits: the tumor shares sum to {self.tumor:g}; they must sum to less than 0.1"
@@ -129,6 +133,13 @@ def grow_tumor(
         tissue[lowest(np.where(core, reach + 2 * voxel * noise[2], np.inf), n_core // 2)] = CAVITY
     edge = float(delay[lowest(delay, n["edema"])].max(initial=0)) if n["edema"] else -np.inf
     return Tumor(tissue, np.clip(0.5 + (edge - delay) / (1.3 * voxel), 0, 1).astype(np.float32))
+
+
+def together(first: Tumor, second: Tumor) -> Tumor:
+    """Two tumors in one brain. Where they meet, the core of either comes before edema."""
+    hidden = (second.tissue == HEALTHY) | ((second.tissue == EDEMA) & (first.tissue != HEALTHY))
+    tissue = np.where(hidden, first.tissue, second.tissue)
+    return Tumor(tissue, np.maximum(first.visible, second.visible))
 
 
 def lowest(field: Field, n: int) -> Mask:

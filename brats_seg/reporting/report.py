@@ -132,7 +132,7 @@ def _content(
         "lead": n_words,
         "provenance": provenance(run),
         "folders": {"predictions": out.resolve().name, "reference": reference.resolve().name},
-        "regions": REGIONS,
+        "regions": [r for r in REGIONS if any(s.region == r for s in scores)],
         "names": NAMES,
         "meanings": {
             r: words + CAVITY_WORDS * (r in evaluation.summary["cavity_in"]) for r, words in MEANINGS.items()
@@ -178,7 +178,7 @@ def _summary_table(name: str, tree: Mapping[str, Any]) -> dict[str, Any]:
             ["dice"],
         )
     rows = []
-    for region in REGIONS:
+    for region in (r for r in REGIONS if r in tree["regions"]):
         figures_of_region = tree["regions"][region]
         rows.append({
             "region": region,

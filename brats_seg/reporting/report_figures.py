@@ -41,10 +41,11 @@ def draw_figures(
     scores: Sequence[Score], confusion: JointHistogram, classes: Sequence[str]
 ) -> dict[str, Plot]:
     """Every figure of the scores of one convention, by name."""
-    dice = {r: [s.dice for s in scores if s.region == r] for r in REGIONS}
+    regions = [r for r in REGIONS if any(s.region == r for s in scores)]
+    dice = {r: [s.dice for s in scores if s.region == r] for r in regions}
     distances = {
         r: [s.hd95_mm for s in scores if s.region == r and s.n_reference_vox and s.n_prediction_vox]
-        for r in REGIONS
+        for r in regions
     }
     volumes = {
         c: (
@@ -88,7 +89,7 @@ def calibration(tree: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Reliability of the saved probabilities; None where none were saved."""
     if tree is None:
         return None
-    curves = {region: tree["regions"][region]["bins"] for region in REGIONS}
+    curves = {region: found["bins"] for region, found in tree["regions"].items()}
     rows = []
     for region, bins in curves.items():
         n = sum(b["n_voxels"] for b in bins)

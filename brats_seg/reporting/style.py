@@ -21,6 +21,9 @@ TISSUE_COLORS = {
     "non_enhancing_core": "#870f00",
     "enhancing_core": "#e05217",
     "resection_cavity": "#efde3e",
+    "tumor_core": "#e05217",
+    "whole_tumor": "#6cbaf7",
+    "gross_tumor": "#e05217",
 }
 """What a tissue class looks like in every picture, page and label file. Chosen by search: every two tumor
 classes stay over 20 CIEDE2000 apart, and each stays over 15 away from every gray of a scan and from the white

@@ -24,11 +24,14 @@ from brats_seg.reporting.style import color_of, css_variables, viewer_colors, wo
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.geometry import Geometry, same_grid
 from brats_seg.scans.labels import (
+    GROSS_TUMOR,
     MERGED,
-    REGIONS,
     SCHEMAS,
+    TUMOR_CORE,
+    WHOLE_TUMOR,
     common_classes,
     region_classes,
+    regions_of,
     schema_named,
     schema_option,
     to_tissue,
@@ -54,6 +57,9 @@ _INWARD = (
     MERGED,
     "necrotic_core",
     "resection_cavity",
+    WHOLE_TUMOR,
+    GROSS_TUMOR,
+    TUMOR_CORE,
 )
 _MARGIN_VOX = 3
 Box = tuple[slice, slice, slice]
@@ -317,7 +323,9 @@ def _legend(
             for i, name in enumerate(classes)
             if i > 0
         ],
-        "regions": [row(_REGION_NAMES[region], region_classes(region, classes)) for region in REGIONS],
+        "regions": [
+            row(_REGION_NAMES[region], region_classes(region, classes)) for region in regions_of(classes)
+        ],
     }
 
 

@@ -25,7 +25,10 @@ ALIASES: Mapping[str, str] = {
 _PATIENTS = (
     (r"BraTS2021_0*(\d+)", "GLI-{:0>5}"),
     (r"BraTS-(?:GLI)-0*(\d+)-\d+", "GLI-{:0>5}"),
-    (r"BraTS-PED-0*(\d+)-\d+", "PED-{:0>5}"),
+    (r"BraTS-(PED|MET|MEN|MEN-RT|SSA)-0*(\d+)-\d+", "{}-{:0>5}"),
+    (r"BRATS_([HL]G)(\d{4})", "2013-{}-{}"),  # 2013 has the patients of 2012
+    (r"(UPENN-GBM-\d+)_\d+", "{}"),
+    (r"(UCSF-PDGM-\d+)_\w+", "{}"),
     (r"([HL]G)_(\d{4})", "2013-{}-{}"),
     (r"([HL]G)G_brats_2013_pat(\d{4})_\w+", "2013-{}-{}"),  # 2015 contains 2013
     (r"(?:[HL]GG_)?brats_tcia_pat0*(\d+)_\w+", "TCIA-{:0>3}"),

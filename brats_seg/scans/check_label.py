@@ -14,7 +14,7 @@ from brats_seg.scans.labels import SCHEMAS, LabelSchema, schema_named, schemas_t
 from brats_seg.scans.loaded import LoadedCase, problem_with
 from brats_seg.scans.plain import NAME as PLAIN
 from brats_seg.scans.problem import Problem
-from brats_seg.scans.releases import UNDATED_PED
+from brats_seg.scans.releases import LAYOUTS
 from brats_seg.scans.volume import read_volume
 
 _MASK_SHARE = 0.9  # of the brain that a label calls tumor; the largest of the 15 real cases looked at: 0.16
@@ -92,9 +92,14 @@ def _untold(case: Case, label: Volume) -> Problem:
     values = [int(value) for value in np.unique(np.rint(stored))]
     listed = ", ".join(map(str, values[:9])) + ", ..." * (len(values) > 9) or "0 alone"
     by_manifest = ", or a column 'schema' in the manifest" if case.layout == "manifest" else ""
+    candidates = LAYOUTS[case.layout].candidates if case.layout in LAYOUTS else ()
     what = f"has the values {listed}, and nothing says which tissue each value is"
     return problem_with(
-        case, "error", LABEL, what, f"--schema NAME{by_manifest}; the values fit {schemas_that_fit(values)}"
+        case,
+        "error",
+        LABEL,
+        what,
+        f"--schema NAME{by_manifest}; the values fit {schemas_that_fit(values, among=candidates)}",
     )
 
 
@@ -107,7 +112,7 @@ def _strange_values(
     ]
     how = (
         "--schema NAME"
-        if layout in (PLAIN, UNDATED_PED)
+        if layout == PLAIN or LAYOUTS[layout].candidates
         else "a manifest CSV names it in its column 'schema'"
     )
     hint = f"; its values fit {' or '.join(fitting)} ({how})" if fitting else ""

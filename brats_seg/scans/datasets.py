@@ -9,7 +9,7 @@ from typing import Any, Literal
 from brats_seg.core.errors import InputError, printable
 from brats_seg.core.files import read_json, read_table
 from brats_seg.scans.case import MODALITIES, ScanFile, modality_named, patient_of
-from brats_seg.scans.labels import MERGED, SCHEMAS
+from brats_seg.scans.labels import GROSS_TUMOR, MERGED, SCHEMAS, TUMOR_CORE, WHOLE_TUMOR
 from brats_seg.scans.problem import Problem
 from brats_seg.scans.volume import SUFFIXES
 
@@ -19,6 +19,7 @@ LABEL = "label"
 _WORDS = (  # the first that fits, in a name of lower-case letters and spaces
     (r"background|healthy|\bnormal", "healthy"),
     (r"cavity|\brc\b", "resection_cavity"),
+    (r"gross|\bgtv\b", GROSS_TUMOR),
     (r"snfh|flair|hyperintens", "edema"),  # "surrounding non-enhancing FLAIR hyperintensity" is no core
     (r"(necro|ncr).*(non ?enh|net)|(non ?enh|net).*(necro|ncr)", MERGED),
     (r"non ?(contrast ?)?enh|\bnetc?\b", "non_enhancing_core"),
@@ -151,7 +152,7 @@ def schema_of_names(names: Mapping[str, Sequence[int]]) -> str:
     [3], ...}.
 
     One core named alone ("non-enhancing") stands for both. Regions that overlap are taken apart: whole
-    without core is edema.
+    without core is edema. A whole without a core, and a core without enhancing tumor, is a class of its own.
 
     Raises:
         InputError: a name that fits no tissue, or values that fit no schema.
@@ -183,9 +184,9 @@ def _without_regions(values: dict[str, set[int]]) -> dict[str, set[int]]:
     whole, core, enhancing = (values.pop(name, set()) for name in ("whole", "core", "enhancing_core"))
     found = {"enhancing_core": enhancing} if enhancing else {}
     if core:
-        found[MERGED] = core - enhancing
+        found[MERGED if enhancing else TUMOR_CORE] = core - enhancing
     if whole:
-        found["edema"] = whole - core - enhancing
+        found["edema" if core or enhancing else WHOLE_TUMOR] = whole - core - enhancing
     return values | found
 
 

@@ -13,8 +13,14 @@ TISSUES = ("healthy", "necrotic_core", "edema", "non_enhancing_core", "enhancing
 """Every tissue class a voxel of the brain can have, in the order class indices follow."""
 MERGED = "necrotic_or_non_enhancing"
 """The class that stands for both cores where one schema of a data set does not tell them apart."""
+TUMOR_CORE = "tumor_core"
+"""The class that stands for both cores and the enhancing core (2012)."""
+WHOLE_TUMOR = "whole_tumor"
+"""The class that stands for all tumor tissue, edema included (EGD)."""
+GROSS_TUMOR = "gross_tumor"
+"""The gross tumor volume of radiotherapy: no other class is a part of it, and it is a part of no other."""
 REGIONS = ("whole", "core", "active")
-"""Nested regions, largest first."""
+"""Nested regions, largest first. A task has those that its classes make (`regions_of`)."""
 OUTSIDE = 255
 """The tissue index of a voxel outside the brain."""
 
@@ -25,12 +31,21 @@ _SHORT_WORDS = {  # for one line about all schemas
     "non_enhancing_core": "non-enhancing",
     "enhancing_core": "enhancing",
     "resection_cavity": "cavity",
+    TUMOR_CORE: "whole core",
+    WHOLE_TUMOR: "whole tumor",
+    GROSS_TUMOR: "gross tumor",
 }
 _CORES = ("necrotic_core", "non_enhancing_core")
-_ORDER = ("healthy", "necrotic_core", MERGED, *TISSUES[2:])
+CLASS_ORDER = ("healthy", WHOLE_TUMOR, GROSS_TUMOR, TUMOR_CORE, "necrotic_core", MERGED, *TISSUES[2:])
+"""Every class a network can have, in the order class indices follow."""
+_PARTS = {  # of the classes that stand for several
+    MERGED: _CORES,
+    TUMOR_CORE: (*_CORES, MERGED, "enhancing_core"),
+    WHOLE_TUMOR: (*_CORES, MERGED, "enhancing_core", TUMOR_CORE, "edema"),
+}
 _REGION_TISSUES = {
-    "whole": ("necrotic_core", MERGED, "edema", "non_enhancing_core", "enhancing_core"),
-    "core": ("necrotic_core", MERGED, "non_enhancing_core", "enhancing_core"),
+    "whole": (*_PARTS[WHOLE_TUMOR], WHOLE_TUMOR, GROSS_TUMOR),
+    "core": (*_PARTS[TUMOR_CORE], TUMOR_CORE),
     "active": ("enhancing_core",),
 }
 _WHOLE_TOLERANCE = 1e-3
@@ -46,38 +61,52 @@ class LabelSchema:
 
     Attributes:
         name: the key in `SCHEMAS`.
-        values: voxel value -> tissue name of `TISSUES`, or `MERGED`; 0 is always healthy.
-        merged_value: the value `MERGED` is written back as.
+        values: voxel value -> a name of `CLASS_ORDER`; 0 is always healthy.
+        merged_value: the value `MERGED` is written back as, in a schema that tells the two cores apart.
     """
 
     name: str
     values: Mapping[int, str]
-    merged_value: int
+    merged_value: int | None = None
 
     def value_of(self, tissue: str) -> int:
         """The voxel value a tissue class is written as.
 
-        A core this schema does not tell apart takes the merged value, and a resection cavity in a schema
-        without one takes 0 (healthy).
+        A class that the schema does not tell apart takes the value of the class that stands for it, and a
+        resection cavity in a schema without one takes 0 (healthy).
 
         Raises:
-            InputError: the tissue is none of `TISSUES` and not `MERGED`.
+            InputError: a class that is unknown, or that the schema cannot write.
         """
-        if tissue == MERGED:
+        found = _first_of(tissue, self.values.values())
+        if found is not None:
+            return next(value for value, name in self.values.items() if name == found)
+        if tissue == MERGED and self.merged_value is not None:
             return self.merged_value
-        for value, name in self.values.items():
-            if name == tissue:
-                return value
-        if tissue in _CORES:
-            return self.merged_value
-        if tissue in TISSUES:
+        if tissue == "resection_cavity":
             return 0
+        if tissue not in CLASS_ORDER:
+            raise InputError(f"tissue class '{tissue}' is unknown; the classes are {', '.join(CLASS_ORDER)}")
         raise InputError(
-            f"tissue class '{tissue}' is unknown; the classes are {', '.join((*TISSUES, MERGED))}"
+            f"tissue class '{tissue}' has no value in schema '{self.name}', which has "
+            f"{', '.join(tuple(self.values.values())[1:])}"
         )
 
+    def writes(self, classes: Iterable[str]) -> bool:
+        """Whether all these classes have a value."""
+        try:
+            return all(self.value_of(tissue) >= 0 for tissue in classes)
+        except InputError:
+            return False
 
-def _schema(name: str, *, merged_value: int, **values: int) -> LabelSchema:
+
+def _first_of(tissue: str, names: Iterable[str]) -> str | None:
+    """The class itself, or the smallest class that it is a part of, if one is among the names."""
+    known = set(names)
+    return next((n for n in (tissue, *_PARTS) if n in known and tissue in (n, *_PARTS.get(n, ()))), None)
+
+
+def _schema(name: str, *, merged_value: int | None = None, **values: int) -> LabelSchema:
     return LabelSchema(
         name,
         MappingProxyType({0: "healthy"} | {value: tissue for tissue, value in values.items()}),
@@ -88,30 +117,36 @@ def _schema(name: str, *, merged_value: int, **values: int) -> LabelSchema:
 SCHEMAS: dict[str, LabelSchema] = {
     schema.name: schema
     for schema in (
+        # 2012: the whole core, enhancing tumor included, has one value (Menze et al. 2015 tell its history)
+        _schema("brats2012", edema=1, tumor_core=2),
         # 2013 and 2015, Menze et al. 2015
         _schema(
             "brats2013", necrotic_core=1, edema=2, non_enhancing_core=3, enhancing_core=4, merged_value=1
         ),
         # 2017 to 2021, Bakas et al. 2018, Baid et al. 2021: 3 is skipped
-        _schema("brats2017", necrotic_or_non_enhancing=1, edema=2, enhancing_core=4, merged_value=1),
-        # 2023 adult glioma: enhancing moved from 4 to 3
-        _schema("brats2023", necrotic_or_non_enhancing=1, edema=2, enhancing_core=3, merged_value=1),
-        # 2024 adult glioma after treatment, de Verdier et al. 2024
+        _schema("brats2017", necrotic_or_non_enhancing=1, edema=2, enhancing_core=4),
+        # 2023 and later, but for what follows: enhancing moved from 4 to 3 (gliomas, metastases, meningiomas,
+        # SSA, GoAT, and pediatric tumors of 2023)
+        _schema("brats2023", necrotic_or_non_enhancing=1, edema=2, enhancing_core=3),
+        # 2024 adult glioma after treatment, de Verdier et al. 2024; metastases since 2025
         _schema(
             "brats2024gli",
             necrotic_or_non_enhancing=1,
             edema=2,
             enhancing_core=3,
             resection_cavity=4,
-            merged_value=1,
         ),
-        # 2024 pediatric: 3 is "cystic component"; merged is written as 2, the far larger part, since 1 is
-        # enhancing here
+        # 2024 and later, pediatric: 3 is "cystic component"; merged is written as 2, the far larger part,
+        # since 1 is enhancing here
         _schema(
             "brats2024ped", enhancing_core=1, non_enhancing_core=2, necrotic_core=3, edema=4, merged_value=2
         ),
+        # 2024 meningioma before radiotherapy, LaBella et al. 2024
+        _schema("brats2024menrt", gross_tumor=1),
         # Medical Segmentation Decathlon, Task01, and what nnU-Net converts BraTS to
-        _schema("msd", edema=1, necrotic_or_non_enhancing=2, enhancing_core=3, merged_value=2),
+        _schema("msd", edema=1, necrotic_or_non_enhancing=2, enhancing_core=3),
+        # Erasmus Glioma Database: the whole tumor alone, van der Voort et al. 2021
+        _schema("egd", whole_tumor=1),
     )
 }
 
@@ -130,13 +165,13 @@ def schema_option(name: str | None, *, option: str = "--schema") -> str:
     return name or ""
 
 
-def schemas_that_fit(values: Iterable[int]) -> str:
+def schemas_that_fit(values: Iterable[int], *, among: Sequence[str] = ()) -> str:
     """The schemas that have all these voxel values, in words, with what each value would mean; those that
-    agree stand together.
+    agree stand together. `among` names those that can be meant, all where it is empty.
     """
     found = sorted({int(value) for value in values} - {0})
     names: dict[str, list[str]] = {}
-    for schema in SCHEMAS.values():
+    for schema in map(schema_named, among or SCHEMAS):
         if set(found) <= set(schema.values):
             meaning = ", ".join(f"{value} {_SHORT_WORDS[schema.values[value]]}" for value in found)
             names.setdefault(meaning, []).append(schema.name)
@@ -149,8 +184,8 @@ def schemas_that_fit(values: Iterable[int]) -> str:
 def region_classes(region: str, classes: Sequence[str], *, cavity_in: Sequence[str] = ()) -> tuple[int, ...]:
     """Indices into `classes` of the tissue classes that make a region.
 
-    whole = all tumor classes; core = whole without edema; active = enhancing alone. The resection cavity
-    belongs to no region but those in `cavity_in`.
+    whole = all tumor classes; core = whole without edema; active = enhancing alone. The gross tumor volume is
+    whole. The resection cavity belongs to no region but those in `cavity_in`.
 
     Raises:
         InputError: a region that is none of `REGIONS`.
@@ -162,23 +197,38 @@ def region_classes(region: str, classes: Sequence[str], *, cavity_in: Sequence[s
     return tuple(i for i, tissue in enumerate(classes) if tissue in members)
 
 
-def common_classes(schemas: Iterable[LabelSchema]) -> tuple[str, ...]:
-    """The finest tissue classes that all schemas tell apart, healthy first, in the order of `TISSUES`.
+def regions_of(classes: Sequence[str]) -> tuple[str, ...]:
+    """The regions that the classes make, largest first."""
+    return tuple(region for region in REGIONS if region_classes(region, classes))
 
-    One schema that merges the two cores merges them for all (`MERGED`, in the place of the necrotic core). A
-    cavity is a class only where all schemas have it; else it counts as healthy. 2013 alone gives five
-    classes; with 2017 or later beside it, four.
+
+def common_classes(schemas: Iterable[LabelSchema]) -> tuple[str, ...]:
+    """The finest tissue classes that all schemas tell apart, healthy first, in the order of `CLASS_ORDER`.
+
+    One schema with a class that stands for several merges these for all: with 2017 or later beside 2013 the
+    two cores are one class. A cavity is a class only where all schemas have it; else it counts as healthy.
+    2013 alone gives five classes; with 2017 or later beside it, four.
 
     Raises:
-        InputError: no schema at all.
+        InputError: no schema at all, or schemas without a tumor class in common.
     """
+    schemas = tuple(schemas)
     tissue_sets = [set(schema.values.values()) for schema in schemas]
     if not tissue_sets:
         raise InputError("no label schema given; tissue classes need at least one labeled case")
-    if any(MERGED in tissues for tissues in tissue_sets):
-        tissue_sets = [(tissues - set(_CORES)) | {MERGED} for tissues in tissue_sets]
+    for merged, parts in _PARTS.items():
+        if any(merged in tissues for tissues in tissue_sets):
+            tissue_sets = [
+                (tissues - set(parts)) | {merged} if tissues & {merged, *parts} else tissues
+                for tissues in tissue_sets
+            ]
     shared = set.intersection(*tissue_sets)
-    return tuple(tissue for tissue in _ORDER if tissue in shared)
+    if shared == {"healthy"}:
+        names = " and ".join(sorted({schema.name for schema in schemas}))
+        raise InputError(
+            f"the label schemas {names} have no tumor class in common; use the cases of each by themselves"
+        )
+    return tuple(tissue for tissue in CLASS_ORDER if tissue in shared)
 
 
 def to_tissue(
@@ -253,16 +303,14 @@ def _lookup(schema: LabelSchema, classes: Sequence[str]) -> UInt8[np.ndarray, "2
 
 
 def _index_of(tissue: str, schema: LabelSchema, classes: Sequence[str]) -> int:
-    for name in (
-        tissue,
-        MERGED if tissue in _CORES else tissue,
-        "healthy" if tissue == "resection_cavity" else tissue,
-    ):
-        if name in classes:
-            return list(classes).index(name)
-    raise InputError(
-        f"schema '{schema.name}' has '{tissue}', which the classes {', '.join(classes)} cannot express"
-    )
+    found = _first_of(tissue, classes)
+    if found is None and tissue == "resection_cavity":
+        found = "healthy"
+    if found is None:
+        raise InputError(
+            f"schema '{schema.name}' has '{tissue}', which the classes {', '.join(classes)} cannot express"
+        )
+    return list(classes).index(found)
 
 
 def _listed(values: Sequence[int]) -> str:

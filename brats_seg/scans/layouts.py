@@ -18,7 +18,7 @@ from brats_seg.scans.labels import schema_option
 from brats_seg.scans.plain import BRAIN_MASK, read_plain
 from brats_seg.scans.plain import NAME as PLAIN
 from brats_seg.scans.problem import Problem
-from brats_seg.scans.releases import LAYOUTS, read_named, schema_by_name
+from brats_seg.scans.releases import LAYOUTS, is_beside, read_named, schema_by_name
 from brats_seg.scans.volume import SUFFIXES
 
 _LONGEST_ID = 200  # bytes; a file name has 255, and a temporary file adds its process and suffixes to the id
@@ -71,7 +71,7 @@ def find_cases(
     *,
     layout: str | None = None,
     synthetic: bool = False,
-    required: Sequence[str] = MODALITIES,
+    required: Sequence[str] | None = None,
     schema: str | None = None,
     labels: Literal["needed", "unused"] = "needed",
 ) -> Found:
@@ -85,17 +85,20 @@ def find_cases(
             label, schema.
         layout: look for this one alone; it also decides between releases that share their file names.
         synthetic: take SimBRATS cases too.
-        required: modalities without which a case is refused.
+        required: modalities without which a case is refused; None for those of its layout.
         schema: the label schema of the cases whose layout does not say it; without it, theirs is "".
         labels: "unused" takes a case with two references too, without any.
 
     Raises:
         InputError: the folder does not exist.
-        UsageError: no such layout or schema.
+        UsageError: no such layout, schema or modality.
     """
     folder, schema = Path(folder), schema_option(schema)
     if layout is not None and layout not in LAYOUTS:
         raise UsageError(f"layout '{layout}': no such layout; the layouts are {', '.join(LAYOUTS)}")
+    for name in required or ():
+        if name not in MODALITIES:
+            raise UsageError(f"--modality {name}: unknown; the modalities are {', '.join(MODALITIES)}")
     try:
         folder.stat()
     except OSError as error:
@@ -159,7 +162,7 @@ def _pieces(folder: Path, *, layout: str | None) -> tuple[list[Piece], list[Path
         ]
         pieces += read_plain(free, root=folder.absolute())
     taken = {piece.file.path for piece in pieces}
-    strangers = [file for file in rest if file not in taken and file.name != BRAIN_MASK]
+    strangers = [file for file in rest if not (file in taken or file.name == BRAIN_MASK or is_beside(file))]
     problems += _left_out(strangers, layout=layout, root=folder)
     problems += dicom_problems([file for file in files if file not in taken], is_all=not pieces, root=folder)
     return pieces, strangers, problems
@@ -201,7 +204,7 @@ def _left_out(files: Sequence[Path], *, layout: str | None, root: Path) -> list[
 
 
 def _assemble(
-    pieces: Sequence[Piece], *, required: Sequence[str]
+    pieces: Sequence[Piece], *, required: Sequence[str] | None
 ) -> tuple[tuple[Case, ...], tuple[Case, ...], list[Problem]]:
     """Pieces of the same folder and id become a case, if they are enough and not too many; else an incomplete
     one.
@@ -213,7 +216,9 @@ def _assemble(
     incomplete: list[Case] = []
     problems: list[Problem] = []
     for (folder, case_id), members in sorted(groups.items(), key=lambda item: (item[0][1], str(item[0][0]))):
-        wrong = _double(members) + _missing(members, required=required)
+        wrong = _double(members) + _missing(
+            members, required=LAYOUTS[members[0].layout].modalities if required is None else required
+        )
         if wrong and case_id.casefold() not in cases:
             incomplete.append(_case(members))
         if len(os.fsencode(case_id)) > _LONGEST_ID:

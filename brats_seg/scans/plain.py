@@ -20,7 +20,7 @@ _VISIT = re.compile(
 """Names of folders that say when a scan was taken: visit1, ses-02, week 12, baseline, 2019-05-31."""
 BRAIN_MASK = "brain_mask.nii.gz"
 """What `prepare` writes beside the scans of a case: part of no case, and left out without a warning."""
-REFERENCES = ("gt", "groundtruth", "label", "labels", "mask", "seg", "segm", "segmentation", "truth")
+REFERENCES = ("gt", "groundtruth", "gtv", "label", "labels", "mask", "seg", "segm", "segmentation", "truth")
 """Names of reference files, without separators."""
 
 

@@ -8,20 +8,27 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from brats_seg.scans.case import ScanFile, modality_named, patient_of
+from brats_seg.scans.case import MODALITIES, ScanFile, modality_named, patient_of
 from brats_seg.scans.datasets import LABEL, Piece
 from brats_seg.scans.plain import NAME as PLAIN
 
-UNDATED_PED = "bratsped"
-"""Pediatric cases whose release's folder names no year."""
-_COHORT_FOLDER = re.compile(r"(?=.*brats)(?=.*(?:gli|ped))(?!BraTS-(?:GLI|PED)-\d+-\d+$)", re.IGNORECASE)
+_COHORT_FOLDER = re.compile(
+    r"(?=.*brats)(?=.*(?:gli|ped|met(?!h)))(?!BraTS-(?:GLI|PED|MET)-\d+-\d+$)", re.IGNORECASE
+)
+"""The name of a release's folder, for the tasks whose labels or file names depend on the year."""
 _DEEPEST = 3
 """A file lies in the release's folder at most this deep: release, part, case."""
 _NIFTI = r"\.nii(?:\.gz)?$"
 _OLD_ROLES = r"(?P<role>t1ce|t1|t2|flair|seg)"
 _NEW_ROLES = r"(?P<role>t1n|t1c|t2w|t2f|seg)"
 _VSD = r"(?:[^/]+/)?VSD\.Brain[^/]*\.(?:MR_)?(?P<role>T1c|T1|T2|Flair|OT)(?:\.\d+)?\.mha$"
-_LABEL_ROLES = ("seg", "segm", "ot", "truth")
+_UCSF_ROLES = r"(?P<role>T1c|T1|T2|FLAIR|tumor_segmentation)"
+_UPENN_ROLES = r"(?P<role>T1GD|T1|T2|FLAIR|segm)"
+_LABEL_ROLES = ("seg", "segm", "ot", "truth", "gtv", "tumor_segmentation")
+
+
+def _since_2023(task: str) -> tuple[str, ...]:
+    return (rf"/(?P<id>BraTS-{task}-\d+-\d+)-{_NEW_ROLES}{_NIFTI}",)
 
 
 @dataclass(frozen=True)
@@ -35,19 +42,26 @@ class Layout:
             label, group `folder` (where there is one) ends the path of the case's folder. None for data sets
             that are found by their own metadata.
         case_id: filled with the pattern's groups.
-        year: the year in a folder's name that decides between two releases with the same file names.
+        years: those in a folder's name that decide between releases with the same file names.
+        candidates: schemas that its labels may follow where nothing tells which; all where it is empty.
+        modalities: what every case has.
+        beside: searched likewise: files of the release that are no part of a case.
     """
 
     name: str
     schema: str
     patterns: tuple[str, ...] = ()
     case_id: str = "{id}"
-    year: str = ""
+    years: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = MODALITIES
+    beside: str = ""
 
 
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
+        Layout("brats2012", "brats2012", (r"/(?P<id>BRATS_[HL]G\d+)_(?P<role>T1c|T1|T2|Flair|truth)\.mha$",)),
         Layout(
             "brats2013", "brats2013", (rf"/(?P<grade>[HL]G)/(?P<folder>\d{{4}})/{_VSD}",), "{grade}_{folder}"
         ),
@@ -80,28 +94,50 @@ LAYOUTS: dict[str, Layout] = {
             ),
         ),
         Layout("brats2021", "brats2017", (rf"/(?P<id>BraTS2021_\d+)_{_OLD_ROLES}{_NIFTI}",)),
-        # 2023 and 2024 share their file names: the year in the name of the release's folder decides. Without
-        # one, adult cases of 2024 are known by time points from 100 on (2023 has 000 to 0xx); pediatric cases
-        # have no schema then: value 1 is the enhancing core in 2024, and the necrotic core in 2023.
+        # Releases since 2023 share their file names: the year in the name of the release's folder decides.
+        # Without one, and in 2025 and later, adult gliomas after treatment are known by time points from 100
+        # on (before treatment: 000 to 0xx). Pediatric tumors and metastases have no schema then: value 1 is
+        # the enhancing core in PED of 2024, and the necrotic core in 2023; MET has a cavity since 2025.
         Layout(
-            "brats2023", "brats2023", (rf"/(?P<id>BraTS-GLI-\d+-0\d\d)-{_NEW_ROLES}{_NIFTI}",), year="2023"
+            "brats2023",
+            "brats2023",
+            (rf"/(?P<id>BraTS-GLI-\d+-0\d\d)-{_NEW_ROLES}{_NIFTI}",),
+            years=("2023", "2025", "2026"),
+        ),
+        Layout("brats2024gli", "brats2024gli", _since_2023("GLI"), years=("2024",)),
+        Layout("brats2024ped", "brats2024ped", _since_2023("PED"), years=("2024", "2025", "2026")),
+        Layout("brats2023ped", "brats2023", _since_2023("PED"), years=("2023",)),
+        Layout("bratsped", "", _since_2023("PED"), candidates=("brats2023", "brats2024ped")),
+        Layout("brats2023met", "brats2023", _since_2023("MET"), years=("2023", "2024")),
+        Layout("brats2025met", "brats2024gli", _since_2023("MET"), years=("2025", "2026")),
+        Layout("bratsmet", "", _since_2023("MET"), candidates=("brats2023", "brats2024gli")),
+        # The values of these tasks have one meaning in all years.
+        Layout("bratsmen", "brats2023", _since_2023("MEN")),
+        Layout("bratsssa", "brats2023", _since_2023("SSA")),
+        Layout("bratsgoat", "brats2023", (rf"/(?P<id>BraTS-GoAT-\d+(?:-\d+)?)-{_NEW_ROLES}{_NIFTI}",)),
+        Layout(
+            "brats2024menrt",
+            "brats2024menrt",
+            (rf"/(?P<id>BraTS-MEN-RT-\d+-\d+)[-_](?P<role>t1c|gtv){_NIFTI}",),
+            modalities=("t1c",),
+        ),
+        # Public data sets with the values of 2017. Of UPENN-GBM the labels corrected by experts are read.
+        Layout(
+            "upenn",
+            "brats2017",
+            (
+                rf"(?P<folder>/[^/]+)/images_(?:structural|segm)/(?:[^/]+/)?(?P<id>UPENN-GBM-\d+_\d+)_"
+                rf"{_UPENN_ROLES}{_NIFTI}",
+                rf"/(?P<id>UPENN-GBM-\d+_\d+)_{_UPENN_ROLES}{_NIFTI}",
+            ),
+            beside=r"/UPENN-GBM-\d+_\d+_[^/]+$",
         ),
         Layout(
-            "brats2024gli",
-            "brats2024gli",
-            (rf"/(?P<id>BraTS-GLI-\d+-\d+)-{_NEW_ROLES}{_NIFTI}",),
-            year="2024",
+            "ucsf",
+            "brats2017",
+            (rf"/(?P<id>UCSF-PDGM-\d+(?:_FU\w+?)?)_{_UCSF_ROLES}{_NIFTI}",),
+            beside=r"/UCSF-PDGM-\d+_[^/]+$",
         ),
-        Layout(
-            "brats2024ped",
-            "brats2024ped",
-            (rf"/(?P<id>BraTS-PED-\d+-\d+)-{_NEW_ROLES}{_NIFTI}",),
-            year="2024",
-        ),
-        Layout(
-            "brats2023ped", "brats2023", (rf"/(?P<id>BraTS-PED-\d+-\d+)-{_NEW_ROLES}{_NIFTI}",), year="2023"
-        ),
-        Layout(UNDATED_PED, "", (rf"/(?P<id>BraTS-PED-\d+-\d+)-{_NEW_ROLES}{_NIFTI}",)),
         Layout("msd", "msd"),
         Layout("nnunet", ""),
         Layout("bids", ""),
@@ -124,22 +160,28 @@ def read_named(files: Sequence[Path], *, layout: str | None) -> list[Piece]:
     return [_piece(file, *match) for file, match in matches if match]
 
 
+def is_beside(file: Path) -> bool:
+    """Whether a file that is no part of a case is known to lie beside the scans of a release."""
+    path = file.as_posix()
+    return any(layout.beside and re.search(layout.beside, path, re.I) for layout in LAYOUTS.values())
+
+
 def _match(file: Path, layouts: Iterable[Layout]) -> tuple[Layout, re.Match[str]] | None:
     """The layout a file's path fits; among several, simulated before real, then the one of the release's
     year, then the first.
     """
     hits = list(_hits(file, layouts))
     year = _year_of(file.parent)
-    hits.sort(key=lambda hit: (hit[0].name != "simbrats", hit[0].year != year))
+    hits.sort(key=lambda hit: (hit[0].name != "simbrats", year not in (hit[0].years or ("",))))
     return hits[0] if hits else None
 
 
 def _year_of(folder: Path) -> str:
-    """The year in the name of the release's folder: the nearest one that names BraTS and a cohort, GLI or
-    PED. "" where that folder names no year.
+    """The year in the name of the release's folder: the nearest one that names BraTS and a cohort: GLI,
+    PED or MET. "" where that folder names no year.
     """
     release = next((name for name in reversed(folder.parts[-_DEEPEST:]) if _COHORT_FOLDER.match(name)), "")
-    year = re.search(r"(?<!\d)(?:2023|2024)(?!\d)", release)
+    year = re.search(r"(?<!\d)202[3-6](?!\d)", release)
     return year[0] if year else ""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from brats_seg.core.dask_engine import Cluster
 from brats_seg.core.engine import map_in_order
-from brats_seg.scans.case import MODALITIES, Case
+from brats_seg.scans.case import Case
 from brats_seg.scans.check import CaseReport, check_case
 from brats_seg.scans.layouts import Found, find_cases
 from brats_seg.scans.loaded import load_case, problem_with
@@ -75,7 +75,7 @@ def verify_folder(
     *,
     layout: str | None = None,
     synthetic: bool = False,
-    required: Sequence[str] = MODALITIES,
+    required: Sequence[str] | None = None,
     schema: str | None = None,
     workers: int = 1,
     cluster: Cluster | None = None,

@@ -12,7 +12,7 @@ from brats_seg.core.config import Config
 from brats_seg.core.errors import InputError
 from brats_seg.core.files import read_json
 from brats_seg.evaluation.run_rows import DIGEST, LOOK_COLUMNS, Row, read_finished, write_rows
-from brats_seg.scans.labels import REGIONS
+from brats_seg.scans.labels import regions_of
 from brats_seg.studies.grid import digest_of
 from brats_seg.studies.run_job import SCHEMA, RunJob, looks_file
 from brats_seg.studies.strategies import laid_over
@@ -75,7 +75,7 @@ def known_rows(path: Path, jobs: Sequence[RunJob], banks: Mapping[str, PatchBank
             continue
         bank = banks[job.data]
         cases = job.scored(job.split(bank))
-        wanted = set(product(job.correct_priors, cases, (*REGIONS, *bank.classes)))
+        wanted = set(product(job.correct_priors, cases, (*regions_of(bank.classes), *bank.classes)))
         if set(rows) != wanted:
             raise InputError(
                 f"{path}: {len(wanted - set(rows))} of the {len(wanted)} rows of {job.key} are missing; "

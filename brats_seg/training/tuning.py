@@ -25,7 +25,7 @@ from brats_seg.inference.segmenter import Segmenter
 from brats_seg.inference.thresholds import cut_regions
 from brats_seg.inference.tuned import Objective
 from brats_seg.models.readout import Readout
-from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes
+from brats_seg.scans.labels import OUTSIDE, region_classes, regions_of
 
 STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Of prior correction."""
@@ -189,7 +189,7 @@ def search(
     strengths = [strength for strength in cases[0].factors if all(strength in case.factors for case in cases)]
     best, notes = best_of([Settings(correct_priors=strength) for strength in strengths]), []
     n_patients = len({case.patient for case in cases})
-    for knob, values in KNOBS.items() if cleanup else ():
+    for knob, values in _knobs(cases[0].classes).items() if cleanup else ():
         candidate = best_of([best, *(replace(best, **{knob: value}) for value in values)])
         if candidate == best:
             continue
@@ -217,6 +217,13 @@ def search(
         and tuple(round(end, 6) for end in whole_gain["interval95"]),
         "notes": tuple(notes),
     }
+
+
+def _knobs(classes: Sequence[str]) -> dict[str, Sequence[float]]:
+    """Those of `KNOBS` whose regions the classes make."""
+    made = set(regions_of(classes)) | ({"enhancing"} if "enhancing_core" in classes else set())
+    whole_knobs = ("min_component_mm3", "min_component_share")
+    return {k: v for k, v in KNOBS.items() if k in whole_knobs or made & set(k.split("_"))}
 
 
 def _score(case: SeenCase, settings: Settings, objective: Objective) -> float:
@@ -251,11 +258,14 @@ def _labels(case: SeenCase, settings: Settings) -> Classes:
 
 
 def _mean_dice(case: SeenCase, labels: Classes) -> float:
-    """Over whole, core and active. Dice does not ask for the voxels that both call healthy, which are not
-    stored.
+    """Over the regions that the classes make. Dice does not ask for the voxels that both call healthy, which
+    are not stored.
     """
     histogram = joint_histogram(case.reference[None, None], labels[None, None], len(case.classes))
-    values = [overlap_scores(histogram, region_classes(region, case.classes)).dice for region in REGIONS]
+    values = [
+        overlap_scores(histogram, region_classes(region, case.classes)).dice
+        for region in regions_of(case.classes)
+    ]
     return float(
         np.mean([CONVENTIONS["brats2020"].both_empty if np.isnan(value) else value for value in values])
     )

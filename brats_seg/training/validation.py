@@ -14,7 +14,7 @@ from brats_seg.evaluation.overlap import JointHistogram, Overlap, joint_histogra
 from brats_seg.inference.dense import Feed, label_map
 from brats_seg.inference.windowed import choose_window
 from brats_seg.scans.grouping import HEALTHY, TUMOR
-from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes
+from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes, regions_of
 
 Metric = Literal["mean_dice", "sensitivity", "f_score", "sensitivity_and_f_score", "iou", "last"]
 
@@ -120,7 +120,7 @@ def score_inner_cases(
 
 def _members(classes: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """What can be scored: the regions that the classes make, and the classes."""
-    regions = {region: region_classes(region, classes) for region in REGIONS}
+    regions = {region: region_classes(region, classes) for region in regions_of(classes)}
     if HEALTHY not in classes:
         del regions["whole"]  # all there is
     if TUMOR in classes:
@@ -132,7 +132,7 @@ def _judged_by(classes: Sequence[str]) -> tuple[str, ...]:
     """Regions or classes whose Dice "mean_dice" is the mean of."""
     if TUMOR in classes:
         return (TUMOR,)
-    return REGIONS if HEALTHY in classes else tuple(classes)
+    return regions_of(classes) if HEALTHY in classes else tuple(classes)
 
 
 def _histogram(network: nn.Module, bank: PatchBank, case: int, divisor: int) -> JointHistogram:

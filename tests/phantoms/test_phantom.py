@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import label as number_parts
 from sklearn.linear_model import LogisticRegression
 
 from brats_seg.core.errors import UsageError
@@ -26,6 +27,7 @@ from brats_seg.phantoms.files import LAYOUTS
 from brats_seg.phantoms.tumor import Lesion, Traits, lowest
 from brats_seg.scans.labels import OUTSIDE, SCHEMAS, TISSUES, common_classes, from_tissue, to_tissue
 from brats_seg.scans.layouts import find_cases
+from brats_seg.scans.releases import LAYOUTS as READ_LAYOUTS
 from brats_seg.scans.volume import read_volume
 
 HEALTHY, NECROSIS, EDEMA, NON_ENHANCING, ENHANCING, CAVITY = range(6)
@@ -204,24 +206,39 @@ def test_the_reader_knows_every_layout(tmp_path: Path, layout: str):
     assert [case.layout for case in found.cases] == [layout, layout]
     assert len({case.patient for case in found.cases}) == 2
     assert all(path.exists() for path in paths)
-    lesions = plan_lesions(
-        2, np.random.default_rng([4, 2]), traits=Traits(cavities=0.4 if layout == "brats2024gli" else 0.0)
-    )
+    has_cavities = "resection_cavity" in LAYOUTS[layout].tissues
+    traits = Traits(cavities=0.4 if has_cavities else 0.0, tumors=5.0 if LAYOUTS[layout].many else 1.0)
+    lesions = plan_lesions(2, np.random.default_rng([4, 2]), traits=traits)
     expected = {
-        n: make_case(400_000 + n, size=SMALL, lesion=lesion) for n, lesion in enumerate(lesions, start=1)
+        n: make_case(400_000 + n, size=SMALL, lesion=lesion, traits=traits)
+        for n, lesion in enumerate(lesions, start=1)
     }
     for case in found.cases:
         number = int(re.search(r"00([1-9])", case.id)[1])
         assert case.schema == LAYOUTS[layout].schema
+        assert tuple(case.modalities) == READ_LAYOUTS[layout].modalities
         for m, name in enumerate(("t1n", "t1c", "t2w", "t2f")):
+            if name not in case.modalities:
+                continue
             volume, geometry = read_volume(case.modalities[name])
             assert np.array_equal(volume, expected[number].modalities[..., m]), name
             assert geometry.spacing_mm == (1.0, 1.0, 1.0)
         schema = SCHEMAS[case.schema]
         classes = common_classes([schema])
         label = to_tissue(read_volume(case.label)[0], schema, classes)
-        values = from_tissue(expected[number].tissue, schema, TISSUES)
+        values = from_tissue(expected[number].tissue, schema, LAYOUTS[layout].drawn)
         assert np.array_equal(label, to_tissue(values, schema, classes))
+
+
+def test_metastases_are_several_tumors_with_the_volume_of_one():
+    one, many = (make_case(3, size=96, traits=Traits(tumors=n)).tissue for n in (1.0, 5.0))
+    tumors = [number_parts((tissue > 0) & (tissue < 6), np.ones((3, 3, 3)))[1] for tissue in (one, many)]
+    assert tumors[0] == 1
+    assert 2 <= tumors[1] <= 5
+    n_one, n_many = (np.count_nonzero((tissue > 0) & (tissue < 6)) for tissue in (one, many))
+    assert 0.6 < n_many / n_one < 1.05
+    with pytest.raises(UsageError, match="tumors 0: a case has 1 tumor or more"):
+        Traits(tumors=0.0)
 
 
 def test_five_tissue_values_in_2013_and_a_cavity_in_2024(tmp_path: Path):

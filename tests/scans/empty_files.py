@@ -7,6 +7,8 @@ from brats_seg.scans.labels import SCHEMAS
 
 VSD = {"t1n": "MR_T1", "t1c": "MR_T1c", "t2w": "MR_T2", "t2f": "MR_Flair"}
 OLD = {"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair", "label": "seg"}
+UCSF = {"t1n": "T1", "t1c": "T1c", "t2w": "T2", "t2f": "FLAIR", "label": "tumor_segmentation"}
+UPENN = {"t1n": "T1", "t1c": "T1GD", "t2w": "T2", "t2f": "FLAIR", "label": "segm"}
 NEW = {name: name for name in MODALITIES} | {"label": "seg"}
 
 

@@ -11,6 +11,7 @@ from brats_seg.scans.labels import (
     common_classes,
     from_tissue,
     region_classes,
+    regions_of,
     schema_named,
     to_tissue,
 )
@@ -120,7 +121,7 @@ def test_other_values_are_refused_and_listed(values, said):
 
 
 def test_unknown_schema_is_refused_with_the_choices():
-    with pytest.raises(InputError, match="'brats2016' is unknown; the schemas are brats2013, brats2017"):
+    with pytest.raises(InputError, match="'brats2016' is unknown; the schemas are brats2012, brats2013"):
         schema_named("brats2016")
 
 
@@ -132,7 +133,34 @@ def test_from_tissue_undoes_to_tissue_with_a_schemas_own_classes(name, data):
     assert np.array_equal(from_tissue(to_tissue(values, schema, classes), schema, classes), values)
 
 
-@given(st.sets(st.sampled_from(sorted(SCHEMAS)), min_size=1))
+def test_2012_tells_the_core_as_a_whole_and_egd_the_tumor_as_a_whole():
+    assert common_classes([SCHEMAS["brats2012"]]) == ("healthy", "tumor_core", "edema")
+    assert common_classes([SCHEMAS["brats2012"], SCHEMAS["brats2023"]]) == ("healthy", "tumor_core", "edema")
+    assert common_classes([SCHEMAS["egd"], SCHEMAS["brats2013"]]) == ("healthy", "whole_tumor")
+    assert to_tissue(np.arange(5), SCHEMAS["brats2013"], ("healthy", "tumor_core", "edema")).tolist() == [
+        0,
+        1,
+        2,
+        1,
+        1,
+    ]
+    assert [SCHEMAS["brats2012"].value_of(tissue) for tissue in FOUR] == [0, 2, 1, 2]
+
+
+def test_a_task_has_the_regions_that_its_classes_make():
+    assert regions_of(FIVE) == ("whole", "core", "active")
+    assert regions_of(common_classes([SCHEMAS["brats2012"]])) == ("whole", "core")
+    assert regions_of(common_classes([SCHEMAS["brats2024menrt"]])) == ("whole",)
+
+
+def test_a_gross_tumor_volume_has_no_class_in_common_with_the_others():
+    with pytest.raises(InputError, match="brats2023 and brats2024menrt have no tumor class in common"):
+        common_classes([SCHEMAS["brats2024menrt"], SCHEMAS["brats2023"]])
+    with pytest.raises(InputError, match="'edema' has no value in schema 'brats2024menrt'"):
+        SCHEMAS["brats2024menrt"].value_of("edema")
+
+
+@given(st.sets(st.sampled_from(sorted(set(SCHEMAS) - {"brats2024menrt"})), min_size=1))
 def test_every_schema_of_a_mix_can_express_its_values_in_the_common_classes(names):
     schemas = [SCHEMAS[name] for name in names]
     classes = common_classes(schemas)

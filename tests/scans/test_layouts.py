@@ -3,12 +3,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from empty_files import NEW, OLD, named, one, touch, vsd
+from empty_files import NEW, OLD, UCSF, UPENN, named, one, touch, vsd
 
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.phantoms import files as phantom_files
 from brats_seg.scans.case import MODALITIES, ScanFile
-from brats_seg.scans.labels import MERGED, SCHEMAS, TISSUES, common_classes, to_tissue
+from brats_seg.scans.labels import SCHEMAS, common_classes, to_tissue
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.releases import LAYOUTS
 from brats_seg.scans.volume import read_volume
@@ -72,6 +72,11 @@ def test_2015_contains_2013(tmp_path):
         ("BraTS2021_00006", "brats2021", "brats2017", OLD, "_"),
         ("BraTS-GLI-00006-000", "brats2023", "brats2023", NEW, "-"),
         ("BraTS-GLI-00006-100", "brats2024gli", "brats2024gli", NEW, "-"),
+        ("BraTS-MEN-00006-000", "bratsmen", "brats2023", NEW, "-"),
+        ("BraTS-SSA-00006-000", "bratsssa", "brats2023", NEW, "-"),
+        ("BraTS-GoAT-00006", "bratsgoat", "brats2023", NEW, "-"),
+        ("UCSF-PDGM-0006", "ucsf", "brats2017", UCSF, "_"),
+        ("UPENN-GBM-00006_11", "upenn", "brats2017", UPENN, "_"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
@@ -103,6 +108,12 @@ def test_case_355_of_2020_has_a_mask_with_its_hospital_name(tmp_path):
         ("BraTS2024-PED", "BraTS-PED-02023-000", "brats2024ped"),
         ("BraTS2023", "BraTS-GLI-02024-000", "brats2023"),
         ("BraTS2023/BraTS2024-PED", "BraTS-PED-00006-000", "brats2024ped"),
+        ("BraTS2025-PED-Training", "BraTS-PED-00006-000", "brats2024ped"),
+        ("BraTS2025-GLI-PRE-Challenge-TrainingData", "BraTS-GLI-00006-000", "brats2023"),
+        ("BraTS2025-GLI-POST", "BraTS-GLI-00006-100", "brats2024gli"),
+        ("ASNR-MICCAI-BraTS2023-MET-Challenge-TrainingData", "BraTS-MET-00006-000", "brats2023met"),
+        ("MICCAI-LH-BraTS2025-MET-Challenge-Training", "BraTS-MET-00006-000", "brats2025met"),
+        ("BraTS2026-METS", "BraTS-MET-00006-000", "brats2025met"),
     ],
 )
 def test_the_year_in_the_release_folder_decides_between_equal_names(tmp_path, folder, case_id, layout):
@@ -120,6 +131,52 @@ def test_pediatric_cases_of_a_release_without_a_year_have_no_schema_until_one_is
     assert (case.id, case.layout, case.schema) == ("BraTS-PED-00006-000", "bratsped", "")
     assert one(find_cases(tmp_path, schema="brats2023")).schema == "brats2023"
     assert one(find_cases(tmp_path, layout="brats2024ped")).schema == "brats2024ped"
+
+
+def test_metastases_of_a_release_without_a_year_name_the_schemas_they_can_follow(tmp_path):
+    named(tmp_path / "metastases", "BraTS-MET-00006-000", NEW, joint="-")
+    case = one(find_cases(tmp_path))
+    assert (case.layout, case.schema) == ("bratsmet", "")
+    assert LAYOUTS["bratsmet"].candidates == ("brats2023", "brats2024gli")
+
+
+def test_a_case_before_radiotherapy_has_one_scan_and_a_gross_tumor_volume(tmp_path):
+    case_id = "BraTS-MEN-RT-0004-1"
+    for role in ("t1c", "gtv"):
+        touch(tmp_path / "BraTS-MEN-RT-Train-v2" / case_id / f"{case_id}_{role}.nii.gz")
+    found = find_cases(tmp_path)
+    assert not found.problems
+    case = found.cases[0]
+    assert (case.layout, case.schema, case.patient) == ("brats2024menrt", "brats2024menrt", "MEN-RT-00004")
+    assert tuple(case.modalities) == ("t1c",)
+    assert case.label is not None
+    assert "t1n" in find_cases(tmp_path, required=MODALITIES).problems[0].what
+
+
+def test_2012_has_the_patients_of_2013(tmp_path):
+    for role in ("T1", "T1C", "T2", "FLAIR", "truth"):
+        touch(tmp_path / f"BRATS_HG0015/BRATS_HG0015_{role}.mha")
+    case = one(find_cases(tmp_path))
+    assert (case.layout, case.schema, case.patient) == ("brats2012", "brats2012", "2013-HG-0015")
+
+
+def test_what_lies_beside_the_scans_of_a_public_data_set_is_left_out_without_a_word(tmp_path):
+    named(tmp_path / "UCSF-PDGM-0006_nifti", "UCSF-PDGM-0006", UCSF)
+    touch(tmp_path / "UCSF-PDGM-0006_nifti/UCSF-PDGM-0006_ADC.nii.gz")
+    home = tmp_path / "NIfTI-files"
+    for role in ("T1", "T1GD", "T2", "FLAIR"):
+        touch(home / f"images_structural/UPENN-GBM-00006_11/UPENN-GBM-00006_11_{role}.nii.gz")
+    touch(home / "images_segm/UPENN-GBM-00006_11_segm.nii.gz")
+    touch(home / "automated_segm/UPENN-GBM-00006_11_automated_approx_segm.nii.gz")
+    found = find_cases(tmp_path)
+    assert not found.problems
+    assert [(case.id, case.patient) for case in found.cases] == [
+        ("UCSF-PDGM-0006", "UCSF-PDGM-0006"),
+        ("UPENN-GBM-00006_11", "UPENN-GBM-00006"),
+    ]
+    label = found.cases[1].label
+    assert label is not None
+    assert label.path.parent.name == "images_segm"
 
 
 def test_a_download_with_all_that_lies_around_in_it(tmp_path):
@@ -151,7 +208,7 @@ def test_a_layout_given_by_name_decides(tmp_path):
     named(tmp_path, "BraTS2021_00007")
     found = find_cases(tmp_path, layout="brats2024gli")
     assert [(case.id, case.schema) for case in found.cases] == [("BraTS-GLI-00006-000", "brats2024gli")]
-    with pytest.raises(UsageError, match="no such layout; the layouts are brats2013, "):
+    with pytest.raises(UsageError, match="no such layout; the layouts are brats2012, "):
         find_cases(tmp_path, layout="brats2022")
 
 
@@ -312,9 +369,14 @@ def test_what_the_phantom_writes_in_a_layout_is_read_as_that_layout(tmp_path, la
     assert case.layout == layout
     assert case.schema == phantom_files.LAYOUTS[layout].schema
     for m, name in enumerate(MODALITIES):
-        assert np.array_equal(read_volume(case.modalities[name])[0], modalities[..., m])
+        if name in LAYOUTS[layout].modalities:
+            assert np.array_equal(read_volume(case.modalities[name])[0], modalities[..., m])
     classes = common_classes([SCHEMAS[case.schema]])
-    merged = np.array([classes.index(t if t in classes else MERGED) for t in TISSUES[:5]], np.uint8)
+    merged = to_tissue(
+        np.array([SCHEMAS[case.schema].value_of(t) for t in phantom_files.LAYOUTS[layout].drawn[:5]]),
+        SCHEMAS[case.schema],
+        classes,
+    )
     assert case.label is not None
     assert np.array_equal(
         to_tissue(read_volume(case.label)[0], SCHEMAS[case.schema], classes), merged[tissue]

@@ -141,9 +141,9 @@ def test_files_beside_a_manifest_are_no_further_cases(tmp_path):
 
 def test_a_schema_that_there_is_not_is_named_with_the_others(tmp_path):
     with pytest.raises(
-        UsageError, match=r"--schema brats2012: no such label schema; the schemas are brats2013, "
+        UsageError, match=r"--schema brats2016: no such label schema; the schemas are brats2012, "
     ):
-        find_cases(tmp_path, schema="brats2012")
+        find_cases(tmp_path, schema="brats2016")
 
 
 def scan_case(folder, *, values, label):
@@ -173,7 +173,7 @@ def test_labels_without_a_schema_are_refused_with_those_that_fit(tmp_path, layou
     assert problem.expected == (
         "--schema NAME"
         + (", or a column 'schema' in the manifest" if layout == "manifest" else "")
-        + "; the values fit brats2013 (1 necrotic, 2 edema)"
+        + "; the values fit brats2012 (1 edema, 2 whole core) or brats2013 (1 necrotic, 2 edema)"
         " or brats2017 or brats2023 or brats2024gli (1 core, 2 edema)"
         " or brats2024ped (1 enhancing, 2 non-enhancing) or msd (1 edema, 2 core)"
     )
