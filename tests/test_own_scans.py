@@ -113,7 +113,7 @@ def test_labels_without_a_schema_are_trained_on_only_where_it_is_named(
     capsys.readouterr()
     assert ends("verify", work / "plain", "--schema", "brats2012") == 2
     assert capsys.readouterr().err.startswith(
-        "brats-seg: --schema brats2012: no such label schema; the schemas are brats2013, "
+        "brats-seg: --schema brats2012: no such label schema; the schemas are brats2012, "
     )
 
 

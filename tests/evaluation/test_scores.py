@@ -463,7 +463,7 @@ def test_predictions_in_other_values_than_their_references_are_scored_where_thei
     assert {s.dice for s in report.scores} == {1.0}
     assert (report.problems, report.exit_code) == ((), 0)
     with pytest.raises(
-        UsageError, match="--prediction-schema brats: no such label schema; the schemas are brats2013"
+        UsageError, match="--prediction-schema brats: no such label schema; the schemas are brats2012"
     ):
         evaluate_folders(tmp_path / "out", reference, options=ScoreOptions(prediction_schema="brats"))
 
@@ -497,7 +497,7 @@ def test_a_table_with_a_schema_that_is_unknown_is_not_passed_over(tmp_path):
         "case,file,schema\nBraTS2021_00000,BraTS2021_00000.nii.gz,brats2099\n"
     )
     with pytest.raises(
-        InputError, match=r"predictions\.csv: has the label schema 'brats2099'; the schemas are brats2013"
+        InputError, match=r"predictions\.csv: has the label schema 'brats2099'; the schemas are brats2012"
     ):
         evaluate_folders(tmp_path / "out", reference)
 
