@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from brats_seg.classification.decisions import weigh_costs
 from brats_seg.classification.fitting import build_network
 from brats_seg.classification.identity import Purpose, study_seed
-from brats_seg.classification.image_set import Splits
+from brats_seg.classification.image_set import ImageSet, Splits
 from brats_seg.classification.images import load_images
 from brats_seg.classification.settings import Images, StudySettings
 from brats_seg.classification.source import ImageSource
@@ -78,13 +78,9 @@ def open_bench(settings: StudySettings, splits: Splits, *, runtime: Runtime, dec
         decoders: threads that decode the images of a folder.
     """
     make = partial(ImageSource, device=runtime.device, threads=decoders)
-    knobs, counts = settings.validation, splits.train.counts
-    kept_out = knobs.held_out + knobs.per_class
+    knobs = settings.validation
     train, test = make(splits.train), make(splits.test)
-    seed = study_seed(settings, Purpose.HELD_OUT)
-    held_out, kept = (
-        choose_examples(train.labels, np.full(len(counts), n), seed=seed) for n in (knobs.held_out, kept_out)
-    )
+    held_out, validating, left = part_training(settings, splits.train)
     first, second = (_every_second(test.labels, start) for start in (0, 1))
     pools = {
         "test": test,
@@ -92,12 +88,34 @@ def open_bench(settings: StudySettings, splits: Splits, *, runtime: Runtime, dec
         "half": test.restrict(first),
         "rest": test.restrict(second),
     }
-    pools["train"] = train.restrict(np.setdiff1d(kept, held_out))
+    pools["train"] = train.restrict(validating)
     if knobs.images == "own":
         assert splits.validation is not None
         pools["own"] = make(splits.validation)
-    left = train.restrict(np.setdiff1d(np.arange(len(train)), kept))
-    return Bench(left, {name: pools[name] for name in scored_parts(settings)}, pools.get(knobs.images))
+    return Bench(
+        train.restrict(left), {name: pools[name] for name in scored_parts(settings)}, pools.get(knobs.images)
+    )
+
+
+def part_training(
+    settings: StudySettings, train: ImageSet
+) -> tuple[Int64[np.ndarray, " h"], Int64[np.ndarray, " v"], Int64[np.ndarray, " l"]]:
+    """The training images that are held out, those that validate, and those that a distribution may take.
+
+    Where patients are known, the images of a patient are in one of the three; the others are left out.
+    """
+    knobs, n_classes = settings.validation, len(train.class_names)
+    seed = study_seed(settings, Purpose.HELD_OUT)
+    held_out, kept = (
+        choose_examples(train.labels, np.full(n_classes, n), seed=seed)
+        for n in (knobs.held_out, knobs.held_out + knobs.per_class)
+    )
+    validating, left = np.setdiff1d(kept, held_out), np.setdiff1d(np.arange(len(train)), kept)
+    if train.patients is not None:
+        of = train.patients
+        validating = validating[~np.isin(of[validating], of[held_out])]
+        left = left[~np.isin(of[left], of[kept])]
+    return held_out, validating, left
 
 
 def scored_parts(settings: StudySettings) -> tuple[str, ...]:
@@ -142,6 +160,11 @@ def check_study(settings: StudySettings, splits: Splits) -> None:
         raise UsageError(
             f"validation.images 'own': {train.name} comes without validation images; take train, half or "
             "held_out"
+        )
+    if knobs.images == "half" and splits.test.patients is not None:
+        raise UsageError(
+            f"validation.images 'half': would part the images of a patient of {splits.test.name}; take "
+            "another part"
         )
     if knobs.of is not None and knobs.of not in train.class_names:
         raise UsageError(

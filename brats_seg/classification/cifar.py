@@ -1,9 +1,10 @@
-"""CIFAR-10 batches, binary and python -> arrays. Any number of rows a file."""
+"""CIFAR-10 and CIFAR-100 batches, binary and python -> arrays. Any number of rows a file."""
 
 import codecs
 import io
 import pickle
 import pickletools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from brats_seg.core.errors import InputError, printable
-from brats_seg.core.files import read_bytes, shown
+from brats_seg.core.files import read_bytes, read_text, shown
 
 Rows = tuple[UInt8[np.ndarray, "n y x c"], Int64[np.ndarray, " n"]]
 """Images and the class of each."""
@@ -20,36 +21,58 @@ MOST_BYTES = 1 << 32
 """Of a batch; one of CIFAR-10 has 31 million."""
 _SIDE, _CHANNELS = 32, 3
 _PIXELS = _CHANNELS * _SIDE * _SIDE
-_ROW_BYTES = 1 + _PIXELS
 
 
-def read_binary_batch(path: Path) -> Rows:
-    """Read one `.bin` file: rows of 1 label and 3,072 pixels, channel by channel.
+@dataclass(frozen=True)
+class Cifar:
+    """How one of the two sets is written.
+
+    Attributes:
+        name: in messages.
+        n_classes: labels are 0 to n_classes - 1.
+        labels: bytes before the pixels of a binary row. CIFAR-100 has two, and the second is the class.
+        key: of the labels in a pickled batch.
+    """
+
+    name: str
+    n_classes: int
+    labels: int
+    key: bytes
+
+
+CIFAR10 = Cifar("CIFAR-10", 10, labels=1, key=b"labels")
+CIFAR100 = Cifar("CIFAR-100", 100, labels=2, key=b"fine_labels")
+
+
+def read_binary_batch(path: Path, *, kind: Cifar = CIFAR10) -> Rows:
+    """Read one `.bin` file: rows of 1 label (CIFAR-100: 2) and 3,072 pixels, channel by channel.
 
     Raises:
-        InputError: a row is cut short, or a label is none of ten classes.
+        InputError: a row is cut short, or a label is none of the classes.
     """
     content = np.frombuffer(read_bytes(path, limit=MOST_BYTES), np.uint8)
-    if content.size % _ROW_BYTES or not content.size:
+    n_bytes = kind.labels + _PIXELS
+    if content.size % n_bytes or not content.size:
         raise InputError(
-            f"{path}: {content.size} bytes are not whole rows of {_ROW_BYTES} (1 label, {_PIXELS} pixels); "
-            "get it again"
+            f"{path}: {content.size} bytes are not whole rows of {n_bytes} ({kind.labels} "
+            f"label{'s' * (kind.labels > 1)}, {_PIXELS} pixels); get it again"
         )
-    rows = content.reshape(-1, _ROW_BYTES)
-    return _rows(rows[:, 1:], rows[:, 0].astype(np.int64), path=path)
+    rows = content.reshape(-1, n_bytes)
+    return _rows(rows[:, kind.labels :], rows[:, kind.labels - 1].astype(np.int64), path=path, kind=kind)
 
 
-def read_python_batch(path: Path) -> Rows:
-    """Read one pickled batch: a mapping with `data` (n, 3072) uint8 and `labels`, n whole numbers.
+def read_python_batch(path: Path, *, kind: Cifar = CIFAR10) -> Rows:
+    """Read one pickled batch: a mapping with `data` (n, 3072) uint8 and `labels` (CIFAR-100: `fine_labels`),
+    n whole numbers.
 
     Raises:
         InputError: it names a class that is not NumPy's array builder, or holds something else.
     """
-    content = _unpickle(path)
+    content, key = _unpickle(path), kind.key.decode()
     try:
-        data, labels = content[b"data"], content[b"labels"]
+        data, labels = content[b"data"], content[kind.key]
     except (KeyError, TypeError):
-        raise InputError(f"{path}: holds no 'data' and 'labels'; a CIFAR-10 batch does") from None
+        raise InputError(f"{path}: holds no 'data' and '{key}'; a {kind.name} batch does") from None
     if (
         not isinstance(data, np.ndarray)
         or data.dtype != np.uint8
@@ -60,18 +83,40 @@ def read_python_batch(path: Path) -> Rows:
     if not isinstance(labels, list) or not all(
         isinstance(label, int) and abs(label) < 1 << 31 for label in labels
     ):
-        raise InputError(f"{path}: 'labels' is no list of whole numbers; get it again")
+        raise InputError(f"{path}: '{key}' is no list of whole numbers; get it again")
     if len(labels) != len(data):
         raise InputError(f"{path}: {len(data)} images and {len(labels)} labels; every image has one")
-    return _rows(data, np.array(labels, np.int64), path=path)
+    return _rows(data, np.array(labels, np.int64), path=path, kind=kind)
 
 
-def _rows(pixels: UInt8[np.ndarray, "n pixels"], labels: Int64[np.ndarray, " n"], *, path: Path) -> Rows:
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(CIFAR10_CLASSES)))
+def read_fine_names(path: Path) -> tuple[str, ...]:
+    """Class names of CIFAR-100: the lines of `fine_label_names.txt`, or those in the pickled file `meta`.
+
+    Raises:
+        InputError: not 100 names.
+    """
+    if path.suffix == ".txt":
+        names: Any = read_text(path).split()
+    else:
+        content = _unpickle(path)
+        names = content.get(b"fine_label_names") if isinstance(content, dict) else None
+        names = [name.decode("latin1") for name in names] if _are_bytes(names) else []
+    if len(names) != CIFAR100.n_classes:
+        raise InputError(f"{path}: {len(names)} class names; CIFAR-100 has {CIFAR100.n_classes}")
+    return tuple(names)
+
+
+def _are_bytes(names: Any) -> bool:
+    return isinstance(names, list) and all(isinstance(name, bytes) for name in names)
+
+
+def _rows(
+    pixels: UInt8[np.ndarray, "n pixels"], labels: Int64[np.ndarray, " n"], *, path: Path, kind: Cifar
+) -> Rows:
+    wrong = np.flatnonzero((labels < 0) | (labels >= kind.n_classes))
     if wrong.size:
         raise InputError(
-            f"{path}: row {wrong[0]} has label {labels[wrong[0]]}; the labels are "
-            f"0..{len(CIFAR10_CLASSES) - 1}"
+            f"{path}: row {wrong[0]} has label {labels[wrong[0]]}; the labels are 0..{kind.n_classes - 1}"
         )
     images = pixels.reshape(-1, _CHANNELS, _SIDE, _SIDE).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images), labels
@@ -154,7 +199,7 @@ class _Unpickler(pickle.Unpickler):
         """What stands for a name in the pickle."""
         if (module, name) not in _ALLOWED:
             raise InputError(
-                f"names {module}.{name}; a CIFAR-10 batch names NumPy's array builders alone: it was not read"
+                f"names {module}.{name}; a CIFAR batch names NumPy's array builders alone: it was not read"
             )
         return _ALLOWED[module, name]
 
@@ -166,7 +211,7 @@ def _check_opcodes(content: bytes) -> None:
         n_tuples += "TUPLE" in opcode.name
         is_far = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > number
         if is_far or opcode.name in _REFUSED_OPCODES or n_tuples > _MOST_TUPLES:
-            raise pickle.UnpicklingError(f"the instruction {opcode.name} that no CIFAR-10 batch has")
+            raise pickle.UnpicklingError(f"the instruction {opcode.name} that no CIFAR batch has")
 
 
 def _unpickle(path: Path) -> Any:
@@ -178,7 +223,7 @@ def _unpickle(path: Path) -> Any:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle can fail in any way its instructions can
         said = printable(" ".join(str(error).split()) or type(error).__name__, limit=150)
-        raise InputError(f"{path}: not a pickled CIFAR-10 batch: {said}") from None
+        raise InputError(f"{path}: not a pickled CIFAR batch: {said}") from None
     if not isinstance(tree, dict):
         return tree
     return {key: value.values if isinstance(value, _Array) else value for key, value in tree.items()}

@@ -12,11 +12,11 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped, UInt8
 from PIL import Image
 
 from brats_seg.core.errors import InputError
-from brats_seg.core.files import read_bytes
+from brats_seg.core.files import read_bytes, read_table, read_text, shown
 from brats_seg.core.progress import track
 
 SHORTER_SIDE = 256
@@ -28,12 +28,17 @@ MOST_PIXELS = 1 << 26
 """Of an image; decoded it takes 200 MB."""
 MOST_ELONGATED = 100
 """Times the short side that the long side may have: the short one is brought to 256 pixels."""
+OF_PATIENTS = "patients.csv"
+"""In the folder of an image set, beside its other folders: a table with the columns file and patient."""
+CHARACTER_SIDE = 28
+"""Pixels of a side to which a character of Omniglot is brought, as in Vinyals et al. 2016."""
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 _DAMAGE = (
     OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, struct.error, zlib.error,
     Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
 """What Pillow raises over bytes that are no whole image."""
+_MOST_DIGITS = 6  # of the number of a class
 _CHUNK = 256
 """Files that a thread checks at a time."""
 
@@ -120,7 +125,7 @@ def list_folder(root: Path) -> tuple[FolderImages, Int64[np.ndarray, " n"], tupl
         InputError: a file that is no JPEG or PNG by its name, a folder in a class folder, an empty class, or
             no class at all.
     """
-    class_names = tuple(sorted(entry.name for entry in _entries(root) if _is_class(entry)))
+    class_names = tuple(entry.name for entry in _folders(root))
     if not class_names:
         raise InputError(
             f"{root}: no class folders in it; put one folder of JPEG or PNG files for each class there"
@@ -134,6 +139,71 @@ def list_folder(root: Path) -> tuple[FolderImages, Int64[np.ndarray, " n"], tupl
         paths += [f"{name}/{file}" for file in files]
         counts.append(len(files))
     return FolderImages(root, tuple(paths)), np.repeat(np.arange(len(class_names)), counts), class_names
+
+
+def list_image_file(path: Path, root: Path) -> tuple[FolderImages, Int64[np.ndarray, " n"]]:
+    """The images of a published list (lines of a path under `root` and the number of a class) and the class
+    of each. Nothing is decoded.
+
+    Raises:
+        InputError: no line, a line that is not so written, or an image that is not there.
+    """
+    paths, labels = [], []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        name, _, label = line.strip().rpartition(" ")
+        if not name or not label.isdecimal() or len(label) > _MOST_DIGITS:
+            raise InputError(f"{path}: line {number} is no path and class number: {shown(line)}")
+        paths.append(name)
+        labels.append(int(label))
+    if not paths:
+        raise InputError(f"{path}: is empty; a line for each image")
+    missing = [name for name in paths if not (root / name).is_file()]
+    if missing:
+        others = f" ({len(missing) - 1} more are missing too)" if len(missing) > 1 else ""
+        raise InputError(f"{root / missing[0]}: is in {path.name} and not there{others}")
+    return FolderImages(root, tuple(paths)), np.array(labels, np.int64)
+
+
+def read_characters(
+    folder: Path, parts: Sequence[str]
+) -> tuple[UInt8[np.ndarray, "n y x 1"], Int64[np.ndarray, " n"], tuple[str, ...]]:
+    """Images of part/alphabet/character folders in memory (28 x 28, bright ink on black), the class of each,
+    and the names of the classes, such as "images_background/Greek/character01".
+
+    Raises:
+        InputError: a file among the folders, one that is no image, or no character at all.
+    """
+    alphabets = [f"{part}/{entry.name}" for part in parts for entry in _folders(folder / part)]
+    names = [f"{alphabet}/{entry.name}" for alphabet in alphabets for entry in _folders(folder / alphabet)]
+    if not names:
+        raise InputError(f"{folder}: no characters in it; each has a folder in the folder of its alphabet")
+    images, counts = [], []
+    for name in names:
+        files = sorted(_image_name(entry) for entry in _entries(folder / name))
+        counts.append(len(files))
+        for file in files:
+            with _opened(folder / name / file) as image:
+                small = image.convert("L").resize((CHARACTER_SIDE,) * 2, Image.Resampling.BOX)
+                images.append(255 - np.asarray(small, np.uint8))
+    labels = np.repeat(np.arange(len(names)), counts)
+    return np.array(images, np.uint8).reshape(-1, CHARACTER_SIDE, CHARACTER_SIDE, 1), labels, tuple(names)
+
+
+def read_patients(folder: Path, paths: Sequence[str], *, prefix: str) -> Shaped[np.ndarray, " images"]:
+    """The patient of each image by the table `patients.csv` of the folder; `prefix` stands before each path
+    in the table.
+
+    Raises:
+        InputError: no columns file and patient, or an image that the table does not name.
+    """
+    columns, rows = read_table(folder / OF_PATIENTS)
+    if not {"file", "patient"} <= set(columns):
+        raise InputError(f"{folder / OF_PATIENTS}: has the columns {', '.join(columns)}; file and patient")
+    patient_of = {row["file"]: row["patient"] for row in rows}
+    unnamed = [path for path in paths if not patient_of.get(prefix + path)]
+    if unnamed:
+        raise InputError(f"{folder / OF_PATIENTS}: no patient of {prefix}{unnamed[0]}; every image has one")
+    return np.array([patient_of[prefix + path] for path in paths], np.str_)
 
 
 def broken_images(images: FolderImages, *, threads: Executor | None = None) -> tuple[str, ...]:
@@ -205,9 +275,15 @@ def _problem(path: Path) -> str:
     return ""
 
 
+def _folders(folder: Path) -> list["os.DirEntry[str]"]:
+    """The folders in a folder, by their names."""
+    return sorted((entry for entry in _entries(folder) if _is_class(entry)), key=lambda entry: entry.name)
+
+
 def _entries(folder: Path) -> list["os.DirEntry[str]"]:
     try:
-        return [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        names = os.scandir(folder)
+        return [entry for entry in names if not entry.name.startswith(".") and entry.name != OF_PATIENTS]
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {error.strerror or error}") from None
 

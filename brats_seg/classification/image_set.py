@@ -6,13 +6,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Int64, Shaped, UInt8
 
 from brats_seg.classification.folder import FolderImages
 from brats_seg.core.errors import InputError, UsageError
 
 Pixels = UInt8[np.ndarray, "n y x c"] | Float32[np.ndarray, "n y x c"]
 """Images in memory: 0..255, or whitened."""
+Patients = Shaped[np.ndarray, " images"]
+"""Text that names the patient of each image."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class ImageSet:
         labels: class of each, 0 to K - 1.
         class_names: K names.
         scale: what a network's input is: the pixel times this.
+        patients: whose image each is; None where nobody says. Images of a patient stay in one part.
     """
 
     name: str
@@ -32,6 +35,7 @@ class ImageSet:
     labels: Int64[np.ndarray, " labels"]
     class_names: tuple[str, ...]
     scale: float
+    patients: Patients | None = None
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
@@ -71,7 +75,8 @@ class ImageSet:
             )
         else:
             chosen = self.images[ids]
-        return replace(self, images=chosen, labels=self.labels[ids])
+        patients = None if self.patients is None else self.patients[ids]
+        return replace(self, images=chosen, labels=self.labels[ids], patients=patients)
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,8 @@ class Splits:
         for part in self.parts:
             digest.update(f"{part.images.shape} {part.class_names}".encode())
             digest.update(part.labels.tobytes())
+            if part.patients is not None:
+                digest.update("\n".join(part.patients.tolist()).encode())
             if isinstance(part.images, FolderImages):
                 digest.update("\n".join(part.images.describe()).encode())
             else:

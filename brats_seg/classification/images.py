@@ -1,18 +1,36 @@
-"""IDX, CIFAR binary and python, image folder, npz -> image set."""
+"""IDX, CIFAR binary and python, image folder, lists, Omniglot, npz -> image set."""
 
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Bool, Int64, Integer
+from sklearn.model_selection import StratifiedGroupKFold
 
-from brats_seg.classification.cifar import CIFAR10_CLASSES, Rows, read_binary_batch, read_python_batch
-from brats_seg.classification.folder import FolderImages, list_folder
+from brats_seg.classification.cifar import (
+    CIFAR10,
+    CIFAR10_CLASSES,
+    CIFAR100,
+    Rows,
+    read_binary_batch,
+    read_fine_names,
+    read_python_batch,
+)
+from brats_seg.classification.folder import (
+    OF_PATIENTS,
+    FolderImages,
+    list_folder,
+    list_image_file,
+    read_characters,
+    read_patients,
+)
 from brats_seg.classification.idx import read_idx
-from brats_seg.classification.image_set import ImageSet, Splits, keep_classes
+from brats_seg.classification.image_set import ImageSet, Patients, Splits, keep_classes
 from brats_seg.classification.whitening import whitened
 from brats_seg.core.arrays import read_npz
 from brats_seg.core.errors import InputError, UsageError
@@ -87,7 +105,7 @@ def whiten_splits(splits: Splits, *, cache: Path | None) -> Splits:
 
 def _check_parts(splits: Splits) -> None:
     """Raise `InputError` where a network could not be trained on one part and tested on another, or has
-    nothing to tell apart.
+    nothing to tell apart, or where a patient is in two parts.
     """
     if len(splits.train.class_names) < 2:
         raise InputError(f"{splits.train.name}: 1 class; a study tells two apart at least")
@@ -95,6 +113,12 @@ def _check_parts(splits: Splits) -> None:
         if part.images.shape[1:] != splits.train.images.shape[1:]:
             sizes = (" x ".join(map(str, images.images.shape[1:])) for images in (part, splits.train))
             raise InputError(f"{part.name}: images of {next(sizes)}; the training images are {next(sizes)}")
+        if part.patients is not None and splits.train.patients is not None:
+            both = np.intersect1d(part.patients, splits.train.patients)
+            if len(both):
+                raise InputError(
+                    f"{part.name}: patient '{both[0]}' has training images too; a patient is in one part"
+                )
 
 
 def _mnist(folder: Path) -> Splits:
@@ -141,7 +165,7 @@ def _cifar10(folder: Path) -> Splits:
             )
             test = home / f"test_batch{suffix}"
             if train and test.is_file():
-                parts = [_joined(read, paths) for paths in (train, [test])]
+                parts = [_joined(partial(read, kind=CIFAR10), paths) for paths in (train, [test])]
                 names = _cifar_names(home / "batches.meta.txt")
                 sets = (
                     ImageSet(f"{home} {p}", *rows, names, BYTE_SCALE)
@@ -152,6 +176,21 @@ def _cifar10(folder: Path) -> Splits:
         f"{folder}: CIFAR-10 is not there; put the folder cifar-10-batches-bin (data_batch_1.bin to "
         "data_batch_5.bin, test_batch.bin) or "
         "cifar-10-batches-py (the same without .bin) there"
+    )
+
+
+def _cifar100(folder: Path) -> Splits:
+    for home in (folder, folder / "cifar-100-binary", folder / "cifar-100-python"):
+        for suffix, read in ((".bin", read_binary_batch), ("", read_python_batch)):
+            paths = [home / f"{part}{suffix}" for part in ("train", "test")]
+            if all(path.is_file() for path in paths):
+                given = [home / name for name in ("fine_label_names.txt", "meta") if (home / name).is_file()]
+                names = read_fine_names(given[0]) if given else tuple(map(str, range(CIFAR100.n_classes)))
+                sets = (ImageSet(str(path), *read(path, kind=CIFAR100), names, BYTE_SCALE) for path in paths)
+                return Splits(*sets)
+    raise InputError(
+        f"{folder}: CIFAR-100 is not there; put the folder cifar-100-binary (train.bin, test.bin) or "
+        "cifar-100-python (train, test, meta) there"
     )
 
 
@@ -179,15 +218,59 @@ def _folder(folder: Path) -> Splits:
             "folders alone) there"
         )
     if not (folder / "train").is_dir():
-        return _hold_out(ImageSet(str(folder), *list_folder(folder), BYTE_SCALE))
+        alone = ImageSet(str(folder), *list_folder(folder), BYTE_SCALE)
+        return _hold_out(_with_patients(alone, folder, prefix=""))
     train = ImageSet(f"{folder}/train", *list_folder(folder / "train"), BYTE_SCALE)
-    others = {part: _like(train, folder / part) for part in ("test", "val") if (folder / part).is_dir()}
+    others = {
+        part: _with_patients(_like(train, folder / part), folder, prefix=f"{part}/")
+        for part in ("test", "val")
+        if (folder / part).is_dir()
+    }
+    train = _with_patients(train, folder, prefix="train/")
     if not others:
         return _hold_out(train)
     # ImageNet's own test images have no labels: there `val` is what is tested on.
     return Splits(
         train, others.get("test", others.get("val", train)), others["val"] if len(others) == 2 else None
     )
+
+
+def _with_patients(images: ImageSet, folder: Path, *, prefix: str) -> ImageSet:
+    """The images of a folder with the patient of each, where the folder has a table of patients."""
+    assert isinstance(images.images, FolderImages)
+    if not (folder / OF_PATIENTS).is_file():
+        return images
+    return replace(images, patients=read_patients(folder, images.images.paths, prefix=prefix))
+
+
+def _lists(folder: Path) -> Splits:
+    """ImageNet-LT by its published lists."""
+    lists = {part: sorted(folder.glob(f"*_LT_{part}.txt")) for part in ("train", "test", "val")}
+    if not lists["train"] or not lists["test"]:
+        raise InputError(
+            f"{folder}: no lists; put ImageNet_LT_train.txt and ImageNet_LT_test.txt (lines of a path and a "
+            "number) beside the folders of the images"
+        )
+    read = {part: list_image_file(paths[0], folder) for part, paths in lists.items() if paths}
+    images, labels = read["train"]
+    # The folder of a training image names its class; a class without one keeps its number.
+    names = [str(number) for number in range(max(int(of.max()) for _, of in read.values()) + 1)]
+    for path, label in zip(images.paths, labels.tolist(), strict=True):
+        names[label] = Path(path).parent.name
+    sets = [ImageSet(str(lists[part][0]), *of, tuple(names), BYTE_SCALE) for part, of in read.items()]
+    return Splits(*sets)
+
+
+def _omniglot(folder: Path) -> Splits:
+    """Every character of every alphabet is a class; of each a fifth of the images is held out."""
+    parts = [part for part in ("images_background", "images_evaluation") if (folder / part).is_dir()]
+    if not parts:
+        raise InputError(
+            f"{folder}: no images_background or images_evaluation in it; put them there, a folder for each "
+            "alphabet and in it one for each character"
+        )
+    images, labels, names = read_characters(folder, parts)
+    return _hold_out(ImageSet(str(folder), images, labels, names, BYTE_SCALE))
 
 
 def _like(train: ImageSet, folder: Path) -> ImageSet:
@@ -247,6 +330,12 @@ def _npz_part(
             f"{path}: {prefix}labels go up to {labels.max()}; labels are numbers of classes, "
             f"{_MOST_CLASSES - 1} at most"
         )
+    patients = arrays.get(f"{prefix}patients")
+    if patients is not None and (patients.shape != labels.shape or patients.dtype.kind not in "iuU"):
+        shown = " x ".join(map(str, patients.shape))
+        raise InputError(
+            f"{path}: {prefix}patients is {patients.dtype} of {shown}; one number or text an image"
+        )
     given = arrays.get("class_names")
     names = names or (
         tuple(map(str, range(int(labels.max(initial=0)) + 1))) if given is None else _texts(path, given)
@@ -257,6 +346,7 @@ def _npz_part(
         _int64(labels),
         names,
         BYTE_SCALE,
+        None if patients is None else patients.astype(np.str_),
     )
 
 
@@ -274,7 +364,17 @@ def _int64(labels: Integer[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
 
 
 def _hold_out(images: ImageSet) -> Splits:
-    """A fifth of each class, always the same, for the test."""
+    """A fifth of each class, always the same, for the test; where patients are known, a patient's images
+    together.
+    """
+    patients = images.patients
+    test = _images_held_out(images) if patients is None else _patients_held_out(images, patients)
+    train, held_out = images.take(np.flatnonzero(~test)), images.take(np.flatnonzero(test))
+    return Splits(replace(train, name=f"{images.name} train"), replace(held_out, name=f"{images.name} test"))
+
+
+def _images_held_out(images: ImageSet) -> Bool[np.ndarray, " n"]:
+    """Which images are tested on: a fifth of each class."""
     test = np.zeros(len(images), dtype=bool)
     for c in range(len(images.class_names)):
         of_class = np.flatnonzero(images.labels == c)
@@ -285,8 +385,26 @@ def _hold_out(images: ImageSet) -> Splits:
             )
         drawn = np.random.Generator(np.random.Philox(key=np.array([0, c], np.uint64))).permutation(of_class)
         test[drawn[: max(1, round(TEST_SHARE * len(of_class)))]] = bool(len(of_class))
-    train, held_out = images.take(np.flatnonzero(~test)), images.take(np.flatnonzero(test))
-    return Splits(replace(train, name=f"{images.name} train"), replace(held_out, name=f"{images.name} test"))
+    return test
+
+
+def _patients_held_out(images: ImageSet, patients: Patients) -> Bool[np.ndarray, " n"]:
+    """Which images are of the patients that are tested on: about a fifth of the images of each class."""
+    n_folds = round(1 / TEST_SHARE)
+    if (n_patients := len(np.unique(patients))) < n_folds:
+        raise InputError(f"{images.name}: {n_patients} patients; a fifth is held out, so {n_folds} at least")
+    folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a class with few images; told below
+        _, chosen = next(folds.split(images.labels, images.labels, patients))
+    test = np.isin(np.arange(len(images)), chosen)
+    for c, name in enumerate(images.class_names):
+        if len(set(test[images.labels == c])) == 1:
+            raise InputError(
+                f"{images.name}: class '{name}' lies on one side where patients are kept together; give "
+                "train and test yourself"
+            )
+    return test
 
 
 MNIST_SCALE = 1 / 256
@@ -298,6 +416,9 @@ _MOST_CLASSES = 1 << 16
 SETS: dict[str, Callable[[Path], Splits]] = {
     "mnist": _mnist,
     "cifar10": _cifar10,
+    "cifar100": _cifar100,
+    "imagenet_lt": _lists,
+    "omniglot": _omniglot,
     "folder": _folder,
     "npz": _npz,
 }

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from brats_seg.core.augmentation import Augment
 from brats_seg.core.sections import Hard, Optimizer
 from brats_seg.core.settings import Section
+from brats_seg.imbalance.distributions import Kind, Minority
 
 Rho = Annotated[float, Field(ge=1)]
 Mu = Annotated[float, Field(gt=0, lt=1)]
@@ -23,7 +24,7 @@ class Images(Section):
     the order given.
     """
 
-    name: Literal["mnist", "cifar10", "folder", "npz"] = "mnist"
+    name: Literal["mnist", "cifar10", "cifar100", "imagenet_lt", "omniglot", "folder", "npz"] = "mnist"
     folder: str | None = None
     preprocessing: Literal["none", "gcn_zca"] = "none"
     classes: tuple[str, ...] | None = None
@@ -32,15 +33,15 @@ class Images(Section):
 class Distribution(Section):
     """Unbalanced training sets: one for each `rho`, `mu` and repeat.
 
-    `minority` says which classes are rare: drawn anew for each repeat, or the first ones. `methods` keeps
-    some of the study's methods; `repeats` None is the study's number.
+    `minority` says which classes are rare: drawn anew for each repeat, or the first ones, or the last ones.
+    `methods` keeps some of the study's methods; `repeats` None is the study's number.
     """
 
-    kind: Literal["balanced", "step", "linear", "long_tail", "given"] = "step"
+    kind: Kind = "step"
     rho: tuple[Rho, ...] = (1.0,)
     mu: tuple[Mu, ...] = ()
     counts: tuple[Annotated[int, Field(ge=0)], ...] | None = None
-    minority: Literal["random", "lowest"] = "random"
+    minority: Minority = "random"
     repeats: Count | None = None
     methods: tuple[str, ...] | None = None
 

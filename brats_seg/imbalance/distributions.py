@@ -1,4 +1,4 @@
-"""Step, linear, long-tail and given class counts, and which examples make an imbalanced set."""
+"""Step, linear, long-tail, natural and given class counts, and which examples make an imbalanced set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,19 +13,25 @@ from brats_seg.core.shapes import Counts, Ids
 # What a random stream is for: a word of the generator's counter, so that no two streams of a seed meet.
 _CLASSES, _EXAMPLES = range(2)
 
+Kind = Literal["balanced", "step", "linear", "long_tail", "exponential", "natural", "given"]
+Minority = Literal["random", "lowest", "highest"]
+"""Which classes get few examples: drawn by the seed, those with the lowest labels, or with the highest."""
+
 
 @dataclass(frozen=True)
 class Distribution:
     """How many examples each class gets (Buda et al. 2018, section 3.1).
 
     Attributes:
-        kind: "step", "linear", "long_tail", "given" or "balanced".
+        kind: "step", "linear", "given" or "balanced"; "natural" takes all examples. "long_tail" and
+            "exponential" are one profile: the second cuts counts off, as long-tailed CIFAR is published (Cui
+            et al. 2019), where the first rounds.
         rho: examples of the largest class over those of the smallest.
         mu: share of minority classes; of "step" alone.
         counts: examples of each class, in the order of the classes; of "given" alone.
     """
 
-    kind: Literal["balanced", "step", "linear", "long_tail", "given"]
+    kind: Kind
     rho: float | int = 1
     mu: float | int | None = None
     counts: tuple[int, ...] | None = None
@@ -45,7 +51,7 @@ class Distribution:
             raise UsageError(
                 f"rho {self.rho:g}: the largest class over the smallest, so a finite number of 1 or more"
             )
-        if self.kind in ("balanced", "given") and self.rho != 1:
+        if self.kind in ("balanced", "natural", "given") and self.rho != 1:
             raise UsageError(f"distribution '{self.kind}': takes no rho")
 
 
@@ -70,7 +76,7 @@ def draw_subset(
     *,
     n_classes: int,
     most: int | None,
-    minority: Literal["random", "lowest"],
+    minority: Minority,
     seed: int,
 ) -> Subset:
     """Draw an imbalanced set.
@@ -82,7 +88,8 @@ def draw_subset(
         most: examples of a majority class; None takes those of the smallest class. Classes that have fewer
             are minority ones.
         minority: whether the classes that get fewer examples are drawn by the seed or are those with the
-            lowest labels (in "linear" and "long_tail": the whole order, fewest first).
+            lowest or highest labels (in "linear", "long_tail" and "exponential": the whole order, fewest
+            first).
         seed: of the classes and of the examples. Of one seed, a set with fewer examples of a class holds some
             of those of a set with more.
 
@@ -99,14 +106,13 @@ def draw_subset(
     )
 
 
-def class_order(
-    available: Counts, *, most: int | None, minority: Literal["random", "lowest"], seed: int
-) -> Ids:
+def class_order(available: Counts, *, most: int | None, minority: Minority, seed: int) -> Ids:
     """All classes, those first that are to get the fewest examples; classes with fewer than `most` before all
     others.
     """
     names = np.arange(len(available))
-    order = names if minority == "lowest" else _generator(seed, _CLASSES).permutation(len(available))
+    orders = {"lowest": names, "highest": names[::-1]}
+    order = orders.get(minority, _generator(seed, _CLASSES).permutation(len(available)))
     short = available < most if most is not None else np.zeros(len(available), dtype=bool)
     return np.concatenate([order[short[order]], order[~short[order]]]).astype(np.int64)
 
@@ -125,6 +131,8 @@ def class_counts(distribution: Distribution, *, available: Counts, most: int | N
             majority.
     """
     k = len(available)
+    if distribution.kind == "natural":
+        return available.copy()
     if (largest := int(available.min()) if most is None else most) < 1:
         raise UsageError(f"the largest class is to have {largest} examples: at least 1")
     if distribution.kind == "given":
@@ -164,9 +172,9 @@ def _by_place(distribution: Distribution, *, n_classes: int, most: int) -> Count
     places = np.arange(n_classes) / max(1, n_classes - 1)
     if distribution.kind == "linear":
         return _linear(fewest, most, places=places)
-    # Cui et al. 2019 (long-tailed CIFAR), there cut off instead of rounded: most * rho ** -(share of the way
-    # down).
-    return np.array([_rounded(most * rho ** -(1 - place)) for place in places.tolist()], np.int64)
+    # Cui et al. 2019 (long-tailed CIFAR): most * rho ** -(share of the way down), there cut off.
+    whole = _cut_off if distribution.kind == "exponential" else _rounded
+    return np.array([whole(most * rho ** -(1 - place)) for place in places.tolist()], np.int64)
 
 
 def _linear(fewest: int, most: int, *, places: np.ndarray) -> Counts:
@@ -223,6 +231,11 @@ def _check_enough(counts: Counts, *, available: Counts) -> None:
 def _rounded(value: float) -> int:
     """To the nearest whole number, halves up."""
     return int(np.floor(value + 0.5))
+
+
+def _cut_off(value: float) -> int:
+    """The whole number below; of 499.9999999999, which is 500 in exact numbers, 500."""
+    return int(value + 1e-9)
 
 
 def _generator(seed: int, purpose: int, number: int = 0) -> np.random.Generator:

@@ -1,9 +1,10 @@
-"""LeNet-5, All-CNN, ResNet-10 and the two-class net: the networks of the image studies, name -> network in
-one dict.
+"""LeNet-5, All-CNN, ResNet-10, ResNet-32 and the two-class net: the networks of the image studies, name ->
+network in one dict.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import sqrt
 
 import torch.nn.functional as F
@@ -120,6 +121,54 @@ class _Block(nn.Module):
         return sum_
 
 
+class ResNet32(nn.Module):
+    """The 32-layer network for CIFAR (He et al. 2016a, section 4.2): 16, 32 and 64 features, five blocks
+    each, and shortcuts without weights.
+    """
+
+    def __init__(self, n_channels: int, n_classes: int) -> None:
+        super().__init__()
+        widths = (16, *[16] * 5, *[32] * 5, *[64] * 5)
+        self.stem = nn.Sequential(
+            nn.Conv2d(n_channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+        )
+        self.blocks = nn.Sequential(*(_PlainBlock(*pair) for pair in pairwise(widths)))
+        self.mean = _Mean()
+        self.output = nn.Linear(64, n_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                _zero_bias(module)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, C, Y, X) -> (B, K)."""
+        logits: Tensor = self.output(self.mean(self.blocks(self.stem(inputs))))
+        return logits
+
+
+class _PlainBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut; widening halves the resolution, and the new features of the
+    shortcut are 0 (option A).
+    """
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.stride, self.n_new = (1 if n_in == n_out else 2), n_out - n_in
+        self.inner = nn.Sequential(
+            nn.Conv2d(n_in, n_out, 3, stride=self.stride, padding=1, bias=False),
+            nn.BatchNorm2d(n_out),
+            nn.ReLU(),
+            nn.Conv2d(n_out, n_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(n_out),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, n_in, Y, X) -> (B, n_out, Y / stride, X / stride)."""
+        shortcut = features[:, :, :: self.stride, :: self.stride]
+        shortcut = F.pad(shortcut, (0, 0, 0, 0, self.n_new // 2, self.n_new - self.n_new // 2))
+        return F.relu(self.inner(features) + shortcut)
+
+
 class _Mean(nn.Module):
     """Average over the image."""
 
@@ -232,9 +281,15 @@ def _resnet10(n_channels: int, n_classes: int, image_size: tuple[int, int]) -> n
     return ResNet10(n_channels, n_classes)
 
 
+def _resnet32(n_channels: int, n_classes: int, image_size: tuple[int, int]) -> nn.Module:
+    del image_size
+    return ResNet32(n_channels, n_classes)
+
+
 CLASSIC: dict[str, Classic] = {
     "lenet5": Classic(_lenet5, ("output",), 16),
     "all_cnn": Classic(_all_cnn, ("hidden.0", "output.0"), 9),
     "resnet10": Classic(_resnet10, ("output",), 32),
+    "resnet32": Classic(_resnet32, ("output",), 8),
     "two_class": Classic(_two_class, ("output",), 18),
 }

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from brats_seg.classification.bench import Bench, open_bench, open_images
+from brats_seg.classification.bench import Bench, open_bench, open_images, part_training
 from brats_seg.classification.decisions import Probabilities, divide_by_prior, tune_factors, weigh_costs
 from brats_seg.classification.fitting import (
     Fitted,
@@ -119,8 +119,11 @@ def check_cell(job: ImageJob, *, settings: StudySettings, splits: Splits) -> Non
     """Raise `UsageError` where the images cannot fill a cell's set, or its method cannot do with what they
     fill it with.
     """
-    knobs = settings.validation
-    available = splits.train.counts - knobs.held_out - knobs.per_class
+    knobs, train = settings.validation, splits.train
+    available = train.counts - knobs.held_out - knobs.per_class
+    if train.patients is not None:
+        left = train.labels[part_training(settings, train)[2]]
+        available = np.bincount(left, minlength=len(available)).astype(np.int64)
     order = class_order(
         available,
         most=settings.base,

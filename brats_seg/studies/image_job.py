@@ -3,11 +3,11 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from brats_seg.classification.identity import recorded
 from brats_seg.classification.methods import METHODS, Remedy
-from brats_seg.imbalance.distributions import Distribution
+from brats_seg.imbalance.distributions import Distribution, Kind, Minority
 from brats_seg.studies.grid import Job
 
 
@@ -23,8 +23,8 @@ class TrainingSet:
         rho, mu: ratio of the largest class to the smallest, and share of rare classes.
     """
 
-    kind: Literal["balanced", "step", "linear", "long_tail", "given"]
-    minority: Literal["random", "lowest"]
+    kind: Kind
+    minority: Minority
     counts: tuple[int, ...] | None
     repeat: int
     rho: float | int

@@ -36,7 +36,15 @@ FEW_CLASSES = (0.2, 0.5, 0.8)
 """mu of the panels of figures 3 and 6."""
 
 
-SETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "folder": "image folder", "npz": "images"}
+SETS = {
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "imagenet_lt": "ImageNet-LT",
+    "omniglot": "Omniglot",
+    "folder": "image folder",
+    "npz": "images",
+}
 
 
 def study_figures(rows: Sequence[Row]) -> dict[str, Figure]:
@@ -73,11 +81,15 @@ def _study_figures(rows: Sequence[Row]) -> dict[str, Figure]:
     chosen = [row for row in rows if row["part"] == TEST]
     step, linear = ([row for row in chosen if row["kind"] == kind] for kind in ("step", "linear"))
     full = [row for row in step if row["imbalance_ratio"] == 1]
+    tails = [row for row in chosen if row["kind"] in ("long_tail", "exponential", "natural")]
     drawn = {
         "figure1_distributions": figure1() if step or linear else None,
         "figure3_auc_over_rho": over_ratio(full, score="auc"),
         "figure4_auc_over_mu": over_minority(full),
-        "figure5_linear": over_linear([row for row in linear if row["imbalance_ratio"] == 1]),
+        "figure5_linear": over_shape(
+            [row for row in linear if row["imbalance_ratio"] == 1], shape="linear", score="auc"
+        ),
+        "long_tail_accuracy": over_shape(tails, shape="long tail", score="accuracy"),
         "figure6_accuracy": over_ratio(full, score="accuracy"),
         "figure7_reduced_ratio": reduced_ratio(step),
         "figure8_convergence": convergence(full),
@@ -147,12 +159,12 @@ def over_minority(rows: Sequence[Row]) -> Figure | None:
     return lines_figure(panels, x_label="minority classes", score="auc")
 
 
-def over_linear(rows: Sequence[Row]) -> Figure | None:
-    """Figure 5: AUC over rho under linear imbalance, a panel for each image set."""
+def over_shape(rows: Sequence[Row], *, shape: str, score: str) -> Figure | None:
+    """Figure 5 (linear imbalance) or its like for long tails: a score over rho, a panel for each set."""
     panels = [
-        (f"{name}, linear", _method_lines(of_set, x="rho", score="auc")) for name, of_set in _by_set(rows)
+        (f"{name}, {shape}", _method_lines(of_set, x="rho", score=score)) for name, of_set in _by_set(rows)
     ]
-    return lines_figure(panels, x_label="imbalance ratio ρ", score="auc")
+    return lines_figure(panels, x_label="imbalance ratio ρ", score=score)
 
 
 def reduced_ratio(rows: Sequence[Row]) -> Figure | None:

@@ -1,6 +1,7 @@
 """Small image sets on disk, in every form that is read."""
 
 import gzip
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,47 @@ def write_cifar_binary(folder: Path, *, sizes: tuple[int, ...] = (7, 12), n_test
         (folder / f"{name}.bin").write_bytes(
             np.concatenate([labels[:, None].astype(np.uint8), pixels], axis=1).tobytes()
         )
+
+
+def write_cifar100(folder: Path, *, form: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Two parts of a row a class, in the binary or the python form; gives pixels and fine labels of each."""
+    folder.mkdir(parents=True)
+    names = [f"name{c:02}" for c in range(100)]
+    made = {}
+    for part, seed in (("train", 0), ("test", 1)):
+        pixels, labels = cifar_rows(100, seed=seed)[0], np.random.default_rng(seed).permutation(100)
+        if form == "binary":
+            both = np.stack([labels // 5, labels], axis=1).astype(np.uint8)
+            (folder / f"{part}.bin").write_bytes(np.concatenate([both, pixels], axis=1).tobytes())
+        else:
+            tree = {
+                b"data": pixels,
+                b"fine_labels": labels.tolist(),
+                b"coarse_labels": (labels // 5).tolist(),
+            }
+            (folder / part).write_bytes(pickle.dumps(tree))
+        made[part] = pixels, labels
+    if form == "binary":
+        (folder / "fine_label_names.txt").write_text("\n".join(names) + "\n")
+    else:
+        (folder / "meta").write_bytes(pickle.dumps({b"fine_label_names": [name.encode() for name in names]}))
+    return made
+
+
+def write_omniglot(
+    root: Path, *, alphabets: int = 2, characters: int = 3, per_character: int = 5, side: int = 105
+) -> None:
+    """Black strokes on white: a bar whose height tells the character."""
+    for p, part in enumerate(("images_background", "images_evaluation")):
+        for a in range(alphabets):
+            for c in range(characters):
+                folder = root / part / f"Alphabet{a}" / f"character{c + 1:02}"
+                folder.mkdir(parents=True)
+                for i in range(per_character):
+                    pixels = np.full((side, side), 255, np.uint8)
+                    top = (p * alphabets * characters + a * characters + c) * 8 + i % 3
+                    pixels[top : top + 8, 10:-10] = 0
+                    Image.fromarray(pixels).convert("1").save(folder / f"{i:04}.png")
 
 
 def write_folder(

@@ -71,7 +71,7 @@ def test_a_pickle_that_names_another_class_is_not_run(tmp_path):
     named = "io.open" if open.__module__ in ("io", "_io") else "builtins.open"
     said = str(refused.value)
     assert said.startswith(f"{path}: names ")
-    assert said.endswith("; a CIFAR-10 batch names NumPy's array builders alone: it was not read")
+    assert said.endswith("; a CIFAR batch names NumPy's array builders alone: it was not read")
     assert named.split(".")[1] in said
     assert not (tmp_path / "made").exists()
 
@@ -127,7 +127,7 @@ def test_a_pickle_cut_short_and_one_that_asks_for_all_memory(tmp_path):
     )
     for content in (whole[: len(whole) // 2], b"", huge):
         (tmp_path / "batch").write_bytes(content)
-        with pytest.raises(InputError, match="batch: not a pickled CIFAR-10 batch: ") as refused:
+        with pytest.raises(InputError, match="batch: not a pickled CIFAR batch: ") as refused:
             read_python_batch(tmp_path / "batch")
         assert "\n" not in str(refused.value)
 
@@ -153,7 +153,7 @@ def nested(n):
 @pytest.mark.parametrize(
     ("stream", "said"),
     [
-        (b"\x80\x02Nr\xff\xff\xff\x2f.", "the instruction LONG_BINPUT that no CIFAR-10 batch has"),
+        (b"\x80\x02Nr\xff\xff\xff\x2f.", "the instruction LONG_BINPUT that no CIFAR batch has"),
         (b"\x80\x02Nq\xff.", "the instruction BINPUT"),
         (b"Np999999999\n.", "the instruction PUT"),
         (nested(100_000), "the instruction TUPLE1"),
@@ -165,7 +165,7 @@ def nested(n):
 def test_a_pickle_that_asks_for_too_much_is_refused_before_it_is_built(tmp_path, stream, said):
     (tmp_path / "batch").write_bytes(stream)
     with pytest.raises(
-        InputError, match=f"batch: not a pickled CIFAR-10 batch: .*{said}|batch: holds no 'data'"
+        InputError, match=f"batch: not a pickled CIFAR batch: .*{said}|batch: holds no 'data'"
     ):
         read_python_batch(tmp_path / "batch")
 
@@ -174,7 +174,5 @@ def test_an_array_of_a_shape_that_its_bytes_do_not_fill(tmp_path):
     head = b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
     tail = b"\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R\x89U\x03abctbU\x06labels]K\x07au."
     (tmp_path / "batch").write_bytes(head + b"(K\x01\x8a\x05\x00\x00\x00\x00\x7fM\x00\x0c" + tail)
-    with pytest.raises(
-        InputError, match="batch: not a pickled CIFAR-10 batch: cannot reshape array of size 3"
-    ):
+    with pytest.raises(InputError, match="batch: not a pickled CIFAR batch: cannot reshape array of size 3"):
         read_python_batch(tmp_path / "batch")

@@ -1,12 +1,20 @@
 """Image sets as they lie on disk."""
 
 import gzip
+import pickle
 import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from set_files import write_cifar_binary, write_folder, write_idx, write_mnist
+from set_files import (
+    write_cifar100,
+    write_cifar_binary,
+    write_folder,
+    write_idx,
+    write_mnist,
+    write_omniglot,
+)
 
 from brats_seg.classification.image_set import ImageSet, keep_classes
 from brats_seg.classification.images import load_images
@@ -65,13 +73,16 @@ def test_mnist_cut_short_or_with_an_eleventh_digit(tmp_path):
     assert refusal("mnist", tmp_path) == f"{path}: its header says 20 = 20 bytes, and 17 follow; get it again"
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10", "folder", "npz"])
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100", "imagenet_lt", "omniglot", "folder", "npz"])
 def test_a_missing_set_says_what_to_put_where(tmp_path, name):
     said = refusal(name, tmp_path / "none")
     assert said.startswith(str(tmp_path / "none"))
     wanted = {
         "mnist": "train-images-idx3-ubyte",
         "cifar10": "cifar-10-batches-bin",
+        "cifar100": "cifar-100-binary",
+        "imagenet_lt": "ImageNet_LT_train.txt",
+        "omniglot": "images_background",
         "folder": "train/<class>/*.jpg",
         "npz": "train_images",
     }
@@ -80,7 +91,8 @@ def test_a_missing_set_says_what_to_put_where(tmp_path, name):
 
 def test_an_unknown_set(tmp_path):
     with pytest.raises(
-        UsageError, match=r"images\.name 'svhn' is unknown; the names are mnist, cifar10, folder, npz"
+        UsageError,
+        match=r"images\.name 'svhn' is unknown; the names are mnist, cifar10, cifar100, imagenet_lt",
     ):
         load_images("svhn", tmp_path)
 
@@ -93,6 +105,133 @@ def test_cifar10_of_any_number_of_rows(tmp_path):
         assert splits.train.class_names[:2] == ("airplane", "automobile")
     (tmp_path / "cifar-10-batches-bin" / "batches.meta.txt").write_text("one two")
     assert refusal("cifar10", tmp_path).endswith("batches.meta.txt: 2 class names; CIFAR-10 has 10")
+
+
+@pytest.mark.parametrize("form", ["binary", "python"])
+def test_cifar100_is_read_by_its_fine_labels(tmp_path, form):
+    made = write_cifar100(tmp_path / f"cifar-100-{form}", form=form)
+    splits = load_images("cifar100", tmp_path)
+    for part, (pixels, labels) in zip((splits.train, splits.test), made.values(), strict=True):
+        assert part.labels.tolist() == labels.tolist()
+        assert part.images[7, 2, 5].tolist() == [pixels[7, c * 1024 + 2 * 32 + 5] for c in range(3)]
+    assert splits.train.class_names[:2] == ("name00", "name01")
+    assert len(splits.train.class_names) == 100
+
+
+def test_cifar100_that_is_damaged(tmp_path):
+    write_cifar100(tmp_path / "b", form="binary")
+    (tmp_path / "b" / "fine_label_names.txt").write_text("one two")
+    assert refusal("cifar100", tmp_path / "b").endswith("names.txt: 2 class names; CIFAR-100 has 100")
+    (tmp_path / "b" / "fine_label_names.txt").unlink()
+    assert load_images("cifar100", tmp_path / "b").train.class_names[99] == "99"
+    (tmp_path / "b" / "train.bin").write_bytes(bytes(3073))
+    assert refusal("cifar100", tmp_path / "b").endswith(
+        "train.bin: 3073 bytes are not whole rows of 3074 (2 labels, 3072 pixels); get it again"
+    )
+    write_cifar100(tmp_path / "p", form="python")
+    (tmp_path / "p" / "meta").write_bytes(pickle.dumps({b"label_names": []}))
+    assert refusal("cifar100", tmp_path / "p").endswith("meta: 0 class names; CIFAR-100 has 100")
+
+
+def write_lists(root, *, train="", test="test/cat/0.png 0\ntest/dog/0.png 1\n"):
+    write_folder(root)
+    lines = "".join(f"train/cat/{i}.{'jpg' if i % 2 else 'png'} 0\n" for i in range(3))
+    (root / "ImageNet_LT_train.txt").write_text(train or lines + "train/dog/1.jpg 1\n")
+    (root / "ImageNet_LT_test.txt").write_text(test)
+
+
+def test_imagenet_lt_is_what_its_lists_say(tmp_path):
+    write_lists(tmp_path)
+    splits = load_images("imagenet_lt", tmp_path)
+    assert (splits.train.counts.tolist(), splits.test.counts.tolist()) == ([3, 1], [1, 1])
+    assert splits.train.class_names == ("cat", "dog")
+    assert splits.validation is None
+    assert splits.train.images.paths[3] == "train/dog/1.jpg"
+    (tmp_path / "ImageNet_LT_val.txt").write_text("train/dog/2.png 1\n")
+    assert load_images("imagenet_lt", tmp_path).validation.labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("lists", "said"),
+    [
+        ({"train": "train/cat/0.png\n"}, "_train.txt: line 1 is no path and class number: 'train/cat/0.png'"),
+        ({"train": "train/cat/9.png 0\ntrain/cat/8.png 0\n"}, "train/cat/9.png: is in ImageNet_LT_train.txt "
+                                                               "and not there (1 more are missing too)"),
+        ({"test": "\n"}, "_test.txt: line 1 is no path and class number: ''"),
+        ({"train": "train/cat/0.png -1\n"}, "line 1 is no path and class number: 'train/cat/0.png -1'"),
+    ],
+)  # fmt: skip
+def test_a_list_that_is_damaged_is_one_line(tmp_path, lists, said):
+    write_lists(tmp_path, **lists)
+    assert refusal("imagenet_lt", tmp_path).endswith(said)
+
+
+def test_omniglot_folders_are_characters_of_alphabets(tmp_path):
+    write_omniglot(tmp_path)
+    splits = load_images("omniglot", tmp_path)
+    assert (len(splits.train.class_names), splits.train.image_size) == (12, (28, 28))
+    assert splits.train.class_names[0] == "images_background/Alphabet0/character01"
+    assert splits.train.class_names[-1] == "images_evaluation/Alphabet1/character03"
+    assert (splits.train.counts.tolist(), splits.test.counts.tolist()) == ([4] * 12, [1] * 12)
+    for label in (0, 11):
+        image = splits.train.images[splits.train.labels == label][0, :, :, 0]
+        assert (image.min(), image.max()) == (0, 255)  # bright ink on black
+        assert abs(int(image.sum(axis=1).argmax()) - 28 * (8 * label + 4) / 105) < 2
+    (tmp_path / "images_background" / "Alphabet0" / "notes.txt").write_text("x")
+    assert "notes.txt: a file among the class folders" in refusal("omniglot", tmp_path)
+
+
+def test_images_of_a_patient_stay_together(tmp_path):
+    labels = np.repeat([0, 1], [80, 20])
+    patients = np.array([f"P{i // 2}" for i in range(100)])
+    pixels = np.arange(100, dtype=np.uint8)[:, None, None] * np.ones((1, 4, 4), np.uint8)
+    np.savez(tmp_path / "a.npz", images=pixels, labels=labels, patients=patients)
+    splits = load_images("npz", tmp_path / "a.npz")
+    assert (splits.train.counts.tolist(), splits.test.counts.tolist()) == ([64, 16], [16, 4])
+    assert not set(splits.train.patients) & set(splits.test.patients)
+    assert [f"P{v // 2}" for v in splits.test.images[:, 0, 0, 0]] == splits.test.patients.tolist()
+    others = replace(splits.train, patients=splits.train.patients[::-1].copy())
+    assert replace(splits, train=others).digest != splits.digest
+
+
+@pytest.mark.parametrize(
+    ("patients", "said"),
+    [
+        (np.repeat(["a", "b"], 10), "images: 2 patients; a fifth is held out, so 5 at least"),
+        (np.repeat(list("abcdefghij"), [11, *[1] * 9]), "class '0' lies on one side where patients are kept "
+                                                       "together; give train and test yourself"),
+        (np.zeros(20), "patients is float64 of 20; one number or text an image"),
+        (np.zeros(19, int), "patients is int64 of 19; one number or text an image"),
+    ],
+)  # fmt: skip
+def test_patients_that_cannot_be_parted(tmp_path, patients, said):
+    labels = np.repeat([0, 1], 10)
+    np.savez(tmp_path / "a.npz", images=np.zeros((20, 4, 4), np.uint8), labels=labels, patients=patients)
+    assert refusal("npz", tmp_path / "a.npz").endswith(said)
+
+
+def test_a_patient_in_two_published_parts(tmp_path):
+    of = {f"{part}_patients": np.arange(30) + i * 29 for i, part in enumerate(("train", "test", "val"))}
+    write_npz(tmp_path / "a.npz", **of)
+    said = "test_images: patient '29' has training images too; a patient is in one part"
+    assert refusal("npz", tmp_path / "a.npz").endswith(said)
+
+
+def test_a_table_names_the_patients_of_a_folder(tmp_path):
+    write_folder(tmp_path, parts=("all",), per_class=10)
+    root, names = (
+        tmp_path / "all",
+        [(c, i, "jpg" if i % 2 else "png") for c in ("cat", "dog") for i in range(10)],
+    )
+    rows = [f"{c}/{i}.{suffix},{c}{i // 2}" for c, i, suffix in names]
+    (root / "patients.csv").write_text("file,patient\n" + "\n".join(rows))
+    splits = load_images("folder", root)
+    assert (splits.train.counts.tolist(), splits.test.counts.tolist()) == ([8, 8], [2, 2])
+    assert len(set(splits.test.patients)) == 2
+    (root / "patients.csv").write_text("file,patient\n" + "\n".join(rows[1:]))
+    assert refusal("folder", root).endswith("patients.csv: no patient of cat/0.png; every image has one")
+    (root / "patients.csv").write_text("path\nx")
+    assert refusal("folder", root).endswith("patients.csv: has the columns path; file and patient")
 
 
 def test_keeping_two_classes_numbers_them_anew(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from striped_images import N_CLASSES, tiny_settings, write_images
 from torch import nn
 
-from brats_seg.classification.bench import Bench, open_bench, open_images
+from brats_seg.classification.bench import Bench, check_study, open_bench, open_images, part_training
 from brats_seg.classification.decisions import divide_by_prior
 from brats_seg.classification.fitting import (
     Fitted,
@@ -20,6 +20,7 @@ from brats_seg.classification.fitting import (
     fit,
     fit_second_phase,
 )
+from brats_seg.classification.images import load_images
 from brats_seg.classification.methods import METHODS, remedy
 from brats_seg.classification.settings import Knobs, StudySettings
 from brats_seg.classification.source import ImageSource
@@ -369,6 +370,20 @@ def test_training_images_that_validate_are_neither_trained_nor_scored_on(images:
     assert [pool.index.counts.tolist() for pool in pools] == [[n] * N_CLASSES for n in (31, 4, 5)]
     assert len(np.unique(np.concatenate([pool.rows for pool in pools]))) == 40 * N_CLASSES
     assert set(bench.parts) == {"test", "held_out"}
+
+
+def test_a_patient_is_held_out_or_validates_or_is_trained_on(tmp_path: Path):
+    labels, patients = np.repeat([0, 1], 60), np.arange(120) // 3
+    np.savez(tmp_path / "a.npz", images=np.zeros((120, 20, 20), np.uint8), labels=labels, patients=patients)
+    knobs = {"held_out": 2, "images": "train", "per_class": 2, "score": "loss", "every": 5}
+    settings = tiny_settings(base=20, validation=knobs)
+    splits = load_images("npz", tmp_path / "a.npz")
+    parts = [set(splits.train.patients[ids]) for ids in part_training(settings, splits.train)]
+    assert all(parts)
+    assert sum(map(len, parts)) == len(set().union(*parts))
+    halves = tiny_settings(base=20, validation={"images": "half", "score": "auc", "every": 5})
+    with pytest.raises(UsageError, match=r"validation\.images 'half': would part the images of a patient"):
+        check_study(halves, splits)
 
 
 def test_training_stops_early_and_keeps_the_best(images: Path):

@@ -52,6 +52,32 @@ def test_long_tail_falls_by_one_factor():
     assert np.diff(np.log(counts)) == pytest.approx(np.log(100) / 9, rel=0.02)
 
 
+def test_long_tailed_cifar_has_its_published_counts():
+    highest = np.arange(10)[::-1]
+    counts = counts_of("exponential", 100, order=highest)
+    assert counts == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+    assert sum(counts) == 12_406
+    assert class_order(FULL, most=5000, minority="highest", seed=4).tolist() == highest.tolist()
+    hundred = {"most": 500, "available": np.full(100, 500), "order": np.arange(100)}
+    assert sum(counts_of("exponential", 100, **hundred)) == 10_847
+    assert (min(counts_of("exponential", 10, **hundred)), max(counts_of("exponential", 10, **hundred))) == (
+        50,
+        500,
+    )
+
+
+def test_natural_takes_every_example():
+    assert counts_of("natural", available=MNIST_TRAIN) == MNIST_TRAIN.tolist()
+    with pytest.raises(UsageError, match="distribution 'natural': takes no rho"):
+        Distribution("natural", rho=2)
+
+
+def test_a_profile_that_empties_a_class_is_one_line():
+    said = "rho 501 is larger than the class: of 500 examples it leaves none; rho 500 at most"
+    with pytest.raises(UsageError, match=said):
+        counts_of("exponential", 501, most=500)
+
+
 def test_given_and_balanced():
     assert counts_of("given", counts=(5000, 50), available=np.array([5000, 5000]), order=np.arange(2)) == [
         5000,

@@ -16,6 +16,7 @@ PUBLISHED = {
         224,
         5_417_070,
     ),  # Simon et al. print no number; this counts the layers of their Caffe model
+    "resnet32": (3, 10, 32, 464_154),  # He et al. 2016, table 6: 0.46 million
     "two_class": (3, 2, 32, 15_458),
 }
 
@@ -72,6 +73,11 @@ def test_layers_of_resnet10():
     assert sum(isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1) for m in build("resnet10").modules()) == 9
 
 
+def test_layers_of_resnet32():
+    shapes = shapes_of(build("resnet32"), torch.randn(1, 3, 32, 32))
+    assert shapes == [(16, 32, 32)] * 11 + [(32, 16, 16)] * 10 + [(64, 8, 8)] * 10 + [(10,)]
+
+
 def test_the_second_phase_trains_the_output_layer_and_of_all_cnn_the_last_two():
     assert [m.weight.shape for m in output_layers("lenet5", build("lenet5"))] == [(10, 500)]
     assert [m.weight.shape for m in output_layers("all_cnn", build("all_cnn"))] == [
@@ -83,7 +89,8 @@ def test_the_second_phase_trains_the_output_layer_and_of_all_cnn_the_last_two():
 
 
 @pytest.mark.parametrize(
-    ("name", "uniform"), [("lenet5", True), ("all_cnn", True), ("two_class", True), ("resnet10", False)]
+    ("name", "uniform"),
+    [("lenet5", True), ("all_cnn", True), ("two_class", True), ("resnet10", False), ("resnet32", False)],
 )
 def test_initial_weights(name, uniform):
     for module in build(name).modules():
@@ -93,10 +100,9 @@ def test_initial_weights(name, uniform):
                 module.weight[0].numel(),
                 module.weight.numel() / module.in_channels if hasattr(module, "in_channels") else 0,
             )
-            if name == "resnet10":
-                variance = (
-                    2 / (fan_out if module.kernel_size == (7, 7) else fan_in) if fan_out else 2 / fan_in
-                )
+            if name.startswith("resnet"):
+                is_stem = isinstance(module, nn.Conv2d) and module.kernel_size == (7, 7)
+                variance = 2 / (fan_out if is_stem else fan_in)
             else:
                 fan_out = fan_out or module.weight.shape[0]
                 variance = 2 / (fan_in + fan_out) if name == "two_class" else 1 / fan_in
@@ -135,6 +141,7 @@ def test_the_smallest_image(name):
 
 def test_an_unknown_name():
     with pytest.raises(
-        UsageError, match="network 'vgg' is unknown; the names are lenet5, all_cnn, resnet10, two_class"
+        UsageError,
+        match="network 'vgg' is unknown; the names are lenet5, all_cnn, resnet10, resnet32, two_class",
     ):
         make_classic("vgg", n_channels=1, n_classes=3, image_size=(28, 28))
