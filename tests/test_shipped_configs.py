@@ -14,10 +14,11 @@ from brats_seg.bank.build import BuildOptions
 from brats_seg.classification import whitening
 from brats_seg.classification.settings import Distribution, StudySettings
 from brats_seg.classification.whitening import Whitening
-from brats_seg.core.settings import config_names, load_settings
+from brats_seg.core.settings import config_names
 from brats_seg.phantoms.cohort import write_cohort
 from brats_seg.studies.experiment import run_experiment
 from brats_seg.studies.grid import GridWorkers
+from brats_seg.studies.kinds import OwnGrid, draw_own_figures, load_study, run_own_grid, write_own_table
 from brats_seg.studies.strategies import ExperimentConfig, Strategy, load_experiment, make_strategies
 from brats_seg.studies.study import draw_figures, run_study, study_table
 from brats_seg.studies.study_table import write_table
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 SIZE = 48
 """Voxels of a phantom along its longest axis: the smallest there are."""
 N_TRAIN = 40
-N_TEST = {"mnist": 6, "cifar10": 2, "folder": 1}
+N_TEST = {"mnist": 6, "cifar10": 2, "cifar100": 1, "folder": 1}
 """Images of each class."""
 
 
@@ -54,7 +55,7 @@ def images(n: int, side: int, channels: int, *, n_classes: int = 10) -> tuple[np
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of small image sets by the name of the set."""
     root = tmp_path_factory.mktemp("images")
-    for name in ("mnist", "cifar10", "folder"):
+    for name in ("mnist", "cifar10", "cifar100", "folder"):
         (root / name).mkdir()
     for part, n in (("train", N_TRAIN), ("t10k", N_TEST["mnist"])):
         pixels, labels = images(n, 28, 1)
@@ -69,7 +70,24 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for number, (pixels, label) in enumerate(zip(*images(n, 32, 3), strict=True)):
             (root / "folder" / part / str(label)).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(root / "folder" / part / str(label) / f"{number}.png")
-    return {name: root / name for name in ("mnist", "cifar10", "folder")}
+    for name, n in (("train", N_TRAIN // 2), ("test", N_TEST["cifar100"])):
+        pixels, labels = images(n, 32, 3, n_classes=100)
+        rows = pixels.transpose(0, 3, 1, 2).reshape(len(labels), -1)
+        (root / "cifar100" / name).write_bytes(pickle.dumps({b"data": rows, b"fine_labels": labels.tolist()}))
+    for part in ("train", "test"):
+        found = sorted((root / "folder" / part).glob("*/*.png"))
+        lines = [f"{path.relative_to(root / 'folder')} {path.parent.name}" for path in found]
+        for name in ("train", "val") if part == "train" else ("test",):
+            (root / "folder" / f"ImageNet_LT_{name}.txt").write_text("\n".join(lines))
+    for part in ("images_background", "images_evaluation"):
+        for character in range(5):
+            (root / "omniglot" / part / "Alphabet" / str(character)).mkdir(parents=True)
+            for number, pixels in enumerate(images(5, 35, 1, n_classes=5)[0][character * 5 :][:5]):
+                path = root / "omniglot" / part / "Alphabet" / str(character) / f"{number}.png"
+                Image.fromarray(pixels[..., 0]).save(path)
+    return {name: root / name for name in ("mnist", "cifar10", "cifar100", "folder", "omniglot")} | {
+        "imagenet_lt": root / "folder"
+    }
 
 
 def smaller(settings: StudySettings) -> StudySettings:
@@ -89,7 +107,7 @@ def smaller(settings: StudySettings) -> StudySettings:
     def fewer(number: int, most: int) -> int:
         return min(number, most)
 
-    knobs, is_large = settings.validation, settings.network.name in ("resnet10", "all_cnn")
+    knobs, is_large = settings.validation, settings.network.name in ("resnet10", "resnet32", "all_cnn")
     return settings.model_copy(
         update={
             "base": 20,
@@ -124,7 +142,11 @@ def test_every_study_runs_to_its_figures(
     n_values = 32 * 32 * 3
     even = Whitening(np.zeros(n_values, np.float32), np.eye(n_values, dtype=np.float32))
     monkeypatch.setattr(whitening, "fit_whitening", lambda flat: even)  # its fit takes half a minute
-    settings = smaller(load_settings(StudySettings, name, shelf="studies"))
+    settings = load_study(name)
+    if not isinstance(settings, StudySettings):
+        check_own_grid(settings, sets[settings.images.name], tmp_path)
+        return
+    settings = smaller(settings)
     report = run_study(
         settings, tmp_path, folder=sets[settings.images.name], on=GridWorkers(n=1, device="cpu")
     )
@@ -135,6 +157,24 @@ def test_every_study_runs_to_its_figures(
     assert all(path.is_file() for path in write_table(study_table(tmp_path), tmp_path))
     if name == "cifar2":
         assert "two_class_loss.png" in [path.name for path in figures]
+
+
+def check_own_grid(settings: OwnGrid, folder: Path, out: Path) -> None:
+    """Run a study with a grid of its own in small."""
+    tree = settings.model_dump() | {"repeats": 1, "training": {"iterations": 2, "batch_size": 8}}
+    if settings.study == "novelty":
+        detector = {"iterations": 2, "batch_size": 8, "width": 4, "code": 4}
+        few = {"base": 20, "rho": [5, 20], "pairs": settings.pairs[:2], "detector": detector}
+    else:
+        few = {"shots": [1, 2], "queries": 1, "episodes": 4, "draws": 2, "width": 4, "memory_iterations": 2}
+        few["train_queries"] = 1
+    small = type(settings).model_validate(tree | few)
+    report = run_own_grid(small, out, folder=folder, on=GridWorkers(n=1, device="cpu"))
+    assert report.failed == ()
+    assert all(path.stat().st_size > 5000 for path in draw_own_figures(out))
+    text, paths = write_own_table(out)
+    assert all(path.is_file() for path in paths)
+    assert "| oversampling |" in text
 
 
 # Experiments

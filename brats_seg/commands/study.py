@@ -46,10 +46,13 @@ def study_plan(
     """Say how many networks, how long and how much disk, before anything starts."""
     with loading():
         from brats_seg.studies import study
+        from brats_seg.studies.kinds import load_study, plan_grid
     from brats_seg.classification.settings import StudySettings
-    from brats_seg.core.settings import load_settings
 
-    settings = load_settings(StudySettings, config, shelf="studies", overrides=tuple(overrides or ()))
+    settings = load_study(config, overrides=tuple(overrides or ()))
+    if not isinstance(settings, StudySettings):
+        typer.echo(plan_grid(settings, folder=images, store=out))
+        return
     plan = study.make_plan(
         settings,
         folder=images,
@@ -79,22 +82,27 @@ def study_run(
         from brats_seg.classification.bench import image_folder
         from brats_seg.studies import study
         from brats_seg.studies.grid import GridWorkers
+        from brats_seg.studies.kinds import load_study, run_own_grid
     from brats_seg.classification.settings import StudySettings
-    from brats_seg.core.settings import load_settings
 
-    settings = load_settings(StudySettings, config, shelf="studies", overrides=tuple(overrides or ()))
+    settings = load_study(config, overrides=tuple(overrides or ()))
     needs = [image_folder(settings.images, images)]
     with joined_cluster(cluster, needs=needs, shared=out, workers=workers, part=part) as joined:
-        report = study.run_study(
-            settings,
-            out,
-            folder=images,
-            on=GridWorkers(n=workers, device=device, cluster=joined),
-            part=parse_part(part),
-            say=lambda line: typer.echo(line, err=True),
-        )
+        on = GridWorkers(n=workers, device=device, cluster=joined)
+        if isinstance(settings, StudySettings):
+            report = study.run_study(
+                settings,
+                out,
+                folder=images,
+                on=on,
+                part=parse_part(part),
+                say=lambda line: typer.echo(line, err=True),
+            )
+        else:
+            report = run_own_grid(settings, out, folder=images, on=on, part=parse_part(part))
     typer.echo(f"{report.n_new} cells finished, {report.n_kept} were there; rows in {out}")
-    n_diverged = len({(row["seed"], row["method"], row["rate"]) for row in report.rows if row["diverged"]})
+    diverged = [row for row in report.rows if row.get("diverged")]
+    n_diverged = len({(row["seed"], row["method"], row["rate"]) for row in diverged})
     if n_diverged:
         typer.echo(
             f"{n_diverged} networks diverged and score as one that knows nothing; a lower optimizer.lr may "
@@ -113,11 +121,15 @@ def study_table(
     """Print means, paired differences and intervals; write table.csv, pairs.csv and table.md there."""
     with loading():
         from brats_seg.studies import study
+        from brats_seg.studies.kinds import has_own_grid, write_own_table
     from brats_seg.studies.study_table import to_markdown, write_table
 
-    table = study.study_table(out)
-    paths = write_table(table, out)
-    show_markdown(to_markdown(table), console=make_console())
+    if has_own_grid(out):
+        text, paths = write_own_table(out)
+    else:
+        table = study.study_table(out)
+        text, paths = to_markdown(table), write_table(table, out)
+    show_markdown(text, console=make_console())
     typer.echo(f"written: {', '.join(map(str, paths))}")
 
 
@@ -128,10 +140,12 @@ def study_figures(
     """Draw the published figures from what is finished."""
     with loading():
         from brats_seg.studies import study
+        from brats_seg.studies.kinds import draw_own_figures, has_own_grid
 
-    for path in study.draw_figures(out):
+    own_grid = has_own_grid(out)
+    for path in draw_own_figures(out) if own_grid else study.draw_figures(out):
         typer.echo(path)
-    n_unfinished = study.n_unfinished(out)
+    n_unfinished = 0 if own_grid else study.n_unfinished(out)
     if n_unfinished:
         typer.echo(
             f"{n_unfinished} cells of the study are not finished; the figures are of the others", err=True

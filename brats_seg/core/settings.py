@@ -45,10 +45,17 @@ def load_settings(
         UsageError: no such file or name, not YAML, or a key or value that no knob takes (with the nearest
             right one).
     """
+    return parse_settings(model, load_tree(source, shelf=shelf, overrides=overrides))
+
+
+def load_tree(
+    source: str | Path | None, *, shelf: str = "", overrides: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """`load_settings` before the mapping is checked: for a file that says itself what it describes."""
     tree = _read(_locate(source, shelf)) if source is not None else {}
     for override in overrides:
         lay_over(tree, override)
-    return parse_settings(model, tree)
+    return tree
 
 
 def parse_settings(model: type[S], tree: dict[str, Any]) -> S:

@@ -1,0 +1,138 @@
+"""Ways to learn from a few images of a class: method x shots -> accuracy on classes that were never seen."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from brats_seg.classification.bench import open_images
+from brats_seg.classification.few_shot import FewShot
+from brats_seg.classification.few_shot_settings import FewShotSettings
+from brats_seg.classification.identity import Purpose, study_seed
+from brats_seg.classification.image_set import Splits
+from brats_seg.classification.settings import Images, StudySettings
+from brats_seg.core.runtime import Runtime, start_runtime
+from brats_seg.core.statistics import describe
+from brats_seg.core.tables import interval_text, markdown_table
+from brats_seg.models.checkpoint import library_versions
+from brats_seg.studies.grid import Job
+from brats_seg.studies.lines import Series, lines_figure, method_look, method_name
+from brats_seg.studies.store import Row
+
+
+@dataclass(frozen=True)
+class FewShotJob(Job):
+    """What decides a row: a way to learn, the shown images of a class, and a repeat."""
+
+    method: str
+    shots: int
+    repeat: int
+
+    @property
+    def key(self) -> str:
+        """Its name for people."""
+        return f"{self.method}, {self.shots} shots, repeat {self.repeat}"
+
+    def tree(self) -> dict[str, Any]:
+        """All that decides the row, as plain values."""
+        return {"method": self.method, "shots": self.shots, "repeat": self.repeat}
+
+
+def few_shot_jobs(settings: FewShotSettings) -> tuple[FewShotJob, ...]:
+    """Every job of a study; the first repeat comes first."""
+    return tuple(
+        FewShotJob(method, shots, repeat)
+        for repeat in range(settings.repeats)
+        for shots in settings.shots
+        for method in settings.methods
+    )
+
+
+@dataclass(frozen=True)
+class FewShotWorker:
+    """FewShotJob -> its row: what a process of the grid is given."""
+
+    settings: FewShotSettings
+    folder: str
+    device: str = "auto"
+
+    def __call__(self, job: FewShotJob) -> list[Row]:
+        """The row of a job."""
+        settings, start = self.settings, time.perf_counter()
+        # the episodes of a repeat are the same for all methods and shots
+        seed = study_seed(StudySettings(training=settings.training), Purpose.SET, job.repeat)
+        splits, runtime = _images(settings.images.model_dump_json(), self.folder), _runtime(self.device)
+        accuracies = FewShot(settings, splits, job.shots, seed, runtime).accuracies(job.method)
+        over = describe(accuracies, list(map(str, range(len(accuracies)))))
+        return [{
+            "images": settings.images.name, "method": job.method, "shots": job.shots, "ways": settings.ways,
+            "repeat": job.repeat, "accuracy": over["mean"], "interval95": over["interval95"], "n": over["n"],
+            "of": "draws" if job.method == "oversample" else "episodes",
+            "seconds": round(time.perf_counter() - start, 2), "seed": seed, "versions": library_versions(),
+        }]  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _runtime(device: str) -> Runtime:
+    return start_runtime(device=device, precision="float32", threads=1)
+
+
+@lru_cache(maxsize=1)
+def _images(images_json: str, folder: str) -> Splits:
+    """Once for each process."""
+    return open_images(Images.model_validate_json(images_json), Path(folder), cache=None)
+
+
+def few_shot_table(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """The accuracy of each method and number of shots, as rows and as lines of Markdown."""
+    kept = ("images", "method", "shots", "ways", "repeat", "accuracy", "interval95", "n", "of", "seconds")
+    means = [{name: row[name] for name in kept} for row in rows]
+    shots = sorted({row["shots"] for row in rows})
+    repeats = sorted({row["repeat"] for row in rows})
+    cells = {(row["method"], row["repeat"], row["shots"]): row for row in rows}
+    lines = [
+        [method_name(method), repeat, *(_percent(cells.get((method, repeat, n))) for n in shots)]
+        for method in dict.fromkeys(row["method"] for row in rows)
+        for repeat in repeats
+    ]
+    head = ("method", "repeat", *(f"{n} shown" for n in shots))
+    ways = rows[0]["ways"]
+    text = [
+        f"# Accuracy, %, among {ways} classes that were never seen (95 % interval over episodes or draws)",
+        "",
+        *markdown_table(head, lines),
+        "",
+        f"Chance is {100 / ways:.1f} %.",
+    ]
+    return means, text
+
+
+def few_shot_figures(rows: Sequence[Row]) -> dict[str, Figure]:
+    """The accuracy over the number of shown images, a line for each method."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    lines = [
+        Series(
+            method_name(method),
+            method_look(method, methods),
+            {
+                n: [100 * row["accuracy"] for row in rows if (row["method"], row["shots"]) == (method, n)]
+                for n in sorted({row["shots"] for row in rows if row["method"] == method})
+            },
+        )
+        for method in methods
+    ]
+    figure = lines_figure(
+        [(f"{rows[0]['ways']} unseen classes", lines)], x_label="shown images a class", score="accuracy"
+    )
+    return {} if figure is None else {"few_shot": figure}
+
+
+def _percent(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    ends = row["interval95"] and [100 * end for end in row["interval95"]]
+    return f"{100 * row['accuracy']:.1f}" + interval_text({"interval95": ends}, digits=1)

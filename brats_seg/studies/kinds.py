@@ -1,0 +1,172 @@
+"""Studies with a grid of their own (`study: novelty` or `few_shot` in the YAML): planned, run and tabled on
+the one store.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from brats_seg.classification.bench import image_folder, open_images
+from brats_seg.classification.few_shot import check_few_shot
+from brats_seg.classification.few_shot_settings import FewShotSettings
+from brats_seg.classification.image_set import Splits
+from brats_seg.classification.novelty_settings import NoveltySettings
+from brats_seg.classification.settings import StudySettings
+from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.files import write_text
+from brats_seg.core.runtime import n_workers
+from brats_seg.core.settings import dump_config, load_settings, load_tree, parse_settings
+from brats_seg.core.tables import csv_text
+from brats_seg.studies.few_shot import FewShotWorker, few_shot_figures, few_shot_jobs, few_shot_table
+from brats_seg.studies.grid import Grid, GridReport, GridWorkers, Job, run_grid
+from brats_seg.studies.novelty import (
+    NoveltyWorker,
+    check_novelty,
+    novelty_figures,
+    novelty_jobs,
+    novelty_table,
+)
+from brats_seg.studies.store import Row, read_cells
+from brats_seg.studies.study import SETTINGS
+from brats_seg.studies.study_figures import write_figures
+
+OwnGrid = NoveltySettings | FewShotSettings
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of study.
+
+    Attributes:
+        settings: of its YAML.
+        grid: knobs that say which jobs there are; the others are the same for all jobs of a store.
+        jobs: settings -> jobs.
+        check: settings and images -> nothing; raises for what would fail in the middle.
+        worker: settings, folder of the images and device -> what computes the rows of a job.
+        table: rows -> rows of a table, and the lines of its Markdown.
+        figures: rows -> figures by the name of their file.
+    """
+
+    settings: type[Any]
+    grid: tuple[str, ...]
+    jobs: Callable[[Any], Sequence[Job]]
+    check: Callable[[Any, Splits], None]
+    worker: Callable[..., Callable[[Any], list[Row]]]
+    table: Callable[[Sequence[Row]], tuple[list[Row], list[str]]]
+    figures: Callable[[Sequence[Row]], Mapping[str, Figure]]
+
+
+KINDS: dict[str, Kind] = {
+    "novelty": Kind(
+        NoveltySettings,
+        ("pairs", "rho", "repeats", "methods"),
+        novelty_jobs,
+        check_novelty,
+        NoveltyWorker,
+        novelty_table,
+        novelty_figures,
+    ),
+    "few_shot": Kind(
+        FewShotSettings,
+        ("methods", "shots", "repeats"),
+        few_shot_jobs,
+        check_few_shot,
+        FewShotWorker,
+        few_shot_table,
+        few_shot_figures,
+    ),
+}
+
+
+def load_study(source: str | Path, *, overrides: tuple[str, ...] = ()) -> StudySettings | OwnGrid:
+    """The settings of a study of any kind; the knob `study` says which, and without it the study is of class
+    imbalance.
+
+    Raises:
+        UsageError: as `load_settings`, or an unknown kind.
+    """
+    tree = load_tree(source, shelf="studies", overrides=overrides)
+    if "study" not in tree:
+        return parse_settings(StudySettings, tree)
+    if tree["study"] not in KINDS:
+        raise UsageError(
+            f"study '{tree['study']}' is unknown; the kinds are {', '.join(KINDS)}, or no 'study'"
+        )
+    settings: OwnGrid = parse_settings(KINDS[tree["study"]].settings, tree)
+    return settings
+
+
+def plan_grid(settings: OwnGrid, *, folder: Path | None, store: Path | None) -> str:
+    """What a study will take, in a line. Raises `UsageError` or `InputError` where it cannot be run."""
+    kind = KINDS[settings.study]
+    kind.check(settings, open_images(settings.images, image_folder(settings.images, folder), cache=None))
+    jobs = kind.jobs(settings)
+    finished = read_cells(store) if store is not None else {}
+    return f"{len(jobs):,} cells, {sum(job.digest in finished for job in jobs):,} of them finished"
+
+
+def run_own_grid(
+    settings: OwnGrid, out: Path, *, folder: Path | None, on: GridWorkers, part: tuple[int, int] | None = None
+) -> GridReport:
+    """Compute what the store does not hold yet; see `run_study`.
+
+    Raises:
+        UsageError: what the settings ask for and the images cannot give.
+        InputError: images that are missing or damaged, or a store of another study.
+    """
+    kind, where = KINDS[settings.study], image_folder(settings.images, folder)
+    images = open_images(settings.images, where, cache=None)
+    kind.check(settings, images)
+    jobs = kind.jobs(settings)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / SETTINGS, dump_config(settings))
+    tree = settings.model_dump(mode="json")
+    tree["images"].pop("folder")
+    shared = {name: value for name, value in tree.items() if name not in kind.grid}
+    grid = Grid(
+        store=out,
+        identity={"image digest": images.digest, **shared},
+        label=settings.study,
+        on=replace(on, n=n_workers(on.n)),
+        part=part,
+    )
+    return run_grid(kind.worker(settings, str(where), on.device), jobs, grid)
+
+
+def has_own_grid(out: Path) -> bool:
+    """Whether a folder is a store of a study with a grid of its own."""
+    return _kind_of(out) is not None
+
+
+def write_own_table(out: Path) -> tuple[str, tuple[Path, ...]]:
+    """The table of a study as Markdown, and the files it was written to. Raises `InputError` without rows."""
+    rows, kind = _rows(out)
+    means, lines = kind.table(rows)
+    paths = (out / "table.csv", out / "table.md")
+    write_text(paths[0], csv_text(means))
+    text = "\n".join(lines) + "\n"
+    write_text(paths[1], text)
+    return text, paths
+
+
+def draw_own_figures(out: Path) -> tuple[Path, ...]:
+    """Draw the figures of a study into `OUT/figures`. Raises `InputError` without rows."""
+    rows, kind = _rows(out)
+    return write_figures(kind.figures(rows), out / "figures")
+
+
+def _rows(out: Path) -> tuple[list[Row], Kind]:
+    """The rows of the cells that the study asks for now, and its kind."""
+    kind, found = KINDS[str(_kind_of(out))], read_cells(out)
+    if not found:
+        raise InputError(f"{out}: no finished cell of a study; `brats-seg study run CONFIG {out}` makes some")
+    jobs = kind.jobs(load_settings(kind.settings, out / SETTINGS))
+    return [row for job in jobs for row in found.get(job.digest, ())], kind
+
+
+def _kind_of(out: Path) -> str | None:
+    kind = load_tree(out / SETTINGS, shelf="studies").get("study") if (out / SETTINGS).is_file() else None
+    return kind if kind in KINDS else None

@@ -1,0 +1,289 @@
+"""One-class detectors against classifiers of two classes: pair x method x ratio -> AUC, and from which ratio
+on a detector is better.
+"""
+
+import hashlib
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_auc_score
+
+from brats_seg.classification.bench import open_images
+from brats_seg.classification.fitting import Looks, build_network, fit, probabilities
+from brats_seg.classification.identity import Purpose, recorded, study_seed
+from brats_seg.classification.image_set import Splits, keep_classes
+from brats_seg.classification.methods import Remedy, remedies
+from brats_seg.classification.novelty_settings import NoveltySettings
+from brats_seg.classification.one_class import SCORES, detect
+from brats_seg.classification.settings import Images
+from brats_seg.classification.source import ImageSource
+from brats_seg.core.runtime import Runtime, start_runtime
+from brats_seg.core.statistics import describe
+from brats_seg.core.tables import interval_text, markdown_table
+from brats_seg.imbalance.distributions import Distribution, choose_examples, class_counts
+from brats_seg.models.checkpoint import library_versions
+from brats_seg.models.one_class import Autoencoder
+from brats_seg.studies.grid import Job
+from brats_seg.studies.lines import Series, lines_figure, method_look, method_name
+from brats_seg.studies.store import Row
+
+ONE_CLASS = "one_class"
+N_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class NoveltyJob(Job):
+    """What decides the rows of a network: a pair of classes, a repeat, and a classifier with its ratio.
+    Without a classifier the job is the detectors of the pair, which are trained together and have no ratio.
+    """
+
+    common: str
+    rare: str
+    repeat: int
+    remedy: Remedy | None = None
+    rho: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name for people."""
+        method = ONE_CLASS if self.remedy is None else f"{self.remedy.name}, rho {self.rho:g}"
+        return f"{self.common} and {self.rare}, repeat {self.repeat}, {method}"
+
+    def tree(self) -> dict[str, Any]:
+        """All that decides the rows, as plain values."""
+        tree: dict[str, Any] = {"pair": [self.common, self.rare], "repeat": self.repeat, "method": ONE_CLASS}
+        if self.remedy is None:
+            return tree
+        knobs = recorded("method", self.remedy.knobs.model_dump(mode="json"))
+        return tree | {"method": self.remedy.name, "knobs": knobs, "rho": self.rho}
+
+
+def check_novelty(settings: NoveltySettings, splits: Splits) -> None:
+    """Raise `UsageError` for a class that does not exist or has too few images, an unknown method, or images
+    that a network cannot take.
+    """
+    novelty_jobs(settings)
+    for pair in settings.pairs:
+        for rho in settings.rho:
+            pair_counts(settings.base, rho, available=keep_classes(splits, pair).train.counts)
+    cpu = Runtime(torch.device("cpu"))
+    build_network(settings.of_classifiers, splits.train, seed=0, runtime=cpu)
+    Autoencoder(splits.train.n_channels, splits.train.image_size)
+
+
+def novelty_jobs(settings: NoveltySettings) -> tuple[NoveltyJob, ...]:
+    """Every job of a study; the first repeat of all pairs comes first. Raises `UsageError` for an unknown
+    method.
+    """
+    methods = remedies(settings.methods)
+    return tuple(
+        NoveltyJob(common, rare, repeat, remedy, rho)
+        for repeat in range(settings.repeats)
+        for common, rare in settings.pairs
+        for remedy, rho in [(None, None), *((remedy, rho) for remedy in methods for rho in settings.rho)]
+    )
+
+
+def pair_counts(base: int, rho: float, *, available: np.ndarray) -> np.ndarray:
+    """Training images of the common and of the rare class. Raises `UsageError` where a class has fewer."""
+    step = Distribution("step", rho=rho, mu=0.5)
+    return class_counts(step, available=available, most=base, order=np.array([1, 0]))
+
+
+@dataclass(frozen=True)
+class NoveltyWorker:
+    """NoveltyJob -> rows: what a process of the grid is given."""
+
+    settings: NoveltySettings
+    folder: str
+    device: str = "auto"
+
+    def __call__(self, job: NoveltyJob) -> list[Row]:
+        """The rows of a job: one for a classifier, one for each score of the detectors."""
+        settings, start = self.settings, time.perf_counter()
+        runtime = _runtime(self.device)
+        pair = keep_classes(_images(settings.images.model_dump_json(), self.folder), (job.common, job.rare))
+        train, test = (ImageSource(part, device=runtime.device) for part in (pair.train, pair.test))
+        # one number for all methods of a pair: they share their images
+        number = int.from_bytes(hashlib.sha256(f"{job.common}/{job.rare}".encode()).digest()[:8])
+        seed = study_seed(settings.of_classifiers, Purpose.SET, number, job.repeat)
+        counts = pair_counts(settings.base, job.rho or max(settings.rho), available=pair.train.counts)
+        if job.remedy is None:
+            counts[1] = 0
+        pool = train.restrict(choose_examples(train.labels, counts, seed=seed))
+        if job.remedy is None:
+            scores = detect(pool, test, detector=settings.detector, seed=seed, runtime=runtime)
+        else:
+            scores = {job.remedy.name: _classified(job.remedy, pool, test, settings, seed, runtime)}
+        about = {
+            "images": settings.images.name, "common": job.common, "rare": job.rare, "repeat": job.repeat,
+            "rho": job.rho, "n_common": int(counts[0]), "n_rare": int(counts[1]), "n_test": len(test),
+            "seconds": round(time.perf_counter() - start, 2), "seed": seed, "versions": library_versions(),
+        }  # fmt: skip
+        return [
+            about | {"method": name, "auc": float(roc_auc_score(test.labels == 1, values))}
+            for name, values in scores.items()
+        ]
+
+
+def _classified(
+    remedy: Remedy,
+    pool: ImageSource,
+    test: ImageSource,
+    settings: NoveltySettings,
+    seed: int,
+    runtime: Runtime,
+) -> Float64[np.ndarray, " n"]:
+    """Probability of the rare class for each test image, by a network trained on both classes."""
+    study = settings.of_classifiers
+    network = build_network(study, pool.set, seed=seed, runtime=runtime)
+    config = remedy.config(study, lr=study.optimizer.lr, seed=seed)
+    fitted = fit(network, pool, config, redraw=remedy.knobs.redraw, runtime=runtime, looks=Looks())
+    return probabilities(fitted.network, test, runtime=runtime)[:, 1]
+
+
+@lru_cache(maxsize=1)
+def _runtime(device: str) -> Runtime:
+    return start_runtime(device=device, precision="float32", threads=1)
+
+
+@lru_cache(maxsize=1)
+def _images(images_json: str, folder: str) -> Splits:
+    """Once for each process."""
+    return open_images(Images.model_validate_json(images_json), Path(folder), cache=None)
+
+
+# From rows to a table
+
+
+def novelty_table(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """Mean AUC of each method and ratio with its interval over pairs and repeats, and the ratio from which on
+    each detector is better than each classifier; as rows, and as lines of Markdown.
+    """
+    curves = _curves(rows)
+    rhos = sorted({row["rho"] for row in rows if row["rho"] is not None})
+    means = [
+        {
+            "method": method,
+            "rho": rho,
+            **describe(list(values.values()), [f"{unit[0]}/{unit[1]}" for unit in values]),
+        }
+        for method, by_rho in curves.items()
+        for rho, values in by_rho.items()
+    ]
+    crossings = [
+        {"detector": detector, "classifier": classifier, **crossing(curves[detector][None], by_rho)}
+        for detector in SCORES
+        for classifier, by_rho in curves.items()
+        if classifier not in SCORES and detector in curves
+    ]
+    cells = {(mean["method"], mean["rho"]): mean for mean in means}
+    lines = [
+        [
+            method_name(method),
+            *(_percent(cells.get((method, None if None in by_rho else rho))) for rho in rhos),
+        ]
+        for method, by_rho in curves.items()
+    ]
+    wins = [
+        [method_name(row["detector"]), method_name(row["classifier"]), row["n"], _from(row, rhos)]
+        for row in crossings
+    ]
+    text = [
+        "# AUC, %, by the imbalance ratio (95 % interval over pairs)",
+        "",
+        *markdown_table(["method", *(f"{rho:g}" for rho in rhos)], lines),
+        "",
+        "# From which ratio on a detector is better than a classifier (95 % interval over pairs)",
+        "",
+        *markdown_table(["detector", "classifier", "n", "from"], wins),
+    ]
+    return [*means, *crossings], text
+
+
+def crossing(
+    detector: Mapping[Any, float], classifier: Mapping[float, Mapping[Any, float]]
+) -> dict[str, float | int | None]:
+    """The ratio from which on the mean AUC of a detector is the higher one, up to the largest ratio.
+
+    Between two ratios the difference of the means is taken as straight over the logarithm of the ratio.
+
+    Args:
+        detector: AUC by unit (pair and repeat).
+        classifier: AUC by ratio and unit.
+
+    Returns:
+        `n` units; `ratio`, `low` and `high`: the ratio and its 95 % interval by bootstrap of the units. 0
+        where the detector is better at every ratio, None where it is not better at the largest.
+    """
+    units = sorted(set(detector).intersection(*classifier.values()))
+    rhos = np.array(sorted(classifier))
+    gains = np.array([[detector[unit] - classifier[rho][unit] for rho in rhos] for unit in units])
+    drawn = np.random.default_rng(0).integers(len(units), size=(N_RESAMPLES, len(units)))
+    found = np.sort([_first_win(rhos, gains[numbers].mean(axis=0)) for numbers in drawn])
+    low, high = (found[int(q * (N_RESAMPLES - 1))] for q in (0.025, 0.975))
+    ratio = _first_win(rhos, gains.mean(axis=0))
+    plain = {name: None if np.isinf(value) else float(value) for name, value in
+             (("ratio", ratio), ("low", low), ("high", high))}  # fmt: skip
+    return {"n": len(units), **plain}
+
+
+def _first_win(rhos: np.ndarray, gains: np.ndarray) -> float:
+    """0 where every gain is above 0, infinity where the last is not."""
+    losses = np.flatnonzero(gains <= 0)
+    if not len(losses):
+        return 0.0
+    last = int(losses[-1])
+    if last == len(gains) - 1:
+        return float("inf")
+    share = -gains[last] / (gains[last + 1] - gains[last])
+    return float(np.exp((1 - share) * np.log(rhos[last]) + share * np.log(rhos[last + 1])))
+
+
+def novelty_figures(rows: Sequence[Row]) -> dict[str, Figure]:
+    """The AUC over the ratio: a line for each classifier, and a level line for each detector."""
+    curves = _curves(rows)
+    rhos = sorted({row["rho"] for row in rows if row["rho"] is not None})
+    lines = [
+        Series(
+            method_name(method),
+            method_look(method, list(curves)),
+            {rho: [100 * v for v in by_rho.get(rho, by_rho.get(None, {})).values()] for rho in rhos},
+        )
+        for method, by_rho in curves.items()
+    ]
+    figure = lines_figure([("one class, and two", lines)], x_label="imbalance ratio", score="auc")
+    return {} if figure is None else {"one_class": figure}
+
+
+def _curves(rows: Sequence[Row]) -> dict[str, dict[float | None, dict[tuple[str, str, int], float]]]:
+    """AUC by method, ratio (None for a detector) and unit."""
+    curves: dict[str, dict[float | None, dict[Any, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        curves[row["method"]][row["rho"]][row["common"], row["rare"], row["repeat"]] = row["auc"]
+    return {method: dict(curves[method]) for method in sorted(curves, key=lambda name: name in SCORES)}
+
+
+def _percent(mean: Mapping[str, Any] | None) -> str:
+    if mean is None:
+        return "-"
+    ends = mean["interval95"] and [100 * end for end in mean["interval95"]]
+    return f"{100 * mean['mean']:.1f}" + interval_text({"interval95": ends}, digits=1)
+
+
+def _from(row: Mapping[str, Any], rhos: Sequence[float]) -> str:
+    def word(value: float | None) -> str:
+        if value is None:
+            return f"never up to {rhos[-1]:g}"
+        return f"under {rhos[0]:g}" if value == 0 else f"{value:.0f}"
+
+    return f"{word(row['ratio'])} [{word(row['low'])}, {word(row['high'])}]"
