@@ -29,6 +29,8 @@ from brats_seg.training.mining import draw_candidates, hard_among
 from brats_seg.training.phases import NATURAL, Method
 from brats_seg.training.steps import Examples, Losses
 
+_NEVER = -1e4
+"""Logit of a class that is never said."""
 CurvePoint = dict[str, float]
 Curve = Callable[[nn.Module], CurvePoint]
 
@@ -64,6 +66,7 @@ class Fitted(Record):
         validation: score on the validation images of the weights that were kept; None without such images, or
             where the loss or the weights stopped being numbers (`has_failed`).
         curve: points by iteration.
+        vote: its weight in a committee.
     """
 
     network: nn.Module
@@ -75,6 +78,7 @@ class Fitted(Record):
     loss: float | None = None
     validation: float | None = None
     curve: list[CurvePoint] = field(default_factory=list)
+    vote: float = 1.0
     _kept: dict[str, Any] | None = field(default=None, init=False)
 
     def take_losses(self, losses: Losses) -> None:
@@ -100,6 +104,7 @@ class Fitted(Record):
         if self._kept is not None:
             self.network.load_state_dict(self._kept)
             self.validation, self.has_failed = loop.best.score, False
+        loop.method.normalize(self.network)
         weights = self.network.state_dict().values()
         self.has_failed |= not all(torch.isfinite(values).all() for values in weights)
         if self.has_failed:
@@ -153,6 +158,8 @@ def fit(
         runtime: device and precision.
         looks: how the network is looked at.
     """
+    # A second phase is a training of its own: `fit_second_phase`.
+    config = config.model_copy(update={"phases": config.phases.model_copy(update={"two_phase": False})})
     method = Method(config=config, index=pool.index, runtime=runtime, targets="images", redraw=redraw)
     source = TrainingImages(pool, runtime=runtime, perturb=_Perturber(config, pool))
     record = Fitted(network=network, looks=looks)
@@ -170,7 +177,8 @@ def fit_second_phase(
     """Go on from a finished network: its output layers alone, at the natural frequencies (Havaei et al. 2017;
     Buda et al. 2018).
 
-    A whole second schedule at a tenth of the rate (`phases.lr_factor`), the plain cross-entropy. The phase is
+    A whole second schedule at a tenth of the rate (`phases.lr_factor`), the plain cross-entropy, unless
+    `phases` names another sampler, loss or beginning of the output layer (Kang et al. 2020). The phase is
     not stopped early and keeps its last weights: by validation images of other frequencies than the
     training's the first would be best.
 
@@ -178,7 +186,8 @@ def fit_second_phase(
     50 times faster for LeNet-5, and the same numbers but for the order of additions.
     """
     patient = config.validation.model_copy(update={"patience": None})
-    config = config.model_copy(update={"loss": Loss(), "sampler": NATURAL, "validation": patient})
+    phases = config.phases.model_copy(update={"loss": config.phases.loss or Loss()})
+    config = config.model_copy(update={"phases": phases, "sampler": NATURAL, "validation": patient})
     method = Method(config=config, index=pool.index, runtime=runtime, targets="images")
     network = deepcopy(first.network).requires_grad_(False)
     layers = method.output_layers(network)
@@ -195,6 +204,38 @@ def fit_second_phase(
             source=source, record=record, scorer=looks.score,
         )
     )  # fmt: skip
+
+
+@torch.no_grad()
+def take_class_means(first: Fitted, pool: ImageSource, config: Config, *, runtime: Runtime) -> Fitted:
+    """A finished network whose output is how near an image lies to the mean of each class (NCM; Kang et al.
+    2020, section 4).
+
+    With m the mean of the features f of a class, the output layer f -> 2 m f - m^2 is minus the squared
+    distance but for f^2, which all classes share. All is divided by the mean squared distance of an image to
+    the mean of its own class. A class without images is never said.
+
+    Raises:
+        UsageError: the output layer of the network is no linear layer.
+    """
+    network = deepcopy(first.network)
+    layer = output_layers(config.network.name, network)[-1]
+    if not isinstance(layer, nn.Linear):
+        raise UsageError(
+            f"the nearest class mean needs a linear output layer; '{config.network.name}' has none, take "
+            "lenet5, resnet10 or two_class"
+        )
+    features = _Features(pool, runtime=runtime, network=network, layer=layer).values
+    labels = pool.targets(np.arange(len(pool))).long()
+    is_there = torch.bincount(labels, minlength=layer.out_features) > 0
+    means = torch.stack(
+        [features[labels == k].mean(0) if found else torch.zeros_like(features[0])
+         for k, found in enumerate(is_there.tolist())]
+    )  # fmt: skip
+    spread = (features - means[labels]).square().sum(1).mean().clamp(min=1e-12)
+    layer.weight.copy_(2 * means / spread)
+    layer.bias.copy_((-means.square().sum(1) / spread).masked_fill(~is_there, _NEVER))
+    return replace(first, network=network.eval(), prior=None)
 
 
 @torch.no_grad()
@@ -262,12 +303,12 @@ class _Features(TrainingImages):
             for inputs in pool.batches():
                 network(inputs)
         hook.remove()
-        self._features = torch.cat(given)
+        self.values = torch.cat(given)
 
     def batch(self, draw: Draw, *, number: int) -> Examples:
         """Features and targets of a draw."""
-        ids = torch.from_numpy(draw.ids).to(self._features.device)
-        return Examples(self._features.index_select(0, ids), self._pool.targets(draw.ids), None)
+        ids = torch.from_numpy(draw.ids).to(self.values.device)
+        return Examples(self.values.index_select(0, ids), self._pool.targets(draw.ids), None)
 
 
 class _Perturber:

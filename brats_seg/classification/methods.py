@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from brats_seg.classification.boosting import decontaminated
 from brats_seg.classification.settings import Knobs, StudySettings
 from brats_seg.core.augmentation import Augment
 from brats_seg.core.config import Config
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.core.sections import Network, Phases, Training, Validation
+from brats_seg.core.sections import Mix, Network, Phases, Training, Validation
 from brats_seg.core.shapes import Counts
 from brats_seg.training.remedies import Recipe, Synthesizer, load_recipe, remedy_names
 
@@ -44,7 +45,13 @@ class Remedy:
     @property
     def n_networks(self) -> int:
         """Networks trained, the second phase's included."""
-        return (self.knobs.networks if self.recipe.committee else 1) + self.knobs.two_phase
+        members = self.knobs.networks if self.recipe.committee else 1
+        return members + (self.recipe.committee == "meta_cost") + self.knobs.two_phase + self.has_second_phase
+
+    @property
+    def has_second_phase(self) -> bool:
+        """Whether the remedy itself trains the output layer in a second phase."""
+        return self.recipe.phases is not None and self.recipe.phases.two_phase
 
     def config(self, settings: StudySettings, *, lr: float, seed: int) -> Config:
         """How one network is trained, as a training config whose epochs are single steps."""
@@ -61,9 +68,16 @@ class Remedy:
             augment=Augment(flip=0) if recipe.augment is None else self._chosen("augment", recipe.augment),
             optimizer=settings.optimizer.model_copy(update={"lr": lr}),
             training=Training(epochs=budget.iterations, steps=1, batch_size=budget.batch_size, seed=seed),
-            phases=Phases(lr_factor=budget.phase2_lr_factor),
+            mix=recipe.mix or Mix(),
+            phases=self._phases(budget.phase2_lr_factor),
             validation=Validation(every=looks.every, patience=patience),
         )
+
+    def _phases(self, lr_factor: float) -> Phases:
+        """The study's factor on the rate, unless the recipe has its own."""
+        own = self.recipe.phases or Phases()
+        factor = own.lr_factor if "lr_factor" in own.model_fields_set else lr_factor
+        return own.model_copy(update={"lr_factor": factor})
 
     def _chosen(self, name: str, own: Any) -> Any:
         """What the study says, or what the recipe says where the study says nothing."""
@@ -97,11 +111,24 @@ def remedy(name: str, knobs: Knobs) -> Remedy:
         )
     if knobs.redraw != "never" and recipe.sampler.kind != "undersample":
         raise UsageError(f"methods.{name}.redraw: only 'undersample' has a subset to draw anew")
+    one = Remedy(name, recipe, knobs)
+    if knobs.two_phase and (one.has_second_phase or recipe.classifier):
+        raise UsageError(f"methods.{name}.two_phase: '{kind}' has an output layer of its own already")
     if knobs.two_phase and recipe.committee:
         raise UsageError(
             f"methods.{name}.two_phase: '{kind}' is several networks; a second phase goes on from one"
         )
-    return Remedy(name, recipe, knobs)
+    return one
+
+
+def check_class_sizes(remedy: Remedy, counts: Counts) -> None:
+    """Raise `UsageError` where a class has fewer images than a remedy needs."""
+    rarest, kind = int(counts[counts > 0].min()), remedy.recipe.synthesizer or remedy.recipe.committee or ""
+    if rarest < 2 and "smote" in kind.lower():
+        raise UsageError(
+            f"methods.{remedy.name}: a class with 1 image has no neighbor to interpolate to; take a "
+            "smaller rho"
+        )
 
 
 def synthesize(
@@ -116,8 +143,8 @@ def synthesize(
     business of it.
 
     Args:
-        kind: name of its class. The first three interpolate new images of the rare classes, the last two
-            remove images.
+        kind: name of its class. The first three interpolate new images of the rare classes, the next two
+            remove images, and generalized editing (`decontaminated`) gives images other labels.
         images, labels: of the imbalanced training set.
         neighbors: looked at; fewer where the rarest class has no more.
         seed: of its draws.
@@ -131,6 +158,9 @@ def synthesize(
     class is no rarer than the rarest class of the set. Where no cluster has enough images of the class, it
     looks at fewer neighbors.
     """
+    if kind == "GeneralizedEditing":
+        kept, edited = decontaminated(images, labels, neighbors=neighbors)
+        return images[kept], edited
     try:
         packages = (import_module("imblearn.over_sampling"), import_module("imblearn.under_sampling"))
     except ImportError:

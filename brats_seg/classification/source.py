@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -51,8 +52,8 @@ class ImageSource:
         self.rows: Ids = np.arange(len(images))
         self.device = torch.device(device)
         self._seed = seed
-        target_type = np.int64 if len(images.class_names) > MOST_BYTE_CLASSES else np.uint8
-        self._targets = torch.from_numpy(images.labels.astype(target_type)).to(self.device)
+        self._target_type = np.int64 if len(images.class_names) > MOST_BYTE_CLASSES else np.uint8
+        self._targets = torch.from_numpy(images.labels.astype(self._target_type)).to(self.device)
         self._pixels: Tensor | None = None
         self._threads: ThreadPoolExecutor | None = None
         if isinstance(images.images, FolderImages):
@@ -93,6 +94,15 @@ class ImageSource:
         }
         other.rows = self.rows[ids]
         other._seed = self._seed if seed is None else seed
+        return other
+
+    def relabel(self, labels: Int64[np.ndarray, " n"]) -> "ImageSource":
+        """These images with other classes; pixels are shared."""
+        every = self.set.labels.copy()
+        every[self.rows] = labels
+        other = self.restrict(np.arange(len(self)))
+        other.set = replace(self.set, labels=every)
+        other._targets = torch.from_numpy(every.astype(self._target_type)).to(self.device)
         return other
 
     def batch(self, ids: Ids, *, number: int | None = None, out: Examples | None = None) -> Examples:

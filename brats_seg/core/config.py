@@ -1,14 +1,15 @@
 """The config of a training: its sections together, and reading it."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from brats_seg.core.augmentation import Augment
 from brats_seg.core.sections import (
     Hard,
     Loss,
+    Mix,
     Network,
     Optimizer,
     Patch,
@@ -31,6 +32,7 @@ class Config(Section):
     hard: Hard = Hard()
     loss: Loss = Loss()
     augment: Augment = Augment()
+    mix: Annotated[Mix, Field(exclude_if=lambda value: value == Mix())] = Mix()
     optimizer: Optimizer = Optimizer()
     training: Training = Training()
     phases: Phases = Phases()

@@ -1,7 +1,7 @@
 """The sections of a training's config: every knob, its default and its limits, as frozen models."""
 
 from math import prod
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,11 @@ from brats_seg.core.share_rules import refused_shares
 
 MOST_PATCH_VOXELS = 1 << 26
 """Of a patch of one example: 7 times a whole volume of BraTS. A config may come from a file of anybody."""
+
+
+def _unless(default: Any) -> Any:
+    """The field of a knob that came later: a config in which it has its default is written as before."""
+    return Field(exclude_if=lambda value: value == default)
 
 
 class Network(Section):
@@ -83,7 +88,9 @@ class Sampler(Section):
     """Which examples the network sees. Shares are by class name and sum to 1.
 
     A share of `tumor` goes in equal parts to the tumor classes that have none of their own. `drift` moves the
-    shares in equal steps from those of the first epoch to the natural ones of the last.
+    shares in equal steps: "to_natural" from those asked for in the first epoch to the natural ones of the
+    last, "from_natural" the other way. `power` p of kind 'balanced' makes the share of a class proportional
+    to (its examples) ** p: 0 gives equal shares, 0.5 square-root sampling, 1 the natural shares.
 
     `first` says what is drawn first within a class. "voxel": every voxel of the class alike. "case": a case
     that has the class, then a voxel of it. "lesion": a connected tumor lesion that has the class, then a
@@ -106,8 +113,10 @@ class Sampler(Section):
     """Largest over smallest class that over- and undersampling leave."""
     allow_absent_class: bool = False
     """Whether a class that no training case has is left out with a warning instead of refused."""
-    drift: Literal["none", "to_natural"] = "none"
-    """Whether the shares move to the natural ones over the epochs."""
+    drift: Literal["none", "to_natural", "from_natural"] = "none"
+    """Whether the shares move to the natural ones over the epochs, or from them to those asked for."""
+    power: Annotated[float, Field(ge=0, le=1), _unless(0.0)] = 0.0
+    """Of kind balanced: power of the class counts that the shares are proportional to; 0 for equal shares."""
     jitter: Share = 0.0
     """Middle share of the patch in which the drawn voxel lies; 0 is the center."""
 
@@ -121,6 +130,8 @@ class Sampler(Section):
             raise ValueError(
                 f"kind '{self.kind}' has no imbalance_ratio; it goes with kind 'oversample' or 'undersample'"
             )
+        if self.power and self.kind != "balanced":
+            raise ValueError(f"kind '{self.kind}' has no power; power goes with kind 'balanced'")
         if self.drift != "none" and self.kind not in ("balanced", "ratio", "hard"):
             raise ValueError(
                 f"kind '{self.kind}' has no shares to move; drift goes with kind 'balanced', 'ratio' or "
@@ -158,15 +169,27 @@ class Loss(Section):
     patches of a batch instead of each patch by itself. `unified_weight` (of the Tversky part),
     `unified_delta` (of missed tumor) and `unified_gamma` (the focus) are those of 'unified_focal'.
     `by_lesion` adds `by_lesion_weight` times a loss of each lesion by itself to 'dice_cross_entropy'.
+    `margin` of 'ldam' is that of the rarest class, in logits. `top_share` of 'top_k' is the share of the
+    voxels (or images) of a batch that count, those with the largest loss. `smooth_common` and `smooth_rare`
+    of 'label_aware' are the shares of a label that go to the other classes, for the largest and the smallest
+    class.
     """
 
     kind: Literal[
-        "cross_entropy", "dice_cross_entropy", "focal", "unified_focal", "region", "logit_adjusted"
+        "cross_entropy",
+        "dice_cross_entropy",
+        "focal",
+        "unified_focal",
+        "region",
+        "logit_adjusted",
+        "ldam",
+        "top_k",
+        "label_aware",
     ] = "cross_entropy"
     """Which loss."""
     outside: Literal["healthy", "ignore"] = "healthy"
     """What a voxel outside the brain counts as."""
-    class_weights: Literal["none", "balanced", "effective_number", "median_frequency"] = "none"
+    class_weights: Literal["none", "balanced", "effective_number", "median_frequency", "cost"] = "none"
     """How much a voxel of each class counts, from the class counts."""
     weights_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the epochs before the class weights hold."""
@@ -184,6 +207,24 @@ class Loss(Section):
     """Which loss of each lesion is added."""
     by_lesion_weight: Annotated[float, Field(gt=0)] = 1.0
     """Factor of the loss of each lesion."""
+    margin: Annotated[float, Field(gt=0), _unless(4.0)] = 4.0
+    """Of ldam: margin of the rarest class, in logits."""
+    top_share: Annotated[float, Field(gt=0, le=1), _unless(0.1)] = 0.1
+    """Of top_k: share of the voxels or images of a batch that count, the hardest ones."""
+    smooth_common: Annotated[Share, _unless(0.3)] = 0.3
+    """Of label_aware: share of the label of the largest class that goes to the other classes."""
+    smooth_rare: Annotated[Share, _unless(0.0)] = 0.0
+    """Of label_aware: the same of the smallest class."""
+
+    @model_validator(mode="after")
+    def _later_knobs_only_where_used(self) -> "Loss":
+        for kind, knob in (
+            ("ldam", "margin"), ("top_k", "top_share"),
+            ("label_aware", "smooth_common"), ("label_aware", "smooth_rare"),
+        ):  # fmt: skip
+            if self.kind != kind and getattr(self, knob) != type(self).model_fields[knob].default:
+                raise ValueError(f"kind '{self.kind}' has no {knob}; it goes with kind '{kind}'")
+        return self
 
     @model_validator(mode="after")
     def _knobs_only_where_used(self) -> "Loss":
@@ -220,6 +261,26 @@ class Loss(Section):
                 "both or neither"
             )
         return self
+
+
+class Mix(Section):
+    """Two examples of a batch mixed into one, in the first phase of a run.
+
+    'mixup' (Zhang et al. 2018): x = s x1 + (1 - s) x2, and the loss is s of the loss for the first label and
+    1 - s of that for the second, s from a Beta(alpha, alpha) distribution, one for a batch. 'remix' (Chou et
+    al. 2020): the label alone leans to the rarer class. Where n1 / n2, the examples of the two classes, is
+    `ratio` or more and s < `threshold`, the label is the second one; where n2 / n1 is `ratio` or more and
+    1 - s < `threshold`, it is the first one. The class of a patch is the class of its drawn voxel.
+    """
+
+    kind: Literal["none", "mixup", "remix"] = "none"
+    """Whether and how examples are mixed."""
+    alpha: Annotated[float, Field(gt=0)] = 1.0
+    """Of the Beta distribution of the shares; 1 for all shares alike, less for shares near 0 and 1."""
+    ratio: Annotated[float, Field(ge=1)] = 3.0
+    """Of remix: how many times rarer a class is that takes the whole label."""
+    threshold: Share = 0.5
+    """Of remix: the other example's share below which the rarer class takes the whole label."""
 
 
 class Optimizer(Section):
@@ -318,7 +379,11 @@ class Phases(Section):
     the natural frequencies.
 
     In it the output layer alone learns, without class weights, `epochs` long (None: as long as the first), on
-    a whole schedule again at `lr_factor` times the rate.
+    a whole schedule again at `lr_factor` times the rate. `sampler` and `loss` are those of the second phase.
+    `output` says how the output layer learns: on from its weights, from new random ones (cRT; Kang et al.
+    2020), or the length of the weights of each class alone, in their direction (LWS; Kang et al. 2020).
+    `normalize` needs no second phase: at the end of the run the output weights of each class are divided by
+    their length to this power, and the biases become 0 (tau-normalization; Kang et al. 2020).
     """
 
     two_phase: bool = False
@@ -327,6 +392,28 @@ class Phases(Section):
     """Epochs of the second phase; null for as many as the first."""
     lr_factor: Annotated[float, Field(gt=0)] = 0.1
     """Factor on the rate in the second phase."""
+    sampler: Annotated[Sampler | None, _unless(None)] = None
+    """Sampler of the second phase; null for the natural frequencies."""
+    loss: Annotated[Loss | None, _unless(None)] = None
+    """Loss of the second phase; null for that of the first without class weights."""
+    output: Annotated[Literal["kept", "anew", "scaled"], _unless("kept")] = "kept"
+    """How the output layer learns in the second phase: on, anew, or its lengths alone."""
+    normalize: Annotated[Share, _unless(0.0)] = 0.0
+    """Power of the length that the output weights of each class are divided by at the end; 0 for none."""
+
+    @model_validator(mode="after")
+    def _a_second_phase_for_its_knobs(self) -> "Phases":
+        given = {"sampler": self.sampler, "loss": self.loss, "output": self.output != "kept"}
+        named = [name for name, value in given.items() if value]
+        if named and not self.two_phase:
+            raise ValueError(f"{named[0]} is of the second phase; it goes with two_phase: true")
+        if self.normalize and self.two_phase:
+            raise ValueError("normalize changes the output layer, which the second phase trains; give one")
+        if self.loss is not None and (self.loss.kind == "region" or self.loss.class_weights != "none"):
+            raise ValueError(
+                "the loss of the second phase has no class weights, and is none of kind 'region'"
+            )
+        return self
 
 
 class Validation(Section):

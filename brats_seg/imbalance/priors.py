@@ -21,13 +21,15 @@ def class_weights(kind: str, counts: Int64[np.ndarray, "*cases k"], *, beta: flo
     `none`: 1 each. `balanced`: n / (K n_c), K the classes that occur (scikit-learn's "balanced"; King & Zeng
     2001). `effective_number`: (1 - beta) / (1 - beta^n_c), scaled to sum to K (Cui et al., CVPR 2019, eq. 4).
     `median_frequency`: median(f) / f_c, with f_c the examples of c over those of all classes *in the cases
-    where c occurs* (Eigen & Fergus, ICCV 2015, section 6.3.2).
+    where c occurs* (Eigen & Fergus, ICCV 2015, section 6.3.2). `cost`: n_min / n_c, so that the rarest class
+    learns at the whole rate and the others at a part of it, as costs in the learning rate do (Kukar &
+    Kononenko, ECAI 1998); the cost of a class is the inverse of its frequency.
 
     With beta 0.9999 `effective_number` tells apart only classes of under some 50,000 examples: a bank's 18M /
     30k / 180k / 20k / 62k voxels get 0.96 / 1.01 / 0.96 / 1.11 / 0.96, which is next to no weighting.
 
     Args:
-        kind: one of the four.
+        kind: one of the five.
         counts: examples per class, or per case and class (`median_frequency` tells the difference).
         beta: of `effective_number`; 0 is no weighting, towards 1 it becomes the inverse frequency.
 
@@ -49,13 +51,16 @@ def class_weights(kind: str, counts: Int64[np.ndarray, "*cases k"], *, beta: flo
             raise UsageError(f"beta {beta:g}: must lie in [0, 1)")
         weights[present] = (1 - beta) / -np.expm1(total[present] * np.log(beta)) if beta else 1.0
         weights *= present.sum() / weights.sum()
+    elif kind == "cost":
+        weights[present] = total[present].min() / total[present]
     elif kind == "median_frequency":
         where_present = (by_case.sum(axis=1)[:, None] * (by_case > 0)).sum(axis=0)
         frequency = total[present] / where_present[present]
         weights[present] = np.median(frequency) / frequency
     else:
         raise UsageError(
-            f"loss.class_weights '{kind}': must be one of none, balanced, effective_number, median_frequency"
+            f"loss.class_weights '{kind}': must be one of none, balanced, effective_number, "
+            "median_frequency, cost"
         )
     return weights
 

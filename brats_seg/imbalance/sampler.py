@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -42,8 +42,8 @@ class Draw:
 class EpochPlan:
     """How much is drawn, from which seed, and for whom.
 
-    `steps` None: as many as show every example of the largest class once. `drift_epochs`: by the last of so
-    many epochs the shares are the natural ones; None for shares that stay.
+    `steps` None: as many as show every example of the largest class once. `drift_epochs`: in so many epochs
+    the shares move to the natural ones, or from them (`drift`); None for shares that stay.
     """
 
     batch_size: int
@@ -52,11 +52,12 @@ class EpochPlan:
     rank: int = 0
     n_ranks: int = 1
     drift_epochs: int | None = None
+    drift: Literal["to_natural", "from_natural"] = "to_natural"
 
     def __post_init__(self) -> None:
         if self.drift_epochs is not None and self.steps is None:
             raise UsageError(
-                "sampler.drift 'to_natural' needs training.steps: an epoch that shows every example has "
+                f"sampler.drift '{self.drift}' needs training.steps: an epoch that shows every example has "
                 "another length each time"
             )
         if self.batch_size < 1:
@@ -130,8 +131,9 @@ class Sampler(ABC):
         if self._plan.drift_epochs is None:
             return self._first_shares
         return drifted_shares(
-            self._first_shares, counts=self._index.counts, epoch=epoch, n_epochs=self._plan.drift_epochs
-        )
+            self._first_shares, counts=self._index.counts, epoch=epoch, n_epochs=self._plan.drift_epochs,
+            drift=self._plan.drift,
+        )  # fmt: skip
 
     def next(self) -> Draw:
         """The next batch of this rank; after `steps` batches `epoch` goes up and `step` back to 0."""

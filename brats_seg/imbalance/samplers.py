@@ -294,7 +294,7 @@ def build_sampler(
     requested = requested_shares(
         kind, index.class_names, counts=index.counts, shares=section.shares,
         healthy_share=section.healthy_share, imbalance_ratio=ratio,
-        allow_absent_class=section.allow_absent_class,
+        allow_absent_class=section.allow_absent_class, power=section.power,
     )  # fmt: skip
     is_smaller = kind == "undersample"
     sizes = resampled_counts(kind, index.counts, imbalance_ratio=ratio) if is_smaller else index.counts

@@ -25,11 +25,13 @@ def requested_shares(
     healthy_share: float | None = None,
     imbalance_ratio: float = 1.0,
     allow_absent_class: bool = False,
+    power: float = 0.0,
 ) -> Shares:
     """The share of draws each class is to get; float64, sums to 1.
 
     `random`: as the class occurs. `oversample`, `undersample`: as it occurs after no class is rarer (or more
-    frequent) than `imbalance_ratio` times under (over) the most frequent (rarest). `balanced`: 1/K. `ratio`,
+    frequent) than `imbalance_ratio` times under (over) the most frequent (rarest). `balanced`:
+    n_c^power, scaled to sum to 1 (Kang et al. 2020, section 3), so 1/K with power 0. `ratio`,
     `hard`: `shares` by name (`named_classes`, in equal parts to those of them that are not named themselves;
     a class left out gets 0), or `healthy_share` and the rest to the tumor classes in their natural ratio, or
     (`hard` alone) 1/K.
@@ -52,21 +54,26 @@ def requested_shares(
     elif healthy_share is not None:
         asked = _with_healthy(healthy_share, class_names, counts=counts)
     else:
-        asked = np.full(len(class_names), 1 / len(class_names))
+        asked = counts.astype(np.float64) ** power
+        asked /= max(asked.sum(), 1e-300)
     wanted = asked > 0 if shares is not None else np.ones(len(class_names), dtype=bool)
     return _without_absent(
         asked, class_names, absent=wanted & (counts == 0), counts=counts, allowed=allow_absent_class
     )
 
 
-def drifted_shares(shares: Shares, *, counts: Counts, epoch: int, n_epochs: int) -> Shares:
+def drifted_shares(
+    shares: Shares, *, counts: Counts, epoch: int, n_epochs: int, drift: str = "to_natural"
+) -> Shares:
     """Shares on a straight line from `shares` in epoch 1 to the natural ones in epoch `n_epochs`, which hold
-    from there on.
+    from there on. The other way with `drift` "from_natural" (progressively balanced sampling; Kang et al.
+    2020, section 3).
 
     With one epoch alone they stay as they are: a line needs two ends, and natural shares from the start are
     sampler.kind 'random'.
     """
     way = min(1.0, (epoch - 1) / (n_epochs - 1)) if n_epochs > 1 else 0.0
+    way = 1 - way if drift == "from_natural" and n_epochs > 1 else way
     return (1 - way) * shares + way * counts / counts.sum()
 
 

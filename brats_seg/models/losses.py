@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import log
+from math import ceil, log, pi, sin
 from typing import Literal
 
 import torch
@@ -25,9 +25,11 @@ FOCAL_GAMMA = 2.0
 """Focusing exponent; Lin et al. 2017, table 1b, found 2 to work best."""
 _PROBABILITY_FLOOR = 1e-7
 """A power below 1 has an infinite slope at 0."""
-TAKE_WEIGHTS = ("cross_entropy", "dice_cross_entropy")
+TAKE_WEIGHTS = ("cross_entropy", "dice_cross_entropy", "ldam")
 WITH_DICE = ("dice_cross_entropy", "region")
 """Losses with a Dice term."""
+OF_REGIONS = ("dice_cross_entropy", "unified_focal", "region")
+"""Losses that compare a region that is said with a region that is true: an image with one class has none."""
 
 
 def make_loss(
@@ -51,7 +53,7 @@ def make_loss(
             term.
         classes: their names, for 'region', and for the Dice of 'dice_cross_entropy', which is of all classes
             where the first is not healthy (a bank grouped to tumor); None: the first is.
-        prior: natural share of each class, for 'logit_adjusted'.
+        prior: natural share of each class, for 'logit_adjusted', 'ldam' and 'label_aware'.
 
     Returns:
         A function from logits (B, K, *patch) and uint8 targets (B, *patch) to losses (B,), float32 or, of
@@ -61,12 +63,18 @@ def make_loss(
 
     Raises:
         UsageError: an unknown name, weights for a loss that takes none, classes that are not those of the
-            regions, a prior without a class, or `by_lesion` without a healthy class.
+            regions, a prior without a class, `by_lesion` without a healthy class, or a loss of regions for
+            images.
     """
     section = parse_settings(knobs.Loss, {"kind": loss}) if isinstance(loss, str) else loss
     kind, by_lesion = section.kind, section.by_lesion
     if kind not in TAKE_WEIGHTS and class_weights is not None:
         raise UsageError(f"loss.class_weights: '{kind}' takes none; use {' or '.join(TAKE_WEIGHTS)}")
+    if outside == "none" and kind in OF_REGIONS:
+        raise UsageError(
+            f"loss.kind '{kind}' compares regions of voxels, and an image has one class; choose another loss "
+            "or remedy for images"
+        )
     if by_lesion != "none" and classes is not None and classes[0] != "healthy":
         raise UsageError(
             f"loss.by_lesion '{by_lesion}' is for networks that tell healthy from tumor; these classes are "
@@ -74,9 +82,16 @@ def make_loss(
         )
     if kind == "region":
         _check_regions(classes)
-    factors = _adjustments(prior, classes, section.tau) if kind == "logit_adjusted" else class_weights
+    factors = class_weights
+    if kind in _FROM_PRIOR:
+        factors = _FROM_PRIOR[kind](_whole_prior(kind, prior, classes), section)
     on_device = _PerDevice(factors)
     voxelwise = LOSSES[kind]
+    if kind == "ldam":
+        margins = _PerDevice(_margins(_whole_prior(kind, prior, classes), section))
+        voxelwise = partial(voxelwise, margins=margins)
+    if kind == "top_k":
+        voxelwise = partial(voxelwise, share=section.top_share)
     if kind in WITH_DICE:
         voxelwise = partial(voxelwise, dice=section.dice)
     if kind == "unified_focal":
@@ -127,17 +142,41 @@ def _check_regions(classes: Sequence[str] | None) -> None:
         )
 
 
-def _adjustments(prior: Sequence[float] | None, classes: Sequence[str] | None, tau: float) -> list[float]:
-    """tau log prior of each class."""
+def _whole_prior(kind: str, prior: Sequence[float] | None, classes: Sequence[str] | None) -> Sequence[float]:
+    """A prior in which every class has a share."""
     if prior is None:
-        raise UsageError("loss.kind 'logit_adjusted' needs the natural share of each class")
+        raise UsageError(f"loss.kind '{kind}' needs the natural share of each class")
     absent = [str(k) if classes is None else classes[k] for k, share in enumerate(prior) if not share > 0]
     if absent:
         raise UsageError(
-            f"loss.kind 'logit_adjusted': the training cases hold no {', '.join(absent)}, and no share of 0 "
-            "has a logarithm"
+            f"loss.kind '{kind}': the training cases hold no {', '.join(absent)}, and this loss follows from "
+            "the share of each class; give examples of the class, or another loss"
         )
-    return [tau * log(share) for share in prior]
+    return prior
+
+
+def _adjustments(prior: Sequence[float], section: knobs.Loss) -> list[float]:
+    """tau log prior of each class."""
+    return [section.tau * log(share) for share in prior]
+
+
+def _margins(prior: Sequence[float], section: knobs.Loss) -> list[float]:
+    """A margin for each class, proportional to the inverse fourth root of its frequency."""
+    return [section.margin * (min(prior) / share) ** 0.25 for share in prior]
+
+
+def _smoothing(prior: Sequence[float], section: knobs.Loss) -> list[float]:
+    """The share of a label that goes to the other classes: a quarter of a sine from the smallest class to
+    the largest.
+    """
+    span = max(prior) - min(prior)
+    places = [(share - min(prior)) / span if span else 0.0 for share in prior]
+    low, high = section.smooth_rare, section.smooth_common
+    return [low + (high - low) * sin(pi / 2 * place) for place in places]
+
+
+_FROM_PRIOR = {"logit_adjusted": _adjustments, "label_aware": _smoothing}
+"""Losses with a number for each class that follows from its share."""
 
 
 def _cross_entropy(logits: Tensor, classes: Tensor, counted: Tensor | None, weights: Tensor | None) -> Tensor:
@@ -215,6 +254,53 @@ def _logit_adjusted(
     return _cross_entropy(logits + adjustments.view(-1, *[1] * (logits.dim() - 2)), classes, counted, None)
 
 
+def _ldam(
+    logits: Tensor,
+    classes: Tensor,
+    counted: Tensor | None,
+    weights: Tensor | None,
+    *,
+    margins: "_PerDevice",
+) -> Tensor:
+    """Label-distribution-aware margins (Cao et al. 2019, section 3.2): the logit of the true class is lowered
+    by the margin of the class before the cross-entropy.
+
+    The paper gives the network a last layer of weights and features of length 1, and multiplies their cosine
+    by 30. Here the logits are those of the network as it is, and the margins are in logits.
+    """
+    of_class = margins.like(logits)
+    assert of_class is not None
+    lowered = logits - _is_class(classes, logits.shape[1]) * of_class.view(-1, *[1] * (logits.dim() - 2))
+    return _cross_entropy(lowered, classes, counted, weights)
+
+
+def _top_k(
+    logits: Tensor, classes: Tensor, counted: Tensor | None, weights: Tensor | None, *, share: float
+) -> Tensor:
+    """The cross-entropy of the hardest voxels or images of the batch alone: online hard example mining
+    (Shrivastava et al. 2016, section 4); for voxels nnU-Net's top-k loss. The mean over the examples is the
+    mean over the `share` that counts.
+    """
+    entropy = F.cross_entropy(logits, classes, reduction="none")
+    if counted is not None:
+        entropy = entropy * counted
+    hardest = entropy.detach().flatten().topk(ceil(share * entropy.numel())).indices
+    counts = torch.zeros_like(entropy).view(-1).index_fill_(0, hardest, 1.0).view_as(entropy)
+    return _mean_per_example(entropy * counts, None) * (entropy.numel() / len(hardest))
+
+
+def _label_aware(logits: Tensor, classes: Tensor, counted: Tensor | None, smoothing: Tensor | None) -> Tensor:
+    """Label-aware smoothing (Zhong et al. 2021, MiSLAS, section 3.2): 1 - e of a label stays with its class,
+    e goes in equal parts to the others; e is large for common classes.
+    """
+    assert smoothing is not None  # `make_loss` sees to it
+    logs = F.log_softmax(logits, 1)
+    own = logs.gather(1, classes[:, None])[:, 0]
+    others = (logs.sum(1) - own) / (logits.shape[1] - 1)
+    e = smoothing[classes]
+    return _mean_per_example(-(1 - e) * own - e * others, counted)
+
+
 def _region(
     logits: Tensor, classes: Tensor, counted: Tensor | None, weights: Tensor | None, *, dice: str = "example"
 ) -> Tensor:
@@ -267,4 +353,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "unified_focal": _unified_focal,
     "region": _region,
     "logit_adjusted": _logit_adjusted,
+    "ldam": _ldam,
+    "top_k": _top_k,
+    "label_aware": _label_aware,
 }

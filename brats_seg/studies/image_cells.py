@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from brats_seg.classification.bench import Bench, open_bench, open_images, part_training
+from brats_seg.classification.boosting import boosting_round, cheapest_labels, drawn_by_weight
 from brats_seg.classification.decisions import Probabilities, divide_by_prior, tune_factors, weigh_costs
 from brats_seg.classification.fitting import (
     Fitted,
@@ -19,11 +20,19 @@ from brats_seg.classification.fitting import (
     fit,
     fit_second_phase,
     probabilities,
+    take_class_means,
 )
 from brats_seg.classification.folder import FolderImages
 from brats_seg.classification.identity import Purpose, config_digest, study_seed
 from brats_seg.classification.image_set import ImageSet, Splits
-from brats_seg.classification.methods import Remedy, cascade_goals, kept_by_cascade, remedy, synthesize
+from brats_seg.classification.methods import (
+    Remedy,
+    cascade_goals,
+    check_class_sizes,
+    kept_by_cascade,
+    remedy,
+    synthesize,
+)
 from brats_seg.classification.scores import roc_curves, score_outputs
 from brats_seg.classification.settings import Knobs, StudySettings
 from brats_seg.classification.source import ImageSource
@@ -39,6 +48,7 @@ from brats_seg.studies.image_job import ImageJob
 from brats_seg.studies.store import Row
 from brats_seg.training.loop import Scorer
 from brats_seg.training.phases import Method
+from brats_seg.training.remedies import Synthesizer
 
 MOST_CONFUSION_CLASSES = 100
 """With more, a row holds no confusion matrix: 1,000 classes would take 2 MB."""
@@ -94,7 +104,7 @@ def train_cell(job: ImageJob, *, settings: StudySettings, bench: Bench, runtime:
         seed=study_seed(settings, Purpose.SET, job.set.number),
     )
     seed = study_seed(settings, Purpose.NETWORK, job.set.number, job.run)
-    cell = _Cell(settings, bench, runtime, bench.available.restrict(drawn.ids, seed=seed), job, seed)
+    cell = Cell(settings, bench, runtime, bench.available.restrict(drawn.ids, seed=seed), job, seed)
     about = {
         "images": settings.images.name,
         **job.set.row(),
@@ -137,10 +147,11 @@ def check_cell(job: ImageJob, *, settings: StudySettings, splits: Splits) -> Non
     config = job.remedy.config(settings, lr=job.rate, seed=0)
     method = Method(config=config, index=index, runtime=Runtime(torch.device("cpu")), targets="images")
     method.loss_of(method.first(), epoch=config.training.epochs)
+    check_class_sizes(job.remedy, counts)
 
 
 @dataclass(frozen=True)
-class _Cell:
+class Cell:
     """What a cell has to train with."""
 
     settings: StudySettings
@@ -153,7 +164,7 @@ class _Cell:
     def rows(self) -> list[Row]:
         """The rows of the method and of its second phase."""
         start = time.perf_counter()
-        networks = self._train()
+        networks = self.train()
         found = self._rows(self.job.remedy.name, networks, phase=1, seconds=time.perf_counter() - start)
         if self.job.remedy.knobs.two_phase:
             start = time.perf_counter()
@@ -163,20 +174,21 @@ class _Cell:
             )
         return found
 
-    def _train(self) -> list[Fitted]:
+    def train(self) -> list[Fitted]:
+        """The network of the method, or the members of its committee."""
         recipe = self.job.remedy.recipe
         pool = self._synthetic() if recipe.synthesizer else self.pool
         if recipe.committee is None:
-            return [self._fit(pool, self.job.remedy, self.seed)]
+            return [self._finished(self._fit(pool, self.job.remedy, self.seed))]
+        if recipe.committee == "meta_cost":
+            return [self._meta_cost()]
+        if recipe.committee in ("rus_boost", "smote_boost"):
+            return self._boost()
         members, n_members, counts = [], self.job.remedy.knobs.networks, pool.index.counts
         undersample = recipe.model_copy(update={"sampler": Sampler(kind="undersample")})
         undersampling = replace(self.job.remedy, recipe=undersample)
         for number in range(1, n_members + 1):
-            members.append(
-                self._fit(
-                    pool, undersampling, int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
-                )
-            )
+            members.append(self._fit(pool, undersampling, self._member_seed(number)))
             if recipe.committee == "cascade" and number < n_members:
                 known = probabilities(members[-1].network, pool, runtime=self.runtime)
                 own = known[np.arange(len(known)), pool.labels].astype(np.float32)
@@ -186,6 +198,58 @@ class _Cell:
                     )
                 )
         return members
+
+    def _finished(self, first: Fitted) -> Fitted:
+        """A network after what its remedy does to the output layer."""
+        remedy = self.job.remedy
+        if first.has_failed:
+            return first
+        if remedy.has_second_phase:
+            return self._second_phase(first)
+        if remedy.recipe.classifier == "nearest_mean":
+            config = remedy.config(self.settings, lr=self.job.rate, seed=self.seed)
+            return take_class_means(first, self.pool, config, runtime=self.runtime)
+        return first
+
+    def _boost(self) -> list[Fitted]:
+        """Networks one after the other, each on images drawn by how little those before know them. The rare
+        classes are complete in "smote_boost", and filled up by SMOTE.
+        """
+        labels, counts, is_smote = self.pool.labels, self.pool.index.counts, self._committee == "smote_boost"
+        weights = np.full(len(labels), 1 / len(labels))
+        rarest = np.full_like(counts, counts[counts > 0].min())
+        members = []
+        for number in range(1, self.job.remedy.knobs.networks + 1):
+            seed = self._member_seed(number)
+            goal = counts if is_smote else np.minimum(counts, rarest)
+            drawn = drawn_by_weight(labels, weights, goal=goal, seed=seed, again=is_smote)
+            if is_smote:
+                is_common = counts[labels] == counts.max()
+                drawn = np.concatenate([drawn[is_common[drawn]], np.flatnonzero(~is_common)])
+            part = self.pool.restrict(drawn)
+            member = self._fit(self._made_anew(part, "SMOTE") if is_smote else part, self.job.remedy, seed)
+            known = probabilities(member.network, self.pool, runtime=self.runtime)
+            weights, member.vote = boosting_round(known, labels, weights)
+            members.append(member)
+        return members
+
+    def _meta_cost(self) -> Fitted:
+        """One network, on images with the labels of least cost by the networks of bootstrap samples."""
+        known = []
+        for number in range(1, self.job.remedy.knobs.networks + 1):
+            seed = self._member_seed(number)
+            drawn = np.random.default_rng(seed).integers(len(self.pool), size=len(self.pool))
+            member = self._fit(self.pool.restrict(drawn), self.job.remedy, seed)
+            known.append(probabilities(member.network, self.pool, runtime=self.runtime))
+        labels = cheapest_labels(np.mean(known, axis=0), counts=self.pool.index.counts)
+        return self._fit(self.pool.relabel(labels), self.job.remedy, self.seed)
+
+    @property
+    def _committee(self) -> str | None:
+        return self.job.remedy.recipe.committee
+
+    def _member_seed(self, number: int) -> int:
+        return int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
 
     def _fit(self, pool: ImageSource, remedy: Remedy, seed: int) -> Fitted:
         network = build_network(self.settings, pool.set, seed=seed, runtime=self.runtime)
@@ -209,16 +273,20 @@ class _Cell:
 
     def _synthetic(self) -> ImageSource:
         """The training images made anew, in memory."""
-        images, kind = self.pool.set, self.job.remedy.recipe.synthesizer
+        kind = self.job.remedy.recipe.synthesizer
+        assert kind is not None
+        return self._made_anew(self.pool, kind)
+
+    def _made_anew(self, pool: ImageSource, kind: Synthesizer) -> ImageSource:
+        images = pool.set
         if isinstance(images.images, FolderImages):
             raise UsageError(
                 f"methods.{self.job.remedy.name}: looks for neighbors in memory; images of a folder are not "
                 "there"
             )
-        assert kind is not None
-        given = self.pool.values(np.arange(len(self.pool)))
+        given = pool.values(np.arange(len(pool)))
         values, labels = synthesize(
-            kind, given, self.pool.labels, neighbors=self.job.remedy.knobs.neighbors, seed=self.seed % 2**32
+            kind, given, pool.labels, neighbors=self.job.remedy.knobs.neighbors, seed=self.seed % 2**32
         )
         pixels = values.reshape(-1, *images.image_size, images.n_channels)
         made = ImageSet(f"{images.name}, {kind}", pixels, labels, images.class_names, 1.0)
@@ -306,7 +374,8 @@ class _Cell:
             else probabilities(fitted.network, pool, runtime=self.runtime)
             for fitted in networks
         ]
-        return np.mean(sure, axis=0) if len(sure) > 1 else sure[0]
+        votes = [fitted.vote for fitted in networks]
+        return np.average(sure, axis=0, weights=votes) if len(sure) > 1 else sure[0]
 
 
 def validation_score(known: Probabilities, pool: ImageSource, *, score: str, of: str | None) -> float:

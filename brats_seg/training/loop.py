@@ -113,6 +113,7 @@ class Loop:
             sampler=self.method.make_sampler(phase),
             source=self.source,
             learner=self.method.make_learner(phase, network, head=head),
+            mixer=self.method.make_mixer(phase),
             ledger=self.record.ledger,
             watch=self.record.watch,
         )

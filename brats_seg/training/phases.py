@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import nn
 
 from brats_seg.core import config as knobs
@@ -22,10 +23,16 @@ from brats_seg.imbalance.samplers import build_sampler
 from brats_seg.models.classic import output_layers
 from brats_seg.models.losses import Loss, make_loss
 from brats_seg.models.networks import output_layer
+from brats_seg.models.output_rows import Directions, linear_output, normalize_rows
+from brats_seg.training.mixing import Mixer
 from brats_seg.training.step import Learner, Schedule
 
 NATURAL = knobs.Sampler(kind="random", allow_absent_class=True)
-"""How phase 2 draws. A class without an example has the natural frequency 0: it may be absent."""
+"""How phase 2 draws where the config says nothing. A class without an example has the natural frequency 0:
+it may be absent.
+"""
+IMAGE_STRETCHES = 100
+"""Parts of a run on images in which the shares of a drifting sampler stay: its epochs are single steps."""
 PASSES = ("random", "oversample", "undersample", "hard")
 """Samplers that show every example in a pass; with the others each draw is independent."""
 
@@ -52,7 +59,8 @@ class Method:
     adds phase 2: from the weights to predict with at the end of phase 1, the output layer alone learns, from
     patches at their natural frequencies and with no class weights, on a whole schedule again at
     `phases.lr_factor` times the rate. Class weights may be deferred (`loss.weights_from`; Cao et al. 2019,
-    section 3.3).
+    section 3.3). Phase 2 may draw, lose and begin otherwise (`phases.sampler`, `loss` and `output`; Kang et
+    al. 2020, section 4).
 
     Attributes:
         config: of the run. Of a run on images its epochs are single steps: the budget is in steps there.
@@ -74,6 +82,12 @@ class Method:
     def check(self) -> None:
         """Refuse, before the run starts, what would fail in one of its phases. Raises `UsageError`."""
         last = Phase(2, self.config.training.epochs + 1, self.config.n_epochs)
+        if self.config.phases.normalize and self.config.validation.metric != "last":
+            raise UsageError(
+                "phases.normalize changes the weights of the last epoch alone; it goes with "
+                f"validation.metric 'last', which keeps them: '{self.config.validation.metric}' may keep an "
+                "earlier epoch"
+            )
         for phase in (self.first(), last) if self.config.phases.two_phase else (self.first(),):
             self._make_sampler(phase, groups=None)
             self.loss_of(phase, epoch=phase.last_epoch)
@@ -119,9 +133,13 @@ class Method:
         return sampler
 
     def _make_sampler(self, phase: Phase, *, groups: Groups | None, seed: int | None = None) -> Sampler:
-        section = self.config.sampler if phase.number == 1 else NATURAL
+        section = self.config.sampler if phase.number == 1 else self.config.phases.sampler or NATURAL
         training, hard, is_images = self.config.training, self.config.hard, self.targets == "images"
-        steps = training.epochs * training.steps if is_images else training.steps
+        steps, drift_epochs = training.steps, training.epochs
+        if is_images:
+            total = training.epochs * training.steps
+            steps = total if section.drift == "none" else -(-total // IMAGE_STRETCHES)
+            drift_epochs = -(-total // steps)
         with warnings.catch_warnings():
             if is_images:  # a class without an image is the study's own wish
                 warnings.simplefilter("ignore", UserWarning)
@@ -131,7 +149,8 @@ class Method:
                 seed=training.seed if seed is None else seed,
                 rank=self.runtime.rank,
                 n_ranks=self.runtime.world_size,
-                drift_epochs=None if is_images or section.drift == "none" else training.epochs,
+                drift_epochs=None if section.drift == "none" else drift_epochs,
+                drift="from_natural" if section.drift == "from_natural" else "to_natural",
             )
             return build_sampler(section, self.index, plan=plan, hard=hard, groups=groups)
 
@@ -162,6 +181,9 @@ class Method:
         is_second = phase.number == 2
         optimizer, training = self.config.optimizer, self.config.training
         rate = optimizer.lr * (self.config.phases.lr_factor if is_second else 1)
+        output = self.config.phases.output if is_second else "kept"
+        if output == "anew":
+            self._begin_anew(network)
         return Learner(
             network,
             loss=self.loss_of(phase, epoch=phase.first_epoch),
@@ -177,7 +199,32 @@ class Method:
             runtime=self.runtime,
             only=self.output_layers(network) if is_second and head is None else (),
             head=head,
+            directions=Directions(self._linear_output(network)) if output == "scaled" else None,
         )
+
+    def make_mixer(self, phase: Phase) -> Mixer | None:
+        """What mixes the examples of a batch in a phase; None in phase 2, and where nothing is mixed."""
+        if phase.number == 2 or self.config.mix.kind == "none":
+            return None
+        seed, rank = self.config.training.seed, self.runtime.rank
+        return Mixer(self.config.mix, counts=self.index.counts, seed=seed, rank=rank)
+
+    def normalize(self, network: nn.Module) -> None:
+        """What `phases.normalize` does to the output layer at the end of a run."""
+        if self.config.phases.normalize:
+            normalize_rows(self._linear_output(network), power=self.config.phases.normalize)
+
+    def _begin_anew(self, network: nn.Module) -> None:
+        """New random weights for the output layer."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.config.training.seed)
+            for layer in self.output_layers(network):
+                for module in layer.modules():
+                    if callable(reset := getattr(module, "reset_parameters", None)):
+                        reset()
+
+    def _linear_output(self, network: nn.Module) -> nn.Linear | nn.Conv2d | nn.Conv3d:
+        return linear_output(self.output_layers(network)[-1])
 
     def output_layers(self, network: nn.Module) -> tuple[nn.Module, ...]:
         """The layers that learn in phase 2."""
@@ -187,8 +234,8 @@ class Method:
 
     def loss_of(self, phase: Phase, *, epoch: int) -> Loss:
         """The loss of an epoch."""
-        weights, loss = self._weights if self._is_weighted(phase, epoch) else None, self.config.loss
-        outside = "ignore" if self.config.task.classes == "tumor" else loss.outside
+        weights, loss = self._weights if self._is_weighted(phase, epoch) else None, self._loss_section(phase)
+        outside = "ignore" if self.config.task.classes == "tumor" else self.config.loss.outside
         return make_loss(
             loss,
             outside="none" if self.targets == "images" else outside,
@@ -220,17 +267,26 @@ class Method:
 
     def prior_of(self, phase: Phase, counts: Counts, *, epoch: int) -> Shares | None:
         """The prior that weights were trained under which learned from so many examples of each class, with
-        the loss of an epoch. None for a loss without a prior.
+        the loss of an epoch. None for a loss without a prior, and where labels were mixed by remix or the
+        output weights were scaled.
         """
-        if self.config.loss.kind not in LOSSES_WITH_A_PRIOR:
+        loss = self._loss_section(phase)
+        is_changed = self.config.phases.normalize or (
+            self.config.phases.output == "scaled" and phase.number == 2
+        )
+        if loss.kind not in LOSSES_WITH_A_PRIOR or self.config.mix.kind == "remix" or is_changed:
             return None
         weights = self._weights if self._is_weighted(phase, epoch) else None
         mix = effective_prior(counts, class_weights=weights)
-        if self.config.loss.kind != "logit_adjusted":
+        if loss.kind != "logit_adjusted":
             return mix
-        divided_out = self.natural_prior**self.config.loss.tau
+        divided_out = self.natural_prior**loss.tau
         adjusted = np.divide(mix, divided_out, out=np.zeros_like(mix), where=self.natural_prior > 0)
         return adjusted / adjusted.sum()
+
+    def _loss_section(self, phase: Phase) -> knobs.Loss:
+        second = self.config.phases.loss
+        return self.config.loss if phase.number == 1 or second is None else second
 
     @cached_property
     def _weights(self) -> Shares | None:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Integer
+from jaxtyping import Float, Float32, Int64, Integer
 from torch import Tensor, nn
 
 from brats_seg.core.errors import UsageError
@@ -14,6 +14,7 @@ from brats_seg.core.runtime import Runtime
 from brats_seg.core.sections import Optimizer
 from brats_seg.models.deep_supervision import supervised_loss
 from brats_seg.models.losses import Loss
+from brats_seg.models.output_rows import Directions
 from brats_seg.training.exchange import Exchange, check_ranks
 from brats_seg.training.optimizer import RunningMean, learning_rate, make_optimizer
 
@@ -23,6 +24,18 @@ AnyTargets = Integer[Tensor, "b *side"]
 """Class of each voxel of a patch, or of an image as a whole (then int64 where there are more than 255)."""
 Middle = Integer[Tensor, "b *middle"]
 """Targets of the middle of each patch."""
+
+
+class Second(NamedTuple):
+    """The second label of each example of a batch, where examples are mixed.
+
+    Attributes:
+        targets: as the first targets.
+        share: float32 (B,): weight of the loss for the first targets; the rest is that for the second.
+    """
+
+    targets: AnyTargets
+    share: Float32[Tensor, " b"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +76,7 @@ class Learner:
         runtime: Runtime,
         only: Sequence[nn.Module] = (),
         head: nn.Module | None = None,
+        directions: Directions | None = None,
     ) -> None:
         """Place a network on the runtime's device.
 
@@ -75,6 +89,7 @@ class Learner:
                 network stays in evaluation mode: neither batch-norm statistics nor dropout have a part.
             head: a layer of the network that learns by itself, where the batches hold what it is given; None
                 for the whole network.
+            directions: of the output weights, which are kept at each step; None lets all of them move.
 
         Raises:
             UsageError: more parts than a rank has examples.
@@ -88,7 +103,7 @@ class Learner:
             )
         self.network = runtime.place(network)
         self.loss = loss
-        self._all_learns = not only
+        self._all_learns, self._directions = not only, directions
         if only:
             _freeze(self.network, but=only)
         self.mean = RunningMean(self.network, decay=schedule.ema) if schedule.ema > 0 else None
@@ -110,7 +125,13 @@ class Learner:
         self._trained.train(self._all_learns)
 
     def learn(
-        self, inputs: AnyInputs, targets: AnyTargets, *, number: int, wishes: tuple[bool, ...] = ()
+        self,
+        inputs: AnyInputs,
+        targets: AnyTargets,
+        *,
+        number: int,
+        second: Second | None = None,
+        wishes: tuple[bool, ...] = (),
     ) -> tuple[Tensor, tuple[bool, ...]]:
         """One step on this rank's part of a batch.
 
@@ -118,6 +139,7 @@ class Learner:
             inputs, targets: on the runtime's device. Where the network's output is smaller than its input,
                 the targets' middle counts.
             number: of the step in the run, from 0; the learning rate and dropout follow from it.
+            second: the second labels of mixed examples; None where they have one alone.
             wishes: what this rank asks for; a wish of any rank holds for all.
 
         Returns:
@@ -131,22 +153,31 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)
         losses: list[Tensor] = []
         n_parts = self.schedule.accumulate
-        for part, truth in zip(inputs.tensor_split(n_parts), targets.tensor_split(n_parts), strict=True):
+        seconds = [None] * n_parts if second is None else [
+            Second(*parts) for parts in zip(*(values.tensor_split(n_parts) for values in second), strict=True)
+        ]  # fmt: skip
+        for part, truth, other in zip(
+            inputs.tensor_split(n_parts), targets.tensor_split(n_parts), seconds, strict=True
+        ):
             with self._exchange.part("last" if len(losses) == n_parts - 1 else "earlier"):
-                losses.append(self._backward(part, truth))
+                losses.append(self._backward(part, truth, other))
         total, wishes = self._exchange.share(sum(losses[1:], start=losses[0]), wishes)
         self._move(number)
         return total, wishes
 
-    def _backward(self, part: AnyInputs, truth: AnyTargets) -> Tensor:
+    def _backward(self, part: AnyInputs, truth: AnyTargets, second: Second | None) -> Tensor:
         """Add the gradients of a part of a batch. Gives its share of the loss of the whole batch: parts and
         ranks add up to it, whatever their sizes.
         """
         with self._runtime.autocast():
             outputs = self._exchange.network(part)
         logits = outputs if isinstance(outputs, Tensor) else outputs[0]
-        truth = center_crop(truth, tuple(logits.shape[2:]))
-        loss = supervised_loss(self.loss, outputs, truth).sum() / self.schedule.batch_size
+        middle = tuple(logits.shape[2:])
+        losses = supervised_loss(self.loss, outputs, center_crop(truth, middle))
+        if second is not None:
+            others = supervised_loss(self.loss, outputs, center_crop(second.targets, middle))
+            losses = torch.lerp(others, losses, second.share.to(losses.dtype))
+        loss = losses.sum() / self.schedule.batch_size
         self._scaler.scale(loss).backward()
         return loss.detach()
 
@@ -192,6 +223,8 @@ class Learner:
             group["lr"] = self.rate(number) * group.get("lr_factor", 1.0)
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        if self._directions is not None:
+            self._directions.keep()
         if self.mean is not None:
             self.mean.update(self.network, n_steps=number - self.schedule.first_step + 1)
 

@@ -15,7 +15,7 @@ from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.sampler import Draw, Sampler
 from brats_seg.imbalance.samplers import HardSampler
 from brats_seg.training.log import Stopwatch
-from brats_seg.training.step import AnyInputs, AnyTargets, Learner
+from brats_seg.training.step import AnyInputs, AnyTargets, Learner, Second
 
 Losses = list[tuple[int, Draw, float]]
 """Number, draw and loss of some steps."""
@@ -68,6 +68,14 @@ class MinedSource(Source, Protocol):
         """
 
 
+@runtime_checkable
+class Mixes(Protocol):
+    """Mixes the examples of a batch in place, and gives the second label of each."""
+
+    def __call__(self, examples: Examples, draw: Draw, *, number: int) -> Second:
+        """Mix the examples of step `number` of the run."""
+
+
 @dataclass(kw_only=True)
 class Steps:
     """A network that learns, what it learns from, and what it was shown.
@@ -76,6 +84,7 @@ class Steps:
         sampler: which ids are drawn.
         source: gives their examples.
         learner: moves the weights.
+        mixer: mixes the examples of a batch; None leaves them as they are.
         ledger: counts what was drawn; None where nobody asks.
         n_drawn: (K,) draws of each class.
         unchecked: number, draw and loss of the steps whose losses were not looked at yet.
@@ -84,6 +93,7 @@ class Steps:
     sampler: Sampler
     source: Source
     learner: Learner
+    mixer: Mixes | None = None
     ledger: Ledger | None = None
     watch: Stopwatch = field(default_factory=Stopwatch)
     unchecked: list[tuple[int, Draw, Tensor]] = field(default_factory=list)
@@ -106,7 +116,10 @@ class Steps:
         examples = self.source.batch(draw, number=number)
         if self.ledger is not None:
             self.ledger.add(draw, examples.counts)
-        loss, granted = self.learner.learn(examples.inputs, examples.targets, number=number, wishes=wishes())
+        second = None if self.mixer is None else self.mixer(examples, draw, number=number)
+        loss, granted = self.learner.learn(
+            examples.inputs, examples.targets, number=number, second=second, wishes=wishes()
+        )
         self.n_drawn += np.bincount(draw.classes, minlength=len(self.n_drawn))
         self.unchecked.append((number, draw, loss))
         return granted

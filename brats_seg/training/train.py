@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.lesions import LesionNumberer
@@ -96,12 +97,17 @@ def train(
         divisor=divisor,
         readout=readout_of(config.loss.kind),
     )
-    scorer, finish = None, None
+    scorer, finish = None, method.normalize
     if split.inner:
         inner = bank.select(split.inner)
         scorer = InnerScorer(bank=inner, validation=config.validation, runtime=runtime, divisor=divisor)
     if training.norm_statistics == "measured":
-        finish = partial(measure_norms, bank=seen, divisor=divisor, runtime=runtime)
+        measure = partial(measure_norms, bank=seen, divisor=divisor, runtime=runtime)
+
+        def finish(network: nn.Module) -> None:
+            method.normalize(network)
+            measure(network)
+
     record = RunFolder(
         run_dir=run_dir, bank=seen, split=split, config=config, runtime=runtime, looks=tuple(looks),
         watch=source.watch,

@@ -1,0 +1,85 @@
+"""Committees that look at their own errors: weights of boosting, and labels made anew by their costs."""
+
+import numpy as np
+from jaxtyping import Float64, Int64
+from sklearn.neighbors import NearestNeighbors
+
+from brats_seg.classification.decisions import Probabilities
+from brats_seg.core.shapes import Counts, Ids
+
+Labels = Int64[np.ndarray, " n"]
+Weights = Float64[np.ndarray, " n"]
+"""Of each training image; they sum to 1."""
+
+
+def boosting_round(known: Probabilities, labels: Labels, weights: Weights) -> tuple[Weights, float]:
+    """The weights of the next round, and the vote of the network of this round (AdaBoost.M2, as in RUSBoost,
+    Seiffert et al. 2010, section 3, and SMOTEBoost, Chawla et al. 2003, section 3).
+
+    With p the probability of the image's own class and q the mean of the others, the pseudo-loss is half the
+    weighted mean of 1 - p + q, and a = loss / (1 - loss). A weight is multiplied by a^((1 + p - q) / 2): an
+    image that is known loses weight. The vote is log(1 / a), and next to nothing for a network that is no
+    better than chance.
+
+    Args:
+        known: class probabilities of the training images.
+        labels: class of each.
+        weights: of this round.
+    """
+    own = known[np.arange(len(known)), labels]
+    other = (1 - own) / (known.shape[1] - 1)
+    loss = float(np.clip((weights * (1 - own + other)).sum() / 2, 1e-6, 0.499))
+    odds = loss / (1 - loss)
+    following = weights * odds ** ((1 + own - other) / 2)
+    return following / following.sum(), float(-np.log(odds))
+
+
+def drawn_by_weight(
+    labels: Int64[np.ndarray, " images"],
+    weights: Float64[np.ndarray, " images"],
+    *,
+    goal: Counts,
+    seed: int,
+    again: bool = False,
+) -> Ids:
+    """Positions of `goal` images of each class, drawn by their weights; with `again` an image may come
+    several times.
+    """
+    generator = np.random.default_rng(seed)
+    chosen = []
+    for k, n in enumerate(goal.tolist()):
+        members = np.flatnonzero(labels == k)
+        if n:
+            shares = weights[members] / weights[members].sum()
+            chosen.append(generator.choice(members, n, replace=again, p=shares))
+    return np.concatenate(chosen).astype(np.int64)
+
+
+def cheapest_labels(known: Probabilities, *, counts: Counts) -> Labels:
+    """The class of least expected cost (MetaCost, Domingos 1999, section 3), where missing an image of a
+    class costs the inverse of the images that the class has. A class without images is never said.
+    """
+    gain = np.divide(known, counts, out=np.zeros_like(known), where=counts > 0)
+    return gain.argmax(1).astype(np.int64)
+
+
+def decontaminated(images: np.ndarray, labels: Labels, *, neighbors: int) -> tuple[Ids, Labels]:
+    """Generalized editing (Koplowitz and Brown 1981) of all classes but the rarest: which images stay, and
+    the class of each.
+
+    An image takes the class of most of its neighbors (over half of them); an image whose neighbors have no
+    such class is left out. Images of the rarest classes stay as they are: their neighbors are common ones.
+
+    Args:
+        images: (n, features).
+        labels: class of each.
+        neighbors: how many are looked at.
+    """
+    n_classes = int(labels.max()) + 1
+    index = NearestNeighbors(n_neighbors=min(neighbors, len(images) - 1)).fit(images)
+    nearest = labels[index.kneighbors(return_distance=False)]
+    votes = np.stack([(nearest == k).sum(1) for k in range(n_classes)], 1)
+    counts = np.bincount(labels)
+    is_rare = counts[labels] == counts[counts > 0].min()
+    stays = is_rare | (votes.max(1) > nearest.shape[1] / 2)
+    return np.flatnonzero(stays), np.where(is_rare, labels, votes.argmax(1))[stays].astype(np.int64)

@@ -1,0 +1,68 @@
+"""The output weights of each class: divided by their length, or kept in their direction."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from brats_seg.core.errors import UsageError
+
+Rows = Float[Tensor, "k n"]
+"""Weights of each class, and the bias as the last column where there is one."""
+
+
+def linear_output(layer: nn.Module) -> nn.Linear | nn.Conv2d | nn.Conv3d:
+    """The one linear map in an output layer. Raises `UsageError` where there are several, or a transposed
+    one.
+    """
+    found = [m for m in layer.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+    if len(found) != 1 or not isinstance(found[0], nn.Linear | nn.Conv2d | nn.Conv3d):
+        raise UsageError(
+            "phases: this network's output layer is not one linear map, so that a class has no weights of "
+            "its own to scale; take a network that has one, such as basic_unet2d, dynunet or segresnet"
+        )
+    return found[0]
+
+
+def rows_of(layer: nn.Linear | nn.Conv2d | nn.Conv3d) -> Rows:
+    """A copy of the weights of each class, and its bias."""
+    parts = [layer.weight.detach().flatten(1)]
+    if layer.bias is not None:
+        parts.append(layer.bias.detach()[:, None])
+    return torch.cat(parts, 1)
+
+
+@torch.no_grad()
+def set_rows(layer: nn.Linear | nn.Conv2d | nn.Conv3d, rows: Rows) -> None:
+    """Write the weights of each class, and its bias where the layer has one."""
+    n = layer.weight[0].numel()
+    layer.weight.copy_(rows[:, :n].view_as(layer.weight))
+    if layer.bias is not None:
+        layer.bias.copy_(rows[:, n])
+
+
+@torch.no_grad()
+def normalize_rows(layer: nn.Linear | nn.Conv2d | nn.Conv3d, *, power: float) -> None:
+    """Divide the weights of each class by their length to a power, and set the biases to 0
+    (tau-normalization; Kang et al. 2020, section 4).
+    """
+    lengths = layer.weight.flatten(1).norm(dim=1).clamp(min=1e-12)
+    layer.weight.div_((lengths**power).view(-1, *[1] * (layer.weight.dim() - 1)))
+    if layer.bias is not None:
+        layer.bias.zero_()
+
+
+class Directions:
+    """The direction of the weights of each class as it is now; later weights are moved back onto it.
+
+    What is left to learn is the length (learnable weight scaling; Kang et al. 2020, section 4). The network
+    keeps its parameters, so that it is saved and loaded as any other.
+    """
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d | nn.Conv3d) -> None:
+        self._layer = layer
+        self._units = torch.nn.functional.normalize(rows_of(layer), dim=1)
+
+    def keep(self) -> None:
+        """Move the weights of each class to the nearest point of their line."""
+        along = (rows_of(self._layer) * self._units).sum(1, keepdim=True)
+        set_rows(self._layer, along * self._units)
