@@ -2,15 +2,16 @@
 
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from brats_seg.commands.cascade import cascade
 from brats_seg.commands.configs import configs
 from brats_seg.commands.demo import demo
 from brats_seg.commands.evaluate import evaluate
-from brats_seg.commands.experiment import experiment
+from brats_seg.commands.experiment import experiment, experiment_advise
 from brats_seg.commands.export import export
 from brats_seg.commands.import_ import import_
 from brats_seg.commands.knobs import knobs
@@ -52,11 +53,24 @@ VERBS: dict[Callable[..., None], str] = {
     report: "report predictions BraTS2021 --run run --output report.html",
     view: "view BraTS2021/BraTS2021_00006 --prediction out/BraTS2021_00006.nii.gz --output page.html",
     experiment: "experiment bank out --config sampling_quick --workers 2",
+    experiment_advise: "experiment advise bank advice --minutes 60",
 }
 """Each verb and its example; a verb imports what it needs when it is called."""
 
+
+class _Verbs(TyperGroup):
+    """The verbs; `experiment advise` is one, beside `experiment BANK OUT`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The verb that the arguments begin with, and what is left of them."""
+        if args[:2] == ["experiment", "advise"]:
+            args = ["experiment-advise", *args[2:]]
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="brats-seg",
+    cls=_Verbs,
     help="Brain-tumor segmentation on multimodal MRI that takes class imbalance seriously.",
     epilog="Start with: brats-seg demo    (synthetic scans, three minutes, no network)",
     no_args_is_help=True,

@@ -19,7 +19,7 @@ from brats_seg.cli import main
 from brats_seg.core.config import Config, load_config, parse_config
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.runtime import start_runtime
-from brats_seg.core.settings import config_names, parse_settings
+from brats_seg.core.settings import config_names, dump_config, parse_settings
 from brats_seg.evaluation.run_rows import COLUMNS, DIGEST, LOOK_COLUMNS
 from brats_seg.evaluation.volumes import score_volume
 from brats_seg.inference.dense import Feed, label_map
@@ -27,7 +27,7 @@ from brats_seg.inference.runs import load_segmenters
 from brats_seg.models.checkpoint import load_checkpoint
 from brats_seg.models.trained import open_run
 from brats_seg.phantoms.cohort import write_cohort
-from brats_seg.studies import experiment, run_job
+from brats_seg.studies import advice, experiment, run_job
 from brats_seg.studies.earlier import digest_of_schema_1, knobs_of_schema_1, rows_of
 from brats_seg.studies.experiment import ExperimentReport, run_experiment
 from brats_seg.studies.grid import GridWorkers, digest_of
@@ -165,6 +165,24 @@ def test_a_known_table_of_other_runs_is_refused_before_the_first_run(
     ):
         run_experiment(bank, tmp_path / "out", tiny(), on=ONE, known=tmp_path / "foreign.csv")
     assert not (tmp_path / "out" / "rows.jsonl").exists()
+
+
+def test_scans_are_advised_on_by_their_inner_cases(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_config("demo", overrides=tuple(f"{knob}={value}" for knob, value in TINY["every"].items()))
+    (tmp_path / "base.yaml").write_text(dump_config(base))
+    monkeypatch.setattr(advice, "FEWEST_STEPS", 2)
+    monkeypatch.setattr(advice, "MOST_STEPS", 3)
+    choice = advice.Choice(remedies=("class_aware",), rows="a test")
+    monkeypatch.setattr(advice, "recommended", lambda *_: choice)
+    found = advice.advise_on_scans(bank, tmp_path / "out", minutes=60, base=str(tmp_path / "base.yaml"))
+    assert {one.name for one in found.tried} == {"baseline", "class_aware"}
+    assert sum(one.best for one in found.tried) == pytest.approx(1)
+    scored = set(pd.read_csv(tmp_path / "out" / "tried" / "runs.csv")["case"])
+    assert scored == set(PatchBank(bank, patch_size=(32, 32)).folds[1])  # fold 0 is held out
+    assert "3 steps" in found.page.read_text()
+    assert "baseline" in load_experiment(tmp_path / "out" / "full.yaml").strategies
 
 
 def test_what_is_finished_is_written_where_an_experiment_is_interrupted(

@@ -52,6 +52,13 @@ def show_place(label: str, path: Path, *, console: Console) -> None:
     console.print(f"{label} {escape(str(path))}", soft_wrap=True)
 
 
+def show_advice(lines: Iterable[str], page: Path, *, console: Console) -> None:
+    """What to use, how sure, the command of the full run, and where the page lies."""
+    for line in lines:
+        console.print(escape(line), soft_wrap=True)
+    show_place("page:", page, console=console)
+
+
 def make_table(*columns: str, n_text: int = 1) -> Table:
     """A table without lines: `n_text` columns of text, then columns of numbers. In a narrow terminal the text
     is broken, numbers never are.

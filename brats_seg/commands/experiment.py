@@ -1,4 +1,4 @@
-"""The verb `experiment`."""
+"""The verbs `experiment` and `experiment advise`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -71,3 +71,20 @@ def experiment(
     show_place("table: ", out / "table.md", console=console)
     show_place("report:", report.page, console=console)
     raise typer.Exit(report.exit_code)
+
+
+def experiment_advise(
+    bank: Annotated[Path, typer.Argument(help="Patch bank.", exists=True, file_okay=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to write the runs and the page into.")],
+    minutes: Annotated[float, typer.Option(help="Budget of the trial, in minutes of one core; 1 or more.")],
+    config: Annotated[str, typer.Option(help="Training config, by its name or file.")] = "unet2d_cpu",
+    device: Device = "auto",
+) -> None:
+    """Say which remedy against imbalance to use on a bank: try five in small, on inner cases of fold 0."""
+    from brats_seg.commands.console import loading, make_console, show_advice
+
+    with loading():
+        from brats_seg.studies.advice import advise_on_scans
+
+    advice = advise_on_scans(bank, out, minutes=minutes, base=config, device=device, say=typer.echo)
+    show_advice(advice.lines(), advice.page, console=make_console())

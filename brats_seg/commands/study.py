@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from brats_seg.commands.console import loading, make_console, show_markdown
+from brats_seg.commands.console import loading, make_console, show_advice, show_markdown
 from brats_seg.commands.options import ClusterAddress, Device, Part, Workers, joined_cluster, parse_part
 
 StudyConfig = Annotated[
@@ -131,6 +131,34 @@ def study_table(
         text, paths = to_markdown(table), write_table(table, out)
     show_markdown(text, console=make_console())
     typer.echo(f"written: {', '.join(map(str, paths))}")
+
+
+@study_app.command("advise", epilog="Example: brats-seg study advise images advice --minutes 20")
+def study_advise(
+    images: Annotated[
+        Path, typer.Argument(help="Labeled images: a folder of them, or an .npz file.", exists=True)
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to write the page into.")],
+    minutes: Annotated[float, typer.Option(help="Budget of the trial, in minutes of one core; 1 or more.")],
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="mnist, cifar10, folder or npz; without it npz for a file and folder for a folder.",
+        ),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Say which remedy against imbalance to use on images of your own: try five in small, on inner splits."""
+    with loading():
+        from brats_seg.studies.advice import advise_on_images
+    from brats_seg.classification.settings import StudySettings
+    from brats_seg.core.settings import parse_settings
+
+    name = kind or ("npz" if images.is_file() else "folder")
+    settings = parse_settings(StudySettings, {"images": {"name": name}})
+    advice = advise_on_images(settings, images, out, minutes=minutes, device=device, say=typer.echo)
+    show_advice(advice.lines(), advice.page, console=make_console())
 
 
 @study_app.command("figures", epilog="Example: brats-seg study figures out")

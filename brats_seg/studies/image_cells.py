@@ -87,9 +87,8 @@ class CellWorker:
         return train_cell(job, settings=self.settings, bench=bench, runtime=runtime)
 
 
-def train_cell(job: ImageJob, *, settings: StudySettings, bench: Bench, runtime: Runtime) -> list[Row]:
-    """Train the network (or committee) of a cell and what goes on from it; a row for each, by decision and
-    part.
+def make_cell(job: ImageJob, *, settings: StudySettings, bench: Bench, runtime: Runtime) -> "Cell":
+    """A cell with its training set drawn.
 
     Sets, first weights and draws follow from the study's seed, the distribution, the repeat and the run:
     methods share them, and sets have nothing in common, so that each is a draw of its own (Buda et al. 2018,
@@ -104,18 +103,26 @@ def train_cell(job: ImageJob, *, settings: StudySettings, bench: Bench, runtime:
         seed=study_seed(settings, Purpose.SET, job.set.number),
     )
     seed = study_seed(settings, Purpose.NETWORK, job.set.number, job.run)
-    cell = Cell(settings, bench, runtime, bench.available.restrict(drawn.ids, seed=seed), job, seed)
+    return Cell(settings, bench, runtime, bench.available.restrict(drawn.ids, seed=seed), job, seed)
+
+
+def train_cell(job: ImageJob, *, settings: StudySettings, bench: Bench, runtime: Runtime) -> list[Row]:
+    """Train the network (or committee) of a cell and what goes on from it; a row for each, by decision and
+    part.
+    """
+    cell = make_cell(job, settings=settings, bench=bench, runtime=runtime)
+    counts = cell.pool.index.counts
     about = {
         "images": settings.images.name,
         **job.set.row(),
-        "minority": list(drawn.minority),
-        "counts": drawn.counts.tolist(),
-        "n_train": int(drawn.counts.sum()),
+        "minority": np.flatnonzero(counts < counts.max()).tolist(),
+        "counts": counts.tolist(),
+        "n_train": int(counts.sum()),
         "class_names": list(cell.pool.class_names[:MOST_CONFUSION_CLASSES]),
         "imbalance_ratio": job.remedy.imbalance_ratio,
         "rate": job.rate,
         "run": job.run,
-        "seed": seed,
+        "seed": cell.seed,
         "batch_size": settings.training.batch_size,
         "network": settings.network.name,
         "precision": settings.network.precision,
@@ -331,7 +338,7 @@ class Cell:
         rules = self._rules(networks, counts, last.prior)
         found = []
         for part, pool in parts.items():
-            known = self._probabilities(networks, pool)
+            known = self.class_probabilities(networks, pool)
             for rule, decide in rules.items():
                 row = (
                     about | {"part": part, "decision": rule} | score_outputs(decide(known), pool.labels).row()
@@ -357,13 +364,15 @@ class Cell:
         validation = self.bench.validation
         for score in knobs.tuned if validation is not None else ():
             assert validation is not None
-            factors = tune_factors(self._probabilities(networks, validation), validation.labels, score=score)
+            factors = tune_factors(
+                self.class_probabilities(networks, validation), validation.labels, score=score
+            )
             rules[f"tuned_{score}"] = partial(np.multiply, factors)
         if knobs.costs is not None:
             rules["costs"] = partial(weigh_costs, costs=np.array(knobs.costs, np.float64))
         return rules
 
-    def _probabilities(self, networks: list[Fitted], pool: ImageSource) -> Probabilities:
+    def class_probabilities(self, networks: list[Fitted], pool: ImageSource) -> Probabilities:
         """Of one network, or the mean of a committee. A network that diverged knows nothing: all classes
         alike.
         """

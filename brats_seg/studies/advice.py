@@ -1,0 +1,369 @@
+"""Class counts and a budget -> the remedies that the tables recommend, tried in small, and what to use."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64, Int64
+from pydantic import Field
+
+from brats_seg.bank.bank import PatchBank
+from brats_seg.classification.bench import open_bench, open_images
+from brats_seg.classification.image_set import Splits
+from brats_seg.classification.settings import StudySettings
+from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.files import write_text
+from brats_seg.core.runtime import start_runtime
+from brats_seg.core.settings import Section, dump_config, load_settings, parse_settings
+from brats_seg.core.shapes import Counts
+from brats_seg.scans.labels import REGIONS
+from brats_seg.studies.experiment import run_experiment
+from brats_seg.studies.grid import GridWorkers
+from brats_seg.studies.image_cells import make_cell, time_iterations
+from brats_seg.studies.strategies import ExperimentConfig
+from brats_seg.studies.study import study_jobs
+
+PAGE = "advice.md"
+FULL = "full.yaml"
+FOLDS = 3
+FEWEST_STEPS = 20
+MOST_STEPS = 10_000
+_RESAMPLES = 1000
+_SPENT = 0.75
+"""Share of the budget that the trainings are planned for: networks are also built and scored."""
+_SURE = 0.8
+Scores = Float64[np.ndarray, "n m"]
+"""A score of each image or case (rows) for each remedy (columns)."""
+
+
+class Choice(Section):
+    """The remedies to try from a ratio on, and the rows of the table they were chosen by."""
+
+    rho_from: Annotated[float, Field(ge=1)] = 1.0
+    remedies: tuple[str, ...]
+    rows: str
+
+
+class Choices(Section):
+    """What is recommended in a wing, by rising ratio."""
+
+    choices: Annotated[tuple[Choice, ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A remedy that was tried.
+
+    Attributes:
+        name: of the remedy.
+        score: mean over the classes (images) or cases (scans).
+        interval: 95 %, by bootstrap over images or cases.
+        best: share of the resamples in which it is the best.
+    """
+
+    name: str
+    score: float
+    interval: tuple[float, float]
+    best: float
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to use.
+
+    Attributes:
+        tried: best first.
+        page: the page that says so.
+        command: of the full run.
+    """
+
+    tried: tuple[Tried, ...]
+    page: Path
+    command: str
+
+    def lines(self) -> list[str]:
+        """What to use, how sure, and what to run, in words."""
+        first, second = self.tried[:2]
+        sure = f"the best in {first.best:.0%} of {_RESAMPLES:,} resamples"
+        if first.best >= _SURE:
+            return [f"Use {first.name}: {sure}.", f"Full run: {self.command}"]
+        return [
+            f"Use {first.name}, but this is not sure: it is {sure}; {second.name} is in {second.best:.0%}.",
+            f"Full run: {self.command}",
+        ]
+
+
+def recommended(wing: Literal["images", "scans"], counts: Counts) -> Choice:
+    """What the tables recommend for these class counts (`configs/advice`)."""
+    present = counts[counts > 0]
+    rho = present.max() / present.min()
+    choices = load_settings(Choices, wing, shelf="advice").choices
+    return [choice for choice in choices if choice.rho_from <= rho][-1]
+
+
+def advise_on_images(
+    settings: StudySettings,
+    folder: Path,
+    out: Path,
+    *,
+    minutes: float,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda line: None,
+) -> Advice:
+    """Try the recommended remedies and the baseline on inner splits of the training images; the test images
+    are not looked at.
+
+    Args:
+        settings: which images (`settings.images`).
+        folder: where they lie.
+        out: folder for the page and the settings of the full run.
+        minutes: of one core, for everything.
+        device: "cpu", "cuda" or "auto".
+        say: takes a line before anything slow.
+
+    Raises:
+        UsageError: less than a minute, or too little for the images.
+        InputError: images that are missing or damaged, or a class with one training image.
+    """
+    _check_minutes(minutes)
+    start = time.monotonic()
+    train = open_images(settings.images, folder, cache=None).train
+    names, counts = train.class_names, train.counts
+    if counts.min() < 2:
+        raise InputError(
+            f"{train.name}: class '{names[int(counts.argmin())]}' has {counts.min()} training image(s); an "
+            "inner split needs 2"
+        )
+    choice, n_folds = recommended("images", counts), min(FOLDS, int(counts.min()))
+    remedies = ("baseline", *(name for name in choice.remedies if name != "baseline"))
+    fold_of = _fold_of(train.labels, n_folds)
+    small = _small_study(settings, remedies, train.image_size, train.n_channels)
+    runtime = start_runtime(device=device, precision="float32", threads=1)
+    first_ms, second_ms = time_iterations(small, Splits(train, train, None), device=device, n=10)
+    jobs = study_jobs(small)
+    per_step = sum(
+        (job.remedy.n_networks - job.remedy.has_second_phase) * first_ms
+        + job.remedy.has_second_phase * second_ms
+        for job in jobs
+    )
+    left_s = 60 * minutes * _SPENT - (time.monotonic() - start)
+    n_steps = min(MOST_STEPS, int(1e3 * left_s / (n_folds * per_step)))
+    _check_steps(n_steps, minutes, needed_s=n_folds * per_step * FEWEST_STEPS / 1e3)
+    say(f"{len(jobs)} remedies x {n_folds} inner splits, {n_steps} steps a network")
+    right: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    for fold in range(n_folds):
+        parts = Splits(
+            train.take(np.flatnonzero(fold_of != fold)), train.take(np.flatnonzero(fold_of == fold)), None
+        )
+        tree = small.model_dump(mode="json")
+        tree["training"] |= {"iterations": n_steps, "seed": fold}
+        tree["distributions"] = [{"kind": "given", "counts": parts.train.counts.tolist()}]
+        one = parse_settings(StudySettings, tree)
+        bench = open_bench(one, parts, runtime=runtime)
+        test, found = bench.parts["test"], []
+        for job in study_jobs(one):
+            cell = make_cell(job, settings=one, bench=bench, runtime=runtime)
+            found.append(cell.class_probabilities(cell.train(), test).argmax(1) == test.labels)
+        right.append(np.stack(found, 1).astype(np.float64))
+        labels.append(test.labels)
+    tried = rank_remedies(remedies, np.concatenate(right), groups=np.concatenate(labels))
+    full = _full_study(small, counts, sorted({"baseline", tried[0].name}))
+    write_text(out / FULL, dump_config(full))
+    command = f"brats-seg study run {out / FULL} {out / 'full'} --images {folder}"
+    what = f"{len(train):,} training images, {len(names)} classes of {counts.min():,} to {counts.max():,}"
+    return _write(out, tried, choice, command, what=what, score="balanced accuracy", n_steps=n_steps)
+
+
+def advise_on_scans(
+    bank: Path,
+    out: Path,
+    *,
+    minutes: float,
+    base: str = "unet2d_cpu",
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda line: None,
+) -> Advice:
+    """Try the recommended remedies and the baseline on the inner cases of fold 0; its held-out cases are not
+    looked at.
+
+    Args:
+        bank: a patch bank.
+        out: folder for the runs, the page and the settings of the full experiment.
+        minutes: of one core, for everything.
+        base: the training config, by its name or file.
+        device: "cpu", "cuda" or "auto".
+        say: takes a line before anything slow.
+
+    Raises:
+        UsageError: less than a minute, or too little for the scans.
+        InputError: a bank that is damaged.
+    """
+    _check_minutes(minutes)
+    start = time.monotonic()
+    opened = PatchBank(bank, patch_size=(1, 1))
+    choice = recommended("scans", opened.index.counts)
+    remedies = ("baseline", *(name for name in choice.remedies if name != "baseline"))
+    on = GridWorkers(n=1, device=device)
+    say("timing a few steps")
+    timed = run_experiment(bank, out / "timing", _experiment(base, ("baseline",), FEWEST_STEPS), on=on)
+    _check_run(timed.grid.failed)
+    total_s = time.monotonic() - start
+    (timing,) = (out / "timing").rglob("timing.csv")
+    step_s = float(pd.read_csv(timing)["training_s"].sum()) / FEWEST_STEPS
+    fixed_s = total_s - step_s * FEWEST_STEPS
+    left_s = 60 * minutes * _SPENT - total_s
+    n_steps = min(MOST_STEPS, int((left_s / len(remedies) - fixed_s) / step_s))
+    needed_s = total_s + len(remedies) * (fixed_s + FEWEST_STEPS * step_s)
+    _check_steps(n_steps, minutes, needed_s=needed_s)
+    say(f"{len(remedies)} remedies on the inner cases of fold 0, {n_steps} steps each")
+    report = run_experiment(bank, out / "tried", _experiment(base, remedies, n_steps), on=on)
+    _check_run(report.grid.failed)
+    rows = pd.read_csv(out / "tried" / "runs.csv")
+    rows = rows[rows["region"].isin(REGIONS)]
+    scores = rows.pivot_table(index="case", columns="strategy", values="dice", aggfunc="mean")
+    values = scores[list(remedies)].to_numpy(np.float64)
+    tried = rank_remedies(remedies, values, groups=np.zeros(len(values), np.int64))
+    full = _experiment(base, sorted({"baseline", tried[0].name}), None)
+    write_text(out / FULL, dump_config(full))
+    command = f"brats-seg experiment {bank} {out / 'full'} --config {out / FULL}"
+    what = f"{len(opened.cases)} cases, {len(values)} of them inner cases"
+    return _write(out, tried, choice, command, what=what, score="mean Dice", n_steps=n_steps)
+
+
+def rank_remedies(
+    remedies: Sequence[str], scores: Scores, *, groups: Int64[np.ndarray, " n"]
+) -> tuple[Tried, ...]:
+    """The remedies, the best mean first, each with its interval and how often it is the best.
+
+    Args:
+        remedies: names of the columns.
+        scores: NaN where a case has no score.
+        groups: the mean is over the groups (classes of the images), and resamples stay within a group.
+    """
+    generator = np.random.default_rng(0)
+    means, drawn = [], []
+    for group in np.unique(groups):
+        members = np.nan_to_num(scores[groups == group])
+        means.append(members.mean(0))
+        times = generator.multinomial(len(members), np.full(len(members), 1 / len(members)), _RESAMPLES)
+        drawn.append(times @ members / len(members))
+    resampled = np.mean(drawn, axis=0)
+    best = resampled == resampled.max(1, keepdims=True)
+    shares = (best / best.sum(1, keepdims=True)).mean(0)
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+    tried = [
+        Tried(name, float(mean), (float(low[i]), float(high[i])), float(shares[i]))
+        for i, (name, mean) in enumerate(zip(remedies, np.mean(means, axis=0), strict=True))
+    ]
+    return tuple(sorted(tried, key=lambda one: -one.score))
+
+
+def _check_minutes(minutes: float) -> None:
+    if not minutes >= 1:
+        raise UsageError(f"--minutes {minutes:g}: a budget of at least 1 minute")
+
+
+def _check_steps(n_steps: int, minutes: float, *, needed_s: float) -> None:
+    if n_steps < FEWEST_STEPS:
+        raise UsageError(
+            f"--minutes {minutes:g}: is enough for {max(0, n_steps)} steps a network, and fewer than "
+            f"{FEWEST_STEPS} say nothing; give {ceil(needed_s / 60 / _SPENT)} minutes or more"
+        )
+
+
+def _check_run(failed: Sequence[tuple[str, str]]) -> None:
+    if failed:
+        raise InputError(f"{failed[0][0]}: {failed[0][1]}")
+
+
+def _fold_of(labels: Int64[np.ndarray, " n"], n_folds: int) -> Int64[np.ndarray, " n"]:
+    """An inner fold for each image, so that each class is in all of them alike."""
+    folds = np.empty(len(labels), np.int64)
+    generator = np.random.default_rng(0)
+    for k in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == k))
+        folds[members] = np.arange(len(members)) % n_folds
+    return folds
+
+
+def _small_study(
+    settings: StudySettings, remedies: Sequence[str], size: tuple[int, int], n_channels: int
+) -> StudySettings:
+    """A study of the remedies with a network for images of this size."""
+    small = "lenet5" if n_channels == 1 and min(size) >= 16 else "two_class"
+    tree: dict[str, Any] = {
+        "images": settings.images.model_dump(mode="json"), "base": None,
+        "methods": {name: {"networks": 2} for name in remedies},
+        "distributions": [{"kind": "balanced"}],
+        "network": {"name": "resnet10" if min(size) >= 64 else small},
+        "optimizer": {"kind": "adam", "lr": 0.001, "weight_decay": 0.0, "schedule": "constant"},
+        "training": {"batch_size": 64},
+    }  # fmt: skip
+    return parse_settings(StudySettings, tree)
+
+
+def _full_study(small: StudySettings, counts: Counts, methods: Sequence[str]) -> StudySettings:
+    tree = small.model_dump(mode="json") | {"repeats": 3, "methods": {name: {} for name in methods}}
+    tree["distributions"] = [{"kind": "given", "counts": counts.tolist()}]
+    return parse_settings(StudySettings, tree)
+
+
+def _experiment(base: str, remedies: Sequence[str], n_steps: int | None) -> ExperimentConfig:
+    """The remedies on the inner cases of fold 0, so many steps; None: as the base, on all held-out folds."""
+    tree: dict[str, Any] = {
+        "base": base, "strategies": {name: {"remedy": name} for name in remedies}, "against": "baseline",
+    }  # fmt: skip
+    if n_steps is not None:
+        tree |= {
+            "every": {
+                "training.epochs": 1, "training.steps": n_steps, "optimizer.warmup_steps": n_steps // 10,
+                "validation": {"cases": "next_fold", "metric": "last"},
+            },
+            "folds": [0], "seeds": [0], "predict": {"cases": "inner"},
+        }  # fmt: skip
+    return parse_settings(ExperimentConfig, tree)
+
+
+def _write(
+    out: Path,
+    tried: tuple[Tried, ...],
+    choice: Choice,
+    command: str,
+    *,
+    what: str,
+    score: str,
+    n_steps: int,
+) -> Advice:
+    """Write the page."""
+    advice = Advice(tried, out / PAGE, command)
+    use, run = advice.lines()
+    rows = [
+        f"| {one.name} | {one.score:.3f} | {one.interval[0]:.3f} to {one.interval[1]:.3f} | {one.best:.0%} |"
+        for one in tried
+    ]
+    lines = [
+        "# Which remedy to use",
+        "",
+        use,
+        "",
+        f"Data: {what}. Each remedy was trained for {n_steps:,} steps; longer trainings may rank otherwise.",
+        f"The remedies were chosen by {choice.rows}.",
+        "",
+        f"| remedy | {score} | 95 % interval | the best in |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        "Interval and last column: resamples of the inner images or cases. What another training would give",
+        "is not in them.",
+        "",
+        run,
+        "",
+    ]
+    write_text(advice.page, "\n".join(lines))
+    return advice

@@ -1,0 +1,109 @@
+"""Which remedies are tried, which is named, how sure, and that the test images are never looked at."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from brats_seg.classification.settings import StudySettings
+from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.settings import config_names, load_settings, parse_settings
+from brats_seg.studies import advice
+from brats_seg.studies.advice import Choices, advise_on_images, advise_on_scans, rank_remedies, recommended
+from brats_seg.training.remedies import load_recipe, remedy_names
+
+NPZ = parse_settings(StudySettings, {"images": {"name": "npz"}})
+
+
+def test_a_remedy_that_is_right_more_often_is_first_and_sure() -> None:
+    """60 images of a common class that both know, 20 of a rare one: the second remedy knows 15, the first 5.
+    Balanced accuracy is (1 + 0.25) / 2 and (1 + 0.75) / 2.
+    """
+    right = np.ones((80, 2))
+    right[65:, 0], right[75:, 1] = 0, 0
+    first, second = rank_remedies(("weak", "good"), right, groups=np.repeat([0, 1], [60, 20]))
+    assert (first.name, first.score, second.score) == ("good", 0.875, 0.625)
+    assert first.best > 0.99
+    assert first.interval[0] < 0.875 < first.interval[1]
+
+
+def test_two_equal_remedies_are_each_best_in_half() -> None:
+    right = np.repeat([[1.0], [0.0]], 10, axis=0).repeat(2, axis=1)
+    tried = rank_remedies(("one", "other"), right, groups=np.zeros(20, np.int64))
+    assert [one.best for one in tried] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("wing", config_names("advice"))
+def test_what_is_recommended_are_five_remedies_for_the_wing(wing: str) -> None:
+    for choice in load_settings(Choices, wing, shelf="advice").choices:
+        assert len(set(choice.remedies)) == 5
+        assert set(choice.remedies) <= set(remedy_names())
+        for name in choice.remedies if wing == "scans" else ():
+            assert load_recipe(name).committee is load_recipe(name).synthesizer is None
+
+
+def test_the_ratio_of_the_class_counts_decides() -> None:
+    first, last = load_settings(Choices, "images", shelf="advice").choices
+    assert recommended("images", np.array([1000, 10, 0])) == first
+    assert recommended("images", np.array([10, 100_000])) == last
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bright stripes at the place of the class, 60 and 6 of them; the test images are noise."""
+    labels = np.repeat([0, 1], [60, 6])
+    pixels = np.random.default_rng(0).integers(0, 60, (66, 20, 20), dtype=np.uint8)
+    pixels[np.arange(66)[:, None], labels[:, None] * 10 + np.arange(4)] += 150
+    noise = np.random.default_rng(1).integers(0, 255, (4, 20, 20), dtype=np.uint8)
+    path = tmp_path_factory.mktemp("images") / "stripes.npz"
+    np.savez(
+        path, train_images=pixels, train_labels=labels, test_images=noise, test_labels=np.array([0, 1, 0, 1])
+    )
+    return path
+
+
+def test_images_are_advised_on_without_a_look_at_the_test_images(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(advice, "time_iterations", lambda *_, **__: (60.0, 0.0))
+    said: list[str] = []
+    found = advise_on_images(NPZ, images, tmp_path, minutes=1, say=said.append)
+    assert {one.name for one in found.tried} == {
+        "baseline",
+        *recommended("images", np.array([60, 6])).remedies,
+    }
+    assert found.tried[0].score > 0.9  # of noise it would be one half
+    assert "6 remedies x 3 inner splits" in said[-1]
+    page = found.page.read_text()
+    assert found.lines()[0] in page
+    assert found.command in page
+    full = load_settings(StudySettings, tmp_path / "full.yaml")
+    assert full.distributions[0].counts == (60, 6)
+    assert found.tried[0].name in full.methods
+
+
+@pytest.mark.parametrize("minutes", [0.5, 0, float("nan")])
+def test_less_than_a_minute_is_refused_before_anything_is_read(minutes: float, tmp_path: Path) -> None:
+    absent, out = tmp_path / "absent", tmp_path / "out"
+    with pytest.raises(UsageError, match=r"--minutes .*: a budget of at least 1 minute"):
+        advise_on_images(NPZ, absent, out, minutes=minutes)
+    with pytest.raises(UsageError, match=r"--minutes .*: a budget of at least 1 minute"):
+        advise_on_scans(absent, out, minutes=minutes)
+    assert not out.exists()
+
+
+def test_a_budget_that_is_too_small_is_refused_with_one_that_is_not(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(advice, "time_iterations", lambda *_, **__: (1000.0, 1000.0))
+    with pytest.raises(UsageError, match=r"fewer than 20 say nothing; give \d+ minutes or more"):
+        advise_on_images(NPZ, images, tmp_path, minutes=1)
+
+
+def test_a_class_of_one_image_cannot_be_split(tmp_path: Path) -> None:
+    parts: dict[str, Any] = {"train_labels": np.array([0, 0, 1]), "test_labels": np.array([0, 1])}
+    arrays = {f"{part}_images": np.zeros((n, 20, 20), np.uint8) for part, n in (("train", 3), ("test", 2))}
+    np.savez(tmp_path / "one.npz", **parts, **arrays)
+    with pytest.raises(InputError, match=r"class '1' has 1 training image\(s\); an inner split needs 2"):
+        advise_on_images(NPZ, tmp_path / "one.npz", tmp_path / "out", minutes=5)
