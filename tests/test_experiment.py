@@ -176,7 +176,7 @@ def test_scans_are_advised_on_by_their_inner_cases(
     monkeypatch.setattr(advice, "MOST_STEPS", 3)
     choice = advice.Choice(remedies=("class_aware",), rows="a test")
     monkeypatch.setattr(advice, "recommended", lambda *_: choice)
-    found = advice.advise_on_scans(bank, tmp_path / "out", minutes=60, base=str(tmp_path / "base.yaml"))
+    found = advice.advise_on_scans(bank, tmp_path / "out", minutes=60.0, base=str(tmp_path / "base.yaml"))
     assert {one.name for one in found.tried} == {"baseline", "class_aware"}
     assert sum(one.best for one in found.tried) == pytest.approx(1)
     scored = set(pd.read_csv(tmp_path / "out" / "tried" / "runs.csv")["case"])

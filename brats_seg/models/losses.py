@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import ceil, log, pi, sin
+from math import log, pi, sin
 from typing import Literal
 
 import torch
@@ -282,11 +282,11 @@ def _top_k(
     mean over the `share` that counts.
     """
     entropy = F.cross_entropy(logits, classes, reduction="none")
-    if counted is not None:
-        entropy = entropy * counted
-    hardest = entropy.detach().flatten().topk(ceil(share * entropy.numel())).indices
-    counts = torch.zeros_like(entropy).view(-1).index_fill_(0, hardest, 1.0).view_as(entropy)
-    return _mean_per_example(entropy * counts, None) * (entropy.numel() / len(hardest))
+    counts = torch.ones_like(classes, dtype=torch.bool) if counted is None else counted
+    order = entropy.detach().masked_fill(~counts, -1).flatten().argsort(descending=True)
+    n_kept = (share * counts.sum()).ceil()
+    kept = (order.argsort() < n_kept).view_as(entropy)
+    return _mean_per_example(entropy * kept, counted) * (counts.sum() / n_kept.clamp(min=1))
 
 
 def _label_aware(logits: Tensor, classes: Tensor, counted: Tensor | None, smoothing: Tensor | None) -> Tensor:

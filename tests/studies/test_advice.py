@@ -68,7 +68,7 @@ def test_images_are_advised_on_without_a_look_at_the_test_images(
 ) -> None:
     monkeypatch.setattr(advice, "time_iterations", lambda *_, **__: (60.0, 0.0))
     said: list[str] = []
-    found = advise_on_images(NPZ, images, tmp_path, minutes=1, say=said.append)
+    found = advise_on_images(NPZ, images, tmp_path, minutes=1.0, say=said.append)
     assert {one.name for one in found.tried} == {
         "baseline",
         *recommended("images", np.array([60, 6])).remedies,
@@ -83,7 +83,7 @@ def test_images_are_advised_on_without_a_look_at_the_test_images(
     assert found.tried[0].name in full.methods
 
 
-@pytest.mark.parametrize("minutes", [0.5, 0, float("nan")])
+@pytest.mark.parametrize("minutes", [0.5, 0.0, float("nan")])
 def test_less_than_a_minute_is_refused_before_anything_is_read(minutes: float, tmp_path: Path) -> None:
     absent, out = tmp_path / "absent", tmp_path / "out"
     with pytest.raises(UsageError, match=r"--minutes .*: a budget of at least 1 minute"):
@@ -98,7 +98,7 @@ def test_a_budget_that_is_too_small_is_refused_with_one_that_is_not(
 ) -> None:
     monkeypatch.setattr(advice, "time_iterations", lambda *_, **__: (1000.0, 1000.0))
     with pytest.raises(UsageError, match=r"fewer than 20 say nothing; give \d+ minutes or more"):
-        advise_on_images(NPZ, images, tmp_path, minutes=1)
+        advise_on_images(NPZ, images, tmp_path, minutes=1.0)
 
 
 def test_a_class_of_one_image_cannot_be_split(tmp_path: Path) -> None:
@@ -106,4 +106,4 @@ def test_a_class_of_one_image_cannot_be_split(tmp_path: Path) -> None:
     arrays = {f"{part}_images": np.zeros((n, 20, 20), np.uint8) for part, n in (("train", 3), ("test", 2))}
     np.savez(tmp_path / "one.npz", **parts, **arrays)
     with pytest.raises(InputError, match=r"class '1' has 1 training image\(s\); an inner split needs 2"):
-        advise_on_images(NPZ, tmp_path / "one.npz", tmp_path / "out", minutes=5)
+        advise_on_images(NPZ, tmp_path / "one.npz", tmp_path / "out", minutes=5.0)
