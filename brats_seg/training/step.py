@@ -153,9 +153,10 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)
         losses: list[Tensor] = []
         n_parts = self.schedule.accumulate
-        seconds = [None] * n_parts if second is None else [
-            Second(*parts) for parts in zip(*(values.tensor_split(n_parts) for values in second), strict=True)
-        ]  # fmt: skip
+        seconds: list[Second | None] = [None] * n_parts
+        if second is not None:
+            halves = zip(*(values.tensor_split(n_parts) for values in second), strict=True)
+            seconds = [Second(targets, share) for targets, share in halves]
         for part, truth, other in zip(
             inputs.tensor_split(n_parts), targets.tensor_split(n_parts), seconds, strict=True
         ):

@@ -97,15 +97,16 @@ def train(
         divisor=divisor,
         readout=readout_of(config.loss.kind),
     )
-    scorer, finish = None, method.normalize
+    scorer, measure = None, None
     if split.inner:
         inner = bank.select(split.inner)
         scorer = InnerScorer(bank=inner, validation=config.validation, runtime=runtime, divisor=divisor)
     if training.norm_statistics == "measured":
         measure = partial(measure_norms, bank=seen, divisor=divisor, runtime=runtime)
 
-        def finish(network: nn.Module) -> None:
-            method.normalize(network)
+    def finish(network: nn.Module) -> None:
+        method.normalize(network)
+        if measure is not None:
             measure(network)
 
     record = RunFolder(
