@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64, Int64
 from pydantic import Field
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.classification.bench import open_bench, open_images
-from brats_seg.classification.image_set import Splits
+from brats_seg.classification.image_set import ImageSet, Splits
 from brats_seg.classification.settings import StudySettings
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import write_text
@@ -141,7 +142,7 @@ def advise_on_images(
         )
     choice, n_folds = recommended("images", counts), min(FOLDS, int(counts.min()))
     remedies = ("baseline", *(name for name in choice.remedies if name != "baseline"))
-    fold_of = _fold_of(train.labels, n_folds)
+    fold_of = _fold_of(train, n_folds)
     small = _small_study(settings, remedies, train.image_size, train.n_channels)
     runtime = start_runtime(device=device, precision="float32", threads=1)
     first_ms, second_ms = time_iterations(small, Splits(train, train, None), device=device, n=10)
@@ -163,7 +164,6 @@ def advise_on_images(
         )
         tree = small.model_dump(mode="json")
         tree["training"] |= {"iterations": n_steps, "seed": fold}
-        tree["distributions"] = [{"kind": "given", "counts": parts.train.counts.tolist()}]
         one = parse_settings(StudySettings, tree)
         bench = open_bench(one, parts, runtime=runtime)
         test, found = bench.parts["test"], []
@@ -173,7 +173,7 @@ def advise_on_images(
         right.append(np.stack(found, 1).astype(np.float64))
         labels.append(test.labels)
     tried = rank_remedies(remedies, np.concatenate(right), groups=np.concatenate(labels))
-    full = _full_study(small, counts, sorted({"baseline", tried[0].name}))
+    full = _full_study(small, sorted({"baseline", tried[0].name}))
     write_text(out / FULL, dump_config(full))
     command = f"brats-seg study run {out / FULL} {out / 'full'} --images {folder}"
     what = f"{len(train):,} training images, {len(names)} classes of {counts.min():,} to {counts.max():,}"
@@ -282,13 +282,13 @@ def _check_run(failed: Sequence[tuple[str, str]]) -> None:
         raise InputError(f"{failed[0][0]}: {failed[0][1]}")
 
 
-def _fold_of(labels: Int64[np.ndarray, " n"], n_folds: int) -> Int64[np.ndarray, " n"]:
-    """An inner fold for each image, so that each class is in all of them alike."""
-    folds = np.empty(len(labels), np.int64)
-    generator = np.random.default_rng(0)
-    for k in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == k))
-        folds[members] = np.arange(len(members)) % n_folds
+def _fold_of(train: ImageSet, n_folds: int) -> Int64[np.ndarray, " n"]:
+    """An inner fold for each image: each class is in all of them alike, and a patient in one of them."""
+    folds = np.empty(len(train), np.int64)
+    kind = StratifiedKFold if train.patients is None else StratifiedGroupKFold
+    splits = kind(n_folds, shuffle=True, random_state=0).split(folds, train.labels, train.patients)
+    for fold, (_, members) in enumerate(splits):
+        folds[members] = fold
     return folds
 
 
@@ -300,7 +300,7 @@ def _small_study(
     tree: dict[str, Any] = {
         "images": settings.images.model_dump(mode="json"), "base": None,
         "methods": {name: {"networks": 2} for name in remedies},
-        "distributions": [{"kind": "balanced"}],
+        "distributions": [{"kind": "natural"}],
         "network": {"name": "resnet10" if min(size) >= 64 else small},
         "optimizer": {"kind": "adam", "lr": 0.001, "weight_decay": 0.0, "schedule": "constant"},
         "training": {"batch_size": 64},
@@ -308,9 +308,8 @@ def _small_study(
     return parse_settings(StudySettings, tree)
 
 
-def _full_study(small: StudySettings, counts: Counts, methods: Sequence[str]) -> StudySettings:
+def _full_study(small: StudySettings, methods: Sequence[str]) -> StudySettings:
     tree = small.model_dump(mode="json") | {"repeats": 3, "methods": {name: {} for name in methods}}
-    tree["distributions"] = [{"kind": "given", "counts": counts.tolist()}]
     return parse_settings(StudySettings, tree)
 
 
