@@ -75,10 +75,10 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         rows = pixels.transpose(0, 3, 1, 2).reshape(len(labels), -1)
         (root / "cifar100" / name).write_bytes(pickle.dumps({b"data": rows, b"fine_labels": labels.tolist()}))
     for part in ("train", "test"):
-        found = sorted((root / "folder" / part).glob("*/*.png"))
+        found = sorted((root / "folder" / part).glob("*/*[05].png"))
         lines = [f"{path.relative_to(root / 'folder')} {path.parent.name}" for path in found]
-        for name in ("train", "val") if part == "train" else ("test",):
-            (root / "folder" / f"ImageNet_LT_{name}.txt").write_text("\n".join(lines))
+        (root / "folder" / f"ImageNet_LT_{part}.txt").write_text("\n".join(lines))
+        (root / "folder" / "ImageNet_LT_val.txt").write_text("\n".join(lines))
     for part in ("images_background", "images_evaluation"):
         for character in range(5):
             (root / "omniglot" / part / "Alphabet" / str(character)).mkdir(parents=True)

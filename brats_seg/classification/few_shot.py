@@ -20,7 +20,6 @@ from brats_seg.core.config import Config
 from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.sections import Sampler, Training
-from brats_seg.core.shapes import Ids
 from brats_seg.imbalance.episodes import EpisodeSampler, check_episode, choose_classes, choose_numbers
 from brats_seg.models.few_shot import (
     EpisodeNetwork,
@@ -203,15 +202,15 @@ def draw_episodes(
     """Episodes of unseen classes, numbers `first` to `first` + n: those of two methods are the same."""
     parts = [unseen.train, unseen.test]
     of_class = [[np.flatnonzero(part.labels == k) for k in range(len(part.class_names))] for part in parts]
-    found: list[tuple[Ids, list[Ids], list[Ids]]] = []
+    found: list[list[np.ndarray]] = []
     for number in range(first, first + (settings.episodes if n is None else n)):
         generator = np.random.Generator(np.random.Philox(key=np.array([seed, number], np.uint64)))
         classes = choose_classes(len(of_class[0]), settings.ways, generator)
-        places = []
+        episode = [classes]
         for part, places_of, size in zip(parts, of_class, (shots, settings.queries), strict=True):
             numbers = choose_numbers(part.counts[classes], size, generator)
-            places.append([places_of[k][of] for k, of in zip(classes, numbers, strict=True)])
-        found.append((classes, *places))
+            episode.append(np.array([places_of[k][of] for k, of in zip(classes, numbers, strict=True)]))
+        found.append(episode)
     return Episodes(*(np.array(values) for values in zip(*found, strict=True)))
 
 

@@ -119,7 +119,9 @@ def few_shot_figures(rows: Sequence[Row]) -> dict[str, Figure]:
             method_name(method),
             method_look(method, methods),
             {
-                n: [100 * row["accuracy"] for row in rows if (row["method"], row["shots"]) == (method, n)]
+                float(n): [
+                    100 * row["accuracy"] for row in rows if (row["method"], row["shots"]) == (method, n)
+                ]
                 for n in sorted({row["shots"] for row in rows if row["method"] == method})
             },
         )

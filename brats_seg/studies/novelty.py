@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -180,12 +181,12 @@ def novelty_table(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
         for method, by_rho in curves.items()
         for rho, values in by_rho.items()
     ]
-    crossings = [
-        {"detector": detector, "classifier": classifier, **crossing(curves[detector][None], by_rho)}
-        for detector in SCORES
-        for classifier, by_rho in curves.items()
-        if classifier not in SCORES and detector in curves
-    ]
+    crossings: list[Row] = []
+    for detector, classifier in product(SCORES, curves):
+        by_rho = {rho: curves[classifier][rho] for rho in rhos if rho in curves[classifier]}
+        if by_rho and detector in curves:
+            found = crossing(curves[detector][None], by_rho)
+            crossings += [{"detector": detector, "classifier": classifier, **found}] if found["n"] else []
     cells = {(mean["method"], mean["rho"]): mean for mean in means}
     lines = [
         [
@@ -223,9 +224,12 @@ def crossing(
 
     Returns:
         `n` units; `ratio`, `low` and `high`: the ratio and its 95 % interval by bootstrap of the units. 0
-        where the detector is better at every ratio, None where it is not better at the largest.
+        where the detector is better at every ratio, None where it is not better at the largest. Without a
+        unit that all have, `n` is 0 and the others are None.
     """
     units = sorted(set(detector).intersection(*classifier.values()))
+    if not units:
+        return {"n": 0, "ratio": None, "low": None, "high": None}
     rhos = np.array(sorted(classifier))
     gains = np.array([[detector[unit] - classifier[rho][unit] for rho in rhos] for unit in units])
     drawn = np.random.default_rng(0).integers(len(units), size=(N_RESAMPLES, len(units)))

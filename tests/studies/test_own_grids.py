@@ -83,6 +83,7 @@ def test_from_which_ratio_on_a_detector_is_better():
     assert found == {"n": 2, **dict.fromkeys(("ratio", "low", "high"), pytest.approx(10**2.5))}
     assert crossing({"a": 0.8, "b": 0.8}, falling)["ratio"] is None
     assert crossing({"a": 1.1, "b": 1.1}, falling)["ratio"] == 0
+    assert crossing({"c": 0.8}, falling)["n"] == 0  # of a study that is not finished
     # One pair alone: the detector wins for b from the beginning and for a never.
     split = crossing({"a": 0.8, "b": 1.1}, falling)
     assert (split["low"], split["high"]) == (0, None)
