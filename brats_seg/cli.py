@@ -101,6 +101,9 @@ def _door(
 for verb, example in VERBS.items():
     app.command(verb.__name__.strip("_").replace("_", "-"), epilog=f"Example: brats-seg {example}")(verb)
 app.add_typer(study_app)
+for command in (*app.registered_commands, *study_app.registered_commands):
+    if command.callback is not None:  # the help is wrapped for its terminal, not as the code is
+        command.help = " ".join((command.callback.__doc__ or "").split())
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -712,7 +712,7 @@ def test_a_folder_of_schema_1_is_refused_with_the_way_to_take_its_runs_over(
 @pytest.mark.parametrize("name", ["confirm", "confirm_real"])
 def test_what_is_confirmed_is_the_strategy_of_the_config_drift_dice(name: str) -> None:
     confirmed, packaged = (
-        make_strategies(load_experiment(name), only=["best"])[0].configs[0],
+        make_strategies(load_experiment(name), only=["drift_dice"])[0].configs[0],
         load_config("drift_dice"),
     )
     assert (confirmed.sampler, confirmed.loss, confirmed.hard, confirmed.phases) == (

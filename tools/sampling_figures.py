@@ -1,6 +1,6 @@
 """The three figures of docs/experiments/sampling.md, drawn from the committed rows.
 
-python tools/sampling_figures.py docs/experiments/data/runs.csv docs/images
+python tools/sampling_figures.py docs/experiments/data docs/images
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,30 +23,44 @@ COHORTS = {
     "a79243c6a4492caf": "24 phantoms (seed 1)",
     "75ebf34b21bac391": "24 phantoms (seed 2)",
     "3d7f3b221427baeb": "24 phantoms (seed 3)",
+    "f840c57b50e90b3b": "15 patients",
     "367c2d1c268ade17": "8 patients",
 }
 """What was scored on held-out folds, by the digest of its bank, in the order of the rows of a figure."""
-PATIENTS = "8 patients"
+PATIENTS = ("15 patients", "8 patients")
 NAMES = {
     "random": "random",
     "balanced": "balanced",
+    "case_first": "balanced, a case first",
+    "lesion_first": "balanced, a lesion first",
     "hard": "hard",
     "hard_no_recycle": "hard, pool drawn once",
+    "drifting": "drift",
     "best": "drift and Dice",
 }
 """What a figure calls a strategy, in the order of its rows."""
-STUDIED = "24 phantoms (seed 1)"
-"""The cohort whose ledger is drawn: three seeds of training."""
+POOL_DRAWN_ONCE = "15 patients"
+"""Where the strategy `hard` is that with the pool drawn once, today's default."""
+LEDGERS = ("random", "balanced", "balanced, a case first")
+"""The strategies whose ledger is drawn."""
+
+
+def committed_rows(data: Path) -> list[Row]:
+    """The rows of the runs on phantoms and patients."""
+    files = (data / "runs.csv", data / "sampling_real.csv")
+    return [row for path in files for rows in read_finished(path).values() for row in rows]
 
 
 def summary_of(rows: Sequence[Row]) -> dict[str, Any]:
     """The summary of the runs on held-out folds, each cohort as data of its own."""
-    known = [row for row in rows if row["bank"] in COHORTS and row["cases"] == "held_out"]
-    places = {name: place for place, name in enumerate((*COHORTS, *NAMES))}
-    cohorts = [
-        row | {"data": COHORTS[row["bank"]], "strategy": NAMES[row["strategy"]]}
-        for row in sorted(known, key=lambda row: (places[row["bank"]], places[row["strategy"]]))
-    ]
+    cohorts = []
+    for row in rows:
+        if row["bank"] in COHORTS and row["cases"] == "held_out":
+            cohort, strategy = COHORTS[row["bank"]], row["strategy"]
+            once = cohort == POOL_DRAWN_ONCE and strategy == "hard"
+            cohorts.append(row | {"data": cohort, "strategy": NAMES["hard_no_recycle" if once else strategy]})
+    places = {name: place for place, name in enumerate((*COHORTS.values(), *NAMES.values()))}
+    cohorts.sort(key=lambda row: (places[row["data"]], places[row["strategy"]]))
     return summarize_runs(cohorts, against="random")
 
 
@@ -60,7 +74,7 @@ def interval_chart(found: Mapping[tuple[str, str], Any], *, score: str, zero: fl
         zero: where the line of no effect stands.
         axis: name of the axis.
     """
-    groups = [[key for key in found if (key[0] == PATIENTS) == patients] for patients in (False, True)]
+    groups = [[key for key in found if (key[0] in PATIENTS) == patients] for patients in (False, True)]
     figure, axes = style.panels(
         2, len(REGIONS), width=2.7, height=2.2, grid="x", sharey="row", height_ratios=list(map(len, groups))
     )
@@ -82,10 +96,10 @@ def interval_chart(found: Mapping[tuple[str, str], Any], *, score: str, zero: fl
 
 
 def ledger_chart(variants: Sequence[Mapping[str, Any]]) -> Figure:
-    """What was drawn, and what the patches around it hold, for three strategies of the studied cohort."""
+    """What was drawn, and what the patches around it hold, for three strategies on the 15 patients."""
     shares, classes = {}, []
     for variant in variants:
-        if variant["data"] == STUDIED and variant["label"] in ("random", "balanced", "hard"):
+        if variant["data"] == "15 patients" and variant["label"] in LEDGERS:
             drawn = {name: mix for name, mix in variant["ledger"].items() if mix["center_share"] is not None}
             classes = sorted(drawn, key=lambda name: name != "healthy")
             for what, column in (("drawn voxels", "center_share"), ("patch voxels", "voxel_share")):
@@ -93,9 +107,9 @@ def ledger_chart(variants: Sequence[Mapping[str, Any]]) -> Figure:
     return mix_chart(shares, classes=classes)
 
 
-def main(runs: Path, images: Path) -> None:
+def main(data: Path, images: Path) -> None:
     """Write sampling_differences.png, sampling_volumes.png and sampling_ledger.png."""
-    summary = summary_of([row for rows in read_finished(runs).values() for row in rows])
+    summary = summary_of(committed_rows(data))
     differences = {(d["data"], d["to"]): d["regions"] for d in differences_to(summary, against="random")}
     volumes = {(v["data"], v["label"]): v["regions"] for v in summary["variants"]}
     figures = {

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from brats_seg.commands.console import make_table, plural, show_first_that_fits, show_place, show_problems
+from brats_seg.commands.console import (
+    make_table,
+    plural,
+    show_first_that_fits,
+    show_place,
+    show_problems,
+    tissue_head,
+)
 from brats_seg.core.run_folder import TUNED
 from brats_seg.scans.labels import REGIONS
 
@@ -89,7 +96,7 @@ def show_predictions(predicted: "PredictReport", out: Path, *, console: Console)
     regions = [name for name in names if name in REGIONS]
     tables = []
     for chosen in (names, regions):
-        heads = [f"{name.replace('_', ' ')} ml" for name in chosen]
+        heads = [f"{tissue_head(name)} ml" for name in chosen]
         table = make_table("case", *heads)
         for one in predictions[:MOST_CASES]:
             table.add_row(one.case, *(f"{one.volumes_ml[name]:,.1f}" for name in chosen))

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from brats_seg.commands.console import make_table, plural, show_first_that_fits, show_place, show_problems
+from brats_seg.commands.console import (
+    make_table,
+    plural,
+    show_first_that_fits,
+    show_place,
+    show_problems,
+    tissue_head,
+)
 from brats_seg.scans.problem import Problem
 
 if TYPE_CHECKING:  # building a bank imports numba
@@ -36,7 +43,7 @@ def show_verification(rows: Sequence[Row], problems: Sequence[Problem], *, conso
     n_text = len(columns)
     tissues = list(dict.fromkeys(name for row in rows for name in row["class_counts"]))
     for name in tissues:
-        columns[_head(name)] = [_count(row, name) for row in rows]
+        columns[tissue_head(name)] = [_count(row, name) for row in rows]
     for name in ("errors", "warnings"):
         if any(row[f"n_{name}"] for row in rows):
             columns[name] = [str(row[f"n_{name}"] or "") for row in rows]
@@ -57,11 +64,6 @@ def show_verification(rows: Sequence[Row], problems: Sequence[Problem], *, conso
     said += [f"{n_unlabeled} without a label"] if n_unlabeled else []
     said += ["tissue counted in voxels"] if tissues else []
     console.print(", ".join([*said, *shared]), soft_wrap=True)
-
-
-def _head(tissue: str) -> str:
-    """A class as the head of a column, in words that can be broken over lines."""
-    return tissue.replace("non_enhancing", "non-enh.").replace("_", " ")
 
 
 def _count(row: Row, tissue: str) -> str:

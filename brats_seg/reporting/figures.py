@@ -237,7 +237,7 @@ def mix_chart(shares: Mapping[str, Shares], *, classes: Sequence[str]) -> Figure
         for name, share in zip(classes, mix, strict=True):
             color = color_of(name)
             axes.barh(row, share, left=left, height=0.62, color=color, edgecolor=style.PAPER, linewidth=1)
-            if share >= 0.055:
+            if share >= 0.08:
                 place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
                 middle = left + share / 2
                 axes.text(middle, row, f"{100 * share:.0f} %", color=style.ink_on(color), **place)
