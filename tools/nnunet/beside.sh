@@ -6,7 +6,7 @@ set -euo pipefail
 scans=$1 out=$2; export CORE_MINUTES=$3; shift 3
 here=$(cd "$(dirname "$0")" && pwd)
 export nnUNet_raw=$out/raw nnUNet_preprocessed=$out/preprocessed nnUNet_results=$out/results
-export nnUNet_extTrainer=$here/trainer nnUNet_n_proc_DA=0 nnUNet_compile=f OMP_NUM_THREADS=1
+export nnUNet_extTrainer=$here/trainer nnUNet_n_proc_DA=1 nnUNet_compile=f OMP_NUM_THREADS=1
 raw=$nnUNet_raw/Dataset001_Beside
 results=$nnUNet_results/Dataset001_Beside/OneCoreTrainer__nnUNetPlans__2d
 
@@ -14,7 +14,7 @@ if [ ! -e "$nnUNet_preprocessed/Dataset001_Beside/nnUNetPlans_2d" ]; then
   python "$here/convert.py" to "$scans" "$raw" "${@/#/--held-out=}"
   nnUNetv2_plan_and_preprocess -d 1 -c 2d -np 1 -npfp 1
 fi
-nnUNetv2_train 1 2d all -tr OneCoreTrainer -device cpu
+nnUNet_n_proc_DA=0 nnUNetv2_train 1 2d all -tr OneCoreTrainer -device cpu
 nnUNetv2_predict -d 1 -c 2d -f all -tr OneCoreTrainer -device cpu --disable_tta -npp 1 -nps 1 \
   -i "$raw/imagesTs" -o "$out/predicted"
 nnUNetv2_evaluate_folder "$raw/labelsTs" "$out/predicted" -np 1 \
