@@ -1,5 +1,5 @@
-"""Seconds until a verb writes its first letter to a terminal of 80 columns, by the clock and of processor,
-and until it ends.
+"""Seconds, by the clock and of processor, until a verb writes its first letter to a terminal of 80 columns,
+and seconds until it ends.
 
 python tools/first_letter.py verify scans
 """

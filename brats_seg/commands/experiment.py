@@ -46,9 +46,9 @@ def experiment(
     a run failed.
     """
     from brats_seg.commands.console import loading, make_console, show_place
-    from brats_seg.commands.show_scores import show_experiment
 
     with loading():
+        from brats_seg.commands.show_scores import show_experiment
         from brats_seg.studies.experiment import run_experiment
         from brats_seg.studies.grid import GridWorkers
         from brats_seg.studies.strategies import load_experiment
