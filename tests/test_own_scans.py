@@ -101,7 +101,7 @@ def test_labels_without_a_schema_are_trained_on_only_where_it_is_named(
     said = capsys.readouterr().err
     assert (
         said.count(
-            "nothing says which tissue each value is; expected --schema NAME; the values fit brats2013 ("
+            "nothing says which tissue each value is; expected --schema NAME; the values fit brats2012 ("
         )
         == 4
     )
@@ -111,9 +111,9 @@ def test_labels_without_a_schema_are_trained_on_only_where_it_is_named(
     assert ends("verify", work / "plain") == 1
     assert ends("verify", work / "plain", "--schema", "brats2023") == 0
     capsys.readouterr()
-    assert ends("verify", work / "plain", "--schema", "brats2012") == 2
+    assert ends("verify", work / "plain", "--schema", "brats2016") == 2
     assert capsys.readouterr().err.startswith(
-        "brats-seg: --schema brats2012: no such label schema; the schemas are brats2012, "
+        "brats-seg: --schema brats2016: no such label schema; the schemas are brats2012, "
     )
 
 

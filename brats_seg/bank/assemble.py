@@ -12,7 +12,7 @@ from brats_seg.bank.entry import (
     find_entry,
     find_refusal,
 )
-from brats_seg.bank.folds import make_folds
+from brats_seg.bank.folds import make_folds, telling_class
 from brats_seg.bank.format import LISTED, READERS_LOCK, SCHEMA_VERSION
 from brats_seg.core.errors import InputError
 from brats_seg.core.files import lock, write_text
@@ -64,7 +64,7 @@ def assemble(
     )
     bank = tasks[0].bank
     problems += _left_out(bank, tasks)
-    enhancing = settings.classes.index("enhancing_core")
+    enhancing = telling_class(settings.classes)
     folds = make_folds(
         patient_of, {e["id"]: e["counts"][enhancing] > 0 for e in entries}, n_folds=n_folds, seed=seed
     )

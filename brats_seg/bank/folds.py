@@ -7,6 +7,13 @@ import numpy as np
 from brats_seg.core.errors import InputError, UsageError
 
 
+def telling_class(classes: Sequence[str]) -> int:
+    """Index of the class whose presence is spread evenly over folds: the enhancing core, or the last class of
+    a task without one.
+    """
+    return list(classes).index("enhancing_core") if "enhancing_core" in classes else len(classes) - 1
+
+
 def make_folds(
     patient_of: Mapping[str, str], has_enhancing: Mapping[str, bool], *, n_folds: int, seed: int
 ) -> tuple[tuple[str, ...], ...]:

@@ -1,7 +1,7 @@
 """The verb `export`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,10 +23,14 @@ def export(
         str,
         typer.Option(
             metavar="ENDING",
-            help=".nii.gz, .nii, .mha, .seg.nrrd (segments of 3D Slicer), or .dcm (DICOM SEG, for scans from "
-            "import).",
+            help=".nii.gz, .nii, .mha, .seg.nrrd (segments of 3D Slicer), .dcm (DICOM SEG, for scans from "
+            "import), or .stl (a surface for each region).",
         ),
     ] = ".seg.nrrd",
+    names: Annotated[
+        Literal["case", "bids"],
+        typer.Option(help="bids names the files as derivatives of BIDS scans, a folder for each subject."),
+    ] = "case",
 ) -> None:
     """Bring label maps back to the original T1c, in a file type of viewers."""
     from brats_seg.commands.console import loading, make_console, plural, show_place, show_problems
@@ -35,10 +39,10 @@ def export(
         from brats_seg.clinic.export import export_labels
 
     console = make_console()
-    done = export_labels(predictions, scans, out, file_type=file_type)
+    done = export_labels(predictions, scans, out, file_type=file_type, names=names)
     show_problems(done.problems, console=console)
     n = len(done.written)
-    console.print(f"{n} {plural('label map', n)} written")
+    console.print(f"{n} {plural('file', n)} written")
     if n:
-        show_place("label maps:", out, console=console)
+        show_place("files:", out, console=console)
     raise typer.Exit(done.exit_code)

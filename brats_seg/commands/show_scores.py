@@ -9,6 +9,7 @@ from rich.table import Table
 
 from brats_seg.commands.console import make_table, plural, show_first_that_fits
 from brats_seg.evaluation.comparison import MEAN, differences_to
+from brats_seg.evaluation.metrics import METRICS
 from brats_seg.evaluation.table import few_patients
 from brats_seg.reporting.style import digits_of
 from brats_seg.scans.labels import REGIONS
@@ -132,10 +133,4 @@ def _mean_cells(
 
 
 def _title(metric: str) -> str:
-    return {
-        "dice": "Dice",
-        "hd95_mm": "HD95 (mm)",
-        "lesion_dice": "lesion Dice",
-        "lesion_hd95_mm": "lesion HD95 (mm)",
-        "dice_where_present": "Dice where present",
-    }.get(metric, metric)
+    return METRICS[metric].words if metric in METRICS else "Dice where present"

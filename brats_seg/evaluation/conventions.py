@@ -1,51 +1,27 @@
-"""The rules a score can follow, by name; what an empty region scores is said here alone."""
+"""The rules a score can follow, by name, read from `rules/*.yaml`."""
+
+from collections.abc import Iterator
+from importlib.resources import files
+
+import yaml
 
 from brats_seg.core.errors import UsageError
-from brats_seg.evaluation.table import NAN, Convention
+from brats_seg.evaluation.lesions import LesionRule
+from brats_seg.evaluation.table import Convention
 
-CONVENTIONS: dict[str, Convention] = {
-    c.name: c
-    for c in (
-        Convention(
-            "brats2013", "Menze et al. 2015: empty regions are left out", "directed", NAN, NAN, 0.0, NAN
-        ),
-        # 373.12866 mm is the diagonal of a BraTS image of 240 x 240 x 155 mm
-        Convention(
-            "brats2020",
-            "Empty regions as on the BraTS 2017-2021 leaderboards; HD95 the larger directed percentile, as "
-            "MONAI",
-            "directed",
-            1.0,
-            0.0,
-            0.0,
-            373.12866,
-        ),
-        Convention(
-            "brats2020_pooled_hd95",
-            "Empty regions as on the BraTS 2017-2021 leaderboards; HD95 of both directions together, as "
-            "MedPy",
-            "pooled",
-            1.0,
-            0.0,
-            0.0,
-            373.12866,
-        ),
-        Convention(
-            "brats2023",
-            "Saluja et al., BraTS 2023 lesion-wise metrics",
-            "surface_weighted",
-            1.0,
-            0.0,
-            0.0,
-            374.0,
-            lesion_wise=True,
-            headline=("lesion_dice", "lesion_hd95_mm", "dice"),
-        ),
-        Convention(
-            "nnunet", "nnU-Net: empty in both is not a number; HD95 as MedPy", "pooled", NAN, NAN, 0.0, NAN
-        ),
-    )
-}
+_FILES = ("earlier", "brats2023", "brats2024", "brats2025", "brats2026")
+
+
+def _read() -> Iterator[Convention]:
+    for name in _FILES:
+        text = (files("brats_seg.evaluation") / "rules" / f"{name}.yaml").read_text(encoding="utf-8")
+        for key, tree in yaml.safe_load(text).items():
+            lesions = LesionRule(**tree["lesions"]) if "lesions" in tree else None
+            lists = {k: tuple(v) for k, v in tree.items() if isinstance(v, list)}
+            yield Convention(name=key, **(tree | lists | {"lesions": lesions}))
+
+
+CONVENTIONS: dict[str, Convention] = {convention.name: convention for convention in _read()}
 """The rules a score can follow, by name."""
 
 

@@ -1,22 +1,80 @@
-"""Lesion by lesion, as BraTS 2023 compares them."""
+"""Lesion by lesion, as BraTS compares them: every reference lesion with what touches it, or one to one."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
 from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
 
 from brats_seg.core.shapes import Mask
-from brats_seg.evaluation.surface import Spacing, hd95_mm, joint_crop
+from brats_seg.evaluation.surface import Definition, Spacing, hd95_mm, joint_crop, mean_surface_dice
 
-DILATIONS = 3
-"""How often a reference lesion is grown to find its neighbors and its predictions (adult glioma)."""
-SMALLEST_MM3 = 50.0
-"""Reference lesions of this volume or less are not scored."""
+Numbers = Int[np.ndarray, "z y x"]
+"""Number of the lesion at each voxel, 0 elsewhere."""
 
 _FACES_AND_EDGES = ndimage.generate_binary_structure(3, 2)
 _ALL_NEIGHBORS = np.ones((3, 3, 3), bool)
+_OFFSETS = [offset for offset in product((-1, 0, 1), repeat=3) if 0 in offset]
+"""Of a voxel and its neighbors by a face or an edge."""
+_LEAST_DICE = 1e-6
+
+
+@dataclass(frozen=True)
+class LesionRule:
+    """What a lesion is, and which lesions are compared. The defaults are those of gliomas in 2023.
+
+    Attributes:
+        matching: "touching": a reference lesion is compared with all predicted lesions that its growth
+            touches. "one_to_one": components of reference and prediction are paired so that the sum of Dice
+            is largest.
+        dilations: how often a reference lesion is grown to find its neighbors and its predictions.
+        smallest_mm3: reference lesions of this volume or less are not scored.
+        smallest_of: the same for regions and tissue classes of their own, by name.
+        joined_by: region or tissue class -> tissue classes. Lesions that touch the same lesion of one of
+            these are one, class after class.
+        predictions: "joined": predicted lesions are merged by their growth as reference lesions are, and
+            those of `smallest_mm3` or less are left out.
+        false_lesions: "left_out": they lower no mean.
+        missed_lesions: "left_out": means are over found lesions alone.
+        large_mm3: reference lesions of this volume or more are averaged; smaller ones are only counted as
+            detected or not. 0 averages all.
+        detected_dice: Dice from which a lesion counts as detected, where `large_mm3` is set.
+    """
+
+    matching: Literal["touching", "one_to_one"] = "touching"
+    dilations: int = 3
+    smallest_mm3: float = 50.0
+    smallest_of: Mapping[str, float] = field(default_factory=dict)
+    joined_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    predictions: Literal["single", "joined"] = "single"
+    false_lesions: Literal["counted", "left_out"] = "counted"
+    missed_lesions: Literal["counted", "left_out"] = "counted"
+    large_mm3: float = 0.0
+    detected_dice: float = 0.0
+
+
+GLIOMA_2023 = LesionRule()
+
+
+@dataclass(frozen=True)
+class FoundLesion:
+    """A reference lesion and the prediction it is compared with.
+
+    Attributes:
+        mm3: volume of the reference lesion.
+        dice: of the two.
+        hd95_mm: of the two; NaN where distances were left out.
+        surface_dice: of the two, for each tolerance that was asked for.
+    """
+
+    mm3: float
+    dice: float
+    hd95_mm: float = float("nan")
+    surface_dice: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -24,21 +82,39 @@ class Lesions:
     """What became of the lesions of one region.
 
     Attributes:
-        dice: one Dice for every reference lesion that a predicted lesion touches.
-        hd95_mm: its surface-weighted HD95; none where distances were left out.
-        n_missed: reference lesions that none touches.
-        n_false: predicted lesions that touch no reference lesion, small ones included.
+        found: reference lesions that have a predicted lesion.
+        missed_mm3: volume of each reference lesion that has none.
+        false_mm3: volume of each predicted lesion that no reference lesion has, small ones included.
     """
 
-    dice: tuple[float, ...]
-    hd95_mm: tuple[float, ...]
-    n_missed: int
-    n_false: int
+    found: tuple[FoundLesion, ...]
+    missed_mm3: tuple[float, ...]
+    false_mm3: tuple[float, ...]
+
+    @property
+    def dice(self) -> tuple[float, ...]:
+        """One for every reference lesion that was found."""
+        return tuple(lesion.dice for lesion in self.found)
+
+    @property
+    def hd95_mm(self) -> tuple[float, ...]:
+        """One for every reference lesion that was found."""
+        return tuple(lesion.hd95_mm for lesion in self.found)
+
+    @property
+    def n_missed(self) -> int:
+        """Reference lesions without a prediction."""
+        return len(self.missed_mm3)
+
+    @property
+    def n_false(self) -> int:
+        """Predicted lesions without a reference."""
+        return len(self.false_mm3)
 
     @property
     def n_counted(self) -> int:
-        """What a lesion-wise mean divides by."""
-        return len(self.dice) + self.n_missed + self.n_false
+        """What a mean over all lesions divides by."""
+        return len(self.found) + self.n_missed + self.n_false
 
 
 def match_lesions(
@@ -46,36 +122,84 @@ def match_lesions(
     prediction: Mask,
     *,
     spacing_mm: Spacing,
-    dilations: int = DILATIONS,
-    smallest_mm3: float = SMALLEST_MM3,
+    rule: LesionRule = GLIOMA_2023,
+    region: str = "whole",
+    others: Mapping[str, Mask] | None = None,
+    hd95: Definition = "surface_weighted",
+    tolerances_mm: Sequence[float] = (),
     distances: Literal["measured", "left_out"] = "measured",
 ) -> Lesions:
-    """Compare every reference lesion with the predicted lesions that touch it (Saluja et al., BraTS 2023
-    lesion-wise metrics).
+    """Compare every reference lesion with its predicted lesions (Saluja et al., BraTS 2023 lesion-wise
+    metrics, and BraTS 2024; one to one as panoptica does for BraTS 2026).
 
-    Lesions are 26-connected. Reference lesions whose `dilations`-fold growth (faces and edges) meets are one.
-    A reference lesion is compared with all predicted lesions that its growth touches, taken whole. Reference
-    lesions of `smallest_mm3` or less are left out, but what touches them is no false positive.
+    Lesions are 26-connected. With the matching "touching", reference lesions whose growth (faces and edges)
+    meets are one. A reference lesion is compared with all predicted lesions that its growth touches, taken
+    whole. Reference lesions that are too small are left out, but what touches them is no false positive.
 
     Args:
         reference: (Z, Y, X).
         prediction: the same, same shape.
         spacing_mm: voxel size along (Z, Y, X).
-        dilations: how often a reference lesion grows.
-        smallest_mm3: volume up to which a reference lesion is left out.
-        distances: "left_out" gives no HD95, which takes most of the time.
+        rule: what a lesion is.
+        region: name of the region or tissue class, for the parts of the rule that differ by it.
+        others: reference masks of the tissue classes that the rule names in `joined_by`.
+        hd95: definition of HD95.
+        tolerances_mm: of surface Dice.
+        distances: "left_out" gives no HD95 and no surface Dice, which take most of the time.
     """
-    box = _grown(
-        joint_crop(reference.view(np.uint8), prediction.view(np.uint8)), reference.shape, dilations + 1
-    )
+    margin = rule.dilations + 1 if rule.matching == "touching" else 1
+    box = _grown(joint_crop(reference.view(np.uint8), prediction.view(np.uint8)), reference.shape, margin)
     reference, prediction = reference[box], prediction[box]
-    lesions = _merged_lesions(reference, dilations)
-    predicted, n_predicted = ndimage.label(prediction, _ALL_NEIGHBORS)
     voxel_mm3 = float(np.prod(np.asarray(spacing_mm, np.float64)))
+
+    def compare(truth: Mask, answer: Mask) -> FoundLesion:
+        mm3, dice = float(truth.sum()) * voxel_mm3, _dice(truth, answer)
+        if distances == "left_out":
+            return FoundLesion(mm3, dice)
+        near = joint_crop(truth.view(np.uint8), answer.view(np.uint8))
+        near = _grown(near, truth.shape, 1)
+        return FoundLesion(
+            mm3,
+            dice,
+            hd95_mm(truth[near], answer[near], spacing_mm=spacing_mm, definition=hd95),
+            mean_surface_dice(truth[near], answer[near], spacing_mm=spacing_mm, tolerances_mm=tolerances_mm),
+        )
+
+    if rule.matching == "one_to_one":
+        return _one_to_one(reference, prediction, voxel_mm3=voxel_mm3, compare=compare)
+    lesions = _merged_lesions(reference, rule.dilations)
+    for tissue in rule.joined_by.get(region, ()):
+        if others is not None and tissue in others:
+            lesions = _joined(lesions, _merged_lesions(others[tissue][box], rule.dilations))
+    smallest_mm3 = rule.smallest_of.get(region, rule.smallest_mm3)
+    if rule.predictions == "joined":
+        predicted = _merged_lesions(prediction, rule.dilations)
+        sizes = np.bincount(predicted.ravel())
+        predicted = np.where(sizes[predicted] * voxel_mm3 <= smallest_mm3, 0, predicted)
+    else:
+        predicted, _ = ndimage.label(prediction, _ALL_NEIGHBORS)
+    return _touched(
+        lesions,
+        predicted,
+        dilations=rule.dilations,
+        smallest_mm3=smallest_mm3,
+        voxel_mm3=voxel_mm3,
+        compare=compare,
+    )
+
+
+def _touched(
+    lesions: Numbers,
+    predicted: Numbers,
+    *,
+    dilations: int,
+    smallest_mm3: float,
+    voxel_mm3: float,
+    compare: Callable[[Mask, Mask], FoundLesion],
+) -> Lesions:
     touched: set[int] = set()
-    dice: list[float] = []
-    hd95: list[float] = []
-    n_missed = 0
+    found: list[FoundLesion] = []
+    missed: list[float] = []
     for lesion, found_in in enumerate(ndimage.find_objects(lesions), start=1):
         if found_in is None:
             continue
@@ -83,19 +207,47 @@ def match_lesions(
         own = lesions[near] == lesion
         hits = _touching(own, predicted[near], dilations)
         touched.update(hits)
-        if own.sum() * voxel_mm3 <= smallest_mm3:
+        mm3 = float(own.sum()) * voxel_mm3
+        if mm3 <= smallest_mm3:
             continue
-        if not hits:
-            n_missed += 1
-            continue
-        truth, answer = lesions == lesion, np.isin(predicted, hits)
-        dice.append(2.0 * float((truth & answer).sum()) / float(truth.sum() + answer.sum()))
-        if distances == "measured":
-            hd95.append(hd95_mm(truth, answer, spacing_mm=spacing_mm, definition="surface_weighted"))
-    return Lesions(tuple(dice), tuple(hd95), n_missed, n_predicted - len(touched))
+        if hits:
+            found.append(compare(lesions == lesion, np.isin(predicted, hits)))
+        else:
+            missed.append(mm3)
+    sizes = np.bincount(predicted.ravel())
+    false = [float(n) * voxel_mm3 for i, n in enumerate(sizes) if i and n and i not in touched]
+    return Lesions(tuple(found), tuple(missed), tuple(false))
 
 
-def _merged_lesions(reference: Mask, dilations: int) -> Int[np.ndarray, "z y x"]:
+def _one_to_one(
+    reference: Mask, prediction: Mask, *, voxel_mm3: float, compare: Callable[[Mask, Mask], FoundLesion]
+) -> Lesions:
+    """Pairs of components with the largest sum of Dice (the assignment of panoptica's MaxBipartiteMatching);
+    those that share no voxel are no pair.
+    """
+    lesions, n_lesions = ndimage.label(reference, _ALL_NEIGHBORS)
+    predicted, n_predicted = ndimage.label(prediction, _ALL_NEIGHBORS)
+    shared = np.zeros((n_lesions + 1, n_predicted + 1), np.int64)
+    both = reference & prediction
+    np.add.at(shared, (lesions[both], predicted[both]), 1)
+    n_voxels = np.bincount(lesions.ravel(), minlength=n_lesions + 1)[1:]
+    n_answer = np.bincount(predicted.ravel(), minlength=n_predicted + 1)[1:]
+    dice = 2 * shared[1:, 1:] / (n_voxels[:, None] + n_answer[None, :])
+    pairs = [
+        (i, j)
+        for i, j in zip(*linear_sum_assignment(dice, maximize=True), strict=True)
+        if dice[i, j] > _LEAST_DICE
+    ]
+    found = [compare(lesions == i + 1, predicted == j + 1) for i, j in pairs]
+    rows, columns = {i for i, _ in pairs}, {j for _, j in pairs}
+    return Lesions(
+        tuple(found),
+        tuple(float(n) * voxel_mm3 for i, n in enumerate(n_voxels) if i not in rows),
+        tuple(float(n) * voxel_mm3 for j, n in enumerate(n_answer) if j not in columns),
+    )
+
+
+def _merged_lesions(reference: Mask, dilations: int) -> Numbers:
     """Number of the lesion at each voxel of the reference, lesions that meet when grown sharing one; 0
     elsewhere.
     """
@@ -104,6 +256,30 @@ def _merged_lesions(reference: Mask, dilations: int) -> Int[np.ndarray, "z y x"]
     )
     labels, _ = ndimage.label(grown, _ALL_NEIGHBORS)
     return np.where(reference, labels, 0)
+
+
+def _joined(lesions: Numbers, others: Numbers) -> Numbers:
+    """Lesions that touch (by a face or an edge) the same lesion of another tissue become one. One that
+    touches several goes with the first of them in the order of x, then y, then z.
+    """
+    order = {int(i): n for n, i in enumerate(dict.fromkeys(others.transpose(2, 1, 0).ravel().tolist()))}
+    padded = np.pad(others, 1)
+    partner: dict[int, int] = {}
+    for shift in _OFFSETS:
+        moved = padded[tuple(slice(1 + s, 1 + s + n) for s, n in zip(shift, others.shape, strict=True))]
+        meet = (lesions > 0) & (moved > 0)
+        for lesion, other in {(int(a), int(b)) for a, b in zip(lesions[meet], moved[meet], strict=True)}:
+            if lesion not in partner or order[other] < order[partner[lesion]]:
+                partner[lesion] = other
+    table = np.arange(int(lesions.max(initial=0)) + 1)
+    first: dict[int, int] = {}
+    for lesion, other in sorted(partner.items()):
+        table[lesion] = first.setdefault(other, lesion)
+    return table[lesions]
+
+
+def _dice(truth: Mask, answer: Mask) -> float:
+    return 2.0 * float((truth & answer).sum()) / float(truth.sum() + answer.sum())
 
 
 def _touching(

@@ -1,5 +1,6 @@
 """Reference and prediction of one case, cropped, and what was measured on them already."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,7 @@ from brats_seg.evaluation.surface import (
     patch_distances,
     region_distances,
 )
+from brats_seg.evaluation.table import Convention
 
 Members = tuple[int, ...]
 """The class indices that make a region."""
@@ -31,7 +33,7 @@ class Pair:
     prediction: TissueMap
     spacing_mm: tuple[float, ...]
     _distances: dict[tuple[Members, bool], SurfaceDistances] = field(default_factory=dict, repr=False)
-    _lesions: dict[Members, Lesions] = field(default_factory=dict, repr=False)
+    _lesions: dict[tuple[Members, str], Lesions] = field(default_factory=dict, repr=False)
 
     def masks(self, members: Members) -> tuple[Mask, Mask]:
         """The region in the reference and in the prediction."""
@@ -51,12 +53,36 @@ class Pair:
                 )
         return self._distances[key]
 
-    def lesions(self, members: Members) -> Lesions:
-        """The region, lesion by lesion."""
-        if members not in self._lesions:
+    def lesions(
+        self, members: Members, convention: Convention, *, region: str, tissues: Mapping[str, int]
+    ) -> Lesions:
+        """The region, lesion by lesion, as a lesion-wise convention has it.
+
+        Args:
+            members: class indices of the region.
+            convention: whose rule is followed.
+            region: name of the region or tissue class.
+            tissues: class index of each tissue class.
+        """
+        key, rule = (members, convention.name), convention.lesions
+        assert rule is not None
+        if key not in self._lesions:
             reference, prediction = self.masks(members)
-            self._lesions[members] = match_lesions(reference, prediction, spacing_mm=self.spacing_mm)
-        return self._lesions[members]
+            self._lesions[key] = match_lesions(
+                reference,
+                prediction,
+                spacing_mm=self.spacing_mm,
+                rule=rule,
+                region=region,
+                others={
+                    name: self.masks((tissues[name],))[0]
+                    for name in rule.joined_by.get(region, ())
+                    if name in tissues
+                },
+                hd95=convention.hd95,
+                tolerances_mm=convention.lesion_tolerances_at(self.spacing_mm),
+            )
+        return self._lesions[key]
 
 
 def make_pair(reference: TissueMap, prediction: TissueMap, *, spacing_mm: Spacing) -> Pair:
@@ -76,5 +102,5 @@ def make_pair(reference: TissueMap, prediction: TissueMap, *, spacing_mm: Spacin
     )
 
 
-RIM = 4
-"""One more than the three dilations of the lesion-wise scores."""
+RIM = 6
+"""One more than the most dilations of the lesion-wise scores."""

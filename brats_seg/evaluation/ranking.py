@@ -11,10 +11,9 @@ from scipy import stats
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import read_table
 from brats_seg.evaluation.conventions import CONVENTIONS, convention_named
-from brats_seg.scans.labels import REGIONS
+from brats_seg.evaluation.metrics import METRICS
+from brats_seg.evaluation.table import Convention
 
-LOWER_IS_BETTER = ("hd95_mm", "lesion_hd95_mm")
-"""Metrics of which the smaller value is better; of all others the larger one."""
 _VOXELS = ("n_reference_vox", "n_prediction_vox")
 _RESAMPLES = 10_000
 
@@ -89,8 +88,8 @@ def rank_tables(tables: Mapping[str, Path], *, convention: str | None = None, se
         raise UsageError("rank: give two or more tables")
     rows = {name: _read(path) for name, path in tables.items()}
     convention = _convention(rows, convention)
-    metrics = convention_named(convention).headline
-    values = {name: _values(table, convention, metrics, path=tables[name]) for name, table in rows.items()}
+    rule = convention_named(convention)
+    values = {name: _values(table, rule, path=tables[name]) for name, table in rows.items()}
     cases_of = [{case for case, _, _ in table} for table in values.values()]
     if not set.intersection(*cases_of):
         raise InputError(f"rank: the tables have no case in common under {convention}")
@@ -106,7 +105,7 @@ def rank_tables(tables: Mapping[str, Path], *, convention: str | None = None, se
         n_patients=len(patients),
         n_incomplete=len(names) - len(set.intersection(*cases_of)),
         convention=convention,
-        metrics=metrics,
+        metrics=rule.headline,
     )
 
 
@@ -132,15 +131,15 @@ def _convention(rows: Mapping[str, Sequence[Mapping[str, str]]], wanted: str | N
 
 
 def _values(
-    rows: Sequence[Mapping[str, str]], convention: str, metrics: Sequence[str], *, path: Path
+    rows: Sequence[Mapping[str, str]], rule: Convention, *, path: Path
 ) -> dict[tuple[str, str, str], float]:
     """(case, region, metric) -> value, the larger the better. No number is infinity where reference and
     prediction are empty, else minus infinity.
     """
     values = {}
     for row in rows:
-        if row["convention"] == convention and row["region"] in REGIONS:
-            for metric in metrics:
+        if row["convention"] == rule.name and row["region"] in rule.ranked:
+            for metric in rule.headline:
                 text = row.get(metric, "")
                 try:
                     number = float(text or "nan")
@@ -150,8 +149,8 @@ def _values(
                     ) from None
                 if np.isnan(number):
                     number = np.inf if all(row[column] == "0" for column in _VOXELS) else -np.inf
-                elif metric in LOWER_IS_BETTER:
-                    number = -number
+                elif METRICS[metric].better != "higher":
+                    number = -abs(number - METRICS[metric].best)
                 values[row["case"], row["region"], metric] = number
     return values
 

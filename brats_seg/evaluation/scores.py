@@ -1,16 +1,16 @@
 """One case -> the scores of its regions and tissue classes, under each convention."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from brats_seg.core.shapes import TissueMap
 from brats_seg.evaluation.conventions import convention_named
-from brats_seg.evaluation.lesions import Lesions
+from brats_seg.evaluation.lesions import FoundLesion, LesionRule, Lesions
 from brats_seg.evaluation.overlap import Overlap, joint_histogram, overlap_scores
 from brats_seg.evaluation.pair import Pair, make_pair
-from brats_seg.evaluation.surface import Spacing, hd95_of, surface_dice
-from brats_seg.evaluation.table import NAN, TOLERANCE_MM, Convention, Score
+from brats_seg.evaluation.surface import Spacing, hd95_of, mean_surface_dice_of, surface_dice
+from brats_seg.evaluation.table import NAN, Convention, Score
 from brats_seg.scans.labels import region_classes, regions_of
 
 
@@ -48,15 +48,34 @@ def score_case(
     if tissues:
         parts |= {tissue: (i,) for i, tissue in enumerate(classes)}
     return tuple(
-        _score(pair, rule, region=region, members=members, overlap=overlap_scores(histogram, members))
+        _score(
+            pair,
+            rule,
+            region=region,
+            members=members,
+            overlap=overlap_scores(histogram, members),
+            tissues={tissue: i for i, tissue in enumerate(classes)},
+        )
         for region, members in parts.items()
         for rule in rules
     )
 
 
-def _score(pair: Pair, rule: Convention, *, region: str, members: tuple[int, ...], overlap: Overlap) -> Score:
+def _score(
+    pair: Pair,
+    rule: Convention,
+    *,
+    region: str,
+    members: tuple[int, ...],
+    overlap: Overlap,
+    tissues: Mapping[str, int],
+) -> Score:
     voxel_ml = math.prod(pair.spacing_mm) / 1000
-    hd95, near = _surface_scores(pair, rule, members, overlap)
+    lesions = (
+        pair.lesions(members, rule, region=region, tissues=tissues)
+        if rule.lesion_wise and 0 not in members
+        else None
+    )
     return Score(
         case="",
         region=region,
@@ -69,12 +88,11 @@ def _score(pair: Pair, rule: Convention, *, region: str, members: tuple[int, ...
         sensitivity=overlap.sensitivity,
         specificity=overlap.specificity,
         precision=overlap.precision,
-        hd95_mm=hd95,
-        surface_dice=near,
         reference_ml=overlap.n_reference * voxel_ml,
         prediction_ml=overlap.n_prediction * voxel_ml,
         volume_error_ml=(overlap.n_prediction - overlap.n_reference) * voxel_ml,
-        **(_lesion_scores(pair.lesions(members), rule) if rule.lesion_wise and 0 not in members else {}),
+        **_surface_scores(pair, rule, members, overlap, lesions),
+        **(_lesion_scores(lesions, rule) if lesions is not None else {}),
     )
 
 
@@ -86,31 +104,92 @@ def _unless_both_empty(value: float, rule: Convention, overlap: Overlap) -> floa
 
 
 def _surface_scores(
-    pair: Pair, rule: Convention, members: tuple[int, ...], overlap: Overlap
-) -> tuple[float, float]:
-    """HD95 and surface Dice."""
+    pair: Pair, rule: Convention, members: tuple[int, ...], overlap: Overlap, lesions: Lesions | None
+) -> dict[str, float]:
+    """HD95 and surface Dice at each tolerance."""
+    tolerances = rule.tolerances_mm
     if 0 in members:
-        return NAN, NAN
-    if overlap.n_reference == 0 and overlap.n_prediction == 0:
-        return rule.both_empty_hd95_mm, rule.both_empty
-    if overlap.n_reference == 0 or overlap.n_prediction == 0:
-        return rule.one_empty_hd95_mm, rule.one_empty
-    distances = pair.distances(members, rule.hd95)
-    return hd95_of(distances, rule.hd95), surface_dice(distances, tolerance_mm=TOLERANCE_MM)
+        hd95, near = NAN, (NAN,)
+    elif overlap.n_reference == 0 and overlap.n_prediction == 0:
+        hd95, near = rule.both_empty_hd95_mm, (rule.both_empty,) * len(tolerances)
+    elif overlap.n_reference == 0 or overlap.n_prediction == 0:
+        hd95, near = rule.one_empty_hd95_mm, (rule.one_empty,) * len(tolerances)
+    else:
+        distances = pair.distances(members, rule.hd95)
+        hd95 = hd95_of(distances, rule.hd95)
+        if rule.surface_dice == "joint":
+            near = tuple(surface_dice(distances, tolerance_mm=mm) for mm in tolerances)
+        else:
+            near = mean_surface_dice_of(pair.distances(members, "pooled"), tolerances_mm=tolerances)
+        if rule.unmatched == "as_empty" and lesions is not None and not lesions.found:
+            hd95 = rule.one_empty_hd95_mm
+    return {"hd95_mm": hd95} | dict(zip(_SURFACE_DICE, near, strict=False))
 
 
-def _lesion_scores(lesions: Lesions, rule: Convention) -> dict[str, Any]:
-    """Means over reference lesions and false positives; a missed or false lesion counts as an empty region
-    does.
+_SURFACE_DICE = ("surface_dice", "surface_dice_05mm")
+"""Columns of the first and the second tolerance."""
+
+
+def _lesion_scores(lesions: Lesions, convention: Convention) -> dict[str, Any]:
+    """Means over lesions, where a missed or false one counts as an empty region does, and how many were
+    found.
     """
-    n = lesions.n_counted
-    n_alone = lesions.n_missed + lesions.n_false
-    dice = (sum(lesions.dice) + n_alone * rule.one_empty) / n if n else rule.both_empty
-    hd95 = (sum(lesions.hd95_mm) + n_alone * rule.one_empty_hd95_mm) / n if n else rule.both_empty_hd95_mm
-    return {
-        "lesion_dice": dice,
-        "lesion_hd95_mm": hd95,
-        "n_lesions_found": len(lesions.dice),
+    rule = convention.lesions
+    assert rule is not None
+    large = [lesion for lesion in lesions.found if lesion.mm3 >= rule.large_mm3]
+    n_missed_large = sum(mm3 >= rule.large_mm3 for mm3 in lesions.missed_mm3)
+    n_alone = n_missed_large * (rule.missed_lesions == "counted")
+    if rule.false_lesions == "counted" and rule.missed_lesions == "counted":
+        n_alone += lesions.n_false
+    if rule.large_mm3 and not (large or n_missed_large):
+        n_alone, empty, empty_hd95 = 0, NAN, NAN  # no large lesion to be averaged
+    elif rule.missed_lesions == "left_out" and (lesions.n_missed or lesions.n_false):
+        empty, empty_hd95 = convention.one_empty, convention.one_empty_hd95_mm
+    else:
+        empty, empty_hd95 = convention.both_empty, convention.both_empty_hd95_mm
+
+    def mean(values: Sequence[float], *, alone: float, nothing: float) -> float:
+        n = len(values) + n_alone
+        return (sum(values) + n_alone * alone) / n if n else nothing
+
+    scores: dict[str, Any] = {
+        "lesion_dice": mean([one.dice for one in large], alone=convention.one_empty, nothing=empty),
+        "lesion_hd95_mm": mean(
+            [one.hd95_mm for one in large], alone=convention.one_empty_hd95_mm, nothing=empty_hd95
+        ),
+        "n_lesions_found": len(lesions.found),
         "n_lesions_missed": lesions.n_missed,
         "n_lesions_false": lesions.n_false,
+        "false_lesion_mm3": sum(lesions.false_mm3) / lesions.n_false if lesions.n_false else NAN,
+    }
+    if convention.surface_dice == "mean":
+        n_tolerances = 1 if convention.lesion_tolerances_mm == "voxel" else len(convention.tolerances_mm)
+        for at, column in enumerate(_SURFACE_DICE[:n_tolerances]):
+            near = [one.surface_dice[at] for one in large]
+            scores[f"lesion_{column}"] = mean(near, alone=convention.one_empty, nothing=empty)
+    scores |= _detection(len(lesions.found), lesions.n_missed, lesions.n_false, prefix="lesion")
+    if rule.large_mm3:
+        scores |= _small_lesions(lesions, rule)
+    return scores
+
+
+def _small_lesions(lesions: Lesions, rule: LesionRule) -> dict[str, float]:
+    """How many of the lesions that are too small to be averaged were detected; every false lesion counts."""
+    small: list[FoundLesion] = [one for one in lesions.found if one.mm3 < rule.large_mm3]
+    n_detected = sum(one.dice >= rule.detected_dice for one in small)
+    n_missed = len(small) - n_detected + sum(mm3 < rule.large_mm3 for mm3 in lesions.missed_mm3)
+    if not n_detected + n_missed:
+        return {}
+    scores = _detection(n_detected, n_missed, lesions.n_false, prefix="small_lesion")
+    return {name: 0.0 if math.isnan(value) else value for name, value in scores.items()}  # as the challenge
+
+
+def _detection(n_found: int, n_missed: int, n_false: int, *, prefix: str) -> dict[str, float]:
+    def ratio(n: int, of: int) -> float:
+        return n / of if of else NAN
+
+    return {
+        f"{prefix}_f1": ratio(2 * n_found, 2 * n_found + n_missed + n_false),
+        f"{prefix}_sensitivity": ratio(n_found, n_found + n_missed),
+        f"{prefix}_precision": ratio(n_found, n_found + n_false),
     }

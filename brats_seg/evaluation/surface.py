@@ -108,6 +108,27 @@ def surface_dice(distances: SurfaceDistances, *, tolerance_mm: float) -> float:
     return float(close / total)
 
 
+def mean_surface_dice(
+    reference: Mask, prediction: Mask, *, spacing_mm: Spacing, tolerances_mm: Sequence[float]
+) -> tuple[float, ...]:
+    """For each tolerance, the mean of the shares of the two surfaces (voxels) that lie within it of the other
+    (BraTS 2024 and later, as GaNDLF and panoptica count); NaN where a mask is empty.
+    """
+    if not tolerances_mm:
+        return ()
+    return mean_surface_dice_of(
+        voxel_distances(reference, prediction, spacing_mm=spacing_mm), tolerances_mm=tolerances_mm
+    )
+
+
+def mean_surface_dice_of(distances: SurfaceDistances, *, tolerances_mm: Sequence[float]) -> tuple[float, ...]:
+    """`mean_surface_dice` of distances between surface voxels."""
+    sides = distances.from_reference_mm, distances.from_prediction_mm
+    if not all(side.size for side in sides):
+        return (float("nan"),) * len(tolerances_mm)
+    return tuple(float(np.mean([np.mean(side <= mm) for side in sides])) for mm in tolerances_mm)
+
+
 def voxel_distances(reference: Mask, prediction: Mask, *, spacing_mm: Spacing) -> SurfaceDistances:
     """Distances between surface voxels: those with a face on a voxel outside the mask, or on the border of
     the array.

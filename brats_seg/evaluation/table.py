@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -12,12 +12,12 @@ from brats_seg.core.comparison import NO_PAIRS, PAIRED_TEST, compare_sides, few_
 from brats_seg.core.files import write_text
 from brats_seg.core.statistics import describe
 from brats_seg.core.tables import csv_text
-from brats_seg.evaluation.surface import Definition
+from brats_seg.evaluation.lesions import LesionRule
+from brats_seg.evaluation.metrics import METRICS
+from brats_seg.evaluation.surface import Definition, Spacing
 from brats_seg.scans.labels import REGIONS
 
 NAN = float("nan")
-TOLERANCE_MM = 1.0
-"""Distance within which two surfaces count as equal for surface Dice: one voxel of BraTS."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,14 @@ class Convention:
         both_empty_hd95_mm: HD95 there.
         one_empty: Dice and other overlaps where one of them is empty.
         one_empty_hd95_mm: HD95 there.
-        lesion_wise: whether lesions are scored one by one too.
+        surface_dice: "joint": the share of both surfaces together; "mean": the mean of their two shares.
+        tolerances_mm: of surface Dice of a region, one or two.
+        lesion_tolerances_mm: of surface Dice of a lesion; empty for those of a region, or "voxel" for the
+            smallest side of a voxel.
+        lesions: how lesions are scored one by one; None for not at all.
+        unmatched: "as_empty": a region without a found lesion has the HD95 of one that is empty in one map.
         headline: the columns this convention ranks by.
+        ranked: the regions and tissue classes it ranks by.
     """
 
     name: str
@@ -44,8 +50,26 @@ class Convention:
     both_empty_hd95_mm: float
     one_empty: float
     one_empty_hd95_mm: float
-    lesion_wise: bool = False
+    surface_dice: Literal["joint", "mean"] = "joint"
+    tolerances_mm: tuple[float, ...] = (1.0,)
+    lesion_tolerances_mm: tuple[float, ...] | Literal["voxel"] = ()
+    lesions: LesionRule | None = None
+    unmatched: Literal["measured", "as_empty"] = "measured"
     headline: tuple[str, ...] = ("dice", "hd95_mm")
+    ranked: tuple[str, ...] = REGIONS
+
+    @property
+    def lesion_wise(self) -> bool:
+        """Whether lesions are scored one by one."""
+        return self.lesions is not None
+
+    def lesion_tolerances_at(self, spacing_mm: Spacing) -> tuple[float, ...]:
+        """In mm, for images of this voxel size; none where the surface Dice of lesions is not measured."""
+        if self.surface_dice == "joint":
+            return ()
+        if self.lesion_tolerances_mm == "voxel":
+            return (float(min(spacing_mm)),)
+        return self.lesion_tolerances_mm or self.tolerances_mm
 
 
 @dataclass(frozen=True)
@@ -75,13 +99,16 @@ class Score:
     n_lesions_missed: int | None = None
     n_lesions_false: int | None = None
     patient: str = ""
-
-
-METRICS = (
-    "dice", "iou", "sensitivity", "specificity", "precision", "hd95_mm", "surface_dice", "volume_error_ml",
-    "lesion_dice", "lesion_hd95_mm",
-)  # fmt: skip
-"""The columns of a score that are averaged over cases."""
+    surface_dice_05mm: float = NAN
+    lesion_surface_dice: float = NAN
+    lesion_surface_dice_05mm: float = NAN
+    lesion_f1: float = NAN
+    lesion_sensitivity: float = NAN
+    lesion_precision: float = NAN
+    small_lesion_f1: float = NAN
+    small_lesion_sensitivity: float = NAN
+    small_lesion_precision: float = NAN
+    false_lesion_mm3: float = NAN
 
 
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
@@ -111,15 +138,17 @@ def summarize(
         "interval": "95 % of bootstrap means, patients resampled with all their cases",
         "cavity_in": list(cavity_in),
         "specificity": "over all voxels of the image, air included",
-        "surface_dice": "surface voxels, each counted once; where hd95 is surface_weighted, surface elements "
-        "counted by their area",
-        "surface_dice_tolerance_mm": TOLERANCE_MM,
+        "surface_dice": "joint: surface voxels, each counted once, or where hd95 is surface_weighted, "
+        "surface elements counted by their area; mean: the mean of the two sides' shares of surface voxels",
         "conventions": {
             rule.name: {
                 "source": rule.source,
                 "hd95": rule.hd95,
                 "both_empty": {"dice": _json(rule.both_empty), "hd95_mm": _json(rule.both_empty_hd95_mm)},
                 "one_empty": {"dice": _json(rule.one_empty), "hd95_mm": _json(rule.one_empty_hd95_mm)},
+                "surface_dice": rule.surface_dice,
+                "surface_dice_tolerances_mm": list(rule.tolerances_mm),
+                "lesion_surface_dice_tolerances_mm": rule.lesion_tolerances_mm or list(rule.tolerances_mm),
                 "lesion_wise": rule.lesion_wise,
                 "headline": list(rule.headline),
                 "regions": {

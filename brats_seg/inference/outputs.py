@@ -24,6 +24,8 @@ from brats_seg.scans.predictions import CLASSES, TABLE, read_rows
 from brats_seg.scans.volume import read_header, write_volume
 
 LABELS = "labels.txt"
+COLORS = "labels.ctbl"
+"""The same for 3D Slicer."""
 
 _PATIENCE_S = 60.0
 _SCHEMAS = "# label schemas: "
@@ -55,8 +57,8 @@ def add_row(out: Path, row: Mapping[str, str | float]) -> None:
 
 
 def rebuild_table(out: Path) -> list[dict[str, str]]:
-    """Write `OUT/predictions.csv` and `OUT/labels.txt` anew: one row a case, sorted, without cases whose
-    label map is gone.
+    """Write `OUT/predictions.csv`, `OUT/labels.txt` and `OUT/labels.ctbl` anew: one row a case, sorted,
+    without cases whose label map is gone.
 
     Returns:
         The rows; none where there is no table, and none is made.
@@ -83,12 +85,7 @@ def label_file(schemas: Iterable[LabelSchema]) -> str:
         "# columns: value, R, G, B, opacity, visible, mesh visible, name",
         _label_line(0, SCAN, shown=False, name="Clear Label"),
     ]
-    meanings: dict[int, list[str]] = {}
-    for schema in schemas:
-        for value, tissue in schema.values.items():
-            if value and tissue not in meanings.setdefault(value, []):
-                meanings[value].append(tissue)
-    for value, tissues in sorted(meanings.items()):
+    for value, tissues in _meanings(schemas).items():
         lines.append(
             _label_line(
                 value,
@@ -98,6 +95,25 @@ def label_file(schemas: Iterable[LabelSchema]) -> str:
             )
         )
     return "\n".join(lines) + "\n"
+
+
+def color_table(schemas: Iterable[LabelSchema]) -> str:
+    """3D Slicer's color table of every value of the schemas; names and colors as in `label_file`."""
+    lines = ["# Color table file, columns: value, name, R, G, B, opacity", "0 background 0 0 0 0"]
+    for value, tissues in _meanings(schemas).items():
+        red, green, blue = bytes.fromhex(TISSUE_COLORS[tissues[0]][1:])
+        lines.append(f"{value} {'_or_'.join(tissues)} {red} {green} {blue} 255")
+    return "\n".join(lines) + "\n"
+
+
+def _meanings(schemas: Iterable[LabelSchema]) -> dict[int, list[str]]:
+    """Value -> the tissues that it means in some schema, but for 0."""
+    meanings: dict[int, list[str]] = {}
+    for schema in schemas:
+        for value, tissue in schema.values.items():
+            if value and tissue not in meanings.setdefault(value, []):
+                meanings[value].append(tissue)
+    return dict(sorted(meanings.items()))
 
 
 def write_probabilities(
@@ -202,7 +218,9 @@ def _rebuild(out: Path, rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
     newest = {row["case"]: row for row in rows if (out / row["file"]).is_file()}
     ordered = [newest[case] for case in sorted(newest)]
     _write_rows(out / TABLE, ordered)
-    write_text(out / LABELS, label_file(SCHEMAS[name] for name in sorted({row["schema"] for row in ordered})))
+    schemas = [SCHEMAS[name] for name in sorted({row["schema"] for row in ordered})]
+    write_text(out / LABELS, label_file(schemas))
+    write_text(out / COLORS, color_table(schemas))
     return ordered
 
 

@@ -123,7 +123,11 @@ def _grid_problems(loaded: LoadedCase) -> list[Problem]:
         shown = " x ".join(f"{mm:.3g}" for mm in spacing)
         problems.append(
             problem_with(
-                loaded.case, "warning", "", f"spacing is {shown} mm (Z, Y, X)", "1 mm, as BraTS releases it"
+                loaded.case,
+                "warning",
+                "",
+                f"spacing is {shown} mm (Z, Y, X)",
+                "1 mm, as BraTS releases it; `preprocess --resample` and `predict --resample` bring it there",
             )
         )
     return problems
@@ -132,8 +136,8 @@ def _grid_problems(loaded: LoadedCase) -> list[Problem]:
 def _difference(grid: Geometry, other: Geometry, *, standard: str) -> tuple[str, str]:
     """What is wrong with a grid, and what would be right; with what brings the scan there."""
     what, expected = _grid_words(grid, other, standard=standard)
-    align = "register it and resample it onto that grid, a label by nearest neighbor"
-    return what, f"{expected}; {align} (SimpleITK.Resample, ANTs, 3D Slicer)"
+    mend = "`brats-seg prepare SCANS OUT` brings scans to one grid; resample a label by nearest neighbor"
+    return what, f"{expected}; {mend}"
 
 
 def _grid_words(grid: Geometry, other: Geometry, *, standard: str) -> tuple[str, str]:
@@ -171,7 +175,7 @@ def unstripped_words(brain: Mask, *, spacing_mm: tuple[float, float, float]) -> 
         return None
     return (
         f"looks unstripped: {n_brain / brain.size:.0%} of the frame, {brain_ml:,.0f} ml are not 0",
-        "a brain on a background of 0",
+        "a brain on a background of 0; `brats-seg prepare SCANS OUT` takes the skull off",
     )
 
 
@@ -207,7 +211,7 @@ def _brain_warnings(
                 (
                     name,
                     f"looks unregistered: its voxels overlap those of the others with a Dice of {dice:.2f}",
-                    "over 0.9",
+                    "over 0.9; `brats-seg prepare SCANS OUT` registers",
                 )
             )
     return warnings

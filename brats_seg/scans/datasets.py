@@ -35,6 +35,10 @@ _BIDS = re.compile(
 )
 
 
+BIDS_PREDICTION = "desc-bratsseg"
+"""The entity of label maps that `export` names as BIDS does. They are predictions, and no reference."""
+
+
 @dataclass(frozen=True)
 class Piece:
     """One file's part in a case: `role` is a modality or `LABEL`; `schema` is "" where nothing tells it."""
@@ -79,13 +83,14 @@ def read_bids(files: Sequence[Path], problems: list[Problem], *, root: Path) -> 
     The values of masks are told by a `*dseg.tsv` with the columns index and name, beside the mask or above
     it.
     """
-    tables = [file for file in files if file.name.endswith("dseg.tsv")]
+    tables = [f for f in files if f.name.endswith("dseg.tsv") and BIDS_PREDICTION not in f.name]
     pieces = []
     for file in files:
         match = _BIDS.fullmatch(file.name)
         derived = "derivatives" in file.relative_to(root).parts
         if (
             not match
+            or BIDS_PREDICTION in file.name
             or not (file.parent.name == "anat" or derived)
             or (derived and match["suffix"] != "dseg")
         ):

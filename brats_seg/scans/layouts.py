@@ -12,7 +12,7 @@ from typing import Literal
 
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.scans.case import MODALITIES, Case
-from brats_seg.scans.datasets import LABEL, Piece, read_bids, read_dataset, read_manifest
+from brats_seg.scans.datasets import BIDS_PREDICTION, LABEL, Piece, read_bids, read_dataset, read_manifest
 from brats_seg.scans.folders import dicom_problems, walk
 from brats_seg.scans.labels import schema_option
 from brats_seg.scans.plain import BRAIN_MASK, read_plain
@@ -162,7 +162,11 @@ def _pieces(folder: Path, *, layout: str | None) -> tuple[list[Piece], list[Path
         ]
         pieces += read_plain(free, root=folder.absolute())
     taken = {piece.file.path for piece in pieces}
-    strangers = [file for file in rest if not (file in taken or file.name == BRAIN_MASK or is_beside(file))]
+    strangers = [
+        file
+        for file in rest
+        if not (file in taken or file.name == BRAIN_MASK or BIDS_PREDICTION in file.name or is_beside(file))
+    ]
     problems += _left_out(strangers, layout=layout, root=folder)
     problems += dicom_problems([file for file in files if file not in taken], is_all=not pieces, root=folder)
     return pieces, strangers, problems
@@ -294,7 +298,13 @@ def _double(members: Sequence[Piece]) -> list[Problem]:
     first = next(piece for piece in members if piece.role in double)
     what = "; ".join(f"{role} is ambiguous: {' and '.join(files)}" for role, files in double.items())
     return [
-        Problem("error", first.case_id, str(first.file), what, f"one file for {' and one for '.join(double)}")
+        Problem(
+            "error",
+            first.case_id,
+            str(first.file),
+            what,
+            f"one file for {' and one for '.join(double)}; or a manifest CSV, which `verify --draft` begins",
+        )
     ]
 
 
@@ -306,5 +316,12 @@ def _missing(members: Sequence[Piece], *, required: Sequence[str]) -> list[Probl
     first = members[0]
     what = f"modality {' and '.join(missing)} missing; found {', '.join(sorted(roles))}"
     return [
-        Problem("error", first.case_id, str(first.folder), what, f"a file each for {', '.join(required)}")
+        Problem(
+            "error",
+            first.case_id,
+            str(first.folder),
+            what,
+            f"a file each for {', '.join(required)}; `preprocess --modality` and `predict "
+            "--allow-missing` take fewer",
+        )
     ]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from brats_seg.bank.bank import PatchBank
-from brats_seg.bank.folds import inner_split
+from brats_seg.bank.folds import inner_split, telling_class
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.sections import Validation
 
@@ -67,7 +67,7 @@ def make_split(bank: PatchBank, *, fold: int | None, validation: Validation, see
         inner = tuple(case for case in trained if case in following)
         trained = tuple(case for case in trained if case not in following)
     elif validation.cases == "fraction":
-        enhancing = bank.classes.index("enhancing_core")
+        enhancing = telling_class(bank.classes)
         trained, inner = inner_split(
             {case.id: case.patient for case in rest},
             {case.id: case.n_voxels[enhancing] > 0 for case in rest},

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import sys
@@ -11,7 +12,7 @@ from dicom_files import oblique, write_series
 from brats_seg.clinic.brain import brain_of
 from brats_seg.clinic.convert import import_dicom
 from brats_seg.clinic.export import export_labels
-from brats_seg.clinic.itk_images import affine_of, geometry_of, placed, resampled, to_itk
+from brats_seg.clinic.itk_images import geometry_of, placed, resampled
 from brats_seg.clinic.prepare import prepare_scans
 from brats_seg.clinic.register import register
 from brats_seg.core.errors import InputError
@@ -190,40 +191,18 @@ def test_cases_that_cannot_be_exported_are_named(tmp_path):
     assert "adam: no such case" in adam
 
 
-def thick_grid(image: sitk.Image) -> sitk.Image:
-    """Slices of 5 mm with pixels of 0.5 mm, over the block of a BraTS image."""
-    affine = affine_of(image) @ np.diag([0.5, 0.5, 5, 1])
-    affine[2, 3] -= 12
-    return placed(sitk.Image([480, 480, 36], sitk.sitkUInt8), affine)
-
-
 @pytest.mark.campaign
 def test_real_scans_that_were_misplaced_come_back_below_a_millimeter_and_a_degree(real_data):
-    rng, errors = np.random.default_rng(7), []
-    cases = find_cases(real_data, labels="unused").cases
-    for number in range(10):
-        case = cases[rng.integers(len(cases))]
-        name = ("t1n", "t2w", "t2f")[rng.integers(3)]
-        fixed = to_itk(*read_volume(case.modalities["t1c"]))
-        moving = sitk.Cast(to_itk(*read_volume(case.modalities[name])), sitk.sitkFloat32)
-        axis, shift = rng.normal(size=3), rng.normal(size=3)
-        turn = sitk.VersorRigid3DTransform(
-            (axis / np.linalg.norm(axis)).tolist(), np.radians(rng.uniform(3, 15))
-        )
-        rotation = np.array(turn.GetMatrix()).reshape(3, 3)
-        center = np.array(fixed.TransformContinuousIndexToPhysicalPoint([n / 2 for n in fixed.GetSize()]))
-        known = np.eye(4)
-        known[:3, :3] = rotation
-        known[:3, 3] = center + shift * rng.uniform(3, 20) / np.linalg.norm(shift) - rotation @ center
-        is_thick = number % 2 == 1
-        seen = sitk.DiscreteGaussian(moving, [0, 0, (5 / 2.355) ** 2]) if is_thick else moving
-        grid = thick_grid(moving) if is_thick else moving
-        found = register(resampled(seen, grid, matrix=np.linalg.inv(known)), fixed)
-        rest = np.linalg.inv(known) @ found.matrix
-        z, y, x = np.nonzero(sitk.GetArrayFromImage(fixed))
-        places = affine_of(fixed) @ np.stack([x, y, z, np.ones_like(x)])[:, ::500]
-        apart_mm = np.linalg.norm((rest @ places - places)[:3], axis=0).mean()
-        errors.append((apart_mm, np.degrees(np.arccos(np.clip((np.trace(rest[:3, :3]) - 1) / 2, -1, 1)))))
+    spec = importlib.util.spec_from_file_location(
+        "registration_errors", Path(__file__).parents[2] / "tools" / "registration_errors.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    sys.modules["registration_errors"] = tool
+    spec.loader.exec_module(tool)
+    rows = list(tool.misplaced(find_cases(real_data, labels="unused").cases, 10))
+    errors = [(row.error_mm, row.error_degrees) for row in rows]
     assert np.all(np.median(errors, axis=0) < 1)
     assert np.all(np.max(errors, axis=0) < 1.5)
 
@@ -244,3 +223,80 @@ def test_the_native_scans_of_a_real_patient_come_to_the_frame_of_another_tool(tm
     assert 2 * (ours * (theirs != 0)).sum() / (ours.sum() + (theirs != 0).sum()) >= 0.95
     steps = json.loads((tmp_path / "out/case/prepare.json").read_text())
     assert min(steps["metric"].values()) > 0.2
+
+
+def labels_of_two_regions(folder: Path, case: str) -> np.ndarray:
+    """A label map of edema with an enhancing cube in it, 2 mm slices, and the table of its folder."""
+    labels = np.zeros((6, 10, 12), np.uint8)
+    labels[1:5, 2:8, 3:9] = 2
+    labels[2:4, 3:6, 4:7] = 3
+    folder.mkdir(parents=True, exist_ok=True)
+    geometry = make_geometry(labels.shape, spacing_mm=(2.0, 1.0, 1.0))
+    write_label_map(folder / f"{case}.nii.gz", labels, geometry, dtype="uint8")
+    (folder / "predictions.csv").write_text(f"case,file,schema\n{case},{case}.nii.gz,brats2023\n")
+    return labels
+
+
+def test_a_surface_of_each_region_encloses_its_volume_where_the_scan_lies(tmp_path):
+    labels = labels_of_two_regions(tmp_path / "predictions", "eve")
+    (tmp_path / "scans/eve").mkdir(parents=True)
+    done = export_labels(tmp_path / "predictions", tmp_path / "scans", tmp_path / "out", file_type=".stl")
+    assert [path.name for path in done.written] == [
+        "eve_whole.stl", "eve_core.stl", "eve_active.stl"
+    ]  # fmt: skip
+    affine = read_volume(tmp_path / "predictions/eve.nii.gz")[1].lps_affine
+    for path, mask in zip(done.written, (labels > 0, labels == 3, labels == 3), strict=True):
+        content = path.read_bytes()
+        assert b"SPACE=LPS" in content[:80]
+        n = int(np.frombuffer(content, "<u4", 1, 80)[0])
+        assert len(content) == 84 + 50 * n
+        triangles = np.frombuffer(
+            content, np.dtype([("n", "<f4", 3), ("p", "<f4", (3, 3)), ("r", "<u2")]), n, 84
+        )
+        points = triangles["p"].astype(float)
+        volume = np.einsum("ij,ij->i", points[:, 0], np.cross(points[:, 1], points[:, 2])).sum() / 6
+        # Halfway between voxels in and out: the corners and edges of a block are cut off.
+        assert 0.7 * mask.sum() * 2 < abs(volume) < mask.sum() * 2
+        center = affine[:3, :3] @ np.argwhere(mask)[:, ::-1].mean(axis=0) + affine[:3, 3]
+        np.testing.assert_allclose(points.mean(axis=(0, 1)) * (-1, -1, 1), center, atol=0.2)
+
+
+def test_an_empty_label_map_has_no_surface_and_no_dicom_seg(tmp_path):
+    labels_of_two_regions(tmp_path / "predictions", "eve")
+    (tmp_path / "scans/eve").mkdir(parents=True)
+    (tmp_path / "scans/eve/import.json").write_text(
+        '{"source": "gone", "series": {"t1c": {"series_uid": "1"}}}'
+    )
+    grid = read_volume(tmp_path / "predictions/eve.nii.gz")[1]
+    empty = np.zeros((6, 10, 12), np.uint8)
+    write_label_map(tmp_path / "predictions/eve.nii.gz", empty, grid, dtype="uint8")
+    for file_type, said in ((".stl", "it has no surface"), (".dcm", "DICOM SEG has no form for it")):
+        done = export_labels(
+            tmp_path / "predictions", tmp_path / "scans", tmp_path / "out", file_type=file_type
+        )
+        assert done.written == ()
+        (problem,) = done.problems
+        assert f"the label map is empty: {said}" in str(problem)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_label_maps_of_bids_scans_take_names_of_bids_and_are_no_references(tmp_path):
+    labels_of_two_regions(tmp_path / "predictions", "sub-001_ses-02")
+    root = tmp_path / "study"
+    for name in ("T1w", "ce-gadolinium_T1w", "T2w", "FLAIR"):
+        path = root / f"sub-001/ses-02/anat/sub-001_ses-02_{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    done = export_labels(
+        tmp_path / "predictions", root, root / "derivatives/brats", file_type=".nii.gz", names="bids"
+    )
+    assert done.problems == ()
+    home = root / "derivatives/brats"
+    assert done.written == (home / "sub-001/ses-02/anat/sub-001_ses-02_desc-bratsseg_dseg.nii.gz",)
+    assert (home / "desc-bratsseg_dseg.tsv").read_text().splitlines()[3] == "2\tedema"
+    found = find_cases(root)
+    assert not found.problems
+    assert [(case.id, case.label) for case in found.cases] == [("sub-001_ses-02", None)]
+    labels_of_two_regions(tmp_path / "predictions", "eve")
+    (problem,) = export_labels(tmp_path / "predictions", root, home, names="bids").problems
+    assert "is no BIDS subject and session" in str(problem)

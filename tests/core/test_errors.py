@@ -5,7 +5,7 @@ from brats_seg.core.errors import LONGEST_LINE, InputError, printable
 
 def test_a_line_that_is_too_long_loses_folders_before_words() -> None:
     folder = "/data" * 80
-    wrong = "has the label schema 'x'; the schemas are brats2012, brats2017, brats2023, brats2024gli, msd"
+    wrong = "has the label schema 'x'; the schemas are brats2013, brats2017, brats2023, brats2024gli, msd"
     line = str(InputError(f"{folder}/predictions.csv: {wrong}; give another folder"))
     assert line == f".../data/predictions.csv: {wrong}; give another folder"
 
