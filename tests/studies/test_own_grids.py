@@ -13,6 +13,7 @@ from brats_seg.classification.few_shot_settings import FewShotSettings
 from brats_seg.classification.image_set import keep_classes
 from brats_seg.classification.images import load_images
 from brats_seg.classification.novelty_settings import NoveltySettings
+from brats_seg.cli import main
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.settings import parse_settings
 from brats_seg.studies.grid import GridWorkers
@@ -175,3 +176,28 @@ def test_a_plan_counts_and_a_table_of_nothing_is_refused(images: Path, tmp_path:
     (tmp_path / "study.yaml").write_text(json.dumps({"study": "few_shot", "unseen": ["2"]}))
     with pytest.raises(InputError, match="no finished cell of a study"):
         write_own_table(tmp_path)
+
+
+def test_the_verbs_of_a_study_take_the_other_kinds_too(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    config, out = str(tmp_path / "mine.yaml"), str(tmp_path / "out")
+    tree = few_shot(methods=["prototypical"]).model_dump(mode="json")
+    Path(config).write_text(json.dumps(tree))
+
+    def study(*words: str) -> int:
+        with pytest.raises(SystemExit) as ended:
+            main(["study", *words])
+        return int(ended.value.code or 0)
+
+    where = ("--images", str(images))
+    assert study("run", config, out, *where, "--workers", "1", "--device", "cpu") == 0
+    assert study("plan", config, "--out", out, *where) == 0
+    assert study("table", out) == 0
+    assert study("figures", out) == 0
+    said = capsys.readouterr().out
+    for line in ("1 cells finished, 0 were there", "1 cells, 1 of them finished", "Chance is 50.0 %."):
+        assert line in said
+    assert (tmp_path / "out" / "figures" / "few_shot.png").is_file()
+    assert study("run", config, out, *where, "--set", "shots=[51]") == 2
+    assert capsys.readouterr().err.count("\n") == 1
