@@ -99,8 +99,8 @@ Conventions = Annotated[
     list[str] | None,
     typer.Option(
         "--convention",
-        help="Scoring rules: brats2013, brats2020, brats2020_pooled_hd95, brats2023, nnunet. Repeat for "
-        "several.",
+        help="Scoring rules, such as brats2020 (the default), brats2023, brats2024_gli, brats2026_met or "
+        "nnunet; docs/data-formats.md has all. Repeat for several.",
     ),
 ]
 CavityIn = Annotated[

@@ -22,7 +22,9 @@ def show_scores(summary: Mapping[str, Any], *, console: Console) -> None:
     """The headline figures: region by region the mean, its interval and n, by convention."""
     for name, convention in summary["conventions"].items():
         console.print(f"[bold]{name}[/]: {escape(convention['source'])}")
-        regions = {r: figures for r in REGIONS if (figures := convention["regions"].get(r)) is not None}
+        regions = {
+            r: figures for r in convention["ranked"] if (figures := convention["regions"].get(r)) is not None
+        }
         headline = convention["headline"]
         show_first_that_fits(_scores_by_row(regions, headline), _blocks(regions, headline), console=console)
     n = summary["n_cases"]

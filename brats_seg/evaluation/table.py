@@ -151,6 +151,7 @@ def summarize(
                 "lesion_surface_dice_tolerances_mm": rule.lesion_tolerances_mm or list(rule.tolerances_mm),
                 "lesion_wise": rule.lesion_wise,
                 "headline": list(rule.headline),
+                "ranked": list(rule.ranked),
                 "regions": {
                     region: _figures([s for s in scores if s.convention == rule.name and s.region == region])
                     for region in dict.fromkeys(s.region for s in scores)

@@ -216,9 +216,12 @@ def convention_words(rule: Convention) -> str:
         f"one that is empty in only one of them {counted(rule.one_empty, rule.one_empty_hd95_mm)}.",
         f"HD95 is {HD95_WORDS[rule.hd95]}.",
     ]
-    if rule.lesion_wise:
+    if rule.lesions is not None:
         sentences.append(
-            "Lesion-wise numbers are means over lesions, each missed or false one counted as an empty region."
+            "Lesion-wise numbers are means over lesions that were found."
+            if rule.lesions.missed_lesions == "left_out"
+            else "Lesion-wise numbers are means over lesions, each missed or false one counted as an empty "
+            "region."
         )
     return " ".join(sentences)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from brats_seg.core.errors import InputError
-from brats_seg.inference.outputs import add_row, label_file, read_rows, rebuild_table
+from brats_seg.inference.outputs import add_row, color_table, label_file, read_rows, rebuild_table
 from brats_seg.scans.labels import SCHEMAS
 
 
@@ -22,6 +22,17 @@ def test_label_file_has_itk_snaps_columns():
 
 def test_a_value_of_two_meanings_lists_both():
     assert '"edema / necrotic or non enhancing"' in label_file([SCHEMAS["msd"], SCHEMAS["brats2023"]])
+
+
+def test_a_color_table_has_slicers_columns_and_the_colors_of_the_label_file():
+    schema = SCHEMAS["brats2017"]
+    rows = [line.split() for line in color_table([schema]).splitlines() if not line.startswith("#")]
+    assert rows[0] == ["0", "background", "0", "0", "0", "0"]
+    assert [(row[0], row[1], row[5]) for row in rows[1:]] == [
+        (str(value), tissue, "255") for value, tissue in sorted(schema.values.items()) if value
+    ]
+    snap = [line.split() for line in label_file([schema]).splitlines() if not line.startswith("#")]
+    assert [row[2:5] for row in rows[1:]] == [row[1:4] for row in snap[1:]]
 
 
 def row(name: str, **more: str | float) -> dict[str, str | float]:

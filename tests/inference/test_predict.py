@@ -169,6 +169,7 @@ def test_bad_cases_are_named_and_the_others_done(tmp_path):
         "a_good.nii.gz",
         "z_good.nii.gz",
         "predictions.csv",
+        "labels.ctbl",
         "labels.txt",
         ".predictions.csv.lock",
     }

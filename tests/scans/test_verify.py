@@ -229,7 +229,8 @@ def test_a_brain_mask_in_place_of_a_label_is_a_warning(tmp_path, volumes, write_
 
 
 def test_a_spacing_that_is_not_1_mm_is_a_warning(tmp_path, volumes, write_case):
-    warned(tmp_path, volumes, write_case, "spacing is 5 x 1 x 1 mm (Z, Y, X)", spacing_mm=(5, 1, 1))
+    said = "spacing is 5 x 1 x 1 mm (Z, Y, X); expected 1 mm, as BraTS releases it; `preprocess --resample`"
+    warned(tmp_path, volumes, write_case, said, spacing_mm=(5, 1, 1))
 
 
 def test_a_background_that_is_not_0_looks_unstripped(tmp_path, volumes, write_case):
