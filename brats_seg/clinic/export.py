@@ -75,7 +75,8 @@ def export_labels(
     if not rows:
         raise InputError(f"{predictions}: has no {TABLE}; give a folder that `brats-seg predict` wrote")
     out.mkdir(parents=True, exist_ok=True)
-    written, problems = [], []
+    written: list[Path] = []
+    problems: list[Problem] = []
     for row in rows:
         try:
             schema = schema_named(row["schema"])

@@ -105,9 +105,10 @@ def _unless_both_empty(value: float, rule: Convention, overlap: Overlap) -> floa
 
 def _surface_scores(
     pair: Pair, rule: Convention, members: tuple[int, ...], overlap: Overlap, lesions: Lesions | None
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """HD95 and surface Dice at each tolerance."""
     tolerances = rule.tolerances_mm
+    near: tuple[float, ...]
     if 0 in members:
         hd95, near = NAN, (NAN,)
     elif overlap.n_reference == 0 and overlap.n_prediction == 0:
@@ -126,6 +127,12 @@ def _surface_scores(
     return {"hd95_mm": hd95} | dict(zip(_SURFACE_DICE, near, strict=False))
 
 
+_VOLUMES_MM3 = {
+    "lesion_sensitivity_below_100mm3": (0, 100),
+    "lesion_sensitivity_below_1000mm3": (100, 1000),
+    "lesion_sensitivity_from_1000mm3": (1000, math.inf),
+}
+"""Column -> volumes of the reference lesions that it is of."""
 _SURFACE_DICE = ("surface_dice", "surface_dice_05mm")
 """Columns of the first and the second tolerance."""
 
@@ -168,6 +175,10 @@ def _lesion_scores(lesions: Lesions, convention: Convention) -> dict[str, Any]:
             near = [one.surface_dice[at] for one in large]
             scores[f"lesion_{column}"] = mean(near, alone=convention.one_empty, nothing=empty)
     scores |= _detection(len(lesions.found), lesions.n_missed, lesions.n_false, prefix="lesion")
+    for column, (low, high) in _VOLUMES_MM3.items():
+        n_found = sum(low <= one.mm3 < high for one in lesions.found)
+        n = n_found + sum(low <= mm3 < high for mm3 in lesions.missed_mm3)
+        scores[column] = n_found / n if n else NAN
     if rule.large_mm3:
         scores |= _small_lesions(lesions, rule)
     return scores

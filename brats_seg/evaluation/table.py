@@ -105,6 +105,9 @@ class Score:
     lesion_f1: float = NAN
     lesion_sensitivity: float = NAN
     lesion_precision: float = NAN
+    lesion_sensitivity_below_100mm3: float = NAN
+    lesion_sensitivity_below_1000mm3: float = NAN
+    lesion_sensitivity_from_1000mm3: float = NAN
     small_lesion_f1: float = NAN
     small_lesion_sensitivity: float = NAN
     small_lesion_precision: float = NAN

@@ -110,4 +110,7 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         if self.suffix not in SUFFIXES:
-            raise UsageError(f"suffix '{self.suffix}': must be one of {', '.join(SUFFIXES)}")
+            raise UsageError(
+                f"suffix '{self.suffix}': must be one of {', '.join(SUFFIXES)}; `brats-seg export` writes "
+                ".seg.nrrd, .dcm and .stl"
+            )

@@ -199,6 +199,8 @@ def test_2026_metastases_are_averaged_from_27_mm3_on_and_smaller_ones_detected_f
         score.small_lesion_precision,
     ) == pytest.approx((2 / (2 + 1 + 1), 1 / 2, 1 / 2))
     assert score.false_lesion_mm3 == 8.0
+    assert score.lesion_sensitivity_below_100mm3 == 2 / 4  # all four lesions are that small
+    assert np.isnan(score.lesion_sensitivity_from_1000mm3)
 
 
 def test_every_convention_ranks_by_metrics_and_regions_that_there_are():
