@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # nnU-Net's 2d configuration beside ours: the same training cases, the same seconds of one core, the same scores.
-# In a virtual environment of its own: pip install -c constraints.txt . nnunetv2
-# tools/nnunet/beside.sh SCANS OUT CORE_MINUTES CASE [CASE ...]      CASE: a held-out case
+# In a virtual environment of its own: pip install -c constraints.txt . nnunetv2, with torch and torchvision of one build
+# [LEFT_OUT="CASE CASE"] tools/nnunet/beside.sh SCANS OUT CORE_MINUTES CASE [CASE ...]
+# CASE: a held-out case; LEFT_OUT: cases that ours does not train on either (its inner cases)
 set -euo pipefail
 scans=$1 out=$2; export CORE_MINUTES=$3; shift 3
 here=$(cd "$(dirname "$0")" && pwd)
@@ -11,7 +12,8 @@ raw=$nnUNet_raw/Dataset001_Beside
 results=$nnUNet_results/Dataset001_Beside/OneCoreTrainer__nnUNetPlans__2d
 
 if [ ! -e "$nnUNet_preprocessed/Dataset001_Beside/nnUNetPlans_2d" ]; then
-  python "$here/convert.py" to "$scans" "$raw" "${@/#/--held-out=}"
+  # shellcheck disable=SC2086
+  python "$here/convert.py" to "$scans" "$raw" "${@/#/--held-out=}" ${LEFT_OUT:+$(printf -- '--left-out=%s ' $LEFT_OUT)}
   nnUNetv2_plan_and_preprocess -d 1 -c 2d -np 1 -npfp 1
 fi
 nnUNet_n_proc_DA=0 nnUNetv2_train 1 2d all -tr OneCoreTrainer -device cpu

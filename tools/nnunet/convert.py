@@ -1,6 +1,6 @@
 """Scans as nnU-Net reads them, and label maps of nnU-Net as `brats-seg evaluate` reads them.
 
-python tools/nnunet/convert.py to SCANS RAW --held-out CASE [--held-out CASE ...]
+python tools/nnunet/convert.py to SCANS RAW --held-out CASE [--held-out CASE ...] [--left-out CASE ...]
 python tools/nnunet/convert.py back SCANS PREDICTIONS OUT
 """
 
@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from brats_seg.core.errors import InputError
 from brats_seg.scans.case import MODALITIES
 from brats_seg.scans.labels import from_tissue, schema_named, to_tissue
 from brats_seg.scans.layouts import find_cases
@@ -22,10 +23,21 @@ app = typer.Typer()
 
 
 @app.command()
-def to(scans: Path, raw: Path, held_out: Annotated[list[str], typer.Option()]) -> None:
-    """Write imagesTr and labelsTr, of the held-out cases imagesTs and labelsTs, and dataset.json."""
+def to(
+    scans: Path,
+    raw: Path,
+    held_out: Annotated[list[str], typer.Option()],
+    left_out: Annotated[list[str] | None, typer.Option()] = None,
+) -> None:
+    """Write imagesTr and labelsTr, of the held-out cases imagesTs and labelsTs, and dataset.json; nothing of
+    the cases that are left out.
+    """
     training = []
     for case in find_cases(scans).cases:
+        if case.id in (left_out or ()):
+            continue
+        if case.label is None:
+            raise InputError(f"{case.id}: has no label; nnU-Net learns from labels and is scored on them")
         end = "Ts" if case.id in held_out else "Tr"
         training += [case.id] * (end == "Tr")
         for channel, modality in enumerate(MODALITIES):
@@ -33,7 +45,6 @@ def to(scans: Path, raw: Path, held_out: Annotated[list[str], typer.Option()]) -
             path = raw / f"images{end}" / f"{case.id}_{channel:04}.nii.gz"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_volume(path, volume, geometry, dtype=volume.dtype.name)
-        assert case.label is not None
         label, geometry = read_volume(case.label)
         path = raw / f"labels{end}" / f"{case.id}.nii.gz"
         path.parent.mkdir(exist_ok=True)
