@@ -53,7 +53,7 @@ VERBS: dict[Callable[..., None], str] = {
     report: "report predictions BraTS2021 --run run --output report.html",
     view: "view BraTS2021/BraTS2021_00006 --prediction out/BraTS2021_00006.nii.gz --output page.html",
     experiment: "experiment bank out --config sampling_quick --workers 2",
-    experiment_advise: "experiment advise bank advice --minutes 60",
+    experiment_advise: "experiment-advise bank advice --minutes 60    (or: brats-seg experiment advise ...)",
 }
 """Each verb and its example; a verb imports what it needs when it is called."""
 

@@ -314,13 +314,19 @@ def _full_study(small: StudySettings, methods: Sequence[str]) -> StudySettings:
 
 
 def _experiment(base: str, remedies: Sequence[str], n_steps: int | None) -> ExperimentConfig:
-    """The remedies on the inner cases of fold 0, so many steps; None: as the base, on all held-out folds."""
+    """The remedies on the inner cases of fold 0, so many steps; None: as the base, on all held-out folds.
+
+    Without a remedy every voxel is drawn alike, whatever the base says.
+    """
+    natural = {"kind": "random", "first": "voxel", "healthy_share": None, "drift": "none"}
     tree: dict[str, Any] = {
-        "base": base, "strategies": {name: {"remedy": name} for name in remedies}, "against": "baseline",
+        "base": base, "every": {"sampler": natural}, "against": "baseline",
+        "strategies": {name: {"remedy": name} for name in remedies},
     }  # fmt: skip
     if n_steps is not None:
         tree |= {
             "every": {
+                "sampler": natural,
                 "training.epochs": 1, "training.steps": n_steps, "optimizer.warmup_steps": n_steps // 10,
                 "validation": {"cases": "next_fold", "metric": "last"},
             },

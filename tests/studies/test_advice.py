@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from brats_seg.classification.settings import StudySettings
@@ -13,6 +14,7 @@ from brats_seg.studies import advice
 from brats_seg.studies.advice import Choices, advise_on_images, advise_on_scans, rank_remedies, recommended
 from brats_seg.training.remedies import load_recipe, remedy_names
 
+ROOT = Path(__file__).parents[2]
 NPZ = parse_settings(StudySettings, {"images": {"name": "npz"}})
 
 
@@ -41,6 +43,16 @@ def test_what_is_recommended_are_five_remedies_for_the_wing(wing: str) -> None:
         assert set(choice.remedies) <= set(remedy_names())
         for name in choice.remedies if wing == "scans" else ():
             assert load_recipe(name).committee is load_recipe(name).synthesizer is None
+
+
+def test_what_is_recommended_for_images_are_the_five_best_of_the_rows() -> None:
+    table = pd.read_csv(ROOT / "docs" / "experiments" / "data" / "mnist_remedies.csv")
+    table = table[(table["decision"] == "argmax") & (table["method"] != "baseline")]
+    for choice in load_settings(Choices, "images", shelf="advice").choices:
+        path, rho = choice.rows.split(", rho ")
+        assert path == "docs/experiments/data/mnist_remedies.csv"
+        best = table[table["rho"] == int(rho)].nlargest(5, "balanced_accuracy")
+        assert set(choice.remedies) == set(best["method"])
 
 
 def test_the_ratio_of_the_class_counts_decides() -> None:
