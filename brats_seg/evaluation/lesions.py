@@ -156,8 +156,7 @@ def match_lesions(
         mm3, dice = float(truth.sum()) * voxel_mm3, _dice(truth, answer)
         if distances == "left_out":
             return FoundLesion(mm3, dice)
-        near = joint_crop(truth.view(np.uint8), answer.view(np.uint8))
-        near = _grown(near, truth.shape, 1)
+        near = _grown(joint_crop(truth.view(np.uint8), answer.view(np.uint8)), truth.shape, 1)
         return FoundLesion(
             mm3,
             dice,
