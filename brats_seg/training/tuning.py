@@ -200,7 +200,7 @@ def search(
         what = f"{knob} {getattr(candidate, knob):g} would raise the score by {found['mean']:.4f}"
         low, high = found["interval95"] or (0.0, 0.0)
         why = (
-            f"of {n_patients} patients; {FEWEST_PATIENTS} are needed"
+            f"{n_patients} of the {FEWEST_PATIENTS} patients that are needed"
             if n_patients < FEWEST_PATIENTS
             else f"95 % interval {low:.4f} to {high:.4f}"
         )
