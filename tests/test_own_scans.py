@@ -100,9 +100,7 @@ def test_labels_without_a_schema_are_trained_on_only_where_it_is_named(
     assert ends("preprocess", work / "plain", tmp_path / "bank", "--workers", "1") == 1
     said = capsys.readouterr().err
     assert (
-        said.count(
-            "nothing says which tissue each value is; expected --schema NAME; the values fit brats2012 ("
-        )
+        said.count("nothing says which tissue each value is; expected --schema NAME; the values fit brats201")
         == 4
     )
     assert (
