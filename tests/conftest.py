@@ -5,9 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 import brats_seg.bank.gather_kernels  # noqa: F401  before the hook: numba compiles a function as it is written
+
+settings.register_profile("untimed", deadline=None)  # how long a test takes says more about the machine
+settings.load_profile("untimed")
 
 CHECKED = (
     "scans", "phantoms", "bank", "classification", "clinic", "imbalance", "models", "training", "inference",

@@ -647,6 +647,7 @@ def test_the_recorded_rows_are_those_of_the_configs_that_come_with_the_package()
     useless for --known.
     """
     table = pd.read_csv(Path(__file__).parents[1] / "docs/experiments/data/runs.csv")
+    table["strategy"] = table["strategy"].replace("best", "drift_dice")  # its name until November 2026
     recorded = set(table[["strategy", "seed", "config"]].itertuples(index=False, name=None))
     named = set()
     for name, seed in product(config_names("experiments"), sorted(set(table["seed"]))):
@@ -654,7 +655,7 @@ def test_the_recorded_rows_are_those_of_the_configs_that_come_with_the_package()
             job = make_job(strategy, data="", bank="", fold=0, seed=seed, cases="held_out")
             trees = [knobs_of_schema_1(tree) for tree in job.trees]
             named.add((strategy.name, seed, digest_of({"configs": trees})[:DIGEST]))
-    assert len(recorded) == 70
+    assert len(recorded) == 69
     assert recorded <= named
 
 

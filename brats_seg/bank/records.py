@@ -104,8 +104,6 @@ class BankRecord(Record):
             or not set(self.classes) <= tissues
         ):
             raise ValueError("classes are tissue classes, each once, healthy first")
-        if len(self.classes) < 2:
-            raise ValueError("classes lack a tumor class")
         seen: set[str] = set()
         for case in self.cases:
             if len(case.counts) != len(self.classes):

@@ -307,7 +307,7 @@ def test_a_list_that_is_none_is_refused(copied: Path) -> None:
         {"classes": 3},
         {"classes": ["healthy", "edema", "edema", "enhancing_core"]},
         {"classes": ["edema", "healthy", "necrotic_core", "enhancing_core"]},
-        {"classes": ["healthy", "edema", "necrotic_core", "non_enhancing_core"]},
+        {"classes": ["healthy"]},
         {"modalities": [1]},
         {"modalities": ["t1n", "t1n"]},
         {"spacing_mm": [1, 1, 0]},
