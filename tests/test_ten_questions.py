@@ -17,7 +17,7 @@ ANSWERS = {
         "A network travels with the package. It writes label maps and the volumes of the tumor in ml. You "
         "need no labels and no training.",
     ),
-    "How fast is it?": ("README.md", "Time for each case, on 2 cores: 1 s, 7 s and 1 s"),
+    "How fast is it?": ("README.md", "Time for each case, on 2 cores: 1 s, 5 s and 1 s"),
     "What must my scans be?": (
         "README.md",
         "Four modalities (T1, T1 with contrast agent, T2, FLAIR) on one grid, without skull, with voxels of "

@@ -123,14 +123,14 @@ def write_dicom_seg(
         InputError: the series is no more in `source`, its grid differs, or the label map is empty.
         UsageError: highdicom is not installed.
     """
+    segments = [segment for segment in segments_of(schema) if (labels == segment.value).any()]
+    if not segments:
+        raise InputError("the label map is empty: DICOM SEG has no form for it; write .nii.gz or .seg.nrrd")
     try:
         seg: Any = importlib.import_module("highdicom.seg")
         highdicom: Any = importlib.import_module("highdicom")
     except ImportError:
         raise UsageError("DICOM SEG needs highdicom; pip install 'brats-seg[dicom]'") from None
-    segments = [segment for segment in segments_of(schema) if (labels == segment.value).any()]
-    if not segments:
-        raise InputError("the label map is empty: DICOM SEG has no form for it; write .nii.gz or .seg.nrrd")
     with tempfile.TemporaryDirectory(prefix="brats-seg-") as scratch:
         series = _series_in(source, series_uid, scratch=Path(scratch))
         frames = _frames(labels, geometry, series, segments)
