@@ -96,6 +96,19 @@ def stages(
     return seconds, kills
 
 
+def count_submissions(cluster: Cluster) -> list[None]:
+    """A list that grows by one element for each task that is sent to a worker."""
+    sent: list[None] = []
+    submit = cluster.client.submit
+
+    def counted(*job: object, **options: object) -> object:
+        sent.append(None)
+        return submit(*job, **options)
+
+    cluster.client.submit = counted
+    return sent
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file that a reader sees, without those that hold times."""
     return {
@@ -123,7 +136,9 @@ def drill(root: Path, *, cases: int, size: int, workers: int, kill_every: float)
             started.start()
             return started
 
+        sent = count_submissions(cluster)
         result["seconds_cluster"], result["kills"] = stages(root, shared, cluster=cluster, killer=killer)
+    result["further_executions"] = len(sent) - 4 * cases
     result["same_bytes"] = contents(local) == contents(shared)
     return result
 
