@@ -1,7 +1,7 @@
 """Committees that look at their own errors: weights of boosting, and labels made anew by their costs."""
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float32, Float64, Int64
 from sklearn.neighbors import NearestNeighbors
 
 from brats_seg.classification.decisions import Probabilities
@@ -53,6 +53,50 @@ def drawn_by_weight(
             shares = weights[members] / weights[members].sum()
             chosen.append(generator.choice(members, n, replace=again, p=shares))
     return np.concatenate(chosen).astype(np.int64)
+
+
+def grow_hard(
+    images: Float32[np.ndarray, "n features"],
+    labels: Labels,
+    weights: Weights,
+    *,
+    n_hard: int,
+    seed: int,
+) -> tuple[Float32[np.ndarray, "m features"], Int64[np.ndarray, " m"], Float64[np.ndarray, " m"]]:
+    """The images and new ones, made from the hard images of every class (DataBoost-IM, Guo and Viktor 2004);
+    class and weight of each.
+
+    The hard images are the `n_hard` of the largest weight. They are used in turn, until each class with a
+    hard image has as many images as the largest class and the most hard images of a class together. A new
+    image lies between a hard image and a random image of its class, nearer to the hard one. The new images
+    of a hard image share its weight, and the hard image keeps its own.
+
+    Args:
+        images: values of the training images.
+        labels: class of each.
+        weights: of this round.
+        n_hard: how many images are hard; with 0 nothing is made.
+        seed: of the draws.
+    """
+    generator, counts = np.random.default_rng(seed), np.bincount(labels)
+    hard = np.argsort(-weights, kind="stable")[:n_hard]
+    n_of_class = np.bincount(labels[hard], minlength=len(counts))
+    goal = counts.max() + n_of_class.max(initial=0)
+    made = [
+        (np.resize(hard[labels[hard] == k], goal - counts[k]),
+         generator.choice(np.flatnonzero(labels == k), goal - counts[k]))
+        for k in np.flatnonzero(n_of_class)
+    ]  # fmt: skip
+    if not made:
+        return images, labels, weights
+    first, second = (np.concatenate(ids) for ids in zip(*made, strict=True))
+    shares = generator.uniform(0, 0.5, (len(first), 1)).astype(np.float32)
+    new = images[first] + shares * (images[second] - images[first])
+    return (
+        np.concatenate([images, new]),
+        np.concatenate([labels, labels[first]]),
+        np.concatenate([weights, weights[first] / np.bincount(first)[first]]),
+    )
 
 
 def cheapest_labels(known: Probabilities, *, counts: Counts) -> Labels:

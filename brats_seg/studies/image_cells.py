@@ -8,10 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 from torch import nn
 
 from brats_seg.classification.bench import Bench, open_bench, open_images, part_training
-from brats_seg.classification.boosting import boosting_round, cheapest_labels, drawn_by_weight
+from brats_seg.classification.boosting import (
+    Weights,
+    boosting_round,
+    cheapest_labels,
+    drawn_by_weight,
+    grow_hard,
+)
 from brats_seg.classification.decisions import Probabilities, divide_by_prior, tune_factors, weigh_costs
 from brats_seg.classification.fitting import (
     Fitted,
@@ -189,7 +196,7 @@ class Cell:
             return [self._finished(self._fit(pool, self.job.remedy, self.seed))]
         if recipe.committee == "meta_cost":
             return [self._meta_cost()]
-        if recipe.committee in ("rus_boost", "smote_boost"):
+        if recipe.committee in ("rus_boost", "smote_boost", "databoost_im"):
             return self._boost()
         members, n_members, counts = [], self.job.remedy.knobs.networks, pool.index.counts
         undersample = recipe.model_copy(update={"sampler": Sampler(kind="undersample")})
@@ -219,26 +226,41 @@ class Cell:
         return first
 
     def _boost(self) -> list[Fitted]:
-        """Networks one after the other, each on images drawn by how little those before know them. The rare
-        classes are complete in "smote_boost", and filled up by SMOTE.
-        """
-        labels, counts, is_smote = self.pool.labels, self.pool.index.counts, self._committee == "smote_boost"
+        """Networks one after the other, each on images drawn by how little those before know them."""
+        labels, n_wrong = self.pool.labels, 0
         weights = np.full(len(labels), 1 / len(labels))
-        rarest = np.full_like(counts, counts[counts > 0].min())
         members = []
         for number in range(1, self.job.remedy.knobs.networks + 1):
             seed = self._member_seed(number)
-            goal = counts if is_smote else np.minimum(counts, rarest)
-            drawn = drawn_by_weight(labels, weights, goal=goal, seed=seed, again=is_smote)
-            if is_smote:
-                is_common = counts[labels] == counts.max()
-                drawn = np.concatenate([drawn[is_common[drawn]], np.flatnonzero(~is_common)])
-            part = self.pool.restrict(drawn)
-            member = self._fit(self._made_anew(part, "SMOTE") if is_smote else part, self.job.remedy, seed)
+            pool = self._boosting_pool(weights, n_wrong=n_wrong, seed=seed)
+            member = self._fit(pool, self.job.remedy, seed)
             known = probabilities(member.network, self.pool, runtime=self.runtime)
+            n_wrong = int((known.argmax(1) != labels).sum())
             weights, member.vote = boosting_round(known, labels, weights)
             members.append(member)
         return members
+
+    def _boosting_pool(self, weights: Weights, *, n_wrong: int, seed: int) -> ImageSource:
+        """The images of a round. In "rus_boost" each class has as many as the rarest. In "smote_boost" the
+        rare classes are complete, and filled up by SMOTE. In "databoost_im" new images are made from those
+        of the largest weight, as many as the network before had wrong, and all classes are drawn alike.
+        """
+        labels, counts = self.pool.labels, self.pool.index.counts
+        if self._committee == "databoost_im":
+            images, of, shares = grow_hard(
+                self._values(self.pool), labels, weights, n_hard=n_wrong, seed=seed
+            )
+            goal = np.where(counts > 0, counts.max(), 0)
+            drawn = drawn_by_weight(of, shares, goal=goal, seed=seed, again=True)
+            return self._in_memory(images, of, name="hard images").restrict(drawn)
+        is_smote = self._committee == "smote_boost"
+        goal = counts if is_smote else np.minimum(counts, counts[counts > 0].min())
+        drawn = drawn_by_weight(labels, weights, goal=goal, seed=seed, again=is_smote)
+        if not is_smote:
+            return self.pool.restrict(drawn)
+        is_common = counts[labels] == counts.max()
+        drawn = np.concatenate([drawn[is_common[drawn]], np.flatnonzero(~is_common)])
+        return self._made_anew(self.pool.restrict(drawn), "SMOTE")
 
     def _meta_cost(self) -> Fitted:
         """One network, on images with the labels of least cost by the networks of bootstrap samples."""
@@ -285,18 +307,24 @@ class Cell:
         return self._made_anew(self.pool, kind)
 
     def _made_anew(self, pool: ImageSource, kind: Synthesizer) -> ImageSource:
-        images = pool.set
-        if isinstance(images.images, FolderImages):
+        given, neighbors = self._values(pool), self.job.remedy.knobs.neighbors
+        made, labels = synthesize(kind, given, pool.labels, neighbors=neighbors, seed=self.seed % 2**32)
+        return self._in_memory(made, labels, name=kind)
+
+    def _values(self, pool: ImageSource) -> Float32[np.ndarray, "n features"]:
+        """The images of a pool, one row each. Raises `UsageError` for images of a folder."""
+        if isinstance(pool.set.images, FolderImages):
             raise UsageError(
                 f"methods.{self.job.remedy.name}: looks for neighbors in memory; images of a folder are not "
                 "there"
             )
-        given = pool.values(np.arange(len(pool)))
-        values, labels = synthesize(
-            kind, given, pool.labels, neighbors=self.job.remedy.knobs.neighbors, seed=self.seed % 2**32
-        )
+        return pool.values(np.arange(len(pool)))
+
+    def _in_memory(self, values: np.ndarray, labels: np.ndarray, *, name: str) -> ImageSource:
+        """Images that were made, one row each, as a pool."""
+        images = self.pool.set
         pixels = values.reshape(-1, *images.image_size, images.n_channels)
-        made = ImageSet(f"{images.name}, {kind}", pixels, labels, images.class_names, 1.0)
+        made = ImageSet(f"{images.name}, {name}", pixels, labels, images.class_names, 1.0)
         return ImageSource(made, device=self.runtime.device)
 
     def _score(self) -> Scorer | None:

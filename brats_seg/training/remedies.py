@@ -18,6 +18,7 @@ Synthesizer = Literal[
     "EditedNearestNeighbours",
     "GeneralizedEditing",
 ]
+Committee = Literal["easy", "cascade", "rus_boost", "smote_boost", "databoost_im", "meta_cost"]
 IMAGE_CODE = ("synthesizer", "committee", "classifier")
 """Parts of a recipe that are for images alone."""
 
@@ -30,8 +31,8 @@ class Recipe(Section):
             nothing. In a study of images `augment` changes the images of the rare classes alone.
         synthesizer: what makes the training images anew: a class of imbalanced-learn, or generalized editing.
         committee: several networks, their probabilities averaged: on undersampled sets ("easy", "cascade"),
-            or boosted with under- or oversampling; "meta_cost": their probabilities give new labels to the
-            images that one last network is trained on.
+            or boosted with under- or oversampling or with new images; "meta_cost": their probabilities give
+            new labels to the images that one last network is trained on.
         classifier: what takes the place of the trained output layer.
     """
 
@@ -42,7 +43,7 @@ class Recipe(Section):
     mix: Mix | None = None
     phases: Phases | None = None
     synthesizer: Synthesizer | None = None
-    committee: Literal["easy", "cascade", "rus_boost", "smote_boost", "meta_cost"] | None = None
+    committee: Committee | None = None
     classifier: Literal["nearest_mean"] | None = None
 
 

@@ -18,6 +18,7 @@ from brats_seg.classification.boosting import (
     cheapest_labels,
     decontaminated,
     drawn_by_weight,
+    grow_hard,
 )
 from brats_seg.classification.fitting import build_network, probabilities
 from brats_seg.classification.settings import StudySettings
@@ -233,6 +234,26 @@ def test_images_with_all_the_weight_are_drawn() -> None:
     labels, weights = np.array([0, 0, 0, 1, 1]), np.array([0.0, 0.5, 0.5, 0.0, 1.0])
     drawn = drawn_by_weight(labels, weights, goal=np.array([2, 1]), seed=0)
     assert sorted(drawn.tolist()) == [1, 2, 4]
+
+
+def test_hard_images_grow_into_new_ones_of_their_class() -> None:
+    """Of 0, 1, 2, 3 and 10 the hard images are 3 and 10. The goal is 4 + 1 images of each class: one new
+    image between 3 and a number from 0 to 3, and four copies of 10, which share its weight.
+    """
+    images = np.array([[0], [1], [2], [3], [10]], np.float32)
+    labels, weights = np.array([0, 0, 0, 0, 1]), np.array([0.1, 0.1, 0.1, 0.4, 0.3])
+    made, of, shares = grow_hard(images, labels, weights, n_hard=2, seed=0)
+    assert of.tolist() == [0, 0, 0, 0, 1, 0, 1, 1, 1, 1]
+    assert made[:5].tolist() == images.tolist()
+    assert 1.5 <= made[5, 0] <= 3
+    assert made[6:].ravel().tolist() == [10] * 4
+    assert shares.tolist() == pytest.approx([*weights, 0.4, *[0.3 / 4] * 4])
+
+
+def test_without_a_hard_image_nothing_is_made() -> None:
+    images, labels, weights = np.zeros((3, 2), np.float32), np.array([0, 0, 1]), np.full(3, 1 / 3)
+    made, of, shares = grow_hard(images, labels, weights, n_hard=0, seed=0)
+    assert (len(made), of.tolist(), shares.tolist()) == (3, [0, 0, 1], weights.tolist())
 
 
 def test_metacost_says_the_class_whose_probability_is_large_for_its_frequency() -> None:
