@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from string import ascii_lowercase
 from typing import Literal
 
 import numpy as np
@@ -105,7 +106,7 @@ def lines_figure(
     for number, (ax, (title, lines)) in enumerate(zip(axes, panels, strict=True)):
         for line in lines:
             handles.setdefault(line.name, _draw(ax, line))
-        _dress(ax, lines, title=f"({chr(ord('a') + number)}) {title}", x_label=x_label)
+        _dress(ax, lines, title=_lettered(title, number), x_label=x_label)
         if number % N_PANELS == 0:
             ax.set_ylabel(_SCORES[score])
         if y_axes == "shared" and number:
@@ -139,12 +140,17 @@ def _dots_figure(
                 [np.mean(values)], [place], "D" if is_thresholded else "o", color=color, markersize=5
             )
             handles.setdefault("thresholding" if is_thresholded else "largest probability", drawn)
-        style.title(ax, f"({chr(ord('a') + number)}) {title}")
+        style.title(ax, _lettered(title, number))
         ax.set(xlabel=_SCORES[score], ylim=(len(names) - 0.4, -0.6))
         ax.set_yticks(range(len(names)), names if number % N_PANELS == 0 else [""] * len(names))
     dots = f"large: mean; small: each of up to {n_repeats} repeats" if n_repeats > 1 else ""
     style.legend_below(figure, handles, n_columns=len(handles), note="; ".join(filter(None, (what, dots))))
     return figure
+
+
+def _lettered(title: str, number: int) -> str:
+    """A title with its letter; from the 27th panel on without one."""
+    return f"({ascii_lowercase[number]}) {title}" if number < len(ascii_lowercase) else title
 
 
 def _draw(ax: Axes, line: Series) -> Line2D:

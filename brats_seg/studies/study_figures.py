@@ -17,7 +17,6 @@ from brats_seg.reporting import style
 from brats_seg.reporting.plots import png
 from brats_seg.studies.lines import (
     METHODS,
-    N_PANELS,
     THRESHOLDING,
     Series,
     lines_figure,
@@ -82,6 +81,8 @@ def _study_figures(rows: Sequence[Row]) -> dict[str, Figure]:
     step, linear = ([row for row in chosen if row["kind"] == kind] for kind in ("step", "linear"))
     full = [row for row in step if row["imbalance_ratio"] == 1]
     tails = [row for row in chosen if row["kind"] in ("long_tail", "exponential", "natural")]
+    # Two classes have curves of their own: `two_class`.
+    curved = [row for row in chosen if row["imbalance_ratio"] == 1 and len(row["counts"]) > 2]
     drawn = {
         "figure1_distributions": figure1() if step or linear else None,
         "figure3_auc_over_rho": over_ratio(full, score="auc"),
@@ -92,7 +93,8 @@ def _study_figures(rows: Sequence[Row]) -> dict[str, Figure]:
         "long_tail_accuracy": over_shape(tails, shape="long tail", score="accuracy"),
         "figure6_accuracy": over_ratio(full, score="accuracy"),
         "figure7_reduced_ratio": reduced_ratio(step),
-        "figure8_convergence": convergence(full),
+        "figure8_convergence": convergence(curved, score="accuracy"),
+        "learning_curves_auc": convergence(curved, score="auc"),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -184,30 +186,30 @@ def reduced_ratio(rows: Sequence[Row]) -> Figure | None:
     return lines_figure(panels, x_label="imbalance ratio that is left", score="auc")
 
 
-def convergence(rows: Sequence[Row]) -> Figure | None:
-    """Figure 8: accuracy on the training and the test images over the iterations, a panel for each method."""
+def convergence(rows: Sequence[Row], *, score: Literal["accuracy", "auc"]) -> Figure | None:
+    """Figure 8 (accuracy) or its like for the AUC: a score on the training and the test images over the
+    iterations, a panel for each method.
+    """
     curved = [row for row in rows if row["decision"] == ARGMAX and row.get("curve")]
     panels, what = [], []
     for name, of_set in _by_set(curved):
         wanted = min(
-            ((row["mu"] or 0, row["rho"]) for row in of_set),
-            key=lambda p: (p != CONVERGENCE, -p[1], abs(p[0] - CONVERGENCE[0])),
+            ((row["kind"], row["mu"] or 0, row["rho"]) for row in of_set),
+            key=lambda p: (p[1:] != CONVERGENCE, -p[2], abs(p[1] - CONVERGENCE[0]), p[0]),
         )
-        here = [row for row in of_set if (row["mu"] or 0, row["rho"]) == wanted]
-        what.append(f"{name}: {here[0]['kind']}, ρ = {wanted[1]:g}, {_n_minority(here)}")
-        for method in _methods(here)[:N_PANELS]:
-            panels.append(
-                (
-                    f"{name}, {method_name(method)}",
-                    curve_lines([row for row in here if row["method"] == method]),
-                )
-            )
-    return lines_figure(panels, x_label="iteration", score="accuracy", what="; ".join(what), y_axes="shared")
+        here = [row for row in of_set if (row["kind"], row["mu"] or 0, row["rho"]) == wanted]
+        what.append(f"{name}: {wanted[0]}, ρ = {wanted[2]:g}, {_n_minority(here)}")
+        for method in _methods(here):
+            lines = curve_lines([row for row in here if row["method"] == method], score=score)
+            panels.append((f"{name}, {method_name(method)}", lines))
+    return lines_figure(panels, x_label="iteration", score=score, what="; ".join(what), y_axes="shared")
 
 
-def curve_lines(rows: Sequence[Row], *, score: Literal["accuracy", "loss"] = "accuracy") -> list[Series]:
-    """Accuracy (percent) or loss on training and test images over the iterations; a point that lacks the
-    score is left out.
+def curve_lines(
+    rows: Sequence[Row], *, score: Literal["accuracy", "auc", "loss"] = "accuracy"
+) -> list[Series]:
+    """A score (percent) or the loss on training and test images over the iterations; a point that lacks it
+    is left out.
     """
     looks = {"train": (style.BLUE, "-", ""), TEST: (style.VERMILION, "-", "")}
     lines = []

@@ -91,6 +91,8 @@ def curved(methods=("baseline", "oversample", "undersample"), **others):
                 "iteration": i,
                 "train_accuracy": 1 - 0.9 / (1 + i / 50),
                 "test_accuracy": end - end / (1 + i / 40),
+                "train_auc": 1 - 0.5 / (1 + i / 20),
+                "test_auc": 0.9 - 0.4 / (1 + i / 20),
                 "train_loss": 2 / (1 + i / 50),
                 "test_loss": 1 + 1 / (1 + i / 40),
             }

@@ -106,6 +106,24 @@ def test_convergence_draws_training_and_test_accuracy_on_one_scale():
     assert "ρ = 50, 5 minority classes" in figure.legends[0].get_title().get_text()
 
 
+def test_the_auc_over_the_iterations_has_a_panel_for_each_method():
+    rows = curved((*METHODS, *(f"method_{i}" for i in range(23))))
+    figure = study_figures(rows)["learning_curves_auc"]
+    assert len(visible(figure)) == 28
+    assert titles(figure)[0] == "(a) MNIST, baseline"
+    assert titles(figure)[-1] == "MNIST, method 9"  # letters end at the 26th panel
+    train, test = figure.axes[0].lines
+    assert train.get_ydata() == pytest.approx([100 * point["train_auc"] for point in rows[0]["curve"]])
+    assert test.get_ydata()[-1] == pytest.approx(100 * (0.9 - 0.4 / 51))
+    assert figure.axes[0].get_ylabel() == "multi-class ROC AUC, %"
+
+
+def test_a_long_tail_has_learning_curves_too():
+    figures = study_figures(curved(kind="exponential", mu=None))
+    assert "exponential, ρ = 50" in figures["learning_curves_auc"].legends[0].get_title().get_text()
+    assert len(visible(figures["figure8_convergence"])) == 3
+
+
 def test_of_several_trainings_the_best_is_drawn():
     rows = [
         a_row(rho=rho, rate=rate, auc=auc) for rho in (2.0, 10.0) for rate, auc in ((0.05, 0.7), (0.005, 0.9))
