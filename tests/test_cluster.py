@@ -10,16 +10,20 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from dask_processes import ROOT, Processes, dask_processes, until
+from yaml import safe_load
 
 from brats_seg import pipeline
 from brats_seg.bank.build import BuildOptions
+from brats_seg.classification.settings import StudySettings
 from brats_seg.cli import main
 from brats_seg.core.config import load_config
 from brats_seg.core.dask_engine import Cluster, open_cluster
 from brats_seg.core.outcome import Outcome, WorkerDiedError
+from brats_seg.core.settings import parse_settings
 from brats_seg.evaluation.folders import ScoreOptions, evaluate_folders
 from brats_seg.inference.options import PredictOptions
 from brats_seg.inference.remote import segment_on_cluster
@@ -28,6 +32,10 @@ from brats_seg.phantoms.cohort import write_cohort
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.problem import Problem
 from brats_seg.scans.verify import verify_cases
+from brats_seg.studies.experiment import run_experiment
+from brats_seg.studies.grid import GridWorkers
+from brats_seg.studies.strategies import ExperimentConfig
+from brats_seg.studies.study import run_study, study_rows
 
 distributed = pytest.importorskip("distributed")
 
@@ -100,6 +108,40 @@ def test_every_stage_gives_the_bytes_of_one_machine(
         assert ours[name] == theirs[name], name
     tables = [pd.read_csv(folder / "out/predictions.csv") for folder in (tmp_path, local)]
     assert tables[0].drop(columns="seconds").equals(tables[1].drop(columns="seconds"))
+
+
+def test_an_experiment_and_a_study_have_the_rows_of_one_machine(
+    processes: Processes, local: Path, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    images = (rng.integers(0, 100, (40, 28, 28)) + 100 * labels[:, None, None]).astype(np.uint8)
+    np.savez(tmp_path / "set.npz", images=images, labels=labels)
+    study = parse_settings(
+        StudySettings,
+        {"images": {"name": "npz"}, "base": 12, "training": {"iterations": 3, "batch_size": 4},
+         "distributions": [{"kind": "step", "rho": [3], "mu": [0.5]}],
+         "methods": {"baseline": {}, "oversample": {"two_phase": True}}},
+    )  # fmt: skip
+    knobs = {key: safe_load(value) for key, value in (knob.split("=") for knob in TINY)}
+    experiment = parse_settings(
+        ExperimentConfig,
+        {"base": "demo", "every": knobs, "folds": [0],
+         "strategies": {kind: {"sampler.kind": kind} for kind in ("random", "balanced")}},
+    )  # fmt: skip
+    tables = []
+    with open_cluster(str(processes.file), shared=tmp_path) as cluster:
+        for name, on in (
+            ("one", GridWorkers(n=1, device="cpu")),
+            ("shared", GridWorkers(n=1, device="cpu", cluster=cluster)),
+        ):
+            out = tmp_path / name
+            assert run_study(study, out / "study", folder=tmp_path / "set.npz", on=on).failed == ()
+            assert run_experiment(local / "bank", out / "runs", experiment, on=on).grid.failed == ()
+            tables.append([pd.DataFrame(study_rows(out / "study")), pd.read_csv(out / "runs" / "runs.csv")])
+    for one, shared in zip(*tables, strict=True):
+        assert len(one) > 1
+        pd.testing.assert_frame_equal(one.drop(columns="seconds"), shared.drop(columns="seconds"))
 
 
 def test_a_second_start_goes_on_after_the_client_was_killed(
