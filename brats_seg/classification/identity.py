@@ -21,6 +21,7 @@ LATER: dict[str, dict[str, Any]] = {
     },
     "optimizer": {"bias_lr_factor": 1.0},
     "network": {"output_weights": "scaled"},
+    "record": {"auc_resamples": 200},
 }
 """Knobs that were added after the first studies were stored, and their defaults, by section. A new knob gets
 its line here.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64, Integer
+from jaxtyping import Float, Float64, Int64, Integer, UInt16
 from sklearn.metrics import (
     confusion_matrix,
     precision_recall_fscore_support,
@@ -13,6 +13,7 @@ from sklearn.metrics import (
 )
 
 from brats_seg.core.errors import InputError
+from brats_seg.core.statistics import stratified_times
 
 Outputs = Float[np.ndarray, "n k"]
 """A network's output for each image and class: probabilities, or anything that is larger for the likelier
@@ -120,6 +121,49 @@ def roc_auc(outputs: Outputs, labels: Labels) -> PerClass:
             for c in range(outputs.shape[1])
         ]
     )
+
+
+def auc_interval(outputs: Outputs, labels: Labels, *, n_resamples: int) -> tuple[float, float] | None:
+    """95 % interval of the multi-class AUC by bootstrap over the images, each class by itself; None where no
+    class has an AUC.
+    """
+    times = stratified_times(labels, n_resamples=n_resamples)
+    resampled = resampled_aucs(outputs, labels, times)
+    if np.isnan(resampled).any():
+        return None
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def resampled_aucs(
+    outputs: Outputs, labels: Labels, times: UInt16[np.ndarray, "n r"]
+) -> Float64[np.ndarray, " r"]:
+    """The multi-class AUC of each resample, as `Scores.auc`; NaN where no class has an AUC.
+
+    For each class the images are sorted once. Between two images of the class the drawn images of the rest
+    are counted, and an image of the class is in order with those below it.
+
+    Args:
+        outputs, labels: as of `score_outputs`.
+        times: how often each image is drawn in each resample; each class keeps its size.
+    """
+    of_class = []
+    for c in range(outputs.shape[1]):
+        order = np.argsort(outputs[:, c])
+        values, own = outputs[order, c], np.flatnonzero(labels[order] == c)
+        n_own, n_rest = len(own), len(order) - len(own)
+        if not n_own or not n_rest:
+            continue
+        drawn = times[order]
+        own_drawn = drawn[own].astype(np.int64)
+        drawn[own] = 0
+        ends = [np.searchsorted(values, values[own], side) for side in ("left", "right")]
+        cuts = np.unique(np.concatenate([[0], *ends]))
+        counts = np.add.reduceat(drawn, cuts[cuts < len(order)], axis=0, dtype=np.int64)
+        below = np.concatenate([np.zeros_like(counts[:1]), counts.cumsum(0)])
+        first, last = (below[np.searchsorted(cuts, end)] for end in ends)
+        of_class.append((own_drawn * (first + last)).sum(0) / (2 * n_own * n_rest))
+    return np.mean(of_class, axis=0) if of_class else np.full(times.shape[1], np.nan)
 
 
 def roc_curves(outputs: Outputs, labels: Labels) -> list[list[list[float]]]:

@@ -175,12 +175,13 @@ class Decisions(Section):
 
 class Record(Section):
     """What is kept beside the scores: learning curves (every so many iterations; 0 for none), ROC curves,
-    scores on the training images.
+    scores on the training images. `auc_resamples`: of the interval of the AUC over the images; 0 for none.
     """
 
     curve_every: Annotated[int, Field(ge=0)] = 0
     roc: bool = False
     train: bool = False
+    auc_resamples: Annotated[int, Field(ge=0)] = 200
 
 
 class StudySettings(Section):

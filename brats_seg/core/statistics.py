@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from jaxtyping import Integer, UInt16
 from scipy import stats
 
 
@@ -36,6 +37,26 @@ def bootstrap_interval(
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def stratified_times(
+    strata: Integer[np.ndarray, " n"], *, n_resamples: int, seed: int = 0
+) -> UInt16[np.ndarray, "n r"]:
+    """How often each member is drawn in each resample; a stratum keeps its size.
+
+    Args:
+        strata: of each member.
+        n_resamples: how many resamples.
+        seed: of the draw.
+    """
+    generator = np.random.default_rng(seed)
+    times = np.zeros((len(strata), n_resamples), np.uint16)
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        n = len(members)
+        drawn = generator.integers(n, size=(n, n_resamples)) * n_resamples + np.arange(n_resamples)
+        times[members] = np.bincount(drawn.ravel(), minlength=n * n_resamples).reshape(n, n_resamples)
+    return times
 
 
 def describe(values: Sequence[float], patients: Sequence[str]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from brats_seg.classification.methods import (
     remedy,
     synthesize,
 )
-from brats_seg.classification.scores import roc_curves, score_outputs
+from brats_seg.classification.scores import auc_interval, roc_curves, score_outputs
 from brats_seg.classification.settings import Knobs, StudySettings
 from brats_seg.classification.source import ImageSource
 from brats_seg.core.errors import UsageError
@@ -62,6 +62,8 @@ MOST_CONFUSION_CLASSES = 100
 _SLOW_S = 0.5
 ARGMAX = "argmax"
 """The decision for the largest probability."""
+COSTS = "costs"
+"""The decision of least expected cost."""
 
 Rule = Callable[[Probabilities], Probabilities]
 """Class probabilities -> outputs of which the largest is decided for."""
@@ -364,15 +366,19 @@ class Cell:
         }
         parts = dict(self.bench.parts) | ({"train": self.pool} if self.settings.record.train else {})
         rules = self._rules(networks, counts, last.prior)
-        found = []
+        n_resamples, found = self.settings.record.auc_resamples, []
         for part, pool in parts.items():
             known = self.class_probabilities(networks, pool)
             for rule, decide in rules.items():
-                row = (
-                    about | {"part": part, "decision": rule} | score_outputs(decide(known), pool.labels).row()
-                )
+                outputs = decide(known)
+                row = about | {"part": part, "decision": rule} | score_outputs(outputs, pool.labels).row()
                 if len(counts) > MOST_CONFUSION_CLASSES:
                     del row["confusion"]
+                elif n_resamples:
+                    # Other rules multiply the outputs of a class by a number, which leaves the AUC as it was.
+                    if rule in (ARGMAX, COSTS):
+                        interval = auc_interval(outputs, pool.labels, n_resamples=n_resamples)
+                    row["auc_interval95"] = interval
                 if rule == ARGMAX and part == "test":
                     row["curve"] = last.curve
                 if rule == ARGMAX and self.settings.record.roc:
@@ -397,7 +403,7 @@ class Cell:
             )
             rules[f"tuned_{score}"] = partial(np.multiply, factors)
         if knobs.costs is not None:
-            rules["costs"] = partial(weigh_costs, costs=np.array(knobs.costs, np.float64))
+            rules[COSTS] = partial(weigh_costs, costs=np.array(knobs.costs, np.float64))
         return rules
 
     def class_probabilities(self, networks: list[Fitted], pool: ImageSource) -> Probabilities:

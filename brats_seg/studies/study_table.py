@@ -36,12 +36,15 @@ TABLE_COLUMNS = (
     "n",
     "n_test",
     *(f"{score}{what}" for score in SCORES for what in ("", "_sd", "_low", "_high")),
+    "auc_over",
 )
 PAIR_COLUMNS = (
     "over", "first", "second", "score", "part", "picked_on", "n", "difference", "low", "high", "p",
 )  # fmt: skip
 _PAIR_WORDS = ("over", "first", "second", "score", "part", "n")
 _DIVIDED = ", prior divided out"
+
+ONE_NETWORK = "Intervals are over the repeats. Where n is 1, the interval of the AUC is over the images."
 
 PUBLISHED_TABLE4: Mapping[tuple[float, float], Mapping[str, tuple[float, ...]]] = {
     (0.1, 10.0): {"baseline": (99.41,), "oversample": (99.35,), "undersample": (96.85,)},
@@ -78,7 +81,8 @@ def make_table(rows: Sequence[Row], *, published: str | None = None, n_missing: 
     """Aggregate the rows of a study, of which `n_missing` cells are not finished.
 
     Where a set and method were trained several times, one training is taken, as `pickings` says. Intervals
-    are of the mean over repeats, 95 %, by bootstrap of the repeats.
+    are of the mean over repeats, 95 %, by bootstrap of the repeats. With one repeat the AUC has the interval
+    of its row, over the images.
     """
     picked = pickings(_sorted(rows))
     return StudyTable(
@@ -122,7 +126,9 @@ def to_markdown(table: StudyTable) -> str:
         for row in table.means
     ]
     head = ("distribution", "method", "decision", "part", "n", "AUC", "accuracy", "balanced accuracy")
+    over_images = any(row["auc_over"] == "images" for row in table.means)
     lines += [
+        *([f"{ONE_NETWORK}\n"] if over_images else []),
         *markdown_table([*head, *picked], means),
         "",
         "# Paired differences (percentage points, 95 % interval over networks that share their set)",
@@ -212,6 +218,9 @@ def _mean(group: Sequence[Row], picked_on: str) -> Row:
         over = describe([row[score] for row in scored], [str(row["repeat"]) for row in scored])
         mean[score], mean[f"{score}_sd"] = over["mean"], over["sd"]
         mean[f"{score}_low"], mean[f"{score}_high"] = over["interval95"] or (None, None)
+    mean["auc_over"] = "repeats" if mean["auc_low"] is not None else ""
+    if len(group) == 1 and (over_images := first.get("auc_interval95")):
+        (mean["auc_low"], mean["auc_high"]), mean["auc_over"] = over_images, "images"
     return {name: mean[name] for name in TABLE_COLUMNS}
 
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
-from brats_seg.classification.scores import roc_auc, roc_curves, score_outputs
+from brats_seg.classification.scores import auc_interval, resampled_aucs, roc_auc, roc_curves, score_outputs
 from brats_seg.core.errors import InputError
+from brats_seg.core.statistics import stratified_times
 
 # Three classes, five images: one of class 1 is called 2, the rest is right; class 2 has one image.
 OUTPUTS = np.array([[0.8, 0.1, 0.1], [0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.1, 0.2, 0.7], [0.1, 0.3, 0.6]])
@@ -153,3 +155,44 @@ def test_refusals(outputs, labels, said):
     with pytest.raises(InputError) as refused:
         score_outputs(outputs, labels)
     assert str(refused.value) == said
+
+
+def test_the_auc_of_a_resample_by_hand():
+    """Class 0 at 0.9 and 0.3, class 1 at 0.5: one of two pairs is in order. With the first image twice both
+    pairs are, with the second twice none.
+    """
+    first = np.array([0.9, 0.3, 0.5])
+    outputs, labels = np.stack([first, 1 - first], axis=1), np.array([0, 0, 1])
+    times = np.array([[1, 2, 0], [1, 0, 2], [1, 1, 1]], np.uint16)
+    assert resampled_aucs(outputs, labels, times).tolist() == [0.5, 1, 0]
+    assert auc_interval(outputs, labels, n_resamples=500) == (0, 1)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=st.integers(0, 2**32), n=st.integers(8, 60), k=st.integers(2, 5), levels=st.sampled_from([None, 4])
+)
+def test_resampled_aucs_are_those_of_scikit_learn_on_the_resampled_images(seed, n, k, levels):
+    outputs, labels = random_outputs(seed, n, k, levels=levels)
+    times = stratified_times(labels, n_resamples=5, seed=seed)
+    drawn = [np.repeat(np.arange(n), counts) for counts in times.T]
+    by_sklearn = [
+        np.mean([roc_auc_score(labels[ids] == c, outputs[ids, c]) for c in range(k)]) for ids in drawn
+    ]
+    assert resampled_aucs(outputs, labels, times) == pytest.approx(by_sklearn)
+
+
+def test_a_resample_keeps_the_size_of_each_class_and_draws_each_image_once_on_average():
+    labels = np.repeat([0, 1, 2], [1, 4, 95])
+    times = stratified_times(labels, n_resamples=2000)
+    assert (times[0] == 1).all()
+    assert (times[1:5].sum(0) == 4).all()
+    assert (times[5:].sum(0) == 95).all()
+    assert times[1:].mean(1) == pytest.approx(np.ones(99), abs=0.12)
+
+
+def test_an_interval_of_the_auc_holds_it_and_needs_two_classes():
+    outputs, labels = random_outputs(0, 300, 3)
+    low, high = auc_interval(outputs, labels, n_resamples=200)
+    assert low < score_outputs(outputs, labels).auc < high
+    assert auc_interval(outputs, np.zeros(300, np.int64), n_resamples=10) is None

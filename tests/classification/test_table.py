@@ -41,6 +41,20 @@ def test_means_over_repeats_by_hand():
     assert 0.8 <= mean["auc_low"] <= 0.85 <= mean["auc_high"] <= 0.9
 
 
+def test_one_network_has_the_interval_over_the_images_and_several_that_over_the_repeats():
+    rows = [row("baseline", 0.8, auc_interval95=[0.7, 0.85]), row("focal", 0.9, auc_interval95=[0.8, 0.95]),
+            row("focal", 0.7, auc_interval95=[0.6, 0.8], repeat=1), row("top_k", 0.5)]  # fmt: skip
+    table = make_table(rows)
+    means = {
+        mean["method"]: [mean[name] for name in ("auc_low", "auc_high", "auc_over")] for mean in table.means
+    }
+    assert means == {
+        "baseline": [0.7, 0.85, "images"], "focal": [0.7, 0.9, "repeats"], "top_k": [None, None, ""],
+    }  # fmt: skip
+    assert "80.00 [70.00, 85.00]" in to_markdown(table)
+    assert "Where n is 1, the interval of the AUC is over the images." in to_markdown(table)
+
+
 def test_the_best_training_on_the_test_set_and_by_validation():
     rows = [row("baseline", 0.9, rate=0.1, validation=0.5), row("baseline", 0.8, rate=0.01, validation=0.7)]
     assert pick(rows, on="test") == rows[:1]

@@ -364,6 +364,9 @@ def test_half_of_the_test_images_validate_and_the_rest_are_scored(images: Path):
     first = next(row for row in rows if row["part"] == "test" and row["decision"] == "argmax")
     assert [point["iteration"] for point in first["curve"]] == [5, 10]
     assert len(first["roc"]) == N_CLASSES
+    for row in rows:
+        low, high = row["auc_interval95"]
+        assert low <= row["auc"] <= high
 
 
 def test_training_images_that_validate_are_neither_trained_nor_scored_on(images: Path):
