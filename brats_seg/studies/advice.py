@@ -17,6 +17,7 @@ from brats_seg.bank.bank import PatchBank
 from brats_seg.classification.bench import open_bench, open_images
 from brats_seg.classification.image_set import ImageSet, Splits
 from brats_seg.classification.settings import StudySettings
+from brats_seg.core.comparison import FEWEST
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import write_text
 from brats_seg.core.runtime import start_runtime
@@ -81,22 +82,27 @@ class Advice:
         tried: best first.
         page: the page that says so.
         command: of the full run.
+        fewest: images of the rarest class, or cases, that the scores are of, in words.
+        is_few: whether they are too few to be sure.
     """
 
     tried: tuple[Tried, ...]
     page: Path
     command: str
+    fewest: str
+    is_few: bool
 
     def lines(self) -> list[str]:
         """What to use, how sure, and what to run, in words."""
         first, second = self.tried[:2]
         sure = f"the best in {first.best:.0%} of {_RESAMPLES:,} resamples"
+        run = f"Full run: {self.command}"
+        if self.is_few:
+            return [f"Use {first.name}, but this is not sure: it is {sure}, of {self.fewest} alone.", run]
         if first.best >= _SURE:
-            return [f"Use {first.name}: {sure}.", f"Full run: {self.command}"]
-        return [
-            f"Use {first.name}, but this is not sure: it is {sure}; {second.name} is in {second.best:.0%}.",
-            f"Full run: {self.command}",
-        ]
+            return [f"Use {first.name}: {sure}.", run]
+        other = f"{second.name} is in {second.best:.0%}"
+        return [f"Use {first.name}, but this is not sure: it is {sure}; {other}.", run]
 
 
 def recommended(wing: Literal["images", "scans"], counts: Counts) -> Choice:
@@ -135,14 +141,9 @@ def advise_on_images(
     start = time.monotonic()
     train = open_images(settings.images, folder, cache=None).train
     names, counts = train.class_names, train.counts
-    if counts.min() < 2:
-        raise InputError(
-            f"{train.name}: class '{names[int(counts.argmin())]}' has {counts.min()} training image(s); an "
-            "inner split needs 2"
-        )
-    choice, n_folds = recommended("images", counts), min(FOLDS, int(counts.min()))
+    choice, fold_of = recommended("images", counts), _fold_of(train)
+    n_folds = int(fold_of.max()) + 1
     remedies = ("baseline", *(name for name in choice.remedies if name != "baseline"))
-    fold_of = _fold_of(train, n_folds)
     small = _small_study(settings, remedies, train.image_size, train.n_channels)
     runtime = start_runtime(device=device, precision="float32", threads=1)
     first_ms, second_ms = time_iterations(small, Splits(train, train, None), device=device, n=10)
@@ -156,8 +157,9 @@ def advise_on_images(
     n_steps = min(MOST_STEPS, int(1e3 * left_s / (n_folds * per_step)))
     _check_steps(n_steps, minutes, needed_s=n_folds * per_step * FEWEST_STEPS / 1e3)
     say(f"{len(jobs)} remedies x {n_folds} inner splits, {n_steps} steps a network")
-    right: list[np.ndarray] = []
+    right: dict[str, list[np.ndarray]] = {name: [] for name in remedies}
     labels: list[np.ndarray] = []
+    left_out: list[str] = []
     for fold in range(n_folds):
         parts = Splits(
             train.take(np.flatnonzero(fold_of != fold)), train.take(np.flatnonzero(fold_of == fold)), None
@@ -166,18 +168,31 @@ def advise_on_images(
         tree["training"] |= {"iterations": n_steps, "seed": fold}
         one = parse_settings(StudySettings, tree)
         bench = open_bench(one, parts, runtime=runtime)
-        test, found = bench.parts["test"], []
+        test = bench.parts["test"]
         for job in study_jobs(one):
+            if (name := job.remedy.name) not in right:
+                continue
             cell = make_cell(job, settings=one, bench=bench, runtime=runtime)
-            found.append(cell.class_probabilities(cell.train(), test).argmax(1) == test.labels)
-        right.append(np.stack(found, 1).astype(np.float64))
+            try:
+                known = cell.class_probabilities(cell.train(), test)
+            except (InputError, UsageError) as error:  # such as SMOTE with one image of a class
+                if name == "baseline" or len(right) == 2:
+                    raise
+                del right[name]
+                left_out.append(f"{name}: {error}")
+                say(f"left out: {left_out[-1]}")
+            else:
+                right[name].append(known.argmax(1) == test.labels)
         labels.append(test.labels)
-    tried = rank_remedies(remedies, np.concatenate(right), groups=np.concatenate(labels))
+    scores = np.stack([np.concatenate(found) for found in right.values()], 1).astype(np.float64)
+    tried = rank_remedies(tuple(right), scores, groups=np.concatenate(labels))
     full = _full_study(small, sorted({"baseline", tried[0].name}))
     write_text(out / FULL, dump_config(full))
     command = f"brats-seg study run {out / FULL} {out / 'full'} --images {folder}"
     what = f"{len(train):,} training images, {len(names)} classes of {counts.min():,} to {counts.max():,}"
-    return _write(out, tried, choice, command, what=what, score="balanced accuracy", n_steps=n_steps)
+    fewest = int(counts.min())
+    advice = Advice(tried, out / PAGE, command, f"{fewest} images of a class", fewest < FEWEST)
+    return _write(advice, choice, what=what, score="balanced accuracy", n_steps=n_steps, left_out=left_out)
 
 
 def advise_on_scans(
@@ -233,7 +248,8 @@ def advise_on_scans(
     write_text(out / FULL, dump_config(full))
     command = f"brats-seg experiment {bank} {out / 'full'} --config {out / FULL}"
     what = f"{len(opened.cases)} cases, {len(values)} of them inner cases"
-    return _write(out, tried, choice, command, what=what, score="mean Dice", n_steps=n_steps)
+    advice = Advice(tried, out / PAGE, command, f"{len(values)} inner cases", len(values) < FEWEST)
+    return _write(advice, choice, what=what, score="mean Dice", n_steps=n_steps)
 
 
 def rank_remedies(
@@ -282,13 +298,34 @@ def _check_run(failed: Sequence[tuple[str, str]]) -> None:
         raise InputError(f"{failed[0][0]}: {failed[0][1]}")
 
 
-def _fold_of(train: ImageSet, n_folds: int) -> Int64[np.ndarray, " n"]:
-    """An inner fold for each image: each class is in all of them alike, and a patient in one of them."""
-    folds = np.empty(len(train), np.int64)
-    kind = StratifiedKFold if train.patients is None else StratifiedGroupKFold
-    splits = kind(n_folds, shuffle=True, random_state=0).split(folds, train.labels, train.patients)
-    for fold, (_, members) in enumerate(splits):
+def _fold_of(train: ImageSet) -> Int64[np.ndarray, " n"]:
+    """An inner fold for each image: each class is in all of them alike, and a patient in one of them.
+
+    Raises:
+        InputError: a class with one image or one patient, or one that a fold would be trained without.
+    """
+    units, labels = train.patients, train.labels
+    whole = "image" if units is None else "patient"
+    of_class = [
+        int(n) if units is None else len(np.unique(units[labels == k])) for k, n in enumerate(train.counts)
+    ]
+    if min(of_class) < 2:
+        name = train.class_names[of_class.index(min(of_class))]
+        raise InputError(
+            f"{train.name}: class '{name}' has {min(of_class)} training {whole}(s); an inner split needs 2"
+        )
+    folds, n_folds = np.empty(len(train), np.int64), min(FOLDS, *of_class)
+    kind = StratifiedKFold if units is None else StratifiedGroupKFold
+    for fold, (_, members) in enumerate(
+        kind(n_folds, shuffle=True, random_state=0).split(folds, labels, units)
+    ):
         folds[members] = fold
+    for k, name in enumerate(train.class_names):
+        if len(set(folds[labels == k])) == 1:
+            raise InputError(
+                f"{train.name}: class '{name}' lies in one inner split where patients are kept together; "
+                "give more patients of it"
+            )
     return folds
 
 
@@ -336,21 +373,13 @@ def _experiment(base: str, remedies: Sequence[str], n_steps: int | None) -> Expe
 
 
 def _write(
-    out: Path,
-    tried: tuple[Tried, ...],
-    choice: Choice,
-    command: str,
-    *,
-    what: str,
-    score: str,
-    n_steps: int,
+    advice: Advice, choice: Choice, *, what: str, score: str, n_steps: int, left_out: Sequence[str] = ()
 ) -> Advice:
     """Write the page."""
-    advice = Advice(tried, out / PAGE, command)
     use, run = advice.lines()
     rows = [
         f"| {one.name} | {one.score:.3f} | {one.interval[0]:.3f} to {one.interval[1]:.3f} | {one.best:.0%} |"
-        for one in tried
+        for one in advice.tried
     ]
     lines = [
         "# Which remedy to use",
@@ -364,6 +393,7 @@ def _write(
         "|---|---|---|---|",
         *rows,
         "",
+        *(f"Left out: {line}\n" for line in left_out),
         "Interval and last column: resamples of the inner images or cases. What another training would give",
         "is not in them.",
         "",

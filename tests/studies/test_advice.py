@@ -11,7 +11,15 @@ from brats_seg.classification.settings import StudySettings
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.settings import config_names, load_settings, parse_settings
 from brats_seg.studies import advice
-from brats_seg.studies.advice import Choices, advise_on_images, advise_on_scans, rank_remedies, recommended
+from brats_seg.studies.advice import (
+    Advice,
+    Choice,
+    Choices,
+    advise_on_images,
+    advise_on_scans,
+    rank_remedies,
+    recommended,
+)
 from brats_seg.training.remedies import load_recipe, remedy_names
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +103,35 @@ def test_images_are_advised_on_without_a_look_at_the_test_images(
     assert found.tried[0].name in full.methods
 
 
+def test_a_remedy_that_the_images_cannot_have_is_left_out(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two images of the rare class: an inner split trains on one of them, and SMOTE needs a neighbor."""
+    with np.load(images) as arrays:
+        few = {name: values[:62] if name.startswith("train") else values for name, values in arrays.items()}
+    np.savez(tmp_path / "few.npz", **few)
+    monkeypatch.setattr(advice, "time_iterations", lambda *_, **__: (60.0, 0.0))
+    choice = Choice(remedies=("smote", "oversample"), rows="a test")
+    monkeypatch.setattr(advice, "recommended", lambda *_: choice)
+    said: list[str] = []
+    found = advise_on_images(NPZ, tmp_path / "few.npz", tmp_path, minutes=1.0, say=said.append)
+    assert {one.name for one in found.tried} == {"baseline", "oversample"}
+    assert said[-1].startswith("left out: smote: SMOTE: a class with 1 image has no neighbor")
+    assert said[-1].removeprefix("left out: ") in found.page.read_text()
+    assert "not sure" in found.lines()[0]
+    assert "of 2 images of a class alone" in found.lines()[0]
+
+
+def test_a_remedy_that_is_always_the_best_of_a_few_cases_is_not_sure() -> None:
+    tried = rank_remedies(("weak", "good"), np.array([[0.5, 0.6]] * 5), groups=np.zeros(5, np.int64))
+    first, _ = Advice(tried, Path("page"), "run", "5 inner cases", True).lines()
+    assert first == (
+        "Use good, but this is not sure: it is the best in 100% of 1,000 resamples, of 5 inner cases alone."
+    )
+    first, _ = Advice(tried, Path("page"), "run", "6 inner cases", False).lines()
+    assert first == "Use good: the best in 100% of 1,000 resamples."
+
+
 @pytest.mark.parametrize("minutes", [0.5, 0.0, float("nan")])
 def test_less_than_a_minute_is_refused_before_anything_is_read(minutes: float, tmp_path: Path) -> None:
     absent, out = tmp_path / "absent", tmp_path / "out"
@@ -111,6 +148,18 @@ def test_a_budget_that_is_too_small_is_refused_with_one_that_is_not(
     monkeypatch.setattr(advice, "time_iterations", lambda *_, **__: (1000.0, 1000.0))
     with pytest.raises(UsageError, match=r"fewer than 20 say nothing; give \d+ minutes or more"):
         advise_on_images(NPZ, images, tmp_path, minutes=1.0)
+
+
+def test_a_class_of_one_patient_cannot_be_split(tmp_path: Path) -> None:
+    labels, patients = np.array([0] * 6 + [1] * 3), np.array([0, 0, 1, 1, 2, 2, 3, 3, 3])
+    images = {
+        "train_images": np.zeros((9, 20, 20), np.uint8),
+        "train_labels": labels,
+        "train_patients": patients,
+    }
+    np.savez(tmp_path / "one.npz", **images, test_images=np.zeros((2, 20, 20), np.uint8), test_labels=[0, 1])
+    with pytest.raises(InputError, match=r"class '1' has 1 training patient\(s\); an inner split needs 2"):
+        advise_on_images(NPZ, tmp_path / "one.npz", tmp_path / "out", minutes=5.0)
 
 
 def test_a_class_of_one_image_cannot_be_split(tmp_path: Path) -> None:
