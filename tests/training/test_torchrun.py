@@ -114,9 +114,7 @@ def test_a_node_that_is_killed_costs_no_more_than_the_steps_since_the_last_check
         assert until(lambda: (run / LAST).exists(), seconds=600), logs[0].read_text()
         lose_power(nodes[1])
         assert nodes[0].wait(timeout=900) == 0, logs[0].read_text()
-    assert (
-        "failed (exitcode: 1)" in logs[0].read_text()
-    )  # the rank that lost its peer
+    assert "failed (exitcode: 1)" in logs[0].read_text()  # the rank that lost its peer
     config = load_config("demo", overrides=OVERRIDES)
     pipeline.train(bank, tmp_path / "whole", config, fold=0, device="cpu")
     survivor, whole = (load_checkpoint(tmp_path / name / LAST) for name in ("run", "whole"))
