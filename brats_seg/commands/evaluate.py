@@ -6,19 +6,19 @@ from typing import Annotated
 import typer
 
 from brats_seg.commands.options import (
-    CavityIn,
     ClusterAddress,
     Conventions,
     HeldOut,
+    LabelOptions,
     Predictions,
-    PredictionSchema,
     Reference,
-    Schema,
     joined_cluster,
     score_options,
+    spread,
 )
 
 
+@spread
 def evaluate(
     out: Predictions,
     reference: Reference,
@@ -32,9 +32,7 @@ def evaluate(
         typer.Option(help="Folder for scores.csv and summary.json; the predictions' own by default."),
     ] = None,
     held_out: HeldOut = None,
-    cavity_in: CavityIn = None,
-    schema: Schema = None,
-    prediction_schema: PredictionSchema = None,
+    labels: LabelOptions = LabelOptions(),
     cluster: ClusterAddress = None,
 ) -> None:
     """Score predictions: whole, core and active Dice, HD95 and more, by named conventions."""
@@ -45,7 +43,7 @@ def evaluate(
         from brats_seg.evaluation.folders import NO_PREDICTION, evaluate_folders
 
     console = make_console()
-    options = score_options(convention, cavity_in, held_out, schema, prediction_schema)
+    options = score_options(convention, held_out, labels)
     needs = [out, reference, *([against] if against else [])]
     with joined_cluster(cluster, needs=needs, shared=output or out) as joined:
         scored = evaluate_folders(

@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from brats_seg.commands.options import ClusterAddress, Device, Workers, joined_cluster
+from brats_seg.commands.options import Device, Machines, Workers, joined_cluster, spread
 
 
+@spread
 def experiment(
     bank: Annotated[
         Path,
@@ -39,8 +40,7 @@ def experiment(
             dir_okay=False,
         ),
     ] = None,
-    device: Device = "auto",
-    cluster: ClusterAddress = None,
+    machines: Machines = Machines(),
 ) -> None:
     """Compare strategies on one bank: folds x seeds, one table with error bars. Killed, it goes on. Exit 1 if
     a run failed.
@@ -57,12 +57,12 @@ def experiment(
     console = make_console()
     if settings.phantoms:  # every worker must see the folder of their banks, also before the first bank
         bank.mkdir(parents=True, exist_ok=True)
-    with joined_cluster(cluster, needs=[bank], shared=out, workers=workers) as joined:
+    with joined_cluster(machines.cluster, needs=[bank], shared=out, workers=workers) as joined:
         report = run_experiment(
             bank,
             out,
             settings,
-            on=GridWorkers(n=workers, device=device, cluster=joined),
+            on=GridWorkers(n=workers, device=machines.device, cluster=joined),
             only=tuple(only or ()),
             known=known,
             say=typer.echo,  # a path may hold what rich reads as markup

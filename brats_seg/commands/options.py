@@ -1,9 +1,12 @@
 """Arguments and options that several verbs take."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -141,6 +144,48 @@ HeldOut = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class LabelOptions:
+    """How verbs that score label maps read the labels."""
+
+    cavity_in: CavityIn = None
+    schema: Schema = None
+    prediction_schema: PredictionSchema = None
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Where a grid of trainings runs."""
+
+    device: Device = "auto"
+    cluster: ClusterAddress = None
+
+
+def spread(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the fields of its arguments that are dataclasses as options of its own, in their place."""
+    own = signature(verb).parameters
+    nouns: dict[str, Any] = {
+        name: one.annotation for name, one in own.items() if is_dataclass(one.annotation)
+    }
+
+    @wraps(verb)
+    def call(**given: Any) -> None:
+        made = {
+            name: noun(**{one.name: given.pop(one.name) for one in fields(noun)})
+            for name, noun in nouns.items()
+        }
+        verb(**given, **made)
+
+    vars(call)["__signature__"] = Signature(
+        [
+            option
+            for name, one in own.items()
+            for option in (signature(nouns[name]).parameters.values() if name in nouns else [one])
+        ]
+    )
+    return call
+
+
 def allowed_flaws(*, skull: bool, same_scan: bool) -> frozenset[Literal["skull", "same_scan"]]:
     """The flaws that refuse no case."""
     flaws: dict[Literal["skull", "same_scan"], bool] = {"skull": skull, "same_scan": same_scan}
@@ -148,11 +193,7 @@ def allowed_flaws(*, skull: bool, same_scan: bool) -> frozenset[Literal["skull",
 
 
 def score_options(
-    conventions: list[str] | None,
-    cavity_in: list[str] | None,
-    held_out: Path | None,
-    schema: str | None,
-    prediction_schema: str | None,
+    conventions: list[str] | None, held_out: Path | None, labels: LabelOptions
 ) -> "ScoreOptions":
     """The options that `evaluate` and `report` take alike."""
     from brats_seg.commands.held_out import held_out_cases
@@ -160,10 +201,10 @@ def score_options(
 
     return ScoreOptions(
         conventions=tuple(conventions or ScoreOptions.conventions),
-        cavity_in=tuple(cavity_in or ()),
+        cavity_in=tuple(labels.cavity_in or ()),
         only=held_out_cases(held_out),
-        schema=schema,
-        prediction_schema=prediction_schema,
+        schema=labels.schema,
+        prediction_schema=labels.prediction_schema,
     )
 
 

@@ -6,19 +6,19 @@ from typing import Annotated
 import typer
 
 from brats_seg.commands.options import (
-    CavityIn,
     ClusterAddress,
     Conventions,
     HeldOut,
+    LabelOptions,
     Predictions,
-    PredictionSchema,
     Reference,
-    Schema,
     joined_cluster,
     score_options,
+    spread,
 )
 
 
+@spread
 def report(
     out: Predictions,
     reference: Reference,
@@ -31,9 +31,7 @@ def report(
     ] = None,
     held_out: HeldOut = None,
     convention: Conventions = None,
-    cavity_in: CavityIn = None,
-    schema: Schema = None,
-    prediction_schema: PredictionSchema = None,
+    labels: LabelOptions = LabelOptions(),
     cluster: ClusterAddress = None,
 ) -> None:
     """Write one self-contained page: scores, worst and best cases, training, what was sampled. Exit 1 if it
@@ -44,7 +42,7 @@ def report(
     with loading("SciPy and matplotlib"):
         from brats_seg.reporting.report import write_report
 
-    options = score_options(convention, cavity_in, held_out, schema, prediction_schema)
+    options = score_options(convention, held_out, labels)
     with joined_cluster(cluster, needs=[out, reference], shared=output.parent) as joined:
         written = write_report(out, reference, output=output, run=run, options=options, cluster=joined)
     console = make_console()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from brats_seg.commands.console import loading, make_console, show_advice, show_markdown
-from brats_seg.commands.options import ClusterAddress, Device, Part, Workers, joined_cluster, parse_part
+from brats_seg.commands.options import Device, Machines, Part, Workers, joined_cluster, parse_part, spread
 
 StudyConfig = Annotated[
     str,
@@ -65,6 +65,7 @@ def study_plan(
 
 
 @study_app.command("run", epilog="Example: brats-seg study run mnist_quick out --workers 2")
+@spread
 def study_run(
     config: StudyConfig,
     out: Annotated[Path, typer.Argument(help="Folder to write into, or to go on with.")],
@@ -72,8 +73,7 @@ def study_run(
     overrides: Overrides = None,
     workers: Workers = 0,
     part: Part = None,
-    device: Device = "auto",
-    cluster: ClusterAddress = None,
+    machines: Machines = Machines(),
 ) -> None:
     """Train what is not there yet, a process for each core. Killed at any moment, it goes on. Exit 1 if a
     network failed.
@@ -87,8 +87,8 @@ def study_run(
 
     settings = load_study(config, overrides=tuple(overrides or ()))
     needs = [image_folder(settings.images, images)]
-    with joined_cluster(cluster, needs=needs, shared=out, workers=workers, part=part) as joined:
-        on = GridWorkers(n=workers, device=device, cluster=joined)
+    with joined_cluster(machines.cluster, needs=needs, shared=out, workers=workers, part=part) as joined:
+        on = GridWorkers(n=workers, device=machines.device, cluster=joined)
         if isinstance(settings, StudySettings):
             report = study.run_study(
                 settings,

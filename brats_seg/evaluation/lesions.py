@@ -125,9 +125,8 @@ def match_lesions(
     rule: LesionRule = GLIOMA_2023,
     region: str = "whole",
     others: Mapping[str, Mask] | None = None,
-    hd95: Definition = "surface_weighted",
+    hd95: Definition | Literal["left_out"] = "surface_weighted",
     tolerances_mm: Sequence[float] = (),
-    distances: Literal["measured", "left_out"] = "measured",
 ) -> Lesions:
     """Compare every reference lesion with its predicted lesions (Saluja et al., BraTS 2023 lesion-wise
     metrics, and BraTS 2024; one to one as panoptica does for BraTS 2026).
@@ -143,9 +142,8 @@ def match_lesions(
         rule: what a lesion is.
         region: name of the region or tissue class, for the parts of the rule that differ by it.
         others: reference masks of the tissue classes that the rule names in `joined_by`.
-        hd95: definition of HD95.
+        hd95: definition of HD95; "left_out" gives no HD95 and no surface Dice, which take most of the time.
         tolerances_mm: of surface Dice.
-        distances: "left_out" gives no HD95 and no surface Dice, which take most of the time.
     """
     margin = rule.dilations + 1 if rule.matching == "touching" else 1
     box = _grown(joint_crop(reference.view(np.uint8), prediction.view(np.uint8)), reference.shape, margin)
@@ -154,7 +152,7 @@ def match_lesions(
 
     def compare(truth: Mask, answer: Mask) -> FoundLesion:
         mm3, dice = float(truth.sum()) * voxel_mm3, _dice(truth, answer)
-        if distances == "left_out":
+        if hd95 == "left_out":
             return FoundLesion(mm3, dice)
         near = _grown(joint_crop(truth.view(np.uint8), answer.view(np.uint8)), truth.shape, 1)
         return FoundLesion(

@@ -275,7 +275,7 @@ def _lesion_dice(case: SeenCase, labels: Classes) -> float:
     """Of the whole tumor."""
     rule, members = CONVENTIONS["brats2023"], region_classes("whole", case.classes)
     reference, prediction = (np.isin(_in_box(case, one), members) for one in (case.reference, labels))
-    lesions = match_lesions(reference, prediction, spacing_mm=case.spacing_mm, distances="left_out")
+    lesions = match_lesions(reference, prediction, spacing_mm=case.spacing_mm, hd95="left_out")
     n_alone = lesions.n_missed + lesions.n_false
     return (
         (sum(lesions.dice) + n_alone * rule.one_empty) / lesions.n_counted
