@@ -2,17 +2,19 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from itertools import accumulate
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from brats_seg.bank.format import SCHEMA_VERSION
 from brats_seg.core.errors import InputError
 from brats_seg.core.files import parse_model, read_bytes
+from brats_seg.core.settings import Ruled, Rules
 from brats_seg.scans.case import MODALITIES
 from brats_seg.scans.labels import CLASS_ORDER
 
@@ -32,7 +34,7 @@ Millimeters = Annotated[float, Field(gt=0)]
 Checksum = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class Record(BaseModel):
+class Record(Ruled):
     """A part of a file, without any change of type; fields that a later version may add are passed over."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True)
@@ -53,18 +55,24 @@ class CaseRecord(Record):
     n_bytes: Annotated[tuple[Count, Count, Count], Field(alias="bytes")]
     sha256: tuple[Checksum, Checksum, Checksum]
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> "CaseRecord":
-        if not self.id or Path(self.id).name != self.id or not self.id.isprintable():
-            raise ValueError("the id is not the name of a folder")
-        if any(
-            first + n > whole
-            for first, n, whole in zip(self.origin, self.shape, self.grid_shape, strict=True)
-        ):
-            raise ValueError("origin and shape reach out of grid_shape")
-        if self.offsets != (0, *accumulate(self.counts)) or self.offsets[-1] > prod(self.shape):
-            raise ValueError("counts, offsets and shape do not fit together")
-        return self
+    def _rules(self) -> Rules:
+        return (
+            (
+                not self.id or Path(self.id).name != self.id or not self.id.isprintable(),
+                "the id is not the name of a folder",
+            ),
+            (
+                any(
+                    first + n > whole
+                    for first, n, whole in zip(self.origin, self.shape, self.grid_shape, strict=True)
+                ),
+                "origin and shape reach out of grid_shape",
+            ),
+            (
+                self.offsets != (0, *accumulate(self.counts)) or self.offsets[-1] > prod(self.shape),
+                "counts, offsets and shape do not fit together",
+            ),
+        )
 
 
 class NormalizationRecord(Record):
@@ -75,11 +83,13 @@ class NormalizationRecord(Record):
     percentiles: tuple[float, float]
     n4: bool = False
 
-    @model_validator(mode="after")
-    def _rises(self) -> "NormalizationRecord":
-        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
-            raise ValueError("percentiles must rise within 0 to 100")
-        return self
+    def _rules(self) -> Rules:
+        return (
+            (
+                not 0 <= self.percentiles[0] < self.percentiles[1] <= 100,
+                "percentiles must rise within 0 to 100",
+            ),
+        )
 
 
 class BankRecord(Record):
@@ -93,27 +103,31 @@ class BankRecord(Record):
     folds: Checksum
     cases: Annotated[tuple[CaseRecord, ...], Field(min_length=1)]
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> "BankRecord":
-        if len(set(self.modalities)) < len(self.modalities) or not set(self.modalities) <= set(MODALITIES):
-            raise ValueError(f"modalities are {', '.join(MODALITIES)}, each once")
-        tissues = set(CLASS_ORDER)
-        if (
-            len(set(self.classes)) < len(self.classes)
-            or self.classes[0] != "healthy"
-            or not set(self.classes) <= tissues
-        ):
-            raise ValueError("classes are tissue classes, each once, healthy first")
-        seen: set[str] = set()
-        for case in self.cases:
-            if len(case.counts) != len(self.classes):
-                raise ValueError(
-                    f"case {case.id}: counts of {len(case.counts)} classes; the bank has {len(self.classes)}"
+    def _rules(self) -> Rules:
+        return (
+            (
+                len(set(self.modalities)) < len(self.modalities)
+                or not set(self.modalities) <= set(MODALITIES),
+                f"modalities are {', '.join(MODALITIES)}, each once",
+            ),
+            (
+                len(set(self.classes)) < len(self.classes)
+                or self.classes[0] != "healthy"
+                or not set(self.classes) <= set(CLASS_ORDER),
+                "classes are tissue classes, each once, healthy first",
+            ),
+            *(
+                (
+                    len(case.counts) != len(self.classes),
+                    f"case {case.id}: counts of {len(case.counts)} classes; the bank has {len(self.classes)}",
                 )
-            if case.id in seen:
-                raise ValueError(f"case {case.id} is listed twice")
-            seen.add(case.id)
-        return self
+                for case in self.cases
+            ),
+            *(
+                (n > 1, f"case {name} is listed twice")
+                for name, n in Counter(case.id for case in self.cases).items()
+            ),
+        )
 
 
 class FoldsRecord(Record):

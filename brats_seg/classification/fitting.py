@@ -16,8 +16,9 @@ from brats_seg.classification.settings import StudySettings
 from brats_seg.classification.source import ImageSource
 from brats_seg.core.config import Config
 from brats_seg.core.errors import UsageError
+from brats_seg.core.loss import Loss
 from brats_seg.core.runtime import Runtime, evaluating
-from brats_seg.core.sections import Hard, Loss
+from brats_seg.core.sections import Hard
 from brats_seg.core.shapes import Counts, Ids, Shares
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.sampler import Draw

@@ -17,6 +17,10 @@ Patients = Shaped[np.ndarray, " images"]
 """Text that names the patient of each image."""
 
 
+BYTE_SCALE = 1 / 255
+"""What a byte of an image is multiplied by."""
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Labeled images.

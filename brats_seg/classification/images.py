@@ -1,7 +1,6 @@
 """IDX, CIFAR binary and python, image folder, lists, Omniglot, npz -> image set."""
 
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,8 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Int64, Integer
-from sklearn.model_selection import StratifiedGroupKFold
 
 from brats_seg.classification.cifar import (
     CIFAR10,
@@ -29,15 +26,13 @@ from brats_seg.classification.folder import (
     read_characters,
     read_patients,
 )
+from brats_seg.classification.hold_out import hold_out
 from brats_seg.classification.idx import read_idx
-from brats_seg.classification.image_set import ImageSet, Patients, Splits, keep_classes
+from brats_seg.classification.image_set import BYTE_SCALE, ImageSet, Splits, keep_classes
+from brats_seg.classification.npz import read_npz_set
 from brats_seg.classification.whitening import whitened
-from brats_seg.core.arrays import read_npz
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import read_text
-
-TEST_SHARE = 0.2
-"""Of each class, where a set comes without test images."""
 
 
 def load_images(
@@ -219,7 +214,7 @@ def _folder(folder: Path) -> Splits:
         )
     if not (folder / "train").is_dir():
         alone = ImageSet(str(folder), *list_folder(folder), BYTE_SCALE)
-        return _hold_out(_with_patients(alone, folder, prefix=""))
+        return hold_out(_with_patients(alone, folder, prefix=""))
     train = ImageSet(f"{folder}/train", *list_folder(folder / "train"), BYTE_SCALE)
     others = {
         part: _with_patients(_like(train, folder / part), folder, prefix=f"{part}/")
@@ -228,7 +223,7 @@ def _folder(folder: Path) -> Splits:
     }
     train = _with_patients(train, folder, prefix="train/")
     if not others:
-        return _hold_out(train)
+        return hold_out(train)
     # ImageNet's own test images have no labels: there `val` is what is tested on.
     return Splits(
         train, others.get("test", others.get("val", train)), others["val"] if len(others) == 2 else None
@@ -270,7 +265,7 @@ def _omniglot(folder: Path) -> Splits:
             "alphabet and in it one for each character"
         )
     images, labels, names = read_characters(folder, parts)
-    return _hold_out(ImageSet(str(folder), images, labels, names, BYTE_SCALE))
+    return hold_out(ImageSet(str(folder), images, labels, names, BYTE_SCALE))
 
 
 def _like(train: ImageSet, folder: Path) -> ImageSet:
@@ -284,134 +279,9 @@ def _like(train: ImageSet, folder: Path) -> ImageSet:
     return ImageSet(str(folder), images, labels, names, train.scale)
 
 
-def _npz(path: Path) -> Splits:
-    try:
-        arrays = read_npz(path)
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such file; give an .npz with train_images, train_labels, test_images, test_labels"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read as .npz: {error.strerror or error}") from None
-    if "images" in arrays and "labels" in arrays:
-        return _hold_out(_npz_part(path, arrays, "", names=None))
-    for key in ("train_images", "train_labels", "test_images", "test_labels"):
-        if key not in arrays:
-            found = ", ".join(arrays) or "nothing"
-            raise InputError(
-                f"{path}: no '{key}' in it (found {found}); give train_ and test_images and _labels, or "
-                "images and labels"
-            )
-    train = _npz_part(path, arrays, "train_", names=None)
-    test = _npz_part(path, arrays, "test_", names=train.class_names)
-    has_validation = "val_images" in arrays and "val_labels" in arrays
-    return Splits(
-        train, test, _npz_part(path, arrays, "val_", names=train.class_names) if has_validation else None
-    )
-
-
-def _npz_part(
-    path: Path, arrays: dict[str, np.ndarray], prefix: str, *, names: tuple[str, ...] | None
-) -> ImageSet:
-    images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
-        shown = " x ".join(map(str, images.shape))
-        raise InputError(
-            f"{path}: {prefix}images is {images.dtype} of {shown}; uint8 of n x y x x, or n x y x x x "
-            "channels"
-        )
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        shown = " x ".join(map(str, labels.shape))
-        raise InputError(f"{path}: {prefix}labels is {labels.dtype} of {shown}; one whole number an image")
-    if int(labels.max(initial=0)) >= _MOST_CLASSES:
-        raise InputError(
-            f"{path}: {prefix}labels go up to {labels.max()}; labels are numbers of classes, "
-            f"{_MOST_CLASSES - 1} at most"
-        )
-    patients = arrays.get(f"{prefix}patients")
-    if patients is not None and (patients.shape != labels.shape or patients.dtype.kind not in "iuU"):
-        shown = " x ".join(map(str, patients.shape))
-        raise InputError(
-            f"{path}: {prefix}patients is {patients.dtype} of {shown}; one number or text an image"
-        )
-    given = arrays.get("class_names")
-    names = names or (
-        tuple(map(str, range(int(labels.max(initial=0)) + 1))) if given is None else _texts(path, given)
-    )
-    return ImageSet(
-        f"{path} {prefix}images",
-        images if images.ndim == 4 else images[..., None],
-        _int64(labels),
-        names,
-        BYTE_SCALE,
-        None if patients is None else patients.astype(np.str_),
-    )
-
-
-def _texts(path: Path, names: np.ndarray) -> tuple[str, ...]:
-    if len(names.ravel()) > _MOST_CLASSES or names.dtype.kind not in "US":
-        raise InputError(f"{path}: class_names is {names.dtype} of {names.size}; a text for each class")
-    try:
-        return tuple(map(str, names.ravel()))
-    except ValueError:  # bytes that are no characters
-        raise InputError(f"{path}: class_names is no text") from None
-
-
-def _int64(labels: Integer[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    return labels.astype(np.int64)
-
-
-def _hold_out(images: ImageSet) -> Splits:
-    """A fifth of each class, always the same, for the test; where patients are known, a patient's images
-    together.
-    """
-    patients = images.patients
-    test = _images_held_out(images) if patients is None else _patients_held_out(images, patients)
-    train, held_out = images.take(np.flatnonzero(~test)), images.take(np.flatnonzero(test))
-    return Splits(replace(train, name=f"{images.name} train"), replace(held_out, name=f"{images.name} test"))
-
-
-def _images_held_out(images: ImageSet) -> Bool[np.ndarray, " n"]:
-    """Which images are tested on: a fifth of each class."""
-    test = np.zeros(len(images), dtype=bool)
-    for c in range(len(images.class_names)):
-        of_class = np.flatnonzero(images.labels == c)
-        if len(of_class) == 1:
-            raise InputError(
-                f"{images.name}: class '{images.class_names[c]}' has 1 image; one to train and one to test "
-                "on are needed"
-            )
-        drawn = np.random.Generator(np.random.Philox(key=np.array([0, c], np.uint64))).permutation(of_class)
-        test[drawn[: max(1, round(TEST_SHARE * len(of_class)))]] = bool(len(of_class))
-    return test
-
-
-def _patients_held_out(images: ImageSet, patients: Patients) -> Bool[np.ndarray, " n"]:
-    """Which images are of the patients that are tested on: about a fifth of the images of each class."""
-    n_folds = round(1 / TEST_SHARE)
-    if (n_patients := len(np.unique(patients))) < n_folds:
-        raise InputError(f"{images.name}: {n_patients} patients; a fifth is held out, so {n_folds} at least")
-    folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a class with few images; told below
-        _, chosen = next(folds.split(images.labels, images.labels, patients))
-    test = np.isin(np.arange(len(images)), chosen)
-    for c, name in enumerate(images.class_names):
-        if len(set(test[images.labels == c])) == 1:
-            raise InputError(
-                f"{images.name}: class '{name}' lies on one side where patients are kept together; give "
-                "train and test yourself"
-            )
-    return test
-
-
 MNIST_SCALE = 1 / 256
 """Caffe's LeNet example scales bytes by 0.00390625."""
-BYTE_SCALE = 1 / 255
 _MOST_FEATURES = 4096
-_MOST_CLASSES = 1 << 16
 
 SETS: dict[str, Callable[[Path], Splits]] = {
     "mnist": _mnist,
@@ -420,5 +290,5 @@ SETS: dict[str, Callable[[Path], Splits]] = {
     "imagenet_lt": _lists,
     "omniglot": _omniglot,
     "folder": _folder,
-    "npz": _npz,
+    "npz": read_npz_set,
 }

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from brats_seg.classification.settings import Count, Images, Knobs, Network, Rho, StudySettings, Training
 from brats_seg.core.sections import Optimizer
-from brats_seg.core.settings import Section
+from brats_seg.core.settings import Rules, Section
 
 
 class Detector(Section):
@@ -39,17 +39,21 @@ class NoveltySettings(Section):
     optimizer: Optimizer = StudySettings().optimizer
     training: Training = Training(iterations=1000)
 
-    @model_validator(mode="after")
-    def _no_rare_class_is_empty(self) -> "NoveltySettings":
-        if max(self.rho) > self.base:
-            raise ValueError(
+    def _rules(self) -> Rules:
+        return (
+            (
+                max(self.rho) > self.base,
                 f"rho {max(self.rho):g} leaves no image of the rare class: base is {self.base}; take "
-                f"{self.base} at most"
-            )
-        for name, knobs in self.methods.items():
-            if knobs.two_phase or knobs.kind == "easy_ensemble" or len(knobs.imbalance_ratio) > 1:
-                raise ValueError(f"methods.{name}: one network of one phase each")
-        return self
+                f"{self.base} at most",
+            ),
+            *(
+                (
+                    knobs.two_phase or knobs.kind == "easy_ensemble" or len(knobs.imbalance_ratio) > 1,
+                    f"methods.{name}: one network of one phase each",
+                )
+                for name, knobs in self.methods.items()
+            ),
+        )
 
     @property
     def of_classifiers(self) -> StudySettings:

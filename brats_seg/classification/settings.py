@@ -4,11 +4,11 @@ trained.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from brats_seg.core.augmentation import Augment
 from brats_seg.core.sections import Hard, Optimizer
-from brats_seg.core.settings import Section
+from brats_seg.core.settings import Rules, Section
 from brats_seg.imbalance.distributions import Kind, Minority
 
 Rho = Annotated[float, Field(ge=1)]
@@ -45,13 +45,17 @@ class Distribution(Section):
     repeats: Count | None = None
     methods: tuple[str, ...] | None = None
 
-    @model_validator(mode="after")
-    def _what_its_kind_takes(self) -> "Distribution":
-        if (self.kind == "step") != bool(self.mu):
-            raise ValueError("mu, the share of rare classes, goes with kind 'step' and with no other")
-        if (self.kind == "given") != (self.counts is not None):
-            raise ValueError("counts, the images of each class, go with kind 'given' and with no other")
-        return self
+    def _rules(self) -> Rules:
+        return (
+            (
+                (self.kind == "step") != bool(self.mu),
+                "mu, the share of rare classes, goes with kind 'step' and with no other",
+            ),
+            (
+                (self.kind == "given") != (self.counts is not None),
+                "counts, the images of each class, go with kind 'given' and with no other",
+            ),
+        )
 
 
 class Knobs(Section):
@@ -142,22 +146,22 @@ class Validation(Section):
     checkpoint: Literal["last", "best"] = "last"
     patience: Count | None = None
 
-    @model_validator(mode="after")
-    def _something_to_look_at(self) -> "Validation":
-        if self.images == "none" and (self.checkpoint == "best" or self.patience is not None):
-            raise ValueError(
-                "checkpoint 'best' and patience look at a score; validation.images says on which images"
-            )
-        if self.images == "held_out" and self.held_out == 0:
-            raise ValueError(
-                "images 'held_out' needs validation.held_out, the training images of each class to keep out"
-            )
-        if (self.images == "train") != (self.per_class > 0):
-            raise ValueError(
+    def _rules(self) -> Rules:
+        return (
+            (
+                self.images == "none" and (self.checkpoint == "best" or self.patience is not None),
+                "checkpoint 'best' and patience look at a score; validation.images says on which images",
+            ),
+            (
+                self.images == "held_out" and self.held_out == 0,
+                "images 'held_out' needs validation.held_out, the training images of each class to keep out",
+            ),
+            (
+                (self.images == "train") != (self.per_class > 0),
                 "per_class, the training images of each class that validate, goes with images 'train' and "
-                "with nothing else"
-            )
-        return self
+                "with nothing else",
+            ),
+        )
 
 
 class Decisions(Section):
@@ -216,17 +220,19 @@ class StudySettings(Section):
     record: Record = Record()
     published: Literal["table4"] | None = None
 
-    @model_validator(mode="after")
-    def _known_methods(self) -> "StudySettings":
-        for distribution in self.distributions:
-            for name in distribution.methods or ():
-                if name not in self.methods:
-                    raise ValueError(
-                        f"distributions: no method '{name}'; the study's are {', '.join(self.methods)}"
-                    )
-        if self.decisions.tuned and self.validation.images == "none":
-            raise ValueError(
+    def _rules(self) -> Rules:
+        return (
+            *(
+                (
+                    name not in self.methods,
+                    f"distributions: no method '{name}'; the study's are {', '.join(self.methods)}",
+                )
+                for distribution in self.distributions
+                for name in distribution.methods or ()
+            ),
+            (
+                self.decisions.tuned and self.validation.images == "none",
                 "decisions.tuned needs validation.images: thresholds are chosen on images that were not "
-                "trained on"
-            )
-        return self
+                "trained on",
+            ),
+        )

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from brats_seg.core.augmentation import Augment
+from brats_seg.core.loss import Loss
 from brats_seg.core.sections import (
     Hard,
-    Loss,
     Mix,
     Network,
     Optimizer,
@@ -19,7 +19,7 @@ from brats_seg.core.sections import (
     Training,
     Validation,
 )
-from brats_seg.core.settings import Section, load_settings, parse_settings
+from brats_seg.core.settings import Rules, Section, load_settings, parse_settings
 
 
 class Config(Section):
@@ -45,15 +45,15 @@ class Config(Section):
             (self.phases.epochs or self.training.epochs) if self.phases.two_phase else 0
         )
 
-    @model_validator(mode="after")
-    def _measured_weights_are_kept(self) -> "Config":
-        if self.training.norm_statistics == "measured" and self.validation.metric != "last":
-            raise ValueError(
+    def _rules(self) -> Rules:
+        return (
+            (
+                self.training.norm_statistics == "measured" and self.validation.metric != "last",
                 "training.norm_statistics 'measured' changes the weights of the last epoch alone; it goes "
-                "with validation.metric 'last', "
-                f"which keeps them: '{self.validation.metric}' may keep an earlier epoch"
-            )
-        return self
+                "with validation.metric 'last', which keeps them: "
+                f"'{self.validation.metric}' may keep an earlier epoch",
+            ),
+        )
 
 
 def load_config(source: str | Path | None = None, *, overrides: tuple[str, ...] = ()) -> Config:

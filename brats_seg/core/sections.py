@@ -1,20 +1,16 @@
 """The sections of a training's config: every knob, its default and its limits, as frozen models."""
 
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from brats_seg.core.settings import Section, Share
+from brats_seg.core.loss import Loss
+from brats_seg.core.settings import Rules, Section, Share, unless
 from brats_seg.core.share_rules import refused_shares
 
 MOST_PATCH_VOXELS = 1 << 26
 """Of a patch of one example: 7 times a whole volume of BraTS. A config may come from a file of anybody."""
-
-
-def _unless(default: Any) -> Any:
-    """The field of a knob that came later: a config in which it has its default is written as before."""
-    return Field(exclude_if=lambda value: value == default)
 
 
 class Network(Section):
@@ -37,14 +33,14 @@ class Network(Section):
     stages: tuple["Network", "Network"] | None = None
     """The two networks of a composed 'cascade': healthy or tumor, then which tumor."""
 
-    @model_validator(mode="after")
-    def _stages_only_in_a_cascade(self) -> "Network":
-        if (self.name == "cascade") != (self.stages is not None):
-            raise ValueError(
+    def _rules(self) -> Rules:
+        return (
+            (
+                (self.name == "cascade") != (self.stages is not None),
                 "network.stages belongs to 'cascade' alone, which `brats-seg cascade` composes of two "
-                "trained runs"
-            )
-        return self
+                "trained runs",
+            ),
+        )
 
 
 class Task(Section):
@@ -68,20 +64,18 @@ class Patch(Section):
     slices_around: Annotated[int, Field(ge=0)] = 0
     """How many slices on either side a 2-D network sees beside the slice itself."""
 
-    @model_validator(mode="after")
-    def _fits_into_memory(self) -> "Patch":
-        if prod(self.size) > MOST_PATCH_VOXELS:
-            raise ValueError(f"size {list(self.size)}: a patch has at most {MOST_PATCH_VOXELS:,} voxels")
-        return self
-
-    @model_validator(mode="after")
-    def _slices_around_a_slice(self) -> "Patch":
-        if self.slices_around and len(self.size) == 3:
-            raise ValueError(
+    def _rules(self) -> Rules:
+        return (
+            (
+                prod(self.size) > MOST_PATCH_VOXELS,
+                f"size {list(self.size)}: a patch has at most {MOST_PATCH_VOXELS:,} voxels",
+            ),
+            (
+                self.slices_around and len(self.size) == 3,
                 f"slices_around {self.slices_around} goes with a patch of two axes; a patch of three axes "
-                "has its slices"
-            )
-        return self
+                "has its slices",
+            ),
+        )
 
 
 class Sampler(Section):
@@ -115,29 +109,34 @@ class Sampler(Section):
     """Whether a class that no training case has is left out with a warning instead of refused."""
     drift: Literal["none", "to_natural", "from_natural"] = "none"
     """Whether the shares move to the natural ones over the epochs, or from them to those asked for."""
-    power: Annotated[float, Field(ge=0, le=1), _unless(0.0)] = 0.0
+    power: Annotated[float, Field(ge=0, le=1), unless(0.0)] = 0.0
     """Of kind balanced: power of the class counts that the shares are proportional to; 0 for equal shares."""
     jitter: Share = 0.0
     """Middle share of the patch in which the drawn voxel lies; 0 is the center."""
 
-    @model_validator(mode="after")
-    def _shares_only_where_used(self) -> "Sampler":
-        if refused := refused_shares(self.kind, self.shares, self.healthy_share):
-            raise ValueError(refused)
-        if self.kind not in ("ratio", "hard") and (self.shares is not None or self.healthy_share is not None):
-            raise ValueError(f"kind '{self.kind}' takes no shares; use kind 'ratio' or 'hard'")
-        if self.imbalance_ratio != 1 and self.kind not in ("oversample", "undersample"):
-            raise ValueError(
-                f"kind '{self.kind}' has no imbalance_ratio; it goes with kind 'oversample' or 'undersample'"
-            )
-        if self.power and self.kind != "balanced":
-            raise ValueError(f"kind '{self.kind}' has no power; power goes with kind 'balanced'")
-        if self.drift != "none" and self.kind not in ("balanced", "ratio", "hard"):
-            raise ValueError(
+    def _rules(self) -> Rules:
+        refused = refused_shares(self.kind, self.shares, self.healthy_share)
+        return (
+            (refused, refused),
+            (
+                self.kind not in ("ratio", "hard")
+                and (self.shares is not None or self.healthy_share is not None),
+                f"kind '{self.kind}' takes no shares; use kind 'ratio' or 'hard'",
+            ),
+            (
+                self.imbalance_ratio != 1 and self.kind not in ("oversample", "undersample"),
+                f"kind '{self.kind}' has no imbalance_ratio; it goes with kind 'oversample' or 'undersample'",
+            ),
+            (
+                self.power and self.kind != "balanced",
+                f"kind '{self.kind}' has no power; power goes with kind 'balanced'",
+            ),
+            (
+                self.drift != "none" and self.kind not in ("balanced", "ratio", "hard"),
                 f"kind '{self.kind}' has no shares to move; drift goes with kind 'balanced', 'ratio' or "
-                "'hard'"
-            )
-        return self
+                "'hard'",
+            ),
+        )
 
 
 class Hard(Section):
@@ -159,108 +158,6 @@ class Hard(Section):
     """Classes that are mined; null for all."""
     max_age: Annotated[int, Field(ge=1)] = 1
     """Pools of how many epochs are joined."""
-
-
-class Loss(Section):
-    """What is minimized, and what a voxel outside the brain counts as.
-
-    `weights_from` defers the class weights: they hold from this share of the epochs on (deferred
-    re-weighting). `tau` is the strength of the logit adjustment. `dice` 'batch' sums the Dice term over all
-    patches of a batch instead of each patch by itself. `unified_weight` (of the Tversky part),
-    `unified_delta` (of missed tumor) and `unified_gamma` (the focus) are those of 'unified_focal'.
-    `by_lesion` adds `by_lesion_weight` times a loss of each lesion by itself to 'dice_cross_entropy'.
-    `margin` of 'ldam' is that of the rarest class, in logits. `top_share` of 'top_k' is the share of the
-    voxels (or images) of a batch that count, those with the largest loss. `smooth_common` and `smooth_rare`
-    of 'label_aware' are the shares of a label that go to the other classes, for the largest and the smallest
-    class.
-    """
-
-    kind: Literal[
-        "cross_entropy",
-        "dice_cross_entropy",
-        "focal",
-        "unified_focal",
-        "region",
-        "logit_adjusted",
-        "ldam",
-        "top_k",
-        "label_aware",
-    ] = "cross_entropy"
-    """Which loss."""
-    outside: Literal["healthy", "ignore"] = "healthy"
-    """What a voxel outside the brain counts as."""
-    class_weights: Literal["none", "balanced", "effective_number", "median_frequency", "cost"] = "none"
-    """How much a voxel of each class counts, from the class counts."""
-    weights_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the epochs before the class weights hold."""
-    tau: Annotated[float, Field(gt=0)] = 1.0
-    """Strength of the logit adjustment."""
-    dice: Literal["example", "batch"] = "example"
-    """Whether the Dice term is taken for each patch or over the whole batch."""
-    unified_weight: Share = 0.5
-    """Share of the Tversky part in the unified focal loss."""
-    unified_delta: Share = 0.6
-    """Weight of missed tumor in the unified focal loss."""
-    unified_gamma: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Focus on badly segmented voxels in the unified focal loss."""
-    by_lesion: Literal["none", "blob", "components"] = "none"
-    """Which loss of each lesion is added."""
-    by_lesion_weight: Annotated[float, Field(gt=0)] = 1.0
-    """Factor of the loss of each lesion."""
-    margin: Annotated[float, Field(gt=0), _unless(4.0)] = 4.0
-    """Of ldam: margin of the rarest class, in logits."""
-    top_share: Annotated[float, Field(gt=0, le=1), _unless(0.1)] = 0.1
-    """Of top_k: share of the voxels or images of a batch that count, the hardest ones."""
-    smooth_common: Annotated[Share, _unless(0.3)] = 0.3
-    """Of label_aware: share of the label of the largest class that goes to the other classes."""
-    smooth_rare: Annotated[Share, _unless(0.0)] = 0.0
-    """Of label_aware: the same of the smallest class."""
-
-    @model_validator(mode="after")
-    def _later_knobs_only_where_used(self) -> "Loss":
-        for kind, knob in (
-            ("ldam", "margin"), ("top_k", "top_share"),
-            ("label_aware", "smooth_common"), ("label_aware", "smooth_rare"),
-        ):  # fmt: skip
-            if self.kind != kind and getattr(self, knob) != type(self).model_fields[knob].default:
-                raise ValueError(f"kind '{self.kind}' has no {knob}; it goes with kind '{kind}'")
-        return self
-
-    @model_validator(mode="after")
-    def _knobs_only_where_used(self) -> "Loss":
-        if self.tau != 1 and self.kind != "logit_adjusted":
-            raise ValueError(
-                f"tau {self.tau:g} is the strength of the logit adjustment; it goes with kind "
-                "'logit_adjusted'"
-            )
-        if (self.unified_weight, self.unified_delta, self.unified_gamma) != (
-            0.5,
-            0.6,
-            0.5,
-        ) and self.kind != "unified_focal":
-            raise ValueError(
-                f"kind '{self.kind}' has no unified_weight, unified_delta and unified_gamma; they go with "
-                "'unified_focal'"
-            )
-        if self.by_lesion != "none" and self.kind != "dice_cross_entropy":
-            raise ValueError(
-                f"by_lesion '{self.by_lesion}' is added to kind 'dice_cross_entropy', not to '{self.kind}'"
-            )
-        if self.by_lesion_weight != 1 and self.by_lesion == "none":
-            raise ValueError(
-                "by_lesion_weight is of a loss of each lesion; it goes with by_lesion 'blob' or 'components'"
-            )
-        if self.dice != "example" and self.kind not in ("dice_cross_entropy", "region"):
-            raise ValueError(
-                f"kind '{self.kind}' has no Dice term; dice 'batch' goes with kind 'dice_cross_entropy' or "
-                "'region'"
-            )
-        if self.weights_from > 0 and self.class_weights == "none":
-            raise ValueError(
-                f"weights_from {self.weights_from:g} defers class weights, and class_weights is 'none'; give "
-                "both or neither"
-            )
-        return self
 
 
 class Mix(Section):
@@ -321,13 +218,13 @@ class Optimizer(Section):
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the gradient; null for no limit."""
 
-    @model_validator(mode="after")
-    def _steps_need_drops(self) -> "Optimizer":
-        if self.schedule == "steps" and not self.drops:
-            raise ValueError(
-                "schedule 'steps' never drops without optimizer.drops, shares of the run such as [0.5, 0.75]"
-            )
-        return self
+    def _rules(self) -> Rules:
+        return (
+            (
+                self.schedule == "steps" and not self.drops,
+                "schedule 'steps' never drops without optimizer.drops, shares of the run such as [0.5, 0.75]",
+            ),
+        )
 
 
 class Training(Section):
@@ -392,28 +289,34 @@ class Phases(Section):
     """Epochs of the second phase; null for as many as the first."""
     lr_factor: Annotated[float, Field(gt=0)] = 0.1
     """Factor on the rate in the second phase."""
-    sampler: Annotated[Sampler | None, _unless(None)] = None
+    sampler: Annotated[Sampler | None, unless(None)] = None
     """Sampler of the second phase; null for the natural frequencies."""
-    loss: Annotated[Loss | None, _unless(None)] = None
+    loss: Annotated[Loss | None, unless(None)] = None
     """Loss of the second phase; null for that of the first without class weights."""
-    output: Annotated[Literal["kept", "anew", "scaled"], _unless("kept")] = "kept"
+    output: Annotated[Literal["kept", "anew", "scaled"], unless("kept")] = "kept"
     """How the output layer learns in the second phase: on, anew, or its lengths alone."""
-    normalize: Annotated[Share, _unless(0.0)] = 0.0
+    normalize: Annotated[Share, unless(0.0)] = 0.0
     """Power of the length that the output weights of each class are divided by at the end; 0 for none."""
 
-    @model_validator(mode="after")
-    def _a_second_phase_for_its_knobs(self) -> "Phases":
+    def _rules(self) -> Rules:
         given = {"sampler": self.sampler, "loss": self.loss, "output": self.output != "kept"}
-        named = [name for name, value in given.items() if value]
-        if named and not self.two_phase:
-            raise ValueError(f"{named[0]} is of the second phase; it goes with two_phase: true")
-        if self.normalize and self.two_phase:
-            raise ValueError("normalize changes the output layer, which the second phase trains; give one")
-        if self.loss is not None and (self.loss.kind == "region" or self.loss.class_weights != "none"):
-            raise ValueError(
-                "the loss of the second phase has no class weights, and is none of kind 'region'"
-            )
-        return self
+        return (
+            *(
+                (
+                    value and not self.two_phase,
+                    f"{name} is of the second phase; it goes with two_phase: true",
+                )
+                for name, value in given.items()
+            ),
+            (
+                self.normalize and self.two_phase,
+                "normalize changes the output layer, which the second phase trains; give one",
+            ),
+            (
+                self.loss is not None and (self.loss.kind == "region" or self.loss.class_weights != "none"),
+                "the loss of the second phase has no class weights, and is none of kind 'region'",
+            ),
+        )
 
 
 class Validation(Section):
@@ -442,30 +345,24 @@ class Validation(Section):
     of: str | None = None
     """The region or tissue class that is scored."""
 
-    @model_validator(mode="after")
-    def _cases_only_as_asked(self) -> "Validation":
-        if self.fraction != 0.2 and self.cases != "fraction":
-            raise ValueError(f"cases '{self.cases}' takes no fraction; fraction goes with cases 'fraction'")
-        if self.cases == "none" and self.metric != "last":
-            raise ValueError(
-                f"cases 'none' leaves no case for metric '{self.metric}'; it goes with metric 'last'"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _patience_needs_a_score(self) -> "Validation":
-        if self.patience is not None and self.metric == "last":
-            raise ValueError(
+    def _rules(self) -> Rules:
+        return (
+            (
+                self.fraction != 0.2 and self.cases != "fraction",
+                f"cases '{self.cases}' takes no fraction; fraction goes with cases 'fraction'",
+            ),
+            (
+                self.cases == "none" and self.metric != "last",
+                f"cases 'none' leaves no case for metric '{self.metric}'; it goes with metric 'last'",
+            ),
+            (
+                self.patience is not None and self.metric == "last",
                 "patience waits for a score to rise; metric 'last' has none: choose another metric or no "
-                "patience"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _a_metric_of_something(self) -> "Validation":
-        if (self.of is None) != (self.metric in ("mean_dice", "last")):
-            raise ValueError(
+                "patience",
+            ),
+            (
+                (self.of is None) != (self.metric in ("mean_dice", "last")),
                 f"metric '{self.metric}' goes {'with' if self.of is None else 'without'} validation.of, a "
-                "region or tissue class"
-            )
-        return self
+                "region or tissue class",
+            ),
+        )

@@ -6,10 +6,10 @@ import logging
 import os
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from brats_seg.core.errors import InputError, UsageError, printable
 from brats_seg.core.files import MOST_YAML_BYTES, parse_yaml, read_text, shown
@@ -19,12 +19,36 @@ logger = logging.getLogger(__name__)
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Section(BaseModel):
+Rules = tuple[tuple[object, str], ...]
+"""Of each rule whether it is broken (anything that counts as true), and the reason for the user."""
+
+
+class Ruled(BaseModel):
+    """A model whose fields have to fit together: `_rules` says when they do not, and why not."""
+
+    def _rules(self) -> Rules:
+        """The rules between the fields, most basic first."""
+        return ()
+
+    @model_validator(mode="after")
+    def _keeps_its_rules(self) -> Self:
+        for is_broken, reason in self._rules():
+            if is_broken:
+                raise ValueError(reason)
+        return self
+
+
+class Section(Ruled):
     """A group of knobs: immutable, and a misspelled name or a number that is none (`.nan`, `.inf`) is an
     error.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def unless(default: Any) -> Any:
+    """The field of a knob that came later: a config in which it has its default is written as before."""
+    return Field(exclude_if=lambda value: value == default)
 
 
 S = TypeVar("S", bound=Section)

@@ -4,7 +4,8 @@ import numpy as np
 
 from brats_seg.core.config import Config
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.core.sections import Loss, Network, Task
+from brats_seg.core.loss import Loss
+from brats_seg.core.sections import Network, Task
 from brats_seg.core.settings import dump_config
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
 from brats_seg.models.checkpoint import Checkpoint

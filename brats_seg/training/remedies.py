@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from brats_seg.core.augmentation import Augment
 from brats_seg.core.errors import UsageError
-from brats_seg.core.sections import Hard, Loss, Mix, Phases, Sampler
+from brats_seg.core.loss import Loss
+from brats_seg.core.sections import Hard, Mix, Phases, Sampler
 from brats_seg.core.settings import Section, config_names, load_settings
 
 SHELF = "remedies"

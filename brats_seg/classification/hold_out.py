@@ -1,0 +1,58 @@
+"""A fifth of an image set that comes without test images -> test, the images of a patient together."""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Bool
+from sklearn.model_selection import StratifiedGroupKFold
+
+from brats_seg.classification.image_set import ImageSet, Patients, Splits
+from brats_seg.core.errors import InputError
+
+TEST_SHARE = 0.2
+"""Of each class, where a set comes without test images."""
+
+
+def hold_out(images: ImageSet) -> Splits:
+    """A fifth of each class, always the same, for the test; where patients are known, a patient's images
+    together.
+    """
+    patients = images.patients
+    test = _images_held_out(images) if patients is None else _patients_held_out(images, patients)
+    train, held_out = images.take(np.flatnonzero(~test)), images.take(np.flatnonzero(test))
+    return Splits(replace(train, name=f"{images.name} train"), replace(held_out, name=f"{images.name} test"))
+
+
+def _images_held_out(images: ImageSet) -> Bool[np.ndarray, " n"]:
+    """Which images are tested on: a fifth of each class."""
+    test = np.zeros(len(images), dtype=bool)
+    for c in range(len(images.class_names)):
+        of_class = np.flatnonzero(images.labels == c)
+        if len(of_class) == 1:
+            raise InputError(
+                f"{images.name}: class '{images.class_names[c]}' has 1 image; one to train and one to test "
+                "on are needed"
+            )
+        drawn = np.random.Generator(np.random.Philox(key=np.array([0, c], np.uint64))).permutation(of_class)
+        test[drawn[: max(1, round(TEST_SHARE * len(of_class)))]] = bool(len(of_class))
+    return test
+
+
+def _patients_held_out(images: ImageSet, patients: Patients) -> Bool[np.ndarray, " n"]:
+    """Which images are of the patients that are tested on: about a fifth of the images of each class."""
+    n_folds = round(1 / TEST_SHARE)
+    if (n_patients := len(np.unique(patients))) < n_folds:
+        raise InputError(f"{images.name}: {n_patients} patients; a fifth is held out, so {n_folds} at least")
+    folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a class with few images; told below
+        _, chosen = next(folds.split(images.labels, images.labels, patients))
+    test = np.isin(np.arange(len(images)), chosen)
+    for c, name in enumerate(images.class_names):
+        if len(set(test[images.labels == c])) == 1:
+            raise InputError(
+                f"{images.name}: class '{name}' lies on one side where patients are kept together; give "
+                "train and test yourself"
+            )
+    return test
