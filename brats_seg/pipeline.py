@@ -217,13 +217,12 @@ def predict(
         found = _only(found, held_out_by_all(runs), scans)
     write_cards(out, [one.folder for one in runs])
     first, step = options.part
-    problems = (*(note for note in notes if note), *found.problems) if first == 1 else ()
     report = predict_cases(
         segmenters,
         found.cases[first - 1 :: step],
         out=out,
         options=options,
-        problems=problems,
+        problems=(*(note for note in notes if note), *found.problems) if first == 1 else (),
         elsewhere=elsewhere,
     )
     return report if n_ranks == 1 else PredictReport.of_all(gather_from_ranks(report))
@@ -340,7 +339,6 @@ def held_out_cases(run: str | Path) -> tuple[str, ...]:
 
 def _only(found: Found, ids: Sequence[str], scans: Path) -> Found:
     known = {case.id for case in found.cases} | {problem.case for problem in found.problems}
-    missing = [name for name in ids if name not in known]
     absent = [
         Problem(
             "error",
@@ -349,7 +347,8 @@ def _only(found: Found, ids: Sequence[str], scans: Path) -> Found:
             "is held out by the run and not there",
             "the scans that the bank was made of",
         )
-        for name in missing
+        for name in ids
+        if name not in known
     ]
     cases = tuple(case for case in found.cases if case.id in ids)
     return Found(cases, (*problems_of(ids, cases, found.problems), *absent))

@@ -259,8 +259,7 @@ def _check_unchanged(bank: Path, settings: Settings, *, n_folds: int, seed: int)
             for name in ours
             if have.get(name) != ours[name]
         ]
-    n_asked = min(n_folds, len({case.patient for case in listing.cases}))
-    if (n_have, seed_have) != (n_asked, seed):
+    if (n_have, seed_have) != (min(n_folds, len({case.patient for case in listing.cases})), seed):
         pairs.append((f"--folds {n_have} --seed {seed_have}", f"--folds {n_folds} --seed {seed}"))
     if pairs:
         was, asked = (" ".join(words) for words in zip(*pairs, strict=True))
@@ -291,12 +290,11 @@ def _result(outcome: Outcome[EntryTask, EntryResult]) -> EntryResult:
         # every further case would fail as this one did
         why = "the disk is full" if is_disk_full(error) else f"cannot be written ({error.strerror})"
         raise InputError(f"{bank}: {why} at {case.id}; mend that and start again, finished cases are kept")
-    what = f"could not be prepared: {type(error).__name__}: {' '.join(str(error).split())}"
     problem = Problem(
         "error",
         case.id,
         str(case.folder),
-        what,
+        f"could not be prepared: {type(error).__name__}: {' '.join(str(error).split())}",
         "a worker that lives to its end; a new build tries this case again",
     )
     refuse(outcome.task, [problem])

@@ -261,5 +261,4 @@ def _tissue(
         tissue = to_tissue(label, schema_named(case.schema), classes)
     except InputError as error:
         raise InputError(f"{case.id}: {case.label}: {error}") from None
-    n_outside = mark_outside(tissue.reshape(-1), marks.reshape(-1), OUTSIDE)
-    return tissue, n_outside
+    return tissue, mark_outside(tissue.reshape(-1), marks.reshape(-1), OUTSIDE)

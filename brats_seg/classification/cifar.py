@@ -118,8 +118,7 @@ def _rows(
         raise InputError(
             f"{path}: row {wrong[0]} has label {labels[wrong[0]]}; the labels are 0..{kind.n_classes - 1}"
         )
-    images = pixels.reshape(-1, _CHANNELS, _SIDE, _SIDE).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images), labels
+    return np.ascontiguousarray(pixels.reshape(-1, _CHANNELS, _SIDE, _SIDE).transpose(0, 2, 3, 1)), labels
 
 
 class _Kind:

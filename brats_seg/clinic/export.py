@@ -97,8 +97,7 @@ def _original(labels_file: Path, folder: Path, *, names: Names) -> tuple[Volume,
     labels, geometry = read_volume(labels_file)
     if not (folder / STEPS).is_file():
         return labels, geometry
-    steps = read_model(Steps, folder / STEPS, mend="prepare the case again")
-    return to_original(labels, geometry, steps)
+    return to_original(labels, geometry, read_model(Steps, folder / STEPS, mend="prepare the case again"))
 
 
 def _write(

@@ -196,8 +196,7 @@ def _series_in(source: Path, uid: str, *, scratch: Path) -> Series:
 
 def _frames(labels: Volume, geometry: Geometry, series: Series, segments: Sequence[Segment]) -> np.ndarray:
     """(slice, row, column) in the order of the series; segment numbers from 1."""
-    affine = RAS_OF_LPS @ series.affine_lps
-    theirs = make_geometry(labels.shape, affine=affine)
+    theirs = make_geometry(labels.shape, affine=RAS_OF_LPS @ series.affine_lps)
     if not same_grid(geometry, theirs, tolerance_mm=0.01):
         raise InputError("the label map is not on the grid of its DICOM series")
     numbers = np.zeros(256, np.uint8)

@@ -40,8 +40,7 @@ def run_demo(out: str | Path, *, console: Console) -> Path:
     verified = pipeline.verify_scans(scans)
     show_verification(verified.rows, verified.problems, console=console)
     _headline(console, 3, "preprocess")
-    built = pipeline.preprocess(scans, bank, say=console.print)
-    _require(built.exit_code)
+    _require(pipeline.preprocess(scans, bank, say=console.print).exit_code)
     _headline(console, 4, "train (balanced sampling, one to two minutes on 2 cores)")
     result = pipeline.train(bank, run, load_config("demo"), fold=0)
     if result.ended == "stopped":

@@ -36,10 +36,9 @@ def show_run(result: "RunResult", *, console: Console) -> None:
         console.print(f"epoch {last['epoch']}: loss {last['loss']:.4f}")
     if result.best_epoch is not None:
         best = next(row for row in result.rows if row["epoch"] == result.best_epoch)
-        scored = {region: best[f"dice_{region}"] for region in REGIONS}
         dice = ", ".join(
             f"{region} {value:.3f}"
-            for region, value in scored.items()
+            for region, value in {region: best[f"dice_{region}"] for region in REGIONS}.items()
             if value is not None and not math.isnan(value)
         )
         shown = f"Dice on the inner split {dice}" if dice else f"score on the inner split {best['score']:.3f}"
@@ -96,8 +95,7 @@ def show_predictions(predicted: "PredictReport", out: Path, *, console: Console)
     regions = [name for name in names if name in REGIONS]
     tables = []
     for chosen in (names, regions):
-        heads = [f"{tissue_head(name)} ml" for name in chosen]
-        table = make_table("case", *heads)
+        table = make_table("case", *[f"{tissue_head(name)} ml" for name in chosen])
         for one in predictions[:MOST_CASES]:
             table.add_row(one.case, *(f"{one.volumes_ml[name]:,.1f}" for name in chosen))
         tables.append(table)

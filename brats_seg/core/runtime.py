@@ -298,8 +298,7 @@ def _find_precision(precision: Precision, device: torch.device) -> torch.dtype |
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     found = torch.cpu.get_capabilities()
-    native = found.get("avx512_bf16", False) or found.get("amx_bf16", False)
-    return torch.bfloat16 if native else None
+    return torch.bfloat16 if (found.get("avx512_bf16", False) or found.get("amx_bf16", False)) else None
 
 
 @contextmanager

@@ -173,14 +173,13 @@ def _voxel_tree(scored: Sequence[_CaseScores]) -> dict[str, Any]:
     """The voxel confusion of all cases together, and their calibration where probabilities were saved."""
     if not scored:
         return {}
-    voxels = np.sum([case.confusion for case in scored], axis=0)
     tree: dict[str, Any] = {
         "confusion": {
             "rows": "reference",
             "columns": "prediction",
             "voxels": "all of every image; healthy holds the air, which the report's table leaves out",
             "classes": list(scored[0].classes),
-            "n_voxels": voxels.tolist(),
+            "n_voxels": np.sum([case.confusion for case in scored], axis=0).tolist(),
         }
     }
     calibrated = [case.calibration for case in scored if case.calibration is not None]
@@ -354,8 +353,7 @@ def _score_files(task: _Task) -> _CaseScores | Problem:
         )
     except InputError as error:
         schema = case.schema if at == label.path else written.name
-        expected = f"a label map in the values of schema '{schema}'"
-        return problem_of(error, case.id, file=at, expected=expected)
+        return problem_of(error, case.id, file=at, expected=f"a label map in the values of schema '{schema}'")
 
 
 def _calibrate(

@@ -240,9 +240,8 @@ def _patch_areas(spacing_mm: tuple[float, ...]) -> Float64[np.ndarray, "256"]:
     areas = np.zeros(256)
     for code in range(1, 255):
         few = code if code.bit_count() <= 4 else 255 - code
-        corners = (few & _CORNER_WEIGHTS) != 0
         vertices, faces, _, _ = marching_cubes(
-            corners.astype(np.float32), 0.5, spacing=spacing_mm, method="lorensen"
+            ((few & _CORNER_WEIGHTS) != 0).astype(np.float32), 0.5, spacing=spacing_mm, method="lorensen"
         )
         areas[code] = mesh_surface_area(vertices.astype(np.float64), faces)  # float32 of voxels of 1 mm
     return areas

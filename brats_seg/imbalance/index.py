@@ -61,12 +61,10 @@ class ClassIndex:
                 f"labels lie in {labels.min()}..{labels.max()}; {len(class_names)} classes take "
                 f"0..{len(class_names) - 1}"
             )
-        grouped = np.argsort(labels, kind="stable")
-        counts = np.bincount(labels, minlength=len(class_names))[None]
         return cls(
             class_names,
-            counts,
-            part=(grouped,).__getitem__,
+            np.bincount(labels, minlength=len(class_names))[None],
+            part=(np.argsort(labels, kind="stable"),).__getitem__,
             case_ids=np.zeros(1, np.int64),
             case_names=("the image set",),
         )
@@ -172,8 +170,7 @@ class ClassIndex:
         rows = rows[order]
         places = numbers[order] + self._shifts[rows, classes[order]]
         positions = np.empty_like(numbers)
-        starts = np.flatnonzero(np.diff(rows, prepend=-1)).tolist()
-        for start, stop in pairwise([*starts, len(rows)]):
+        for start, stop in pairwise([*np.flatnonzero(np.diff(rows, prepend=-1)).tolist(), len(rows)]):
             positions[start:stop] = self._positions(int(self._rows[rows[start]]))[places[start:stop]]
         ids = np.empty_like(numbers)
         ids[order] = positions + self._case_ids[self._rows[rows]]

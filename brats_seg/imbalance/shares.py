@@ -108,8 +108,7 @@ def batch_counts(
     edges = np.concatenate([[0.0], np.cumsum(shares)])
     edges *= batch_size / edges[-1]
     edges[edges > batch_size - 1e-9] = batch_size
-    offset = _offsets(edges, steps)
-    return np.diff(np.floor(edges[None] - offset[:, None]), axis=1).astype(np.int64)
+    return np.diff(np.floor(edges[None] - _offsets(edges, steps)[:, None]), axis=1).astype(np.int64)
 
 
 def _offsets(edges: np.ndarray, steps: np.ndarray) -> np.ndarray:

@@ -192,10 +192,9 @@ def _columns(path: Path) -> list[str]:
 def _told_schemas(out: Path) -> list[str]:
     """Names of the schemas that `OUT/labels.txt` is of; none where an older version wrote the file."""
     path = out / LABELS
-    lines = read_text(path).splitlines() if path.is_file() else []
     return [
         name
-        for line in lines
+        for line in (read_text(path).splitlines() if path.is_file() else [])
         if line.startswith(_SCHEMAS)
         for name in line.removeprefix(_SCHEMAS).split(", ")
     ]

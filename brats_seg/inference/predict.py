@@ -114,8 +114,7 @@ def predict_one(
     """Segment one case into the label map `out` itself, and write nothing else. Otherwise as
     `predict_cases`.
     """
-    suffix = next((s for s in SUFFIXES if out.name.endswith(s)), None)
-    if suffix is None:
+    if not out.name.endswith(SUFFIXES):
         raise UsageError(f"{out}: its name must end in one of {', '.join(SUFFIXES)}")
     job = _Job(fitting(segmenters), out.parent, options, single=out)
     out.parent.mkdir(parents=True, exist_ok=True)

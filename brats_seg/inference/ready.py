@@ -86,7 +86,6 @@ def _norms_after_convolutions(block: nn.Module) -> Iterator[tuple[nn.Module, nn.
             if hasattr(block, f"conv{number}"):
                 yield getattr(block, f"conv{number}"), block, f"norm{number}"
     if type(block) is nn.Sequential:  # the gates of AttentionUnet
-        children = list(block.named_children())
-        for (_, before), (name, _) in pairwise(children):
+        for (_, before), (name, _) in pairwise(list(block.named_children())):
             if isinstance(before, Convolution) and not hasattr(before, "adn"):
                 yield before, block, name

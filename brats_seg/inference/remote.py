@@ -46,9 +46,8 @@ def segment_on_cluster(
         options: as in `predict`.
         out: folder of the label maps.
     """
-    recipe = _Recipe(tuple(runs), options)
     return map_in_order(
-        partial(_segment, recipe, out),
+        partial(_segment, _Recipe(tuple(runs), options), out),
         cases,
         threads=1,
         label="segmenting",

@@ -37,8 +37,7 @@ def load_for_prediction(
             "by hand"
         )
     if tuned:
-        found = read_tuning(first.folder, checkpoint=first.digest).settings
-        options = replace(options, settings=found)
+        options = replace(options, settings=read_tuning(first.folder, checkpoint=first.digest).settings)
     segmenters = load_segmenters(
         runs,
         runtime=start_runtime(device=options.device, precision=options.precision),

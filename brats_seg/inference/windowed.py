@@ -192,5 +192,4 @@ def window_logits(
         zs = np.arange(first, min(first + _SLICES, n_slices))
         stack = np.empty((len(zs), *image.shape[1:3], image.shape[3] * (2 * slices_around + 1)), np.float16)
         stack_slices(image, zs, slices_around=slices_around, out=stack)
-        slices = torch.from_numpy(stack).to(like.device, torch.float32)
-        yield zs, stitch(slices.permute(0, 3, 1, 2))
+        yield zs, stitch(torch.from_numpy(stack).to(like.device, torch.float32).permute(0, 3, 1, 2))

@@ -96,5 +96,4 @@ def _nearest(lesions: np.ndarray, n: int) -> np.ndarray:
     """
     if n <= 1:
         return np.ones_like(lesions)
-    places = distance_transform_edt(lesions == 0, return_distances=False, return_indices=True)
-    return lesions[tuple(places)]
+    return lesions[tuple(distance_transform_edt(lesions == 0, return_distances=False, return_indices=True))]

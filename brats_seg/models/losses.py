@@ -202,10 +202,9 @@ def _dice_cross_entropy(
     et al. 2018, equation 2).
     """
     probabilities = torch.softmax(logits, 1)[:, first_class:]
-    truth = _is_class(classes, logits.shape[1])[:, first_class:]
-    return _one_minus_dice(probabilities, truth, counted, over=dice) + _cross_entropy(
-        logits, classes, counted, weights
-    )
+    return _one_minus_dice(
+        probabilities, _is_class(classes, logits.shape[1])[:, first_class:], counted, over=dice
+    ) + _cross_entropy(logits, classes, counted, weights)
 
 
 def _unified_focal(

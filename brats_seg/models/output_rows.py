@@ -64,5 +64,4 @@ class Directions:
 
     def keep(self) -> None:
         """Move the weights of each class to the nearest point of their line."""
-        along = (rows_of(self._layer) * self._units).sum(1, keepdim=True)
-        set_rows(self._layer, along * self._units)
+        set_rows(self._layer, (rows_of(self._layer) * self._units).sum(1, keepdim=True) * self._units)

@@ -138,8 +138,7 @@ def grow_tumor(
 def together(first: Tumor, second: Tumor) -> Tumor:
     """Two tumors in one brain. Where they meet, the core of either comes before edema."""
     hidden = (second.tissue == HEALTHY) | ((second.tissue == EDEMA) & (first.tissue != HEALTHY))
-    tissue = np.where(hidden, first.tissue, second.tissue)
-    return Tumor(tissue, np.maximum(first.visible, second.visible))
+    return Tumor(np.where(hidden, first.tissue, second.tissue), np.maximum(first.visible, second.visible))
 
 
 def lowest(field: Field, n: int) -> Mask:

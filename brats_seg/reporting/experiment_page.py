@@ -214,8 +214,7 @@ def _picked(rows: Sequence[Row]) -> list[str]:
             dice.setdefault(row["case"], []).append(row["dice"])
     whole = [case for case, values in dice.items() if len(values) == len(REGIONS)] or list(dice)
     ranked = sorted(whole, key=lambda case: (sum(dice[case]), case))
-    places = sorted({round(i * (len(ranked) - 1) / (N_CASES - 1)) for i in range(N_CASES)})
-    return [ranked[i] for i in places]
+    return [ranked[i] for i in sorted({round(i * (len(ranked) - 1) / (N_CASES - 1)) for i in range(N_CASES)})]
 
 
 def _card(seen: _Seen, *, classes: Sequence[str]) -> dict[str, Any]:

@@ -135,8 +135,7 @@ def box_plot(
     """
     figure, axes = style.chart(width=5.4, height=0.75 + 0.62 * len(values), grid="x")
     for row, (name, numbers) in enumerate(values.items()):
-        points = np.array([v for v in numbers if np.isfinite(v)])
-        _box(axes, points, row=row, color=color_of(name))
+        _box(axes, np.array([v for v in numbers if np.isfinite(v)]), row=row, color=color_of(name))
     axes.set_yticks(
         range(len(values)), [f"{words(n)}\nn = {int(np.isfinite(list(v)).sum())}" for n, v in values.items()]
     )
@@ -171,10 +170,9 @@ def _box(axes: Axes, points: Float[np.ndarray, " n"], *, row: int, color: str) -
             capprops=line,
         )
     # Spread by a sine, not at random: the same numbers always give the same picture.
-    spread = 0.13 * np.sin(2.4 * np.arange(len(points)))
     axes.scatter(
         points,
-        row + spread,
+        row + (0.13 * np.sin(2.4 * np.arange(len(points)))),
         s=20,
         color=color,
         alpha=0.75,
@@ -202,11 +200,10 @@ def line_chart(
     figure, axes = style.chart(width=5.4, height=2.7, grid="y")
     spare = iter(style.SERIES)
     for name, (x, y) in lines.items():
-        color = color_of(name) if style.has_color(name) else next(spare, style.QUIET)
         axes.plot(
             x,
             y,
-            color=color,
+            color=color_of(name) if style.has_color(name) else next(spare, style.QUIET),
             linewidth=1.7,
             marker="o",
             markersize=3 if len(x) <= 40 else 0,
@@ -239,8 +236,7 @@ def mix_chart(shares: Mapping[str, Shares], *, classes: Sequence[str]) -> Figure
             axes.barh(row, share, left=left, height=0.62, color=color, edgecolor=style.PAPER, linewidth=1)
             if share >= 0.08:
                 place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
-                middle = left + share / 2
-                axes.text(middle, row, f"{100 * share:.0f} %", color=style.ink_on(color), **place)
+                axes.text(left + share / 2, row, f"{100 * share:.0f} %", color=style.ink_on(color), **place)
             left += float(share)
     axes.set_yticks(range(len(shares)), list(shares))
     axes.set_ylim(len(shares) - 0.5, -0.5)

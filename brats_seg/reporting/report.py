@@ -126,10 +126,9 @@ def _content(
         out, reference, ids=ids, shown=shown, scores=scores, classes=classes, schemas=schemas
     )
     n_patients = evaluation.summary["n_patients"]
-    n_words = f"{count_words(len(ids), 'case')} of {count_words(n_patients, 'patient')}"
     return {
         "title": "Segmentation report",
-        "lead": n_words,
+        "lead": f"{count_words(len(ids), 'case')} of {count_words(n_patients, 'patient')}",
         "provenance": provenance(run),
         "folders": {"predictions": out.resolve().name, "reference": reference.resolve().name},
         "regions": [r for r in REGIONS if any(s.region == r for s in scores)],
@@ -336,8 +335,7 @@ def _environment() -> Environment:
 
 def _plain(text: object) -> str:
     """A name or a message as Markdown shows it: no HTML, no cell border, no line break in it."""
-    shown = html.escape(printable(str(text), limit=1000), quote=False)
-    return shown.replace("|", "\\|").replace("`", "'")
+    return html.escape(printable(str(text), limit=1000), quote=False).replace("|", "\\|").replace("`", "'")
 
 
 def _ordinal(n: int) -> str:

@@ -29,11 +29,10 @@ def volumes_of(scores: Sequence[Score], case: str, classes: Sequence[str]) -> li
 
 def mean_volumes(scores: Sequence[Score], ids: Sequence[str], classes: Sequence[str]) -> list[dict[str, Any]]:
     """Mean volume of each row of `volumes_of` over the cases."""
-    columns = zip(*(volumes_of(scores, case, classes) for case in ids), strict=True)
     return [
         {"name": c[0]["name"]}
         | {side: sum(v[side] for v in c) / len(c) for side in ("reference_ml", "prediction_ml")}
-        for c in columns
+        for c in zip(*(volumes_of(scores, case, classes) for case in ids), strict=True)
     ]
 
 

@@ -93,12 +93,11 @@ def _untold(case: Case, label: Volume) -> Problem:
     listed = ", ".join(map(str, values[:9])) + ", ..." * (len(values) > 9) or "0 alone"
     by_manifest = ", or a column 'schema' in the manifest" if case.layout == "manifest" else ""
     candidates = LAYOUTS[case.layout].candidates if case.layout in LAYOUTS else ()
-    what = f"has the values {listed}, and nothing says which tissue each value is"
     return problem_with(
         case,
         "error",
         LABEL,
-        what,
+        f"has the values {listed}, and nothing says which tissue each value is",
         f"--schema NAME{by_manifest}; the values fit {schemas_that_fit(values, among=candidates)}",
     )
 

@@ -185,10 +185,10 @@ def _manifest_folders(pieces: Iterable[Piece], problems: Iterable[Problem]) -> s
 
 
 def _manifests(files: Sequence[Path], problems: list[Problem]) -> list[Piece]:
-    manifests = [file for file in files if file.name.lower() == "manifest.csv"]
     return [
         piece
-        for file in manifests
+        for file in files
+        if file.name.lower() == "manifest.csv"
         for piece in read_manifest(file, problems, schema_of=schema_by_name, unfit="warning")
     ]
 
@@ -314,13 +314,12 @@ def _missing(members: Sequence[Piece], *, required: Sequence[str]) -> list[Probl
     if not missing:
         return []
     first = members[0]
-    what = f"modality {' and '.join(missing)} missing; found {', '.join(sorted(roles))}"
     return [
         Problem(
             "error",
             first.case_id,
             str(first.folder),
-            what,
+            f"modality {' and '.join(missing)} missing; found {', '.join(sorted(roles))}",
             f"a file each for {', '.join(required)}; `preprocess --modality` and `predict "
             "--allow-missing` take fewer",
         )

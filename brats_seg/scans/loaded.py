@@ -41,8 +41,7 @@ def load_case(case: Case, *, threads: int = 1) -> LoadedCase:
                 problems.append(result)
             else:
                 volumes |= result
-    label = volumes.pop(LABEL, None)
-    return LoadedCase(case, volumes, label, tuple(problems))
+    return LoadedCase(case, volumes, volumes.pop(LABEL, None), tuple(problems))
 
 
 def _files(case: Case) -> dict[str, ScanFile]:

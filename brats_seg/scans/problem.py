@@ -32,8 +32,7 @@ class Problem:
     def __str__(self) -> str:
         """One line: case, file, what is wrong; what would be right. See `printable`."""
         where = ": ".join(part for part in (self.case, self.file) if part)
-        line = f"{where}: {self.what}" + (f"; expected {self.expected}" if self.expected else "")
-        return printable(line)
+        return printable(f"{where}: {self.what}" + (f"; expected {self.expected}" if self.expected else ""))
 
     def to_dict(self) -> dict[str, str]:
         """Plain types, for JSON."""

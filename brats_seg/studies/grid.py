@@ -184,8 +184,7 @@ def _compute(
     with progress_bar() as bar, _interrupted_by_sigterm():
         task = bar.add_task(grid.label, total=len(jobs), completed=n_kept, note="")
         on = grid.on
-        computed = map_unordered(function, todo, workers=on.n, threads=1, cluster=on.cluster)
-        with closing(computed) as outcomes:
+        with closing(map_unordered(function, todo, workers=on.n, threads=1, cluster=on.cluster)) as outcomes:
             for n_new, outcome in enumerate(outcomes, start=1):
                 job = todo[outcome.position]
                 problem = _keep(job, outcome, finished)

@@ -38,8 +38,7 @@ class TrainingSet:
     @property
     def number(self) -> int:
         """A number that stands for the distribution and its repeat."""
-        text = json.dumps(asdict(self), sort_keys=True)
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+        return int.from_bytes(hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).digest()[:8])
 
     def row(self) -> dict[str, Any]:
         """What a row of the study says of the set."""

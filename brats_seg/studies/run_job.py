@@ -97,8 +97,7 @@ class RunJob(Job):
 
     def split(self, bank: PatchBank) -> Split:
         """The cases of the bank by their use."""
-        validation = self.configs[0].validation
-        return make_split(bank, fold=self.fold, validation=validation, seed=self.seed)
+        return make_split(bank, fold=self.fold, validation=self.configs[0].validation, seed=self.seed)
 
     def scored(self, split: Split) -> tuple[str, ...]:
         """The cases that are scored."""
@@ -233,8 +232,7 @@ def _table(path: Path, kinds: Mapping[str, type]) -> pd.DataFrame:
 
 def _seconds(run: Path) -> float:
     columns = ["training_s", "mining_s", "validation_s", "checkpoint_s"]
-    timing = _table(run / "timing.csv", dict.fromkeys(columns, float))
-    return round(float(timing[columns].sum().sum()), 1)
+    return round(float(_table(run / "timing.csv", dict.fromkeys(columns, float))[columns].sum().sum()), 1)
 
 
 def _training_seconds(run: Path) -> dict[int, float]:
@@ -274,8 +272,7 @@ def _segment(
             if strength == TUNED
             else ()
         )
-        correct = tuned[0].correct_priors if tuned else float(strength)
-        shifts.append(trained.networks[0].class_shift(correct))
+        shifts.append(trained.networks[0].class_shift(tuned[0].correct_priors if tuned else float(strength)))
     (segmenter,) = load_segmenters((trained,), runtime=runtime)
     with ExitStack() as stack:
         stores = [

@@ -75,5 +75,4 @@ def check_ranks(batch_size: int, *, world_size: int) -> None:
 
 def _sum(state: None, bucket: dist.GradBucket) -> Future[Tensor]:
     """The sum, where `DistributedDataParallel` takes the mean: each loss is a share of the batch's."""
-    work = dist.all_reduce(bucket.buffer(), async_op=True)
-    return work.get_future().then(lambda future: future.value()[0])
+    return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda future: future.value()[0])

@@ -200,8 +200,7 @@ def _change_gamma(values: Tensor, *, gamma: Tensor, inverted: Tensor | None, bra
 
 @cache
 def _noise_table(device: torch.device, n: int) -> Tensor:
-    generator = torch.Generator().manual_seed(STREAM)
-    return torch.randn(n, generator=generator).to(device)
+    return torch.randn(n, generator=torch.Generator().manual_seed(STREAM)).to(device)
 
 
 def _noise(starts: Tensor, shape: torch.Size) -> Tensor:

@@ -164,9 +164,8 @@ def _from_slices(
     cases, zs, ys, xs = bank.locate(ids).T
     for case in np.unique(cases):
         image, _ = bank.volume(int(case))
-        wanted = np.unique(zs[cases == case])
         for part, logits in slice_logits(
-            network, image, wanted, divisor=divisor, slices_around=bank.slices_around
+            network, image, np.unique(zs[cases == case]), divisor=divisor, slices_around=bank.slices_around
         ):
             here = np.flatnonzero((cases == case) & np.isin(zs, part))
             slots = np.searchsorted(part, zs[here])

@@ -262,8 +262,7 @@ class Method:
         drifts = phase.number == 1 and self.config.sampler.drift != "none"
         is_weighted = self._is_weighted(phase, epoch)
         since = epoch if drifts else self._weighted_from if is_weighted else phase.first_epoch
-        counts = ledger.voxel_counts(first_epoch=since, last_epoch=epoch)
-        return self.prior_of(phase, counts, epoch=epoch)
+        return self.prior_of(phase, ledger.voxel_counts(first_epoch=since, last_epoch=epoch), epoch=epoch)
 
     def prior_of(self, phase: Phase, counts: Counts, *, epoch: int) -> Shares | None:
         """The prior that weights were trained under which learned from so many examples of each class, with

@@ -181,13 +181,12 @@ class RunFolder(Record):
     def end_epoch(self, loop: Loop, epoch: int, scores: Mapping[str, float] | None) -> None:
         """Note the epoch, and keep its weights if they are the best or asked for."""
         names = (*(f"dice_{region}" for region in REGIONS), "score")
-        n_steps = self.config.training.steps
         self.log.epochs.append(
             {
                 "epoch": epoch,
                 "step": loop.n_done,
                 "lr": loop.steps.learner.rate(loop.n_done - 1),
-                "loss": self.loss_sum / n_steps,
+                "loss": self.loss_sum / self.config.training.steps,
                 **{name: None if scores is None else scores[name] for name in names},
                 "is_best": int(scores is not None and loop.best.at == epoch),
             }

@@ -67,8 +67,7 @@ class BankSource:
             self._gathered = batch = self.bank.batch(draw.ids, out=self._gathered, maps=maps)
             counts = batch.counts
             if self.margin:
-                n_classes = len(self.bank.classes)
-                counts = count_middle(batch.targets, margin=self.margin, n_classes=n_classes)
+                counts = count_middle(batch.targets, margin=self.margin, n_classes=len(self.bank.classes))
         with self.watch("augmentation_s"):
             inputs, targets = self.augment(batch.inputs, batch.targets, parameters=parameters)
         return Examples(inputs, targets, counts)

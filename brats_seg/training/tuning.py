@@ -243,8 +243,7 @@ def _labels(case: SeenCase, settings: Settings) -> Classes:
     if settings.correct_priors:
         weighted = probabilities * case.factors[settings.correct_priors][:, None, None, None]
         probabilities = weighted / weighted.sum(axis=0)
-    everywhere = np.ones(probabilities.shape[1:], bool)
-    labels = most_likely(probabilities, everywhere, readout=case.readout)
+    labels = most_likely(probabilities, np.ones(probabilities.shape[1:], bool), readout=case.readout)
     labels = cut_regions(labels, probabilities, classes=case.classes, thresholds=settings.thresholds)
     if settings.cleanup == Cleanup():
         return labels[0, 0]
