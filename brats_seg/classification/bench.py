@@ -19,7 +19,7 @@ from brats_seg.classification.image_set import ImageSet, Splits
 from brats_seg.classification.images import load_images
 from brats_seg.classification.settings import Images, StudySettings
 from brats_seg.classification.source import ImageSource
-from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, UsageError, refuse
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.shapes import Ids
 from brats_seg.imbalance.distributions import choose_examples
@@ -150,26 +150,28 @@ def check_study(settings: StudySettings, splits: Splits) -> None:
         raise InputError(
             f"{splits.test.name}: its images are all of one class; a test needs two classes or more"
         )
-    if knobs.held_out + knobs.per_class >= train.counts.min():
-        raise UsageError(
+    refuse(
+        (
+            knobs.held_out + knobs.per_class >= train.counts.min(),
             f"validation.held_out {knobs.held_out} and per_class {knobs.per_class}: fewer together than the "
             f"{train.counts.min()} training "
-            "images of the rarest class"
-        )
-    if knobs.images == "own" and splits.validation is None:
-        raise UsageError(
+            "images of the rarest class",
+        ),
+        (
+            knobs.images == "own" and splits.validation is None,
             f"validation.images 'own': {train.name} comes without validation images; take train, half or "
-            "held_out"
-        )
-    if knobs.images == "half" and splits.test.patients is not None:
-        raise UsageError(
+            "held_out",
+        ),
+        (
+            knobs.images == "half" and splits.test.patients is not None,
             f"validation.images 'half': would part the images of a patient of {splits.test.name}; take "
-            "another part"
-        )
-    if knobs.of is not None and knobs.of not in train.class_names:
-        raise UsageError(
-            f"validation.of '{knobs.of}': no such class; the classes are {', '.join(train.class_names)}"
-        )
+            "another part",
+        ),
+        (
+            knobs.of is not None and knobs.of not in train.class_names,
+            f"validation.of '{knobs.of}': no such class; the classes are {', '.join(train.class_names)}",
+        ),
+    )
     if settings.decisions.costs is not None:
         weigh_costs(np.full((1, n_classes), 1 / n_classes), np.array(settings.decisions.costs, np.float64))
     build_network(settings, train, seed=0, runtime=Runtime(torch.device("cpu")))

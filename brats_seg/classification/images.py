@@ -31,7 +31,7 @@ from brats_seg.classification.idx import read_idx
 from brats_seg.classification.image_set import BYTE_SCALE, ImageSet, Splits, keep_classes
 from brats_seg.classification.npz import read_npz_set
 from brats_seg.classification.whitening import whitened
-from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, UsageError, refuse
 from brats_seg.core.files import read_text
 
 
@@ -202,16 +202,19 @@ def _cifar_names(path: Path) -> tuple[str, ...]:
 
 
 def _folder(folder: Path) -> Splits:
-    if folder.is_file():
-        raise InputError(
+    refuse(
+        (
+            folder.is_file(),
             f"{folder}: is a file; for an .npz say --set images.name=npz, for images give the folder they "
-            "lie in"
-        )
-    if not folder.is_dir():
-        raise InputError(
+            "lie in",
+        ),
+        (
+            not folder.is_dir(),
             f"{folder}: no such folder; put train/<class>/*.jpg and test/<class>/*.jpg (or val/, or class "
-            "folders alone) there"
-        )
+            "folders alone) there",
+        ),
+        error=InputError,
+    )
     if not (folder / "train").is_dir():
         alone = ImageSet(str(folder), *list_folder(folder), BYTE_SCALE)
         return hold_out(_with_patients(alone, folder, prefix=""))

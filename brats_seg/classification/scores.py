@@ -12,7 +12,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from brats_seg.core.errors import InputError
+from brats_seg.core.errors import InputError, refuse
 from brats_seg.core.statistics import stratified_times
 
 Outputs = Float[np.ndarray, "n k"]
@@ -191,13 +191,15 @@ def _check(outputs: Outputs, labels: Labels) -> None:
             f"{len(outputs)} outputs and {len(labels)} labels; as many of each, and one at least"
         )
     n_bad = int((~np.isfinite(outputs)).any(axis=1).sum())
-    if n_bad:
-        raise InputError(f"{n_bad} of {len(outputs)} images have an output that is no number")
-    if not 0 <= labels.min() <= labels.max() < outputs.shape[1]:
-        raise InputError(
+    refuse(
+        (n_bad, f"{n_bad} of {len(outputs)} images have an output that is no number"),
+        (
+            not 0 <= labels.min() <= labels.max() < outputs.shape[1],
             f"labels lie in {labels.min()}..{labels.max()}; {outputs.shape[1]} outputs take "
-            f"0..{outputs.shape[1] - 1}"
-        )
+            f"0..{outputs.shape[1] - 1}",
+        ),
+        error=InputError,
+    )
 
 
 def _mean(values: PerClass) -> float:

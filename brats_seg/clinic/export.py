@@ -11,7 +11,7 @@ from brats_seg.clinic.convert import RECORD
 from brats_seg.clinic.prepare import REFERENCE, STEPS, Steps, to_original
 from brats_seg.clinic.segments import write_dicom_seg, write_seg_nrrd
 from brats_seg.clinic.surfaces import stl_bytes
-from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, refuse
 from brats_seg.core.files import atomic, read_json, read_model, write_json, write_text
 from brats_seg.core.shapes import Volume
 from brats_seg.scans.datasets import BIDS_PREDICTION
@@ -67,10 +67,13 @@ def export_labels(
         UsageError: another file type or kind of names.
         InputError: no table of predictions.
     """
-    if file_type not in FILE_TYPES:
-        raise UsageError(f"--file-type {file_type}: unknown; the types are {', '.join(FILE_TYPES)}")
-    if names not in ("case", "bids"):
-        raise UsageError(f"--names {names}: unknown; case or bids")
+    refuse(
+        (
+            file_type not in FILE_TYPES,
+            f"--file-type {file_type}: unknown; the types are {', '.join(FILE_TYPES)}",
+        ),
+        (names not in ("case", "bids"), f"--names {names}: unknown; case or bids"),
+    )
     rows = read_rows(predictions)
     if not rows:
         raise InputError(f"{predictions}: has no {TABLE}; give a folder that `brats-seg predict` wrote")

@@ -46,6 +46,18 @@ class UsageError(_ToldError):
     """The command or a setting is wrong; the command line prints it in one line and exits with 2."""
 
 
+def refuse(*rules: tuple[object, str], error: type[Exception] = UsageError) -> None:
+    """Raise the error with the reason of the first rule that is broken.
+
+    Args:
+        rules: of each whether it is broken (anything that counts as true), and the reason for the user.
+        error: what is raised.
+    """
+    for is_broken, reason in rules:
+        if is_broken:
+            raise error(reason)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory did not suffice: of a GPU or of the machine, in torch's words or
     Python's.

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from brats_seg.core.errors import InputError, UsageError, printable
+from brats_seg.core.errors import InputError, UsageError, printable, refuse
 from brats_seg.core.files import MOST_YAML_BYTES, parse_yaml, read_text, shown
 
 logger = logging.getLogger(__name__)
@@ -32,9 +32,7 @@ class Ruled(BaseModel):
 
     @model_validator(mode="after")
     def _keeps_its_rules(self) -> Self:
-        for is_broken, reason in self._rules():
-            if is_broken:
-                raise ValueError(reason)
+        refuse(*self._rules(), error=ValueError)
         return self
 
 

@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from brats_seg.core.errors import InputError
+from brats_seg.core.errors import InputError, refuse
 from brats_seg.core.files import read_table, write_text
 from brats_seg.core.tables import csv_text
 
@@ -117,10 +117,10 @@ def _read(name: str, text: str, kind: type) -> Any:
     if text == "" and kind is float:
         return None
     value = kind(text)
-    if kind is float and not isfinite(value):
-        raise ValueError(f"{text} is no score")
-    if kind is not str and name not in _ANY_SIGN and value < 0:
-        raise ValueError(f"{name} is {text}; it is 0 or more")
-    if name in _SHARES and value > 1:
-        raise ValueError(f"{name} is {text}; it is 1 or less")
+    refuse(
+        (kind is float and not isfinite(value), f"{text} is no score"),
+        (kind is not str and name not in _ANY_SIGN and value < 0, f"{name} is {text}; it is 0 or more"),
+        (name in _SHARES and value > 1, f"{name} is {text}; it is 1 or less"),
+        error=ValueError,
+    )
     return value

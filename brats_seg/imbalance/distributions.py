@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int64, Integer
 
-from brats_seg.core.errors import UsageError
+from brats_seg.core.errors import UsageError, refuse
 from brats_seg.core.shapes import Counts, Ids
 
 # What a random stream is for: a word of the generator's counter, so that no two streams of a seed meet.
@@ -37,22 +37,26 @@ class Distribution:
     counts: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if (self.mu is None) != (self.kind != "step"):
-            raise UsageError(
+        refuse(
+            (
+                (self.mu is None) != (self.kind != "step"),
                 f"distribution '{self.kind}': mu is the share of minority classes of 'step', and of no other "
-                "kind"
-            )
-        if (self.counts is None) != (self.kind != "given"):
-            raise UsageError(
+                "kind",
+            ),
+            (
+                (self.counts is None) != (self.kind != "given"),
                 f"distribution '{self.kind}': counts (one number a class) go with 'given', and with no other "
-                "kind"
-            )
-        if not 1 <= self.rho < np.inf:
-            raise UsageError(
-                f"rho {self.rho:g}: the largest class over the smallest, so a finite number of 1 or more"
-            )
-        if self.kind in ("balanced", "natural", "given") and self.rho != 1:
-            raise UsageError(f"distribution '{self.kind}': takes no rho")
+                "kind",
+            ),
+            (
+                not 1 <= self.rho < np.inf,
+                f"rho {self.rho:g}: the largest class over the smallest, so a finite number of 1 or more",
+            ),
+            (
+                self.kind in ("balanced", "natural", "given") and self.rho != 1,
+                f"distribution '{self.kind}': takes no rho",
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -188,20 +192,22 @@ def _linear(fewest: int, most: int, *, places: np.ndarray) -> Counts:
 
 def _n_minority(mu: float | int, *, n_classes: int) -> int:
     n_minority = _rounded(mu * n_classes)
-    if abs(mu * n_classes - n_minority) > 1e-6:
-        raise UsageError(
+    refuse(
+        (
+            abs(mu * n_classes - n_minority) > 1e-6,
             f"mu {mu:g}: of {n_classes} classes {mu * n_classes:g} would be minority ones; a multiple of "
-            f"1/{n_classes}"
-        )
-    if n_minority >= n_classes:
-        raise UsageError(
-            f"mu {mu:g} leaves no majority class of {n_classes}; {(n_classes - 1) / n_classes:g} at most"
-        )
-    if n_minority < 1:
-        raise UsageError(
+            f"1/{n_classes}",
+        ),
+        (
+            n_minority >= n_classes,
+            f"mu {mu:g} leaves no majority class of {n_classes}; {(n_classes - 1) / n_classes:g} at most",
+        ),
+        (
+            n_minority < 1,
             f"mu {mu:g} leaves no minority class of {n_classes}; {1 / n_classes:g} at least, or distribution "
-            "'balanced'"
-        )
+            "'balanced'",
+        ),
+    )
     return n_minority
 
 

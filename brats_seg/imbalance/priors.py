@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Int64
 
-from brats_seg.core.errors import UsageError
+from brats_seg.core.errors import UsageError, refuse
 from brats_seg.core.shapes import Counts, Shares
 
 LOSSES_WITH_A_PRIOR = ("cross_entropy", "logit_adjusted")
@@ -134,15 +134,17 @@ def _log_ratio(
     n_classes: int, training_prior: np.ndarray, target_prior: np.ndarray, strength: float
 ) -> np.ndarray:
     for name, prior in (("training", training_prior), ("target", target_prior)):
-        if len(prior) != n_classes:
-            raise UsageError(
-                f"prior correction: the {name} prior has {len(prior)} classes, the logits {n_classes}"
-            )
-        if not ((prior >= 0).all() and 0 < prior.sum() < np.inf):
-            raise UsageError(
+        refuse(
+            (
+                len(prior) != n_classes,
+                f"prior correction: the {name} prior has {len(prior)} classes, the logits {n_classes}",
+            ),
+            (
+                not ((prior >= 0).all() and 0 < prior.sum() < np.inf),
                 f"prior correction: the {name} prior {prior.tolist()} must be 0 or more, finite, and not all "
-                "0"
-            )
+                "0",
+            ),
+        )
     if not 0 <= strength < np.inf:
         raise UsageError(f"prior correction: strength {strength:g}; 0 is none, 1 in full")
     untrained = np.flatnonzero((training_prior == 0) & (target_prior > 0))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from brats_seg.core.errors import UsageError
+from brats_seg.core.errors import UsageError, refuse
 from brats_seg.core.shapes import Counts, Ids, Shares
 from brats_seg.imbalance.groups import Groups
 from brats_seg.imbalance.index import ClassIndex
@@ -55,24 +55,22 @@ class EpochPlan:
     drift: Literal["to_natural", "from_natural"] = "to_natural"
 
     def __post_init__(self) -> None:
-        if self.drift_epochs is not None and self.steps is None:
-            raise UsageError(
+        refuse(
+            (
+                self.drift_epochs is not None and self.steps is None,
                 f"sampler.drift '{self.drift}' needs training.steps: an epoch that shows every example has "
-                "another length each time"
-            )
-        if self.batch_size < 1:
-            raise UsageError(f"training.batch_size {self.batch_size}: at least 1")
-        if self.steps is not None and self.steps < 1:
-            raise UsageError(f"training.steps {self.steps}: at least 1")
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"training.seed {self.seed}: a whole number from 0 to 2^63 - 1")
-        if not 0 <= self.rank < self.n_ranks:
-            raise UsageError(f"rank {self.rank}: must lie in 0..{self.n_ranks - 1}")
-        if self.batch_size % self.n_ranks:
-            raise UsageError(
+                "another length each time",
+            ),
+            (self.batch_size < 1, f"training.batch_size {self.batch_size}: at least 1"),
+            (self.steps is not None and self.steps < 1, f"training.steps {self.steps}: at least 1"),
+            (not 0 <= self.seed < 2**63, f"training.seed {self.seed}: a whole number from 0 to 2^63 - 1"),
+            (not 0 <= self.rank < self.n_ranks, f"rank {self.rank}: must lie in 0..{self.n_ranks - 1}"),
+            (
+                self.batch_size % max(1, self.n_ranks),
                 f"training.batch_size {self.batch_size}: {self.n_ranks} ranks share a batch, so a multiple "
-                f"of {self.n_ranks}"
-            )
+                f"of {self.n_ranks}",
+            ),
+        )
 
 
 class Sampler(ABC):

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from brats_seg.core import sections as knobs
-from brats_seg.core.errors import UsageError
+from brats_seg.core.errors import UsageError, refuse
 from brats_seg.core.settings import parse_settings
 from brats_seg.core.shapes import Ids
 from brats_seg.imbalance.groups import Groups
@@ -168,15 +168,14 @@ class HardSampler(ShareSampler):
         Pools of the last `max_age` epochs are joined. Classes left out get an empty pool. Raises `UsageError`
         inside an epoch, or for a class outside `hard_classes`.
         """
-        if self.step:
-            raise UsageError(
-                f"hard pools are exchanged between epochs, not at step {self.step} of {self.steps}"
-            )
-        if not set(pools) <= set(self.hard_classes):
-            raise UsageError(
+        refuse(
+            (self.step, f"hard pools are exchanged between epochs, not at step {self.step} of {self.steps}"),
+            (
+                not set(pools) <= set(self.hard_classes),
                 f"hard pools for classes {sorted(set(pools) - set(self.hard_classes))}; hard.classes are "
-                f"{list(self.hard_classes)}"
-            )
+                f"{list(self.hard_classes)}",
+            ),
+        )
         for k in self.hard_classes:
             alive = {
                 born: ids for born, ids in self._pools.get(k, {}).items() if self.epoch - born < self.max_age

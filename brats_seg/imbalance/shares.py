@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Int64
 
-from brats_seg.core.errors import UsageError
+from brats_seg.core.errors import UsageError, refuse
 from brats_seg.core.shapes import Counts, Shares
 from brats_seg.core.share_rules import refused_shares
 
@@ -158,12 +158,13 @@ def _by_name(shares: Mapping[str, float], class_names: tuple[str, ...]) -> np.nd
 
 
 def _with_healthy(share: float, class_names: tuple[str, ...], *, counts: np.ndarray) -> np.ndarray:
-    if "healthy" not in class_names:
-        raise UsageError(
-            f"sampler.healthy_share: no class 'healthy' in {', '.join(class_names)}; use sampler.shares"
-        )
-    if not 0 <= share <= 1:
-        raise UsageError(f"sampler.healthy_share {share:g}: a share lies in 0..1")
+    refuse(
+        (
+            "healthy" not in class_names,
+            f"sampler.healthy_share: no class 'healthy' in {', '.join(class_names)}; use sampler.shares",
+        ),
+        (not 0 <= share <= 1, f"sampler.healthy_share {share:g}: a share lies in 0..1"),
+    )
     tumor = np.array([name != "healthy" for name in class_names])
     natural = np.where(tumor, counts, 0)
     return np.where(tumor, (1 - share) * natural / max(1, natural.sum()), share)

@@ -11,7 +11,7 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from brats_seg.core import sections as knobs
-from brats_seg.core.errors import UsageError
+from brats_seg.core.errors import UsageError, refuse
 from brats_seg.core.settings import parse_settings
 from brats_seg.core.tensors import Logits, PerExample, Targets
 from brats_seg.models.lesion_loss import DICE_SMOOTH, lesion_loss
@@ -68,13 +68,17 @@ def make_loss(
     """
     section = parse_settings(knobs.Loss, {"kind": loss}) if isinstance(loss, str) else loss
     kind, by_lesion = section.kind, section.by_lesion
-    if kind not in TAKE_WEIGHTS and class_weights is not None:
-        raise UsageError(f"loss.class_weights: '{kind}' takes none; use {' or '.join(TAKE_WEIGHTS)}")
-    if outside == "none" and kind in OF_REGIONS:
-        raise UsageError(
+    refuse(
+        (
+            kind not in TAKE_WEIGHTS and class_weights is not None,
+            f"loss.class_weights: '{kind}' takes none; use {' or '.join(TAKE_WEIGHTS)}",
+        ),
+        (
+            outside == "none" and kind in OF_REGIONS,
             f"loss.kind '{kind}' compares regions of voxels, and an image has one class; choose another loss "
-            "or remedy for images"
-        )
+            "or remedy for images",
+        ),
+    )
     if by_lesion != "none" and classes is not None and classes[0] != "healthy":
         raise UsageError(
             f"loss.by_lesion '{by_lesion}' is for networks that tell healthy from tumor; these classes are "

@@ -6,7 +6,7 @@ from math import lcm, prod
 
 from torch import nn
 
-from brats_seg.core.errors import UsageError
+from brats_seg.core.errors import UsageError, refuse
 from brats_seg.core.sections import Network
 from brats_seg.models.builders import (
     BASIC_LEVELS,
@@ -76,12 +76,20 @@ def make_network(network: Network, *, n_channels: int, n_classes: int, n_dims: i
         raise UsageError(
             f"network.name '{network.name}' takes patches of {wanted} axes; patch.size has {n_dims}"
         )
-    if network.norm not in kind.norms:
-        raise UsageError(f"network.norm '{network.norm}': '{network.name}' takes {', '.join(kind.norms)}")
-    if min(network.channels, default=1) < 1:
-        raise UsageError(f"network.channels {list(network.channels)}: a layer has at least 1")
-    if network.dropout > 0 and not kind.drops_out:
-        raise UsageError(f"network.dropout {network.dropout:g}: '{network.name}' has no dropout; take 0")
+    refuse(
+        (
+            network.norm not in kind.norms,
+            f"network.norm '{network.norm}': '{network.name}' takes {', '.join(kind.norms)}",
+        ),
+        (
+            min(network.channels, default=1) < 1,
+            f"network.channels {list(network.channels)}: a layer has at least 1",
+        ),
+        (
+            network.dropout > 0 and not kind.drops_out,
+            f"network.dropout {network.dropout:g}: '{network.name}' has no dropout; take 0",
+        ),
+    )
     _check_supervision(network, kind)
     return kind.build(network, n_channels, n_classes, n_dims)
 

@@ -9,7 +9,7 @@ from jaxtyping import Int16
 from numpy.random import Generator
 from scipy.stats import norm
 
-from brats_seg.core.errors import UsageError
+from brats_seg.core.errors import UsageError, refuse
 from brats_seg.core.files import write_text
 from brats_seg.core.progress import track
 from brats_seg.core.shapes import TissueMap
@@ -139,10 +139,10 @@ def write_cohort(
         UsageError: an unknown layout, no cases, a size under 48, a negative seed, or a folder with files that
             are no phantoms.
     """
-    if layout not in LAYOUTS:
-        raise UsageError(f"--layout {layout}: no such layout; the layouts are {', '.join(LAYOUTS)}")
-    if n_cases < 1:
-        raise UsageError(f"--cases {n_cases}: a cohort has 1 case or more")
+    refuse(
+        (layout not in LAYOUTS, f"--layout {layout}: no such layout; the layouts are {', '.join(LAYOUTS)}"),
+        (n_cases < 1, f"--cases {n_cases}: a cohort has 1 case or more"),
+    )
     _check(seed, size)
     traits = traits or Traits()
     if "resection_cavity" in LAYOUTS[layout].tissues:
@@ -178,10 +178,10 @@ def _claim(out: Path) -> None:
 
 
 def _check(seed: int, size: int) -> None:
-    if size < MIN_SIZE:
-        raise UsageError(f"--size {size}: a phantom is {MIN_SIZE} voxels wide or more")
-    if seed < 0:
-        raise UsageError(f"--seed {seed}: a seed is 0 or more")
+    refuse(
+        (size < MIN_SIZE, f"--size {size}: a phantom is {MIN_SIZE} voxels wide or more"),
+        (seed < 0, f"--seed {seed}: a seed is 0 or more"),
+    )
 
 
 def _at_least_one(n_cases: int, share: float, rng: Generator) -> int:

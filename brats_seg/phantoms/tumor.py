@@ -8,7 +8,7 @@ import numpy as np
 from numpy.random import Generator
 from scipy.ndimage import gaussian_filter
 
-from brats_seg.core.errors import UsageError
+from brats_seg.core.errors import UsageError, refuse
 from brats_seg.core.shapes import Mask, TissueMap
 from brats_seg.phantoms.brain import Brain, Field, Grid, Point, horn_distance, smooth_noise
 from brats_seg.scans.labels import OUTSIDE, TISSUES
@@ -59,12 +59,16 @@ class Traits:
         for name, value in vars(self).items():
             if not 0 <= value < math.inf:
                 raise UsageError(f"traits: {name} {value:g}: every trait is finite and 0 or more")
-        if self.tumors < 1 or self.tumors % 1:
-            raise UsageError(f"traits: tumors {self.tumors:g}: a case has 1 tumor or more")
-        if self.tumor >= 0.1:
-            raise UsageError(
-                f"traits: the tumor shares sum to {self.tumor:g}; they must sum to less than 0.1"
-            )
+        refuse(
+            (
+                self.tumors < 1 or self.tumors % 1,
+                f"traits: tumors {self.tumors:g}: a case has 1 tumor or more",
+            ),
+            (
+                self.tumor >= 0.1,
+                f"traits: the tumor shares sum to {self.tumor:g}; they must sum to less than 0.1",
+            ),
+        )
 
     @property
     def tumor(self) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from jinja2 import Environment, StrictUndefined
 
-from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, UsageError, refuse
 from brats_seg.core.files import write_text
 from brats_seg.core.shapes import Mask, TissueMap, Volume
 from brats_seg.reporting.bundle import Bundle, find_bundle
@@ -248,15 +248,18 @@ def other_case_in(name: str, case: str) -> str | None:
 
 
 def _check_grid(case: Case, source: ScanFile, own: Geometry, expected: Geometry) -> None:
-    if own.shape != expected.shape:
-        raise InputError(
-            f"case {case.id}: {source}: shape {own.shape} (Z, Y, X); the scans have {expected.shape}"
-        )
-    if not same_grid(own, expected, tolerance_mm=0.01):
-        raise InputError(
+    refuse(
+        (
+            own.shape != expected.shape,
+            f"case {case.id}: {source}: shape {own.shape} (Z, Y, X); the scans have {expected.shape}",
+        ),
+        (
+            not same_grid(own, expected, tolerance_mm=0.01),
             f"case {case.id}: {source}: its affine puts the voxels elsewhere; write it with the affine of "
-            "the scans"
-        )
+            "the scans",
+        ),
+        error=InputError,
+    )
 
 
 def _render(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from brats_seg.core.errors import InputError, printable
+from brats_seg.core.errors import InputError, printable, refuse
 from brats_seg.core.files import read_json, read_table
 from brats_seg.scans.case import MODALITIES, ScanFile, modality_named, patient_of
 from brats_seg.scans.labels import GROSS_TUMOR, MERGED, SCHEMAS, TUMOR_CORE, WHOLE_TUMOR
@@ -342,10 +342,14 @@ def _bids_schema(file: Path, tables: Sequence[Path]) -> str:
 
 def _row(file: Path, row: Mapping[str, str], *, schema_of: Callable[[Path], str | None]) -> list[Piece]:
     case_id, schema = row["case"], row.get("schema", "")
-    if not re.fullmatch(r"\w[\w.+-]*", case_id):
-        raise InputError(f"case '{case_id}' cannot name a file; letters, digits and _ . + - can")
-    if schema not in ("", *SCHEMAS):
-        raise InputError(f"schema '{schema}' is unknown; the schemas are {', '.join(SCHEMAS)}")
+    refuse(
+        (
+            not re.fullmatch(r"\w[\w.+-]*", case_id),
+            f"case '{case_id}' cannot name a file; letters, digits and _ . + - can",
+        ),
+        (schema not in ("", *SCHEMAS), f"schema '{schema}' is unknown; the schemas are {', '.join(SCHEMAS)}"),
+        error=InputError,
+    )
     files = {role: file.parent / row[role] for role in (*MODALITIES, LABEL) if row.get(role)}
     for role, path in files.items():
         if not _is_file(path):

@@ -7,7 +7,7 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import Num, UInt8
 
-from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, UsageError, refuse
 
 TISSUES = ("healthy", "necrotic_core", "edema", "non_enhancing_core", "enhancing_core", "resection_cavity")
 """Every tissue class a voxel of the brain can have, in the order class indices follow."""
@@ -279,10 +279,17 @@ def whole_values(array: Num[np.ndarray, "*grid"], schema: LabelSchema) -> UInt8[
         return values
     low, high = array.min(), array.max()
     choices = _listed(sorted(schema.values))
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise InputError(f"label has NaN or infinite values; schema '{schema.name}' has {choices}")
-    if low < -_WHOLE_TOLERANCE or high > 255:
-        raise InputError(f"label values run from {low:g} to {high:g}; schema '{schema.name}' has {choices}")
+    refuse(
+        (
+            not (np.isfinite(low) and np.isfinite(high)),
+            f"label has NaN or infinite values; schema '{schema.name}' has {choices}",
+        ),
+        (
+            low < -_WHOLE_TOLERANCE or high > 255,
+            f"label values run from {low:g} to {high:g}; schema '{schema.name}' has {choices}",
+        ),
+        error=InputError,
+    )
     if array.dtype.kind != "f":
         return array.astype(np.uint8)
     values = (array + 0.5).astype(np.uint8)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from brats_seg.core.config import Config, load_config, parse_config
-from brats_seg.core.errors import UsageError
+from brats_seg.core.errors import UsageError, refuse
 from brats_seg.core.settings import Section, lay_over, load_settings, parse_settings
 from brats_seg.evaluation.run_rows import Variant
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR
@@ -223,21 +223,21 @@ def _strategy(
             "'inner' scores; give strengths"
         )
     for one in configs:
-        if one.validation.cases == "none" and (
-            config.predict.cases == "inner" or TUNED in predict.correct_priors
-        ):
-            raise UsageError(
+        refuse(
+            (
+                one.validation.cases == "none"
+                and (config.predict.cases == "inner" or TUNED in predict.correct_priors),
                 f"strategy '{name}': validation.cases 'none' leaves no inner case to score or to tune on; "
-                "take 'fraction' or 'next_fold'"
-            )
-        if predict.correct_priors != (0.0,) and (
-            one.loss.kind not in LOSSES_WITH_A_PRIOR or one.loss.outside == "ignore"
-        ):
-            raise UsageError(
+                "take 'fraction' or 'next_fold'",
+            ),
+            (
+                predict.correct_priors != (0.0,)
+                and (one.loss.kind not in LOSSES_WITH_A_PRIOR or one.loss.outside == "ignore"),
                 f"strategy '{name}': a network trained with loss.kind '{one.loss.kind}' and loss.outside "
                 f"'{one.loss.outside}' has no "
-                "prior that is known; leave out its correct_priors"
-            )
+                "prior that is known; leave out its correct_priors",
+            ),
+        )
     strategy = Strategy(
         name, configs, tuple(s if isinstance(s, str) else f"{s:g}" for s in predict.correct_priors)
     )

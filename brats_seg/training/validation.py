@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from brats_seg.bank.bank import PatchBank
-from brats_seg.core.errors import UsageError
+from brats_seg.core.errors import UsageError, refuse
 from brats_seg.core.runtime import Runtime
 from brats_seg.evaluation.overlap import JointHistogram, Overlap, joint_histogram, overlap_scores
 from brats_seg.inference.dense import Feed, label_map
@@ -51,13 +51,17 @@ def check_metric(metric: Metric, *, of: str | None, classes: Sequence[str]) -> N
     if metric not in known:
         raise UsageError(f"validation.metric '{metric}': must be one of {', '.join(known)}")
     choices = _members(classes)
-    if metric in _SCORES and of not in choices:
-        raise UsageError(
+    refuse(
+        (
+            metric in _SCORES and of not in choices,
             f"validation.of '{of}': metric '{metric}' is of a region or class of the task: "
-            f"{', '.join(choices)}"
-        )
-    if metric not in _SCORES and of is not None:
-        raise UsageError(f"validation.of '{of}': metric '{metric}' is of all of them; leave it out")
+            f"{', '.join(choices)}",
+        ),
+        (
+            metric not in _SCORES and of is not None,
+            f"validation.of '{of}': metric '{metric}' is of all of them; leave it out",
+        ),
+    )
 
 
 def score_inner_cases(
