@@ -24,7 +24,7 @@ import psutil
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from dask_processes import Processes, dask_processes  # noqa: E402
+from dask_processes import Processes, children, dask_processes  # noqa: E402
 
 from brats_seg import pipeline  # noqa: E402
 from brats_seg.bank.build import BuildOptions  # noqa: E402
@@ -52,15 +52,14 @@ class Killer(threading.Thread):
         return self.n_kills
 
     def run(self) -> None:
-        """Kill until `ended` is set."""
-        turn = 0
-        while not self.ended.wait(self.every_s) and turn < len(self.processes.workers):
-            nanny = self.processes.workers[turn]
-            turn += 1
-            for child in psutil.Process(nanny.pid).children(recursive=True):
-                if "spawn_main" in " ".join(child.cmdline()):
-                    os.kill(child.pid, signal.SIGKILL)
+        """Kill until `ended` is set, or each worker was killed."""
+        spared = list(self.processes.workers)
+        while spared and not self.ended.wait(self.every_s):
+            for nanny in spared:
+                if pids := children(nanny.pid):
+                    os.kill(pids[0], signal.SIGKILL)
                     self.n_kills += 1
+                    spared.remove(nanny)
                     break
 
 

@@ -30,12 +30,15 @@ OVERRIDES = (
 
 @dataclass(frozen=True)
 class Place:
-    """Where a node runs: its address, the address of the first node, and what its command begins with."""
+    """Where a node runs: its address, the address of the first node, what its command begins with, and
+    whether it holds the store of the rendezvous (on the loopback address torchrun sees that itself).
+    """
 
     address: str
     first: str
     prefix: tuple[str, ...] = ()
     interface: str = "lo"
+    role: str = ""
 
 
 def ip(command: str) -> None:
@@ -49,7 +52,13 @@ def two_places(kind: str) -> Iterator[list[Place]]:
         yield [Place("127.0.0.1", "127.0.0.1")] * 2
         return
     places = [
-        Place(f"10.213.0.{n}", "10.213.0.1", ("ip", "netns", "exec", f"bratsseg{n}"), f"bratsseg-v{n}")
+        Place(
+            address=f"10.213.0.{n}",
+            first="10.213.0.1",
+            prefix=("ip", "netns", "exec", f"bratsseg{n}"),
+            interface=f"bratsseg-v{n}",
+            role=f",is_host={n == 1}",
+        )
         for n in (1, 2)
     ]
     try:
@@ -74,7 +83,8 @@ def node(bank: Path, run: Path, *, place: Place, port: int, log: Path) -> "subpr
     torchrun = [
         *place.prefix, sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1",
         "--rdzv-backend=c10d", f"--rdzv-endpoint={place.first}:{port}", "--rdzv-id=brats",
-        "--rdzv-conf=join_timeout=60,last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3",
+        "--rdzv-conf=join_timeout=60,last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3"
+        f"{place.role}",
         "--max-restarts=3", f"--local-addr={place.address}",
     ]  # fmt: skip
     verb = ["-m", "brats_seg", "train", str(bank), str(run), "--config", "demo", "--fold", "0", "--resume"]
