@@ -2,11 +2,13 @@
 
     python tools/scale_drill.py drill out --cases 60 --workers 4 --kill-every 30
     python tools/scale_drill.py overhead out --cases 1251 --workers 4
+    python tools/scale_drill.py growth out
 
 `drill` makes phantom cases, runs verify, preprocess, predict and evaluate on one machine and on a cluster of
 processes (`dask scheduler`, `dask worker`), kills a worker by SIGKILL every so many seconds (each worker at
 most once in a stage), and compares every byte. `overhead` sends empty cases through the cluster and measures
-processor time and memory of the scheduler and of the client. Each prints one line of JSON.
+processor time and memory of the scheduler and of the client. `growth` draws docs/images/scale.png: the cost
+of a case by workers, and the time of a draw of the sampler by classes. Each prints one line of JSON.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 ROOT = Path(__file__).parents[1]
@@ -31,8 +34,12 @@ from brats_seg.bank.build import BuildOptions  # noqa: E402
 from brats_seg.core.dask_engine import Cluster, open_cluster  # noqa: E402
 from brats_seg.core.engine import map_unordered  # noqa: E402
 from brats_seg.evaluation.folders import evaluate_folders  # noqa: E402
+from brats_seg.imbalance.index import ClassIndex  # noqa: E402
+from brats_seg.imbalance.samplers import make_sampler  # noqa: E402
 from brats_seg.inference.options import PredictOptions  # noqa: E402
 from brats_seg.phantoms.cohort import write_cohort  # noqa: E402
+from brats_seg.reporting import style  # noqa: E402
+from brats_seg.reporting.plots import png  # noqa: E402
 
 PREDICT = PredictOptions(device="cpu", precision="float32")
 IGNORED = ("predictions.csv",)  # its column of seconds
@@ -171,12 +178,55 @@ def overhead(root: Path, *, cases: int, workers: int) -> dict[str, object]:
     return result
 
 
+def draw_ms(cases: int, classes: int) -> float:
+    """Milliseconds of the sampler for a balanced batch of 64, median of 200; each class has 1,000 voxels."""
+    counts = np.full((cases, classes), 1000)
+    voxels = np.zeros(1000 * classes, np.uint32)
+    index = ClassIndex(
+        [f"class {k}" for k in range(classes)],
+        counts,
+        part=lambda case: voxels,
+        case_ids=np.arange(cases) << 32,
+    )
+    sampler = make_sampler("balanced", index, batch_size=64, steps=1000, seed=0)
+    moments = [time.perf_counter()]
+    for _ in range(220):
+        sampler.next()
+        moments.append(time.perf_counter())
+    return float(1e3 * np.median(np.diff(moments)[20:]))
+
+
+def growth(root: Path) -> dict[str, object]:
+    """How the costs grow, as a picture and as numbers."""
+    sizes = (100, 400, 1251)
+    shared = {
+        workers: [
+            overhead(root / f"{workers}_{n}", cases=n, workers=workers)["wall_ms_a_case"] for n in sizes
+        ]
+        for workers in (1, 2, 4)
+    }
+    drawn = {classes: [round(draw_ms(n, classes), 3) for n in sizes] for classes in (3, 5, 9)}
+    figure, axes = style.panels(1, 2, width=3.4)
+    for axis, lines, what, heading in (
+        (axes[0, 0], shared, "workers", "A Dask cluster: ms a case on top"),
+        (axes[0, 1], drawn, "classes", "The sampler: ms a batch of 64"),
+    ):
+        for (n, values), color in zip(lines.items(), style.SERIES, strict=False):
+            axis.plot(sizes, values, color=color, marker="o", label=f"{n} {what}")
+        style.title(axis, heading)
+        axis.set_xlabel("cases")
+        axis.set_ylim(bottom=0)
+        style.legend_inside(axis)
+    (ROOT / "docs" / "images" / "scale.png").write_bytes(png(figure))
+    return {"name": "growth", "cases": sizes, "ms a case by workers": shared, "ms a batch by classes": drawn}
+
+
 def main() -> None:
     """See the top of the file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["drill", "overhead"])
+    parser.add_argument("what", choices=["drill", "overhead", "growth"])
     parser.add_argument("out", type=Path)
     parser.add_argument("--cases", type=int, default=60)
     parser.add_argument("--size", type=int, default=48)
@@ -187,6 +237,8 @@ def main() -> None:
         result = drill(
             asked.out, cases=asked.cases, size=asked.size, workers=asked.workers, kill_every=asked.kill_every
         )
+    elif asked.what == "growth":
+        result = growth(asked.out)
     else:
         result = overhead(asked.out, cases=asked.cases, workers=asked.workers)
     print(json.dumps(result))
