@@ -49,18 +49,14 @@ def study_plan(
         from brats_seg.studies.kinds import load_study, plan_grid
     from brats_seg.classification.settings import StudySettings
 
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
     settings = load_study(config, overrides=tuple(overrides or ()))
     if not isinstance(settings, StudySettings):
-        typer.echo(plan_grid(settings, folder=images, store=out))
+        typer.echo(plan_grid(settings, folder=images, store=out, workers=workers, device=device, say=say))
         return
-    plan = study.make_plan(
-        settings,
-        folder=images,
-        workers=workers,
-        store=out,
-        device=device,
-        say=lambda line: typer.echo(line, err=True),
-    )
+    plan = study.make_plan(settings, folder=images, workers=workers, store=out, device=device, say=say)
     typer.echo(study.describe(plan))
 
 

@@ -52,6 +52,24 @@ def few_shot_jobs(settings: FewShotSettings) -> tuple[FewShotJob, ...]:
     )
 
 
+def shorten_few_shot(settings: FewShotSettings, share: float) -> FewShotSettings:
+    """The same study with a share of the iterations and episodes, for a plan."""
+    iterations, memory, episodes = (
+        max(1, round(share * n))
+        for n in (settings.training.iterations, settings.memory_iterations, settings.episodes)
+    )
+    training = settings.training.model_copy(update={"iterations": iterations})
+    return settings.model_copy(
+        update={"training": training, "memory_iterations": memory, "episodes": episodes}
+    )
+
+
+def few_shot_size(settings: FewShotSettings, job: FewShotJob) -> int:
+    """Images of a class in a step, to which the time of a training is proportional; 1 where it is not."""
+    is_episodic = job.method in ("prototypical", "matching", "memory")
+    return job.shots + settings.train_queries if is_episodic else 1
+
+
 @dataclass(frozen=True)
 class FewShotWorker:
     """FewShotJob -> its row: what a process of the grid is given."""

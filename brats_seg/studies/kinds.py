@@ -2,6 +2,7 @@
 the one store.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,19 +21,29 @@ from brats_seg.core.files import write_text
 from brats_seg.core.runtime import n_workers
 from brats_seg.core.settings import dump_config, load_settings, load_tree, parse_settings
 from brats_seg.core.tables import csv_text
-from brats_seg.studies.few_shot import FewShotWorker, few_shot_figures, few_shot_jobs, few_shot_table
-from brats_seg.studies.grid import Grid, GridReport, GridWorkers, Job, run_grid
+from brats_seg.studies.few_shot import (
+    FewShotWorker,
+    few_shot_figures,
+    few_shot_jobs,
+    few_shot_size,
+    few_shot_table,
+    shorten_few_shot,
+)
+from brats_seg.studies.grid import Grid, GridReport, GridWorkers, run_grid
 from brats_seg.studies.novelty import (
     NoveltyWorker,
     check_novelty,
     novelty_figures,
     novelty_jobs,
     novelty_table,
+    shorten_novelty,
 )
 from brats_seg.studies.store import Row, read_cells
-from brats_seg.studies.study import SETTINGS
+from brats_seg.studies.study import SETTINGS, duration
 from brats_seg.studies.study_figures import write_figures
 
+_MEASURED = 1 / 20
+"""Share of a training that a plan measures."""
 OwnGrid = NoveltySettings | FewShotSettings
 
 
@@ -43,20 +54,24 @@ class Kind:
     Attributes:
         settings: of its YAML.
         grid: knobs that say which jobs there are; the others are the same for all jobs of a store.
-        jobs: settings -> jobs.
+        jobs: settings -> jobs, each with its `method`.
         check: settings and images -> nothing; raises for what would fail in the middle.
         worker: settings, folder of the images and device -> what computes the rows of a job.
         table: rows -> rows of a table, and the lines of its Markdown.
         figures: rows -> figures by the name of their file.
+        shorten: settings and a share -> the settings with this share of the trainings and episodes.
+        size: settings and job -> a whole number to which the time of its training is proportional.
     """
 
     settings: type[Any]
     grid: tuple[str, ...]
-    jobs: Callable[[Any], Sequence[Job]]
+    jobs: Callable[[Any], Sequence[Any]]
     check: Callable[[Any, Splits], None]
     worker: Callable[..., Callable[[Any], list[Row]]]
     table: Callable[[Sequence[Row]], tuple[list[Row], list[str]]]
     figures: Callable[[Sequence[Row]], Mapping[str, Figure]]
+    shorten: Callable[[Any, float], Any]
+    size: Callable[[Any, Any], int]
 
 
 KINDS: dict[str, Kind] = {
@@ -68,6 +83,8 @@ KINDS: dict[str, Kind] = {
         NoveltyWorker,
         novelty_table,
         novelty_figures,
+        shorten_novelty,
+        lambda settings, job: 1,
     ),
     "few_shot": Kind(
         FewShotSettings,
@@ -77,6 +94,8 @@ KINDS: dict[str, Kind] = {
         FewShotWorker,
         few_shot_table,
         few_shot_figures,
+        shorten_few_shot,
+        few_shot_size,
     ),
 }
 
@@ -99,13 +118,50 @@ def load_study(source: str | Path, *, overrides: tuple[str, ...] = ()) -> StudyS
     return settings
 
 
-def plan_grid(settings: OwnGrid, *, folder: Path | None, store: Path | None) -> str:
-    """What a study will take, in a line. Raises `UsageError` or `InputError` where it cannot be run."""
-    kind = KINDS[settings.study]
-    kind.check(settings, open_images(settings.images, image_folder(settings.images, folder), cache=None))
+def plan_grid(
+    settings: OwnGrid,
+    *,
+    folder: Path | None,
+    store: Path | None,
+    workers: int = 1,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda line: None,
+) -> str:
+    """What a study will take, in two lines. `say` takes a line before anything slow.
+
+    The time is measured: one cell of each method, with one step, and with a twentieth of the steps.
+
+    Raises:
+        UsageError, InputError: where the study cannot be run.
+    """
+    kind, where = KINDS[settings.study], image_folder(settings.images, folder)
+    kind.check(settings, open_images(settings.images, where, cache=None))
     jobs = kind.jobs(settings)
     finished = read_cells(store) if store is not None else {}
-    return f"{len(jobs):,} cells, {sum(job.digest in finished for job in jobs):,} of them finished"
+    todo = [job for job in jobs if job.digest not in finished]
+    if todo:
+        say(f"{len(jobs):,} cells; measuring a part of a cell of each method")
+    seconds = 0.0
+    for method in dict.fromkeys(job.method for job in todo):
+        sizes = [(kind.size(settings, job), job) for job in todo if job.method == method]
+        most, largest = max(sizes, key=lambda pair: pair[0])
+        fixed_s, short_s = (
+            _seconds(kind.worker(kind.shorten(settings, share), str(where), device), largest)
+            for share in (0.0, _MEASURED)
+        )
+        whole_s = max(0.0, short_s - fixed_s) / _MEASURED
+        seconds += sum(fixed_s + whole_s * size / most for size, _ in sizes)
+    n = n_workers(workers)
+    return (
+        f"{len(jobs):,} cells, {len(jobs) - len(todo):,} of them finished\n"
+        f"{n} workers: about {duration(seconds / n / 3600)}"
+    )
+
+
+def _seconds(worker: Callable[[Any], list[Row]], job: Any) -> float:
+    start = time.perf_counter()
+    worker(job)
+    return time.perf_counter() - start
 
 
 def run_own_grid(

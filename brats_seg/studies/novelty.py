@@ -54,18 +54,27 @@ class NoveltyJob(Job):
     rho: float | None = None
 
     @property
+    def method(self) -> str:
+        """The classifier, or that it is the detectors."""
+        return ONE_CLASS if self.remedy is None else self.remedy.name
+
+    @property
     def key(self) -> str:
         """Its name for people."""
-        method = ONE_CLASS if self.remedy is None else f"{self.remedy.name}, rho {self.rho:g}"
-        return f"{self.common} and {self.rare}, repeat {self.repeat}, {method}"
+        ratio = "" if self.rho is None else f", rho {self.rho:g}"
+        return f"{self.common} and {self.rare}, repeat {self.repeat}, {self.method}{ratio}"
 
     def tree(self) -> dict[str, Any]:
         """All that decides the rows, as plain values."""
-        tree: dict[str, Any] = {"pair": [self.common, self.rare], "repeat": self.repeat, "method": ONE_CLASS}
+        tree: dict[str, Any] = {
+            "pair": [self.common, self.rare],
+            "repeat": self.repeat,
+            "method": self.method,
+        }
         if self.remedy is None:
             return tree
         knobs = recorded("method", self.remedy.knobs.model_dump(mode="json"))
-        return tree | {"method": self.remedy.name, "knobs": knobs, "rho": self.rho}
+        return tree | {"knobs": knobs, "rho": self.rho}
 
 
 def check_novelty(settings: NoveltySettings, splits: Splits) -> None:
@@ -92,6 +101,15 @@ def novelty_jobs(settings: NoveltySettings) -> tuple[NoveltyJob, ...]:
         for common, rare in settings.pairs
         for remedy, rho in [(None, None), *((remedy, rho) for remedy in methods for rho in settings.rho)]
     )
+
+
+def shorten_novelty(settings: NoveltySettings, share: float) -> NoveltySettings:
+    """The same study with a share of the iterations, for a plan."""
+    detector, training = (
+        part.model_copy(update={"iterations": max(1, round(share * part.iterations))})
+        for part in (settings.detector, settings.training)
+    )
+    return settings.model_copy(update={"detector": detector, "training": training})
 
 
 def pair_counts(base: int, rho: float, *, available: np.ndarray) -> np.ndarray:

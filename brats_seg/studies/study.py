@@ -206,7 +206,7 @@ def describe(plan: Plan) -> str:
     if plan.iteration_ms is not None and plan.hours is not None:
         first, second = plan.iteration_ms
         lines.append(f"an iteration takes {first:.1f} ms here and now, in a second phase {second:.1f} ms")
-        lines.append(f"{plan.workers} workers: {_duration(plan.hours)}")
+        lines.append(f"{plan.workers} workers: {duration(plan.hours)}")
     else:
         lines.append("the images are not there, so no time can be given; say where they are: --images PATH")
     memory = f", {plan.memory_mb:,.0f} MB of images in each worker" if plan.memory_mb is not None else ""
@@ -237,7 +237,8 @@ def _kept(out: Path) -> Path:
     return out / SETTINGS
 
 
-def _duration(hours: float) -> str:
+def duration(hours: float) -> str:
+    """Hours as minutes, hours or days."""
     return (
         f"{hours * 60:.0f} minutes"
         if hours < 2

@@ -1,6 +1,7 @@
 """Studies of one-class detection and of a few shown images, on images that train in a second."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from brats_seg.classification.novelty_settings import NoveltySettings
 from brats_seg.cli import main
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.settings import parse_settings
+from brats_seg.studies import kinds
+from brats_seg.studies.few_shot import few_shot_jobs, few_shot_size
 from brats_seg.studies.grid import GridWorkers
 from brats_seg.studies.kinds import OwnGrid, load_study, plan_grid, run_own_grid, write_own_table
 from brats_seg.studies.novelty import crossing
@@ -172,10 +175,33 @@ def test_a_kind_of_study_that_does_not_exist(tmp_path: Path):
 
 def test_a_plan_counts_and_a_table_of_nothing_is_refused(images: Path, tmp_path: Path):
     settings: OwnGrid = few_shot(shots=[1, 3])
-    assert plan_grid(settings, folder=images, store=None) == "6 cells, 0 of them finished"
+    said: list[str] = []
+    counted, timed = plan_grid(settings, folder=images, store=None, say=said.append).splitlines()
+    assert counted == "6 cells, 0 of them finished"
+    assert re.fullmatch(r"1 workers: about \d+ minutes", timed)
+    assert said == ["6 cells; measuring a part of a cell of each method"]
     (tmp_path / "study.yaml").write_text(json.dumps({"study": "few_shot", "unseen": ["2"]}))
     with pytest.raises(InputError, match="no finished cell of a study"):
         write_own_table(tmp_path)
+
+
+def test_a_plan_is_of_a_step_and_a_twentieth_of_each_method(images: Path, monkeypatch: pytest.MonkeyPatch):
+    """A cell takes 2 s and a second for each iteration. 100 iterations: a step takes 3 s and a twentieth 7 s,
+    so that a cell is planned with 3 + 20 (7 - 3) = 83 s.
+    """
+    monkeypatch.setattr(kinds, "_seconds", lambda worker, job: 2.0 + worker.settings.training.iterations)
+    settings = novelty(training={"iterations": 100, "batch_size": 16})
+    jobs = kinds.KINDS["novelty"].jobs(settings)
+    assert [job.method for job in jobs] == ["one_class", "oversample", "oversample"]
+    plan = plan_grid(settings, folder=images, store=None)
+    assert plan.splitlines()[1] == f"1 workers: about {3 * 83 / 60:.0f} minutes"
+
+
+def test_the_time_of_an_episode_goes_with_its_images():
+    settings = few_shot(shots=[1, 5], train_queries=3)
+    sizes = {job.key: few_shot_size(settings, job) for job in few_shot_jobs(settings)}
+    assert sizes["prototypical, 5 shots, repeat 0"] == 2 * sizes["prototypical, 1 shots, repeat 0"]
+    assert sizes["fine_tune, 5 shots, repeat 0"] == sizes["fine_tune, 1 shots, repeat 0"]
 
 
 def test_the_verbs_of_a_study_take_the_other_kinds_too(
