@@ -11,8 +11,7 @@ from brats_seg.bank.listing import hold_bank
 from brats_seg.core.config import Config
 from brats_seg.core.dask_engine import Cluster
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.core.files import lock, write_text
-from brats_seg.core.run_folder import BEST, LAST
+from brats_seg.core.files import BEST, LAST, lock, write_text
 from brats_seg.core.runtime import Precision, gather_from_ranks, n_workers, ranks, start_runtime
 from brats_seg.inference.options import PredictOptions
 from brats_seg.inference.outcome import PredictReport
@@ -27,9 +26,8 @@ from brats_seg.models.networks import check_patch_size
 from brats_seg.models.packaged import is_packaged, write_cards
 from brats_seg.models.restore import restore_network
 from brats_seg.models.trained import held_out_by_all, initial_checkpoint, open_network, open_run
-from brats_seg.scans.case import MODALITIES, case_of_files
+from brats_seg.scans.case import MODALITIES, Problem, case_of_files
 from brats_seg.scans.layouts import Found, find_cases, problems_of
-from brats_seg.scans.problem import Problem
 from brats_seg.scans.verify import Report, verify_folder
 from brats_seg.training.phases import Method
 from brats_seg.training.split import RunResult, make_split

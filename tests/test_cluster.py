@@ -29,8 +29,8 @@ from brats_seg.inference.options import PredictOptions
 from brats_seg.inference.remote import segment_on_cluster
 from brats_seg.models.trained import open_run
 from brats_seg.phantoms.cohort import write_cohort
+from brats_seg.scans.case import Problem
 from brats_seg.scans.layouts import find_cases
-from brats_seg.scans.problem import Problem
 from brats_seg.scans.verify import verify_cases
 from brats_seg.studies.experiment import run_experiment
 from brats_seg.studies.grid import GridWorkers

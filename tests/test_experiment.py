@@ -21,7 +21,7 @@ from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.runtime import start_runtime
 from brats_seg.core.settings import config_names, dump_config, parse_settings
 from brats_seg.evaluation.run_rows import COLUMNS, DIGEST, LOOK_COLUMNS
-from brats_seg.evaluation.volumes import score_volume
+from brats_seg.evaluation.scores import score_volume
 from brats_seg.inference.dense import Feed, label_map
 from brats_seg.inference.runs import load_segmenters
 from brats_seg.models.checkpoint import load_checkpoint

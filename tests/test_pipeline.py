@@ -20,8 +20,7 @@ from brats_seg.bank.build import BuildOptions
 from brats_seg.cli import main
 from brats_seg.core.config import Config, load_config
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.core.files import sha256
-from brats_seg.core.run_folder import BEST
+from brats_seg.core.files import BEST, sha256
 from brats_seg.core.runtime import start_runtime
 from brats_seg.core.sections import Validation
 from brats_seg.core.settings import dump_config

@@ -26,8 +26,7 @@ import yaml
 from torch import Tensor
 
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.core.files import sha256, write_json, write_text
-from brats_seg.core.run_folder import BEST, TUNED
+from brats_seg.core.files import BEST, TUNED, sha256, write_json, write_text
 from brats_seg.core.settings import load_settings
 from brats_seg.inference.tuned import read_tuning, write_tuning
 from brats_seg.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint

@@ -13,12 +13,12 @@ from brats_seg.bank.entry import (
     find_refusal,
 )
 from brats_seg.bank.folds import make_folds, telling_class
-from brats_seg.bank.format import LISTED, READERS_LOCK, SCHEMA_VERSION
+from brats_seg.bank.records import LISTED, READERS_LOCK, SCHEMA_VERSION
 from brats_seg.core.errors import InputError
 from brats_seg.core.files import lock, write_text
+from brats_seg.scans.case import Problem
 from brats_seg.scans.check import CaseReport
 from brats_seg.scans.labels import MERGED, SCHEMAS, common_classes
-from brats_seg.scans.problem import Problem
 from brats_seg.scans.verify import one_patient
 
 

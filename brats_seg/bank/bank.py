@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from brats_seg.bank.format import FILES
 from brats_seg.bank.gather import (
     Batch,
     PatchMaps,
@@ -21,6 +20,7 @@ from brats_seg.bank.gather import (
 )
 from brats_seg.bank.listing import BankCase, read_folds, read_listing
 from brats_seg.bank.mapped import Volumes, map_array
+from brats_seg.bank.records import FILES
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.shapes import Ids, Image, TissueMap
 from brats_seg.imbalance.index import ClassIndex

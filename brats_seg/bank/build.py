@@ -7,29 +7,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 from brats_seg.bank.assemble import assemble, unlist
-from brats_seg.bank.disk import check_disk
 from brats_seg.bank.entry import (
     EntryResult,
     EntryTask,
     Settings,
+    check_disk,
     find_entry,
     is_damaged,
     read_settings,
     refuse,
     write_entry,
 )
-from brats_seg.bank.format import is_bank
 from brats_seg.bank.listing import read_listing
+from brats_seg.bank.records import is_bank
 from brats_seg.core.dask_engine import TOKEN, Cluster
 from brats_seg.core.engine import run_tasks
 from brats_seg.core.errors import InputError, UsageError, is_disk_full
 from brats_seg.core.files import lock, read_json
 from brats_seg.core.outcome import Outcome
-from brats_seg.scans.case import MODALITIES, Case
-from brats_seg.scans.check_label import untold_schema
+from brats_seg.scans.case import MODALITIES, Case, Problem
+from brats_seg.scans.check import untold_schema
 from brats_seg.scans.labels import MERGED, SCHEMAS, common_classes
 from brats_seg.scans.layouts import find_cases
-from brats_seg.scans.problem import Problem
 from brats_seg.scans.releases import LAYOUTS
 
 _BUILD_LOCK = ".build.lock"

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from brats_seg.bank.format import FILES, READERS_LOCK
-from brats_seg.bank.records import MEND, BankRecord, CaseRecord, FoldsRecord, read_entry
+from brats_seg.bank.records import FILES, MEND, READERS_LOCK, BankRecord, CaseRecord, FoldsRecord, read_entry
 from brats_seg.core.arrays import read_npy
 from brats_seg.core.bus_error import say_bus_error
 from brats_seg.core.errors import InputError
 from brats_seg.core.files import lock, parse_model, read_bytes, read_model, sha256
+from brats_seg.scans.case import Problem
 from brats_seg.scans.labels import OUTSIDE
-from brats_seg.scans.problem import Problem
 
 _EXPONENT = np.uint16(0x7C00)  # of a float16; all ones mean infinity or NaN
 

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float32, Int64
 from torch import Tensor, nn
 
-from brats_seg.classification.few_shot_settings import FewShotSettings
 from brats_seg.classification.fitting import Looks, fit, probabilities
 from brats_seg.classification.image_set import Splits, keep_classes
 from brats_seg.classification.one_class import outputs_of
 from brats_seg.classification.own_loss import fit_own_loss
+from brats_seg.classification.settings import FewShotSettings
 from brats_seg.classification.source import ImageSource
 from brats_seg.core.config import Config
 from brats_seg.core.errors import UsageError

@@ -8,9 +8,9 @@ import numpy as np
 from isal import igzip
 from jaxtyping import UInt8
 
+from brats_seg.core.arrays import MAX_INFLATION, UNPACK_ERRORS, fill
 from brats_seg.core.errors import InputError
 from brats_seg.core.files import open_regular
-from brats_seg.core.packed import MAX_INFLATION, UNPACK_ERRORS, fill
 
 _UNSIGNED_BYTE = 8  # the type code of every IDX file that MNIST and its kin come in
 _MOST_BYTES = 1 << 32

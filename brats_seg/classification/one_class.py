@@ -11,8 +11,8 @@ from sklearn.covariance import LedoitWolf
 from sklearn.ensemble import IsolationForest
 from torch import nn
 
-from brats_seg.classification.novelty_settings import Detector
 from brats_seg.classification.own_loss import fit_own_loss
+from brats_seg.classification.settings import Detector
 from brats_seg.classification.source import ImageSource
 from brats_seg.core.config import Config
 from brats_seg.core.runtime import Runtime, evaluating

@@ -1,6 +1,4 @@
-"""Every knob of an image study: which images, how unbalanced, which remedies, and how a network is
-trained.
-"""
+"""Every knob of a study of each kind."""
 
 from typing import Annotated, Literal
 
@@ -236,3 +234,94 @@ class StudySettings(Section):
                 "trained on",
             ),
         )
+
+
+class Detector(Section):
+    """Size and budget of the autoencoder; deep SVDD has the same budget again."""
+
+    width: Count = 16
+    code: Count = 32
+    iterations: Count = 1000
+    batch_size: Count = 64
+    optimizer: Optimizer = Optimizer(kind="adam", lr=1e-3, weight_decay=1e-6, schedule="cosine")
+
+
+class NoveltySettings(Section):
+    """One-class detectors against classifiers of two classes.
+
+    A detector is trained on `base` images of the common class alone. A classifier is trained on them and on
+    base / rho images of the rare class, for each `rho` and each of `methods`. Both are scored by the AUC on
+    the test images of the two classes. `pairs` are common and rare class.
+    """
+
+    study: Literal["novelty"]
+    images: Images = Images()
+    pairs: Annotated[tuple[tuple[str, str], ...], Field(min_length=1)]
+    base: Annotated[int, Field(ge=10)] = 5000
+    rho: Annotated[tuple[Rho, ...], Field(min_length=1)] = (10.0, 50.0, 100.0, 500.0, 1000.0, 5000.0)
+    repeats: Count = 1
+    detector: Detector = Detector()
+    methods: dict[str, Knobs] = Field(default_factory=lambda: {"baseline": Knobs(), "oversample": Knobs()})
+    network: Network = Network()
+    optimizer: Optimizer = StudySettings().optimizer
+    training: Training = Training(iterations=1000)
+
+    def _rules(self) -> Rules:
+        return (
+            (
+                max(self.rho) > self.base,
+                f"rho {max(self.rho):g} leaves no image of the rare class: base is {self.base}; take "
+                f"{self.base} at most",
+            ),
+            *(
+                (
+                    knobs.two_phase or knobs.kind == "easy_ensemble" or len(knobs.imbalance_ratio) > 1,
+                    f"methods.{name}: one network of one phase each",
+                )
+                for name, knobs in self.methods.items()
+            ),
+        )
+
+    @property
+    def of_classifiers(self) -> StudySettings:
+        """The settings of the classifiers, as a study of imbalance has them."""
+        return StudySettings(
+            methods=self.methods, network=self.network, optimizer=self.optimizer, training=self.training
+        )
+
+
+Learner = Literal["prototypical", "matching", "memory", "fine_tune", "oversample"]
+
+
+class FewShotSettings(Section):
+    """Classes that a network has never seen, of which it is shown `shots` images each.
+
+    `unseen` are the classes kept out of training: names, or a pattern such as "images_evaluation/*". An
+    episode is `ways` of them; its shown images are training images, its `queries` of each class are test
+    images. Accuracy is the mean over `episodes`. "oversample" trains anew, `draws` times, on the images of
+    the seen classes and the shown ones together.
+    `memory_iterations` is the budget of the network with a memory, which learns slowly.
+    """
+
+    study: Literal["few_shot"]
+    images: Images = Images()
+    unseen: Annotated[tuple[str, ...], Field(min_length=1)]
+    ways: Annotated[int, Field(ge=2)] = 5
+    shots: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 5, 20)
+    queries: Count = 15
+    episodes: Count = 600
+    draws: Count = 5
+    repeats: Count = 1
+    methods: Annotated[tuple[Learner, ...], Field(min_length=1)] = (
+        "prototypical",
+        "matching",
+        "memory",
+        "fine_tune",
+        "oversample",
+    )
+    width: Count = 32
+    train_queries: Count = 5
+    training: Training = Training(iterations=400)
+    memory_iterations: Count = 1000
+    episodes_at_once: Count = 4
+    optimizer: Optimizer = Optimizer(kind="adam", lr=1e-3, weight_decay=1e-6, schedule="cosine")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from brats_seg.scans.problem import Problem
+from brats_seg.scans.case import Problem
 
 _MOST_INFLATION = 200
 """Unpacked bytes for a packed byte; real series stay below 20."""

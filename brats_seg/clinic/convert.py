@@ -18,8 +18,8 @@ from brats_seg.clinic.studies import Study, plan_studies
 from brats_seg.core.errors import InputError
 from brats_seg.core.files import write_json
 from brats_seg.core.shapes import Volume
+from brats_seg.scans.case import Problem
 from brats_seg.scans.geometry import Geometry, make_geometry, to_lps
-from brats_seg.scans.problem import Problem
 from brats_seg.scans.volume import write_volume
 
 FILES: Mapping[str, str] = {"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair"}

@@ -14,6 +14,7 @@ from brats_seg.clinic.surfaces import stl_bytes
 from brats_seg.core.errors import InputError, refuse
 from brats_seg.core.files import atomic, read_json, read_model, write_json, write_text
 from brats_seg.core.shapes import Volume
+from brats_seg.scans.case import Problem, problem_of
 from brats_seg.scans.datasets import BIDS_PREDICTION
 from brats_seg.scans.geometry import Geometry
 from brats_seg.scans.labels import (
@@ -25,7 +26,6 @@ from brats_seg.scans.labels import (
     to_tissue,
 )
 from brats_seg.scans.predictions import TABLE, read_rows
-from brats_seg.scans.problem import Problem, problem_of
 from brats_seg.scans.volume import SUFFIXES, read_volume, write_label_map
 
 FILE_TYPES = (*SUFFIXES, ".seg.nrrd", ".dcm", ".stl")

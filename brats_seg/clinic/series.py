@@ -26,7 +26,7 @@ from pydicom.uid import (
 )
 
 from brats_seg.clinic.archives import Listed
-from brats_seg.scans.problem import Problem
+from brats_seg.scans.case import Problem
 
 FEWEST_SLICES = 4
 """A series of fewer slices is a localizer or was cut off."""

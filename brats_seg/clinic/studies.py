@@ -9,8 +9,7 @@ from typing import Literal
 from brats_seg.clinic.modality import CONTRADICTION, modality_of
 from brats_seg.clinic.series import Series
 from brats_seg.core.errors import UsageError, printable
-from brats_seg.scans.case import MODALITIES, modality_named
-from brats_seg.scans.problem import Problem
+from brats_seg.scans.case import MODALITIES, Problem, modality_named
 
 
 @dataclass(frozen=True)

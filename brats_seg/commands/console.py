@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from brats_seg.core.progress import is_first_rank
 
 if TYPE_CHECKING:  # it imports NumPy, which the help does without
-    from brats_seg.scans.problem import Problem
+    from brats_seg.scans.case import Problem
 
 _COLORS = {"error": "red", "warning": "yellow"}
 

@@ -15,7 +15,7 @@ from brats_seg.commands.console import (
     show_problems,
     tissue_head,
 )
-from brats_seg.core.run_folder import TUNED
+from brats_seg.core.files import TUNED
 from brats_seg.scans.labels import REGIONS
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import

@@ -14,7 +14,7 @@ from brats_seg.commands.console import (
     show_problems,
     tissue_head,
 )
-from brats_seg.scans.problem import Problem
+from brats_seg.scans.case import Problem
 
 if TYPE_CHECKING:  # building a bank imports numba
     from brats_seg.bank.build import BuildReport

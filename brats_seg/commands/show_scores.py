@@ -9,8 +9,7 @@ from rich.table import Table
 
 from brats_seg.commands.console import make_table, plural, show_first_that_fits
 from brats_seg.evaluation.comparison import MEAN, differences_to
-from brats_seg.evaluation.metrics import METRICS
-from brats_seg.evaluation.table import few_patients
+from brats_seg.evaluation.table import METRICS, few_patients
 from brats_seg.reporting.style import digits_of
 from brats_seg.scans.labels import REGIONS
 

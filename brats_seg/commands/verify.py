@@ -27,7 +27,7 @@ def verify(
     cluster: ClusterAddress = None,
 ) -> None:
     """List everything that is wrong with a data set, at once. Exit 1 if a case must be refused."""
-    from brats_seg.bank.format import is_bank
+    from brats_seg.bank.records import is_bank
     from brats_seg.commands.console import make_console, show_problems
     from brats_seg.core.files import write_json
 

@@ -353,3 +353,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+BEST, LAST, PHASE_1 = "checkpoint_best.pt", "checkpoint_last.pt", "checkpoint_phase1.pt"
+"""The checkpoint to predict with, the newest one, and the one at the end of the first of two phases."""
+TUNED = "tuned.yaml"
+"""Prior correction, thresholds and clean-up for the best checkpoint."""

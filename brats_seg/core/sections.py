@@ -1,5 +1,6 @@
 """The sections of a training's config: every knob, its default and its limits, as frozen models."""
 
+from collections.abc import Mapping
 from math import prod
 from typing import Annotated, Literal
 
@@ -7,7 +8,19 @@ from pydantic import Field
 
 from brats_seg.core.loss import Loss
 from brats_seg.core.settings import Rules, Section, Share, unless
-from brats_seg.core.share_rules import refused_shares
+
+
+def refused_shares(kind: str, shares: Mapping[str, float] | None, healthy_share: float | None) -> str:
+    """Why `sampler.shares` and `sampler.healthy_share` do not go together, or with the kind of the sampler;
+    empty where they do.
+    """
+    if shares is not None and healthy_share is not None:
+        return "shares and healthy_share: give one of the two"
+    if kind == "ratio" and shares is None and healthy_share is None:
+        return "kind 'ratio' needs shares (by class name) or healthy_share"
+    total = 1 if shares is None else sum(shares.values())
+    return "" if abs(total - 1) <= 1e-6 else f"shares sum to {total:g}; they must sum to 1"
+
 
 MOST_PATCH_VOXELS = 1 << 26
 """Of a patch of one example: 7 times a whole volume of BraTS. A config may come from a file of anybody."""

@@ -24,8 +24,8 @@ from brats_seg.evaluation.conventions import convention_named
 from brats_seg.evaluation.overlap import JointHistogram, joint_histogram, overlap_scores
 from brats_seg.evaluation.scores import score_case
 from brats_seg.evaluation.table import Convention, Score, compare, summarize, write_scores
-from brats_seg.scans.case import Case
-from brats_seg.scans.check_label import untold_schema
+from brats_seg.scans.case import Case, Problem, problem_of
+from brats_seg.scans.check import untold_schema
 from brats_seg.scans.geometry import Geometry, ScanError, same_grid
 from brats_seg.scans.labels import (
     REGIONS,
@@ -39,7 +39,6 @@ from brats_seg.scans.labels import (
 )
 from brats_seg.scans.layouts import find_cases, problems_of
 from brats_seg.scans.predictions import PROBABILITIES, TABLE, written_schema
-from brats_seg.scans.problem import Problem, problem_of
 from brats_seg.scans.volume import SUFFIXES, read_volume
 
 SWAP_GAIN = 0.2

@@ -11,8 +11,7 @@ from scipy import stats
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import read_table
 from brats_seg.evaluation.conventions import CONVENTIONS, convention_named
-from brats_seg.evaluation.metrics import METRICS
-from brats_seg.evaluation.table import Convention
+from brats_seg.evaluation.table import METRICS, Convention
 
 _VOXELS = ("n_reference_vox", "n_prediction_vox")
 _RESAMPLES = 10_000

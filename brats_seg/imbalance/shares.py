@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from brats_seg.core.errors import UsageError, refuse
+from brats_seg.core.sections import refused_shares
 from brats_seg.core.shapes import Counts, Shares
-from brats_seg.core.share_rules import refused_shares
 
 LONGEST_PERIOD = 4096
 """Batches after which the remainder's rotation begins anew, at most."""

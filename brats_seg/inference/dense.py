@@ -20,7 +20,7 @@ from brats_seg.inference.options import Mirroring
 from brats_seg.inference.slices import stack_slices
 from brats_seg.inference.windowed import window_logits
 from brats_seg.models import readout as reading
-from brats_seg.models.cascade import margin_of
+from brats_seg.models.builders import margin_of
 from brats_seg.models.readout import Readout
 
 SLICES = 8

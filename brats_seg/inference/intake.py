@@ -9,11 +9,10 @@ import numpy as np
 from brats_seg.bank.normalize import NormalizedCase, normalize, off_spacing
 from brats_seg.inference.options import PredictOptions
 from brats_seg.inference.segmenter import Segmenter
-from brats_seg.scans.case import Case
+from brats_seg.scans.case import Case, Problem, RefusedError
 from brats_seg.scans.check import check_case
 from brats_seg.scans.labels import schema_named
 from brats_seg.scans.loaded import load_case
-from brats_seg.scans.problem import Problem, RefusedError
 
 _OPTIONS: dict[str, str] = {"skull": "--allow-skull", "same_scan": "--allow-same-scan"}
 

@@ -6,8 +6,7 @@ from typing import Literal
 
 from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Precision
-from brats_seg.inference.cleanup import Cleanup
-from brats_seg.inference.thresholds import RegionThresholds
+from brats_seg.inference.decisions import Cleanup, RegionThresholds
 from brats_seg.scans.volume import SUFFIXES
 
 Inference = Literal["auto", "whole", "windowed"]

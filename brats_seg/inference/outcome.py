@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from brats_seg.scans.problem import Problem
+from brats_seg.scans.case import Problem
 
 
 @dataclass(frozen=True)

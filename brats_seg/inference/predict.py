@@ -17,7 +17,7 @@ from brats_seg.bank.normalize import uncrop
 from brats_seg.core.errors import InputError, UsageError, is_out_of_memory
 from brats_seg.core.progress import track
 from brats_seg.core.shapes import Image, TissueMap
-from brats_seg.inference.cleanup import Cleanup, clean_up
+from brats_seg.inference.decisions import Cleanup, RegionThresholds, clean_up, cut_regions
 from brats_seg.inference.dense import SLICES, Probabilities, brain_mask
 from brats_seg.inference.intake import Intake, take_in
 from brats_seg.inference.options import PredictOptions
@@ -25,11 +25,9 @@ from brats_seg.inference.outcome import Prediction, PredictReport
 from brats_seg.inference.outputs import add_row, label_dtype, rebuild_table, volumes_ml, write_probabilities
 from brats_seg.inference.segmenter import Segmenter, fitting, goes_by_slices, segment_crop
 from brats_seg.inference.threads import computing_threads
-from brats_seg.inference.thresholds import RegionThresholds, cut_regions
-from brats_seg.scans.case import Case
+from brats_seg.scans.case import Case, Problem, RefusedError, problem_of
 from brats_seg.scans.labels import SCHEMAS, from_tissue, schema_named
 from brats_seg.scans.predictions import PROBABILITIES
-from brats_seg.scans.problem import Problem, RefusedError, problem_of
 from brats_seg.scans.volume import SUFFIXES, write_label_map
 
 DEFAULT_SCHEMA, CAVITY_SCHEMA = "brats2023", "brats2024gli"

@@ -14,8 +14,7 @@ from brats_seg.inference.predict import describe_result, segment_case
 from brats_seg.inference.runs import load_for_prediction
 from brats_seg.inference.segmenter import Segmenter
 from brats_seg.models.trained import open_run
-from brats_seg.scans.case import Case
-from brats_seg.scans.problem import Problem
+from brats_seg.scans.case import Case, Problem
 
 
 @dataclass(frozen=True)

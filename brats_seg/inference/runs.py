@@ -14,7 +14,7 @@ from brats_seg.models.networks import network_divisor
 from brats_seg.models.readout import readout_of
 from brats_seg.models.restore import check_same_data
 from brats_seg.models.trained import TrainedNetwork, TrainedRun
-from brats_seg.scans.problem import Problem
+from brats_seg.scans.case import Problem
 
 
 def load_for_prediction(

@@ -8,8 +8,7 @@ import yaml
 from pydantic import Field
 
 from brats_seg.core.errors import InputError
-from brats_seg.core.files import parse_yaml, read_text, write_text
-from brats_seg.core.run_folder import TUNED
+from brats_seg.core.files import TUNED, parse_yaml, read_text, write_text
 from brats_seg.core.settings import Section, Share
 from brats_seg.inference.options import Settings
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from brats_seg.core.shapes import Image
 from brats_seg.inference.options import Inference
 from brats_seg.inference.slices import stack_slices
-from brats_seg.models.cascade import crop_sides, margin_of
+from brats_seg.models.builders import crop_sides, margin_of
 
 OVERLAP = 0.5
 """Share of a window that the next one covers too; nnU-Net's default."""

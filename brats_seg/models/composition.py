@@ -13,7 +13,7 @@ from brats_seg.models.trained import TrainedNetwork
 from brats_seg.scans.grouping import HEALTHY, GroupKind
 
 _TASKS: dict[str, GroupKind] = {"detector": "healthy_or_tumor", "classifier": "tumor"}
-"""What each stage is trained on; its name is that of the module in `models.cascade.Cascade`."""
+"""What each stage is trained on; its name is that of the module in `models.builders.Cascade`."""
 _SHARED = {
     "bank": "bank (by its digest)",
     "fold": "fold",

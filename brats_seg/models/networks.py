@@ -10,6 +10,7 @@ from brats_seg.core.errors import UsageError, refuse
 from brats_seg.core.sections import Network
 from brats_seg.models.builders import (
     BASIC_LEVELS,
+    Cascade,
     attention_unet,
     basic_unet,
     dynunet,
@@ -21,8 +22,6 @@ from brats_seg.models.builders import (
     two_path,
     unet,
 )
-from brats_seg.models.cascade import Cascade
-from brats_seg.models.cascade import margin_of as margin_of
 from brats_seg.models.two_path import InputCascade, TwoPath
 
 Builder = Callable[[Network, int, int, int], nn.Module]

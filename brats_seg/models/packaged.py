@@ -7,8 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.core.files import read_model, read_text, write_text
-from brats_seg.core.run_folder import BEST
+from brats_seg.core.files import BEST, read_model, read_text, write_text
 from brats_seg.core.settings import Section
 
 SHELF = Path(__file__).parents[1] / "starter"

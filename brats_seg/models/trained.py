@@ -11,14 +11,13 @@ from torch import nn
 
 from brats_seg.core.config import Config
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.core.files import read_table, sha256
-from brats_seg.core.run_folder import TUNED
+from brats_seg.core.files import TUNED, read_table, sha256
 from brats_seg.core.runtime import Runtime
 from brats_seg.imbalance.priors import LOSSES_WITH_A_PRIOR, correct_logits, require_prior
 from brats_seg.models.checkpoint import Checkpoint, load_checkpoint
 from brats_seg.models.packaged import checkpoints_of, find_run, is_packaged
 from brats_seg.models.restore import restore_network
-from brats_seg.scans.problem import Problem
+from brats_seg.scans.case import Problem
 
 
 @dataclass(frozen=True, eq=False)

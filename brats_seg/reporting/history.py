@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 
 from brats_seg.core.config import load_config
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.core.files import read_json, read_table, read_text, sha256, shown
-from brats_seg.core.run_folder import BEST
+from brats_seg.core.files import BEST, read_json, read_table, read_text, sha256, shown
 from brats_seg.imbalance.ledger import LEDGER_COLUMNS, OUTSIDE
 from brats_seg.reporting.figures import line_chart, mix_chart
 from brats_seg.reporting.plots import Plot, plot

@@ -27,11 +27,10 @@ from brats_seg.reporting.pages import page_templates
 from brats_seg.reporting.plots import data_uri, png
 from brats_seg.reporting.report_figures import calibration, draw_figures, mean_volumes, volumes_of
 from brats_seg.reporting.style import count_words
-from brats_seg.scans.case import Case
+from brats_seg.scans.case import Case, Problem
 from brats_seg.scans.labels import REGIONS
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.predictions import read_rows
-from brats_seg.scans.problem import Problem
 from brats_seg.scans.volume import SUFFIXES
 
 NAMES = {"whole": "Whole tumor", "core": "Tumor core", "active": "Active tumor"}

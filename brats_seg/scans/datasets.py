@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 from brats_seg.core.errors import InputError, printable, refuse
 from brats_seg.core.files import read_json, read_table
-from brats_seg.scans.case import MODALITIES, ScanFile, modality_named, patient_of
+from brats_seg.scans.case import MODALITIES, Problem, ScanFile, modality_named, patient_of
 from brats_seg.scans.labels import GROSS_TUMOR, MERGED, SCHEMAS, TUMOR_CORE, WHOLE_TUMOR
-from brats_seg.scans.problem import Problem
 from brats_seg.scans.volume import SUFFIXES
 
 LABEL = "label"

@@ -9,7 +9,7 @@ from brats_seg.core.files import write_text
 from brats_seg.core.tables import csv_text
 from brats_seg.scans.case import MODALITIES, Case, modality_named
 from brats_seg.scans.datasets import LABEL
-from brats_seg.scans.plain import REFERENCES
+from brats_seg.scans.releases import REFERENCES
 from brats_seg.scans.volume import SUFFIXES
 
 COLUMNS = ("case", "patient", *MODALITIES, LABEL, "schema")

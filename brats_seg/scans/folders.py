@@ -5,7 +5,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from brats_seg.scans.problem import Problem
+from brats_seg.scans.case import Problem
 
 
 def walk(folder: Path, problems: list[Problem]) -> list[Path]:

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float64, Num
 from nibabel.orientations import aff2axcodes, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
+from brats_seg.core.arrays import UNPACK_ERRORS
 from brats_seg.core.errors import InputError
 from brats_seg.core.files import open_regular
-from brats_seg.core.packed import UNPACK_ERRORS
 
 Affine = Float64[np.ndarray, "4 4"]
 Rows = tuple[tuple[float, ...], ...]

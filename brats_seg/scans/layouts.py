@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import Literal
 
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.scans.case import MODALITIES, Case
+from brats_seg.scans.case import MODALITIES, Case, Problem
 from brats_seg.scans.datasets import BIDS_PREDICTION, LABEL, Piece, read_bids, read_dataset, read_manifest
 from brats_seg.scans.folders import dicom_problems, walk
 from brats_seg.scans.labels import schema_option
-from brats_seg.scans.plain import BRAIN_MASK, read_plain
-from brats_seg.scans.plain import NAME as PLAIN
-from brats_seg.scans.problem import Problem
-from brats_seg.scans.releases import LAYOUTS, is_beside, read_named, schema_by_name
+from brats_seg.scans.releases import (
+    BRAIN_MASK,
+    LAYOUTS,
+    PLAIN,
+    is_beside,
+    read_named,
+    read_plain,
+    schema_by_name,
+)
 from brats_seg.scans.volume import SUFFIXES
 
 _LONGEST_ID = 200  # bytes; a file name has 255, and a temporary file adds its process and suffixes to the id

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from brats_seg.core.shapes import Volume
-from brats_seg.scans.case import Case, ScanFile
+from brats_seg.scans.case import Case, Problem, ScanFile, problem_of
 from brats_seg.scans.datasets import LABEL
 from brats_seg.scans.geometry import Geometry, ScanError
-from brats_seg.scans.problem import Problem, problem_of
 from brats_seg.scans.volume import read_volumes
 
 

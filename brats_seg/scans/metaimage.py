@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import SimpleITK
 
+from brats_seg.core.arrays import MAX_INFLATION, fill, inflate
 from brats_seg.core.errors import InputError
 from brats_seg.core.files import shown
-from brats_seg.core.packed import MAX_INFLATION, fill, inflate
 from brats_seg.scans.geometry import Geometry, ScanError, Stored, check_size, opened_scan, place
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

@@ -14,7 +14,7 @@ import numpy as np
 from isal import igzip, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 
-from brats_seg.core.packed import MAX_INFLATION, fill
+from brats_seg.core.arrays import MAX_INFLATION, fill
 from brats_seg.scans.geometry import (
     Geometry,
     NiftiGrid,

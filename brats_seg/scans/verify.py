@@ -8,11 +8,10 @@ from typing import Any
 
 from brats_seg.core.dask_engine import Cluster
 from brats_seg.core.engine import map_in_order
-from brats_seg.scans.case import Case
+from brats_seg.scans.case import Case, Problem
 from brats_seg.scans.check import CaseReport, check_case
 from brats_seg.scans.layouts import Found, find_cases
 from brats_seg.scans.loaded import load_case, problem_with
-from brats_seg.scans.problem import Problem
 
 
 @dataclass(frozen=True)

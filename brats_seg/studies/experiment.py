@@ -16,8 +16,7 @@ from brats_seg.bank.listing import hold_bank, verify_bank
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import read_json, write_json, write_text
 from brats_seg.core.runtime import n_workers
-from brats_seg.evaluation.comparison import summarize_runs
-from brats_seg.evaluation.equal_time import summarize_equal_time
+from brats_seg.evaluation.comparison import summarize_equal_time, summarize_runs
 from brats_seg.evaluation.run_rows import DIGEST, LOOK_COLUMNS, Row, variant_of, write_rows
 from brats_seg.phantoms.cohort import PHANTOM_VERSION, make_traits, write_cohort
 from brats_seg.reporting.experiment_page import write_experiment_page

@@ -9,12 +9,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from brats_seg.classification.bench import open_images
+from brats_seg.classification.bench import Purpose, open_images, study_seed
 from brats_seg.classification.few_shot import FewShot
-from brats_seg.classification.few_shot_settings import FewShotSettings
-from brats_seg.classification.identity import Purpose, study_seed
 from brats_seg.classification.image_set import Splits
-from brats_seg.classification.settings import Images, StudySettings
+from brats_seg.classification.settings import FewShotSettings, Images, StudySettings
 from brats_seg.core.runtime import Runtime, start_runtime
 from brats_seg.core.statistics import describe
 from brats_seg.core.tables import interval_text, markdown_table

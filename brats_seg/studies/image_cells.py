@@ -11,7 +11,15 @@ import torch
 from jaxtyping import Float32
 from torch import nn
 
-from brats_seg.classification.bench import Bench, open_bench, open_images, part_training
+from brats_seg.classification.bench import (
+    Bench,
+    Purpose,
+    config_digest,
+    open_bench,
+    open_images,
+    part_training,
+    study_seed,
+)
 from brats_seg.classification.boosting import (
     Weights,
     boosting_round,
@@ -30,7 +38,6 @@ from brats_seg.classification.fitting import (
     take_class_means,
 )
 from brats_seg.classification.folder import FolderImages
-from brats_seg.classification.identity import Purpose, config_digest, study_seed
 from brats_seg.classification.image_set import ImageSet, Splits
 from brats_seg.classification.methods import (
     Remedy,

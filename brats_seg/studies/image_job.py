@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from brats_seg.classification.identity import recorded
+from brats_seg.classification.bench import recorded
 from brats_seg.classification.methods import METHODS, Remedy
 from brats_seg.imbalance.distributions import Distribution, Kind, Minority
 from brats_seg.studies.grid import Job

@@ -12,10 +12,8 @@ from matplotlib.figure import Figure
 
 from brats_seg.classification.bench import image_folder, open_images
 from brats_seg.classification.few_shot import check_few_shot
-from brats_seg.classification.few_shot_settings import FewShotSettings
 from brats_seg.classification.image_set import Splits
-from brats_seg.classification.novelty_settings import NoveltySettings
-from brats_seg.classification.settings import StudySettings
+from brats_seg.classification.settings import FewShotSettings, NoveltySettings, StudySettings
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import write_text
 from brats_seg.core.runtime import n_workers

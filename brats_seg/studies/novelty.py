@@ -18,14 +18,12 @@ from jaxtyping import Float64
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
-from brats_seg.classification.bench import open_images
+from brats_seg.classification.bench import Purpose, open_images, recorded, study_seed
 from brats_seg.classification.fitting import Looks, build_network, fit, probabilities
-from brats_seg.classification.identity import Purpose, recorded, study_seed
 from brats_seg.classification.image_set import Splits, keep_classes
 from brats_seg.classification.methods import Remedy, remedies
-from brats_seg.classification.novelty_settings import NoveltySettings
 from brats_seg.classification.one_class import SCORES, detect
-from brats_seg.classification.settings import Images
+from brats_seg.classification.settings import Images, NoveltySettings
 from brats_seg.classification.source import ImageSource
 from brats_seg.core.runtime import Runtime, start_runtime
 from brats_seg.core.statistics import describe

@@ -15,13 +15,12 @@ from brats_seg import pipeline
 from brats_seg.bank.bank import PatchBank
 from brats_seg.core.config import Config
 from brats_seg.core.errors import InputError
-from brats_seg.core.files import atomic, read_table, write_json
+from brats_seg.core.files import BEST, atomic, read_table, write_json
 from brats_seg.core.local_engine import worker_number
-from brats_seg.core.run_folder import BEST
 from brats_seg.core.runtime import Runtime, start_runtime, worker_device
 from brats_seg.core.shapes import TissueMap
 from brats_seg.evaluation.run_rows import COLUMNS, DIGEST, LOOK_COLUMNS, Row, write_rows
-from brats_seg.evaluation.volumes import score_volume
+from brats_seg.evaluation.scores import score_volume
 from brats_seg.inference.dense import label_maps as segment_once
 from brats_seg.inference.runs import load_segmenters
 from brats_seg.models.trained import open_run

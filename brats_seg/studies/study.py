@@ -6,9 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from brats_seg.classification.bench import check_study, image_folder, open_images, scored_parts
+from brats_seg.classification.bench import (
+    check_study,
+    image_folder,
+    open_images,
+    scored_parts,
+    shared_settings,
+)
 from brats_seg.classification.folder import FolderImages, broken_images
-from brats_seg.classification.identity import shared_settings
 from brats_seg.classification.image_set import Splits
 from brats_seg.classification.images import check_whitening
 from brats_seg.classification.methods import remedies

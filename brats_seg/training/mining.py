@@ -16,7 +16,7 @@ from brats_seg.imbalance.groups import Groups
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.inference.dense import slice_logits
 from brats_seg.inference.windowed import needs_windows
-from brats_seg.models.cascade import margin_of
+from brats_seg.models.builders import margin_of
 from brats_seg.models.readout import Readout, class_probabilities, decide
 
 _STREAM = 0x312

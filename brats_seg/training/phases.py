@@ -24,7 +24,7 @@ from brats_seg.models.classic import output_layers
 from brats_seg.models.losses import Loss, make_loss
 from brats_seg.models.networks import output_layer
 from brats_seg.models.output_rows import Directions, linear_output, normalize_rows
-from brats_seg.training.mixing import Mixer
+from brats_seg.training.augment import Mixer
 from brats_seg.training.step import Learner, Schedule
 
 NATURAL = knobs.Sampler(kind="random", allow_absent_class=True)

@@ -14,9 +14,8 @@ from rich.progress import Progress
 from brats_seg.bank.bank import PatchBank
 from brats_seg.core.config import Config
 from brats_seg.core.errors import InputError, UsageError, is_out_of_memory
-from brats_seg.core.files import write_text
+from brats_seg.core.files import BEST, LAST, PHASE_1, write_text
 from brats_seg.core.progress import log_line
-from brats_seg.core.run_folder import BEST, LAST, PHASE_1
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.settings import dump_config
 from brats_seg.imbalance.ledger import Ledger

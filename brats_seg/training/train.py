@@ -15,7 +15,7 @@ from brats_seg.core.config import Config
 from brats_seg.core.files import lock
 from brats_seg.core.progress import progress_bar
 from brats_seg.core.runtime import Runtime, catch_stop_signals
-from brats_seg.models.cascade import margin_of
+from brats_seg.models.builders import margin_of
 from brats_seg.models.checkpoint import Checkpoint
 from brats_seg.models.networks import check_patch_size, make_network, network_divisor
 from brats_seg.models.readout import readout_of

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from brats_seg.bank.bank import PatchBank
-from brats_seg.bank.format import FILES
 from brats_seg.bank.gather import PatchMaps
 from brats_seg.bank.listing import verify_bank
+from brats_seg.bank.records import FILES
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import sha256
 

@@ -18,10 +18,9 @@ from small_scans import SHAPE, small_scan, write_cohort, write_scan
 from brats_seg.bank import build, entry
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.build import BuildOptions, build_bank
-from brats_seg.bank.disk import disk_needed
-from brats_seg.bank.entry import EntryResult, EntryTask
-from brats_seg.bank.format import READERS_LOCK
+from brats_seg.bank.entry import EntryResult, EntryTask, disk_needed
 from brats_seg.bank.listing import hold_bank, verify_bank
+from brats_seg.bank.records import READERS_LOCK
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock, sha256
 from brats_seg.core.outcome import Outcome, WorkerDiedError

@@ -9,8 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_scans import BRAIN, SHAPE, small_scan, write_scan
 
-from brats_seg.bank.itk import correct_bias
-from brats_seg.bank.normalize import NormalizedCase, normalize, normalize_numpy, off_spacing, uncrop
+from brats_seg.bank.normalize import (
+    NormalizedCase,
+    correct_bias,
+    normalize,
+    normalize_numpy,
+    off_spacing,
+    uncrop,
+)
 from brats_seg.core.errors import InputError
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.geometry import make_geometry

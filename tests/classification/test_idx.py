@@ -69,7 +69,7 @@ def test_a_file_that_is_not_packed_and_one_that_is_not_there(tmp_path):
 def test_memory_is_not_asked_for_beyond_what_a_file_can_hold(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "brats_seg.core.packed.np.empty", lambda n, kind: asked.append(n) or np.zeros(n, kind)
+        "brats_seg.core.arrays.np.empty", lambda n, kind: asked.append(n) or np.zeros(n, kind)
     )
     for name, pack in (("images", bytes), ("images.gz", gzip.compress)):
         (tmp_path / name).write_bytes(pack(CONTENT[:4] + bytes([0, 0, 4, 0]) * 3))

@@ -17,7 +17,7 @@ from PIL import Image
 from striped_images import tiny_settings, write_images
 
 from brats_seg.classification import bench, whitening
-from brats_seg.classification.identity import config_digest
+from brats_seg.classification.bench import config_digest
 from brats_seg.classification.images import load_images
 from brats_seg.classification.settings import StudySettings
 from brats_seg.cli import main

@@ -9,11 +9,10 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from dicom_files import oblique, write_series
 
-from brats_seg.clinic.brain import brain_of
 from brats_seg.clinic.convert import import_dicom
 from brats_seg.clinic.export import export_labels
 from brats_seg.clinic.itk_images import geometry_of, placed, resampled
-from brats_seg.clinic.prepare import prepare_scans
+from brats_seg.clinic.prepare import brain_of, prepare_scans
 from brats_seg.clinic.register import register
 from brats_seg.core.errors import InputError
 from brats_seg.scans.geometry import make_geometry, same_grid

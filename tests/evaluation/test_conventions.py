@@ -8,9 +8,8 @@ import pytest
 from organizers import FILE, MM, N_PAIRS, TASKS, random_pair
 
 from brats_seg.evaluation.conventions import CONVENTIONS
-from brats_seg.evaluation.metrics import METRICS
 from brats_seg.evaluation.scores import score_case
-from brats_seg.evaluation.table import Score
+from brats_seg.evaluation.table import METRICS, Score
 from brats_seg.scans.labels import CLASS_ORDER, REGIONS, SCHEMAS, common_classes, to_tissue
 
 CLASSES = common_classes([SCHEMAS["brats2024gli"]])  # healthy, both cores, edema, enhancing, cavity

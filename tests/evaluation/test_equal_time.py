@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from brats_seg.evaluation.comparison import differences_to
-from brats_seg.evaluation.equal_time import looks_within_time, summarize_equal_time
+from brats_seg.evaluation.comparison import differences_to, looks_within_time, summarize_equal_time
 from brats_seg.evaluation.run_rows import LOOK_COLUMNS, read_finished, write_rows
 
 

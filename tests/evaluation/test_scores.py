@@ -11,9 +11,8 @@ from hypothesis.extra.numpy import arrays
 
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.evaluation.folders import ScoreOptions, evaluate_folders
-from brats_seg.evaluation.metrics import METRICS
 from brats_seg.evaluation.scores import score_case
-from brats_seg.evaluation.table import few_patients
+from brats_seg.evaluation.table import METRICS, few_patients
 from brats_seg.scans.geometry import make_geometry
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.volume import SUFFIXES, write_volume

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brats_seg.core.errors import UsageError
-from brats_seg.inference.cleanup import Cleanup, clean_up
+from brats_seg.inference.decisions import Cleanup, clean_up
 
 FOUR = ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
 FIVE = ("healthy", "necrotic_core", "edema", "non_enhancing_core", "enhancing_core")

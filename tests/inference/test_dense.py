@@ -21,7 +21,7 @@ from brats_seg.inference.dense import (
 )  # fmt: skip
 from brats_seg.inference.ready import ready_for_inference
 from brats_seg.inference.segmenter import Segmenter, segment_crop
-from brats_seg.models.cascade import crop_sides
+from brats_seg.models.builders import crop_sides
 
 CPU = Runtime(torch.device("cpu"))
 

@@ -11,7 +11,7 @@ from brats_seg.core.sections import Network
 from brats_seg.inference.dense import Feed, class_probabilities, label_map
 from brats_seg.inference.ready import ready_for_inference
 from brats_seg.inference.windowed import choose_window, needs_windows, whole_volume_bytes, window_logits
-from brats_seg.models.cascade import crop_sides
+from brats_seg.models.builders import crop_sides
 from brats_seg.models.networks import make_network
 
 SIDES = st.integers(1, 21)

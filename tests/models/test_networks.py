@@ -15,7 +15,7 @@ from brats_seg.core.sections import Network
 from brats_seg.inference.dense import Feed, label_map
 from brats_seg.inference.ready import ready_for_inference
 from brats_seg.inference.windowed import choose_window, needs_windows
-from brats_seg.models.cascade import margin_of
+from brats_seg.models.builders import margin_of
 from brats_seg.models.losses import LOSSES, make_loss
 from brats_seg.models.networks import NETWORKS, check_patch_size, make_network, network_divisor, output_layer
 

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from brats_seg.classification.few_shot import draw_episodes, fine_tuned
-from brats_seg.classification.few_shot_settings import FewShotSettings
 from brats_seg.classification.image_set import keep_classes
 from brats_seg.classification.images import load_images
-from brats_seg.classification.novelty_settings import NoveltySettings
+from brats_seg.classification.settings import FewShotSettings, NoveltySettings
 from brats_seg.cli import main
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.settings import parse_settings

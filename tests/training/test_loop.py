@@ -23,8 +23,7 @@ from tiny_bank import CLASSES, SPLIT, Split, knobs, run, write_bank
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.gather import Batch, PatchMaps
 from brats_seg.core.errors import InputError, UsageError
-from brats_seg.core.files import lock
-from brats_seg.core.run_folder import BEST, LAST, PHASE_1
+from brats_seg.core.files import BEST, LAST, PHASE_1, lock
 from brats_seg.core.runtime import Runtime
 from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.sampler import Draw

@@ -7,7 +7,7 @@ from tiny_bank import knobs, run, write_bank
 from torch import nn
 
 from brats_seg.bank.bank import PatchBank
-from brats_seg.core.run_folder import BEST
+from brats_seg.core.files import BEST
 from brats_seg.core.runtime import start_runtime
 from brats_seg.inference import windowed
 from brats_seg.models.checkpoint import load_checkpoint

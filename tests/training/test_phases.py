@@ -12,7 +12,7 @@ from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.lesions import LesionNumberer
 from brats_seg.core.config import Config
 from brats_seg.core.errors import UsageError
-from brats_seg.core.run_folder import BEST, LAST, PHASE_1
+from brats_seg.core.files import BEST, LAST, PHASE_1
 from brats_seg.core.runtime import Runtime
 from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.sampler import Draw

@@ -25,7 +25,7 @@ from brats_seg.classification.settings import StudySettings
 from brats_seg.core import sections as knobs
 from brats_seg.core.config import Config, parse_config
 from brats_seg.core.errors import UsageError
-from brats_seg.core.run_folder import LAST
+from brats_seg.core.files import LAST
 from brats_seg.core.runtime import Runtime
 from brats_seg.core.sections import Mix
 from brats_seg.core.settings import load_settings, parse_settings
@@ -41,7 +41,7 @@ from brats_seg.studies.grid import GridWorkers
 from brats_seg.studies.image_cells import Cell
 from brats_seg.studies.strategies import ExperimentConfig, make_strategies
 from brats_seg.studies.study import run_study, study_jobs
-from brats_seg.training.mixing import Mixer
+from brats_seg.training.augment import Mixer
 from brats_seg.training.phases import Method
 from brats_seg.training.remedies import IMAGE_CODE, load_recipe, remedy_names
 from brats_seg.training.split import Split

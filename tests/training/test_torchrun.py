@@ -18,7 +18,7 @@ from test_pipeline import TINY
 from brats_seg import pipeline
 from brats_seg.bank.build import BuildOptions
 from brats_seg.core.config import load_config
-from brats_seg.core.run_folder import LAST
+from brats_seg.core.files import LAST
 from brats_seg.models.checkpoint import load_checkpoint
 from brats_seg.phantoms.cohort import write_cohort
 
