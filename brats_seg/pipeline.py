@@ -210,17 +210,17 @@ def predict(
         elsewhere = partial(segment_on_cluster, cluster=cluster, runs=named, options=options, out=out)
     segmenters, options = load_for_prediction(runs, options)
     needed = () if options.allow_missing else segmenters[0].modalities
-    found = find_cases(scans, synthetic=options.synthetic, required=needed, labels="unused")
+    found_cases = find_cases(scans, synthetic=options.synthetic, required=needed, labels="unused")
     if options.held_out:
-        found = _only(found, held_out_by_all(runs), scans)
+        found_cases = _only(found_cases, held_out_by_all(runs), scans)
     write_cards(out, [one.folder for one in runs])
     first, step = options.part
     report = predict_cases(
         segmenters,
-        found.cases[first - 1 :: step],
+        found_cases.cases[first - 1 :: step],
         out=out,
         options=options,
-        problems=(*(note for note in notes if note), *found.problems) if first == 1 else (),
+        problems=(*(note for note in notes if note), *found_cases.problems) if first == 1 else (),
         elsewhere=elsewhere,
     )
     return report if n_ranks == 1 else PredictReport.of_all(gather_from_ranks(report))
@@ -336,7 +336,7 @@ def held_out_cases(run: str | Path) -> tuple[str, ...]:
 
 
 def _only(found: Found, ids: Sequence[str], scans: Path) -> Found:
-    known = {case.id for case in found.cases} | {problem.case for problem in found.problems}
+    known_ids = {case.id for case in found.cases} | {problem.case for problem in found.problems}
     absent = [
         Problem(
             "error",
@@ -346,7 +346,7 @@ def _only(found: Found, ids: Sequence[str], scans: Path) -> Found:
             "the scans that the bank was made of",
         )
         for name in ids
-        if name not in known
+        if name not in known_ids
     ]
     cases = tuple(case for case in found.cases if case.id in ids)
     return Found(cases, (*problems_of(ids, cases, found.problems), *absent))

@@ -145,16 +145,16 @@ def _needlessly_merged(
     entries: Sequence[Mapping[str, Any]], tasks: Sequence[EntryTask], classes: Sequence[str]
 ) -> list[Problem]:
     """A warning where cases that were refused are what keeps the classes of the others merged."""
-    there = {entry["id"] for entry in entries}
+    prepared = {entry["id"] for entry in entries}
     finer = common_classes(
-        SCHEMAS[name] for name in {task.case.schema for task in tasks if task.case.id in there}
+        SCHEMAS[name] for name in {task.case.schema for task in tasks if task.case.id in prepared}
     )
     if MERGED not in classes or MERGED in finer:
         return []
     merging = [
         task.case.id
         for task in tasks
-        if task.case.id not in there and MERGED in SCHEMAS[task.case.schema].values.values()
+        if task.case.id not in prepared and MERGED in SCHEMAS[task.case.schema].values.values()
     ]
     what = (
         f"was refused, and for its sake the bank keeps {', '.join(classes)} where the others tell "

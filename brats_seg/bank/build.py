@@ -138,11 +138,11 @@ def build_bank(
         UsageError: other settings or folds than those of a finished bank.
     """
     first, step = options.part
-    found = find_cases(
+    found_cases = find_cases(
         data, synthetic=options.synthetic, required=options.modalities or None, schema=options.schema
     )
-    problems = list(found.problems)
-    cases = [case for case in found.cases if _is_usable(case, problems)]
+    problems = list(found_cases.problems)
+    cases = [case for case in found_cases.cases if _is_usable(case, problems)]
     if not cases:
         raise InputError(f"{data}: no case for a bank", *(str(problem) for problem in problems))
     classes = _common_classes(cases, say)
@@ -261,9 +261,9 @@ def _check_unchanged(bank: Path, settings: Settings, *, n_folds: int, seed: int)
     if (n_have, seed_have) != (min(n_folds, len({case.patient for case in listing.cases})), seed):
         pairs.append((f"--folds {n_have} --seed {seed_have}", f"--folds {n_folds} --seed {seed}"))
     if pairs:
-        was, asked = (" ".join(words) for words in zip(*pairs, strict=True))
+        was, wanted = (" ".join(words) for words in zip(*pairs, strict=True))
         raise UsageError(
-            f"{bank}: this bank is finished, with {was}; this command asks for {asked}; "
+            f"{bank}: this bank is finished, with {was}; this command asks for {wanted}; "
             "give the bank's own settings, or another folder, or --rebuild to change this bank"
         )
 

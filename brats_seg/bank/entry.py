@@ -276,8 +276,8 @@ def _states(case: Case) -> dict[str, dict[str, Any]]:
     states = {}
     for role, file in _files(case).items():
         try:
-            found = file.path.stat()
-            n_bytes, mtime_ns = found.st_size, found.st_mtime_ns
+            status = file.path.stat()
+            n_bytes, mtime_ns = status.st_size, status.st_mtime_ns
         except OSError:
             n_bytes, mtime_ns = -1, 0
         states[role] = dict(zip(_STATE, (file.path.name, file.channel, n_bytes, mtime_ns), strict=True))

@@ -173,13 +173,13 @@ def _case_problems(case: BankCase, listing: Listing) -> list[Problem]:
             problems.append(
                 Problem("error", case.id, str(file), "is missing", f"the file that was built; {MEND}")
             )
-        elif (found := sha256(file)) != checksum:
+        elif (actual := sha256(file)) != checksum:
             problems.append(
                 Problem(
                     "error",
                     case.id,
                     str(file),
-                    f"has changed: SHA-256 {found[:12]}",
+                    f"has changed: SHA-256 {actual[:12]}",
                     f"{checksum[:12]}; {MEND}",
                 )
             )
@@ -232,11 +232,11 @@ def _content_problems(case: BankCase, listing: Listing) -> list[Problem]:
                 "error", case.id, str(case.folder / "image.npy"), "has values that are NaN or infinite", MEND
             )
         )
-    found = np.bincount(arrays["label.npy"].reshape(-1), minlength=256)
-    if tuple(found[:n_classes].tolist()) != case.n_voxels or found[n_classes:OUTSIDE].any():
+    actual = np.bincount(arrays["label.npy"].reshape(-1), minlength=256)
+    if tuple(actual[:n_classes].tolist()) != case.n_voxels or actual[n_classes:OUTSIDE].any():
         what = (
-            f"has {found[:n_classes].tolist()} voxels of the classes and {found[n_classes:OUTSIDE].sum()} of "
-            "none"
+            f"has {actual[:n_classes].tolist()} voxels of the classes and "
+            f"{actual[n_classes:OUTSIDE].sum()} of none"
         )
         problems.append(
             Problem(

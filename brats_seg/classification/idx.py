@@ -45,10 +45,10 @@ def read_idx(path: Path, *, n_axes: int) -> UInt8[np.ndarray, "..."]:
             f"{path}: cannot be read: {said or 'the packed file is cut short'}; get it again"
         ) from None
     if content.size != expected or has_more:
-        found = "more" if has_more else f"{content.size}"
+        n_found = "more" if has_more else f"{content.size}"
         raise InputError(
-            f"{path}: its header says {' x '.join(map(str, shape))} = {expected} bytes, and {found} follow; "
-            "get it again"
+            f"{path}: its header says {' x '.join(map(str, shape))} = {expected} bytes, and {n_found} "
+            "follow; get it again"
         )
     return content.reshape(shape)
 

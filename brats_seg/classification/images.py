@@ -119,25 +119,25 @@ def _check_parts(splits: Splits) -> None:
 def _mnist(folder: Path) -> Splits:
     sets = []
     for part in ("train", "t10k"):
-        found = [
+        files = [
             _packed_or_not(folder, f"{part}-{what}") for what in ("images-idx3-ubyte", "labels-idx1-ubyte")
         ]
-        if found[0] is None or found[1] is None:
+        if files[0] is None or files[1] is None:
             raise InputError(
                 f"{folder}: MNIST is not there; put train-images-idx3-ubyte, train-labels-idx1-ubyte, "
                 "t10k-images-idx3-ubyte and "
                 "t10k-labels-idx1-ubyte (with .gz or without) there"
             )
         images, labels = (
-            read_idx(found[0], n_axes=3)[..., None],
-            read_idx(found[1], n_axes=1).astype(np.int64),
+            read_idx(files[0], n_axes=3)[..., None],
+            read_idx(files[1], n_axes=1).astype(np.int64),
         )
         if len(images) != len(labels):
             raise InputError(
-                f"{found[0]} holds {len(images)} images and {found[1].name} {len(labels)} labels; every "
+                f"{files[0]} holds {len(images)} images and {files[1].name} {len(labels)} labels; every "
                 "image has one"
             )
-        sets.append(ImageSet(str(found[0]), images, labels, tuple("0123456789"), MNIST_SCALE))
+        sets.append(ImageSet(str(files[0]), images, labels, tuple("0123456789"), MNIST_SCALE))
     return Splits(*sets)
 
 

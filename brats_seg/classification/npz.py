@@ -31,10 +31,10 @@ def read_npz_set(path: Path) -> Splits:
         return hold_out(_npz_part(path, arrays, "", names=None))
     for key in ("train_images", "train_labels", "test_images", "test_labels"):
         if key not in arrays:
-            found = ", ".join(arrays) or "nothing"
+            arrays_found = ", ".join(arrays) or "nothing"
             raise InputError(
-                f"{path}: no '{key}' in it (found {found}); give train_ and test_images and _labels, or "
-                "images and labels"
+                f"{path}: no '{key}' in it (found {arrays_found}); give train_ and test_images and _labels, "
+                "or images and labels"
             )
     train = _npz_part(path, arrays, "train_", names=None)
     test = _npz_part(path, arrays, "test_", names=train.class_names)

@@ -124,9 +124,9 @@ class ImageSource:
         if len(out.targets) != len(ids):
             raise UsageError(f"out holds {len(out.targets)} images; {len(ids)} are asked for")
         rows = self.rows[ids]
-        there = torch.from_numpy(rows).to(self.device)
-        torch.index_select(self._targets, 0, there, out=out.targets)
-        self._fill(out.inputs.permute(0, 2, 3, 1), rows, there, number=number)
+        rows_on_device = torch.from_numpy(rows).to(self.device)
+        torch.index_select(self._targets, 0, rows_on_device, out=out.targets)
+        self._fill(out.inputs.permute(0, 2, 3, 1), rows, rows_on_device, number=number)
         out.counts[:] = np.bincount(self.set.labels[rows], minlength=len(out.counts))
         return out
 

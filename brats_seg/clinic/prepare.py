@@ -47,10 +47,10 @@ def brain_of(t1c: Volume, geometry: Geometry, *, mask_file: Path | None) -> Mask
         InputError: a mask on another grid or without a voxel; a head, and no program; a program that failed.
     """
     if mask_file is not None:
-        mask, theirs = read_volume(mask_file)
-        if not same_grid(geometry, theirs):
+        mask, mask_grid = read_volume(mask_file)
+        if not same_grid(geometry, mask_grid):
             raise InputError(
-                f"{mask_file}: the mask of {theirs.shape} voxels lies on another grid than the T1c of "
+                f"{mask_file}: the mask of {mask_grid.shape} voxels lies on another grid than the T1c of "
                 f"{geometry.shape} (Z, Y, X); draw it on the T1c"
             )
         return _checked(mask != 0, mask_file.name)
@@ -147,10 +147,12 @@ def prepare_scans(
     Raises:
         InputError: the folder or the atlas cannot be read.
     """
-    found = find_cases(scans, required=(REFERENCE,), labels="unused")
+    found_cases = find_cases(scans, required=(REFERENCE,), labels="unused")
     frame = None if atlas is None else to_itk(*read_volume(atlas))
-    problems, written = list(found.problems), []
-    for case in track(found.cases, total=len(found.cases), label="preparing", line=lambda case: case.id):
+    problems, written = list(found_cases.problems), []
+    for case in track(
+        found_cases.cases, total=len(found_cases.cases), label="preparing", line=lambda case: case.id
+    ):
         mask_file = None if brain_mask is None else Path(brain_mask.replace("{case}", case.id))
         try:
             _prepare(case, out / case.id, mask_file=mask_file, atlas=frame)

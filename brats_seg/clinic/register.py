@@ -88,10 +88,12 @@ def _optimized(
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     method.SetInitialTransform(sitk.Euler3DTransform(start), inPlace=False)
     try:
-        found = method.Execute(fixed, moving)
+        transform = method.Execute(fixed, moving)
     except RuntimeError:  # the scans do not overlap from this start
         return sitk.Euler3DTransform(start), 0.0
-    return sitk.Euler3DTransform(sitk.CompositeTransform(found).GetNthTransform(0)), -method.GetMetricValue()
+    return sitk.Euler3DTransform(
+        sitk.CompositeTransform(transform).GetNthTransform(0)
+    ), -method.GetMetricValue()
 
 
 def _matrix(transform: sitk.Euler3DTransform) -> Affine:

@@ -196,11 +196,11 @@ def _series_in(source: Path, uid: str, *, scratch: Path) -> Series:
 
 def _frames(labels: Volume, geometry: Geometry, series: Series, segments: Sequence[Segment]) -> np.ndarray:
     """(slice, row, column) in the order of the series; segment numbers from 1."""
-    theirs = make_geometry(labels.shape, affine=RAS_OF_LPS @ series.affine_lps)
-    if not same_grid(geometry, theirs, tolerance_mm=0.01):
+    series_grid = make_geometry(labels.shape, affine=RAS_OF_LPS @ series.affine_lps)
+    if not same_grid(geometry, series_grid, tolerance_mm=0.01):
         raise InputError("the label map is not on the grid of its DICOM series")
     numbers = np.zeros(256, np.uint8)
     for number, segment in enumerate(segments, start=1):
         numbers[segment.value] = number
-    native = apply_orientation(numbers[labels].transpose(2, 1, 0), from_lps(theirs.axis_codes))
+    native = apply_orientation(numbers[labels].transpose(2, 1, 0), from_lps(series_grid.axis_codes))
     return np.ascontiguousarray(native.transpose(2, 1, 0))

@@ -37,6 +37,6 @@ def tune(
         from brats_seg import pipeline
 
     runs, console = (run, *(also or ())), make_console()
-    found = pipeline.tune(run, bank, also=runs[1:], objective=objective, device=device, precision=precision)
-    for path, tuning in zip(runs, found, strict=True):
+    tunings = pipeline.tune(run, bank, also=runs[1:], objective=objective, device=device, precision=precision)
+    for path, tuning in zip(runs, tunings, strict=True):
         show_tuning(tuning, path, console=console)

@@ -36,7 +36,7 @@ def verify(
         from brats_seg.bank.listing import verify_bank
 
         problems = verify_bank(data)
-        found = {"problems": [problem.to_dict() for problem in problems]}
+        findings = {"problems": [problem.to_dict() for problem in problems]}
         show_problems(problems, console=console)
         console.print(f"{len(problems)} problems" if problems else "every file is as it was built")
         code = int(bool(problems))
@@ -49,15 +49,15 @@ def verify(
         cases = find_cases(data, synthetic=synthetic, required=modality, schema=schema)
         with joined_cluster(cluster, needs=[data], workers=workers) as joined:
             report = verify_cases(cases, workers=workers or n_cores(), cluster=joined)
-        found, code = report.to_dict(), report.exit_code
+        findings, code = report.to_dict(), report.exit_code
         show_verification(report.rows, report.problems, console=console)
         if draft is not None:
             from brats_seg.commands.show_scans import show_draft
             from brats_seg.scans.draft import draft_manifest
 
-            known = (*cases.cases, *cases.incomplete)
-            rows, unplaced = draft_manifest(draft, cases=known, strangers=cases.strangers)
+            named_cases = (*cases.cases, *cases.incomplete)
+            rows, unplaced = draft_manifest(draft, cases=named_cases, strangers=cases.strangers)
             show_draft(draft, rows, unplaced, console=console)
     if json is not None:
-        write_json(json, found)
+        write_json(json, findings)
     raise typer.Exit(code)

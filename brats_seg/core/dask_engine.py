@@ -104,8 +104,8 @@ class Cluster:
     def _workers(self) -> set[str]:
         """The sound workers. A worker that joined since the last look is checked."""
         try:
-            there = set(self.client.nthreads())
-            for worker, problem in self.check(there - self.sound.keys()).items():
+            workers_now = set(self.client.nthreads())
+            for worker, problem in self.check(workers_now - self.sound.keys()).items():
                 self.sound[worker] = not problem
                 if problem:
                     self.say(f"{problem}; this worker is left out")
@@ -114,7 +114,7 @@ class Cluster:
                 f"{self.address}: the scheduler went away ({type(error).__name__}); start it and give the "
                 "same command again, finished work is kept"
             ) from None
-        return {name for name in there if self.sound[name]}
+        return {name for name in workers_now if self.sound[name]}
 
     def check(self, workers: set[str]) -> dict[str, str]:
         """What is wrong with each of some workers, in one line; "" where nothing is."""
@@ -124,8 +124,8 @@ class Cluster:
                 token.touch()
                 stack.callback(token.unlink)
             run = {"workers": list(workers), "on_error": "return"}
-            found = self.client.run(_describe, [*self.needs, *tokens], **run) if workers else {}
-        return {worker: _problem(worker, found.get(worker, "it went away")) for worker in workers}
+            answers = self.client.run(_describe, [*self.needs, *tokens], **run) if workers else {}
+        return {worker: _problem(worker, answers.get(worker, "it went away")) for worker in workers}
 
 
 @contextmanager
@@ -160,9 +160,11 @@ def open_cluster(
         raise UsageError(f"{address}: Dask is not installed; pip install 'brats-seg[cluster]'") from None
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it tells each lost worker in ten lines
     with _connected(distributed, address, workers) as client:
-        theirs = client.get_versions()["scheduler"]["packages"]["distributed"]
-        if theirs != distributed.__version__:
-            what = f"the scheduler has distributed {theirs}, this process {distributed.__version__}"
+        scheduler_version = client.get_versions()["scheduler"]["packages"]["distributed"]
+        if scheduler_version != distributed.__version__:
+            what = (
+                f"the scheduler has distributed {scheduler_version}, this process {distributed.__version__}"
+            )
             raise UsageError(f"{address}: {what}; install the same version")
         if shared:
             shared.mkdir(parents=True, exist_ok=True)
@@ -179,13 +181,13 @@ def _connected(distributed: Any, address: str, workers: int) -> Iterator[Any]:
     with ExitStack() as stack:
         if address == "local":
             options = {"n_workers": workers or None, "threads_per_worker": 1, "dashboard_address": ":0"}
-            known = {"address": stack.enter_context(distributed.LocalCluster(**options))}
+            address_of = {"address": stack.enter_context(distributed.LocalCluster(**options))}
         elif "://" in address or Path(address).is_file():
-            known = {"address" if "://" in address else "scheduler_file": address}
+            address_of = {"address" if "://" in address else "scheduler_file": address}
         else:
             raise UsageError(f"{address}: is no file; give tcp://HOST:PORT, a scheduler file, or local")
         try:
-            client = stack.enter_context(distributed.Client(**known, timeout=_ANSWER_S))
+            client = stack.enter_context(distributed.Client(**address_of, timeout=_ANSWER_S))
         except (OSError, ValueError) as error:
             what = f"nobody answers within {_ANSWER_S:.0f} s ({type(error).__name__})"
             how = "start a scheduler with `dask scheduler` and workers with `dask worker`"
@@ -204,9 +206,12 @@ def _problem(worker: str, found: Any) -> str:
     """One line on a worker by what it says of itself, or by the error that it raised."""
     if not isinstance(found, dict):
         return f"worker {worker}: cannot run brats-seg ({found}); install this version there"
-    for name, ours in _describe([])["versions"].items():
-        if (theirs := found["versions"][name]) != ours:
-            return f"worker {worker}: has {name} {theirs}, this process {ours}; install the same version"
+    for name, own_version in _describe([])["versions"].items():
+        if (worker_version := found["versions"][name]) != own_version:
+            return (
+                f"worker {worker}: has {name} {worker_version}, this process {own_version}; install the same "
+                "version"
+            )
     for path in found["absent"]:
         folder = path.parent if path.name.startswith(TOKEN) else path
         return f"worker {worker}: does not see {folder}; all workers need one shared file system"

@@ -123,7 +123,7 @@ def nearest_in_rows(points: AnyArray, steps: AnyArray, spacing: AnyArray, reach:
     d^2 rows, each one number.
     """
     n_z, n_y, _ = points.shape
-    found = np.full(points.sum(), np.inf)
+    distances = np.full(points.sum(), np.inf)
     n = 0
     for z in range(n_z):
         for y in range(n_y):
@@ -147,9 +147,9 @@ def nearest_in_rows(points: AnyArray, steps: AnyArray, spacing: AnyArray, reach:
                                     continue
                                 best = min(best, off + (steps[to_z, to_y, x] * spacing[2]) ** 2)
                 if best < reach * reach:
-                    found[n] = np.sqrt(best)
+                    distances[n] = np.sqrt(best)
                 n += 1
-    return found
+    return distances
 
 
 @numba.njit(cache=True, nogil=True)

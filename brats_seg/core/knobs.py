@@ -89,14 +89,14 @@ def _meanings(section: type[BaseModel]) -> dict[str, str]:
 
 def _bounds(metadata: Any) -> str:
     signs = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    found = [
+    bounds = [
         f"{words} {getattr(one, sign):g}"
         for item in metadata
         for one in (item.metadata if isinstance(item, FieldInfo) else [item])
         for sign, words in signs.items()
         if getattr(one, sign, None) is not None
     ]
-    return f" ({', '.join(found)})" if found else ""
+    return f" ({', '.join(bounds)})" if bounds else ""
 
 
 def _default(field: FieldInfo) -> str:

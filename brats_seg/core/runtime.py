@@ -297,8 +297,10 @@ def _find_precision(precision: Precision, device: torch.device) -> torch.dtype |
         raise UsageError(f"precision '{precision}' is unknown; it must be auto, float32, tf32, bf16 or fp16")
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    found = torch.cpu.get_capabilities()
-    return torch.bfloat16 if (found.get("avx512_bf16", False) or found.get("amx_bf16", False)) else None
+    abilities = torch.cpu.get_capabilities()
+    return (
+        torch.bfloat16 if (abilities.get("avx512_bf16", False) or abilities.get("amx_bf16", False)) else None
+    )
 
 
 @contextmanager

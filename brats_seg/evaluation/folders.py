@@ -135,10 +135,10 @@ def evaluate_folders(
         if not folder.is_dir():
             raise InputError(f"{folder}: is not a folder; give a folder of predictions")
     only, rules = options.only, options.rules
-    found = find_cases(reference, required=(), schema=options.schema)
-    cases = {c.id: c for c in found.cases if only is None or c.id in only}
+    references = find_cases(reference, required=(), schema=options.schema)
+    cases = {c.id: c for c in references.cases if only is None or c.id in only}
     labeled = [case for case in cases.values() if case.label is not None]
-    problems = list(found.problems) if only is None else problems_of(only, labeled, found.problems)
+    problems = list(references.problems) if only is None else problems_of(only, labeled, references.problems)
     scored = _score_folder(out, cases, options, problems, cluster)
     scores = [score for case in scored for score in case.scores]
     comparison = {}
@@ -251,17 +251,17 @@ def _swapped(out: Path, scored: Sequence[_CaseScores], cavity_in: Sequence[str])
             means.append(float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else 0.0)
         return means
 
-    plain, found = mean_dice(range(len(classes))), []
+    dice_as_is, found = mean_dice(range(len(classes))), []
     for one, other in combinations(range(1, len(classes)), 2):
         order = [{one: other, other: one}.get(i, i) for i in range(len(classes))]
         swapped = mean_dice(order)
         gain, region = max(
-            (after - before, i) for i, (before, after) in enumerate(zip(plain, swapped, strict=True))
+            (after - before, i) for i, (before, after) in enumerate(zip(dice_as_is, swapped, strict=True))
         )
-        if gain > SWAP_GAIN and sum(swapped) > sum(plain):
+        if gain > SWAP_GAIN and sum(swapped) > sum(dice_as_is):
             found.append((gain, f"with {classes[one]} and {classes[other]} swapped the mean Dice of "
                                 f"{regions[region]} would be "
-                          f"{swapped[region]:.3f} instead of {plain[region]:.3f}"))  # fmt: skip
+                          f"{swapped[region]:.3f} instead of {dice_as_is[region]:.3f}"))  # fmt: skip
     expected = "the label values of each case's schema, or --prediction-schema NAME"
     return [Problem("warning", "", str(out), max(found)[1], expected)] if found else []
 

@@ -195,7 +195,7 @@ def _touched(
     compare: Callable[[Mask, Mask], FoundLesion],
 ) -> Lesions:
     touched: set[int] = set()
-    found: list[FoundLesion] = []
+    pairs: list[FoundLesion] = []
     missed: list[float] = []
     for lesion, found_in in enumerate(ndimage.find_objects(lesions), start=1):
         if found_in is None:
@@ -208,12 +208,12 @@ def _touched(
         if mm3 <= smallest_mm3:
             continue
         if hits:
-            found.append(compare(lesions == lesion, np.isin(predicted, hits)))
+            pairs.append(compare(lesions == lesion, np.isin(predicted, hits)))
         else:
             missed.append(mm3)
     sizes = np.bincount(predicted.ravel())
     false = [float(n) * voxel_mm3 for i, n in enumerate(sizes) if i and n and i not in touched]
-    return Lesions(tuple(found), tuple(missed), tuple(false))
+    return Lesions(tuple(pairs), tuple(missed), tuple(false))
 
 
 def _one_to_one(
@@ -235,10 +235,10 @@ def _one_to_one(
         for i, j in zip(*linear_sum_assignment(dice, maximize=True), strict=True)
         if dice[i, j] > _LEAST_DICE
     ]
-    found = [compare(lesions == i + 1, predicted == j + 1) for i, j in pairs]
+    lesions_found = [compare(lesions == i + 1, predicted == j + 1) for i, j in pairs]
     rows, columns = {i for i, _ in pairs}, {j for _, j in pairs}
     return Lesions(
-        tuple(found),
+        tuple(lesions_found),
         tuple(float(n) * voxel_mm3 for i, n in enumerate(n_voxels) if i not in rows),
         tuple(float(n) * voxel_mm3 for j, n in enumerate(n_answer) if j not in columns),
     )

@@ -122,11 +122,11 @@ def _convention(rows: Mapping[str, Sequence[Mapping[str, str]]], wanted: str | N
         if wanted not in shared:
             raise UsageError(f"--convention {wanted}: not in all tables; evaluate with it first")
         return wanted
-    known = [name for name in CONVENTIONS if name in shared]
-    if len(known) != 1:
-        choices = ", ".join(known) or "none: evaluate all with the same convention"
+    shared_conventions = [name for name in CONVENTIONS if name in shared]
+    if len(shared_conventions) != 1:
+        choices = ", ".join(shared_conventions) or "none: evaluate all with the same convention"
         raise UsageError(f"rank: give one --convention; all tables have {choices}")
-    return known[0]
+    return shared_conventions[0]
 
 
 def _values(

@@ -94,7 +94,7 @@ def group_by_lesion(index: ClassIndex, number_lesions: NumberLesions) -> Lesions
     Every case is read once. Kept are 5 bytes for each tumor voxel.
     """
     by_case, tumor = group_by_case(index), named_classes("tumor", index.class_names)
-    found: dict[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {k: [] for k in tumor}
+    lesions_of_class: dict[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {k: [] for k in tumor}
     n_before = np.zeros(index.n_classes, np.int64)
     n_cases = len(index.case_counts)
     for row in track(range(n_cases), total=n_cases, label="finding lesions"):
@@ -105,11 +105,11 @@ def group_by_lesion(index: ClassIndex, number_lesions: NumberLesions) -> Lesions
         for k, own in zip(tumor, np.split(numbers, starts), strict=True):
             n_of_each = np.bincount(own)
             order = (n_before[k] + np.argsort(own, kind="stable")).astype(np.int32)
-            found[k].append((n_of_each[n_of_each > 0], order, size_bins[own].astype(np.uint8)))
+            lesions_of_class[k].append((n_of_each[n_of_each > 0], order, size_bins[own].astype(np.uint8)))
             n_before[k] += len(own)
     ends, orders = list(by_case.ends), list(by_case.order)
     bins: list[Any] = [None] * index.n_classes
-    for k, cases in found.items():
+    for k, cases in lesions_of_class.items():
         sizes, orders[k], bins[k] = (np.concatenate(arrays) for arrays in zip(*cases, strict=True))
         ends[k] = np.cumsum(sizes)
     return Lesions(Groups(tuple(ends), tuple(orders)), tuple(bins))

@@ -223,16 +223,17 @@ class ClassIndex:
         self._shifts = self._every_start[self._rows] - before_in_class
 
     def _positions(self, case: int) -> np.ndarray:
-        found = self._parts.get(case)
-        if found is None:
-            found = np.asarray(self._part(case))
-            if len(found) != self._part_sizes[case]:
+        positions = self._parts.get(case)
+        if positions is None:
+            positions = np.asarray(self._part(case))
+            if len(positions) != self._part_sizes[case]:
                 name = self._case_names[case]
                 raise InputError(
-                    f"{name}: the index holds {len(found)} voxels; the bank counts {self._part_sizes[case]}"
+                    f"{name}: the index holds {len(positions)} voxels; the bank counts "
+                    f"{self._part_sizes[case]}"
                 )
-            self._parts[case] = found
-        return found
+            self._parts[case] = positions
+        return positions
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy for a worker process maps its own files: pickling the mapped positions would copy the

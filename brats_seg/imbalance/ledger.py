@@ -126,10 +126,10 @@ class Ledger:
             if bins is None:
                 continue
             different, n_each = np.unique(ids[classes == k], return_counts=True)
-            found = bins[index.numbers_of(k, different)]
+            seen = bins[index.numbers_of(k, different)]
             n_draws, n_distinct = (
-                np.bincount(found, n_each, len(SIZE_STEPS)),
-                np.bincount(found, minlength=len(SIZE_STEPS)),
+                np.bincount(seen, n_each, len(SIZE_STEPS)),
+                np.bincount(seen, minlength=len(SIZE_STEPS)),
             )
             for smallest, n, n_different in zip(
                 SIZE_STEPS, n_draws.astype(np.int64).tolist(), n_distinct.tolist(), strict=True

@@ -184,9 +184,9 @@ class Sampler(ABC):
         classes, numbers = self._numbers(first, n, generator=generator)
         if self.groups is not None:
             numbers = self.groups.numbers(classes, generator.random(classes.shape))
-        mine = np.s_[:, self._plan.rank :: self._plan.n_ranks]
-        self._classes = np.ascontiguousarray(classes[mine])
-        self._ids, self._hard = self._examples(classes, numbers, first=first, mine=mine)
+        own_draws = np.s_[:, self._plan.rank :: self._plan.n_ranks]
+        self._classes = np.ascontiguousarray(classes[own_draws])
+        self._ids, self._hard = self._examples(classes, numbers, first=first, own_draws=own_draws)
         self._loaded = (self.epoch, block)
 
     def _start_epoch(self) -> None:
@@ -209,10 +209,12 @@ class Sampler(ABC):
         numbers: Int64[np.ndarray, "n b"],
         *,
         first: int,
-        mine: tuple[slice, slice],
+        own_draws: tuple[slice, slice],
     ) -> tuple[Int64[np.ndarray, "n r"], Bool[np.ndarray, "n r"]]:
         """Id of this rank's draws, and whether each is a hard one."""
-        ids = self._index.pick(classes[mine].ravel(), numbers[mine].ravel()).reshape(classes[mine].shape)
+        ids = self._index.pick(classes[own_draws].ravel(), numbers[own_draws].ravel()).reshape(
+            classes[own_draws].shape
+        )
         return ids, np.zeros(ids.shape, dtype=bool)
 
     def _shuffled(self, number: int, size: int) -> Int64[np.ndarray, " size"]:

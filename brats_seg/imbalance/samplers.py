@@ -215,16 +215,16 @@ class HardSampler(ShareSampler):
         numbers: Int64[np.ndarray, "n b"],
         *,
         first: int,
-        mine: tuple[slice, slice],
+        own_draws: tuple[slice, slice],
     ) -> tuple[Int64[np.ndarray, "n r"], Bool[np.ndarray, "n r"]]:
         hard_ids = np.full(classes.shape, -1, dtype=np.int64)
         for k, (places, turns) in self._turns(classes, first).items():
             pool = self._pool.get(k, np.empty(0, np.int64))
             n_hard = len(turns) if self.recycle and len(pool) else int(np.searchsorted(turns, len(pool)))
             hard_ids.ravel()[places[:n_hard]] = pool[turns[:n_hard] % max(1, len(pool))]
-        ids, _ = super()._examples(classes, numbers, first=first, mine=mine)
-        hard = hard_ids[mine] >= 0
-        return np.where(hard, hard_ids[mine], ids), hard
+        ids, _ = super()._examples(classes, numbers, first=first, own_draws=own_draws)
+        hard = hard_ids[own_draws] >= 0
+        return np.where(hard, hard_ids[own_draws], ids), hard
 
 
 SAMPLERS: dict[str, type[Sampler]] = {

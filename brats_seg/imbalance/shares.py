@@ -140,7 +140,7 @@ def named_classes(name: str, class_names: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def _by_name(shares: Mapping[str, float], class_names: tuple[str, ...]) -> np.ndarray:
-    asked = np.zeros(len(class_names))
+    shares_by_class = np.zeros(len(class_names))
     for name, share in shares.items():
         members = [
             k
@@ -153,8 +153,8 @@ def _by_name(shares: Mapping[str, float], class_names: tuple[str, ...]) -> np.nd
             )
         if not 0 <= share <= 1:
             raise UsageError(f"sampler.shares.{name} {share:g}: a share lies in 0..1")
-        asked[members] += share / len(members)
-    return asked
+        shares_by_class[members] += share / len(members)
+    return shares_by_class
 
 
 def _with_healthy(share: float, class_names: tuple[str, ...], *, counts: np.ndarray) -> np.ndarray:
@@ -171,7 +171,12 @@ def _with_healthy(share: float, class_names: tuple[str, ...], *, counts: np.ndar
 
 
 def _without_absent(
-    asked: np.ndarray, class_names: tuple[str, ...], *, absent: np.ndarray, counts: np.ndarray, allowed: bool
+    wanted_shares: np.ndarray,
+    class_names: tuple[str, ...],
+    *,
+    absent: np.ndarray,
+    counts: np.ndarray,
+    allowed: bool,
 ) -> np.ndarray:
     names = ", ".join(f"'{name}'" for name, gone in zip(class_names, absent, strict=True) if gone)
     if names and not allowed:
@@ -179,10 +184,12 @@ def _without_absent(
             f"sampler: no training example of class {names}; add cases that have it, or set "
             "sampler.allow_absent_class: true"
         )
-    kept = np.where(counts > 0, asked, 0.0)
+    kept = np.where(counts > 0, wanted_shares, 0.0)
     if kept.sum() <= 0:
-        found = ", ".join(f"{name} {count}" for name, count in zip(class_names, counts.tolist(), strict=True))
-        raise UsageError(f"sampler: no training example of any class that has a share; found {found}")
+        counted = ", ".join(
+            f"{name} {count}" for name, count in zip(class_names, counts.tolist(), strict=True)
+        )
+        raise UsageError(f"sampler: no training example of any class that has a share; found {counted}")
     if names:
         warnings.warn(
             f"no training example of class {names}: its share of the draws goes to the other classes in "

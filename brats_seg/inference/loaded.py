@@ -111,8 +111,8 @@ def load_run(
         UsageError: no such run, or a network that was not trained for missing modalities.
         InputError: no checkpoint, a bad one, or no settings where `tuned` asks for them.
     """
-    asked = PredictOptions(tuned=tuned, allow_missing=allow_missing, device=device)
-    return LoadedRun(*load_for_prediction((open_run(run),), asked))
+    given = PredictOptions(tuned=tuned, allow_missing=allow_missing, device=device)
+    return LoadedRun(*load_for_prediction((open_run(run),), given))
 
 
 def _to_nifti(image: Any, affine: Any, *, modality: str) -> Any:

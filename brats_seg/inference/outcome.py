@@ -58,6 +58,6 @@ class PredictReport:
             if self.predictions
             else ""
         )
-        there = f", {len(self.skipped)} were there already" if self.skipped else ""
+        already = f", {len(self.skipped)} were there already" if self.skipped else ""
         n = len(self.predictions)
-        return f"{n} {'case' if n == 1 else 'cases'} segmented{mean}{there}, {n_refused} refused"
+        return f"{n} {'case' if n == 1 else 'cases'} segmented{mean}{already}, {n_refused} refused"

@@ -68,8 +68,8 @@ def write_tuning(run: Path, tuning: Tuning) -> Path:
     """Write `RUN/tuned.yaml` in one piece."""
     path = run / TUNED
     of = "this run" if tuning.n_runs == 1 else f"{tuning.n_runs} runs"
-    found = "Found by `brats-seg tune`" if tuning.by == "search" else "Chosen by hand"
-    said = f"# {found} on {tuning.n_cases} inner cases of {of}; `brats-seg predict --tuned` uses it.\n"
+    origin = "Found by `brats-seg tune`" if tuning.by == "search" else "Chosen by hand"
+    said = f"# {origin} on {tuning.n_cases} inner cases of {of}; `brats-seg predict --tuned` uses it.\n"
     write_text(path, said + yaml.safe_dump(tuning.model_dump(mode="json"), sort_keys=False, width=1000))
     return path
 

@@ -138,9 +138,9 @@ class _PerDevice:
 
 def _check_regions(classes: Sequence[str] | None) -> None:
     if classes is None or tuple(classes) != REGION_CLASSES:
-        found = "no names" if classes is None else ", ".join(classes)
+        names = "no names" if classes is None else ", ".join(classes)
         raise UsageError(
-            f"loss.kind 'region' takes the classes {', '.join(REGION_CLASSES)}, not {found}: the regions "
+            f"loss.kind 'region' takes the classes {', '.join(REGION_CLASSES)}, not {names}: the regions "
             "whole, core and active cannot "
             "tell necrotic from non-enhancing core, nor a cavity from either; use another loss"
         )

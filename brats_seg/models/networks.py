@@ -155,17 +155,16 @@ def check_patch_size(
 
 def _check_supervision(network: Network, kind: NetworkKind) -> None:
     """The lowest level has no output: the decoder begins above it."""
-    asked, most = network.deep_supervision, len(network.channels) - 2
-    if asked and not kind.supervised:
+    n_outputs, most = network.deep_supervision, len(network.channels) - 2
+    if n_outputs and not kind.supervised:
         names = ", ".join(name for name, other in NETWORKS.items() if other.supervised)
         raise UsageError(
-            f"network.deep_supervision {asked}: '{network.name}' has none; take 0, or one of {names}"
+            f"network.deep_supervision {n_outputs}: '{network.name}' has none; take 0, or one of {names}"
         )
-    if asked > max(most, 0):
+    if n_outputs > max(most, 0):
         raise UsageError(
-            f"network.deep_supervision {asked}: '{network.name}' with {len(network.channels)} channels has "
-            f"{max(most, 0)} outputs below "
-            "full resolution; take fewer"
+            f"network.deep_supervision {n_outputs}: '{network.name}' with {len(network.channels)} channels "
+            f"has {max(most, 0)} outputs below full resolution; take fewer"
         )
 
 

@@ -14,13 +14,13 @@ def linear_output(layer: nn.Module) -> nn.Linear | nn.Conv2d | nn.Conv3d:
     """The one linear map in an output layer. Raises `UsageError` where there are several, or a transposed
     one.
     """
-    found = [m for m in layer.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
-    if len(found) != 1 or not isinstance(found[0], nn.Linear | nn.Conv2d | nn.Conv3d):
+    layers = [m for m in layer.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+    if len(layers) != 1 or not isinstance(layers[0], nn.Linear | nn.Conv2d | nn.Conv3d):
         raise UsageError(
             "phases: this network's output layer is not one linear map, so that a class has no weights of "
             "its own to scale; take a network that has one, such as basic_unet2d, dynunet or segresnet"
         )
-    return found[0]
+    return layers[0]
 
 
 def rows_of(layer: nn.Linear | nn.Conv2d | nn.Conv3d) -> Rows:

@@ -153,12 +153,12 @@ def find_packaged(name: str, *, also: str = "") -> Path:
     names = packaged_names()
     if name in names:
         return SHELF / name
-    there = (
+    choices = (
         f"the networks that travel with the package are {', '.join(names)}"
         if names
         else "this build carries no network"
     )
-    raise UsageError(f"{name}: {also}{there}; a trained run is given by its folder")
+    raise UsageError(f"{name}: {also}{choices}; a trained run is given by its folder")
 
 
 def is_packaged(folder: Path) -> bool:

@@ -74,10 +74,10 @@ def provenance(run: Path | None) -> str:
 def _epochs_words(n_done: int, config: Path) -> str:
     """How many epochs were trained, and of how many, where the run stopped before."""
     try:
-        asked = load_config(config).n_epochs if config.is_file() else n_done
+        n_epochs = load_config(config).n_epochs if config.is_file() else n_done
     except UsageError:  # of another version
-        asked = n_done
-    return f"{n_done} of {asked} epochs" if n_done < asked else f"{n_done} epoch{'s' * (n_done != 1)}"
+        n_epochs = n_done
+    return f"{n_done} of {n_epochs} epochs" if n_done < n_epochs else f"{n_done} epoch{'s' * (n_done != 1)}"
 
 
 def ledger_rows(ledger: Rows) -> list[dict[str, Any]]:

@@ -88,7 +88,7 @@ def calibration(tree: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Reliability of the saved probabilities; None where none were saved."""
     if tree is None:
         return None
-    curves = {region: found["bins"] for region, found in tree["regions"].items()}
+    curves = {region: of_region["bins"] for region, of_region in tree["regions"].items()}
     rows = []
     for region, bins in curves.items():
         n = sum(b["n_voxels"] for b in bins)

@@ -57,9 +57,11 @@ def write_pages(
         raise UsageError(
             f"--output {output}: a folder of predictions has a page for each case; name a folder"
         )
-    found = find_cases(source, required=(), schema=schema).cases
-    maps = {case.id: path for case in found if (path := _label_map(predictions, case.id)) is not None}
-    cases = [case for case in found if case.id in maps]
+    cases_of_source = find_cases(source, required=(), schema=schema).cases
+    maps = {
+        case.id: path for case in cases_of_source if (path := _label_map(predictions, case.id)) is not None
+    }
+    cases = [case for case in cases_of_source if case.id in maps]
     if not cases:
         raise InputError(f"{predictions}: holds no label map of a case of {source}")
     output.mkdir(parents=True, exist_ok=True)

@@ -157,14 +157,14 @@ def _schemas(
     case: Case, prediction: Path | None, reference: Path | None, *, prediction_schema: str | None
 ) -> dict[str, str]:
     """The label schema of each label map there is, or of the case where there is none."""
-    asked = schema_option(prediction_schema, option="--prediction-schema")
+    schema_told = schema_option(prediction_schema, option="--prediction-schema")
     schemas = {}
     if prediction is not None:
-        schemas["prediction"] = written_schema(case, prediction, untold=asked)
-        if asked and schemas["prediction"] != asked:
+        schemas["prediction"] = written_schema(case, prediction, untold=schema_told)
+        if schema_told and schemas["prediction"] != schema_told:
             raise UsageError(
-                f"--prediction-schema {asked}: {TABLE} beside {prediction} says {schemas['prediction']}; "
-                "leave the option out"
+                f"--prediction-schema {schema_told}: {TABLE} beside {prediction} says {schemas['prediction']}"
+                "; leave the option out"
             )
     if case.label is not None or reference is not None or prediction is None:
         schemas["reference"] = case.schema or (

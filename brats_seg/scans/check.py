@@ -42,18 +42,22 @@ def check_label(loaded: LoadedCase, brain: Mask | None) -> tuple[dict[str, int],
     except InputError as error:
         what, _, expected = str(error).removeprefix("label ").partition("; ")
         return {}, [problem("error", LABEL, what, expected)]
-    found = np.bincount(values[values != 0], minlength=256)  # 20 times as fast as counting the zeros too
-    found[0] = values.size - found.sum()
-    strange = [value for value in np.flatnonzero(found).tolist() if value not in schema.values]
+    counts_of_values = np.bincount(
+        values[values != 0], minlength=256
+    )  # 20 times as fast as counting the zeros too
+    counts_of_values[0] = values.size - counts_of_values.sum()
+    strange = [value for value in np.flatnonzero(counts_of_values).tolist() if value not in schema.values]
     if strange:
         return {}, [
-            problem("error", LABEL, *_strange_values(strange, found, schema, layout=loaded.case.layout))
+            problem(
+                "error", LABEL, *_strange_values(strange, counts_of_values, schema, layout=loaded.case.layout)
+            )
         ]
-    counts = {tissue: int(found[value]) for value, tissue in schema.values.items()}
+    counts = {tissue: int(counts_of_values[value]) for value, tissue in schema.values.items()}
     problems = []
     if brain is not None:
         n_outside = int(np.count_nonzero((values != 0) & ~brain))
-        counts["healthy"] = int(np.count_nonzero(brain)) - (int(found[1:].sum()) - n_outside)
+        counts["healthy"] = int(np.count_nonzero(brain)) - (int(counts_of_values[1:].sum()) - n_outside)
         if n_outside:
             problems.append(
                 problem("warning", LABEL, f"has {n_outside:,} annotated voxels outside the brain", "none")
@@ -105,11 +109,13 @@ def _untold(case: Case, label: Volume) -> Problem:
 
 
 def _strange_values(
-    strange: Sequence[int], found: np.ndarray, schema: LabelSchema, *, layout: str
+    strange: Sequence[int], counts_of_values: np.ndarray, schema: LabelSchema, *, layout: str
 ) -> tuple[str, str]:
-    listed = ", ".join(f"{value} ({int(found[value]):,} voxels)" for value in strange)
+    listed = ", ".join(f"{value} ({int(counts_of_values[value]):,} voxels)" for value in strange)
     fitting = [
-        name for name, other in SCHEMAS.items() if set(np.flatnonzero(found).tolist()) <= set(other.values)
+        name
+        for name, other in SCHEMAS.items()
+        if set(np.flatnonzero(counts_of_values).tolist()) <= set(other.values)
     ]
     how = (
         "--schema NAME"

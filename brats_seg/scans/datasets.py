@@ -172,8 +172,8 @@ def schema_of_names(names: Mapping[str, Sequence[int]]) -> str:
     for schema in SCHEMAS.values():
         if {0: "healthy"} | tissues == dict(schema.values):
             return schema.name
-    found = ", ".join(f"{value} {tissue}" for value, tissue in sorted(tissues.items()))
-    raise InputError(f"label values {found} fit no schema; the schemas are {', '.join(SCHEMAS)}")
+    listed = ", ".join(f"{value} {tissue}" for value, tissue in sorted(tissues.items()))
+    raise InputError(f"label values {listed} fit no schema; the schemas are {', '.join(SCHEMAS)}")
 
 
 def _tissue(name: str) -> str:
@@ -186,12 +186,12 @@ def _tissue(name: str) -> str:
 
 def _without_regions(values: dict[str, set[int]]) -> dict[str, set[int]]:
     whole, core, enhancing = (values.pop(name, set()) for name in ("whole", "core", "enhancing_core"))
-    found = {"enhancing_core": enhancing} if enhancing else {}
+    tissues = {"enhancing_core": enhancing} if enhancing else {}
     if core:
-        found[MERGED if enhancing else TUMOR_CORE] = core - enhancing
+        tissues[MERGED if enhancing else TUMOR_CORE] = core - enhancing
     if whole:
-        found["edema" if core or enhancing else WHOLE_TUMOR] = whole - core - enhancing
-    return values | found
+        tissues["edema" if core or enhancing else WHOLE_TUMOR] = whole - core - enhancing
+    return values | tissues
 
 
 def _dataset(file: Path, files: Sequence[Path]) -> list[Piece]:
@@ -212,10 +212,13 @@ def _dataset(file: Path, files: Sequence[Path]) -> list[Piece]:
     for path, stem in images.items():
         if split:
             case_id, _, number = stem.rpartition("_")
-            found = [(channels.get(number.lstrip("0") or "0"), ScanFile(path))]
+            scans_of_roles = [(channels.get(number.lstrip("0") or "0"), ScanFile(path))]
         else:
-            case_id, found = stem, [(name, ScanFile(path, int(number))) for number, name in channels.items()]
-        for role, scan in found:
+            case_id, scans_of_roles = (
+                stem,
+                [(name, ScanFile(path, int(number))) for number, name in channels.items()],
+            )
+        for role, scan in scans_of_roles:
             if role is not None:
                 pieces.append(
                     Piece(
@@ -228,23 +231,23 @@ def _dataset(file: Path, files: Sequence[Path]) -> list[Piece]:
                         file.parent,
                     )
                 )
-    known = {piece.case_id for piece in pieces}
+    case_ids = {piece.case_id for piece in pieces}
     layout = "nnunet" if split else "msd"
     return pieces + [
         Piece(layout, schema, stem, patient_of(stem), LABEL, ScanFile(path), file.parent)
         for path, stem in labels.items()
-        if stem in known
+        if stem in case_ids
     ]
 
 
 def _scans_in(files: Sequence[Path], folder: Path) -> dict[Path, str]:
     """Scan files directly in a folder -> their names without the suffix."""
-    found = {}
+    stems = {}
     for file in files:
         suffix = next((s for s in SUFFIXES if file.name.lower().endswith(s)), None)
         if file.parent == folder and suffix:
-            found[file] = file.name[: -len(suffix)]
-    return found
+            stems[file] = file.name[: -len(suffix)]
+    return stems
 
 
 def _said(error: InputError, file: Path) -> str:

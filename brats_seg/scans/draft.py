@@ -39,8 +39,8 @@ def draft_manifest(
 
 def _row_of(case: Case, path: Path) -> dict[str, str]:
     files = {**case.modalities, **({LABEL: case.label} if case.label is not None else {})}
-    known = {"case": case.id, "patient": case.patient, "schema": case.schema}
-    return dict.fromkeys(COLUMNS, "") | known | {name: _near(file.path, path) for name, file in files.items()}
+    told = {"case": case.id, "patient": case.patient, "schema": case.schema}
+    return dict.fromkeys(COLUMNS, "") | told | {name: _near(file.path, path) for name, file in files.items()}
 
 
 def _suggested(strangers: Sequence[Path], *, at: Path) -> tuple[list[dict[str, str]], list[Path]]:

@@ -78,9 +78,9 @@ class LabelSchema:
         Raises:
             InputError: a class that is unknown, or that the schema cannot write.
         """
-        found = _first_of(tissue, self.values.values())
-        if found is not None:
-            return next(value for value, name in self.values.items() if name == found)
+        stored = _first_of(tissue, self.values.values())
+        if stored is not None:
+            return next(value for value, name in self.values.items() if name == stored)
         if tissue == MERGED and self.merged_value is not None:
             return self.merged_value
         if tissue == "resection_cavity":
@@ -102,8 +102,8 @@ class LabelSchema:
 
 def _first_of(tissue: str, names: Iterable[str]) -> str | None:
     """The class itself, or the smallest class that it is a part of, if one is among the names."""
-    known = set(names)
-    return next((n for n in (tissue, *_PARTS) if n in known and tissue in (n, *_PARTS.get(n, ()))), None)
+    choices = set(names)
+    return next((n for n in (tissue, *_PARTS) if n in choices and tissue in (n, *_PARTS.get(n, ()))), None)
 
 
 def _schema(name: str, *, merged_value: int | None = None, **values: int) -> LabelSchema:
@@ -169,11 +169,11 @@ def schemas_that_fit(values: Iterable[int], *, among: Sequence[str] = ()) -> str
     """The schemas that have all these voxel values, in words, with what each value would mean; those that
     agree stand together. `among` names those that can be meant, all where it is empty.
     """
-    found = sorted({int(value) for value in values} - {0})
+    present = sorted({int(value) for value in values} - {0})
     names: dict[str, list[str]] = {}
     for schema in map(schema_named, among or SCHEMAS):
-        if set(found) <= set(schema.values):
-            meaning = ", ".join(f"{value} {_SHORT_WORDS[schema.values[value]]}" for value in found)
+        if set(present) <= set(schema.values):
+            meaning = ", ".join(f"{value} {_SHORT_WORDS[schema.values[value]]}" for value in present)
             names.setdefault(meaning, []).append(schema.name)
     return (
         " or ".join(f"{' or '.join(fitting)} ({meaning or 'no tumor'})" for meaning, fitting in names.items())
@@ -310,14 +310,14 @@ def _lookup(schema: LabelSchema, classes: Sequence[str]) -> UInt8[np.ndarray, "2
 
 
 def _index_of(tissue: str, schema: LabelSchema, classes: Sequence[str]) -> int:
-    found = _first_of(tissue, classes)
-    if found is None and tissue == "resection_cavity":
-        found = "healthy"
-    if found is None:
+    nearest = _first_of(tissue, classes)
+    if nearest is None and tissue == "resection_cavity":
+        nearest = "healthy"
+    if nearest is None:
         raise InputError(
             f"schema '{schema.name}' has '{tissue}', which the classes {', '.join(classes)} cannot express"
         )
-    return list(classes).index(found)
+    return list(classes).index(nearest)
 
 
 def _listed(values: Sequence[int]) -> str:

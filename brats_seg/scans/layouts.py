@@ -150,8 +150,8 @@ def _pieces(folder: Path, *, layout: str | None) -> tuple[list[Piece], list[Path
     ):
         if layout in (None, name) or (layout == "nnunet" and reader is read_dataset):
             taken = {piece.file.path for piece in pieces}
-            found = reader([file for file in files if file not in taken], problems)
-            pieces += [piece for piece in found if layout in (None, piece.layout)]
+            claimed = reader([file for file in files if file not in taken], problems)
+            pieces += [piece for piece in claimed if layout in (None, piece.layout)]
     taken = {piece.file.path for piece in pieces}
     rest = [file for file in files if file not in taken and file.name.lower().endswith(SUFFIXES)]
     pieces += read_named(rest, layout=layout)
@@ -250,21 +250,21 @@ def _assemble(
                     "an id of plain text",
                 )
             )
-        other = cases.get(case_id.casefold())
-        if other is not None and other.id == case_id:
+        earlier = cases.get(case_id.casefold())
+        if earlier is not None and earlier.id == case_id:
             wrong.append(
                 Problem(
                     "error",
                     case_id,
                     str(folder),
-                    f"its id is that of {other.folder} too",
+                    f"its id is that of {earlier.folder} too",
                     "one folder per case",
                 )
             )
-        elif other is not None:
+        elif earlier is not None:
             what = (
-                f"its id differs from {other.id} in upper and lower case alone: some disks take both for one "
-                "file"
+                f"its id differs from {earlier.id} in upper and lower case alone: some disks take both for "
+                "one file"
             )
             wrong.append(Problem("error", case_id, str(folder), what, "another id"))
         problems += wrong
@@ -275,11 +275,11 @@ def _assemble(
 
 def _case(members: Sequence[Piece]) -> Case:
     first = members[0]
-    found = {piece.role: piece.file for piece in members}
-    modalities = {name: found[name] for name in MODALITIES if name in found}
+    files = {piece.role: piece.file for piece in members}
+    modalities = {name: files[name] for name in MODALITIES if name in files}
     schema = next((piece.schema for piece in members if piece.role == LABEL), first.schema)
     return Case(
-        first.case_id, first.patient, first.layout, schema, modalities, found.get(LABEL), first.folder
+        first.case_id, first.patient, first.layout, schema, modalities, files.get(LABEL), first.folder
     )
 
 

@@ -114,8 +114,10 @@ def _header(path: Path, file: Any) -> _Header:
     if int(fields["NDims"][:9]) != 3 or _numbers(
         path, fields, "ElementNumberOfChannels", n=1, default=[1.0]
     ) != [1.0]:
-        found = f"{fields['NDims']} axes and {fields.get('ElementNumberOfChannels', '1')} numbers per voxel"
-        raise ScanError(path, f"has {found}", expected="3 axes and 1 number per voxel")
+        axes_and_numbers = (
+            f"{fields['NDims']} axes and {fields.get('ElementNumberOfChannels', '1')} numbers per voxel"
+        )
+        raise ScanError(path, f"has {axes_and_numbers}", expected="3 axes and 1 number per voxel")
     shape = [int(n) for n in _numbers(path, fields, "DimSize", n=3)]
     if fields["ElementType"] not in _TYPES:
         raise _senseless(path, "ElementType", fields)

@@ -39,12 +39,14 @@ def read_plain(files: Sequence[Path], *, root: Path) -> list[Piece]:
         files: that no other layout claims.
         root: the folder that was searched.
     """
-    found: dict[Path, list[tuple[str, Path]]] = {}
+    roles_of_folders: dict[Path, list[tuple[str, Path]]] = {}
     for file in files:
         role = _role(file)
         if role:
-            found.setdefault(file.parent, []).append((role, file))
-    cases = {folder: roles for folder, roles in found.items() if any(role != LABEL for role, _ in roles)}
+            roles_of_folders.setdefault(file.parent, []).append((role, file))
+    cases = {
+        folder: roles for folder, roles in roles_of_folders.items() if any(role != LABEL for role, _ in roles)
+    }
     names = [folder.name.lower() for folder in cases]
     pieces = []
     for folder, roles in cases.items():

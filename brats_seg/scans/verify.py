@@ -53,7 +53,10 @@ class Report:
         }
 
     def _row(self, report: CaseReport) -> dict[str, Any]:
-        case, mine = report.case, [problem for problem in self.problems if problem.case == report.case.id]
+        case, own_problems = (
+            report.case,
+            [problem for problem in self.problems if problem.case == report.case.id],
+        )
         return {
             "case": case.id,
             "patient": self.patients[case.id],
@@ -64,8 +67,8 @@ class Report:
             "shape": report.shape,
             "spacing_mm": report.spacing_mm,
             "class_counts": dict(report.class_counts),
-            "n_errors": sum(problem.severity == "error" for problem in mine),
-            "n_warnings": sum(problem.severity == "warning" for problem in mine),
+            "n_errors": sum(problem.severity == "error" for problem in own_problems),
+            "n_warnings": sum(problem.severity == "warning" for problem in own_problems),
         }
 
 
@@ -143,9 +146,9 @@ def _twins(reports: Sequence[CaseReport]) -> list[Problem]:
         shared: Counter[str] = Counter()
         file = ""
         for name, digest in report.digests.items():
-            other = first.setdefault(digest, report)
-            if other is not report:
-                shared[other.case.id] += 1
+            first_case = first.setdefault(digest, report)
+            if first_case is not report:
+                shared[first_case.case.id] += 1
                 file = file or str(report.case.modalities[name])
         for other_id, n in shared.items():
             what = f"{n} of its scans are the same as in case {other_id}; the two count as one patient"

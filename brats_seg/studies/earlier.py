@@ -68,7 +68,7 @@ def known_rows(path: Path, jobs: Sequence[RunJob], banks: Mapping[str, PatchBank
     Raises:
         InputError: no such table, one that lacks some rows of a run, or one of other runs altogether.
     """
-    finished, found = read_finished(path), {}
+    finished, rows_of_jobs = read_finished(path), {}
     for job in jobs:
         rows = {(row["correct_priors"], row["case"], row["region"]): row for row in rows_of(job, finished)}
         if not rows:
@@ -81,9 +81,9 @@ def known_rows(path: Path, jobs: Sequence[RunJob], banks: Mapping[str, PatchBank
                 f"{path}: {len(wanted - set(rows))} of the {len(wanted)} rows of {job.key} are missing; "
                 "leave out the rest"
             )
-        found[job.digest] = list(rows.values())
-    if not found:
-        theirs, ours = (
+        rows_of_jobs[job.digest] = list(rows.values())
+    if not rows_of_jobs:
+        banks_of_file, own_banks = (
             {row["bank"] for rows in finished.values() for row in rows},
             {bank.digest[:DIGEST] for bank in banks.values()},
         )
@@ -92,14 +92,14 @@ def known_rows(path: Path, jobs: Sequence[RunJob], banks: Mapping[str, PatchBank
             f"the same bank with other knobs or seeds (before schema {SCHEMA} the defaults were {was}, and "
             "runs with "
             "rotated or scaled patches are to be made again: such patches had air in their corners)"
-            if theirs & ours
-            else f"bank {', '.join(sorted(theirs)) or 'none'}"
+            if banks_of_file & own_banks
+            else f"bank {', '.join(sorted(banks_of_file)) or 'none'}"
         )
         raise InputError(
             f"{path}: none of its {len(finished)} runs is one of this experiment's, on bank "
-            f"{', '.join(sorted(ours))}; they are of {others}"
+            f"{', '.join(sorted(own_banks))}; they are of {others}"
         )
-    return found
+    return rows_of_jobs
 
 
 def take_looks(path: Path, jobs: Sequence[RunJob], out: Path) -> None:

@@ -87,7 +87,7 @@ def run_experiment(
         KeyboardInterrupt: Ctrl-C or SIGTERM; what is finished is kept and written.
     """
     bank, out, known = Path(bank), Path(out), Path(known) if known is not None else None
-    strategies, asked = (
+    strategies, chosen = (
         make_strategies(config),
         {strategy.name for strategy in make_strategies(config, only=only)},
     )
@@ -139,7 +139,7 @@ def run_experiment(
             if config.predict.looks:
                 take_looks(known.with_name("looks.csv"), [job for job in jobs if job.digest in taken], out)
             say(f"{len(taken)} of {len(jobs)} runs taken over from {known}")
-        todo = [job for job in jobs if job.strategy in asked]
+        todo = [job for job in jobs if job.strategy in chosen]
         # Seed by seed and fold by fold, so that an experiment that is stopped has its strategies on the same
         # runs.
         todo.sort(key=lambda job: (config.seeds.index(job.seed), job.fold))
@@ -297,10 +297,10 @@ def _check_classes(
     for validation in {strategy.configs[0].validation for strategy in strategies}:
         for fold, seed in product(folds, seeds):
             trained = make_split(bank, fold=fold, validation=validation, seed=seed).train
-            found = counts[[case.id in trained for case in bank.cases]].sum(axis=0)
+            n_trained = counts[[case.id in trained for case in bank.cases]].sum(axis=0)
             lacking = [
                 name
-                for name, n, n_all in zip(bank.classes, found, counts.sum(axis=0), strict=True)
+                for name, n, n_all in zip(bank.classes, n_trained, counts.sum(axis=0), strict=True)
                 if n_all and not n
             ]
             if lacking:
@@ -314,7 +314,7 @@ def _check_classes(
 
 def _note(key: str, rows: list[dict[str, Any]]) -> str:
     first = [row for row in rows if variant_of(row) == variant_of(rows[0]) and row["n_reference_vox"]]
-    found = {region: [row["dice"] for row in first if row["region"] == region] for region in REGIONS}
+    dice_of_region = {region: [row["dice"] for row in first if row["region"] == region] for region in REGIONS}
     return f"{key}: " + ", ".join(
-        f"{region} {np.mean(values):.3f}" for region, values in found.items() if values
+        f"{region} {np.mean(values):.3f}" for region, values in dice_of_region.items() if values
     )

@@ -214,11 +214,11 @@ def draw_own_figures(out: Path) -> tuple[Path, ...]:
 
 def _rows(out: Path) -> tuple[list[Row], Kind]:
     """The rows of the cells that the study asks for now, and its kind."""
-    kind, found = KINDS[str(_kind_of(out))], read_cells(out)
-    if not found:
+    kind, cells = KINDS[str(_kind_of(out))], read_cells(out)
+    if not cells:
         raise InputError(f"{out}: no finished cell of a study; `brats-seg study run CONFIG {out}` makes some")
     jobs = kind.jobs(load_settings(kind.settings, out / SETTINGS))
-    return [row for job in jobs for row in found.get(job.digest, ())], kind
+    return [row for job in jobs for row in cells.get(job.digest, ())], kind
 
 
 def _kind_of(out: Path) -> str | None:

@@ -36,16 +36,16 @@ def check_identity(store: Path, identity: Mapping[str, Any]) -> None:
     """Raise `InputError` where a folder, or a part of it, is a store of another identity. A folder that is no
     store yet is accepted.
     """
-    ours = json.loads(json.dumps(identity))
+    wanted = json.loads(json.dumps(identity))
     for path in (one / STORE for one in stores(store)):
-        theirs = read_json(path) if path.exists() else ours
-        if theirs == ours:
+        stored = read_json(path) if path.exists() else wanted
+        if stored == wanted:
             continue
-        theirs = theirs if isinstance(theirs, dict) else {}
-        name = next((k for k in [*ours, *theirs] if ours.get(k) != theirs.get(k)), "identity")
-        was, asked = shown(theirs.get(name)), shown(ours.get(name))
+        stored = stored if isinstance(stored, dict) else {}
+        name = next((k for k in [*wanted, *stored] if wanted.get(k) != stored.get(k)), "identity")
+        was, given = shown(stored.get(name)), shown(wanted.get(name))
         raise InputError(
-            f"{path.parent}: a store of another study: its {name} is {was}, this one's {asked}; choose a new "
+            f"{path.parent}: a store of another study: its {name} is {was}, this one's {given}; choose a new "
             "folder"
         )
 
@@ -97,10 +97,10 @@ def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     lines = []
     for number, line in enumerate(text[:whole].splitlines(), start=1):
         try:
-            found = parse_json(line)
-            lines.append({name: found[name] for name in ("digest", "rows")})
-            is_sound = isinstance(found["digest"], str) and isinstance(found["rows"], list)
-            if not (is_sound and all(isinstance(row, dict) and row for row in found["rows"])):
+            tree = parse_json(line)
+            lines.append({name: tree[name] for name in ("digest", "rows")})
+            is_sound = isinstance(tree["digest"], str) and isinstance(tree["rows"], list)
+            if not (is_sound and all(isinstance(row, dict) and row for row in tree["rows"])):
                 raise ValueError("rows")
         except (ValueError, TypeError, KeyError):
             raise InputError(

@@ -272,15 +272,15 @@ def n_unfinished(out: Path) -> int:
 
 def _rows_and_missing(out: Path) -> tuple[list[Row], StudySettings, int]:
     """The rows of `study_rows`, the settings that the study keeps, and how many cells are not finished."""
-    found = read_cells(out)
-    if not found:
+    cells = read_cells(out)
+    if not cells:
         raise InputError(
             f"{out}: no finished network of a study; `brats-seg study run CONFIG {out}` trains some"
         )
     settings = load_settings(StudySettings, _kept(out))
     jobs = study_jobs(settings)
-    rows = [row for job in jobs for row in found.get(job.digest, ())]
-    return rows, settings, sum(job.digest not in found for job in jobs)
+    rows = [row for job in jobs for row in cells.get(job.digest, ())]
+    return rows, settings, sum(job.digest not in cells for job in jobs)
 
 
 def _sets(distribution: Distribution, repeat: int) -> list[TrainingSet]:

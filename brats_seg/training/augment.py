@@ -205,9 +205,9 @@ def _sent(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, Tens
     packed = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
     for start, array in zip(starts, arrays.values(), strict=False):
         packed.numpy()[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
-    there = packed.to(device, non_blocking=True)
+    on_device = packed.to(device, non_blocking=True)
     return {
-        name: there[start : start + array.nbytes].view(torch.from_numpy(array).dtype).reshape(array.shape)
+        name: on_device[start : start + array.nbytes].view(torch.from_numpy(array).dtype).reshape(array.shape)
         for start, (name, array) in zip(starts, arrays.items(), strict=False)
     }
 

@@ -55,12 +55,12 @@ class Exchange:
         """
         if self._runtime.world_size == 1:
             return loss, wishes
-        asked = torch.tensor(wishes, dtype=loss.dtype)
+        gathered = torch.tensor(wishes, dtype=loss.dtype)
         if loss.device.type == "cpu":
-            message = self._runtime.sum_over_ranks(torch.cat([loss.reshape(1), asked]))
+            message = self._runtime.sum_over_ranks(torch.cat([loss.reshape(1), gathered]))
             total, granted = message[0], message[1:]
         else:
-            total, granted = (self._runtime.sum_over_ranks(t.clone()) for t in (loss, asked))
+            total, granted = (self._runtime.sum_over_ranks(t.clone()) for t in (loss, gathered))
         return total, tuple(bool(n) for n in granted)
 
 

@@ -160,7 +160,7 @@ def _slices_are_cheaper(network: nn.Module, bank: PatchBank, ids: np.ndarray) ->
 def _from_slices(
     network: nn.Module, bank: PatchBank, ids: np.ndarray, divisor: int, readout: Readout
 ) -> np.ndarray:
-    found = np.empty((len(ids), len(bank.classes)), np.float32)
+    probabilities = np.empty((len(ids), len(bank.classes)), np.float32)
     cases, zs, ys, xs = bank.locate(ids).T
     for case in np.unique(cases):
         image, _ = bank.volume(int(case))
@@ -171,8 +171,8 @@ def _from_slices(
             slots = np.searchsorted(part, zs[here])
             places = (torch.from_numpy(i).to(logits.device) for i in (slots, ys[here], xs[here]))
             at_centers = logits.permute(0, 2, 3, 1)[tuple(places)].float()
-            found[here] = class_probabilities(at_centers, readout=readout).cpu().numpy()
-    return found
+            probabilities[here] = class_probabilities(at_centers, readout=readout).cpu().numpy()
+    return probabilities
 
 
 def _from_patches(network: nn.Module, bank: PatchBank, ids: np.ndarray, readout: Readout) -> np.ndarray:
@@ -180,10 +180,10 @@ def _from_patches(network: nn.Module, bank: PatchBank, ids: np.ndarray, readout:
     # left.
     center = (slice(None), slice(None), *((side - 2 * margin_of(network)) // 2 for side in bank.patch_size))
     like = next(network.parameters(), torch.zeros(0))
-    found = [torch.empty(0, len(bank.classes))]
+    probabilities = [torch.empty(0, len(bank.classes))]
     at_once = max(1, _VOXELS_AT_ONCE // prod(bank.patch_size))
     with torch.inference_mode():
         for start in range(0, len(ids), at_once):
             inputs = bank.batch(ids[start : start + at_once]).inputs.to(like.device, like.dtype)
-            found.append(class_probabilities(network(inputs)[center].float(), readout=readout).cpu())
-    return torch.cat(found).numpy()
+            probabilities.append(class_probabilities(network(inputs)[center].float(), readout=readout).cpu())
+    return torch.cat(probabilities).numpy()

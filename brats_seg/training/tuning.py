@@ -192,12 +192,12 @@ def search(
         candidate = best_of([best, *(replace(best, **{knob: value}) for value in values)])
         if candidate == best:
             continue
-        found = gain(best, candidate)
-        if n_patients >= FEWEST_PATIENTS and found["interval95"][0] > 0:
+        step_gain = gain(best, candidate)
+        if n_patients >= FEWEST_PATIENTS and step_gain["interval95"][0] > 0:
             best = candidate
             continue
-        what = f"{knob} {getattr(candidate, knob):g} would raise the score by {found['mean']:.4f}"
-        low, high = found["interval95"] or (0.0, 0.0)
+        what = f"{knob} {getattr(candidate, knob):g} would raise the score by {step_gain['mean']:.4f}"
+        low, high = step_gain["interval95"] or (0.0, 0.0)
         why = (
             f"{n_patients} of the {FEWEST_PATIENTS} patients that are needed"
             if n_patients < FEWEST_PATIENTS

@@ -47,9 +47,9 @@ def check_metric(metric: Metric, *, of: str | None, classes: Sequence[str]) -> N
     """Raise `UsageError` where there is no such metric, or `of` is no region or class (they are listed), or
     goes with another metric.
     """
-    known = ("mean_dice", *_SCORES, "last")
-    if metric not in known:
-        raise UsageError(f"validation.metric '{metric}': must be one of {', '.join(known)}")
+    metrics = ("mean_dice", *_SCORES, "last")
+    if metric not in metrics:
+        raise UsageError(f"validation.metric '{metric}': must be one of {', '.join(metrics)}")
     choices = _members(classes)
     refuse(
         (
@@ -106,8 +106,8 @@ def score_inner_cases(
 
     def mean_of(name: str, score: Callable[[Overlap], float]) -> tuple[float, int]:
         values = [score(overlap_scores(histogram, members[name])) for histogram in histograms]
-        found = [value for value in values if not np.isnan(value)]
-        return _mean(found), len(found)
+        defined = [value for value in values if not np.isnan(value)]
+        return _mean(defined), len(defined)
 
     dice = {region: mean_of(region, _dice) if region in members else (float("nan"), 0) for region in REGIONS}
     if metric in _SCORES:
