@@ -17,7 +17,7 @@ from brats_seg.classification.source import ImageSource
 from brats_seg.core.config import Config
 from brats_seg.core.errors import UsageError
 from brats_seg.core.loss import Loss
-from brats_seg.core.runtime import Runtime, evaluating
+from brats_seg.core.runtime import Runtime, StopRequest, evaluating
 from brats_seg.core.sections import Hard
 from brats_seg.core.shapes import Counts, Ids, Shares
 from brats_seg.imbalance.index import ClassIndex
@@ -28,7 +28,7 @@ from brats_seg.training.augment import Augmenter
 from brats_seg.training.loop import Loop, Record, Scorer
 from brats_seg.training.mining import draw_candidates, hard_among
 from brats_seg.training.phases import NATURAL, Method
-from brats_seg.training.steps import Examples, Losses
+from brats_seg.training.steps import Examples, Losses, Training, alone
 
 _NEVER = -1e4
 """Logit of a class that is never said."""
@@ -97,9 +97,9 @@ class Fitted(Record):
             if loop.best.at == epoch and looks.keep == "best":
                 self._kept = deepcopy(self.network.state_dict())
 
-    def train(self, loop: Loop) -> "Fitted":
+    def training(self, loop: Loop) -> Training["Fitted"]:
         """Run the loop of one phase to its end, and take the weights that are asked for."""
-        loop.run()
+        yield from loop.training(StopRequest())
         if loop.steps.unchecked:
             self.take_losses(loop.steps.losses())
         if self._kept is not None:
@@ -149,7 +149,20 @@ def fit(
     runtime: Runtime,
     looks: Looks,
 ) -> Fitted:
-    """Train a network.
+    """Train a network by itself; see `fitting`."""
+    return alone(fitting(network, pool, config, redraw=redraw, runtime=runtime, looks=looks))
+
+
+def fitting(
+    network: nn.Module,
+    pool: ImageSource,
+    config: Config,
+    *,
+    redraw: Literal["never", "epoch"] = "never",
+    runtime: Runtime,
+    looks: Looks,
+) -> Training[Fitted]:
+    """Train a network, one step at a time.
 
     Args:
         network: see `build_network`; changed in place.
@@ -164,7 +177,7 @@ def fit(
     method = Method(config=config, index=pool.index, runtime=runtime, targets="images", redraw=redraw)
     source = TrainingImages(pool, runtime=runtime, perturb=_Perturber(config, pool))
     record = Fitted(network=network, looks=looks)
-    return record.train(
+    return record.training(
         Loop(
             method=method, phase=method.first(), network=network, source=source, record=record,
             scorer=looks.score,
@@ -175,7 +188,14 @@ def fit(
 def fit_second_phase(
     first: Fitted, pool: ImageSource, config: Config, *, runtime: Runtime, looks: Looks
 ) -> Fitted:
-    """Go on from a finished network: its output layers alone, at the natural frequencies (Havaei et al. 2017;
+    """Train the second phase of a network by itself; see `fitting_second_phase`."""
+    return alone(fitting_second_phase(first, pool, config, runtime=runtime, looks=looks))
+
+
+def fitting_second_phase(
+    first: Fitted, pool: ImageSource, config: Config, *, runtime: Runtime, looks: Looks
+) -> Training[Fitted]:
+    """Go on, one step at a time, from a finished network: its output layers alone, at the natural frequencies (Havaei et al. 2017;
     Buda et al. 2018).
 
     A whole second schedule at a tenth of the rate (`phases.lr_factor`), the plain cross-entropy, unless
@@ -199,7 +219,7 @@ def fit_second_phase(
     if head is not None:
         source = _Features(pool, runtime=runtime, network=network, layer=head)
     record = Fitted(network=network, looks=replace(looks, keep="last"))
-    return record.train(
+    return record.training(
         Loop(
             method=method, phase=method.begun_at(config.training.epochs + 1), network=network, head=head,
             source=source, record=record, scorer=looks.score,
@@ -299,7 +319,8 @@ class _Features(TrainingImages):
         """Run the network up to `layer`."""
         super().__init__(pool, runtime=runtime)
         given: list[Tensor] = []
-        hook = layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].float()))
+        dtype = next(layer.parameters()).dtype
+        hook = layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].to(dtype)))
         with evaluating(network), runtime.autocast():
             for inputs in pool.batches():
                 network(inputs)
@@ -323,12 +344,12 @@ class _Perturber:
         rare = np.flatnonzero(self._is_rare[draw.classes])
         if rare.size and self._augment.is_on:
             rows = torch.from_numpy(rare).to(inputs.device)
-            chosen = inputs.index_select(0, rows)
+            chosen = inputs.index_select(0, rows).float()
             nowhere = torch.zeros((len(rare), *inputs.shape[2:]), dtype=torch.uint8, device=inputs.device)
             parameters = self._augment.draw(epoch=number, positions=rare, n_modalities=inputs.shape[1])
             maps = self._augment.maps(parameters)
             moved = chosen if maps is None else _moved(chosen, maps.matrices[:, 1:, 1:])
-            inputs[rows] = self._augment(moved, nowhere, parameters=parameters)[0]
+            inputs[rows] = self._augment(moved, nowhere, parameters=parameters)[0].to(inputs.dtype)
 
 
 def _moved(images: Tensor, matrices: Float32[np.ndarray, "b 2 2"]) -> Tensor:

@@ -14,6 +14,7 @@ from brats_seg.models.losses import Loss
 from brats_seg.training.loop import Loop
 from brats_seg.training.phases import Method, Phase
 from brats_seg.training.step import AnyTargets
+from brats_seg.training.steps import alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +55,8 @@ def fit_own_loss(
     """
     method = OwnLoss(config=config, index=pool.index, runtime=runtime, targets="images", draws=draws)
     source, record = TrainingImages(pool, runtime=runtime), Fitted(network=network)
-    return record.train(
-        Loop(method=method, phase=method.first(), network=network, source=source, record=record)
-    )
+    loop = Loop(method=method, phase=method.first(), network=network, source=source, record=record)
+    return alone(record.training(loop))
 
 
 def _as_given(losses: Logits, targets: AnyTargets) -> PerExample:

@@ -153,13 +153,13 @@ class ImageSource:
         """Write float images (B, Y, X, C)."""
         if self._pixels is None:
             inputs.copy_(torch.from_numpy(self._decode(rows, number=number)))
-        elif self._pixels.dtype == torch.float32:
+        elif self._pixels.dtype == inputs.dtype:
             torch.index_select(self._pixels, 0, there, out=inputs)
         else:
             # Bytes are gathered first, 4 times less to move, into a buffer that is kept; then made floats and
             # scaled in one place.
             if self._gathered is None or self._gathered.shape != inputs.shape:
-                self._gathered = torch.empty(inputs.shape, dtype=torch.uint8, device=self.device)
+                self._gathered = torch.empty(inputs.shape, dtype=self._pixels.dtype, device=self.device)
             inputs.copy_(torch.index_select(self._pixels, 0, there, out=self._gathered))
         if self.set.scale != 1:
             inputs.mul_(self.set.scale)

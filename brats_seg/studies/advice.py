@@ -29,6 +29,7 @@ from brats_seg.studies.grid import GridWorkers
 from brats_seg.studies.image_cells import make_cell, time_iterations
 from brats_seg.studies.strategies import ExperimentConfig
 from brats_seg.studies.study import study_jobs
+from brats_seg.training.steps import alone
 
 PAGE = "advice.md"
 FULL = "full.yaml"
@@ -174,7 +175,7 @@ def advise_on_images(
                 continue
             cell = make_cell(job, settings=one, bench=bench, runtime=runtime)
             try:
-                known = cell.class_probabilities(cell.train(), test)
+                known = cell.class_probabilities(alone(cell.train()), test)
             except (InputError, UsageError) as error:  # such as SMOTE with one image of a class
                 if name == "baseline" or len(right) == 2:
                     raise

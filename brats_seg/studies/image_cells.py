@@ -34,6 +34,8 @@ from brats_seg.classification.fitting import (
     build_network,
     fit,
     fit_second_phase,
+    fitting,
+    fitting_second_phase,
     probabilities,
     take_class_means,
 )
@@ -63,6 +65,7 @@ from brats_seg.studies.store import Row
 from brats_seg.training.loop import Scorer
 from brats_seg.training.phases import Method
 from brats_seg.training.remedies import Synthesizer
+from brats_seg.training.steps import Training, alone
 
 MOST_CONFUSION_CLASSES = 100
 """With more, a row holds no confusion matrix: 1,000 classes would take 2 MB."""
@@ -100,7 +103,7 @@ class CellWorker:
             worker_device(self.device, worker=worker_number()), self.settings.network.precision
         )
         bench = _bench(self.settings.model_dump_json(), self.folder, self.cache, runtime, self.decoders)
-        return train_cell(job, settings=self.settings, bench=bench, runtime=runtime)
+        return alone(train_cell(job, settings=self.settings, bench=bench, runtime=runtime))
 
 
 def make_cell(job: ImageJob, *, settings: StudySettings, bench: Bench, runtime: Runtime) -> "Cell":
@@ -122,7 +125,9 @@ def make_cell(job: ImageJob, *, settings: StudySettings, bench: Bench, runtime: 
     return Cell(settings, bench, runtime, bench.available.restrict(drawn.ids, seed=seed), job, seed)
 
 
-def train_cell(job: ImageJob, *, settings: StudySettings, bench: Bench, runtime: Runtime) -> list[Row]:
+def train_cell(
+    job: ImageJob, *, settings: StudySettings, bench: Bench, runtime: Runtime
+) -> Training[list[Row]]:
     """Train the network (or committee) of a cell and what goes on from it; a row for each, by decision and
     part.
     """
@@ -145,7 +150,7 @@ def train_cell(job: ImageJob, *, settings: StudySettings, bench: Bench, runtime:
         "versions": library_versions(),
         "config": config_digest(settings),
     }
-    return [about | row for row in cell.rows()]
+    return [about | row for row in (yield from cell.rows())]
 
 
 def check_cell(job: ImageJob, *, settings: StudySettings, splits: Splits) -> None:
@@ -184,34 +189,35 @@ class Cell:
     job: ImageJob
     seed: int
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> Training[list[Row]]:
         """The rows of the method and of its second phase."""
         start = time.perf_counter()
-        networks = self.train()
+        networks = yield from self.train()
         found = self._rows(self.job.remedy.name, networks, phase=1, seconds=time.perf_counter() - start)
         if self.job.remedy.knobs.two_phase:
             start = time.perf_counter()
-            second = self._second_phase(networks[0])
+            second = yield from self._second_phase(networks[0])
             found += self._rows(
                 f"two_phase_{self.job.remedy.name}", [second], phase=2, seconds=time.perf_counter() - start
             )
         return found
 
-    def train(self) -> list[Fitted]:
+    def train(self) -> Training[list[Fitted]]:
         """The network of the method, or the members of its committee."""
         recipe = self.job.remedy.recipe
         pool = self._synthetic() if recipe.synthesizer else self.pool
         if recipe.committee is None:
-            return [self._finished(self._fit(pool, self.job.remedy, self.seed))]
+            first = yield from self._fit(pool, self.job.remedy, self.seed)
+            return [(yield from self._finished(first))]
         if recipe.committee == "meta_cost":
-            return [self._meta_cost()]
+            return [(yield from self._meta_cost())]
         if recipe.committee in ("rus_boost", "smote_boost", "databoost_im"):
-            return self._boost()
+            return (yield from self._boost())
         members, n_members, counts = [], self.job.remedy.knobs.networks, pool.index.counts
         undersample = recipe.model_copy(update={"sampler": Sampler(kind="undersample")})
         undersampling = replace(self.job.remedy, recipe=undersample)
         for number in range(1, n_members + 1):
-            members.append(self._fit(pool, undersampling, self._member_seed(number)))
+            members.append((yield from self._fit(pool, undersampling, self._member_seed(number))))
             if recipe.committee == "cascade" and number < n_members:
                 known = probabilities(members[-1].network, pool, runtime=self.runtime)
                 own = known[np.arange(len(known)), pool.labels].astype(np.float32)
@@ -222,19 +228,19 @@ class Cell:
                 )
         return members
 
-    def _finished(self, first: Fitted) -> Fitted:
+    def _finished(self, first: Fitted) -> Training[Fitted]:
         """A network after what its remedy does to the output layer."""
         remedy = self.job.remedy
         if first.has_failed:
             return first
         if remedy.has_second_phase:
-            return self._second_phase(first)
+            return (yield from self._second_phase(first))
         if remedy.recipe.classifier == "nearest_mean":
             config = remedy.config(self.settings, lr=self.job.rate, seed=self.seed)
             return take_class_means(first, self.pool, config, runtime=self.runtime)
         return first
 
-    def _boost(self) -> list[Fitted]:
+    def _boost(self) -> Training[list[Fitted]]:
         """Networks one after the other, each on images drawn by how little those before know them."""
         labels, n_wrong = self.pool.labels, 0
         weights = np.full(len(labels), 1 / len(labels))
@@ -242,7 +248,7 @@ class Cell:
         for number in range(1, self.job.remedy.knobs.networks + 1):
             seed = self._member_seed(number)
             pool = self._boosting_pool(weights, n_wrong=n_wrong, seed=seed)
-            member = self._fit(pool, self.job.remedy, seed)
+            member = yield from self._fit(pool, self.job.remedy, seed)
             known = probabilities(member.network, self.pool, runtime=self.runtime)
             n_wrong = int((known.argmax(1) != labels).sum())
             weights, member.vote = boosting_round(known, labels, weights)
@@ -277,10 +283,10 @@ class Cell:
         for number in range(1, self.job.remedy.knobs.networks + 1):
             seed = self._member_seed(number)
             drawn = np.random.default_rng(seed).integers(len(self.pool), size=len(self.pool))
-            member = self._fit(self.pool.restrict(drawn), self.job.remedy, seed)
+            member = yield from self._fit(self.pool.restrict(drawn), self.job.remedy, seed)
             known.append(probabilities(member.network, self.pool, runtime=self.runtime))
         labels = cheapest_labels(np.mean(known, axis=0), counts=self.pool.index.counts)
-        return self._fit(self.pool.relabel(labels), self.job.remedy, self.seed)
+        return (yield from self._fit(self.pool.relabel(labels), self.job.remedy, self.seed))
 
     @property
     def _committee(self) -> str | None:
@@ -289,17 +295,21 @@ class Cell:
     def _member_seed(self, number: int) -> int:
         return int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
 
-    def _fit(self, pool: ImageSource, remedy: Remedy, seed: int) -> Fitted:
+    def _fit(self, pool: ImageSource, remedy: Remedy, seed: int) -> Training[Fitted]:
         network = build_network(self.settings, pool.set, seed=seed, runtime=self.runtime)
         config = remedy.config(self.settings, lr=self.job.rate, seed=seed)
         redraw, looks = remedy.knobs.redraw, self._looks()
-        return fit(network, pool, config, redraw=redraw, runtime=self.runtime, looks=looks)
+        return fitting(network, pool, config, redraw=redraw, runtime=self.runtime, looks=looks)
 
-    def _second_phase(self, first: Fitted) -> Fitted:
+    def _second_phase(self, first: Fitted) -> Training[Fitted]:
         if first.has_failed:
             return first
         config = self.job.remedy.config(self.settings, lr=self.job.rate, seed=self.seed)
-        return fit_second_phase(first, self.pool, config, runtime=self.runtime, looks=self._looks())
+        return (
+            yield from fitting_second_phase(
+                first, self.pool, config, runtime=self.runtime, looks=self._looks()
+            )
+        )
 
     def _looks(self) -> Looks:
         return Looks(

@@ -11,7 +11,7 @@ from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.samplers import HardSampler
 from brats_seg.training.log import Stopwatch
 from brats_seg.training.phases import Method, Phase
-from brats_seg.training.steps import Best, Losses, MinedSource, Steps
+from brats_seg.training.steps import Best, Losses, MinedSource, Steps, Training, alone
 
 
 @runtime_checkable
@@ -125,36 +125,38 @@ class Loop:
 
     def run(self, stop: StopRequest | None = None) -> Literal["done", "stopped"]:
         """Epochs until the budget of every phase is spent, or the score stops rising, or a signal comes."""
-        stop = StopRequest() if stop is None else stop
+        return alone(self.training(StopRequest() if stop is None else stop))
+
+    def training(self, stop: StopRequest) -> Training[Literal["done", "stopped"]]:
+        """What `run` does, one step at a time."""
         while not self._is_over():
             if self.phase_is_over():
                 self._begin_phase_2()
-            if not self._run_epoch(stop):
+            if not (yield from self._run_epoch(stop)):
                 return "stopped"
         return "done"
 
-    def _run_epoch(self, stop: StopRequest) -> bool:
+    def _run_epoch(self, stop: StopRequest) -> Training[bool]:
         """The rest of an epoch and what follows it; whether the training goes on."""
         steps, record, epoch = self.steps, self.record, self.n_epochs + 1
         steps.learner.begin_epoch()
         if epoch == self.method.settled_from(self.phase):
             steps.learner.loss = self.method.loss_of(self.phase, epoch=epoch)
-        with self.method.runtime.one_shape():
-            while self.n_epochs < epoch:
-                with steps.watch("training_s"):
-                    to_stop, to_save = steps.take(
-                        self.n_done, wishes=lambda: (stop.asked, record.wants_save())
-                    )
-                    self.n_done += 1
-                    if len(steps.unchecked) >= record.losses_at_once:
-                        record.take_losses(steps.losses())
-                    record.note_step(self)
-                if record.has_failed:
-                    return True
-                if self.n_epochs < epoch and (to_stop or to_save):
-                    record.save(self)
-                    if to_stop:
-                        return False
+        while self.n_epochs < epoch:
+            with steps.watch("training_s"):
+                to_stop, to_save = yield from steps.take(
+                    self.n_done, wishes=lambda: (stop.asked, record.wants_save())
+                )
+                self.n_done += 1
+                if len(steps.unchecked) >= record.losses_at_once:
+                    record.take_losses(steps.losses())
+                record.note_step(self)
+            if record.has_failed:
+                return True
+            if self.n_epochs < epoch and (to_stop or to_save):
+                record.save(self)
+                if to_stop:
+                    return False
         self._close_epoch(epoch)
         to_stop = self.method.runtime.any_rank(stop.asked)
         record.after_epoch(self, epoch, to_stop=to_stop)

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +37,27 @@ class Second(NamedTuple):
 
     targets: AnyTargets
     share: Float32[Tensor, " b"]
+
+
+Learned = tuple[Tensor, tuple[bool, ...]]
+"""The loss of a whole batch, a scalar that may still be computing, and the wishes that hold for all ranks."""
+
+
+class Lesson(NamedTuple):
+    """What one step is learned from; see `Learner.learn`."""
+
+    learner: "Learner"
+    inputs: AnyInputs
+    targets: AnyTargets
+    number: int
+    second: Second | None
+    wishes: tuple[bool, ...]
+
+    def learn(self) -> Learned:
+        """Take the step."""
+        return self.learner.learn(
+            self.inputs, self.targets, number=self.number, second=self.second, wishes=self.wishes
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,22 +129,38 @@ class Learner:
         if only:
             _freeze(self.network, but=only)
         self.mean = RunningMean(self.network, decay=schedule.ema) if schedule.ema > 0 else None
-        self._trained = self.network if head is None else head
-        self._optimizer = make_optimizer(schedule.optimizer, self._trained)
-        self._moving = [p for p in self._trained.parameters() if p.requires_grad]
-        self._exchange = Exchange(self._trained, runtime=runtime)
+        self.trained = self.network if head is None else head
+        self._optimizer = make_optimizer(schedule.optimizer, self.trained)
+        self._moving = [p for p in self.trained.parameters() if p.requires_grad]
+        self._exchange = Exchange(self.trained, runtime=runtime)
         # Small gradients are 0 in float16: the loss is scaled up, by as much as does not overflow.
         self._scaler = torch.amp.GradScaler(
             runtime.device.type, enabled=runtime.dtype_autocast == torch.float16
         )
-        self.schedule, self._runtime = schedule, runtime
+        self.schedule, self.runtime = schedule, runtime
         self._drops_out = any(
-            isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in self._trained.modules()
+            isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in self.trained.modules()
         )
+
+    @cached_property
+    def stack_key(self) -> Any:
+        """What a network has in common with those it can learn together with (`stack.train_together`); None
+        for a network that learns by itself.
+
+        Batch norm changes its statistics in each pass and dropout draws from the one generator of torch:
+        such networks learn by themselves, and so do several ranks, parts of a batch, compiled networks and
+        losses that are scaled for float16.
+        """
+        runtime, plan = self.runtime, self.schedule
+        changes = self._drops_out or any(True for _ in self.trained.buffers())
+        if changes or runtime.world_size > 1 or plan.accumulate > 1 or runtime.compile != "never":
+            return None
+        shapes = [(name, p.shape, p.requires_grad) for name, p in self.trained.named_parameters()]
+        return None if self._scaler.is_enabled() else (str(self.trained), *shapes)
 
     def begin_epoch(self) -> None:
         """Put the network back into the mode it learns in."""
-        self._trained.train(self._all_learns)
+        self.trained.train(self._all_learns)
 
     def learn(
         self,
@@ -132,7 +170,7 @@ class Learner:
         number: int,
         second: Second | None = None,
         wishes: tuple[bool, ...] = (),
-    ) -> tuple[Tensor, tuple[bool, ...]]:
+    ) -> Learned:
         """One step on this rank's part of a batch.
 
         Args:
@@ -148,7 +186,7 @@ class Learner:
         if self._drops_out:
             # Dropout takes torch's global generator: seeded by the step, so that a resumed run drops the
             # same.
-            words = np.random.SeedSequence([self.schedule.seed, number, self._runtime.rank])
+            words = np.random.SeedSequence([self.schedule.seed, number, self.runtime.rank])
             torch.manual_seed(int(words.generate_state(1)[0]))
         self._optimizer.zero_grad(set_to_none=True)
         losses: list[Tensor] = []
@@ -160,34 +198,44 @@ class Learner:
         for part, truth, other in zip(
             inputs.tensor_split(n_parts), targets.tensor_split(n_parts), seconds, strict=True
         ):
-            with self._exchange.part("last" if len(losses) == n_parts - 1 else "earlier"):
+            which: Literal["last", "earlier"] = "last" if len(losses) == n_parts - 1 else "earlier"
+            with self.runtime.one_shape(), self._exchange.part(which):
                 losses.append(self._backward(part, truth, other))
         total, wishes = self._exchange.share(sum(losses[1:], start=losses[0]), wishes)
-        self._move(number)
+        self.move(number)
         return total, wishes
 
     def _backward(self, part: AnyInputs, truth: AnyTargets, second: Second | None) -> Tensor:
         """Add the gradients of a part of a batch. Gives its share of the loss of the whole batch: parts and
         ranks add up to it, whatever their sizes.
         """
-        with self._runtime.autocast():
+        with self.runtime.autocast():
             outputs = self._exchange.network(part)
+        loss = self.loss_on(outputs, truth, second)
+        self._scaler.scale(loss).backward()
+        return loss.detach()
+
+    def loss_on(self, outputs: Tensor | Sequence[Tensor], truth: AnyTargets, second: Second | None) -> Tensor:
+        """The share that a part of a batch has in the loss of the whole batch, a scalar.
+
+        Args:
+            outputs: logits (B, K, *patch) of the part, or several under deep supervision.
+            truth, second: as `learn` has them.
+        """
         logits = outputs if isinstance(outputs, Tensor) else outputs[0]
         middle = tuple(logits.shape[2:])
         losses = supervised_loss(self.loss, outputs, center_crop(truth, middle))
         if second is not None:
             others = supervised_loss(self.loss, outputs, center_crop(second.targets, middle))
             losses = torch.lerp(others, losses, second.share.to(losses.dtype))
-        loss = losses.sum() / self.schedule.batch_size
-        self._scaler.scale(loss).backward()
-        return loss.detach()
+        return losses.sum() / self.schedule.batch_size
 
     def evaluated(self) -> nn.Module:
         """The network that is scored, mined with and saved to predict with: the running mean where there is
         one; in evaluation mode.
         """
         network = self.mean.network if self.mean is not None else self.network
-        self._runtime.share_buffers(network)
+        self.runtime.share_buffers(network)
         return network.eval()
 
     def rate(self, number: int) -> float:
@@ -216,7 +264,8 @@ class Learner:
         if self.mean is not None:
             self.mean.network.load_state_dict(weights)
 
-    def _move(self, number: int) -> None:
+    def move(self, number: int) -> None:
+        """Step `number` of the run, once the gradients are there."""
         self._scaler.unscale_(self._optimizer)
         if (clip_norm := self.schedule.optimizer.clip_norm) is not None:
             nn.utils.clip_grad_norm_(self._moving, clip_norm)

@@ -1,8 +1,8 @@
 """Draw, gather, learn: one step after another, on voxels and on images alike."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,8 +15,13 @@ from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.sampler import Draw, Sampler
 from brats_seg.imbalance.samplers import HardSampler
 from brats_seg.training.log import Stopwatch
-from brats_seg.training.step import AnyInputs, AnyTargets, Learner, Second
+from brats_seg.training.step import AnyInputs, AnyTargets, Learned, Learner, Lesson, Second
 
+V = TypeVar("V")
+Training = Generator[Lesson, Learned, V]
+"""A training that stops before each step, to be told what the step came to. Its value is what it gives at its
+end. `alone` runs one, `stack.train_together` several.
+"""
 Losses = list[tuple[int, Draw, float]]
 """Number, draw and loss of some steps."""
 
@@ -101,7 +106,9 @@ class Steps:
     def __post_init__(self) -> None:
         self.n_drawn: Counts = np.zeros(self.source.index.n_classes, np.int64)
 
-    def take(self, number: int, *, wishes: Callable[[], tuple[bool, ...]] = lambda: ()) -> tuple[bool, ...]:
+    def take(
+        self, number: int, *, wishes: Callable[[], tuple[bool, ...]] = lambda: ()
+    ) -> Training[tuple[bool, ...]]:
         """Take step `number` of the run.
 
         Args:
@@ -117,8 +124,8 @@ class Steps:
         if self.ledger is not None:
             self.ledger.add(draw, examples.counts)
         second = None if self.mixer is None else self.mixer(examples, draw, number=number)
-        loss, granted = self.learner.learn(
-            examples.inputs, examples.targets, number=number, second=second, wishes=wishes()
+        loss, granted = yield Lesson(
+            self.learner, examples.inputs, examples.targets, number, second, wishes()
         )
         self.n_drawn += np.bincount(draw.classes, minlength=len(self.n_drawn))
         self.unchecked.append((number, draw, loss))
@@ -132,6 +139,17 @@ class Steps:
         ]
         self.unchecked.clear()
         return looked_at
+
+
+def alone(training: Training[V]) -> V:
+    """Run a training by itself, and give its value."""
+    try:
+        lesson = next(training)
+        while True:
+            lesson = training.send(lesson.learn())
+    except StopIteration as end:
+        value: V = end.value
+        return value
 
 
 @dataclass

@@ -34,6 +34,7 @@ from brats_seg.studies.study import study_jobs
 from brats_seg.training import phases
 from brats_seg.training.loop import Loop, Record
 from brats_seg.training.step import Learner, Schedule
+from brats_seg.training.steps import alone
 
 CPU = Runtime(torch.device("cpu"))
 
@@ -54,7 +55,7 @@ def rows_of(images: Path, **changes: Any) -> list[Row]:
     return [
         row
         for job in study_jobs(settings)
-        for row in train_cell(job, settings=settings, bench=bench, runtime=CPU)
+        for row in alone(train_cell(job, settings=settings, bench=bench, runtime=CPU))
     ]
 
 

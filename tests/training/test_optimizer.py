@@ -126,7 +126,7 @@ def test_biases_of_convolutions_and_linear_layers_have_a_rate_of_their_own() -> 
     before = {name: weight.detach().clone() for name, weight in net.named_parameters()}
     for parameter in net.parameters():
         parameter.grad = torch.ones_like(parameter)
-    learner._move(0)
+    learner.move(0)
     moved = {name: float((before[name] - weight).detach().mean()) for name, weight in net.named_parameters()}
     assert moved == pytest.approx(
         {"0.weight": 0.5, "0.bias": 1, "1.weight": 0.5, "1.bias": 0.5, "3.weight": 0.5, "3.bias": 1}

@@ -45,7 +45,7 @@ from brats_seg.training.augment import Mixer
 from brats_seg.training.phases import Method
 from brats_seg.training.remedies import IMAGE_CODE, load_recipe, remedy_names
 from brats_seg.training.split import Split
-from brats_seg.training.steps import Examples
+from brats_seg.training.steps import Examples, alone
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -345,7 +345,7 @@ def test_on_images_a_remedy_trains_saves_loads_and_predicts(name: str, images: P
     (job,) = study_jobs(settings)
     drawn = np.flatnonzero(np.arange(160) % 40 < np.repeat([10, 10, 40, 40], 40))
     cell = Cell(settings, bench, CPU, bench.available.restrict(drawn), job, 0)
-    for number, fitted in enumerate(cell.train()):
+    for number, fitted in enumerate(alone(cell.train())):
         torch.save(fitted.network.state_dict(), tmp_path / f"{number}.pt")
         loaded = build_network(settings, bench.available.set, seed=9, runtime=CPU)
         loaded.load_state_dict(torch.load(tmp_path / f"{number}.pt", weights_only=True))

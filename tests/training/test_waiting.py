@@ -19,7 +19,7 @@ from brats_seg.imbalance.sampler import Draw
 from brats_seg.imbalance.samplers import make_sampler
 from brats_seg.training.augment import Augmenter
 from brats_seg.training.step import count_middle
-from brats_seg.training.steps import Examples, Steps
+from brats_seg.training.steps import Examples, Steps, alone
 
 WAITING = {
     "item", "tolist", "numpy", "cpu", "__array__", "__bool__", "__int__", "__float__", "__index__", "equal",
@@ -95,7 +95,7 @@ def test_no_step_looks_at_the_card_and_a_look_at_the_losses_is_one(tmp_path: Pat
     steps.learner.begin_epoch()
     OnCard.looks.clear()
     for number in range(3):
-        steps.take(number)
+        alone(steps.take(number))
     assert OnCard.looks == []
     values = [value for _, _, value in steps.losses()]
     assert np.isfinite(values).all()

@@ -31,7 +31,7 @@ from brats_seg.core.errors import InputError
 from brats_seg.core.runtime import Runtime, set_allocator
 from brats_seg.core.settings import load_settings
 from brats_seg.training.phases import Method as Phases
-from brats_seg.training.steps import Steps
+from brats_seg.training.steps import Steps, alone
 
 BATCH = 64
 Step = Callable[[], object]
@@ -98,7 +98,7 @@ def our_step(images: ImageSet) -> Step:
     numbers = count()
 
     def step() -> Tensor:
-        steps.take(next(numbers))
+        alone(steps.take(next(numbers)))
         return steps.unchecked.pop()[2]
 
     return step
