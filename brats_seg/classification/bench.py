@@ -69,9 +69,11 @@ def recorded(name: str, section: Any) -> Any:
 
 
 def shared_settings(settings: StudySettings) -> dict[str, Any]:
-    """What all networks of a store have in common, as plain values; where the images lie is no part of it."""
+    """What all networks of a store have in common, as plain values. Where the images lie and how many
+    networks are trained together is no part of it.
+    """
     tree = {name: recorded(name, section) for name, section in settings.model_dump(mode="json").items()}
-    shared = {name: value for name, value in tree.items() if name not in (*GRID_SECTIONS, "images")}
+    shared = {name: value for name, value in tree.items() if name not in (*GRID_SECTIONS, "images", "stack")}
     return {
         "image_set": {name: value for name, value in tree["images"].items() if name != "folder"},
         **shared,

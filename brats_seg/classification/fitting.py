@@ -195,8 +195,8 @@ def fit_second_phase(
 def fitting_second_phase(
     first: Fitted, pool: ImageSource, config: Config, *, runtime: Runtime, looks: Looks
 ) -> Training[Fitted]:
-    """Go on, one step at a time, from a finished network: its output layers alone, at the natural frequencies (Havaei et al. 2017;
-    Buda et al. 2018).
+    """Go on from a finished network, one step at a time: its output layers alone, at the natural frequencies
+    (Havaei et al. 2017; Buda et al. 2018).
 
     A whole second schedule at a tenth of the rate (`phases.lr_factor`), the plain cross-entropy, unless
     `phases` names another sampler, loss or beginning of the output layer (Kang et al. 2020). The phase is

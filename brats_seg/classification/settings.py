@@ -190,7 +190,10 @@ class StudySettings(Section):
     """A whole study: every distribution x repeat x method x rate x run is a network.
 
     `base` is the number of images of a majority class; None takes all of the rarest class's. `published`
-    names a table of the systematic study to print beside ours.
+    names a table of the systematic study to print beside ours. `stack`: so many networks are trained together
+    in each process; "auto" is 1 on a CPU, and on a GPU as many as half of its memory holds, 64 at most.
+    Networks with batch norm or dropout are trained one by one. The rows are the same but for the rounding of
+    sums.
     """
 
     images: Images = Images()
@@ -217,6 +220,7 @@ class StudySettings(Section):
     decisions: Decisions = Decisions()
     record: Record = Record()
     published: Literal["table4"] | None = None
+    stack: Literal["auto"] | Count = "auto"
 
     def _rules(self) -> Rules:
         return (

@@ -146,8 +146,8 @@ class ImageSource:
 
     def values(self, ids: Ids) -> Float32[np.ndarray, "b features"]:
         """What a network is given of some images, one row each, in the order (y, x, c)."""
-        inputs: np.ndarray = self.batch(ids).inputs.permute(0, 2, 3, 1).reshape(len(ids), -1).cpu().numpy()
-        return inputs
+        inputs = self.batch(ids).inputs.permute(0, 2, 3, 1).reshape(len(ids), -1)
+        return inputs.float().cpu().numpy()
 
     def _fill(self, inputs: Tensor, rows: Ids, there: Tensor, *, number: int | None) -> None:
         """Write float images (B, Y, X, C)."""

@@ -71,7 +71,7 @@ def study_run(
     part: Part = None,
     machines: Machines = Machines(),
 ) -> None:
-    """Train what is not there yet, a process for each core. Killed at any moment, it goes on. Exit 1 if a
+    """Train what is not there yet, one process per core or GPU. Killed at any moment, it goes on. Exit 1 if a
     network failed.
     """
     with loading():

@@ -22,6 +22,7 @@ from brats_seg.core.errors import UsageError
 
 T = TypeVar("T")
 Precision = Literal["auto", "float32", "tf32", "bf16", "fp16"]
+Compile = Literal["never", "always", "graphs"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Runtime:
         n_threads: threads torch computes with on a CPU.
         rank, world_size: this process among those that `torchrun` started; 0 and 1 without it.
         tf32: whether a CUDA device multiplies float32 numbers with 10 bits after the point (TF32).
-        compile: "always" makes code for networks that train.
+        compile: "always" makes code for networks that train; "graphs" also records CUDA graphs of them.
         cudnn_benchmark: whether cuDNN tries its algorithms; "auto" does so on a CUDA device.
     """
 
@@ -44,7 +45,7 @@ class Runtime:
     rank: int = 0
     world_size: int = 1
     tf32: bool = False
-    compile: Literal["never", "always"] = "never"
+    compile: Compile = "never"
     cudnn_benchmark: Literal["auto", "never", "always"] = "auto"
 
     @property
@@ -118,7 +119,7 @@ def start_runtime(
     device: str = "auto",
     precision: Precision = "auto",
     threads: int = 0,
-    compile: Literal["never", "always"] = "never",
+    compile: Compile = "never",
     cudnn_benchmark: Literal["auto", "never", "always"] = "auto",
 ) -> Runtime:
     """Set this process up and say what it runs on.

@@ -6,9 +6,9 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
@@ -47,6 +47,8 @@ class Job(ABC):
 
 
 J = TypeVar("J", bound=Job)
+Stacked = Callable[[tuple[J, ...]], list[Outcome[J, list[Row]]]]
+"""Several jobs -> what became of each, in their order."""
 
 
 def digest_of(tree: Mapping[str, Any]) -> str:
@@ -60,8 +62,8 @@ class GridWorkers:
     """Who computes the jobs of a grid.
 
     Attributes:
-        n: processes of this machine, each computing with one thread. With 1 the jobs run in this process. An
-            experiment takes 0 for one per core or per GPU, a study of images for one per core.
+        n: processes of this machine, each computing with one thread. With 1 the jobs run in this process.
+            Experiments and studies of images take 0 for one for each core, or for each GPU.
         device: "auto", "cpu", "cuda" or "cuda:N"; with several GPUs the processes use them in turn.
         cluster: whose workers compute the jobs, instead of processes of this machine.
     """
@@ -82,6 +84,7 @@ class Grid:
         on: who computes it.
         part: (I, N): every N-th job from the I-th on, into `STORE/part_I_of_N`; what the store and its other
             parts hold is not computed again.
+        stack: so many jobs are computed in one call of a `Stacked` function; None for a function of one job.
     """
 
     store: Path
@@ -89,6 +92,7 @@ class Grid:
     label: str
     on: GridWorkers
     part: tuple[int, int] | None = None
+    stack: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class GridReport:
 
 
 def run_grid(
-    function: Callable[[J], list[Row]],
+    function: Callable[[J], list[Row]] | Stacked[J],
     jobs: Sequence[J],
     grid: Grid,
     *,
@@ -122,8 +126,8 @@ def run_grid(
     raise `KeyboardInterrupt` once the workers have ended.
 
     Args:
-        function: job -> rows of plain values (no NaN); at module level. In a worker the libraries are told to
-            use one thread.
+        function: job -> rows of plain values (no NaN), or with `grid.stack` several jobs -> what became of
+            each; at module level. In a worker the libraries are told to use one thread.
         jobs: no two of one key or one digest.
         grid: the store, and how it is computed.
         note: what the bar says of a job just finished beside the count; where standard error is no terminal,
@@ -167,8 +171,26 @@ def check_jobs(jobs: Sequence[Job]) -> None:
         names.add(job.key)
 
 
+def _outcomes(
+    function: Callable[..., Any], todo: Sequence[J], grid: Grid
+) -> Generator[Outcome[J, list[Row]], None, None]:
+    """What became of each job, in the order in which the calls of the function end."""
+    size = grid.stack or 1
+    stacks = [tuple(todo[start : start + size]) for start in range(0, len(todo), size)]
+    tasks: Sequence[Any] = todo if grid.stack is None else stacks
+    computed = map_unordered(function, tasks, workers=grid.on.n, threads=1, cluster=grid.on.cluster)
+    with closing(computed) as outcomes:
+        for outcome in outcomes:
+            if grid.stack is None:
+                yield outcome
+                continue
+            for place, job in enumerate(outcome.task):
+                one = Outcome(job, error=outcome.error) if outcome.value is None else outcome.value[place]
+                yield replace(one, position=outcome.position * size + place)
+
+
 def _compute(
-    function: Callable[[J], list[Row]],
+    function: Callable[..., Any],
     jobs: Sequence[J],
     grid: Grid,
     *,
@@ -183,8 +205,7 @@ def _compute(
     start, n_kept = time.monotonic(), len(jobs) - len(todo)
     with progress_bar() as bar, _interrupted_by_sigterm():
         task = bar.add_task(grid.label, total=len(jobs), completed=n_kept, note="")
-        on = grid.on
-        with closing(map_unordered(function, todo, workers=on.n, threads=1, cluster=on.cluster)) as outcomes:
+        with closing(_outcomes(function, todo, grid)) as outcomes:
             for n_new, outcome in enumerate(outcomes, start=1):
                 job = todo[outcome.position]
                 problem = _keep(job, outcome, finished)

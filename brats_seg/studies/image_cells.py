@@ -32,8 +32,6 @@ from brats_seg.classification.fitting import (
     Fitted,
     Looks,
     build_network,
-    fit,
-    fit_second_phase,
     fitting,
     fitting_second_phase,
     probabilities,
@@ -54,6 +52,7 @@ from brats_seg.classification.settings import Knobs, StudySettings
 from brats_seg.classification.source import ImageSource
 from brats_seg.core.errors import UsageError
 from brats_seg.core.local_engine import worker_number
+from brats_seg.core.outcome import Outcome
 from brats_seg.core.runtime import Runtime, start_runtime, worker_device
 from brats_seg.core.sections import Sampler
 from brats_seg.core.shapes import Counts, Shares
@@ -65,7 +64,8 @@ from brats_seg.studies.store import Row
 from brats_seg.training.loop import Scorer
 from brats_seg.training.phases import Method
 from brats_seg.training.remedies import Synthesizer
-from brats_seg.training.steps import Training, alone
+from brats_seg.training.stack import train_together
+from brats_seg.training.steps import Training
 
 MOST_CONFUSION_CLASSES = 100
 """With more, a row holds no confusion matrix: 1,000 classes would take 2 MB."""
@@ -81,7 +81,7 @@ Rule = Callable[[Probabilities], Probabilities]
 
 @dataclass(frozen=True)
 class CellWorker:
-    """ImageJob -> rows: what a process of the grid is given.
+    """Jobs -> rows of each: what a process of the grid is given.
 
     Attributes:
         settings: of the study.
@@ -97,13 +97,18 @@ class CellWorker:
     device: str = "auto"
     decoders: int = 1
 
-    def __call__(self, job: ImageJob) -> list[Row]:
-        """The rows of a job."""
+    def __call__(self, jobs: tuple[ImageJob, ...]) -> list[Outcome[ImageJob, list[Row]]]:
+        """Train the networks of some jobs together. `seconds` of a row are its share of their time."""
         runtime = _runtime(
             worker_device(self.device, worker=worker_number()), self.settings.network.precision
         )
         bench = _bench(self.settings.model_dump_json(), self.folder, self.cache, runtime, self.decoders)
-        return alone(train_cell(job, settings=self.settings, bench=bench, runtime=runtime))
+        outcomes = train_together(
+            partial(train_cell, settings=self.settings, bench=bench, runtime=runtime), jobs
+        )
+        for row in (row for outcome in outcomes for row in outcome.value or ()):
+            row["seconds"] = round(row["seconds"] / len(jobs), 2)
+        return outcomes
 
 
 def make_cell(job: ImageJob, *, settings: StudySettings, bench: Bench, runtime: Runtime) -> "Cell":
@@ -277,7 +282,7 @@ class Cell:
         drawn = np.concatenate([drawn[is_common[drawn]], np.flatnonzero(~is_common)])
         return self._made_anew(self.pool.restrict(drawn), "SMOTE")
 
-    def _meta_cost(self) -> Fitted:
+    def _meta_cost(self) -> Training[Fitted]:
         """One network, on images with the labels of least cost by the networks of bootstrap samples."""
         known = []
         for number in range(1, self.job.remedy.knobs.networks + 1):
@@ -456,36 +461,45 @@ def validation_score(known: Probabilities, pool: ImageSource, *, score: str, of:
 
 
 def time_iterations(
-    settings: StudySettings, splits: Splits, *, device: str = "cpu", n: int = 30
+    settings: StudySettings, splits: Splits, *, device: str = "cpu", n: int = 30, stack: int = 1
 ) -> tuple[float, float]:
-    """Milliseconds of an iteration of a network, and of one of its second phase, on a device or one thread:
-    medians of `n`.
+    """Milliseconds of an iteration of a network, and of one of its second phase, on a device or one thread,
+    where `stack` networks are trained together: medians of `n`.
 
     Of a network whose iteration takes over half a second three are enough.
     """
     runtime = _runtime(device, settings.network.precision)
     every = ImageSource(splits.train, device=runtime.device)
     pool = every.restrict(np.arange(0, len(every), max(1, len(every) // 1000)))
-    network = build_network(settings, splits.train, seed=0, runtime=runtime)
     moments: list[float] = []
 
     def note_time(network: nn.Module) -> dict[str, float]:
+        if runtime.device.type == "cuda":
+            torch.cuda.synchronize(runtime.device)
         moments.append(time.perf_counter())
         return {}
 
-    looks = Looks(curve=note_time, curve_every=1)
+    looks = [Looks(curve=note_time, curve_every=1), *[Looks()] * (stack - 1)]
+
+    def first_phase(one: Looks) -> Training[Fitted]:
+        network = build_network(settings, splits.train, seed=0, runtime=runtime)
+        return fitting(network, pool, config, runtime=runtime, looks=one)
+
+    def second_phase(one: Fitted) -> Training[Fitted]:
+        return fitting_second_phase(one, pool, config, runtime=runtime, looks=one.looks)
+
     for n_steps in (min(n, 3), n):
         budget = settings.training.model_copy(update={"iterations": n_steps})
         short = settings.model_copy(update={"training": budget})
         config = remedy("baseline", Knobs()).config(short, lr=settings.optimizer.lr, seed=0)
         moments.clear()
-        fitted = fit(network, pool, config, runtime=runtime, looks=looks)
+        fitted = [outcome.unwrap() for outcome in train_together(first_phase, looks)]
         first = float(np.median(np.diff(moments)))
         if first > _SLOW_S:
             break
     moments.clear()
-    fit_second_phase(fitted, pool, config, runtime=runtime, looks=looks)
-    return 1e3 * first, 1e3 * float(np.median(np.diff(moments)))
+    train_together(second_phase, fitted)
+    return 1e3 * first / stack, 1e3 * float(np.median(np.diff(moments))) / stack
 
 
 @lru_cache(maxsize=1)

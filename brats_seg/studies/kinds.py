@@ -184,7 +184,7 @@ def run_own_grid(
         store=out,
         identity={"image digest": images.digest, **shared},
         label=settings.study,
-        on=replace(on, n=n_workers(on.n)),
+        on=replace(on, n=n_workers(on.n, device=on.device)),
         part=part,
     )
     return run_grid(kind.worker(settings, str(where), on.device), jobs, grid)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from brats_seg.classification.bench import (
     check_study,
     image_folder,
@@ -13,6 +15,7 @@ from brats_seg.classification.bench import (
     scored_parts,
     shared_settings,
 )
+from brats_seg.classification.fitting import build_network
 from brats_seg.classification.folder import FolderImages, broken_images
 from brats_seg.classification.image_set import Splits
 from brats_seg.classification.images import check_whitening
@@ -20,7 +23,7 @@ from brats_seg.classification.methods import remedies
 from brats_seg.classification.settings import Distribution, StudySettings
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import write_text
-from brats_seg.core.runtime import n_workers
+from brats_seg.core.runtime import Runtime, n_workers
 from brats_seg.core.settings import dump_config, load_settings
 from brats_seg.studies.grid import Grid, GridReport, GridWorkers, run_grid
 from brats_seg.studies.image_cells import CellWorker, check_cell, time_iterations
@@ -29,8 +32,11 @@ from brats_seg.studies.store import STORE, Row, check_identity, read_cells, stor
 from brats_seg.studies.study_figures import study_figures, write_figures
 from brats_seg.studies.study_table import StudyTable, make_table
 from brats_seg.studies.two_class import two_class_figures
+from brats_seg.training.stack import memory_of_one
+from brats_seg.training.step import can_stack
 
 SETTINGS = "study.yaml"
+MOST_STACKED = 64
 ROW_BYTES = 3000
 """A row of ten classes on the disk, with its confusion matrix."""
 
@@ -49,6 +55,7 @@ class Plan:
             the images.
         hours: for what is left, on so many workers; None without the images.
         workers: processes.
+        stack: networks that each process trains together.
         disk_mb: of the finished store.
         memory_mb: of one worker's images; None without the images.
     """
@@ -61,6 +68,7 @@ class Plan:
     iteration_ms: tuple[float, float] | None
     hours: float | None
     workers: int
+    stack: int
     disk_mb: float
     memory_mb: float | None
 
@@ -120,8 +128,8 @@ def make_plan(
         by_method[remedy.name] = by_method.get(remedy.name, 0) + remedy.n_networks - remedy.knobs.two_phase
         if remedy.knobs.two_phase:
             by_method[f"two_phase_{remedy.name}"] = by_method.get(f"two_phase_{remedy.name}", 0) + 1
-    workers = n_workers(workers)
-    timing = time_iterations(settings, images, device=device) if images is not None else None
+    workers, stack = n_workers(workers, device=device), stack_size(settings, images, device=device)
+    timing = time_iterations(settings, images, device=device, stack=stack) if images is not None else None
     hours = None
     if timing is not None:
         first = sum(remedy.n_networks - remedy.knobs.two_phase for remedy in todo)
@@ -143,6 +151,7 @@ def make_plan(
         iteration_ms=timing,
         hours=hours,
         workers=workers,
+        stack=stack,
         disk_mb=n_networks * rules * len(scored_parts(settings)) * ROW_BYTES / 1e6
         + _cache_mb(settings, images),
         memory_mb=_memory_mb(settings, images),
@@ -189,7 +198,7 @@ def run_study(
     write_text(
         out / SETTINGS, dump_config(settings)
     )  # before anything is trained: a killed study has its table
-    n = n_workers(on.n)
+    n = n_workers(on.n, device=on.device)
     worker = CellWorker(
         settings=_recipe(settings),
         folder=str(where),
@@ -197,7 +206,10 @@ def run_study(
         device=on.device,
         decoders=max(1, n_workers(0) // n),
     )
-    grid = Grid(store=out, identity=identity, label="networks", on=replace(on, n=n), part=part)
+    grid = Grid(
+        store=out, identity=identity, label="networks", on=replace(on, n=n), part=part,
+        stack=stack_size(settings, images, device=on.device),
+    )  # fmt: skip
     return run_grid(worker, jobs, grid, note=_note)
 
 
@@ -211,11 +223,28 @@ def describe(plan: Plan) -> str:
     if plan.iteration_ms is not None and plan.hours is not None:
         first, second = plan.iteration_ms
         lines.append(f"an iteration takes {first:.1f} ms here and now, in a second phase {second:.1f} ms")
-        lines.append(f"{plan.workers} workers: {duration(plan.hours)}")
+        together = f" with {plan.stack} networks at a time in each" if plan.stack > 1 else ""
+        lines.append(f"{plan.workers} workers{together}: {duration(plan.hours)}")
     else:
         lines.append("the images are not there, so no time can be given; say where they are: --images PATH")
     memory = f", {plan.memory_mb:,.0f} MB of images in each worker" if plan.memory_mb is not None else ""
     return "\n".join([*lines, f"{plan.disk_mb:,.1f} MB on the disk{memory}"])
+
+
+def stack_size(settings: StudySettings, images: Splits | None, *, device: str) -> int:
+    """How many networks each process trains together; see `StudySettings.stack`. Without the images 1 stands
+    for "auto".
+    """
+    is_on_gpu = torch.cuda.is_available() and device != "cpu"
+    if settings.stack != "auto" or images is None or not is_on_gpu:
+        return 1 if settings.stack == "auto" else settings.stack
+    network = build_network(settings, images.train, seed=0, runtime=Runtime(torch.device("cpu")))
+    if not can_stack(network):
+        return 1
+    image = torch.zeros(1, images.train.n_channels, *images.train.image_size)
+    needed = memory_of_one(network, image, batch_size=settings.training.batch_size)
+    there = torch.cuda.get_device_properties(0).total_memory
+    return max(1, min(MOST_STACKED, there // 2 // needed))
 
 
 def study_table(out: Path) -> StudyTable:

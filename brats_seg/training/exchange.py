@@ -39,7 +39,11 @@ class Exchange:
                 )
             self._shared.register_comm_hook(None, _sum)
         called = self._shared or network
-        self.network: Any = torch.compile(called) if runtime.compile == "always" else called
+        self.network: Any = called
+        if runtime.compile != "never":
+            self.network = torch.compile(
+                called, mode="reduce-overhead" if runtime.compile == "graphs" else None
+            )
 
     def part(self, which: Literal["last", "earlier"]) -> AbstractContextManager[Any]:
         """A context for the passes of one part of a batch: the gradients are exchanged with the last part."""

@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from jaxtyping import Float32
+from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from brats_seg.core.outcome import Outcome, attempt
@@ -47,6 +48,23 @@ def train_together(begin: Callable[[T], Training[V]], tasks: Sequence[T]) -> lis
                 outcomes[number] = Outcome(tasks[number], value=value, error=outcome.error, position=number)
         learned, stacks = _learn(lessons, stacks)
     return [outcomes[number] for number in range(len(tasks))]
+
+
+def memory_of_one(network: nn.Module, image: Float32[Tensor, "1 c y x"], *, batch_size: int) -> int:
+    """Bytes that one network of a stack takes while it learns, as an upper estimate: its weights, their
+    gradients, momentum and running mean, each twice; and what each layer gives for a batch, four times.
+    """
+    outputs: list[int] = []
+    hooks = [
+        layer.register_forward_hook(lambda _, __, output: outputs.append(output.numel()))
+        for layer in network.modules()
+    ]
+    with torch.no_grad():
+        network(image)
+    for hook in hooks:
+        hook.remove()
+    n_weights = sum(parameter.numel() for parameter in network.parameters())
+    return 4 * (8 * n_weights + 4 * batch_size * sum(outputs))
 
 
 def _learn(

@@ -138,9 +138,7 @@ class Learner:
             runtime.device.type, enabled=runtime.dtype_autocast == torch.float16
         )
         self.schedule, self.runtime = schedule, runtime
-        self._drops_out = any(
-            isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in self.trained.modules()
-        )
+        self._drops_out = _drops_out(self.trained)
 
     @cached_property
     def stack_key(self) -> Any:
@@ -152,8 +150,8 @@ class Learner:
         losses that are scaled for float16.
         """
         runtime, plan = self.runtime, self.schedule
-        changes = self._drops_out or any(True for _ in self.trained.buffers())
-        if changes or runtime.world_size > 1 or plan.accumulate > 1 or runtime.compile != "never":
+        is_own = not can_stack(self.trained) or runtime.world_size > 1 or plan.accumulate > 1
+        if is_own or runtime.compile != "never":
             return None
         shapes = [(name, p.shape, p.requires_grad) for name, p in self.trained.named_parameters()]
         return None if self._scaler.is_enabled() else (str(self.trained), *shapes)
@@ -277,6 +275,17 @@ class Learner:
             self._directions.keep()
         if self.mean is not None:
             self.mean.update(self.network, n_steps=number - self.schedule.first_step + 1)
+
+
+def can_stack(network: nn.Module) -> bool:
+    """Whether a network has neither dropout nor statistics of batch norm, so that it can learn together with
+    others of its shape.
+    """
+    return not _drops_out(network) and not list(network.buffers())
+
+
+def _drops_out(network: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in network.modules())
 
 
 def center_crop(targets: AnyTargets, shape: tuple[int, ...]) -> Middle:

@@ -255,12 +255,12 @@ def test_several_ranks_and_one_draw_the_same_and_have_the_same_losses(
 
 
 def test_a_network_is_compiled_where_the_knob_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[nn.Module] = []
-    monkeypatch.setattr(torch, "compile", lambda network: compiled.append(network) or network)
-    for knob in ("never", "always"):
-        network = unet("group")
+    compiled: list[tuple[nn.Module, str | None]] = []
+    monkeypatch.setattr(torch, "compile", lambda network, mode: compiled.append((network, mode)) or network)
+    network = unet("group")
+    for knob in ("never", "always", "graphs"):
         losses_of(learner(network, runtime=Runtime(torch.device("cpu"), compile=knob)), 1)
-        assert compiled == ([network] if knob == "always" else [])
+    assert compiled == [(network, None), (network, "reduce-overhead")]
 
 
 def test_more_ranks_than_examples_are_one_line() -> None:
