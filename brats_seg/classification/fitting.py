@@ -124,7 +124,7 @@ def build_network(settings: StudySettings, images: ImageSet, *, seed: int, runti
         UsageError: `network.output_weights` "zero" where a ReLU follows the last layer: it would never learn.
     """
     n_channels, n_classes = images.n_channels, len(images.class_names)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # all GPUs by default, with a warning where there are several
         torch.manual_seed(seed)
         network = make_classic(
             settings.network.name, n_channels=n_channels, n_classes=n_classes, image_size=images.image_size
