@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
@@ -50,7 +50,7 @@ def train_together(begin: Callable[[T], Training[V]], tasks: Sequence[T]) -> lis
     return [outcomes[number] for number in range(len(tasks))]
 
 
-def memory_of_one(network: nn.Module, image: Float32[Tensor, "1 c y x"], *, batch_size: int) -> int:
+def memory_of_one(network: nn.Module, image: Float[Tensor, "1 c y x"], *, batch_size: int) -> int:
     """Bytes that one network of a stack takes while it learns, as an upper estimate: its weights, their
     gradients, momentum and running mean, each twice; and what each layer gives for a batch, four times.
     """

@@ -125,7 +125,7 @@ def test_a_study_in_stacks_has_the_rows_of_single_networks_and_goes_on_with_thei
 
 @pytest.mark.parametrize(
     ("changes", "memory_gb", "expected"),
-    [({}, 80, 64), ({}, 0.2, 7), ({"stack": 5}, 80, 5), ({"network": {"name": "two_class"}}, 0.001, 1),
+    [({}, 80, 64), ({}, 0.1, 7), ({"stack": 5}, 80, 5), ({"network": {"name": "two_class"}}, 0.001, 1),
      ({"network": {"name": "all_cnn"}}, 80, 1)],
 )  # fmt: skip
 def test_on_a_gpu_the_plan_has_a_process_for_each_gpu_and_a_stack_that_fits(
@@ -140,7 +140,7 @@ def test_on_a_gpu_the_plan_has_a_process_for_each_gpu_and_a_stack_that_fits(
     monkeypatch.setattr(study, "time_iterations", measured)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    card = SimpleNamespace(total_memory=memory_gb * 1e9)
+    card = SimpleNamespace(total_memory=round(memory_gb * 1e9))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
     plan = make_plan(tiny_settings(**changes), folder=images, workers=0, device="cuda")
     assert (plan.workers, plan.stack) == (2, expected)
