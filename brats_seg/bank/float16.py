@@ -73,7 +73,10 @@ def _code_widen(typingctx: Any, bits: Any) -> Any:
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _widen_by_bits(bits: Any) -> Any:
+def widen_one_by_bits(bits: Any) -> Any:
+    """One float16 as float32 by integer arithmetic, for processors that cannot convert float16 (x86 before
+    2012): 2.1 times slower.
+    """
     wide = np.uint32(bits)
     magnitude = wide & np.uint32(0x7FFF)
     sign = (wide & np.uint32(0x8000)) << np.uint32(16)
@@ -85,7 +88,7 @@ def _widen_by_bits(bits: Any) -> Any:
 
 
 CPU_WIDENS = bool(get_host_cpu_features().get("f16c", False)) or platform.machine() in ("aarch64", "arm64")
-widen_one: Any = intrinsic(_code_widen) if CPU_WIDENS else _widen_by_bits
+widen_one: Any = intrinsic(_code_widen) if CPU_WIDENS else widen_one_by_bits
 
 
 @numba.njit(cache=True, nogil=True)
@@ -97,15 +100,6 @@ def widen(bits: AnyArray, values: AnyArray) -> None:
     """
     for i in range(bits.size):
         values[i] = widen_one(bits[i])
-
-
-@numba.njit(cache=True, nogil=True)
-def widen_by_bits(bits: AnyArray, values: AnyArray) -> None:
-    """`widen` by integer arithmetic, for processors that cannot convert float16 (x86 before 2012): 2.1 times
-    slower.
-    """
-    for i in range(bits.size):
-        values[i] = _widen_by_bits(bits[i])
 
 
 def widen_numpy(bits: AnyArray, values: AnyArray) -> None:

@@ -12,7 +12,6 @@ import SimpleITK as sitk  # noqa: N813
 from nibabel.orientations import apply_orientation
 
 from brats_seg.clinic.archives import list_files
-from brats_seg.clinic.itk_images import RAS_OF_LPS
 from brats_seg.clinic.series import Series, read_series
 from brats_seg.clinic.studies import Study, plan_studies
 from brats_seg.core.errors import InputError
@@ -20,6 +19,7 @@ from brats_seg.core.files import write_json
 from brats_seg.core.shapes import Volume
 from brats_seg.scans.case import Problem
 from brats_seg.scans.geometry import Geometry, make_geometry, to_lps
+from brats_seg.scans.metaimage import RAS_OF_LPS
 from brats_seg.scans.volume import write_volume
 
 FILES: Mapping[str, str] = {"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair"}

@@ -1,14 +1,13 @@
 """Label maps -> the original grid, in the file types of viewers."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from brats_seg.clinic.convert import RECORD
-from brats_seg.clinic.prepare import REFERENCE, STEPS, Steps, to_original
+from brats_seg.clinic.prepare import REFERENCE, STEPS, Steps, Written, to_original
 from brats_seg.clinic.segments import write_dicom_seg, write_seg_nrrd
 from brats_seg.clinic.surfaces import stl_bytes
 from brats_seg.core.errors import InputError, refuse
@@ -34,22 +33,9 @@ Names = Literal["case", "bids"]
 _BIDS_CASE = re.compile(r"(?P<subject>sub-[A-Za-z0-9]+)(?:_(?P<session>ses-[A-Za-z0-9]+))?")
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What `export_labels` did: the files it wrote, and the cases it refused."""
-
-    written: tuple[Path, ...]
-    problems: tuple[Problem, ...]
-
-    @property
-    def exit_code(self) -> int:
-        """1 where a case was refused, or there was none."""
-        return int(not self.written or bool(self.problems))
-
-
 def export_labels(
     predictions: Path, scans: Path, out: Path, *, file_type: str = ".nii.gz", names: Names = "case"
-) -> Exported:
+) -> Written:
     """Write each label map of a folder of predictions as `OUT/<case><file type>`, a surface as
     `OUT/<case>_<region>.stl`.
 
@@ -90,7 +76,7 @@ def export_labels(
             problems.append(problem_of(error, row["case"], file=predictions / row["file"]))
     if names == "bids" and written:
         _describe_bids(out, [schema_named(row["schema"]) for row in rows])
-    return Exported(tuple(written), tuple(problems))
+    return Written(tuple(written), tuple(problems))
 
 
 def _original(labels_file: Path, folder: Path, *, names: Names) -> tuple[Volume, Geometry]:

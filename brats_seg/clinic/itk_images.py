@@ -2,29 +2,15 @@
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
-from jaxtyping import Float64, Num
 
 from brats_seg.core.shapes import Volume
-from brats_seg.scans.geometry import Geometry, make_geometry
-
-Affine = Float64[np.ndarray, "4 4"]
-
-RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""The way from (L, P, S) to (R, A, S), and back."""
+from brats_seg.scans.geometry import Affine, Geometry, make_geometry
+from brats_seg.scans.metaimage import RAS_OF_LPS, placed
 
 
 def to_itk(array: Volume, geometry: Geometry) -> sitk.Image:
     """An image of a volume that was read in LPS, with the same number type."""
     return placed(sitk.GetImageFromArray(array), RAS_OF_LPS @ geometry.lps_affine)
-
-
-def placed(image: sitk.Image, affine: Num[np.ndarray, "4 4"]) -> sitk.Image:
-    """The image with its voxels where an affine says: index (x, y, z, 1) -> (L, P, S, 1) in mm."""
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    image.SetSpacing(spacing.tolist())
-    image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
-    image.SetOrigin(affine[:3, 3].tolist())
-    return image
 
 
 def affine_of(image: sitk.Image) -> Affine:

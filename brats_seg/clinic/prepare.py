@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
-from jaxtyping import Float64, Num
+from jaxtyping import Num
 from pydantic import BaseModel, ConfigDict
 from scipy.ndimage import binary_fill_holes
 
@@ -22,7 +22,7 @@ from brats_seg.core.progress import track
 from brats_seg.core.shapes import Mask, Volume
 from brats_seg.scans.case import Case, Problem, ScanFile, problem_of
 from brats_seg.scans.check import unstripped_words
-from brats_seg.scans.geometry import Geometry, make_geometry, same_grid
+from brats_seg.scans.geometry import Affine, Geometry, make_geometry, same_grid
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.releases import BRAIN_MASK
 from brats_seg.scans.volume import read_volume, write_volume
@@ -94,8 +94,6 @@ SPACING_MM = 1.0
 REFERENCE = "t1c"
 """The modality that the others are moved to."""
 
-Affine = Float64[np.ndarray, "4 4"]
-
 
 class Steps(BaseModel):
     """What `prepare.json` holds.
@@ -118,10 +116,10 @@ class Steps(BaseModel):
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What `prepare_scans` did."""
+class Written:
+    """What a verb wrote, cases or files, and the cases that it refused."""
 
-    written: tuple[str, ...]
+    written: tuple[str | Path, ...]
     problems: tuple[Problem, ...]
 
     @property
@@ -132,7 +130,7 @@ class Prepared:
 
 def prepare_scans(
     scans: Path, out: Path, *, brain_mask: str | None = None, atlas: Path | None = None
-) -> Prepared:
+) -> Written:
     """Write each case as `OUT/<case>/{t1,t1ce,t2,flair}.nii.gz` on one grid, brain only, with `prepare.json`.
 
     All modalities are moved rigidly to the T1c. The grid has voxels of 1 mm and the directions of the T1c; or
@@ -159,7 +157,7 @@ def prepare_scans(
             written.append(case.id)
         except InputError as error:
             problems.append(problem_of(error, case.id, file=case.folder))
-    return Prepared(tuple(written), tuple(problems))
+    return Written(tuple(written), tuple(problems))
 
 
 def _prepare(case: Case, folder: Path, *, mask_file: Path | None, atlas: sitk.Image | None) -> None:

@@ -4,11 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
-from jaxtyping import Float64
 
 from brats_seg.clinic.itk_images import isotropic, resampled
-
-Affine = Float64[np.ndarray, "4 4"]
+from brats_seg.scans.geometry import Affine
 
 WORST_METRIC = 0.1
 """Mutual information below which a registration has failed; see docs/howto/hospital-scans.md."""

@@ -17,7 +17,7 @@ from pydicom.uid import generate_uid
 from skimage.color import rgb2lab
 
 from brats_seg.clinic.archives import list_files
-from brats_seg.clinic.itk_images import RAS_OF_LPS, to_itk
+from brats_seg.clinic.itk_images import to_itk
 from brats_seg.clinic.series import Series, read_series
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import atomic
@@ -25,6 +25,7 @@ from brats_seg.core.shapes import Volume
 from brats_seg.reporting.style import TISSUE_COLORS
 from brats_seg.scans.geometry import Geometry, from_lps, make_geometry, same_grid
 from brats_seg.scans.labels import GROSS_TUMOR, MERGED, TUMOR_CORE, WHOLE_TUMOR, LabelSchema
+from brats_seg.scans.metaimage import RAS_OF_LPS
 
 Code = tuple[str, str, str]
 """Coding scheme, value, meaning."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from jaxtyping import Float64
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
     JPEG2000,
@@ -27,6 +26,7 @@ from pydicom.uid import (
 
 from brats_seg.clinic.archives import Listed
 from brats_seg.scans.case import Problem
+from brats_seg.scans.geometry import Affine
 
 FEWEST_SLICES = 4
 """A series of fewer slices is a localizer or was cut off."""
@@ -44,7 +44,6 @@ _READABLE = (
 """What SimpleITK's GDCM unpacks. It takes an unknown transfer syntax for plain pixels, without a word."""
 
 Vector = tuple[float, ...]
-Affine = Float64[np.ndarray, "4 4"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,6 @@ class Plane:
         spacing_mm: between rows, between columns; or empty.
         shape: rows, columns.
         echo_ms: echo time; 0 where the header lacks it.
-        sop_uid: of the DICOM object.
     """
 
     file: Listed
@@ -69,7 +67,6 @@ class Plane:
     spacing_mm: Vector
     shape: tuple[int, int]
     echo_ms: float
-    sop_uid: str
 
     @property
     def height_mm(self) -> float:
@@ -89,7 +86,6 @@ class Series:
         kind: "MR", "CT", ...
         image_type: the words of the tag Image Type.
         contrast_agent: the text of the contrast tags, "" where there is none.
-        frame_of_reference: identifier of the coordinate system.
         planes: sorted along their normal where each has a place, as found otherwise.
         damage: what was wrong with single files or frames.
     """
@@ -102,7 +98,6 @@ class Series:
     kind: str
     image_type: tuple[str, ...]
     contrast_agent: str
-    frame_of_reference: str
     planes: tuple[Plane, ...]
     damage: tuple[str, ...] = ()
 
@@ -192,7 +187,6 @@ def _series_of_file(header: pydicom.Dataset, file: Listed, *, n_left: int) -> Se
         kind=text("Modality"),
         image_type=tuple(str(word).upper() for word in header.get("ImageType") or ()),
         contrast_agent=_contrast_agent(header),
-        frame_of_reference=text("FrameOfReferenceUID"),
         planes=_planes(header, file),
         damage=_damage(header, file, n_left=n_left),
     )
@@ -259,7 +253,6 @@ def _plane(
         spacing_mm=_numbers(value("PixelMeasuresSequence", "PixelSpacing"), n=2),
         shape=(int(header.Rows), int(header.Columns)),
         echo_ms=float(echo or 0),
-        sop_uid=str(header.get("SOPInstanceUID") or ""),
     )
 
 

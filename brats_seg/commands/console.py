@@ -114,11 +114,6 @@ def _width(table: Table) -> int:
     return sum(max(_widths(column)) + 2 for column in table.columns) - 2
 
 
-def plural(noun: str, n: int) -> str:
-    """The noun, with an s where there is not one of it."""
-    return noun if n == 1 else f"{noun}s"
-
-
 def tissue_head(tissue: str) -> str:
     """A class as the head of a column, in words that can be broken over lines."""
     return tissue.replace("non_enhancing", "non-enh.").replace("_", " ")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from brats_seg.commands.options import Predictions
+from brats_seg.core.errors import count_words
 
 
 def export(
@@ -33,7 +34,7 @@ def export(
     ] = "case",
 ) -> None:
     """Bring label maps back to the original T1c, in a file type of viewers."""
-    from brats_seg.commands.console import loading, make_console, plural, show_place, show_problems
+    from brats_seg.commands.console import loading, make_console, show_place, show_problems
 
     with loading("SimpleITK"):
         from brats_seg.clinic.export import export_labels
@@ -42,7 +43,7 @@ def export(
     done = export_labels(predictions, scans, out, file_type=file_type, names=names)
     show_problems(done.problems, console=console)
     n = len(done.written)
-    console.print(f"{n} {plural('file', n)} written")
+    console.print(f"{count_words(n, 'file')} written")
     if n:
         show_place("files:", out, console=console)
     raise typer.Exit(done.exit_code)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from brats_seg.core.errors import count_words
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -30,7 +32,7 @@ def import_(
     ] = False,
 ) -> None:
     """Read DICOM series of patients as scans that the other verbs understand."""
-    from brats_seg.commands.console import loading, make_console, plural, show_place, show_problems
+    from brats_seg.commands.console import loading, make_console, show_place, show_problems
 
     with loading("SimpleITK"):
         from brats_seg.clinic.convert import import_dicom
@@ -44,7 +46,7 @@ def import_(
         console.print("nothing is written: --dry-run")
     else:
         n, n_refused = len(done.written), sum(not study.good for study in done.studies)
-        console.print(f"{n} {plural('case', n)} written, {n_refused} refused")
+        console.print(f"{count_words(n, 'case')} written, {n_refused} refused")
     if done.written:
         show_place("scans:", out, console=console)
     raise typer.Exit(done.exit_code)

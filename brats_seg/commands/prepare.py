@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from brats_seg.commands.options import Scans
+from brats_seg.core.errors import count_words
 
 
 def prepare(
@@ -24,7 +25,7 @@ def prepare(
     ] = None,
 ) -> None:
     """Bring unregistered scans to one grid of 1 mm, without skull, as networks need them."""
-    from brats_seg.commands.console import loading, make_console, plural, show_place, show_problems
+    from brats_seg.commands.console import loading, make_console, show_place, show_problems
 
     with loading("SimpleITK"):
         from brats_seg.clinic.prepare import prepare_scans
@@ -33,7 +34,7 @@ def prepare(
     done = prepare_scans(scans, out, brain_mask=brain_mask, atlas=atlas)
     show_problems(done.problems, console=console)
     n = len(done.written)
-    console.print(f"{n} {plural('case', n)} prepared")
+    console.print(f"{count_words(n, 'case')} prepared")
     if n:
         show_place("scans:", out, console=console)
     raise typer.Exit(done.exit_code)

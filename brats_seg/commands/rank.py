@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from brats_seg.core.errors import UsageError
+from brats_seg.core.errors import UsageError, count_words
 
 
 def rank(
@@ -23,7 +23,7 @@ def rank(
     ] = None,
 ) -> None:
     """Rank several sets of predictions as the BraTS challenge does."""
-    from brats_seg.commands.console import loading, make_console, make_table, plural, show_first_that_fits
+    from brats_seg.commands.console import loading, make_console, make_table, show_first_that_fits
 
     with loading("SciPy and pandas"):
         from dataclasses import asdict
@@ -46,7 +46,7 @@ def rank(
     show_first_that_fits(shown, console=console)
     n, n_patients = ranking.n_cases, ranking.n_patients
     console.print(
-        f"{n} {plural('case', n)} of {n_patients} {plural('patient', n_patients)}, {ranking.convention}: "
+        f"{count_words(n, 'case')} of {count_words(n_patients, 'patient')}, {ranking.convention}: "
         f"{', '.join(ranking.metrics)}; {ranking.n_incomplete} cases are not in all tables: "
         "each ranks last for a table without it",
         soft_wrap=True,

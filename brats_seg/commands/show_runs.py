@@ -9,12 +9,12 @@ from rich.markup import escape
 
 from brats_seg.commands.console import (
     make_table,
-    plural,
     show_first_that_fits,
     show_place,
     show_problems,
     tissue_head,
 )
+from brats_seg.core.errors import count_words
 from brats_seg.core.files import TUNED
 from brats_seg.scans.labels import REGIONS
 
@@ -73,7 +73,7 @@ def show_tuning(tuning: "Tuning", run: Path, *, console: Console) -> None:
         console.print(escape(note), soft_wrap=True)
     score = {"dice": "mean Dice", "lesion_dice": "lesion-wise Dice of whole"}[tuning.objective]
     n = tuning.n_cases
-    where = f"{n} inner {plural('case', n)}" + (f" of {tuning.n_runs} runs" if tuning.n_runs > 1 else "")
+    where = f"{count_words(n, 'inner case')}" + (f" of {tuning.n_runs} runs" if tuning.n_runs > 1 else "")
     low, high = tuning.gain_interval95 or (None, None)
     interval = (
         ""
@@ -102,7 +102,7 @@ def show_predictions(predicted: "PredictReport", out: Path, *, console: Console)
     show_first_that_fits(*tables, console=console)
     if len(predictions) > MOST_CASES:
         n = len(predictions) - MOST_CASES
-        console.print(f"the volumes of {n} more {plural('case', n)} are in predictions.csv")
+        console.print(f"the volumes of {count_words(n, 'more case')} are in predictions.csv")
     show_problems(predicted.problems, console=console)
     for one in predictions:
         for warning in one.warnings:

@@ -8,12 +8,12 @@ from rich.console import Console
 
 from brats_seg.commands.console import (
     make_table,
-    plural,
     show_first_that_fits,
     show_place,
     show_problems,
     tissue_head,
 )
+from brats_seg.core.errors import count_words
 from brats_seg.scans.case import Problem
 
 if TYPE_CHECKING:  # building a bank imports numba
@@ -59,7 +59,7 @@ def show_verification(rows: Sequence[Row], problems: Sequence[Problem], *, conso
     n_bad = len({p.case or p.file for p in problems if p.severity == "error"})
     n_good = sum(not row["n_errors"] for row in rows)
     n_unlabeled = sum(not row["has_label"] for row in rows)
-    said = [f"{n_good} good {plural('case', n_good)}"]
+    said = [f"{count_words(n_good, 'good case')}"]
     said += [f"{n_bad} refused"] if n_bad else []
     said += [f"{n_unlabeled} without a label"] if n_unlabeled else []
     said += ["tissue counted in voxels"] if tissues else []
@@ -81,7 +81,7 @@ def show_draft(
         console.print(f"no place in the draft for {file}", soft_wrap=True, markup=False)
     n_empty = sum(not text for row in rows for text in row.values())
     console.print(
-        f"draft of {len(rows)} {plural('case', len(rows))}, {n_empty} empty cells: {path}",
+        f"draft of {count_words(len(rows), 'case')}, {n_empty} empty cells: {path}",
         soft_wrap=True,
         markup=False,
     )
@@ -98,12 +98,12 @@ def show_build(built: "BuildReport", bank: Path, *, console: Console) -> None:
     n_refused = len({problem.case for problem in built.refused})
     n = len(built.done)
     console.print(
-        f"{n} {plural('case', n)} prepared, {len(built.skipped)} there already, {n_refused} refused"
+        f"{count_words(n, 'case')} prepared, {len(built.skipped)} there already, {n_refused} refused"
     )
     if built.complete:
         show_place("bank:", bank, console=console)
     else:
         n = len(built.missing)
         console.print(
-            f"{n} {plural('case', n)} of other parts still to come; the last part to end assembles the bank"
+            f"{count_words(n, 'case')} of other parts still to come; the last part to end assembles the bank"
         )

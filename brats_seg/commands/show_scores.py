@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from brats_seg.commands.console import make_table, plural, show_first_that_fits
+from brats_seg.commands.console import make_table, show_first_that_fits
+from brats_seg.core.errors import count_words
 from brats_seg.evaluation.comparison import MEAN, differences_to
 from brats_seg.evaluation.table import METRICS, few_patients
 from brats_seg.reporting.style import digits_of
@@ -27,10 +28,7 @@ def show_scores(summary: Mapping[str, Any], *, console: Console) -> None:
         headline = convention["headline"]
         show_first_that_fits(_scores_by_row(regions, headline), _blocks(regions, headline), console=console)
     n = summary["n_cases"]
-    console.print(
-        f"{n} {plural('case', n)} of {summary['n_patients']} {plural('patient', summary['n_patients'])}; "
-        "mean +- sd"
-    )
+    console.print(f"{count_words(n, 'case')} of {count_words(summary['n_patients'], 'patient')}; mean +- sd")
     if summary["cavity_in"]:
         console.print(f"the resection cavity belongs to {', '.join(summary['cavity_in'])}")
     if "calibration" in summary:
@@ -42,10 +40,7 @@ def show_scores(summary: Mapping[str, Any], *, console: Console) -> None:
         console.print(f"expected calibration error: {errors}")
     for test in summary.get("against", {}).get("tests", ()):
         difference = f"{test['mean_difference']:+.4f}"
-        pairs = (
-            f"{test['n_scans']} shared {plural('scan', test['n_scans'])} of {test['n']} "
-            f"{plural('patient', test['n'])}"
-        )
+        pairs = f"{count_words(test['n_scans'], 'shared scan')} of {count_words(test['n'], 'patient')}"
         console.print(
             f"{test['convention']} {test['region']} {test['metric']}: {difference} ({pairs}, Wilcoxon p "
             f"{test['p']:.3g})"
@@ -104,7 +99,7 @@ def show_experiment(
     for key, reason in grid.failed:
         console.print(f"[red]failed[/] {escape(key)}: {escape(reason)}", soft_wrap=True)
     console.print(
-        f"{grid.n_new} {plural('run', grid.n_new)} finished now, {grid.n_kept} before; mean +- sd over cases"
+        f"{count_words(grid.n_new, 'run')} finished now, {grid.n_kept} before; mean +- sd over cases"
     )
     if summary["n_runs"] < summary["n_runs_asked"]:
         console.print(

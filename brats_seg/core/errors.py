@@ -58,6 +58,11 @@ def refuse(*rules: tuple[object, str], error: type[Exception] = UsageError) -> N
             raise error(reason)
 
 
+def count_words(n: int, noun: str) -> str:
+    """A number and its noun, in the plural where it is not 1."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory did not suffice: of a GPU or of the machine, in torch's words or
     Python's.

@@ -9,7 +9,6 @@ from brats_seg.core.errors import UsageError
 Images = Float[Tensor, "b c y x"]
 Losses = Float[Tensor, "b 1"]
 """The loss of each image."""
-Features = Float[Tensor, "b features"]
 _LEAK = 0.1
 _LEAST = 0.1
 """No coordinate of the center of deep SVDD is nearer to 0."""

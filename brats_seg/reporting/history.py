@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from brats_seg.core.config import load_config
-from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, UsageError, count_words
 from brats_seg.core.files import BEST, read_json, read_table, read_text, sha256, shown
 from brats_seg.imbalance.ledger import LEDGER_COLUMNS, OUTSIDE
 from brats_seg.reporting.figures import line_chart, mix_chart
@@ -77,7 +77,7 @@ def _epochs_words(n_done: int, config: Path) -> str:
         n_epochs = load_config(config).n_epochs if config.is_file() else n_done
     except UsageError:  # of another version
         n_epochs = n_done
-    return f"{n_done} of {n_epochs} epochs" if n_done < n_epochs else f"{n_done} epoch{'s' * (n_done != 1)}"
+    return f"{n_done} of {n_epochs} epochs" if n_done < n_epochs else count_words(n_done, "epoch")
 
 
 def ledger_rows(ledger: Rows) -> list[dict[str, Any]]:

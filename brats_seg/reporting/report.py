@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import Environment
 
 from brats_seg.core.dask_engine import Cluster
-from brats_seg.core.errors import InputError, UsageError, printable
+from brats_seg.core.errors import InputError, UsageError, count_words, printable
 from brats_seg.core.files import write_text
 from brats_seg.core.progress import track
 from brats_seg.evaluation.conventions import CONVENTIONS
@@ -26,7 +26,6 @@ from brats_seg.reporting.history import provenance, training_section
 from brats_seg.reporting.pages import page_templates
 from brats_seg.reporting.plots import data_uri, png
 from brats_seg.reporting.report_figures import calibration, draw_figures, mean_volumes, volumes_of
-from brats_seg.reporting.style import count_words
 from brats_seg.scans.case import Case, Problem
 from brats_seg.scans.labels import REGIONS
 from brats_seg.scans.layouts import find_cases

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from brats_seg.core.errors import count_words
 from brats_seg.evaluation.overlap import JointHistogram
 from brats_seg.evaluation.table import Score
 from brats_seg.reporting import figures, style
 from brats_seg.reporting.plots import Plot, plot
-from brats_seg.reporting.style import count_words, number
+from brats_seg.reporting.style import number
 from brats_seg.scans.labels import REGIONS
 
 

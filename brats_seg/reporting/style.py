@@ -245,8 +245,3 @@ def shares_matrix(
     axes.spines[:].set_visible(False)
     axes.grid(visible=False)
     axes.grid(which="minor", color=PAPER, linewidth=2)
-
-
-def count_words(n: int, noun: str) -> str:
-    """A number and its noun, in the plural where it is not 1."""
-    return f"{n} {noun}{'' if n == 1 else 's'}"

@@ -7,20 +7,19 @@ import gzip
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import nibabel
 import numpy as np
 from jaxtyping import UInt8
-from jinja2 import Environment, StrictUndefined
 
 from brats_seg.core.errors import InputError, UsageError, refuse
 from brats_seg.core.files import write_text
 from brats_seg.core.shapes import Mask, TissueMap, Volume
 from brats_seg.reporting.bundle import Bundle, find_bundle
-from brats_seg.reporting.style import color_of, css_variables, viewer_colors, words
+from brats_seg.reporting.pages import page_templates
+from brats_seg.reporting.style import color_of, viewer_colors, words
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.geometry import Geometry, same_grid
 from brats_seg.scans.labels import (
@@ -50,17 +49,9 @@ _TITLES = {"t1n": "native T1", "t1c": "T1 with contrast agent", "t2w": "T2", "t2
 _REGION_NAMES = {"whole": "Whole tumor", "core": "Tumor core", "active": "Enhancing tumor"}
 # From the outside in, as tumors grow: of two classes side by side the deeper one draws the line between them.
 _INWARD = (
-    "healthy",
-    "edema",
-    "enhancing_core",
-    "non_enhancing_core",
-    MERGED,
-    "necrotic_core",
-    "resection_cavity",
-    WHOLE_TUMOR,
-    GROSS_TUMOR,
-    TUMOR_CORE,
-)
+    "healthy", "edema", "enhancing_core", "non_enhancing_core", MERGED, "necrotic_core", "resection_cavity",
+    WHOLE_TUMOR, GROSS_TUMOR, TUMOR_CORE,
+)  # fmt: skip
 _MARGIN_VOX = 3
 Box = tuple[slice, slice, slice]
 
@@ -279,31 +270,30 @@ def _render(
     box = _box(np.logical_or.reduce([brain, *(overlay.tissue > 0 for overlay in overlays)]))
     affine = _page_affine(geometry, box)
     tissues = {overlay.id: overlay.tissue[box] for overlay in overlays}
-    template = resources.files("brats_seg.reporting").joinpath("viewer.html").read_text(encoding="utf-8")
-    page = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(template)
-    return page.render(
-        case=case,
-        facts=_facts(case, geometry),
-        neighbors=neighbors,
-        to_voxel=np.linalg.inv(geometry.affine_mm).round(6).tolist(),
-        modalities=[{"name": _NAMES[name], "title": _TITLES[name]} for name in names],
-        overlays=overlays,
-        **_legend(overlays, geometry=geometry, classes=classes),
-        start_mm=[
-            round(float(v), 3) for v in affine[:3] @ (*_start_vox(brain[box], list(tissues.values())), 1)
-        ],
-        white=WHITE,
-        look=viewer_colors(),
-        css_variables=css_variables,
-        percentiles=GRAY_PERCENTILES,
-        bundle=bundle,
-        niivue=_base64(bundle.module.encode()),
-        scans=_packed([_gray(scan[box], brain[box]) for scan in scans], affine),
-        volumes={
-            name: _packed([tissue, _outline(tissue, classes)], affine) for name, tissue in tissues.items()
-        },
+    return (
+        page_templates({})
+        .get_template("viewer.html")
+        .render(
+            case=case,
+            facts=_facts(case, geometry),
+            neighbors=neighbors,
+            to_voxel=np.linalg.inv(geometry.affine_mm).round(6).tolist(),
+            modalities=[{"name": _NAMES[name], "title": _TITLES[name]} for name in names],
+            overlays=overlays,
+            **_legend(overlays, geometry=geometry, classes=classes),
+            start_mm=[
+                round(float(v), 3) for v in affine[:3] @ (*_start_vox(brain[box], list(tissues.values())), 1)
+            ],
+            white=WHITE,
+            look=viewer_colors(),
+            percentiles=GRAY_PERCENTILES,
+            bundle=bundle,
+            niivue=_base64(bundle.module.encode()),
+            scans=_packed([_gray(scan[box], brain[box]) for scan in scans], affine),
+            volumes={
+                name: _packed([tissue, _outline(tissue, classes)], affine) for name, tissue in tissues.items()
+            },
+        )
     )
 
 

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import SimpleITK
+from jaxtyping import Num
 
 from brats_seg.core.arrays import MAX_INFLATION, fill, inflate
 from brats_seg.core.errors import InputError
 from brats_seg.core.files import shown
 from brats_seg.scans.geometry import Geometry, ScanError, Stored, check_size, opened_scan, place
 
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MOST_HEADER_BYTES = 1 << 16
 _NEEDED = ("NDims", "DimSize", "ElementType")
 _LINE = re.compile(r"([A-Za-z0-9_|]+) *=([^\r\n]*)")
@@ -73,18 +74,24 @@ def write_metaimage(part: Path, native: np.ndarray, geometry: Geometry) -> None:
         raise InputError(
             f"{part}: a stack of {native.shape[3]} volumes cannot be written as .mha; use .nii.gz"
         )
-    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(native.T))
-    affine = _LPS_TO_RAS @ geometry.affine_mm
-    spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(affine[:3, 3].tolist())
-    image.SetDirection((affine[:3, :3] / spacing).flatten().tolist())
+    image = placed(
+        SimpleITK.GetImageFromArray(np.ascontiguousarray(native.T)), RAS_OF_LPS @ geometry.affine_mm
+    )
     staged = part.with_name(part.name + ".mha")  # ITK goes by the suffix
     try:
         SimpleITK.WriteImage(image, str(staged), useCompression=True)
         os.replace(staged, part)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def placed(image: SimpleITK.Image, affine: Num[np.ndarray, "4 4"]) -> SimpleITK.Image:
+    """The image with its voxels where an affine says: index (x, y, z, 1) -> (L, P, S, 1) in mm."""
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(affine[:3, 3].tolist())
+    return image
 
 
 def _read(path: Path, part: Callable[[Path, Any], Any]) -> Any:
@@ -203,7 +210,7 @@ def _affine(path: Path, fields: Mapping[str, str]) -> np.ndarray:
     affine[:3, 3] = _numbers(
         path, fields, _first(fields, "Offset", "Position", "Origin"), n=3, default=[0.0] * 3
     )
-    return _LPS_TO_RAS @ affine
+    return RAS_OF_LPS @ affine
 
 
 def _first(fields: Mapping[str, str], *names: str) -> str:

@@ -3,22 +3,19 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from brats_seg.classification.bench import Purpose, open_images, study_seed
+from brats_seg.classification.bench import Purpose, study_seed
 from brats_seg.classification.few_shot import FewShot
-from brats_seg.classification.image_set import Splits
-from brats_seg.classification.settings import FewShotSettings, Images, StudySettings
-from brats_seg.core.runtime import Runtime, start_runtime
+from brats_seg.classification.settings import FewShotSettings, StudySettings
 from brats_seg.core.statistics import describe
-from brats_seg.core.tables import interval_text, markdown_table
+from brats_seg.core.tables import markdown_table
 from brats_seg.models.checkpoint import library_versions
 from brats_seg.studies.grid import Job
 from brats_seg.studies.lines import Series, lines_figure, method_look, method_name
+from brats_seg.studies.novelty import images_once, percent_text, runtime_once
 from brats_seg.studies.store import Row
 
 
@@ -81,7 +78,10 @@ class FewShotWorker:
         settings, start = self.settings, time.perf_counter()
         # the episodes of a repeat are the same for all methods and shots
         seed = study_seed(StudySettings(training=settings.training), Purpose.SET, job.repeat)
-        splits, runtime = _images(settings.images.model_dump_json(), self.folder), _runtime(self.device)
+        splits, runtime = (
+            images_once(settings.images.model_dump_json(), self.folder),
+            runtime_once(self.device),
+        )
         accuracies = FewShot(settings, splits, job.shots, seed, runtime).accuracies(job.method)
         over = describe(accuracies, list(map(str, range(len(accuracies)))))
         return [{
@@ -92,17 +92,6 @@ class FewShotWorker:
         }]  # fmt: skip
 
 
-@lru_cache(maxsize=1)
-def _runtime(device: str) -> Runtime:
-    return start_runtime(device=device, precision="float32", threads=1)
-
-
-@lru_cache(maxsize=1)
-def _images(images_json: str, folder: str) -> Splits:
-    """Once for each process."""
-    return open_images(Images.model_validate_json(images_json), Path(folder), cache=None)
-
-
 def few_shot_table(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
     """The accuracy of each method and number of shots, as rows and as lines of Markdown."""
     kept = ("images", "method", "shots", "ways", "repeat", "accuracy", "interval95", "n", "of", "seconds")
@@ -111,7 +100,11 @@ def few_shot_table(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
     repeats = sorted({row["repeat"] for row in rows})
     cells = {(row["method"], row["repeat"], row["shots"]): row for row in rows}
     lines = [
-        [method_name(method), repeat, *(_percent(cells.get((method, repeat, n))) for n in shots)]
+        [
+            method_name(method),
+            repeat,
+            *(percent_text(cells.get((method, repeat, n)), of="accuracy") for n in shots),
+        ]
         for method in dict.fromkeys(row["method"] for row in rows)
         for repeat in repeats
     ]
@@ -147,10 +140,3 @@ def few_shot_figures(rows: Sequence[Row]) -> dict[str, Figure]:
         [(f"{rows[0]['ways']} unseen classes", lines)], x_label="shown images a class", score="accuracy"
     )
     return {} if figure is None else {"few_shot": figure}
-
-
-def _percent(row: Row | None) -> str:
-    if row is None:
-        return "-"
-    ends = row["interval95"] and [100 * end for end in row["interval95"]]
-    return f"{100 * row['accuracy']:.1f}" + interval_text({"interval95": ends}, digits=1)

@@ -127,8 +127,10 @@ class NoveltyWorker:
     def __call__(self, job: NoveltyJob) -> list[Row]:
         """The rows of a job: one for a classifier, one for each score of the detectors."""
         settings, start = self.settings, time.perf_counter()
-        runtime = _runtime(self.device)
-        pair = keep_classes(_images(settings.images.model_dump_json(), self.folder), (job.common, job.rare))
+        runtime = runtime_once(self.device)
+        pair = keep_classes(
+            images_once(settings.images.model_dump_json(), self.folder), (job.common, job.rare)
+        )
         train, test = (ImageSource(part, device=runtime.device) for part in (pair.train, pair.test))
         # one number for all methods of a pair: they share their images
         number = int.from_bytes(hashlib.sha256(f"{job.common}/{job.rare}".encode()).digest()[:8])
@@ -169,13 +171,14 @@ def _classified(
 
 
 @lru_cache(maxsize=1)
-def _runtime(device: str) -> Runtime:
+def runtime_once(device: str) -> Runtime:
+    """One thread of a device, once for each process."""
     return start_runtime(device=device, precision="float32", threads=1)
 
 
 @lru_cache(maxsize=1)
-def _images(images_json: str, folder: str) -> Splits:
-    """Once for each process."""
+def images_once(images_json: str, folder: str) -> Splits:
+    """The images of a study, once for each process."""
     return open_images(Images.model_validate_json(images_json), Path(folder), cache=None)
 
 
@@ -207,7 +210,7 @@ def novelty_table(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
     lines = [
         [
             method_name(method),
-            *(_percent(cells.get((method, None if None in by_rho else rho))) for rho in rhos),
+            *(percent_text(cells.get((method, None if None in by_rho else rho))) for rho in rhos),
         ]
         for method, by_rho in curves.items()
     ]
@@ -293,11 +296,12 @@ def _curves(rows: Sequence[Row]) -> dict[str, dict[float | None, dict[tuple[str,
     return {method: dict(curves[method]) for method in sorted(curves, key=lambda name: name in SCORES)}
 
 
-def _percent(mean: Mapping[str, Any] | None) -> str:
+def percent_text(mean: Mapping[str, Any] | None, *, of: str = "mean") -> str:
+    """A mean in percent with its interval; a dash where there is none."""
     if mean is None:
         return "-"
     ends = mean["interval95"] and [100 * end for end in mean["interval95"]]
-    return f"{100 * mean['mean']:.1f}" + interval_text({"interval95": ends}, digits=1)
+    return f"{100 * mean[of]:.1f}" + interval_text({"interval95": ends}, digits=1)
 
 
 def _from(row: Mapping[str, Any], rhos: Sequence[float]) -> str:

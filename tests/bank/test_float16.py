@@ -1,5 +1,6 @@
 """The widening of float16 that the gather rests on, against its NumPy twin: equal to the bit."""
 
+import numba
 import numpy as np
 import pytest
 
@@ -8,7 +9,14 @@ from brats_seg.bank import float16 as kernels
 ALL_FLOAT16 = np.arange(65536, dtype=np.uint16)
 
 
-@pytest.mark.parametrize("widen", [kernels.widen, kernels.widen_by_bits])
+@numba.njit
+def widen_by_bits(bits, values):
+    """`widen` as a processor does it that cannot convert float16."""
+    for i in range(bits.size):
+        values[i] = kernels.widen_one_by_bits(bits[i])
+
+
+@pytest.mark.parametrize("widen", [kernels.widen, widen_by_bits])
 def test_every_float16_widens_as_numpy_does_it(widen: object) -> None:
     ours, twin = np.empty(65536, np.float32), np.empty(65536, np.float32)
     widen(ALL_FLOAT16, ours)  # type: ignore[operator]
