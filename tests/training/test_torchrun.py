@@ -31,7 +31,7 @@ OVERRIDES = (
 @dataclass(frozen=True)
 class Place:
     """Where a node runs: its address, the address of the first node, what its command begins with, and
-    whether it holds the store of the rendezvous (on the loopback address torchrun sees that itself).
+    whether it holds the store of the rendezvous: the first node does, and lives on.
     """
 
     address: str
@@ -49,7 +49,7 @@ def ip(command: str) -> None:
 def two_places(kind: str) -> Iterator[list[Place]]:
     """Two nodes on the loopback address, or each in a network namespace of its own, joined by a cable."""
     if kind == "loopback":
-        yield [Place("127.0.0.1", "127.0.0.1")] * 2
+        yield [Place("127.0.0.1", "127.0.0.1", role=role) for role in (",is_host=true", ",is_host=false")]
         return
     places = [
         Place(
