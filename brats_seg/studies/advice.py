@@ -18,7 +18,7 @@ from brats_seg.classification.bench import open_bench, open_images
 from brats_seg.classification.image_set import ImageSet, Splits
 from brats_seg.classification.settings import StudySettings
 from brats_seg.core.comparison import FEWEST
-from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.errors import InputError, UsageError, refuse
 from brats_seg.core.files import write_text
 from brats_seg.core.runtime import start_runtime
 from brats_seg.core.settings import Section, dump_config, load_settings, parse_settings
@@ -98,12 +98,10 @@ class Advice:
         first, second = self.tried[:2]
         sure = f"the best in {first.best:.0%} of {_RESAMPLES:,} resamples"
         run = f"Full run: {self.command}"
-        if self.is_few:
-            return [f"Use {first.name}, but this is not sure: it is {sure}, of {self.fewest} alone.", run]
-        if first.best >= _SURE:
+        if not self.is_few and first.best >= _SURE:
             return [f"Use {first.name}: {sure}.", run]
-        other = f"{second.name} is in {second.best:.0%}"
-        return [f"Use {first.name}, but this is not sure: it is {sure}; {other}.", run]
+        why = f", of {self.fewest} alone" if self.is_few else f"; {second.name} is in {second.best:.0%}"
+        return [f"Use {first.name}, but this is not sure: it is {sure}{why}.", run]
 
 
 def recommended(wing: Literal["images", "scans"], counts: Counts) -> Choice:
@@ -138,7 +136,7 @@ def advise_on_images(
         UsageError: less than a minute, or too little for the images.
         InputError: images that are missing or damaged, or a class with one training image.
     """
-    _check_minutes(minutes)
+    refuse((not minutes >= 1, f"--minutes {minutes:g}: a budget of at least 1 minute"))
     start = time.monotonic()
     train = open_images(settings.images, folder, cache=None).train
     names, counts = train.class_names, train.counts
@@ -220,7 +218,7 @@ def advise_on_scans(
         UsageError: less than a minute, or too little for the scans.
         InputError: a bank that is damaged.
     """
-    _check_minutes(minutes)
+    refuse((not minutes >= 1, f"--minutes {minutes:g}: a budget of at least 1 minute"))
     start = time.monotonic()
     opened = PatchBank(bank, patch_size=(1, 1))
     choice = recommended("scans", opened.index.counts)
@@ -279,11 +277,6 @@ def rank_remedies(
         for i, (name, mean) in enumerate(zip(remedies, np.mean(means, axis=0), strict=True))
     ]
     return tuple(sorted(tried, key=lambda one: -one.score))
-
-
-def _check_minutes(minutes: float) -> None:
-    if not minutes >= 1:
-        raise UsageError(f"--minutes {minutes:g}: a budget of at least 1 minute")
 
 
 def _check_steps(n_steps: int, minutes: float, *, needed_s: float) -> None:
