@@ -89,7 +89,7 @@ def _show_version(wanted: bool) -> None:
 
 
 @app.callback()
-def _door(
+def _options(
     version: Annotated[
         bool,
         typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_show_version),
