@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 from brats_seg.bank.bank import PatchBank
@@ -16,7 +15,7 @@ from brats_seg.core.runtime import Precision, gather_from_ranks, n_workers, rank
 from brats_seg.inference.options import PredictOptions
 from brats_seg.inference.outcome import PredictReport
 from brats_seg.inference.predict import predict_cases, predict_one
-from brats_seg.inference.remote import segment_on_cluster
+from brats_seg.inference.remote import OnCluster
 from brats_seg.inference.runs import load_for_prediction, load_segmenters, unused_tuning
 from brats_seg.inference.tuned import Objective, Tuning, write_tuning
 from brats_seg.inference.windowed import needs_windows
@@ -207,7 +206,8 @@ def predict(
     elsewhere = None
     if cluster is not None:
         named = [(name, one.digest) for name, one in zip((run, *options.also), runs, strict=True)]
-        elsewhere = partial(segment_on_cluster, cluster=cluster, runs=named, options=options, out=out)
+        elsewhere = OnCluster(cluster, runs=named, options=options, out=out)
+        options = replace(options, device="cpu", precision="auto")  # the workers use the networks
     segmenters, options = load_for_prediction(runs, options)
     needed = () if options.allow_missing else segmenters[0].modalities
     found_cases = find_cases(scans, synthetic=options.synthetic, required=needed, labels="unused")

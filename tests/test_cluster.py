@@ -26,7 +26,7 @@ from brats_seg.core.outcome import Outcome, WorkerDiedError
 from brats_seg.core.settings import parse_settings
 from brats_seg.evaluation.folders import ScoreOptions, evaluate_folders
 from brats_seg.inference.options import PredictOptions
-from brats_seg.inference.remote import segment_on_cluster
+from brats_seg.inference.remote import OnCluster
 from brats_seg.models.trained import open_run
 from brats_seg.phantoms.cohort import write_cohort
 from brats_seg.scans.case import Problem
@@ -209,7 +209,6 @@ def test_a_case_that_ends_three_workers_is_named_and_the_others_are_done(local: 
     assert [p.case for p in scored.problems if p.severity == "error"] == [second]
     assert len({score.case for score in scored.scores}) == 3
     run = local / "run"
-    segmented = segment_on_cluster(
-        found.cases, cluster=cluster, runs=[(run, open_run(run).digest)], options=PREDICT, out=tmp_path
-    )
+    remote = OnCluster(cluster, runs=[(run, open_run(run).digest)], options=PREDICT, out=tmp_path)
+    segmented = remote.segment(found.cases)
     assert [isinstance(result, Problem) for result in segmented] == [False, True, False, False]

@@ -121,7 +121,8 @@ def predict(
         save_probabilities=save_probabilities,
         skip_finished=continue_,
     )
-    with joined_cluster(cluster, needs=[scans], shared=out, part=part) as joined:
+    folders = [Path(name) for name in (run, *options.also) if Path(name).is_dir()]
+    with joined_cluster(cluster, needs=[scans, *folders], shared=out, part=part) as joined:
         predicted = pipeline.predict(run, scans, out, options=options, cluster=joined)
     show_predictions(predicted, out, console=make_console())
     raise typer.Exit(predicted.exit_code)

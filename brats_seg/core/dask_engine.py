@@ -1,5 +1,6 @@
 """Tasks on the workers of a Dask cluster, which may be killed, replaced and added at any time."""
 
+import json
 import logging
 import os
 import secrets
@@ -45,6 +46,7 @@ class Cluster:
     shared: Path | None
     say: Callable[[str], None]
     sound: dict[str, bool] = field(default_factory=dict)
+    _told: dict[str, bool] = field(default_factory=dict)
 
     def map_unordered(self, function: Callable[[T], V], tasks: Sequence[T]) -> Generator[Outcome[T, V]]:
         """As `engine.map_unordered`. A worker has one task at a time, and one that is lost costs one task."""
@@ -53,28 +55,34 @@ class Cluster:
         workers, looked_s, here = self._workers(), time.monotonic(), Path.cwd()
         try:
             while queue or busy:
-                for worker in workers - busy.keys():
-                    if queue:
+                for worker, takes_tasks in workers.items():
+                    if queue and takes_tasks and worker not in busy:
                         position, n_deaths = queue.popleft()
                         job = _serve, function, tasks[position], position, here
                         future = self.client.submit(*job, workers=[worker], pure=False)
                         busy[worker] = _Call(future, position, n_deaths)
                 self._wait(busy)
+                lost = []
                 for worker, call in [(w, c) for w, c in busy.items() if c.future.done()]:
+                    del busy[worker]
                     if outcome := self._outcome(call, tasks[call.position]):
-                        del busy[worker]
                         yield outcome
-                if time.monotonic() - looked_s < _LOOK_S:
-                    continue
-                workers, looked_s = self._workers(), time.monotonic()
-                for worker in busy.keys() - workers:
-                    lost = busy.pop(worker)
-                    self.client.cancel([lost.future], force=True)
-                    if lost.n_deaths + 1 < _MOST_DEATHS:
-                        queue.appendleft((lost.position, lost.n_deaths + 1))
+                    else:
+                        lost.append(call)
+                if time.monotonic() - looked_s >= _LOOK_S:
+                    workers, looked_s = self._workers(), time.monotonic()
+                    lost += [busy.pop(worker) for worker in busy.keys() - workers.keys()]
+                    for worker in self._stuck(workers, busy):
+                        stuck = busy.pop(worker)
+                        self.client.cancel([stuck.future], force=True)
+                        queue.appendleft((stuck.position, stuck.n_deaths))
+                for call in lost:
+                    self.client.cancel([call.future], force=True)
+                    if call.n_deaths + 1 < _MOST_DEATHS:
+                        queue.appendleft((call.position, call.n_deaths + 1))
                     else:
                         how = WorkerDiedError(f"ended {_MOST_DEATHS} workers: killed, or out of memory")
-                        yield Outcome(tasks[lost.position], error=how, position=lost.position)
+                        yield Outcome(tasks[call.position], error=how, position=call.position)
         finally:
             with suppress(Exception):
                 self.client.cancel([call.future for call in busy.values()], force=True)
@@ -89,42 +97,69 @@ class Cluster:
             distributed.wait(futures, timeout=_LOOK_S, return_when="FIRST_COMPLETED")
 
     def _outcome(self, call: _Call, task: T) -> Outcome[T, Any] | None:
-        """What a future holds; None where its worker went away with the value."""
+        """What a future holds; None where its worker lost the value, or the scheduler began anew."""
         try:
             return call.future.result(timeout=_ANSWER_S)
         except TimeoutError:
             return None
-        except CancelledError as error:
+        except CancelledError:
             self._workers()  # raises where the scheduler is gone
-            died = WorkerDiedError(f"was cancelled on the cluster: {error}")
-            return Outcome(task, error=died, position=call.position)
+            return None
         except Exception as error:  # of a value that cannot be sent, or of a task that Dask gives up
             return Outcome(task, error=error, position=call.position)
 
-    def _workers(self) -> set[str]:
-        """The sound workers. A worker that joined since the last look is checked."""
+    def _workers(self) -> dict[str, bool]:
+        """The sound workers, and whether each takes tasks: Dask pauses one that is short of memory. A worker
+        that joined since the last look is checked.
+        """
+        with self._asking():
+            answer = self.client.scheduler_info(n_workers=-1)["workers"]
+        for worker, problem in self.check(answer.keys() - self.sound.keys()).items():
+            self.sound[worker] = not problem
+            if problem:
+                self.say(f"{problem}; this worker is left out")
+        workers = {name: answer[name]["status"] == "running" for name in answer if self.sound[name]}
+        if workers and not any(workers.values()) and self._told.get("paused") is not True:
+            self.say("cluster: all workers are paused by Dask, for want of memory; waiting for one")
+        self._told["paused"] = bool(workers) and not any(workers.values())
+        return workers
+
+    def _stuck(self, workers: dict[str, bool], busy: dict[str, _Call]) -> list[str]:
+        """Paused workers that will not begin the task that was sent to them."""
+        paused = [worker for worker in busy if not workers[worker]]
+        if not paused:
+            return []
+        with self._asking():
+            begun = self.client.processing(paused)
+        return [worker for worker in paused if busy[worker].future.key not in begun.get(worker, ())]
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Raise `InputError` where the scheduler is gone."""
         try:
-            workers_now = set(self.client.nthreads())
-            for worker, problem in self.check(workers_now - self.sound.keys()).items():
-                self.sound[worker] = not problem
-                if problem:
-                    self.say(f"{problem}; this worker is left out")
+            yield
         except (OSError, CancelledError) as error:
             raise InputError(
                 f"{self.address}: the scheduler went away ({type(error).__name__}); start it and give the "
                 "same command again, finished work is kept"
             ) from None
-        return {name for name in workers_now if self.sound[name]}
 
     def check(self, workers: set[str]) -> dict[str, str]:
         """What is wrong with each of some workers, in one line; "" where nothing is."""
         tokens = [folder / f"{TOKEN}{secrets.token_hex(8)}" for folder in (self.shared,) if folder]
         with ExitStack() as stack:
-            for token in tokens:
-                token.touch()
-                stack.callback(token.unlink)
+            for token in tokens if workers else ():
+                try:
+                    token.touch()
+                except OSError as error:
+                    raise InputError(
+                        f"{token.parent}: cannot be written ({error.strerror}); mend that and give the same "
+                        "command again"
+                    ) from None
+                stack.callback(token.unlink, missing_ok=True)
             run = {"workers": list(workers), "on_error": "return"}
-            answers = self.client.run(_describe, [*self.needs, *tokens], **run) if workers else {}
+            with self._asking():
+                answers = self.client.run(_describe, [*self.needs, *tokens], **run) if workers else {}
         return {worker: _problem(worker, answers.get(worker, "it went away")) for worker in workers}
 
 
@@ -181,18 +216,26 @@ def _connected(distributed: Any, address: str, workers: int) -> Iterator[Any]:
     with ExitStack() as stack:
         if address == "local":
             options = {"n_workers": workers or None, "threads_per_worker": 1, "dashboard_address": ":0"}
-            address_of = {"address": stack.enter_context(distributed.LocalCluster(**options))}
-        elif "://" in address or Path(address).is_file():
-            address_of = {"address" if "://" in address else "scheduler_file": address}
+            reached = stack.enter_context(distributed.LocalCluster(**options))
         else:
-            raise UsageError(f"{address}: is no file; give tcp://HOST:PORT, a scheduler file, or local")
+            reached = address if "://" in address else _address_in(Path(address))
         try:
-            client = stack.enter_context(distributed.Client(**address_of, timeout=_ANSWER_S))
+            client = stack.enter_context(distributed.Client(reached, timeout=_ANSWER_S))
         except (OSError, ValueError) as error:
             what = f"nobody answers within {_ANSWER_S:.0f} s ({type(error).__name__})"
-            how = "start a scheduler with `dask scheduler` and workers with `dask worker`"
+            how = "start a scheduler with `dask scheduler` and workers with `dask worker --nworkers auto`"
             raise UsageError(f"{address}: {what}; {how}") from None
         yield client
+
+
+def _address_in(file: Path) -> str:
+    """The address that a scheduler wrote into its file."""
+    if not file.is_file():
+        raise UsageError(f"{file}: is no file; give tcp://HOST:PORT, a scheduler file, or local")
+    try:
+        return str(json.loads(file.read_bytes())["address"])
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UsageError(f"{file}: is no scheduler file of Dask; give the file that it wrote") from None
 
 
 def _describe(paths: Sequence[Path]) -> dict[str, Any]:

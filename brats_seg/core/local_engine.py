@@ -58,7 +58,12 @@ def _run(
             while queue and (idle or free):
                 worker = idle.popleft() if idle else _hire(free.popleft(), threads)
                 position, task = queue.popleft()
-                busy[worker.executor.submit(_serve, function, task, position)] = worker, position, task
+                try:
+                    busy[worker.executor.submit(_serve, function, task, position)] = worker, position, task
+                except BrokenProcessPool:  # killed between two tasks: another worker takes this one
+                    _dismiss([worker])
+                    free.appendleft(worker.number)
+                    queue.appendleft((position, task))
             yield from done  # after the workers have something to do again
             done = []
             for future in wait(busy, return_when=FIRST_COMPLETED).done:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from types import FrameType
 from typing import Any, Literal, TypeVar
@@ -248,8 +249,14 @@ def ranks() -> tuple[int, int]:
 def gather_from_ranks(value: T) -> list[T]:
     """Every rank's value, in rank order, on every rank. The group of processes was joined before."""
     values: list[Any] = [None] * ranks()[1]
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_patient_group())
     return values
+
+
+@cache
+def _patient_group() -> dist.ProcessGroup | None:
+    """The ranks, who wait for each other for as long as it takes: one may have hours of cases more."""
+    return dist.new_group(backend="gloo", timeout=timedelta(days=30))
 
 
 def _join_ranks(device: str) -> tuple[int, int]:
@@ -260,6 +267,7 @@ def _join_ranks(device: str) -> tuple[int, int]:
         on_cuda = device != "cpu" and torch.cuda.is_available()
         # gloo beside nccl: what the processor needs to know does not make the GPU wait
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+        _patient_group()  # all ranks make it, while they are together
         atexit.register(dist.destroy_process_group)
     return dist.get_rank(), dist.get_world_size()
 

@@ -3,12 +3,13 @@
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -38,6 +39,21 @@ cavity.
 _MOST_CASES = 6  # at a time: each takes 0.1 GB while it is read
 
 
+class Elsewhere(Protocol):
+    """Other processes, which segment the cases that are left to do."""
+
+    def settings(self) -> str:
+        """What `settings_digest` gives there: the arithmetic may be another than here."""
+
+    def segment(self, cases: Sequence[Case]) -> Sequence[Prediction | Problem]:
+        """What became of each case, in their order."""
+
+
+def settings_digest(segmenters: Sequence[Segmenter], *, options: PredictOptions) -> str:
+    """What the column `settings` of predictions.csv says of label maps by these networks and options."""
+    return _Job(fitting(segmenters), Path(), options).settings
+
+
 def predict_cases(
     segmenters: Sequence[Segmenter],
     cases: Sequence[Case],
@@ -45,7 +61,7 @@ def predict_cases(
     out: Path,
     options: PredictOptions = PredictOptions(),
     problems: Sequence[Problem] = (),
-    elsewhere: Callable[[Sequence[Case]], Sequence[Prediction | Problem]] | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> PredictReport:
     """Segment cases into `OUT/<case>.nii.gz`, in the label values, grid and type of each; and
     `predictions.csv`, `labels.txt`.
@@ -70,7 +86,8 @@ def predict_cases(
     job = _Job(fitting(segmenters), out, options)
     cases = [replace(case, schema=job.schema_of(case)) for case in cases]
     out.mkdir(parents=True, exist_ok=True)
-    alike = {row["case"] for row in rebuild_table(out) if row.get("settings") == job.settings}
+    settings = job.settings if elsewhere is None else elsewhere.settings()
+    alike = {row["case"] for row in rebuild_table(out) if row.get("settings") == settings}
     skipped = [c.id for c in cases if options.skip_finished and c.id in alike and _is_finished(job, c)]
     first_of: dict[str, Case] = {}
     twins = []
@@ -81,7 +98,7 @@ def predict_cases(
             first_of[case.id] = case
     todo = [case for case in first_of.values() if case.id not in skipped]
     if elsewhere is not None:
-        finished = list(elsewhere(todo))
+        finished = list(elsewhere.segment(todo))
     else:
         # Whatever ends the loop, the generator is closed: a traceback would keep it, and its threads.
         with closing(_pipelined(job, todo)) as results:

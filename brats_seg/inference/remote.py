@@ -10,7 +10,7 @@ from brats_seg.core.engine import map_in_order
 from brats_seg.core.errors import InputError
 from brats_seg.inference.options import PredictOptions
 from brats_seg.inference.outcome import Prediction
-from brats_seg.inference.predict import describe_result, segment_case
+from brats_seg.inference.predict import describe_result, segment_case, settings_digest
 from brats_seg.inference.runs import load_for_prediction
 from brats_seg.inference.segmenter import Segmenter
 from brats_seg.models.trained import open_run
@@ -25,35 +25,51 @@ class _Recipe:
     options: PredictOptions
 
 
-def segment_on_cluster(
-    cases: Sequence[Case],
-    *,
-    cluster: Cluster,
-    runs: Sequence[tuple[str | Path, str]],
-    options: PredictOptions,
-    out: Path,
-) -> list[Prediction | Problem]:
-    """As `predict.predict_cases` does with the cases of which it knows that they are to be segmented.
-
-    A case that ends three workers is a problem; the others are segmented.
-
-    Args:
-        cases: to segment.
-        cluster: whose workers do so.
-        runs: folder, or name of a packaged network, and digest of each run. A worker looks for a packaged
-            network where the package lies on its own machine.
-        options: as in `predict`.
-        out: folder of the label maps.
+class OnCluster:
+    """What `predict.predict_cases` does with the cases of which it knows that they are to be segmented, done
+    by the workers of a cluster. A case that ends three workers is a problem; the others are segmented.
     """
-    return map_in_order(
-        partial(_segment, _Recipe(tuple(runs), options), out),
-        cases,
-        threads=1,
-        label="segmenting",
-        on_death=_problem,
-        line=describe_result,
-        cluster=cluster,
-    )
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        runs: Sequence[tuple[str | Path, str]],
+        options: PredictOptions,
+        out: Path,
+    ) -> None:
+        """Take what a worker needs.
+
+        Args:
+            cluster: whose workers segment.
+            runs: folder, or name of a packaged network, and digest of each run. A worker looks for a packaged
+                network where the package lies on its own machine.
+            options: as in `predict`.
+            out: folder of the label maps.
+        """
+        self._cluster, self._recipe, self._out = cluster, _Recipe(tuple(runs), options), out
+
+    def settings(self) -> str:
+        """`predict.settings_digest` on a worker."""
+        (outcome,) = self._cluster.map_unordered(_settings, [self._recipe])
+        return outcome.unwrap()
+
+    def segment(self, cases: Sequence[Case]) -> list[Prediction | Problem]:
+        """What became of each case, in their order."""
+        return map_in_order(
+            partial(_segment, self._recipe, self._out),
+            cases,
+            threads=1,
+            label="segmenting",
+            on_death=_problem,
+            line=describe_result,
+            cluster=self._cluster,
+        )
+
+
+def _settings(recipe: _Recipe) -> str:
+    segmenters, options = _load(recipe)
+    return settings_digest(segmenters, options=options)
 
 
 def _segment(recipe: _Recipe, out: Path, case: Case) -> Prediction | Problem:

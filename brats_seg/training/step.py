@@ -16,7 +16,7 @@ from brats_seg.core.sections import Optimizer
 from brats_seg.models.deep_supervision import supervised_loss
 from brats_seg.models.losses import Loss
 from brats_seg.models.output_rows import Directions
-from brats_seg.training.exchange import Exchange, check_ranks
+from brats_seg.training.exchange import Exchange
 from brats_seg.training.optimizer import RunningMean, learning_rate, make_optimizer
 
 AnyInputs = Float[Tensor, "b m *patch"]
@@ -116,7 +116,6 @@ class Learner:
         Raises:
             UsageError: more parts than a rank has examples.
         """
-        check_ranks(schedule.batch_size, world_size=runtime.world_size)
         n_examples = schedule.batch_size // runtime.world_size
         if not 1 <= schedule.accumulate <= n_examples:
             raise UsageError(

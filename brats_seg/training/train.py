@@ -21,6 +21,7 @@ from brats_seg.models.networks import check_patch_size, make_network, network_di
 from brats_seg.models.readout import readout_of
 from brats_seg.models.restore import take_weights
 from brats_seg.training.augment import Augmenter
+from brats_seg.training.exchange import check_ranks
 from brats_seg.training.loop import Loop
 from brats_seg.training.norms import measure_norms
 from brats_seg.training.phases import Method
@@ -63,6 +64,7 @@ def train(
             run's, a folder in use.
     """
     network, training, jitter = config.network, config.training, config.sampler.jitter
+    check_ranks(training.batch_size, world_size=runtime.world_size)
     n_together = training.batch_size // runtime.world_size // training.accumulate
     check_patch_size(network, patch_size=bank.patch_size, n_together=n_together, jitter=jitter)
     bank = bank.regroup(config.task.classes)

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,3 +245,82 @@ def test_a_scheduler_that_goes_away_is_one_line(tmp_path: Path, monkeypatch: pyt
         pytest.raises(InputError, match="the scheduler went away"),
     ):
         _kill_scheduler(own, tmp_path)
+
+
+class _Future:
+    """A value that is there at once, one that was cancelled, or one that never comes."""
+
+    def __init__(self, key: str, state: str, value: Any = None) -> None:
+        self.key, self.state, self.value = key, state, value
+
+    def done(self) -> bool:
+        return self.state != "pending"
+
+    def result(self, timeout: float) -> Any:
+        if self.state == "cancelled":
+            raise CancelledError
+        return self.value
+
+
+class _Client:
+    """A scheduler with the workers "a" and "b". The first task of "a" has the state that is given; after that
+    task "a" is paused.
+    """
+
+    def __init__(self, first: str) -> None:
+        self.first, self.n_of, self.paused = first, {"a": 0, "b": 0}, False
+
+    def scheduler_info(self, n_workers: int) -> dict[str, Any]:
+        status = {"a": "paused" if self.paused else "running", "b": "running"}
+        return {"workers": {name: {"status": what} for name, what in status.items()}}
+
+    def run(self, function: Any, paths: list[Path], *, workers: list[str], on_error: str) -> dict[str, Any]:
+        return {worker: function(paths) for worker in workers}
+
+    def submit(self, serve: Any, *job: Any, workers: list[str], pure: bool) -> _Future:
+        (worker,) = workers
+        self.n_of[worker] += 1
+        if worker == "a" and not self.paused:
+            self.paused = True
+            return _Future("first", self.first)
+        return _Future("later", "finished", serve(*job))
+
+    def processing(self, workers: list[str]) -> dict[str, tuple[str, ...]]:
+        return {worker: () for worker in workers}
+
+    def cancel(self, futures: list[_Future], force: bool) -> None:
+        pass
+
+
+@pytest.mark.parametrize("first", ["pending", "cancelled"])
+def test_a_task_that_a_worker_does_not_begin_goes_to_another(
+    first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask pauses a worker that is short of memory; a scheduler that is started anew cancels all tasks."""
+    monkeypatch.setattr(dask_engine, "_LOOK_S", 0.0)
+    monkeypatch.setattr(distributed, "wait", lambda *given, **options: None)
+    client = _Client(first)
+    cluster = Cluster(client, "tcp://x:1", (), tmp_path, print)
+    outcomes = list(cluster.map_unordered(_square_of, [2, 3, 4]))
+    assert sorted(outcome.unwrap() for outcome in outcomes) == [4, 9, 16]
+    assert client.n_of == {"a": 1, "b": 3}
+
+
+def _square_of(number: int) -> int:
+    return number * number
+
+
+def test_a_shared_folder_that_is_gone_is_named_and_not_the_scheduler(tmp_path: Path) -> None:
+    cluster = Cluster(_Client("pending"), "tcp://x:1", (), tmp_path / "gone", print)
+    with pytest.raises(InputError, match=r"gone: cannot be written \(No such file or directory\)"):
+        cluster.check({"a"})
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "[]", "no JSON"])
+def test_a_file_that_no_scheduler_wrote_is_told(text: str, tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text(text)
+    with (
+        pytest.raises(UsageError, match=r"s\.json: is no scheduler file of Dask"),
+        open_cluster(str(tmp_path / "s.json")),
+    ):
+        pass
