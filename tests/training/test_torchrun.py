@@ -24,7 +24,7 @@ from brats_seg.phantoms.cohort import write_cohort
 
 OVERRIDES = (
     *TINY, "network.norm=group", "training.epochs=6", "training.checkpoint_epochs=1", "validation.every=6",
-    "optimizer.clip_norm=1",
+    "optimizer.clip_norm=1", "training.precision=float32",
 )  # fmt: skip
 
 
@@ -124,10 +124,12 @@ def test_a_node_that_is_killed_costs_no_more_than_the_steps_since_the_last_check
         assert until(lambda: (run / LAST).exists(), seconds=600), logs[0].read_text()
         lose_power(nodes[1])
         assert nodes[0].wait(timeout=900) == 0, logs[0].read_text()
-    assert "failed (exitcode: 1)" in logs[0].read_text()  # the rank that lost its peer
+    log = logs[0].read_text()
+    assert "failed (exitcode: 1)" in log  # the rank that lost its peer
+    assert [log.count(f"training {n}/6: epoch {n}:") for n in range(1, 7)] == [1] * 6  # none twice
     config = load_config("demo", overrides=OVERRIDES)
     pipeline.train(bank, tmp_path / "whole", config, fold=0, device="cpu")
     survivor, whole = (load_checkpoint(tmp_path / name / LAST) for name in ("run", "whole"))
     assert (survivor.epoch, len(survivor.weights)) == (6, len(whole.weights))
     for name, weight in whole.weights.items():
-        torch.testing.assert_close(survivor.weights[name], weight, atol=2e-2, rtol=1e-2)
+        torch.testing.assert_close(survivor.weights[name], weight, atol=2e-3, rtol=1e-3)
