@@ -18,7 +18,7 @@ from brats_seg.scans.case import MODALITIES
 from brats_seg.scans.labels import CLASS_ORDER
 
 SCHEMA_VERSION = 1
-"""Of the files of a bank; another one is refused."""
+"""The version of the files of a bank; a bank of another version is refused."""
 FILES = ("image.npy", "label.npy", "voxels.npy")
 """What a case is stored as, beside `case.json`."""
 LISTED = (

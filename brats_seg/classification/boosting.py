@@ -9,7 +9,7 @@ from brats_seg.core.shapes import Counts, Ids
 
 Labels = Int64[np.ndarray, " n"]
 Weights = Float64[np.ndarray, " n"]
-"""Of each training image; they sum to 1."""
+"""The weight of each training image; the weights sum to 1."""
 
 
 def boosting_round(known: Probabilities, labels: Labels, weights: Weights) -> tuple[Weights, float]:

@@ -18,7 +18,7 @@ Rows = tuple[UInt8[np.ndarray, "n y x c"], Int64[np.ndarray, " n"]]
 """Images and the class of each."""
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MOST_BYTES = 1 << 32
-"""Of a batch; one of CIFAR-10 has 31 million."""
+"""The most bytes of a batch; a batch of CIFAR-10 has 31 million."""
 _SIDE, _CHANNELS = 32, 3
 _PIXELS = _CHANNELS * _SIDE * _SIDE
 

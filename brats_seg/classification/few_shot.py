@@ -31,7 +31,7 @@ from brats_seg.models.few_shot import (
 )
 
 HEAD_STEPS, HEAD_RATE = 100, 0.01
-"""Of fine-tuning the output layer on the shown images."""
+"""Steps and rate of fine-tuning the output layer on the shown images."""
 _AT_ONCE = 20
 _SMALLEST = 16
 """Pixels of a side that four poolings leave something of."""

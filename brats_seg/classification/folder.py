@@ -23,9 +23,9 @@ SHORTER_SIDE = 256
 """Pixels; Buda et al. 2018, section 3.3.3."""
 CROP = 224
 MOST_BYTES = 1 << 30
-"""Of the file of an image."""
+"""The most bytes of the file of an image."""
 MOST_PIXELS = 1 << 26
-"""Of an image; decoded it takes 200 MB."""
+"""The most pixels of an image; decoded they take 200 MB."""
 MOST_ELONGATED = 100
 """Times the short side that the long side may have: the short one is brought to 256 pixels."""
 OF_PATIENTS = "patients.csv"

@@ -11,7 +11,7 @@ from brats_seg.classification.image_set import ImageSet, Patients, Splits
 from brats_seg.core.errors import InputError
 
 TEST_SHARE = 0.2
-"""Of each class, where a set comes without test images."""
+"""The share of each class that is held out, where a set comes without test images."""
 
 
 def hold_out(images: ImageSet) -> Splits:

@@ -31,7 +31,7 @@ from brats_seg.scans.geometry import Affine
 FEWEST_SLICES = 4
 """A series of fewer slices is a localizer or was cut off."""
 _PLANE_TOLERANCE = 1e-3
-"""Of direction cosines; released series differ by 1e-5."""
+"""The largest difference of direction cosines within a series; released series differ by 1e-5."""
 _UNEVEN = 0.05
 """Largest deviation of a slice distance, as a share of it; positions that are rounded to 0.1 mm need 0.02."""
 _TILT_DEGREES = 1.0
@@ -103,7 +103,7 @@ class Series:
 
     @property
     def folder(self) -> PurePosixPath:
-        """Of its first file."""
+        """The folder of the first file."""
         return self.planes[0].file.name.parent
 
     @cached_property

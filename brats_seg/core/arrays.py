@@ -83,7 +83,7 @@ def inflate(stream: Any, n_packed: int, *, n_bytes: int) -> UInt8[np.ndarray, " 
 
 
 NPY_HEADER_BYTES = 12 + (1 << 16)
-"""Of the header of a `.npy` file, at most; that of an array of numbers has 128."""
+"""The most bytes of the header of a `.npy` file; the header of an array of numbers has 128."""
 
 _START = re.compile(rb"\x93NUMPY([\x01-\x03])\x00")
 _HEADER = re.compile(
@@ -115,7 +115,7 @@ class ArrayHeader:
 
     @property
     def n_bytes(self) -> int:
-        """Of the numbers."""
+        """The bytes of the numbers."""
         return self.dtype.itemsize * math.prod(self.shape)
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from brats_seg.core.statistics import paired_difference
 
 FEWEST = 6
-"""Of fewer patients Wilcoxon's p cannot fall below 0.05, and a 95 % bootstrap interval holds the mean in 50
+"""With fewer patients Wilcoxon's p cannot fall below 0.05, and a 95 % bootstrap interval holds the mean in 50
 to 84 % of samples only.
 """
 NO_PAIRS = paired_difference({}, {}, patient_of={})

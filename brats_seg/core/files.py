@@ -31,7 +31,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 MOST_TEXT_BYTES = 1 << 28
-"""Of a text file that is read whole; the list of a bank of 1,251 cases has a million."""
+"""The most bytes of a text file that is read whole; the list of a bank of 1,251 cases has a million."""
 MOST_YAML_BYTES = 1 << 18
 _LONGEST_SCALAR = 10_000  # characters; YAML 1.1 reads 1:1:1... as a number in base 60, in quadratic time
 _DEEPEST = 40  # brackets within each other; PyYAML takes seconds for a thousand

@@ -23,7 +23,7 @@ def refused_shares(kind: str, shares: Mapping[str, float] | None, healthy_share:
 
 
 MOST_PATCH_VOXELS = 1 << 26
-"""Of a patch of one example: 7 times a whole volume of BraTS. A config may come from a file of anybody."""
+"""The most voxels of a patch: 7 times a whole volume of BraTS. A config may come from a file of anybody."""
 
 
 class Network(Section):

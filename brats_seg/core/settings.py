@@ -20,7 +20,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 Rules = tuple[tuple[object, str], ...]
-"""Of each rule whether it is broken (anything that counts as true), and the reason for the user."""
+"""For each rule whether it is broken (anything that counts as true), and the reason for the user."""
 
 
 class Ruled(BaseModel):

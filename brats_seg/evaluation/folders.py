@@ -243,7 +243,7 @@ def _swapped(out: Path, scored: Sequence[_CaseScores], cavity_in: Sequence[str])
     regions = regions_of(classes)
 
     def mean_dice(order: Sequence[int]) -> list[float]:
-        """Of each region, over the cases where it has one, with the predicted classes in that order."""
+        """The mean Dice of each region, over the cases that have one, with the classes in that order."""
         means = []
         for region in regions:
             members = region_classes(region, classes, cavity_in=cavity_in)

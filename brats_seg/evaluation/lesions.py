@@ -19,7 +19,7 @@ Numbers = Int[np.ndarray, "z y x"]
 _FACES_AND_EDGES = ndimage.generate_binary_structure(3, 2)
 _ALL_NEIGHBORS = np.ones((3, 3, 3), bool)
 _OFFSETS = [offset for offset in product((-1, 0, 1), repeat=3) if 0 in offset]
-"""Of a voxel and its neighbors by a face or an edge."""
+"""The steps from a voxel to itself and to its neighbors by a face or an edge."""
 _LEAST_DICE = 1e-6
 
 

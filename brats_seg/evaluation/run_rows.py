@@ -54,8 +54,8 @@ LOOK_COLUMNS: dict[str, type] = {
 in `training_s` seconds of training and mining (without validation and checkpoints).
 """
 SHARES = ("requested_share", "center_share", "voxel_share", "hard_share", "distinct_share")
-"""Of a class: asked for, of the draws, of the patch voxels; and of its draws in an epoch those that were
-hard, and those that differ.
+"""The shares of a class: asked for, among the draws, among the patch voxels. Then the shares of its draws in
+an epoch that were hard, and that differ.
 """
 _SHARES = ("dice", "sensitivity", "precision", *SHARES)
 _ANY_SIGN = ("fold", "seed")

@@ -100,7 +100,7 @@ class ShareSampler(Sampler):
         return classes, numbers
 
     def _turns(self, classes: np.ndarray, first: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """Of each class: its places in the flat block, and which draw of the class in this epoch each of them
+        """The places of each class in the flat block, and which draw of the class in this epoch each place
         is.
         """
         places = {k: np.flatnonzero(classes == k) for k in range(self._index.n_classes)}

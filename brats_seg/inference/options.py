@@ -55,7 +55,7 @@ class Settings:
 
     @property
     def thresholds(self) -> RegionThresholds:
-        """Of the regions."""
+        """The thresholds of the regions."""
         return RegionThresholds(self.threshold_whole, self.threshold_core, self.threshold_active)
 
 

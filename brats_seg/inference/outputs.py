@@ -134,8 +134,8 @@ def write_probabilities(
 
 
 def volumes_ml(tissue: TissueMap, geometry: Geometry, classes: Sequence[str]) -> dict[str, float]:
-    """Of every region and every class but healthy, whose volume is the frame's. What is not in `tissue` is
-    healthy.
+    """The volume of every region and of every class but healthy, which fills the rest of the frame. What is
+    not in `tissue` is healthy.
     """
     voxel_ml = float(np.prod(geometry.spacing_mm)) / 1000
     counts = [np.count_nonzero(tissue == i) * voxel_ml for i in range(len(classes))]
@@ -182,7 +182,7 @@ def _held(out: Path) -> Iterator[None]:
 
 
 def _columns(path: Path) -> list[str]:
-    """Of the table, by its first line; none where it is not there."""
+    """The columns of the table, by its first line; none where there is no table."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:

@@ -222,7 +222,7 @@ def _is_finished(job: _Job, case: Case) -> bool:
 
 @dataclass(frozen=True)
 class _Part:
-    """Of a case: slices that were computed together, and when."""
+    """Slices of a case that were computed together, and when."""
 
     labels: TissueMap
     probabilities: Probabilities | None

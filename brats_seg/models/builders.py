@@ -61,13 +61,13 @@ def _exact(logits: Tensor) -> Tensor:
 
 
 MAX_GROUPS = 8
-"""Of a group norm."""
+"""The largest number of groups of a group norm."""
 BASIC_LEVELS = 6
 """MONAI's BasicUNet takes five levels of features and the width of the last layer."""
 SWIN_WIDTHS = 12
 """What the width of a Swin UNETR is a multiple of."""
 MEDNEXT_EXPANSION, MEDNEXT_KERNEL = 2, 3
-"""Of every block: those of MedNeXt-S (Roy et al. 2023, table 1)."""
+"""The expansion and the kernel of every block: those of MedNeXt-S (Roy et al. 2023, table 1)."""
 
 
 def unet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:

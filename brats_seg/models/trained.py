@@ -36,7 +36,7 @@ class TrainedNetwork:
 
     @cached_property
     def config(self) -> Config:
-        """Of the training. Raises as `Checkpoint.parsed_config`."""
+        """The config of the training. Raises as `Checkpoint.parsed_config`."""
         return self.checkpoint.parsed_config()
 
     @property

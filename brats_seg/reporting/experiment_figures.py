@@ -115,7 +115,7 @@ def difference_chart(differences: Sequence[Mapping[str, Any]], *, score: str = "
 
 
 def _direction_color(low: float, high: float, *, n_patients: int) -> str:
-    """Of an interval: gray where it holds 0, or is over too few patients to say."""
+    """The color of an interval: gray where the interval holds 0, or is over too few patients to say."""
     if n_patients < FEWEST or low <= 0 <= high:
         return style.QUIET
     return style.LESS if high < 0 else style.MORE

@@ -47,7 +47,7 @@ HD95_WORDS = {
 N_EACH_END = 3
 """So many worst and so many best cases are shown."""
 _Schemas = tuple[str | None, str | None]
-"""Of cases whose layout does not say it, and of predictions that no table tells."""
+"""The label schema of cases whose layout does not say the schema, and that of predictions without a table."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ classes stay over 20 CIEDE2000 apart, and each stays over 15 away from every gra
 of a page, also as seen with each of the three color blindnesses (a test).
 """
 REGION_COLORS = {"whole": "#31796d", "core": "#7e32a3", "active": "#e05217"}
-"""Of nested regions, in charts: as far from each other, and from the tissue classes, as these are."""
+"""The color of each nested region in charts, as far from the other colors as those of the tissue classes."""
 
 INK, QUIET, RULE, WASH, PAPER = "#1d2733", "#5d6875", "#d9dee4", "#f5f7f9", "#ffffff"
 """Text and lines; small print; grid and axes; boxes; the page."""

@@ -39,7 +39,7 @@ from brats_seg.scans.predictions import TABLE, written_schema
 from brats_seg.scans.volume import read_volume, read_volumes
 
 GRAY_PERCENTILES = (0.5, 99.5)
-"""Of the voxels of the brain: black and white of a scan."""
+"""The percentiles of the brain's voxels that a scan shows as black and as white."""
 WHITE = 127
 """The brightest gray level: half of what a byte holds, less than the noise of a scan, makes a page of 7.1 MB
 one of 6.0 MB.

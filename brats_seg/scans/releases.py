@@ -13,7 +13,7 @@ from brats_seg.scans.datasets import LABEL, Piece
 from brats_seg.scans.volume import SUFFIXES
 
 PLAIN = "plain"
-"""Of the layout."""
+"""The name of the layout of plain names."""
 _VISIT = re.compile(
     r"(visit|session|ses|timepoint|tp|day|week|month|year|baseline|follow[ _-]?up|(pre|post)([ _-]?op)?)"
     r"[ _-]*\d*|\d{4}-?\d{2}-?\d{2}",

@@ -1,1 +1,1 @@
-"""Grids of trainings -> tables: experiments on scans and studies of images, on one spine."""
+"""Grids of trainings -> tables: experiments on scans and studies of images, in the same steps."""

@@ -53,7 +53,7 @@ class Choice(Section):
 
 
 class Choices(Section):
-    """What is recommended in a wing, by rising ratio."""
+    """What is recommended for scans or for images, by rising ratio."""
 
     choices: Annotated[tuple[Choice, ...], Field(min_length=1)]
 

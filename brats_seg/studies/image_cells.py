@@ -240,8 +240,8 @@ class Cell(CellNetworks):
         return rules
 
     def class_probabilities(self, networks: list[Fitted], pool: ImageSource) -> Probabilities:
-        """Of one network, or the mean of a committee. A network that diverged knows nothing: all classes
-        alike.
+        """The class probabilities of one network, or the mean of a committee. A network that diverged gives
+        all classes alike.
         """
         n_classes = pool.index.n_classes
         sure = [

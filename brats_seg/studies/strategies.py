@@ -20,7 +20,7 @@ _OF_A_STRATEGY = ("correct_priors", "stages", "remedy")
 """What a strategy may hold beside knobs of a training config."""
 
 Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
-"""Of a strategy or a cohort; a folder is called so too."""
+"""The name of a strategy or a cohort, and of its folder."""
 Strength = Annotated[float, Field(ge=0, le=1)] | Literal["tuned"]
 
 

@@ -362,14 +362,14 @@ def _images_if_there(settings: StudySettings, folder: Path | None) -> Splits | N
 
 
 def _memory_mb(settings: StudySettings, images: Splits | None) -> float | None:
-    """Of a worker's images; whitened ones are float32, four bytes for each."""
+    """The memory of a worker's images; whitened images are float32, four bytes for each value."""
     if images is None:
         return None
     return images.n_bytes * (1 if settings.images.preprocessing == "none" else 4) / 1e6
 
 
 def _cache_mb(settings: StudySettings, images: Splits | None) -> float:
-    """Of the whitened images that a study keeps, float32."""
+    """The disk of the whitened images that a study keeps, float32."""
     if images is None or settings.images.preprocessing == "none":
         return 0.0
     return (

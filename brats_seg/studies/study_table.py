@@ -165,8 +165,8 @@ def pickings(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def pick(rows: Sequence[Row], *, on: str) -> list[Row]:
-    """Of each set and method the rows of one training: the best by its test AUC, or by its validation score
-    (higher is better).
+    """The rows of one training for each set and method: the best training by its test AUC, or by its
+    validation score (higher is better).
     """
     trainings: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Row]]] = defaultdict(
         lambda: defaultdict(list)

@@ -22,7 +22,7 @@ class Exchange:
     """
 
     def __init__(self, network: nn.Module, *, runtime: Runtime) -> None:
-        """Of a network on the runtime's device. Every rank must have made the same one."""
+        """Exchange for a network on the runtime's device. Every rank must have made the same network."""
         self._runtime = runtime
         self._shared: DistributedDataParallel | None = None
         if runtime.world_size > 1:

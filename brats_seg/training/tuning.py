@@ -27,12 +27,14 @@ from brats_seg.models.readout import Readout
 from brats_seg.scans.labels import OUTSIDE, region_classes, regions_of
 
 STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""Of prior correction."""
+"""Strengths of prior correction that are tried."""
 THRESHOLDS = (0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8)
-"""Of the probability of a region; of equally good ones the first is taken."""
+"""Thresholds of a region's probability that are tried; the first one is taken where several are best."""
 COMPONENTS_MM3 = (10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 COMPONENT_SHARES = (0.05, 0.1, 0.2)
-"""Of the largest component; below 0.3, so that a second tumor of a third of the first one's size stays."""
+"""Shares of the largest component; below 0.3, so that a second tumor of a third of the first tumor's size
+stays.
+"""
 ENHANCING_MM3 = (20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 KNOBS: Mapping[str, Sequence[float]] = {
     "threshold_whole": THRESHOLDS,
@@ -48,7 +50,7 @@ KNOBS: Mapping[str, Sequence[float]] = {
 one before.
 """
 FEWEST_PATIENTS = 3
-"""Of fewer patients no threshold is taken over: with two, chance alone lets both gain one time in four, and
+"""With fewer patients no threshold is taken over: with two, chance alone lets both gain one time in four, and
 several values are tried.
 """
 
@@ -219,7 +221,7 @@ def search(
 
 
 def _knobs(classes: Sequence[str]) -> dict[str, Sequence[float]]:
-    """Those of `KNOBS` whose regions the classes make."""
+    """The knobs of `KNOBS` whose regions the classes make."""
     made = set(regions_of(classes)) | ({"enhancing"} if "enhancing_core" in classes else set())
     whole_knobs = ("min_component_mm3", "min_component_share")
     return {k: v for k, v in KNOBS.items() if k in whole_knobs or made & set(k.split("_"))}
@@ -270,7 +272,7 @@ def _mean_dice(case: SeenCase, labels: Classes) -> float:
 
 
 def _lesion_dice(case: SeenCase, labels: Classes) -> float:
-    """Of the whole tumor."""
+    """The lesion-wise Dice of the whole tumor."""
     rule, members = CONVENTIONS["brats2023"], region_classes("whole", case.classes)
     reference, prediction = (np.isin(_in_box(case, one), members) for one in (case.reference, labels))
     lesions = match_lesions(reference, prediction, spacing_mm=case.spacing_mm, hd95="left_out")
