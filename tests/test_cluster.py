@@ -78,7 +78,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def _kill_one(processes: Processes, begun: Path) -> None:
     """Kill a worker by SIGKILL once the first case has begun."""
-    until(lambda: any(begun.glob("cases/*")))
+    assert until(lambda: any(begun.glob("cases/*")))
     os.kill(processes.computing_pids()[0], signal.SIGKILL)
 
 
@@ -95,8 +95,13 @@ def test_every_stage_gives_the_bytes_of_one_machine(
         )
         killer = threading.Thread(target=_kill_one, args=(processes, tmp_path / "bank"))
         killer.start()
+        submit, sent = cluster.client.submit, []
+        monkeypatch.setattr(
+            cluster.client, "submit", lambda *job, **to: sent.append(job) or submit(*job, **to)
+        )
         built = pipeline.preprocess(local / "scans", tmp_path / "bank", options=BUILD, cluster=cluster)
         killer.join()
+        assert len(sent) == 4 + 1  # the case of the killed worker was executed again
         predicted = pipeline.predict(local / "run", "scans", "out", options=PREDICT, cluster=cluster)
         scored = evaluate_folders("out", local / "scans", output="scores", cluster=cluster)
     assert (built.exit_code, predicted.exit_code, scored.exit_code) == (0, 0, 0)

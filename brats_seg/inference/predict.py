@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ cavity.
 _MOST_CASES = 6  # at a time: each takes 0.1 GB while it is read
 
 
+@runtime_checkable
 class Elsewhere(Protocol):
     """Other processes, which segment the cases that are left to do."""
 

@@ -1,5 +1,6 @@
 """Tasks survive a killed worker."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -42,6 +43,20 @@ def test_a_killed_task_is_tried_again_alone_and_the_others_are_unharmed(tmp_path
     }
     assert type(outcomes[5].error).__name__ == "WorkerDiedError"
     assert isinstance(outcomes[7].error, ValueError)
+
+
+def _square(number: int) -> int:
+    return number * number
+
+
+def test_a_worker_that_is_killed_between_two_tasks_costs_none() -> None:
+    outcomes = map_unordered(_square, range(6), workers=2)
+    first = next(outcomes)
+    time.sleep(1.0)  # the workers have ended their next tasks, and wait
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join()
+    assert sorted(outcome.unwrap() for outcome in [first, *outcomes]) == [0, 1, 4, 9, 16, 25]
 
 
 def _number(task: int) -> int:
