@@ -12,19 +12,23 @@ from brats_seg.core.dask_engine import Cluster
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import BEST, LAST, lock, write_text
 from brats_seg.core.runtime import Precision, gather_from_ranks, n_workers, ranks, start_runtime
-from brats_seg.inference.options import PredictOptions
+from brats_seg.inference.loaded import load_for_prediction, load_segmenters, unused_tuning
+from brats_seg.inference.options import Objective, PredictOptions, Tuning, write_tuning
 from brats_seg.inference.outcome import PredictReport
 from brats_seg.inference.predict import predict_cases, predict_one
 from brats_seg.inference.remote import OnCluster
-from brats_seg.inference.runs import load_for_prediction, load_segmenters, unused_tuning
-from brats_seg.inference.tuned import Objective, Tuning, write_tuning
 from brats_seg.inference.windowed import needs_windows
 from brats_seg.models.checkpoint import save_checkpoint
-from brats_seg.models.composition import compose_checkpoints
 from brats_seg.models.networks import check_patch_size
 from brats_seg.models.packaged import is_packaged, write_cards
 from brats_seg.models.restore import restore_network
-from brats_seg.models.trained import held_out_by_all, initial_checkpoint, open_network, open_run
+from brats_seg.models.trained import (
+    compose_checkpoints,
+    held_out_by_all,
+    initial_checkpoint,
+    open_network,
+    open_run,
+)
 from brats_seg.scans.case import MODALITIES, Problem, case_of_files
 from brats_seg.scans.layouts import Found, find_cases, problems_of
 from brats_seg.scans.verify import Report, verify_folder

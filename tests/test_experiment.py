@@ -23,7 +23,7 @@ from brats_seg.core.settings import config_names, dump_config, parse_settings
 from brats_seg.evaluation.run_rows import COLUMNS, DIGEST, LOOK_COLUMNS
 from brats_seg.evaluation.scores import score_volume
 from brats_seg.inference.dense import Feed, label_map
-from brats_seg.inference.runs import load_segmenters
+from brats_seg.inference.loaded import load_segmenters
 from brats_seg.models.checkpoint import load_checkpoint
 from brats_seg.models.trained import open_run
 from brats_seg.phantoms.cohort import write_cohort

@@ -30,9 +30,8 @@ from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import sha256
 from brats_seg.core.runtime import StopRequest, start_runtime
 from brats_seg.evaluation.folders import ScoreOptions, evaluate_folders
-from brats_seg.inference.options import PredictOptions
-from brats_seg.inference.runs import load_segmenters
-from brats_seg.inference.tuned import Tuning, write_tuning
+from brats_seg.inference.loaded import load_segmenters
+from brats_seg.inference.options import PredictOptions, Tuning, write_tuning
 from brats_seg.models import packaged
 from brats_seg.models.checkpoint import load_checkpoint, save_checkpoint
 from brats_seg.models.restore import restore_network

@@ -26,9 +26,8 @@ from brats_seg.core.sections import Validation
 from brats_seg.core.settings import dump_config
 from brats_seg.evaluation.folders import ScoreOptions, evaluate_folders
 from brats_seg.inference import segmenter as predicting
-from brats_seg.inference.options import PredictOptions, Settings
-from brats_seg.inference.runs import load_segmenters
-from brats_seg.inference.tuned import write_tuning
+from brats_seg.inference.loaded import load_segmenters
+from brats_seg.inference.options import PredictOptions, Settings, write_tuning
 from brats_seg.models.checkpoint import load_checkpoint, save_checkpoint
 from brats_seg.models.restore import restore_network
 from brats_seg.models.trained import open_run

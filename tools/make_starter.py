@@ -28,7 +28,7 @@ from torch import Tensor
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import BEST, TUNED, sha256, write_json, write_text
 from brats_seg.core.settings import load_settings
-from brats_seg.inference.tuned import read_tuning, write_tuning
+from brats_seg.inference.options import read_tuning, write_tuning
 from brats_seg.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from brats_seg.models.networks import make_network
 from brats_seg.models.packaged import CARD, FACTS, SHELF, Card, CardWords, PackedNetwork

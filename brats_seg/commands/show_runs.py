@@ -19,8 +19,8 @@ from brats_seg.core.files import TUNED
 from brats_seg.scans.labels import REGIONS
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import
+    from brats_seg.inference.options import Tuning
     from brats_seg.inference.outcome import PredictReport
-    from brats_seg.inference.tuned import Tuning
     from brats_seg.training.split import RunResult
 
 MOST_CASES = 20

@@ -8,10 +8,10 @@ from pathlib import Path
 from brats_seg.core.dask_engine import Cluster
 from brats_seg.core.engine import map_in_order
 from brats_seg.core.errors import InputError
+from brats_seg.inference.loaded import load_for_prediction
 from brats_seg.inference.options import PredictOptions
 from brats_seg.inference.outcome import Prediction
 from brats_seg.inference.predict import describe_result, segment_case, settings_digest
-from brats_seg.inference.runs import load_for_prediction
 from brats_seg.inference.segmenter import Segmenter
 from brats_seg.models.trained import open_run
 from brats_seg.scans.case import Case, Problem

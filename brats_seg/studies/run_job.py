@@ -22,7 +22,7 @@ from brats_seg.core.shapes import TissueMap
 from brats_seg.evaluation.run_rows import COLUMNS, DIGEST, LOOK_COLUMNS, Row, write_rows
 from brats_seg.evaluation.scores import score_volume
 from brats_seg.inference.dense import label_maps as segment_once
-from brats_seg.inference.runs import load_segmenters
+from brats_seg.inference.loaded import load_segmenters
 from brats_seg.models.trained import open_run
 from brats_seg.studies.grid import Job, digest_of
 from brats_seg.studies.strategies import TUNED, Strategy, look_epochs

@@ -16,13 +16,12 @@ from brats_seg.core.statistics import paired_difference
 from brats_seg.evaluation.conventions import CONVENTIONS
 from brats_seg.evaluation.lesions import match_lesions
 from brats_seg.evaluation.overlap import joint_histogram, overlap_scores
-from brats_seg.evaluation.pair import RIM
+from brats_seg.evaluation.scores import RIM
 from brats_seg.evaluation.surface import joint_crop
 from brats_seg.inference.decisions import Cleanup, clean_up, cut_regions
 from brats_seg.inference.dense import brain_mask, class_probabilities, most_likely
-from brats_seg.inference.options import Settings
+from brats_seg.inference.options import Objective, Settings
 from brats_seg.inference.segmenter import Segmenter
-from brats_seg.inference.tuned import Objective
 from brats_seg.models.readout import Readout
 from brats_seg.scans.labels import OUTSIDE, region_classes, regions_of
 

@@ -35,8 +35,8 @@ from brats_seg.core.runtime import Runtime
 from brats_seg.core.sections import Network
 from brats_seg.core.settings import dump_config
 from brats_seg.evaluation.run_rows import COLUMNS, read_finished
+from brats_seg.inference import options as tunings
 from brats_seg.inference import outputs
-from brats_seg.inference import tuned as tunings
 from brats_seg.models.checkpoint import Checkpoint, library_versions, load_checkpoint, save_checkpoint
 from brats_seg.models.networks import make_network
 from brats_seg.models.restore import restore_network

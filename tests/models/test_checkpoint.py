@@ -19,10 +19,9 @@ from brats_seg.core.runtime import Runtime
 from brats_seg.core.sections import Network, Patch
 from brats_seg.core.settings import dump_config
 from brats_seg.models.checkpoint import Checkpoint, library_versions, load_checkpoint, save_checkpoint
-from brats_seg.models.composition import compose_checkpoints
 from brats_seg.models.networks import make_network
 from brats_seg.models.restore import check_same_data, check_same_run, restore_network, take_weights
-from brats_seg.models.trained import TrainedNetwork
+from brats_seg.models.trained import TrainedNetwork, compose_checkpoints
 
 CLASSES = ("healthy", "necrotic_core", "edema", "non_enhancing_core", "enhancing_core")
 MODALITIES = ("t1n", "t1c", "t2w", "t2f")

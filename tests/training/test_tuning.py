@@ -11,9 +11,8 @@ from brats_seg.core.errors import InputError, UsageError
 from brats_seg.evaluation.scores import score_case
 from brats_seg.inference.decisions import Cleanup, RegionThresholds, clean_up, cut_regions
 from brats_seg.inference.dense import brain_mask, class_probabilities, most_likely
-from brats_seg.inference.options import Settings
+from brats_seg.inference.options import Settings, Tuning, read_tuning, write_tuning
 from brats_seg.inference.segmenter import Segmenter
-from brats_seg.inference.tuned import Tuning, read_tuning, write_tuning
 from brats_seg.scans.case import MODALITIES
 from brats_seg.scans.labels import REGIONS
 from brats_seg.training import tuning

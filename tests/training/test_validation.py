@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from brats_seg.bank.bank import PatchBank
 from brats_seg.core.errors import UsageError
 from brats_seg.core.runtime import Runtime
-from brats_seg.inference.runs import load_segmenters
+from brats_seg.inference.loaded import load_segmenters
 from brats_seg.inference.segmenter import segment_crop
 from brats_seg.models.trained import open_run
 from brats_seg.training.validation import check_metric, score_inner_cases

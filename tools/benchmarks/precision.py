@@ -14,7 +14,7 @@ from brats_seg.core.runtime import start_runtime
 from brats_seg.core.shapes import TissueMap
 from brats_seg.evaluation.overlap import joint_histogram, overlap_scores
 from brats_seg.inference.dense import label_map
-from brats_seg.inference.runs import load_segmenters
+from brats_seg.inference.loaded import load_segmenters
 from brats_seg.inference.segmenter import Segmenter
 from brats_seg.models.trained import open_run
 from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes

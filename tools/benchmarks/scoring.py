@@ -15,8 +15,7 @@ from scipy import ndimage
 from benchmarks.cohort import REAL_DATA, classes_of, find_scans
 from benchmarks.measure import Contender, Result, interleave
 from brats_seg.evaluation.overlap import joint_histogram, overlap_scores
-from brats_seg.evaluation.pair import make_pair
-from brats_seg.evaluation.scores import score_case
+from brats_seg.evaluation.scores import make_pair, score_case
 from brats_seg.evaluation.surface import hd95_of
 from brats_seg.scans.labels import REGIONS, region_classes, schema_named, to_tissue
 from brats_seg.scans.volume import read_volume
