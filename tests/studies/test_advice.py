@@ -59,8 +59,8 @@ def test_what_is_recommended_for_images_are_the_five_best_of_the_rows() -> None:
     for choice in load_settings(Choices, "images", shelf="advice").choices:
         path, rho = choice.rows.split(", rho ")
         assert path == "docs/experiments/data/mnist_remedies.csv"
-        best = table[table["rho"] == int(rho)].nlargest(5, "balanced_accuracy")
-        assert set(choice.remedies) == set(best["method"])
+        means = table[table["rho"] == int(rho)].groupby("method")["balanced_accuracy"].mean()
+        assert choice.remedies == tuple(means.nlargest(5).index)
 
 
 def test_the_ratio_of_the_class_counts_decides() -> None:
