@@ -155,6 +155,7 @@ def advise_on_images(
     left_s = 60 * minutes * _SPENT - (time.monotonic() - start)
     n_steps = min(MOST_STEPS, int(1e3 * left_s / (n_folds * per_step)))
     _check_steps(n_steps, minutes, needed_s=n_folds * per_step * FEWEST_STEPS / 1e3)
+    out.mkdir(parents=True, exist_ok=True)
     say(f"{len(jobs)} remedies x {n_folds} inner splits, {n_steps} steps a network")
     right: dict[str, list[np.ndarray]] = {name: [] for name in remedies}
     labels: list[np.ndarray] = []

@@ -211,7 +211,7 @@ class Cell(CellNetworks):
                     # Other rules multiply the outputs of a class by a number, which leaves the AUC as it was.
                     if rule in (ARGMAX, COSTS):
                         interval = auc_interval(outputs, pool.labels, n_resamples=n_resamples)
-                    row["auc_interval95"] = interval
+                    row["auc_interval95"] = interval and list(interval)
                 if rule == ARGMAX and part == "test":
                     row["curve"] = last.curve
                 if rule == ARGMAX and self.settings.record.roc:

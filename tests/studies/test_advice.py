@@ -88,7 +88,8 @@ def test_images_are_advised_on_without_a_look_at_the_test_images(
 ) -> None:
     monkeypatch.setattr(advice, "time_iterations", lambda *_, **__: (60.0, 0.0))
     said: list[str] = []
-    found = advise_on_images(NPZ, images, tmp_path, minutes=1.0, say=said.append)
+    out = tmp_path / "new" / "out"
+    found = advise_on_images(NPZ, images, out, minutes=1.0, say=said.append)
     assert {one.name for one in found.tried} == {
         "baseline",
         *recommended("images", np.array([60, 6])).remedies,
@@ -98,7 +99,7 @@ def test_images_are_advised_on_without_a_look_at_the_test_images(
     page = found.page.read_text()
     assert found.lines()[0] in page
     assert found.command in page
-    full = load_settings(StudySettings, tmp_path / "full.yaml")
+    full = load_settings(StudySettings, out / "full.yaml")
     assert full.distributions[0].kind == "natural"
     assert found.tried[0].name in full.methods
 

@@ -24,7 +24,7 @@ from brats_seg.phantoms.cohort import write_cohort
 
 OVERRIDES = (
     *TINY, "network.norm=group", "training.epochs=6", "training.checkpoint_epochs=1", "validation.every=6",
-    "optimizer.clip_norm=1", "training.precision=float32",
+    "training.precision=float32", "optimizer.kind=sgd", "optimizer.lr=0.01",  # Adam makes steps of rounding
 )  # fmt: skip
 
 
@@ -90,12 +90,11 @@ def node(bank: Path, run: Path, *, place: Place, port: int, log: Path) -> "subpr
     verb = ["-m", "brats_seg", "train", str(bank), str(run), "--config", "demo", "--fold", "0", "--resume"]
     knobs = [word for override in OVERRIDES for word in ("--set", override)]
     settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": place.interface}
-    return subprocess.Popen(
-        [*torchrun, *verb, *knobs, "--device", "cpu"],
-        env={**os.environ, **settings},
-        stdout=log.open("wb"),
-        stderr=subprocess.STDOUT,
-    )
+    command = [*torchrun, *verb, *knobs, "--device", "cpu"]
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            command, env={**os.environ, **settings}, stdout=file, stderr=subprocess.STDOUT
+        )
 
 
 def lose_power(agent: "subprocess.Popen[bytes]") -> None:
@@ -132,4 +131,4 @@ def test_a_node_that_is_killed_costs_no_more_than_the_steps_since_the_last_check
     survivor, whole = (load_checkpoint(tmp_path / name / LAST) for name in ("run", "whole"))
     assert (survivor.epoch, len(survivor.weights)) == (6, len(whole.weights))
     for name, weight in whole.weights.items():
-        torch.testing.assert_close(survivor.weights[name], weight, atol=2e-3, rtol=1e-3)
+        torch.testing.assert_close(survivor.weights[name], weight, atol=1e-4, rtol=1e-3)
