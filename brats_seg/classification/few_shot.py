@@ -112,6 +112,7 @@ class FewShot:
             torch.from_numpy(self._features(embedding, self._source(unseen, part)))
             for part in ("train", "test")
         ]
+        network.cpu()  # where the features are; a memory has weights that score them
         episodes = draw_episodes(unseen, self.settings, shots=self.shots, seed=self.seed)
         found: list[float] = []
         for start in range(0, len(episodes.classes), _AT_ONCE):

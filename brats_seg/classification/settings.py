@@ -279,7 +279,7 @@ class NoveltySettings(Section):
             ),
             *(
                 (
-                    knobs.two_phase or knobs.kind == "easy_ensemble" or len(knobs.imbalance_ratio) > 1,
+                    knobs.two_phase or len(knobs.imbalance_ratio) > 1,
                     f"methods.{name}: one network of one phase each",
                 )
                 for name, knobs in self.methods.items()

@@ -289,7 +289,8 @@ def _top_k(
     order = entropy.detach().masked_fill(~counts, -1).flatten().argsort(descending=True)
     n_kept = (share * counts.sum()).ceil()
     kept = (order.argsort() < n_kept).view_as(entropy)
-    return _mean_per_example(entropy * kept, counted) * (counts.sum() / n_kept.clamp(min=1))
+    # One mean over the kept voxels of the batch: a patch with more of them weighs more.
+    return (entropy * kept).view(len(entropy), -1).sum(1) * (len(entropy) / n_kept.clamp(min=1))
 
 
 def _label_aware(logits: Tensor, classes: Tensor, counted: Tensor | None, smoothing: Tensor | None) -> Tensor:

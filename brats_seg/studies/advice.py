@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -136,7 +136,7 @@ def advise_on_images(
         UsageError: less than a minute, or too little for the images.
         InputError: images that are missing or damaged, or a class with one training image.
     """
-    refuse((not minutes >= 1, f"--minutes {minutes:g}: a budget of at least 1 minute"))
+    refuse((not 1 <= minutes < inf, f"--minutes {minutes:g}: a budget of at least 1 minute"))
     start = time.monotonic()
     train = open_images(settings.images, folder, cache=None).train
     names, counts = train.class_names, train.counts
@@ -219,7 +219,7 @@ def advise_on_scans(
         UsageError: less than a minute, or too little for the scans.
         InputError: a bank that is damaged.
     """
-    refuse((not minutes >= 1, f"--minutes {minutes:g}: a budget of at least 1 minute"))
+    refuse((not 1 <= minutes < inf, f"--minutes {minutes:g}: a budget of at least 1 minute"))
     start = time.monotonic()
     opened = PatchBank(bank, patch_size=(1, 1))
     choice = recommended("scans", opened.index.counts)

@@ -25,7 +25,9 @@ from brats_seg.classification.methods import Remedy, remedies
 from brats_seg.classification.one_class import SCORES, detect
 from brats_seg.classification.settings import Images, NoveltySettings
 from brats_seg.classification.source import ImageSource
-from brats_seg.core.runtime import Runtime, start_runtime
+from brats_seg.core.errors import UsageError
+from brats_seg.core.local_engine import worker_number
+from brats_seg.core.runtime import Runtime, start_runtime, worker_device
 from brats_seg.core.statistics import describe
 from brats_seg.core.tables import interval_text, markdown_table
 from brats_seg.imbalance.distributions import Distribution, choose_examples, class_counts
@@ -34,6 +36,7 @@ from brats_seg.models.one_class import Autoencoder
 from brats_seg.studies.grid import Job
 from brats_seg.studies.lines import Series, lines_figure, method_look, method_name
 from brats_seg.studies.store import Row
+from brats_seg.training.remedies import IMAGE_CODE
 
 ONE_CLASS = "one_class"
 N_RESAMPLES = 2000
@@ -90,9 +93,12 @@ def check_novelty(settings: NoveltySettings, splits: Splits) -> None:
 
 def novelty_jobs(settings: NoveltySettings) -> tuple[NoveltyJob, ...]:
     """Every job of a study; the first repeat of all pairs comes first. Raises `UsageError` for an unknown
-    method.
+    method, or one that is more than the training of one network.
     """
     methods = remedies(settings.methods)
+    for remedy in methods:
+        if remedy.has_second_phase or any(getattr(remedy.recipe, part) for part in IMAGE_CODE):
+            raise UsageError(f"methods.{remedy.name}: one network of one phase each, on plain images")
     return tuple(
         NoveltyJob(common, rare, repeat, remedy, rho)
         for repeat in range(settings.repeats)
@@ -172,7 +178,8 @@ def _classified(
 
 @lru_cache(maxsize=1)
 def runtime_once(device: str) -> Runtime:
-    """One thread of a device, once for each process."""
+    """One thread of a device, once for each process: the workers take the GPUs in turn."""
+    device = worker_device(device, worker=worker_number())
     return start_runtime(device=device, precision="float32", threads=1)
 
 

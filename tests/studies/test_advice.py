@@ -133,7 +133,7 @@ def test_a_remedy_that_is_always_the_best_of_a_few_cases_is_not_sure() -> None:
     assert first == "Use good: the best in 100% of 1,000 resamples."
 
 
-@pytest.mark.parametrize("minutes", [0.5, 0.0, float("nan")])
+@pytest.mark.parametrize("minutes", [0.5, 0.0, float("nan"), float("inf")])
 def test_less_than_a_minute_is_refused_before_anything_is_read(minutes: float, tmp_path: Path) -> None:
     absent, out = tmp_path / "absent", tmp_path / "out"
     with pytest.raises(UsageError, match=r"--minutes .*: a budget of at least 1 minute"):

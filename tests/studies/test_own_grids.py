@@ -103,6 +103,11 @@ def test_from_which_ratio_on_a_detector_is_better():
             {"methods": {"oversample": {"two_phase": True}}},
             "methods.oversample: one network of one phase each",
         ),
+        ({"methods": {"rus_boost": {}}}, "methods.rus_boost: one network of one phase each"),
+        ({"methods": {"mine": {"kind": "easy_ensemble"}}}, "methods.mine: one network of one phase each"),
+        ({"methods": {"smote": {}}}, "methods.smote: one network of one phase each"),
+        ({"methods": {"ncm": {}}}, "methods.ncm: one network of one phase each"),
+        ({"methods": {"crt": {}}}, "methods.crt: one network of one phase each"),
     ],
 )
 def test_what_a_study_of_detectors_cannot_do_is_one_line(images: Path, tmp_path: Path, changes, said):

@@ -93,6 +93,16 @@ def test_top_k_of_voxels_leaves_out_what_does_not_count() -> None:
     torch.testing.assert_close(loss(logits, targets), torch.log1p(torch.tensor([1.0]).exp()))
 
 
+def test_top_k_of_patches_is_the_mean_over_the_voxels_that_are_kept() -> None:
+    """Two patches, of which 1 and 3 voxels count. All are kept, and each has the loss log 2."""
+    targets = torch.tensor([[0, 255, 255], [0, 1, 1]], dtype=torch.uint8)
+    found = make_loss(knobs.Loss(kind="top_k", top_share=1.0), outside="ignore")(
+        torch.zeros(2, 2, 3), targets
+    )
+    torch.testing.assert_close(found.mean(), torch.tensor(2.0).log())
+    assert found[1] == 3 * found[0]
+
+
 def test_label_aware_smoothing_takes_most_of_the_label_of_the_largest_class() -> None:
     """Shares 0.7, 0.2, 0.1: e is 0.3, 0.3 sin(pi / 12) and 0."""
     e = (0.3, 0.3 * np.sin(np.pi / 12), 0.0)
