@@ -1,23 +1,40 @@
 """Shared fixtures; every public array signature is checked at run time while the tests run."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
+from matplotlib.figure import Figure
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: each process of pytest-xdist has one core
 
 import brats_seg.bank.gather_kernels  # noqa: F401  before the hook: numba compiles a function as it is written
 
-settings.register_profile("untimed", deadline=None)  # how long a test takes says more about the machine
-settings.load_profile("untimed")
+# No deadline: how long an example takes says more about the machine than about the package.
+settings.register_profile("short", deadline=None, max_examples=40)
+settings.register_profile("long", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 CHECKED = (
     "scans", "phantoms", "bank", "classification", "clinic", "imbalance", "models", "training", "inference",
     "evaluation", "reporting", "studies",
 )  # fmt: skip
 install_import_hook([f"brats_seg.{package}" for package in CHECKED], "beartype.beartype")
+
+from brats_seg.reporting.progress import draw_progress  # noqa: E402  checked, as all that the tests import
+
+SAVE_FIGURE = Figure.savefig
+
+
+def pytest_collection_finish() -> None:
+    """Leave out what was imported when garbage is collected."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -29,11 +46,42 @@ def real_data() -> Path:
     return Path(root) / "brats"
 
 
-@pytest.fixture(scope="module")
-def undrawn() -> Iterator[None]:
-    """Runs leave an empty `progress.png`: drawing it takes a second, longer than a tiny training.
-    tests/training draws it.
+@pytest.fixture(scope="session", autouse=True)
+def sketched() -> Iterator[None]:
+    """Figures are drawn coarsely and once, without a layout, and the `progress.png` of a run stays empty:
+    the layout of figures took a fifth of the time of an experiment. tests/reporting draws all as they are.
     """
+
+    def sketch(figure: Figure, file: Any, **how: Any) -> None:
+        figure.set_layout_engine("none")
+        SAVE_FIGURE(figure, file, **how | {"dpi": 75, "bbox_inches": None})
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", sketch)
         patch.setattr("brats_seg.training.log.draw_progress", lambda path, **rows: path.touch())
         yield
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn as they are."""
+    monkeypatch.setattr(Figure, "savefig", SAVE_FIGURE)
+    monkeypatch.setattr("brats_seg.training.log.draw_progress", draw_progress)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_core() -> Iterator[None]:
+    """What a test gives no number of processes runs in the process of the test: a further process takes
+    seconds to import the package.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+        patch.setattr(os, "cpu_count", lambda: 1)
+        yield
+
+
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes are not too many."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)

@@ -40,7 +40,8 @@ from brats_seg.studies.study import run_study, study_rows
 distributed = pytest.importorskip("distributed")
 
 TINY = (
-    "network.channels=[8,8,16,16,16,8]", "patch.size=[32,32]", "training.epochs=1", "training.steps=2",
+    "network.name=unet2d", "network.channels=[8,16]", "network.num_res_units=0", "patch.size=[32,32]",
+    "training.epochs=1", "training.steps=2",
     "training.batch_size=16", "training.threads=1",
 )  # fmt: skip
 BUILD = BuildOptions(n_folds=2)
@@ -54,7 +55,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory, undrawn: None) -> Path:
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Scans, a bank, a run and predictions, made on one machine."""
     root = tmp_path_factory.mktemp("local")
     write_cohort(root / "scans", n_cases=4, layout="brats2021", size=48, seed=5)

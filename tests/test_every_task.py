@@ -19,10 +19,9 @@ from brats_seg.scans.labels import SCHEMAS, common_classes, regions_of
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.volume import read_volume
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 TINY = (
-    "network.channels=[8,8,16,16,16,8]", "patch.size=[32,32]", "training.epochs=1", "training.steps=2",
+    "network.name=unet2d", "network.channels=[8,16]", "network.num_res_units=0", "patch.size=[32,32]",
+    "training.epochs=1", "training.steps=2",
     "training.batch_size=8", "training.threads=1",
 )  # fmt: skip
 

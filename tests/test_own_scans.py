@@ -47,10 +47,10 @@ from brats_seg.studies.run_job import run_folder
 from brats_seg.studies.strategies import load_experiment
 from brats_seg.training import train
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 TINY = (
-    "network.channels=[8,8,16,16,16,8]",
+    "network.name=unet2d",
+    "network.channels=[8,16]",
+    "network.num_res_units=0",
     "patch.size=[32,32]",
     "training.epochs=1",
     "training.steps=12",

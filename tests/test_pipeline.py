@@ -37,7 +37,9 @@ from brats_seg.scans.layouts import find_cases
 from brats_seg.training.split import make_split
 
 TINY = (
-    "network.channels=[8,8,16,16,16,8]",
+    "network.name=unet2d",
+    "network.channels=[8,16]",
+    "network.num_res_units=0",
     "patch.size=[32,32]",
     "training.epochs=2",
     "training.steps=12",

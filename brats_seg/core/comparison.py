@@ -32,17 +32,16 @@ def compare_sides(
         `paired_difference` of each group that has a value, by the values of `by`.
     """
     with_value = table[table["value"].notna()]
-    groups = with_value.groupby(list(by), sort=False) if by else [((), with_value)]
-    differences = {}
-    for key, group in groups:
-        of_side = {
-            side: dict(zip(part["unit"], part["value"], strict=True)) for side, part in group.groupby("side")
-        }
-        patient_of = dict(zip(group["unit"], group["patient"], strict=True))
-        differences[key] = paired_difference(
-            of_side.get(first, {}), of_side.get(second, {}), patient_of=patient_of
-        )
-    return differences
+    sides: dict[tuple[Any, ...], dict[str, dict[str, float]]] = {}
+    patient_of: dict[tuple[Any, ...], dict[str, str]] = {}
+    columns = ("side", "unit", "patient", "value", *by)
+    for side, unit, patient, value, *key in zip(*(with_value[name] for name in columns), strict=True):
+        sides.setdefault(tuple(key), {}).setdefault(side, {})[unit] = value
+        patient_of.setdefault(tuple(key), {})[unit] = patient
+    return {
+        key: paired_difference(of_side.get(first, {}), of_side.get(second, {}), patient_of=patient_of[key])
+        for key, of_side in sides.items()
+    }
 
 
 def few_note(*, intervals: Iterable[int] = (), tests: Iterable[int] = (), units: str = "patients") -> str:

@@ -21,6 +21,7 @@ def dataset(small_bank: Path) -> BankDataset:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.usefixtures("two_cores")
 def test_two_passes_give_each_position_of_two_epochs_once_in_order(small_bank: Path, workers: int) -> None:
     loader = DataLoader(dataset(small_bank), batch_size=None, num_workers=workers)
     expected = make_sampler("balanced", dataset(small_bank).bank.index, batch_size=8, steps=5, seed=0)
@@ -33,6 +34,7 @@ def test_two_passes_give_each_position_of_two_epochs_once_in_order(small_bank: P
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.usefixtures("two_cores")
 def test_workers_that_stay_go_on_too(small_bank: Path) -> None:
     here = DataLoader(dataset(small_bank), batch_size=None)
     there = DataLoader(dataset(small_bank), batch_size=None, num_workers=2, persistent_workers=True)

@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from brats_seg.cli import main
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.settings import config_names, load_settings
 from brats_seg.studies import study
-from brats_seg.studies.grid import GridWorkers
+from brats_seg.studies.grid import GridReport, GridWorkers
 from brats_seg.studies.kinds import KINDS, load_study
 from brats_seg.studies.store import Row
 from brats_seg.studies.study import make_plan, run_study, study_jobs, study_rows, study_table
@@ -38,6 +39,13 @@ ONE = GridWorkers(n=1, device="cpu")
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("images") / "stripes.npz")
+
+
+@pytest.fixture(scope="module")
+def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GridReport]:
+    """The tiny study, never stopped: its folder, which tests copy before they change it, and its report."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    return out, run_study(tiny_settings(), out, folder=images, on=ONE)
 
 
 def without_clocks(rows: list[Row]) -> list[str]:
@@ -111,8 +119,11 @@ def test_whitening_is_said_before_it_is_begun_and_once(
     assert line.startswith("whitening the images, once for all networks")
 
 
-def test_a_finished_study_trains_nothing_again_and_a_grown_one_only_what_is_new(images: Path, tmp_path: Path):
-    first = run_study(tiny_settings(), tmp_path, folder=images, on=ONE)
+def test_a_finished_study_trains_nothing_again_and_a_grown_one_only_what_is_new(
+    images: Path, whole: tuple[Path, GridReport], tmp_path: Path
+):
+    finished, first = whole
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     assert (first.n_new, first.n_kept, first.failed) == (6, 0, ())
     again = run_study(tiny_settings(), tmp_path, folder=images, on=ONE)
     assert (again.n_new, again.n_kept) == (0, 6)
@@ -142,9 +153,9 @@ def test_a_method_that_was_changed_does_not_mix_with_what_it_was(images: Path, t
 
 
 def test_table_and_figures_of_a_study_that_is_not_finished_say_so(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole: tuple[Path, GridReport], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    run_study(tiny_settings(), tmp_path, folder=images, on=ONE)
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     lines = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "rows.jsonl").write_text("".join(lines[:4]))
     assert "2 cells of the study are not finished" in to_markdown(study_table(tmp_path))
@@ -159,8 +170,7 @@ def test_random_and_lowest_rare_classes_in_one_study():
     assert len({job.key for job in jobs}) == 2
 
 
-def test_parts_make_the_whole(images: Path, tmp_path: Path):
-    whole = run_study(tiny_settings(), tmp_path / "whole", folder=images, on=ONE)
+def test_parts_make_the_whole(images: Path, whole: tuple[Path, GridReport], tmp_path: Path):
     for number in (1, 2):
         part = run_study(
             tiny_settings(),
@@ -170,7 +180,7 @@ def test_parts_make_the_whole(images: Path, tmp_path: Path):
             part=(number, 2),
         )
         assert part.n_new == 3
-    assert without_clocks(study_rows(tmp_path / "parts")) == without_clocks(list(whole.rows))
+    assert without_clocks(study_rows(tmp_path / "parts")) == without_clocks(list(whole[1].rows))
     merged = run_study(tiny_settings(), tmp_path / "parts", folder=images, on=ONE)
     assert merged.n_new == 0  # taken over from the parts
 
@@ -258,9 +268,8 @@ def test_what_the_images_cannot_give_is_said_before_anything_is_trained(
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, whole: tuple[Path, GridReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    whole = run_study(tiny_settings(), tmp_path / "whole", folder=images, on=ONE)
     n_calls, fsync = itertools.count(), os.fsync
 
     def full(descriptor: int) -> None:
@@ -278,7 +287,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     assert len(study_rows(tmp_path / "full")) > 0
     again = run_study(tiny_settings(), tmp_path / "full", folder=images, on=ONE)
     assert (again.n_kept, again.n_new) == (2, 4)
-    assert without_clocks(list(again.rows)) == without_clocks(list(whole.rows))
+    assert without_clocks(list(again.rows)) == without_clocks(list(whole[1].rows))
 
 
 def test_a_broken_image_is_named_before_training_and_one_that_breaks_later_costs_its_cell_alone(

@@ -11,6 +11,8 @@ from brats_seg.studies.lines import method_look
 from brats_seg.studies.study_figures import figure1, study_figures, write_figures
 from brats_seg.studies.two_class import runs, two_class_figures
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 
 def visible(figure: Figure):
     return [ax for ax in figure.axes if ax.get_visible()]

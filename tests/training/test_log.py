@@ -75,6 +75,7 @@ def test_a_line_that_is_of_no_epoch_is_left_out(tmp_path: Path) -> None:
     assert path.read_text() == "epoch,n\n1,3\n2,4\n"
 
 
+@pytest.mark.usefixtures("drawn")
 def test_curves_are_drawn_from_the_first_epoch_on(tmp_path: Path) -> None:
     for n in (1, 2):
         draw_progress(
@@ -83,6 +84,7 @@ def test_curves_are_drawn_from_the_first_epoch_on(tmp_path: Path) -> None:
         assert imread(tmp_path / "progress.png").shape == (770, 1320, 4)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_tables_are_written_each_epoch_and_the_last_curves_always(tmp_path: Path) -> None:
     log = RunLog(tmp_path, classes=("healthy", "edema"))
     log.load_state_dict({"epochs": EPOCHS[:1], "ledger": LEDGER[:2], "timing": [seconds(1)]})

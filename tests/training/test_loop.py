@@ -119,6 +119,7 @@ def test_hard_examples_are_replayed_from_the_second_epoch_on(finished: Path) -> 
     assert n_hard["3"] > 0
 
 
+@pytest.mark.usefixtures("drawn")
 def test_it_learns(bank: Path, tmp_path: Path) -> None:
     config = knobs(
         training={"epochs": 2, "steps": 60}, optimizer={"lr": 0.01}, sampler={"kind": "balanced"},
@@ -127,6 +128,7 @@ def test_it_learns(bank: Path, tmp_path: Path) -> None:
     result = run(tmp_path / "run", bank, config)
     assert result.best_score is not None
     assert result.best_score > 0.6
+    assert (tmp_path / "run" / "progress.png").stat().st_size > 5000
     assert result.rows[1]["loss"] < result.rows[0]["loss"]
 
 
@@ -175,10 +177,12 @@ def test_a_case_has_one_use() -> None:
         Split(train=())
 
 
+@pytest.mark.usefixtures("drawn")
 def test_without_inner_cases_the_last_weights_are_the_best(bank: Path, tmp_path: Path) -> None:
     result = run(tmp_path / "run", bank, knobs(training={"epochs": 2}), split=Split(train=("A", "B")))
     assert result.best_score is None
     assert load_checkpoint(tmp_path / "run" / BEST).epoch == 2
+    assert (tmp_path / "run" / "progress.png").stat().st_size > 5000
 
 
 def test_training_ends_where_the_score_stops_rising(

@@ -47,8 +47,6 @@ from brats_seg.training.remedies import IMAGE_CODE, load_recipe, remedy_names
 from brats_seg.training.split import Split
 from brats_seg.training.steps import Examples, alone
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 CPU = Runtime(torch.device("cpu"), n_threads=1)
 LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 CLASSES = torch.tensor([0, 0, 0, 1, 1, 2], dtype=torch.uint8)
