@@ -48,9 +48,7 @@ from brats_seg.studies.strategies import load_experiment
 from brats_seg.training import train
 
 TINY = (
-    "network.name=unet2d",
-    "network.channels=[8,16]",
-    "network.num_res_units=0",
+    "network.channels=[8,8,16,16,16,8]",
     "patch.size=[32,32]",
     "training.epochs=1",
     "training.steps=12",

@@ -37,9 +37,7 @@ from brats_seg.scans.layouts import find_cases
 from brats_seg.training.split import make_split
 
 TINY = (
-    "network.name=unet2d",
-    "network.channels=[8,16]",
-    "network.num_res_units=0",
+    "network.channels=[8,8,16,16,16,8]",
     "patch.size=[32,32]",
     "training.epochs=2",
     "training.steps=12",
