@@ -63,9 +63,14 @@ def sketched() -> Iterator[None]:
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are drawn as they are."""
+def laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn as they are, but for `progress.png`."""
     monkeypatch.setattr(Figure, "savefig", SAVE_FIGURE)
+
+
+@pytest.fixture
+def drawn(laid_out: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn as they are."""
     monkeypatch.setattr("brats_seg.training.log.draw_progress", draw_progress)
 
 

@@ -40,8 +40,7 @@ from brats_seg.studies.study import run_study, study_rows
 distributed = pytest.importorskip("distributed")
 
 TINY = (
-    "network.name=unet2d", "network.channels=[8,16]", "network.num_res_units=0", "patch.size=[32,32]",
-    "training.epochs=1", "training.steps=2",
+    "network.channels=[8,8,16,16,16,8]", "patch.size=[32,32]", "training.epochs=1", "training.steps=2",
     "training.batch_size=16", "training.threads=1",
 )  # fmt: skip
 BUILD = BuildOptions(n_folds=2)

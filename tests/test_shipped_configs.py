@@ -22,6 +22,8 @@ from brats_seg.studies.strategies import ExperimentConfig, Strategy, load_experi
 from brats_seg.studies.study import draw_figures, run_study, study_table
 from brats_seg.studies.study_table import write_table
 
+pytestmark = pytest.mark.usefixtures("laid_out")
+
 SIZE = 48
 """Voxels of a phantom along its longest axis: the smallest there are."""
 N_TRAIN = 40
@@ -125,7 +127,6 @@ def smaller(settings: StudySettings) -> StudySettings:
     )
 
 
-@pytest.mark.usefixtures("drawn")  # a figure of many methods may have no room for them
 @pytest.mark.parametrize("name", config_names("studies"))
 def test_every_study_runs_to_its_figures(
     name: str, sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -237,12 +238,7 @@ def small_experiment(name: str) -> ExperimentConfig:
         for number, (key, knobs) in enumerate(given.items())
         if knobs not in [*given.values()][:number]
     }
-    tiny = {
-        "network.name": "unet2d",
-        "network.channels": [4, 8],
-        "network.num_res_units": 0,
-        "patch.size": [32, 32],
-    }
+    tiny = {"network.channels": [4, 4, 4, 4, 4, 4], "patch.size": [32, 32]}
     every = config.every | SMALL | ({} if "network" in config.every else tiny)
     first, *_, last = [*config.predict.correct_priors, config.predict.correct_priors[-1]]
     few = config.predict.model_copy(
@@ -282,12 +278,8 @@ def small_experiment(name: str) -> ExperimentConfig:
 
 
 @pytest.mark.parametrize("name", config_names("experiments"))
-def test_every_experiment_runs_to_its_page(
-    name: str, bank: Path, cohorts: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_every_experiment_runs_to_its_page(name: str, bank: Path, cohorts: Path, tmp_path: Path) -> None:
     config = small_experiment(name)
-    if name in ("confirm", "recipe"):
-        request.getfixturevalue("drawn")  # the most variants in a figure
     report = run_experiment(
         cohorts if config.phantoms else bank, tmp_path / "out", config, on=GridWorkers(n=1, device="cpu")
     )

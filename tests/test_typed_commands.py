@@ -25,20 +25,17 @@ BLOCK = re.compile(
     r"(?:<!-- not typed: (?P<why>[^>]+) -->\n+)?^```(?P<language>\w*)\n(?P<text>.*?)^```", re.M | re.S
 )
 STEPS = "training.epochs: 1, training.steps: 2, training.batch_size: 4"
-NETWORK = "network.name: unet2d, network.channels: [8, 16], network.num_res_units: 0"
-TINY = f"{{{STEPS}, {NETWORK}, patch.size: [16, 16], validation.every: 1}}"
+TINY = f"{{{STEPS}, patch.size: [16, 16], validation.every: 1}}"
 STUDY = (
-    "--device cpu --set training.iterations=2 --set repeats=1 --set validation.every=2 "
-    "--set validation.per_class=5 --set network.name=lenet5 --set training.batch_size=2 "
+    "--device cpu --set training.iterations=2 --set repeats=1 --set validation.every=1 "
     "--set 'distributions=[{kind: step, rho: [5], mu: [0.5], minority: random}]'"
 )
 SMALLER = {
     "phantom": "--size 48 --cases 4",
     "train": "--device cpu --set training.epochs=1 --set training.steps=2 --set training.batch_size=4 "
-    "--set patch.size=[16,16] --set validation.every=1 --set network.name=unet2d "
-    "--set network.channels=[8,16] --set network.num_res_units=0 --set network.deep_supervision=0",
+    "--set patch.size=[16,16] --set validation.every=1",
     "experiment": f"--workers 1 --device cpu --set seeds=[0] --set folds=[0] --set 'every={TINY}'",
-    "study run": f"--workers 1 {STUDY}",
+    "study run": f"--workers 1 {STUDY} --set network.name=lenet5 --set training.batch_size=2",
     "study plan": STUDY,
 }
 """Options that are typed behind those of a page, so that it takes seconds."""
