@@ -1,5 +1,7 @@
 """The output weights of each class: divided by their length, or kept in their direction."""
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -60,7 +62,17 @@ class Directions:
 
     def __init__(self, layer: nn.Linear | nn.Conv2d | nn.Conv3d) -> None:
         self._layer = layer
-        self._units = torch.nn.functional.normalize(rows_of(layer), dim=1)
+        self.load_state_dict({})
+
+    def state_dict(self) -> dict[str, Rows]:
+        """The directions, each of length 1."""
+        return {"units": self._units}
+
+    def load_state_dict(self, state: Mapping[str, Rows]) -> None:
+        """Keep these directions from now on; without any, those of the weights as they are now."""
+        rows = rows_of(self._layer)
+        units = state["units"] if state else torch.nn.functional.normalize(rows, dim=1)
+        self._units = units.to(rows.device)
 
     def keep(self) -> None:
         """Move the weights of each class to the nearest point of their line."""

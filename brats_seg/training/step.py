@@ -250,6 +250,7 @@ class Learner:
             "network": self.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
+            "directions": {} if self._directions is None else self._directions.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, weights: Mapping[str, Tensor]) -> None:
@@ -258,6 +259,8 @@ class Learner:
         self._optimizer.load_state_dict(state["optimizer"])
         if self._scaler.is_enabled() and state.get("scaler"):
             self._scaler.load_state_dict(state["scaler"])
+        if self._directions is not None:  # an older checkpoint has none: those of its weights
+            self._directions.load_state_dict(state.get("directions", {}))
         if self.mean is not None:
             self.mean.network.load_state_dict(weights)
 

@@ -1,6 +1,7 @@
 """The remedies: by hand-worked numbers, and each of them trained, saved, loaded and used in each wing."""
 
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from brats_seg.core.runtime import Runtime
 from brats_seg.core.sections import Mix
 from brats_seg.core.settings import load_settings, parse_settings
 from brats_seg.imbalance.index import ClassIndex
+from brats_seg.imbalance.ledger import Ledger
 from brats_seg.imbalance.priors import class_weights
 from brats_seg.imbalance.sampler import Draw
 from brats_seg.imbalance.shares import drifted_shares, requested_shares
@@ -316,6 +318,27 @@ def test_on_scans_a_remedy_trains_saves_loads_and_predicts(name: str, bank: Path
         logits = network(patches.inputs)
     assert logits.shape == (2, 5, 16, 16)
     assert torch.isfinite(logits).all()
+
+
+def test_output_weights_keep_their_direction_where_a_run_goes_on_in_phase_2(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps a phase. The run is stopped after the first step of phase 2."""
+    config, split = on_scans("lws"), Split(train=("A",), inner=(), held_out=("E",), fold=0)
+    run(tmp_path / "whole", bank, config, split=split)
+    add, draws = Ledger.add, iter(range(4))
+
+    def add_and_signal(self: Ledger, draw: Draw, counts: np.ndarray) -> None:
+        if next(draws) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        add(self, draw, counts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "add", add_and_signal)
+        assert run(tmp_path / "run", bank, config, split=split).ended == "stopped"
+    assert run(tmp_path / "run", bank, config, split=split, resume=True).ended == "done"
+    whole, resumed = (load_checkpoint(tmp_path / name / LAST).weights for name in ("whole", "run"))
+    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
 
 
 @pytest.mark.parametrize("name", ONLY_IMAGES)
