@@ -173,17 +173,21 @@ def test_scans_are_advised_on_by_their_inner_cases(
 ) -> None:
     base = load_config("demo", overrides=tuple(f"{knob}={value}" for knob, value in TINY["every"].items()))
     (tmp_path / "base.yaml").write_text(dump_config(base))
-    monkeypatch.setattr(advice, "FEWEST_STEPS", 2)
-    monkeypatch.setattr(advice, "MOST_STEPS", 3)
-    choice = advice.Choice(remedies=("class_aware",), rows="a test")
-    monkeypatch.setattr(advice, "recommended", lambda *_: choice)
-    found = advice.advise_on_scans(bank, tmp_path / "out", minutes=60.0, base=str(tmp_path / "base.yaml"))
-    assert {one.name for one in found.tried} == {"baseline", "class_aware"}
+    monkeypatch.setattr(advice, "FEWEST_STEPS", 4)
+    monkeypatch.setattr(advice, "MOST_STEPS", 11)
+    out = tmp_path / "out"
+    found = advice.advise_on_scans(bank, out, minutes=60.0, base=str(tmp_path / "base.yaml"))
+    choice = advice.recommended("scans", np.array([60, 6]))
+    assert {one.name for one in found.tried} == {"baseline", *choice.remedies}
     assert sum(one.best for one in found.tried) == pytest.approx(1)
-    scored = set(pd.read_csv(tmp_path / "out" / "tried" / "runs.csv")["case"])
+    scored = set(pd.read_csv(out / "tried" / "runs.csv")["case"])
     assert scored == set(PatchBank(bank, patch_size=(32, 32)).folds[1])  # fold 0 is held out
-    assert "3 steps" in found.page.read_text()
-    assert "baseline" in load_experiment(tmp_path / "out" / "full.yaml").strategies
+    losses = [pd.read_csv(path)["loss"].iloc[-1] for path in (out / "tried").rglob("epochs.csv")]
+    assert len(set(losses)) == len(losses) == 6  # no two remedies train the same network
+    assert "8 steps" in found.page.read_text()  # 4 epochs of 2
+    assert "baseline" in load_experiment(out / "full.yaml").strategies
+    with pytest.raises(UsageError, match="out: holds a trial of remedies already; give another folder"):
+        advice.advise_on_scans(bank, out, minutes=30.0, base=str(tmp_path / "base.yaml"))
 
 
 def test_what_is_finished_is_written_where_an_experiment_is_interrupted(

@@ -34,6 +34,8 @@ from brats_seg.training.steps import alone
 PAGE = "advice.md"
 FULL = "full.yaml"
 FOLDS = 3
+EPOCHS = 4
+"""Epochs of a trial on scans: hard examples are looked for between two of them."""
 FEWEST_STEPS = 20
 MOST_STEPS = 10_000
 _RESAMPLES = 1000
@@ -216,10 +218,12 @@ def advise_on_scans(
         say: takes a line before anything slow.
 
     Raises:
-        UsageError: less than a minute, or too little for the scans.
+        UsageError: less than a minute, too little for the scans, or a folder of an earlier trial.
         InputError: a bank that is damaged.
     """
     refuse((not 1 <= minutes < inf, f"--minutes {minutes:g}: a budget of at least 1 minute"))
+    used = (out / "timing").exists()
+    refuse((used, f"{out}: holds a trial of remedies already; give another folder"))
     start = time.monotonic()
     opened = PatchBank(bank, patch_size=(1, 1))
     choice = recommended("scans", opened.index.counts)
@@ -233,7 +237,7 @@ def advise_on_scans(
     step_s = float(pd.read_csv(timing)["training_s"].sum()) / FEWEST_STEPS
     fixed_s = total_s - step_s * FEWEST_STEPS
     left_s = 60 * minutes * _SPENT - total_s
-    n_steps = min(MOST_STEPS, int((left_s / len(remedies) - fixed_s) / step_s))
+    n_steps = min(MOST_STEPS, int((left_s / len(remedies) - fixed_s) / step_s)) // EPOCHS * EPOCHS
     needed_s = total_s + len(remedies) * (fixed_s + FEWEST_STEPS * step_s)
     _check_steps(n_steps, minutes, needed_s=needed_s)
     say(f"{len(remedies)} remedies on the inner cases of fold 0, {n_steps} steps each")
@@ -347,6 +351,7 @@ def _full_study(small: StudySettings, methods: Sequence[str]) -> StudySettings:
 
 def _experiment(base: str, remedies: Sequence[str], n_steps: int | None) -> ExperimentConfig:
     """The remedies on the inner cases of fold 0, so many steps; None: as the base, on all held-out folds.
+    In a trial the network looks for hard voxels among as many as it draws, so that looking takes little time.
 
     Without a remedy every voxel is drawn alike, whatever the base says.
     """
@@ -359,7 +364,8 @@ def _experiment(base: str, remedies: Sequence[str], n_steps: int | None) -> Expe
         tree |= {
             "every": {
                 "sampler": natural,
-                "training.epochs": 1, "training.steps": n_steps, "optimizer.warmup_steps": n_steps // 10,
+                "training.epochs": EPOCHS, "training.steps": n_steps // EPOCHS,
+                "optimizer.warmup_steps": n_steps // 10, "hard.subset": None,
                 "validation": {"cases": "next_fold", "metric": "last"},
             },
             "folds": [0], "seeds": [0], "predict": {"cases": "inner"},
