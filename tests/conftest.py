@@ -62,6 +62,15 @@ def sketched() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="package")
+def all_drawn(sketched: None) -> Iterator[None]:
+    """Figures are drawn as they are in a whole folder of tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", SAVE_FIGURE)
+        patch.setattr("brats_seg.training.log.draw_progress", draw_progress)
+        yield
+
+
 @pytest.fixture
 def laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are drawn as they are, but for `progress.png`."""

@@ -4,9 +4,9 @@ import pytest
 from tiny_study import Study, make_study
 
 
-@pytest.fixture(autouse=True)
-def drawn(drawn: None) -> None:
-    """Figures are drawn as they are."""
+@pytest.fixture(scope="package", autouse=True)
+def drawn_as_they_are(all_drawn: None) -> None:
+    """Figures are drawn as they are, those of shared pages too."""
 
 
 @pytest.fixture(scope="session")

@@ -177,6 +177,15 @@ def test_a_case_has_one_use() -> None:
         Split(train=())
 
 
+def test_more_ranks_than_examples_are_one_line(bank: Path, tmp_path: Path) -> None:
+    opened = PatchBank(bank, patch_size=(16, 16))
+    eight = Runtime(torch.device("cpu"), rank=0, world_size=8)
+    with pytest.raises(UsageError, match=r"training\.batch_size 6: 8 ranks need one example each; start at"):
+        train.train(
+            tmp_path, bank=opened, split=SPLIT, config=knobs(training={"batch_size": 6}), runtime=eight
+        )
+
+
 @pytest.mark.usefixtures("drawn")
 def test_without_inner_cases_the_last_weights_are_the_best(bank: Path, tmp_path: Path) -> None:
     result = run(tmp_path / "run", bank, knobs(training={"epochs": 2}), split=Split(train=("A", "B")))

@@ -261,8 +261,3 @@ def test_a_network_is_compiled_where_the_knob_says_so(monkeypatch: pytest.Monkey
     for knob in ("never", "always", "graphs"):
         losses_of(learner(network, runtime=Runtime(torch.device("cpu"), compile=knob)), 1)
     assert compiled == [(network, None), (network, "reduce-overhead")]
-
-
-def test_more_ranks_than_examples_are_one_line() -> None:
-    with pytest.raises(UsageError, match=r"training\.batch_size 6: 8 ranks need one example each; start at"):
-        learner(unet("group"), runtime=Runtime(torch.device("cpu"), rank=0, world_size=8))
