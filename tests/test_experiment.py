@@ -174,8 +174,11 @@ def test_scans_are_advised_on_by_their_inner_cases(
     base = load_config("demo", overrides=tuple(f"{knob}={value}" for knob, value in TINY["every"].items()))
     (tmp_path / "base.yaml").write_text(dump_config(base))
     monkeypatch.setattr(advice, "FEWEST_STEPS", 4)
-    monkeypatch.setattr(advice, "MOST_STEPS", 11)
     out = tmp_path / "out"
+    monkeypatch.setattr(advice, "MOST_STEPS", 3)
+    with pytest.raises(UsageError, match="fewer than 4 say nothing"):
+        advice.advise_on_scans(bank, out, minutes=60.0, base=str(tmp_path / "base.yaml"))
+    monkeypatch.setattr(advice, "MOST_STEPS", 11)
     found = advice.advise_on_scans(bank, out, minutes=60.0, base=str(tmp_path / "base.yaml"))
     choice = advice.recommended("scans", np.array([60, 6]))
     assert {one.name for one in found.tried} == {"baseline", *choice.remedies}

@@ -1,11 +1,11 @@
-"""A fifth of an image set that comes without test images -> test, the images of a patient together."""
+"""Images -> parts that are trained and tested on, the images of a patient together."""
 
 import warnings
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool
-from sklearn.model_selection import StratifiedGroupKFold
+from jaxtyping import Bool, Int64
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from brats_seg.classification.image_set import ImageSet, Patients, Splits
 from brats_seg.core.errors import InputError
@@ -56,3 +56,38 @@ def _patients_held_out(images: ImageSet, patients: Patients) -> Bool[np.ndarray,
                 "train and test yourself"
             )
     return test
+
+
+def inner_folds(train: ImageSet, *, most: int) -> Int64[np.ndarray, " n"]:
+    """An inner fold for each training image: each class is in all folds alike, and a patient in one of them.
+
+    Args:
+        train: training images.
+        most: folds; fewer where a class has fewer images or patients.
+
+    Raises:
+        InputError: a class with one image or one patient, or one that a fold would be trained without.
+    """
+    units, labels = train.patients, train.labels
+    whole = "image" if units is None else "patient"
+    of_class = [
+        int(n) if units is None else len(np.unique(units[labels == k])) for k, n in enumerate(train.counts)
+    ]
+    if min(of_class) < 2:
+        name = train.class_names[of_class.index(min(of_class))]
+        raise InputError(
+            f"{train.name}: class '{name}' has {min(of_class)} training {whole}(s); an inner split needs 2"
+        )
+    folds, n_folds = np.empty(len(train), np.int64), min(most, *of_class)
+    kind = StratifiedKFold if units is None else StratifiedGroupKFold
+    for fold, (_, members) in enumerate(
+        kind(n_folds, shuffle=True, random_state=0).split(folds, labels, units)
+    ):
+        folds[members] = fold
+    for k, name in enumerate(train.class_names):
+        if len(set(folds[labels == k])) == 1:
+            raise InputError(
+                f"{train.name}: class '{name}' lies in one inner split where patients are kept together; "
+                "give more patients of it"
+            )
+    return folds

@@ -5,17 +5,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64, Int64
 from pydantic import Field
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.classification.bench import open_bench, open_images
-from brats_seg.classification.image_set import ImageSet, Splits
+from brats_seg.classification.hold_out import inner_folds
+from brats_seg.classification.image_set import Splits
 from brats_seg.classification.settings import StudySettings
 from brats_seg.core.comparison import FEWEST
 from brats_seg.core.errors import InputError, UsageError, refuse
@@ -142,7 +143,7 @@ def advise_on_images(
     start = time.monotonic()
     train = open_images(settings.images, folder, cache=None).train
     names, counts = train.class_names, train.counts
-    choice, fold_of = recommended("images", counts), _fold_of(train)
+    choice, fold_of = recommended("images", counts), inner_folds(train, most=FOLDS)
     n_folds = int(fold_of.max()) + 1
     remedies = ("baseline", *(name for name in choice.remedies if name != "baseline"))
     small = _small_study(settings, remedies, train.image_size, train.n_channels)
@@ -222,7 +223,7 @@ def advise_on_scans(
         InputError: a bank that is damaged.
     """
     refuse((not 1 <= minutes < inf, f"--minutes {minutes:g}: a budget of at least 1 minute"))
-    used = (out / "timing").exists()
+    used = (out / "tried").exists()
     refuse((used, f"{out}: holds a trial of remedies already; give another folder"))
     start = time.monotonic()
     opened = PatchBank(bank, patch_size=(1, 1))
@@ -230,11 +231,12 @@ def advise_on_scans(
     remedies = ("baseline", *(name for name in choice.remedies if name != "baseline"))
     on = GridWorkers(n=1, device=device)
     say("timing a few steps")
-    timed = run_experiment(bank, out / "timing", _experiment(base, ("baseline",), FEWEST_STEPS), on=on)
-    _check_run(timed.grid.failed)
+    with TemporaryDirectory() as scratch:  # a budget that is too small leaves nothing in `out`
+        timed = run_experiment(bank, scratch, _experiment(base, ("baseline",), FEWEST_STEPS), on=on)
+        _check_run(timed.grid.failed)
+        (timing,) = Path(scratch).rglob("timing.csv")
+        step_s = float(pd.read_csv(timing)["training_s"].sum()) / FEWEST_STEPS
     total_s = time.monotonic() - start
-    (timing,) = (out / "timing").rglob("timing.csv")
-    step_s = float(pd.read_csv(timing)["training_s"].sum()) / FEWEST_STEPS
     fixed_s = total_s - step_s * FEWEST_STEPS
     left_s = 60 * minutes * _SPENT - total_s
     n_steps = min(MOST_STEPS, int((left_s / len(remedies) - fixed_s) / step_s)) // EPOCHS * EPOCHS
@@ -297,37 +299,6 @@ def _check_run(failed: Sequence[tuple[str, str]]) -> None:
         raise InputError(f"{failed[0][0]}: {failed[0][1]}")
 
 
-def _fold_of(train: ImageSet) -> Int64[np.ndarray, " n"]:
-    """An inner fold for each image: each class is in all of them alike, and a patient in one of them.
-
-    Raises:
-        InputError: a class with one image or one patient, or one that a fold would be trained without.
-    """
-    units, labels = train.patients, train.labels
-    whole = "image" if units is None else "patient"
-    of_class = [
-        int(n) if units is None else len(np.unique(units[labels == k])) for k, n in enumerate(train.counts)
-    ]
-    if min(of_class) < 2:
-        name = train.class_names[of_class.index(min(of_class))]
-        raise InputError(
-            f"{train.name}: class '{name}' has {min(of_class)} training {whole}(s); an inner split needs 2"
-        )
-    folds, n_folds = np.empty(len(train), np.int64), min(FOLDS, *of_class)
-    kind = StratifiedKFold if units is None else StratifiedGroupKFold
-    for fold, (_, members) in enumerate(
-        kind(n_folds, shuffle=True, random_state=0).split(folds, labels, units)
-    ):
-        folds[members] = fold
-    for k, name in enumerate(train.class_names):
-        if len(set(folds[labels == k])) == 1:
-            raise InputError(
-                f"{train.name}: class '{name}' lies in one inner split where patients are kept together; "
-                "give more patients of it"
-            )
-    return folds
-
-
 def _small_study(
     settings: StudySettings, remedies: Sequence[str], size: tuple[int, int], n_channels: int
 ) -> StudySettings:
@@ -350,10 +321,13 @@ def _full_study(small: StudySettings, methods: Sequence[str]) -> StudySettings:
 
 
 def _experiment(base: str, remedies: Sequence[str], n_steps: int | None) -> ExperimentConfig:
-    """The remedies on the inner cases of fold 0, so many steps; None: as the base, on all held-out folds.
-    In a trial the network looks for hard voxels among as many as it draws, so that looking takes little time.
+    """An experiment with these remedies. Without a remedy every voxel is drawn alike, whatever the base says.
 
-    Without a remedy every voxel is drawn alike, whatever the base says.
+    Args:
+        base: the training config, by its name or file.
+        remedies: to compare.
+        n_steps: of a trial on the inner cases of fold 0. A trial looks for hard voxels among as many voxels
+            as it draws, so that looking takes little time. None: as the base says, on all held-out folds.
     """
     natural = {"kind": "random", "first": "voxel", "healthy_share": None, "drift": "none"}
     tree: dict[str, Any] = {

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,17 @@ def _wait_until(condition: Callable[[], bool]) -> bool:
     return condition()
 
 
+@contextmanager
+def _started(command: list[str], **environment: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that is waited for at the end of the block, and killed first where the block fails."""
+    with subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 def test_a_study_killed_again_and_again_ends_with_the_table_of_one_never_killed(tmp_path: Path) -> None:
     marks, store, script = tmp_path / "marks", tmp_path / "store", tmp_path / "study.py"
@@ -227,11 +239,12 @@ def test_a_study_killed_again_and_again_ends_with_the_table_of_one_never_killed(
         (tmp_path / "most").write_text(
             str(n_before + 3)
         )  # cells after these wait, so that the study is never finished too early
-        with subprocess.Popen(
-            command, env={**os.environ, "PYTHONPATH": ROOT}, stderr=subprocess.DEVNULL
-        ) as study:
-            # the moments count from the first cell of this attempt, not from the imports
-            assert _wait_until(lambda: len(list(marks.iterdir())) > n_before)  # noqa: B023
+        with _started(command, PYTHONPATH=ROOT) as study:
+            # The moments count from the first cell of this attempt, not from the imports. A worker of the
+            # attempt before may still leave a mark after it was counted: wait for the workers of this one.
+            assert _wait_until(
+                lambda: len(list(marks.iterdir())) > n_before and len(_workers(study.pid)) == 2  # noqa: B023
+            )
             time.sleep(chance.uniform(0, 0.1))
             workers = _workers(study.pid)
             os.kill(chance.choice(workers), signal.SIGKILL)
