@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import threading
 import time
@@ -46,6 +47,7 @@ class Job(ABC):
         return digest_of(self.tree())
 
 
+_AGAIN_S = 60.0  # longer than the workers have to save their work
 J = TypeVar("J", bound=Job)
 Stacked = Callable[[tuple[J, ...]], list[Outcome[J, list[Row]]]]
 """Several jobs -> what became of each, in their order."""
@@ -236,16 +238,26 @@ def _keep(job: Job, outcome: Outcome[Any, list[Row]], finished: Rows) -> str:
 
 @contextmanager
 def _interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM as `KeyboardInterrupt`, so that the workers are ended and the lock is let go."""
+    """SIGTERM as `KeyboardInterrupt`, so that the workers are ended and the lock is let go.
+
+    Python drops an error that is raised while it runs a callback, such as that of a weak reference. So the
+    signal is given again where the block has not ended some time later.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGTERM))
+    again.daemon = True
+
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if again.ident is None:
+            again.start()
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
+        again.cancel()
         signal.signal(signal.SIGTERM, before)

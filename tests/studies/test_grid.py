@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import lock
+from brats_seg.studies import grid
 from brats_seg.studies.grid import Grid, GridWorkers, Job, digest_of, run_grid
 from brats_seg.studies.store import read_rows
 
@@ -214,6 +215,21 @@ def _wait_until(condition: Callable[[], bool]) -> bool:
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
     return condition()
+
+
+def _lose_a_sigterm() -> None:
+    """As Python does around the callback of a weak reference."""
+    with suppress(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+
+def test_a_sigterm_that_is_lost_in_a_callback_is_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid, "_AGAIN_S", 0.2)
+    with grid._interrupted_by_sigterm():
+        _lose_a_sigterm()
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(10)
 
 
 @contextmanager
