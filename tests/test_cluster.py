@@ -22,6 +22,7 @@ from brats_seg.classification.settings import StudySettings
 from brats_seg.cli import main
 from brats_seg.core.config import load_config
 from brats_seg.core.dask_engine import Cluster, open_cluster
+from brats_seg.core.errors import InputError
 from brats_seg.core.outcome import Outcome, WorkerDiedError
 from brats_seg.core.settings import parse_settings
 from brats_seg.evaluation.folders import ScoreOptions, evaluate_folders
@@ -200,6 +201,20 @@ class _DeadlyCluster(Cluster):
                 yield Outcome(task, error=WorkerDiedError("ended 3 workers"), position=position)
             else:
                 yield Outcome(task, value=function(task), position=position)
+
+
+class _FatalCluster(_DeadlyCluster):
+    """Each worker dies of each task."""
+
+    def map_unordered(self, function: Any, tasks: Sequence[Any]) -> Iterator[Outcome[Any, Any]]:
+        for position, task in enumerate(tasks):
+            yield Outcome(task, error=WorkerDiedError("ended 3 workers"), position=position)
+
+
+def test_networks_that_no_worker_can_load_are_one_line(tmp_path: Path) -> None:
+    remote = OnCluster(_FatalCluster(), runs=[("starter", "x")], options=PREDICT, out=tmp_path)
+    with pytest.raises(InputError, match="loading the networks ended 3 workers; start workers with more"):
+        remote.settings()
 
 
 def test_a_case_that_ends_three_workers_is_named_and_the_others_are_done(local: Path, tmp_path: Path) -> None:

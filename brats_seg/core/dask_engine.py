@@ -37,7 +37,7 @@ class _Call(NamedTuple):
 class Cluster:
     """A connection to a running cluster, made by `open_cluster`, which tells what the fields are.
 
-    `sound` says of each worker, by its address, whether it passed the checks.
+    `sound` says of each worker, by its address, whether it passed the checks; `_told` what is said already.
     """
 
     client: Any
@@ -113,12 +113,14 @@ class Cluster:
         that joined since the last look is checked.
         """
         with self._asking():
-            answer = self.client.scheduler_info(n_workers=-1)["workers"]
-        for worker, problem in self.check(answer.keys() - self.sound.keys()).items():
+            present = set(self.client.nthreads())  # raises where the scheduler is gone
+            answer = self.client.scheduler_info(n_workers=-1).get("workers", {})
+        for worker, problem in self.check(present - self.sound.keys()).items():
             self.sound[worker] = not problem
             if problem:
                 self.say(f"{problem}; this worker is left out")
-        workers = {name: answer[name]["status"] == "running" for name in answer if self.sound[name]}
+        sound = [name for name in present if self.sound[name]]
+        workers = {name: answer.get(name, {}).get("status") == "running" for name in sound}
         if workers and not any(workers.values()) and self._told.get("paused") is not True:
             self.say("cluster: all workers are paused by Dask, for want of memory; waiting for one")
         self._told["paused"] = bool(workers) and not any(workers.values())

@@ -50,8 +50,14 @@ class OnCluster:
         self._cluster, self._recipe, self._out = cluster, _Recipe(tuple(runs), options), out
 
     def settings(self) -> str:
-        """`predict.settings_digest` on a worker."""
+        """`predict.settings_digest` on a worker.
+
+        Raises:
+            InputError: loading the networks ended three workers.
+        """
         (outcome,) = self._cluster.map_unordered(_settings, [self._recipe])
+        if outcome.died:
+            raise InputError(f"loading the networks {outcome.error}; start workers with more memory")
         return outcome.unwrap()
 
     def segment(self, cases: Sequence[Case]) -> list[Prediction | Problem]:

@@ -111,7 +111,7 @@ def test_a_token_that_no_worker_sees_names_the_folder(
     processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "touch", lambda path: None)  # as on a disk that is not shared
-    monkeypatch.setattr(Path, "unlink", lambda path: None)
+    monkeypatch.setattr(Path, "unlink", lambda path, **options: None)
     with (
         pytest.raises(UsageError, match=f"worker tcp://.* does not see {tmp_path}; all"),
         open_cluster(str(processes.file), shared=tmp_path),
@@ -269,6 +269,9 @@ class _Client:
 
     def __init__(self, first: str) -> None:
         self.first, self.n_of, self.paused = first, {"a": 0, "b": 0}, False
+
+    def nthreads(self) -> dict[str, int]:
+        return {"a": 1, "b": 1}
 
     def scheduler_info(self, n_workers: int) -> dict[str, Any]:
         status = {"a": "paused" if self.paused else "running", "b": "running"}
