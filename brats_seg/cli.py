@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     except OSError as error:  # a full disk, a folder that may not be written, a file that went away
         where = f"{printable(str(error.filename))}: " if error.filename else ""
         why = "the disk is full" if is_disk_full(error) else error.strerror
-        typer.echo(f"brats-seg: {where}{why}; mend that and give the same command again", err=True)
+        typer.echo(f"brats-seg: {where}{why}; correct this and give the same command again", err=True)
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

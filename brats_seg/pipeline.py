@@ -346,7 +346,7 @@ def _only(found: Found, ids: Sequence[str], scans: Path) -> Found:
             "error",
             name,
             str(scans),
-            "is held out by the run and not there",
+            "is held out by the run and missing",
             "the scans that the bank was made of",
         )
         for name in ids

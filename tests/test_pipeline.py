@@ -317,7 +317,7 @@ def test_tuning_opens_the_inner_cases_alone_and_predict_uses_what_it_found(
             tmp_path / "a",
             options=PredictOptions(tuned=True, also=(work / "run",)),
         )
-    with pytest.raises(InputError, match=r"tuned\.yaml: not there"):
+    with pytest.raises(InputError, match=r"tuned\.yaml: does not exist"):
         pipeline.predict(work / "run", work / "scans", tmp_path / "a", options=PredictOptions(tuned=True))
     (bank / "bank.json").write_text((bank / "bank.json").read_text() + " ")
     with pytest.raises(InputError, match="was trained on the bank with"):

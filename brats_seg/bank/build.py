@@ -288,7 +288,7 @@ def _result(outcome: Outcome[EntryTask, EntryResult]) -> EntryResult:
     ):
         # every further case would fail as this one did
         why = "the disk is full" if is_disk_full(error) else f"cannot be written ({error.strerror})"
-        raise InputError(f"{bank}: {why} at {case.id}; mend that and start again, finished cases are kept")
+        raise InputError(f"{bank}: {why} at {case.id}; correct this and start again, finished cases are kept")
     problem = Problem(
         "error",
         case.id,

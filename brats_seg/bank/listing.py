@@ -82,7 +82,7 @@ def read_listing(root: Path) -> Listing:
     path = root / "bank.json"
     if not path.exists():
         raise InputError(
-            f"{path}: not there; a bank is made by `brats-seg preprocess DATA BANK`, which ends by writing it"
+            f"{path}: does not exist; `brats-seg preprocess DATA BANK` makes a bank and writes it last"
         )
     raw = read_bytes(path)
     record = parse_model(BankRecord, raw, name=str(path), mend=MEND)

@@ -55,7 +55,7 @@ def read_binary_batch(path: Path, *, kind: Cifar = CIFAR10) -> Rows:
     if content.size % n_bytes or not content.size:
         raise InputError(
             f"{path}: {content.size} bytes are not whole rows of {n_bytes} ({kind.labels} "
-            f"label{'s' * (kind.labels > 1)}, {_PIXELS} pixels); get it again"
+            f"label{'s' * (kind.labels > 1)}, {_PIXELS} pixels); download it again"
         )
     rows = content.reshape(-1, n_bytes)
     return _rows(rows[:, kind.labels :], rows[:, kind.labels - 1].astype(np.int64), path=path, kind=kind)
@@ -79,11 +79,11 @@ def read_python_batch(path: Path, *, kind: Cifar = CIFAR10) -> Rows:
         or data.ndim != 2
         or data.shape[1] != _PIXELS
     ):
-        raise InputError(f"{path}: 'data' is no uint8 array of rows of {_PIXELS} pixels; get it again")
+        raise InputError(f"{path}: 'data' is no uint8 array of rows of {_PIXELS} pixels; download it again")
     if not isinstance(labels, list) or not all(
         isinstance(label, int) and abs(label) < 1 << 31 for label in labels
     ):
-        raise InputError(f"{path}: '{key}' is no list of whole numbers; get it again")
+        raise InputError(f"{path}: '{key}' is no list of whole numbers; download it again")
     if len(labels) != len(data):
         raise InputError(f"{path}: {len(data)} images and {len(labels)} labels; every image has one")
     return _rows(data, np.array(labels, np.int64), path=path, kind=kind)

@@ -156,11 +156,11 @@ def list_image_file(path: Path, root: Path) -> tuple[FolderImages, Int64[np.ndar
         paths.append(name)
         labels.append(int(label))
     if not paths:
-        raise InputError(f"{path}: is empty; a line for each image")
+        raise InputError(f"{path}: is empty; it needs a line for each image")
     missing = [name for name in paths if not (root / name).is_file()]
     if missing:
         others = f" ({len(missing) - 1} more are missing too)" if len(missing) > 1 else ""
-        raise InputError(f"{root / missing[0]}: is in {path.name} and not there{others}")
+        raise InputError(f"{root / missing[0]}: is listed in {path.name} and missing{others}")
     return FolderImages(root, tuple(paths)), np.array(labels, np.int64)
 
 
@@ -198,7 +198,9 @@ def read_patients(folder: Path, paths: Sequence[str], *, prefix: str) -> Shaped[
     """
     columns, rows = read_table(folder / OF_PATIENTS)
     if not {"file", "patient"} <= set(columns):
-        raise InputError(f"{folder / OF_PATIENTS}: has the columns {', '.join(columns)}; file and patient")
+        raise InputError(
+            f"{folder / OF_PATIENTS}: has the columns {', '.join(columns)}; it needs file and patient"
+        )
     patient_of = {row["file"]: row["patient"] for row in rows}
     unnamed = [path for path in paths if not patient_of.get(prefix + path)]
     if unnamed:

@@ -42,20 +42,22 @@ def read_idx(path: Path, *, n_axes: int) -> UInt8[np.ndarray, "..."]:
     except UNPACK_ERRORS as error:
         said = getattr(error, "strerror", None) or error
         raise InputError(
-            f"{path}: cannot be read: {said or 'the packed file is cut short'}; get it again"
+            f"{path}: cannot be read: {said or 'the packed file is cut short'}; download it again"
         ) from None
     if content.size != expected or has_more:
         n_found = "more" if has_more else f"{content.size}"
         raise InputError(
             f"{path}: its header says {' x '.join(map(str, shape))} = {expected} bytes, and {n_found} "
-            "follow; get it again"
+            "follow; download it again"
         )
     return content.reshape(shape)
 
 
 def _shape(header: bytes, *, path: Path, n_axes: int) -> tuple[int, ...]:
     if len(header) < 4 + 4 * n_axes:
-        raise InputError(f"{path}: {len(header)} bytes are no IDX header of {4 + 4 * n_axes}; get it again")
+        raise InputError(
+            f"{path}: {len(header)} bytes are no IDX header of {4 + 4 * n_axes}; download it again"
+        )
     if header[:4] != bytes([0, 0, _UNSIGNED_BYTE, n_axes]):
         wanted = bytes([0, 0, _UNSIGNED_BYTE, n_axes]).hex()
         raise InputError(

@@ -135,7 +135,7 @@ def keep_classes(splits: Splits, classes: Sequence[str]) -> Splits:
             f"images.classes '{unknown[0]}' is unknown; {splits.train.name} has {', '.join(names)}"
         )
     if len(set(classes)) != len(classes) or len(classes) < 2:
-        raise UsageError(f"images.classes {', '.join(classes)}: two different classes at least, each once")
+        raise UsageError(f"images.classes {', '.join(classes)}: give two classes or more, each once")
     new = np.full(len(names), -1, np.int64)
     new[[names.index(c) for c in classes]] = np.arange(len(classes))
 

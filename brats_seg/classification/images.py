@@ -103,7 +103,7 @@ def _check_parts(splits: Splits) -> None:
     nothing to tell apart, or where a patient is in two parts.
     """
     if len(splits.train.class_names) < 2:
-        raise InputError(f"{splits.train.name}: 1 class; a study tells two apart at least")
+        raise InputError(f"{splits.train.name}: 1 class; a study needs two classes or more")
     for part in splits.parts[1:]:
         if part.images.shape[1:] != splits.train.images.shape[1:]:
             sizes = (" x ".join(map(str, images.images.shape[1:])) for images in (part, splits.train))
@@ -124,7 +124,7 @@ def _mnist(folder: Path) -> Splits:
         ]
         if files[0] is None or files[1] is None:
             raise InputError(
-                f"{folder}: MNIST is not there; put train-images-idx3-ubyte, train-labels-idx1-ubyte, "
+                f"{folder}: MNIST was not found; put train-images-idx3-ubyte, train-labels-idx1-ubyte, "
                 "t10k-images-idx3-ubyte and "
                 "t10k-labels-idx1-ubyte (with .gz or without) there"
             )
@@ -168,7 +168,7 @@ def _cifar10(folder: Path) -> Splits:
                 )
                 return Splits(*sets)
     raise InputError(
-        f"{folder}: CIFAR-10 is not there; put the folder cifar-10-batches-bin (data_batch_1.bin to "
+        f"{folder}: CIFAR-10 was not found; put the folder cifar-10-batches-bin (data_batch_1.bin to "
         "data_batch_5.bin, test_batch.bin) or "
         "cifar-10-batches-py (the same without .bin) there"
     )
@@ -184,7 +184,7 @@ def _cifar100(folder: Path) -> Splits:
                 sets = (ImageSet(str(path), *read(path, kind=CIFAR100), names, BYTE_SCALE) for path in paths)
                 return Splits(*sets)
     raise InputError(
-        f"{folder}: CIFAR-100 is not there; put the folder cifar-100-binary (train.bin, test.bin) or "
+        f"{folder}: CIFAR-100 was not found; put the folder cifar-100-binary (train.bin, test.bin) or "
         "cifar-100-python (train, test, meta) there"
     )
 

@@ -188,7 +188,7 @@ def roc_curves(outputs: Outputs, labels: Labels) -> list[list[list[float]]]:
 def _check(outputs: Outputs, labels: Labels) -> None:
     if len(labels) == 0 or len(labels) != len(outputs):
         raise InputError(
-            f"{len(outputs)} outputs and {len(labels)} labels; as many of each, and one at least"
+            f"{len(outputs)} outputs and {len(labels)} labels; give as many outputs as labels, at least one"
         )
     n_bad = int((~np.isfinite(outputs)).any(axis=1).sum())
     refuse(

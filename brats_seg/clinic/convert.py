@@ -131,7 +131,7 @@ def _smallest_type(array: np.ndarray) -> np.ndarray:
 def _write_study(study: Study, folder: Path, *, source: Path) -> None:
     """All files of a case appear at once, by a rename of their folder."""
     if folder.exists():
-        raise InputError(f"{folder} is there already; remove it or give another output folder")
+        raise InputError(f"{folder} exists already; remove it or give another output folder")
     volumes = {name: read_voxels(series) for name, series in study.chosen.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

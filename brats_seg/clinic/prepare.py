@@ -162,7 +162,7 @@ def prepare_scans(
 
 def _prepare(case: Case, folder: Path, *, mask_file: Path | None, atlas: sitk.Image | None) -> None:
     if folder.exists():
-        raise InputError(f"{folder} is there already; remove it or give another output folder")
+        raise InputError(f"{folder} exists already; remove it or give another output folder")
     array, native = read_volume(case.modalities[REFERENCE])
     t1c = to_itk(array, native)
     brain = to_itk(brain_of(array, native, mask_file=mask_file).astype(np.uint8), native)

@@ -187,11 +187,11 @@ def _code(highdicom: Any, code: Code) -> Any:
 
 def _series_in(source: Path, uid: str, *, scratch: Path) -> Series:
     if not source.exists():
-        raise InputError(f"{source}: the DICOM files that the scan was imported from are no more there")
+        raise InputError(f"{source}: the DICOM files that the scan was imported from no longer exist")
     files, _ = list_files(source, scratch=scratch)
     series = [one for one in read_series(files)[0] if one.uid == uid and not one.flaws]
     if not series:
-        raise InputError(f"{source}: has no more the series that the scan was imported from")
+        raise InputError(f"{source}: no longer holds the series that the scan was imported from")
     return series[0]
 
 

@@ -155,7 +155,7 @@ class Cluster:
                     token.touch()
                 except OSError as error:
                     raise InputError(
-                        f"{token.parent}: cannot be written ({error.strerror}); mend that and give the same "
+                        f"{token.parent}: cannot be written ({error.strerror}); correct it and give the same "
                         "command again"
                     ) from None
                 stack.callback(token.unlink, missing_ok=True)

@@ -218,7 +218,7 @@ def _given(counts: Sequence[int], *, n_classes: int) -> Counts:
         )
     if min(counts) < 0 or max(counts) < 1:
         raise UsageError(
-            f"distribution 'given': counts {list(counts)}; none under 0 and one at least over it"
+            f"distribution 'given': counts {list(counts)}; give no count below 0 and at least one above 0"
         )
     return np.array(counts, np.int64)
 

@@ -191,7 +191,7 @@ def read_tuning(run: Path, *, checkpoint: str) -> Tuning:
     """
     path = run / TUNED
     if not path.is_file():
-        raise InputError(f"{path}: not there; `brats-seg tune {run} BANK` writes it")
+        raise InputError(f"{path}: does not exist; `brats-seg tune {run} BANK` writes it")
     try:
         tuning = Tuning.model_validate(parse_yaml(read_text(path)))
     except ValueError:  # of pydantic too

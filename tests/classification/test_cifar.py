@@ -99,14 +99,20 @@ def test_no_other_name_of_numpy_either(tmp_path, stream):
         ({b"data": PIXELS, b"labels": [1, 2]}, "6 images and 2 labels; every image has one"),
         (
             {b"data": PIXELS[:, :5], b"labels": [1]},
-            "'data' is no uint8 array of rows of 3072 pixels; get it again",
+            "'data' is no uint8 array of rows of 3072 pixels; download it again",
         ),
         (
             {b"data": PIXELS.astype(np.float32), b"labels": [1]},
-            "'data' is no uint8 array of rows of 3072 pixels; get it again",
+            "'data' is no uint8 array of rows of 3072 pixels; download it again",
         ),
-        ({b"data": PIXELS, b"labels": ["cat"] * 6}, "'labels' is no list of whole numbers; get it again"),
-        ({b"data": PIXELS, b"labels": [10**30] * 6}, "'labels' is no list of whole numbers; get it again"),
+        (
+            {b"data": PIXELS, b"labels": ["cat"] * 6},
+            "'labels' is no list of whole numbers; download it again",
+        ),
+        (
+            {b"data": PIXELS, b"labels": [10**30] * 6},
+            "'labels' is no list of whole numbers; download it again",
+        ),
         ({b"data": PIXELS, b"labels": [0, 1, 2, 3, 10, 5]}, "row 4 has label 10; the labels are 0..9"),
     ],
 )
@@ -137,7 +143,7 @@ def test_binary_files_cut_short_or_of_another_set(tmp_path):
     path.write_bytes(bytes(3073 + 9))
     with pytest.raises(
         InputError,
-        match=r"b\.bin: 3082 bytes are not whole rows of 3073 \(1 label, 3072 pixels\); get it again",
+        match=r"b\.bin: 3082 bytes are not whole rows of 3073 \(1 label, 3072 pixels\); download it again",
     ):
         read_binary_batch(path)
     path.write_bytes(bytes(3073) + bytes([77]) + bytes(3072))

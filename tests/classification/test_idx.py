@@ -25,10 +25,10 @@ def test_packed_or_not(tmp_path, name):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (CONTENT[:-1], "its header says 2 x 3 x 4 = 24 bytes, and 23 follow; get it again"),
-        (CONTENT + b"\0", "its header says 2 x 3 x 4 = 24 bytes, and more follow; get it again"),
-        (CONTENT[:9], "9 bytes are no IDX header of 16; get it again"),
-        (b"", "0 bytes are no IDX header of 16; get it again"),
+        (CONTENT[:-1], "its header says 2 x 3 x 4 = 24 bytes, and 23 follow; download it again"),
+        (CONTENT + b"\0", "its header says 2 x 3 x 4 = 24 bytes, and more follow; download it again"),
+        (CONTENT[:9], "9 bytes are no IDX header of 16; download it again"),
+        (b"", "0 bytes are no IDX header of 16; download it again"),
         (
             CONTENT[:3] + b"\1" + CONTENT[4:],
             "begins with 00000801; an IDX file of bytes with 3 axes begins with 00000803",
@@ -36,7 +36,7 @@ def test_packed_or_not(tmp_path, name):
         (b"<html>" + CONTENT, "begins with 3c68746d; an IDX file of bytes with 3 axes begins with 00000803"),
         (
             CONTENT[:4] + bytes([0, 0, 4, 0]) * 3,
-            "its header says 1024 x 1024 x 1024 = 1073741824 bytes, and 0 follow; get it again",
+            "its header says 1024 x 1024 x 1024 = 1073741824 bytes, and 0 follow; download it again",
         ),
         (CONTENT[:4] + b"\xff" * 12, f"its header asks for {(2**32 - 1) ** 3} bytes; 4294967296 at most"),
     ],
@@ -54,7 +54,7 @@ def test_a_packed_file_cut_short(tmp_path):
     path = tmp_path / "images.gz"
     packed = gzip.compress(CONTENT[:16] + np.random.default_rng(0).bytes(5000))
     path.write_bytes(packed[:2000])
-    with pytest.raises(InputError, match=r"images\.gz: .*get it again") as refused:
+    with pytest.raises(InputError, match=r"images\.gz: .*download it again") as refused:
         read_idx(path, n_axes=3)
     assert "\n" not in str(refused.value)
 

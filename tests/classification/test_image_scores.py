@@ -141,7 +141,7 @@ def test_confusion_of_small_integers_does_not_overflow():
         (
             np.zeros((0, 2)),
             np.zeros(0, np.int64),
-            "0 outputs and 0 labels; as many of each, and one at least",
+            "0 outputs and 0 labels; give as many outputs as labels, at least one",
         ),
         (
             np.array([[np.nan, 1], [0.5, np.inf]]),

@@ -70,7 +70,10 @@ def test_mnist_cut_short_or_with_an_eleventh_digit(tmp_path):
         == f"{tmp_path}/t10k-images-idx3-ubyte.gz: labels lie in 10..10; 10 classes take 0..9"
     )
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-3]))
-    assert refusal("mnist", tmp_path) == f"{path}: its header says 20 = 20 bytes, and 17 follow; get it again"
+    assert (
+        refusal("mnist", tmp_path)
+        == f"{path}: its header says 20 = 20 bytes, and 17 follow; download it again"
+    )
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100", "imagenet_lt", "omniglot", "folder", "npz"])
@@ -126,7 +129,7 @@ def test_cifar100_that_is_damaged(tmp_path):
     assert load_images("cifar100", tmp_path / "b").train.class_names[99] == "99"
     (tmp_path / "b" / "train.bin").write_bytes(bytes(3073))
     assert refusal("cifar100", tmp_path / "b").endswith(
-        "train.bin: 3073 bytes are not whole rows of 3074 (2 labels, 3072 pixels); get it again"
+        "train.bin: 3073 bytes are not whole rows of 3074 (2 labels, 3072 pixels); download it again"
     )
     write_cifar100(tmp_path / "p", form="python")
     (tmp_path / "p" / "meta").write_bytes(pickle.dumps({b"label_names": []}))
@@ -155,8 +158,8 @@ def test_imagenet_lt_is_what_its_lists_say(tmp_path):
     ("lists", "said"),
     [
         ({"train": "train/cat/0.png\n"}, "_train.txt: line 1 is no path and class number: 'train/cat/0.png'"),
-        ({"train": "train/cat/9.png 0\ntrain/cat/8.png 0\n"}, "train/cat/9.png: is in ImageNet_LT_train.txt "
-                                                               "and not there (1 more are missing too)"),
+        ({"train": "train/cat/9.png 0\ntrain/cat/8.png 0\n"}, "ImageNet_LT_train.txt and missing (1 more "
+                                                               "are missing too)"),
         ({"test": "\n"}, "_test.txt: line 1 is no path and class number: ''"),
         ({"train": "train/cat/0.png -1\n"}, "line 1 is no path and class number: 'train/cat/0.png -1'"),
     ],
@@ -231,7 +234,7 @@ def test_a_table_names_the_patients_of_a_folder(tmp_path):
     (root / "patients.csv").write_text("file,patient\n" + "\n".join(rows[1:]))
     assert refusal("folder", root).endswith("patients.csv: no patient of cat/0.png; every image has one")
     (root / "patients.csv").write_text("path\nx")
-    assert refusal("folder", root).endswith("patients.csv: has the columns path; file and patient")
+    assert refusal("folder", root).endswith("patients.csv: has the columns path; it needs file and patient")
 
 
 def test_keeping_two_classes_numbers_them_anew(tmp_path):
@@ -243,8 +246,8 @@ def test_keeping_two_classes_numbers_them_anew(tmp_path):
     assert np.array_equal(two.test.images[two.test.labels == 1], splits.test.images[splits.test.labels == 3])
     for classes, said in (
         (("truck", "eel"), r"images\.classes 'eel' is unknown; .* has airplane, automobile"),
-        (("cat",), r"images\.classes cat: two different classes at least, each once"),
-        (("cat", "cat"), r"images\.classes cat, cat: two different"),
+        (("cat",), r"images\.classes cat: give two classes or more, each once"),
+        (("cat", "cat"), r"images\.classes cat, cat: give two classes"),
     ):
         with pytest.raises(UsageError, match=said):
             keep_classes(splits, classes)
@@ -382,7 +385,7 @@ def test_images_of_another_size_to_test_on_and_a_single_class(tmp_path):
         == f"{path} test_images: images of 9 x 8 x 3; the training images are {size[0]} x {size[1]} x 3"
     )
     np.savez(path, images=np.zeros((5, 8, 8), np.uint8), labels=np.zeros(5, np.int64))
-    assert refusal("npz", path) == f"{path} images train: 1 class; a study tells two apart at least"
+    assert refusal("npz", path) == f"{path} images train: 1 class; a study needs two classes or more"
 
 
 def test_npz_that_is_damaged_or_holds_pickles(tmp_path):

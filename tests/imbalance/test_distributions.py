@@ -186,8 +186,8 @@ def test_a_drawn_set():
                             "other kind"),
         ({"kind": "given", "counts": (5, 5)}, "distribution 'given': 2 counts for 10 classes; one number a "
                                               "class"),
-        ({"kind": "given", "counts": (0,) * 10}, f"distribution 'given': counts {[0] * 10}; none under 0 and "
-                                                 "one at least over it"),
+        ({"kind": "given", "counts": (0,) * 10}, f"distribution 'given': counts {[0] * 10}; give no count "
+                                                 "below 0 and at least one above 0"),
         ({"kind": "balanced", "most": 0}, "the largest class is to have 0 examples: at least 1"),
         ({"kind": "balanced", "most": 6000}, "class 0 is to get 6000 examples and has 5000 (9 more classes "
                                              "lack examples too); "

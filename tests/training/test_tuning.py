@@ -288,7 +288,7 @@ def test_settings_come_back_from_the_file_and_only_for_their_checkpoint(tmp_path
     )  # of a version without region thresholds
     assert read_tuning(tmp_path, checkpoint="ab").settings == Settings(0.3, 50.0, 200.0)
     path.unlink()
-    with pytest.raises(InputError, match="not there; `brats-seg tune"):
+    with pytest.raises(InputError, match="does not exist; `brats-seg tune"):
         read_tuning(tmp_path, checkpoint="ab")
 
 
