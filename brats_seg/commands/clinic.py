@@ -1,0 +1,141 @@
+"""The verbs `import`, `prepare` and `export`: scans as hospitals have them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from brats_seg.commands.console import (
+    loading,
+    make_console,
+    make_table,
+    show_first_that_fits,
+    show_place,
+    show_problems,
+)
+from brats_seg.commands.options import Predictions, Scans
+from brats_seg.core.errors import count_words, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from brats_seg.clinic.studies import Study
+
+
+def import_(
+    dicom: Annotated[
+        Path,
+        typer.Argument(help="Folder or zip file of DICOM series, of one or many patients.", exists=True),
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder for the scans: a folder for each case.")],
+    series: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODALITY=SERIES",
+            help="Which series is t1n, t1c, t2w or t2f, where the table is wrong: its number, or its "
+            "description, with * for any text. Repeat for several.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print which series becomes what, and write nothing.")
+    ] = False,
+) -> None:
+    """Read DICOM series of patients as scans that the other verbs understand."""
+
+    with loading("SimpleITK"):
+        from brats_seg.clinic.convert import import_dicom
+        from brats_seg.clinic.studies import parse_wanted
+
+    console = make_console()
+    done = import_dicom(dicom, None if dry_run else out, wanted=parse_wanted(series or ()))
+    _show_studies(done.studies, console=console)
+    show_problems(done.problems, console=console)
+    if dry_run:
+        console.print("nothing is written: --dry-run")
+    else:
+        n, n_refused = len(done.written), sum(not study.good for study in done.studies)
+        console.print(f"{count_words(n, 'case')} written, {n_refused} refused")
+    if done.written:
+        show_place("scans:", out, console=console)
+    raise typer.Exit(done.exit_code)
+
+
+def _show_studies(studies: "tuple[Study, ...]", *, console: "Console") -> None:
+    """A row for each series: what it becomes, and why."""
+
+    table = make_table("case", "series", "description", "becomes", "because", "slices", n_text=5)
+    for study in studies:
+        for row in study.rows:
+            one = row.series
+            description = printable(one.description, limit=40)
+            table.add_row(
+                study.case, one.number, description, row.modality or "-", row.note, str(len(one.planes))
+            )
+    show_first_that_fits(table, console=console)
+
+
+def prepare(
+    scans: Scans,
+    out: Annotated[Path, typer.Argument(help="Folder for the prepared scans: a folder for each case.")],
+    brain_mask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Mask of the brain, drawn on the T1c; {case} in the name stands for each case.",
+        ),
+    ] = None,
+    atlas: Annotated[
+        Path | None,
+        typer.Option(help="Move the scans to this volume without skull, onto its grid.", exists=True),
+    ] = None,
+) -> None:
+    """Bring unregistered scans to one grid of 1 mm, without skull, as networks need them."""
+
+    with loading("SimpleITK"):
+        from brats_seg.clinic.prepare import prepare_scans
+
+    console = make_console()
+    done = prepare_scans(scans, out, brain_mask=brain_mask, atlas=atlas)
+    show_problems(done.problems, console=console)
+    console.print(f"{count_words(len(done.written), 'case')} prepared")
+    if done.written:
+        show_place("scans:", out, console=console)
+    raise typer.Exit(done.exit_code)
+
+
+def export(
+    predictions: Predictions,
+    scans: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of the scans that were segmented, from prepare or import.",
+            exists=True,
+            file_okay=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder for the files.")],
+    file_type: Annotated[
+        str,
+        typer.Option(
+            metavar="ENDING",
+            help=".nii.gz, .nii, .mha, .seg.nrrd (segments of 3D Slicer), .dcm (DICOM SEG, for scans from "
+            "import), or .stl (a surface for each region).",
+        ),
+    ] = ".seg.nrrd",
+    names: Annotated[
+        Literal["case", "bids"],
+        typer.Option(help="bids names the files as derivatives of BIDS scans, a folder for each subject."),
+    ] = "case",
+) -> None:
+    """Bring label maps back to the original T1c, in a file type of viewers."""
+
+    with loading("SimpleITK"):
+        from brats_seg.clinic.export import export_labels
+
+    console = make_console()
+    done = export_labels(predictions, scans, out, file_type=file_type, names=names)
+    show_problems(done.problems, console=console)
+    console.print(f"{count_words(len(done.written), 'file')} written")
+    if done.written:
+        show_place("files:", out, console=console)
+    raise typer.Exit(done.exit_code)
