@@ -2,22 +2,32 @@
 
 import sys
 from collections.abc import Callable
-from importlib.metadata import version as installed_version
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from brats_seg.commands.clinic import export, import_, prepare
-from brats_seg.commands.configs import configs, knobs, models
+from brats_seg.commands.cascade import cascade
+from brats_seg.commands.configs import configs
 from brats_seg.commands.demo import demo
-from brats_seg.commands.evaluate import evaluate, rank, report
+from brats_seg.commands.evaluate import evaluate
 from brats_seg.commands.experiment import experiment, experiment_advise
+from brats_seg.commands.export import export
+from brats_seg.commands.import_ import import_
+from brats_seg.commands.knobs import knobs
+from brats_seg.commands.models import models
 from brats_seg.commands.options import STOPPED
-from brats_seg.commands.predict import predict, predict_case
-from brats_seg.commands.scans import phantom, preprocess, verify
+from brats_seg.commands.phantom import phantom
+from brats_seg.commands.predict import predict
+from brats_seg.commands.predict_case import predict_case
+from brats_seg.commands.prepare import prepare
+from brats_seg.commands.preprocess import preprocess
+from brats_seg.commands.rank import rank
+from brats_seg.commands.report import report
 from brats_seg.commands.study import study_app
-from brats_seg.commands.train import cascade, train, tune
+from brats_seg.commands.train import train
+from brats_seg.commands.tune import tune
+from brats_seg.commands.verify import verify
 from brats_seg.commands.view import view
 from brats_seg.core.errors import InputError, UsageError, is_disk_full, is_out_of_memory, printable
 
@@ -72,7 +82,9 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"brats-seg {installed_version('brats-seg')}")
+        from importlib.metadata import version
+
+        typer.echo(f"brats-seg {version('brats-seg')}")
         raise typer.Exit
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from brats_seg.commands.console import loading
 from brats_seg.core.dask_engine import Cluster, open_cluster
 from brats_seg.core.errors import UsageError
 
@@ -197,6 +196,7 @@ def score_options(
     conventions: list[str] | None, held_out: Path | None, labels: LabelOptions
 ) -> "ScoreOptions":
     """The options that `evaluate` and `report` take alike."""
+    from brats_seg.commands.held_out import held_out_cases
     from brats_seg.evaluation.folders import ScoreOptions
 
     return ScoreOptions(
@@ -234,14 +234,3 @@ def parse_part(text: str | None) -> tuple[int, int] | None:
     if not (slash and first.isdecimal() and n.isdecimal() and 1 <= int(first) <= int(n)):
         raise UsageError(f"--part {text}: write I/N with I in 1..N, such as 1/4")
     return int(first), int(n)
-
-
-def held_out_cases(run: Path | None) -> tuple[str, ...] | None:
-    """Ids of the cases that a run held out; None (all cases) where no run is given. Raises `InputError` where
-    the run held out none.
-    """
-    if run is None:
-        return None
-    with loading():
-        from brats_seg import pipeline
-    return pipeline.held_out_cases(run)

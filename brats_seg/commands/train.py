@@ -1,12 +1,11 @@
-"""The verbs `train`, `cascade` and `tune`."""
+"""The verb `train`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from brats_seg.commands.console import loading, make_console
-from brats_seg.commands.options import STOPPED, Bank, Device, PrecisionName, Run
+from brats_seg.commands.options import STOPPED, Bank, Device
 from brats_seg.core.errors import UsageError
 
 
@@ -41,6 +40,7 @@ def train(
     from brats_seg.core.config import load_config
 
     loaded, number = load_config(config, overrides=tuple(overrides or ())), _parse_fold(fold)
+    from brats_seg.commands.console import loading, make_console
     from brats_seg.commands.show_runs import show_run
 
     with loading():
@@ -52,63 +52,9 @@ def train(
 
 
 def _parse_fold(text: str) -> int | None:
+    """A fold's number, or None for all."""
     if text == "all":
         return None
     if not text.isdecimal():
         raise UsageError(f"--fold {text}: give a number from 0, or 'all'")
     return int(text)
-
-
-def cascade(
-    detector: Annotated[
-        Path,
-        typer.Argument(
-            help="Run trained with --set task.classes=healthy_or_tumor.", exists=True, file_okay=False
-        ),
-    ],
-    classifier: Annotated[
-        Path, typer.Argument(help="Run trained with --set task.classes=tumor.", exists=True, file_okay=False)
-    ],
-    run: Annotated[Path, typer.Argument(help="Run folder to write.")],
-) -> None:
-    """Compose two trained networks: the first finds tumor, the second says which. The result is a run like
-    any other.
-    """
-
-    with loading():
-        from brats_seg import pipeline
-
-    typer.echo(pipeline.compose(detector, classifier, run))
-
-
-def tune(
-    run: Run,
-    bank: Bank,
-    also: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="RUN",
-            help="Pool the inner cases of this run too, a run of another fold. Repeat for several.",
-        ),
-    ] = None,
-    objective: Annotated[
-        Literal["dice", "lesion_dice"],
-        typer.Option(
-            help="What to raise: mean Dice of the three regions, or lesion-wise Dice of the whole tumor."
-        ),
-    ] = "dice",
-    device: Device = "auto",
-    precision: PrecisionName = "auto",
-) -> None:
-    """Find prior correction, region thresholds and clean-up on inner cases. Cases that a run held out are not
-    used for its settings.
-    """
-    from brats_seg.commands.show_runs import show_tuning
-
-    with loading():
-        from brats_seg import pipeline
-
-    runs, console = (run, *(also or ())), make_console()
-    tunings = pipeline.tune(run, bank, also=runs[1:], objective=objective, device=device, precision=precision)
-    for path, tuning in zip(runs, tunings, strict=True):
-        show_tuning(tuning, path, console=console)

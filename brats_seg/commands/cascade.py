@@ -1,0 +1,29 @@
+"""The verb `cascade`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def cascade(
+    detector: Annotated[
+        Path,
+        typer.Argument(
+            help="Run trained with --set task.classes=healthy_or_tumor.", exists=True, file_okay=False
+        ),
+    ],
+    classifier: Annotated[
+        Path, typer.Argument(help="Run trained with --set task.classes=tumor.", exists=True, file_okay=False)
+    ],
+    run: Annotated[Path, typer.Argument(help="Run folder to write.")],
+) -> None:
+    """Compose two trained networks: the first finds tumor, the second says which. The result is a run like
+    any other.
+    """
+    from brats_seg.commands.console import loading
+
+    with loading():
+        from brats_seg import pipeline
+
+    typer.echo(pipeline.compose(detector, classifier, run))
