@@ -15,6 +15,8 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from functools import lru_cache
 from glob import escape
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -208,12 +210,18 @@ def parse_yaml(text: str) -> Any:
     if len(text) > MOST_YAML_BYTES:
         raise ValueError(f"{len(text):,} characters; {MOST_YAML_BYTES:,} at most")
     try:
-        return yaml.load(text, Loader=_Loader)
+        return deepcopy(_load_yaml(text))
     except RecursionError:
         raise ValueError("nested too deep") from None
     except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
         # PyYAML lets through what Python says of `2021-13-45`, `0b_` or `!!bool x`
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+@lru_cache(maxsize=32)
+def _load_yaml(text: str) -> Any:
+    """Once for each text: the config of a run stands in each of its checkpoints, and takes 20 ms."""
+    return yaml.load(text, Loader=_Loader)
 
 
 def shown(value: Any) -> str:

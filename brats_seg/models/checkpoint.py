@@ -6,6 +6,7 @@ import struct
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NotRequired, get_type_hints
@@ -92,6 +93,8 @@ FORMAT = 1
 """Version of the file; a checkpoint of another one is refused."""
 _PREDICTION = ("network", "task", "patch", "loss", "augment")
 """Sections of the config that prediction depends on."""
+_version = cache(version)
+"""Each reads a file of the installed package."""
 _MAGIC = "brats_seg checkpoint"
 _DAMAGE = (
     RuntimeError, EOFError, OSError, BadZipFile, ValueError, TypeError, AttributeError, LookupError,
@@ -265,7 +268,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def library_versions() -> dict[str, str]:
     """Versions of what a result depends on."""
-    return {name: version(name) for name in ("brats-seg", "torch", "monai", "numpy", "numba")}
+    return {name: _version(name) for name in ("brats-seg", "torch", "monai", "numpy", "numba")}
 
 
 def _senseless_fields(checkpoint: Checkpoint) -> list[str]:

@@ -22,7 +22,7 @@ from brats_seg.reporting.cases import MODALITY_WORDS
 from brats_seg.reporting.experiment_figures import FEW_FINDS, difference_chart, error_overlay, tradeoff_chart
 from brats_seg.reporting.experiment_table import equal_time_words, experiment_note
 from brats_seg.reporting.figures import Picture, gray_levels, mix_chart, overlay
-from brats_seg.reporting.pages import page_templates
+from brats_seg.reporting.pages import shared_templates
 from brats_seg.reporting.plots import data_uri, plot, png
 from brats_seg.reporting.style import OVER, RIGHT, UNDER
 from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes
@@ -122,7 +122,7 @@ def write_experiment_page(
         "version": version("brats-seg"),
     }
     path = out / "report.html"
-    write_text(path, page_templates({}).get_template("experiment.html").render(content))
+    write_text(path, shared_templates().get_template("experiment.html").render(content))
     return path
 
 

@@ -1,11 +1,18 @@
 """Templates -> pages: what all HTML and Markdown pages are rendered with."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from brats_seg.reporting import style
+
+
+@cache
+def shared_templates() -> Environment:
+    """The templates of pages without filters of their own; each is compiled once."""
+    return page_templates({})
 
 
 def page_templates(filters: Mapping[str, Callable[..., Any]]) -> Environment:

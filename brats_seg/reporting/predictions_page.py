@@ -8,7 +8,7 @@ from brats_seg.core.errors import InputError
 from brats_seg.core.files import write_text
 from brats_seg.core.progress import track
 from brats_seg.reporting.cases import best_slice, case_pictures, see_prediction
-from brats_seg.reporting.pages import page_templates
+from brats_seg.reporting.pages import shared_templates
 from brats_seg.reporting.plots import data_uri, png
 from brats_seg.scans.case import Case
 from brats_seg.scans.labels import common_classes, schema_named
@@ -40,7 +40,7 @@ def write_predictions_page(out: Path, cases: Sequence[Case], *, output: Path) ->
             _card(case, out, rows[case.id], columns) for case in track(cases, total=len(cases), label="page")
         ],
     }
-    write_text(output, page_templates({}).get_template("predictions.html").render(content))
+    write_text(output, shared_templates().get_template("predictions.html").render(content))
     return output
 
 

@@ -6,6 +6,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,7 @@ def _warnings(out: Path, ids: Sequence[str]) -> list[dict[str, str]]:
     return [{"severity": "warning", "words": f"{r['case']}: {r['warnings']}"} for r in rows]
 
 
+@cache
 def _environment() -> Environment:
     return page_templates(
         {

@@ -18,7 +18,7 @@ from brats_seg.core.errors import InputError, UsageError, refuse
 from brats_seg.core.files import write_text
 from brats_seg.core.shapes import Mask, TissueMap, Volume
 from brats_seg.reporting.bundle import Bundle, find_bundle
-from brats_seg.reporting.pages import page_templates
+from brats_seg.reporting.pages import shared_templates
 from brats_seg.reporting.style import color_of, viewer_colors, words
 from brats_seg.scans.case import MODALITIES, Case, ScanFile
 from brats_seg.scans.geometry import Geometry, same_grid
@@ -271,7 +271,7 @@ def _render(
     affine = _page_affine(geometry, box)
     tissues = {overlay.id: overlay.tissue[box] for overlay in overlays}
     return (
-        page_templates({})
+        shared_templates()
         .get_template("viewer.html")
         .render(
             case=case,

@@ -79,6 +79,7 @@ class RunFolder(Record):
 
     def __post_init__(self) -> None:
         classes, is_writer = self.bank.classes, self.runtime.is_writer
+        self._config_text = dump_config(self.config)
         self.ledger = Ledger(classes)
         self.losses_at_once = LOSSES_AT_ONCE[self.runtime.device.type]
         tensorboard = self.config.training.tensorboard and is_writer
@@ -113,7 +114,7 @@ class RunFolder(Record):
         if self.runtime.is_writer:
             for part in self.run_dir.glob(".*.part"):  # half-written by a process that was killed
                 part.unlink()
-            write_text(self.run_dir / "config.yaml", dump_config(self.config))
+            write_text(self.run_dir / "config.yaml", self._config_text)
             write_environment(
                 self.run_dir / "environment.json",
                 runtime=self.runtime,
@@ -284,7 +285,7 @@ class RunFolder(Record):
         check_same_run(
             checkpoint,
             path,
-            config=dump_config(self.config),
+            config=self._config_text,
             bank=self.bank.digest,
             cases=(self.split.train, self.split.inner, self.split.held_out),
         )
@@ -303,7 +304,7 @@ class RunFolder(Record):
         prior = loop.method.effective_prior(phase, self.ledger, epoch=epoch)
         checkpoint = Checkpoint(
             weights=loop.steps.learner.weights(),
-            config=dump_config(self.config),
+            config=self._config_text,
             modalities=tuple(self.bank.modalities),
             classes=tuple(self.bank.classes),
             spacing_mm=tuple(self.bank.spacing_mm),
