@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer, UInt16
+from jaxtyping import Float, Integer, UInt16
 from scipy import stats
 
 
@@ -100,4 +100,21 @@ def paired_difference(
     for difference, patient in zip(differences, patients, strict=True):
         by_patient.setdefault(patient, []).append(difference)
     means = [fmean(values) for values in by_patient.values()]
-    return describe(differences, patients) | {"p": float(stats.wilcoxon(means).pvalue) if any(means) else 1.0}
+    return describe(differences, patients) | {"p": _signed_rank_p(np.array(means)) if any(means) else 1.0}
+
+
+def _signed_rank_p(differences: Float[np.ndarray, " n"]) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test: that of `scipy.stats.wilcoxon`.
+
+    Where some of up to 13 differences are equal or 0, SciPy ranks the differences anew for each of the 2^n
+    patterns of signs, which takes seconds. Here the differences are ranked once.
+    """
+    sizes = np.abs(differences)
+    if len(sizes) > 13 or len(np.unique(sizes[sizes > 0])) == len(sizes):
+        return float(stats.wilcoxon(differences).pvalue)
+    ranks = stats.rankdata(np.where(sizes > 0, sizes, np.nan), nan_policy="omit")
+    signed = np.where(sizes > 0, ranks * np.sign(differences), 0)
+    test = stats.permutation_test(
+        (signed,), np.sum, permutation_type="samples", vectorized=True, n_resamples=np.inf
+    )
+    return float(test.pvalue)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from brats_seg.core.statistics import bootstrap_interval, describe, paired_difference
 
@@ -68,3 +69,11 @@ def test_further_scans_of_a_patient_add_no_evidence():
     assert (once["n"], often["n"], often["n_patients"]) == (6, 30, 6)
     assert once["p"] == often["p"] == pytest.approx(2 / 64)  # all six patients gain
     assert often["interval95"] == pytest.approx(once["interval95"])
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(-3, 3), min_size=2, max_size=9).filter(any))
+def test_p_of_few_equal_differences_is_that_of_scipy(tenths):
+    second = {f"p{i}": n / 10 for i, n in enumerate(tenths)}
+    found = paired_difference(dict.fromkeys(second, 0.0), second, patient_of={p: p for p in second})
+    assert found["p"] == stats.wilcoxon(list(second.values())).pvalue
