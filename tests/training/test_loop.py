@@ -1,12 +1,9 @@
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import socket
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -18,7 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from tiny_bank import CLASSES, SPLIT, Split, knobs, run, write_bank
+from tiny_bank import CLASSES, SPLIT, Split, free_port, knobs, run, start_child, write_bank
 
 from brats_seg.bank.bank import PatchBank
 from brats_seg.bank.gather import Batch, PatchMaps
@@ -407,15 +404,6 @@ SLOW: dict[str, Any] = {
 }
 
 
-def child(function: Callable[..., Any], *args: Any) -> Any:
-    """A process that imports torch once for all tests of this module."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["brats_seg.training.train"])
-    process = context.Process(target=function, args=args)
-    process.start()
-    return process
-
-
 def run_in_child(run_dir: Path, bank: Path) -> None:
     run(run_dir, bank, knobs(**SLOW), resume=True)
 
@@ -439,7 +427,7 @@ def killed(run_dir: Path, calls: list[tuple[Any, ...]], *, wait_s: float, after:
     """
     last = run_dir / after
     before = last.stat().st_mtime_ns if last.exists() else 0
-    processes = [child(*call) for call in calls]
+    processes = [start_child(*call) for call in calls]
     while processes[0].is_alive() and (not last.exists() or last.stat().st_mtime_ns == before):
         time.sleep(0.002)
     time.sleep(wait_s)
@@ -481,9 +469,7 @@ def rank_in_child(rank: int, port: int, run_dir: Path, bank: Path, changes: dict
 
 def two_ranks(run_dir: Path, bank: Path, changes: dict[str, Any]) -> list[tuple[Any, ...]]:
     """What to start as processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     return [(rank_in_child, rank, port, run_dir, bank, changes) for rank in range(2)]
 
 
@@ -492,7 +478,7 @@ def test_killed_ranks_end_as_if_never_killed(bank: Path, tmp_path: Path) -> None
     for name, n_kills in (("whole", 0), ("run", 5)):
         for kill in range(n_kills):
             killed(tmp_path / name, two_ranks(tmp_path / name, bank, SLOW), wait_s=0.05 * kill)
-        for process in [child(*call) for call in two_ranks(tmp_path / name, bank, SLOW)]:
+        for process in [start_child(*call) for call in two_ranks(tmp_path / name, bank, SLOW)]:
             process.join()
             assert process.exitcode == 0
     assert_same_run(tmp_path / "whole", tmp_path / "run")
@@ -500,7 +486,7 @@ def test_killed_ranks_end_as_if_never_killed(bank: Path, tmp_path: Path) -> None
 
 def test_two_ranks_draw_what_one_draws_and_learn_the_same(bank: Path, tmp_path: Path) -> None:
     changes = {"network": {"norm": "group"}}
-    ranks = [child(*call) for call in two_ranks(tmp_path / "two", bank, changes)]
+    ranks = [start_child(*call) for call in two_ranks(tmp_path / "two", bank, changes)]
     run(tmp_path / "one", bank, knobs(**changes))
     for process in ranks:
         process.join()

@@ -1,6 +1,4 @@
-import multiprocessing
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_bank import knobs, write_bank
+from tiny_bank import free_port, knobs, start_child, write_bank
 from torch import Tensor, nn
 
 from brats_seg.bank.bank import PatchBank
@@ -229,19 +227,11 @@ def test_several_ranks_and_one_draw_the_same_and_have_the_same_losses(
     tmp_path: Path, n_ranks: int, accumulate: int
 ) -> None:
     bank = write_bank(tmp_path / "bank", names=("A", "B"))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["brats_seg.training.loop"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ranks = [
-        context.Process(
-            target=rank_in_child, args=(rank, n_ranks, port, bank, tmp_path / f"{rank}.npz", accumulate)
-        )
+        start_child(rank_in_child, rank, n_ranks, port, bank, tmp_path / f"{rank}.npz", accumulate)
         for rank in range(n_ranks)
     ]
-    for process in ranks:
-        process.start()
     train_in_float64(bank, tmp_path / "one.npz", CPU, 1)
     for process in ranks:
         process.join()

@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import multiprocessing
+import socket
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,24 @@ KNOBS: dict[str, Any] = {
     },
     "training": {"epochs": 3, "steps": 6, "batch_size": 10, "ema": 0.9, "precision": "float32", "threads": 1},
 }
+
+
+def start_child(function: Callable[..., Any], *args: Any) -> ForkServerProcess:
+    """A process of its own; what takes seconds to import is imported once for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    # an optimizer imports torch._dynamo
+    context.set_forkserver_preload(["brats_seg.training.train", "torch._dynamo", "pandas", "pytest"])
+    process = context.Process(target=function, args=args)
+    process.start()
+    return process
+
+
+def free_port() -> int:
+    """A port for ranks that wait for each other."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def write_bank(
