@@ -114,7 +114,7 @@ class FewShot:
         ]
         network.cpu()  # where the features are; a memory has weights that score them
         episodes = draw_episodes(unseen, self.settings, shots=self.shots, seed=self.seed)
-        found: list[float] = []
+        right: list[float] = []
         for start in range(0, len(episodes.classes), _AT_ONCE):
             few = slice(start, start + _AT_ONCE)
             support, queries = (
@@ -127,8 +127,8 @@ class FewShot:
             else:
                 scores = fine_tuned(support, queries)
             truth = torch.arange(self.settings.ways).repeat_interleave(self.settings.queries)
-            found += (scores.argmax(-1) == truth).double().mean(1).tolist()
-        return found
+            right += (scores.argmax(-1) == truth).double().mean(1).tolist()
+        return right
 
     def _source(self, splits: Splits, part: str) -> ImageSource:
         return ImageSource(getattr(splits, part), device=self.runtime.device)
@@ -183,13 +183,13 @@ class FewShot:
         chosen = tuple(unseen[k] for k in episode.classes[0])
         is_rare = np.isin(train.labels, [names.index(name) for name in unseen])
         shown = np.flatnonzero(is_rare)[episode.shown[0].ravel()]
-        kept = train.take(np.sort(np.concatenate([np.flatnonzero(~is_rare), shown])))
-        both = keep_classes(replace(self.splits, train=kept, validation=None), (*seen, *chosen))
+        shown_and_seen = train.take(np.sort(np.concatenate([np.flatnonzero(~is_rare), shown])))
+        both = keep_classes(replace(self.splits, train=shown_and_seen, validation=None), (*seen, *chosen))
         test = self._source(both, "test")
         network = self._classifier(self._source(both, "train"), sampler="oversample")
         asked = test.restrict(np.flatnonzero(test.labels >= len(seen)))
-        known = probabilities(network, asked, runtime=self.runtime)[:, len(seen) :]
-        return float((known.argmax(1) == asked.labels - len(seen)).mean())
+        likely = probabilities(network, asked, runtime=self.runtime)[:, len(seen) :]
+        return float((likely.argmax(1) == asked.labels - len(seen)).mean())
 
     def _config(self, *, iterations: int, batch_size: int, sampler: str = "random") -> Config:
         section = Sampler.model_validate({"kind": sampler})
@@ -203,7 +203,7 @@ def draw_episodes(
     """Episodes of unseen classes, numbers `first` to `first` + n: those of two methods are the same."""
     parts = [unseen.train, unseen.test]
     of_class = [[np.flatnonzero(part.labels == k) for k in range(len(part.class_names))] for part in parts]
-    found: list[list[np.ndarray]] = []
+    episodes: list[list[np.ndarray]] = []
     for number in range(first, first + (settings.episodes if n is None else n)):
         generator = np.random.Generator(np.random.Philox(key=np.array([seed, number], np.uint64)))
         classes = choose_classes(len(of_class[0]), settings.ways, generator)
@@ -211,8 +211,8 @@ def draw_episodes(
         for part, places_of, size in zip(parts, of_class, (shots, settings.queries), strict=True):
             numbers = choose_numbers(part.counts[classes], size, generator)
             episode.append(np.array([places_of[k][of] for k, of in zip(classes, numbers, strict=True)]))
-        found.append(episode)
-    return Episodes(*(np.array(values) for values in zip(*found, strict=True)))
+        episodes.append(episode)
+    return Episodes(*(np.array(values) for values in zip(*episodes, strict=True)))
 
 
 def fine_tuned(support: Tensor, queries: Tensor) -> Tensor:

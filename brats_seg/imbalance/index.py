@@ -183,14 +183,14 @@ class ClassIndex:
         """
         numbers = np.empty_like(ids)
         for row, first in enumerate(self._case_ids[self._rows].tolist()):
-            here = slice(*np.searchsorted(ids, (first, first + (1 << 32))).tolist())
-            if here.start < here.stop:
+            of_case = slice(*np.searchsorted(ids, (first, first + (1 << 32))).tolist())
+            if of_case.start < of_case.stop:
                 own = self.positions(row)[cls]
                 order = np.argsort(
                     own, kind="stable"
                 )  # a class made of several lists their positions one class after the other
-                places = np.searchsorted(own, (ids[here] - first).astype(own.dtype), sorter=order)
-                numbers[here] = order[places] + self._ends[cls, row] - len(own)
+                places = np.searchsorted(own, (ids[of_case] - first).astype(own.dtype), sorter=order)
+                numbers[of_case] = order[places] + self._ends[cls, row] - len(own)
         return numbers
 
     def positions(self, row: int) -> list[np.ndarray]:

@@ -85,9 +85,9 @@ def clean_up(
         )
     if cleanup.min_enhancing_mm3 > 0:
         enhancing, core = enhancing_and_core(classes)
-        found = labels == enhancing
-        if np.count_nonzero(found) * voxel_mm3 < cleanup.min_enhancing_mm3:
-            labels = np.where(found, np.uint8(core), labels)
+        is_enhancing = labels == enhancing
+        if np.count_nonzero(is_enhancing) * voxel_mm3 < cleanup.min_enhancing_mm3:
+            labels = np.where(is_enhancing, np.uint8(core), labels)
     return labels
 
 
@@ -172,10 +172,10 @@ def cut_regions(
         members = region_classes(region, classes)
         threshold = getattr(thresholds, region)
         if threshold is not None:
-            found = inside & (probabilities[list(members)].sum(axis=0) >= np.float32(threshold))
+            in_region = inside & (probabilities[list(members)].sum(axis=0) >= np.float32(threshold))
             rest = tuple(i for i in outer if i not in members) if region != REGIONS[0] else (0,)
-            result = _moved(result, found & ~np.isin(result, members), members, probabilities)
-            result = _moved(result, inside & ~found & np.isin(result, members), rest, probabilities)
+            result = _moved(result, in_region & ~np.isin(result, members), members, probabilities)
+            result = _moved(result, inside & ~in_region & np.isin(result, members), rest, probabilities)
         inside = inside & np.isin(result, members)
         outer = members
     return result

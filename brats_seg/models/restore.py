@@ -163,10 +163,12 @@ def take_weights(network: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
         InputError: no layer fits.
     """
     own = network.state_dict()
-    given = checkpoint.weights
-    misfits = [name for name, weight in own.items() if name not in given or given[name].shape != weight.shape]
+    weights = checkpoint.weights
+    misfits = [
+        name for name, weight in own.items() if name not in weights or weights[name].shape != weight.shape
+    ]
     left_out = tuple(dict.fromkeys(name.rpartition(".")[0] for name in misfits))
-    fitting = {name: given[name] for name in own if name.rpartition(".")[0] not in left_out}
+    fitting = {name: weights[name] for name in own if name.rpartition(".")[0] not in left_out}
     if not fitting:
         here, there = type(network).__name__, checkpoint.parsed_config().network.name
         raise InputError(

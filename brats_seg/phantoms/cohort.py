@@ -170,9 +170,9 @@ def write_cohort(
 
 def _claim(out: Path) -> None:
     """Make the folder and mark it, so that only phantoms are written over by phantoms."""
-    there = sorted(path.name for path in out.glob("[!.]*"))
-    if there and not (out / _MARK).is_file():
-        raise UsageError(f"{out}: holds other files ({there[0]}); give an empty or new folder")
+    file_names = sorted(path.name for path in out.glob("[!.]*"))
+    if file_names and not (out / _MARK).is_file():
+        raise UsageError(f"{out}: holds other files ({file_names[0]}); give an empty or new folder")
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / _MARK, "Written by `brats-seg phantom`, which may write here again.\n")
 

@@ -177,7 +177,7 @@ def advise_on_images(
                 continue
             cell = make_cell(job, settings=one, bench=bench, runtime=runtime)
             try:
-                known = cell.class_probabilities(alone(cell.train()), test)
+                likely = cell.class_probabilities(alone(cell.train()), test)
             except (InputError, UsageError) as error:  # such as SMOTE with one image of a class
                 if name == "baseline" or len(right) == 2:
                     raise
@@ -185,7 +185,7 @@ def advise_on_images(
                 left_out.append(f"{name}: {error}")
                 say(f"left out: {left_out[-1]}")
             else:
-                right[name].append(known.argmax(1) == test.labels)
+                right[name].append(likely.argmax(1) == test.labels)
         labels.append(test.labels)
     scores = np.stack([np.concatenate(found) for found in right.values()], 1).astype(np.float64)
     tried = rank_remedies(tuple(right), scores, groups=np.concatenate(labels))

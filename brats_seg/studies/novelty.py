@@ -259,8 +259,8 @@ def crossing(
     rhos = np.array(sorted(classifier))
     gains = np.array([[detector[unit] - classifier[rho][unit] for rho in rhos] for unit in units])
     drawn = np.random.default_rng(0).integers(len(units), size=(N_RESAMPLES, len(units)))
-    found = np.sort([_first_win(rhos, gains[numbers].mean(axis=0)) for numbers in drawn])
-    low, high = (found[int(q * (N_RESAMPLES - 1))] for q in (0.025, 0.975))
+    wins = np.sort([_first_win(rhos, gains[numbers].mean(axis=0)) for numbers in drawn])
+    low, high = (wins[int(q * (N_RESAMPLES - 1))] for q in (0.025, 0.975))
     ratio = _first_win(rhos, gains.mean(axis=0))
     plain = {name: None if np.isinf(value) else float(value) for name, value in
              (("ratio", ratio), ("low", low), ("high", high))}  # fmt: skip

@@ -243,8 +243,8 @@ def stack_size(settings: StudySettings, images: Splits | None, *, device: str) -
         return 1
     image = torch.zeros(1, images.train.n_channels, *images.train.image_size)
     needed = memory_of_one(network, image, batch_size=settings.training.batch_size)
-    there = torch.cuda.get_device_properties(0).total_memory
-    return max(1, min(MOST_STACKED, there // 2 // needed))
+    n_bytes = torch.cuda.get_device_properties(0).total_memory
+    return max(1, min(MOST_STACKED, n_bytes // 2 // needed))
 
 
 def study_table(out: Path) -> StudyTable:

@@ -140,14 +140,14 @@ def over_ratio(rows: Sequence[Row], *, score: str) -> Figure | None:
     panels = []
     for name, of_set in _by_set(rows):
         for mu in _three({row["mu"] for row in of_set}, preferred=FEW_CLASSES):
-            here = [row for row in of_set if row["mu"] == mu]
+            of_mu = [row for row in of_set if row["mu"] == mu]
             lines = _method_lines(
-                here,
+                of_mu,
                 x="rho",
                 score=score,
                 decisions=(ARGMAX, THRESHOLDED) if score == "accuracy" else (ARGMAX,),
             )
-            panels.append((f"{name}, {_n_minority(here)}", lines))
+            panels.append((f"{name}, {_n_minority(of_mu)}", lines))
     return lines_figure(panels, x_label="imbalance ratio ρ", score=score)
 
 
@@ -156,8 +156,8 @@ def over_minority(rows: Sequence[Row]) -> Figure | None:
     panels = []
     for name, of_set in _by_set(rows):
         for rho in _three({row["rho"] for row in of_set}):
-            here = [row | {"n_minority": len(row["minority"])} for row in of_set if row["rho"] == rho]
-            panels.append((f"{name}, ρ = {rho:g}", _method_lines(here, x="n_minority", score="auc")))
+            of_rho = [row | {"n_minority": len(row["minority"])} for row in of_set if row["rho"] == rho]
+            panels.append((f"{name}, ρ = {rho:g}", _method_lines(of_rho, x="n_minority", score="auc")))
     return lines_figure(panels, x_label="minority classes", score="auc")
 
 
@@ -180,9 +180,11 @@ def reduced_ratio(rows: Sequence[Row]) -> Figure | None:
         reduced = {row["rho"] for row in of_set if row["imbalance_ratio"] > 1}
         for method in ("oversample", "undersample"):
             for rho in sorted(reduced, key=lambda rho: abs(rho - MNIST_REDUCED_RHO))[:1]:
-                here = [row for row in of_set if row["rho"] == rho and row["method"] in (method, "baseline")]
-                if any(row["imbalance_ratio"] > 1 for row in here):
-                    panels.append((f"{name}, ρ = {rho:g}, {METHODS[method]}", _minority_lines(here)))
+                of_rho = [
+                    row for row in of_set if row["rho"] == rho and row["method"] in (method, "baseline")
+                ]
+                if any(row["imbalance_ratio"] > 1 for row in of_rho):
+                    panels.append((f"{name}, ρ = {rho:g}, {METHODS[method]}", _minority_lines(of_rho)))
     return lines_figure(panels, x_label="imbalance ratio that is left", score="auc")
 
 
@@ -193,14 +195,14 @@ def convergence(rows: Sequence[Row], *, score: Literal["accuracy", "auc"]) -> Fi
     curved = [row for row in rows if row["decision"] == ARGMAX and row.get("curve")]
     panels, what = [], []
     for name, of_set in _by_set(curved):
-        wanted = min(
+        chosen = min(
             ((row["kind"], row["mu"] or 0, row["rho"]) for row in of_set),
             key=lambda p: (p[1:] != CONVERGENCE, -p[2], abs(p[1] - CONVERGENCE[0]), p[0]),
         )
-        here = [row for row in of_set if (row["kind"], row["mu"] or 0, row["rho"]) == wanted]
-        what.append(f"{name}: {wanted[0]}, ρ = {wanted[2]:g}, {_n_minority(here)}")
-        for method in _methods(here):
-            lines = curve_lines([row for row in here if row["method"] == method], score=score)
+        of_point = [row for row in of_set if (row["kind"], row["mu"] or 0, row["rho"]) == chosen]
+        what.append(f"{name}: {chosen[0]}, ρ = {chosen[2]:g}, {_n_minority(of_point)}")
+        for method in _methods(of_point):
+            lines = curve_lines([row for row in of_point if row["method"] == method], score=score)
             panels.append((f"{name}, {method_name(method)}", lines))
     return lines_figure(panels, x_label="iteration", score=score, what="; ".join(what), y_axes="shared")
 

@@ -128,10 +128,10 @@ def is_hard(
     """
     own = probabilities[np.arange(len(classes)), classes]
     if readout == "softmax":  # images may be of more classes than a label map has numbers for
-        given = probabilities.argmax(1)
+        answers = probabilities.argmax(1)
     else:
-        given = decide(probabilities.T[:, :, None, None], readout=readout)[:, 0, 0]
-    return (given != classes) | (own < threshold)
+        answers = decide(probabilities.T[:, :, None, None], readout=readout)[:, 0, 0]
+    return (answers != classes) | (own < threshold)
 
 
 def center_probabilities(
@@ -167,11 +167,11 @@ def _from_slices(
         for part, logits in slice_logits(
             network, image, np.unique(zs[cases == case]), divisor=divisor, slices_around=bank.slices_around
         ):
-            here = np.flatnonzero((cases == case) & np.isin(zs, part))
-            slots = np.searchsorted(part, zs[here])
-            places = (torch.from_numpy(i).to(logits.device) for i in (slots, ys[here], xs[here]))
+            numbers = np.flatnonzero((cases == case) & np.isin(zs, part))
+            slots = np.searchsorted(part, zs[numbers])
+            places = (torch.from_numpy(i).to(logits.device) for i in (slots, ys[numbers], xs[numbers]))
             at_centers = logits.permute(0, 2, 3, 1)[tuple(places)].float()
-            probabilities[here] = class_probabilities(at_centers, readout=readout).cpu().numpy()
+            probabilities[numbers] = class_probabilities(at_centers, readout=readout).cpu().numpy()
     return probabilities
 
 

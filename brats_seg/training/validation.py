@@ -93,12 +93,12 @@ def score_inner_cases(
         UsageError: see `check_metric`.
     """
     check_metric(metric, of=of, classes=bank.classes)
-    mine = {
+    own_histograms = {
         case: _histogram(network, bank, case, divisor)
         for case in bank.selected[runtime.rank :: runtime.world_size]
     }
     by_case: dict[int, JointHistogram] = {}
-    for part in runtime.gather(mine):
+    for part in runtime.gather(own_histograms):
         by_case |= part
     # In the order of the cases, so that the sums do not depend on the number of ranks.
     histograms = [by_case[case] for case in bank.selected]
@@ -113,8 +113,8 @@ def score_inner_cases(
     if metric in _SCORES:
         value = _mean([mean_of(str(of), score)[0] for score in _SCORES[metric]])
     else:
-        found = [mean_of(name, _dice)[0] for name in _judged_by(bank.classes)]
-        value = _mean([value for value in found if not np.isnan(value)])
+        judged = [mean_of(name, _dice)[0] for name in _judged_by(bank.classes)]
+        value = _mean([value for value in judged if not np.isnan(value)])
     return InnerScores(
         {region: mean for region, (mean, _) in dice.items()},
         {region: n for region, (_, n) in dice.items()},
