@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,9 @@ from brats_seg.bank.gather import (
     make_resident,
     send,
 )
-from brats_seg.bank.listing import BankCase, read_folds, read_listing
+from brats_seg.bank.listing import read_folds, read_listing
 from brats_seg.bank.mapped import Volumes, map_array
-from brats_seg.bank.records import FILES
+from brats_seg.bank.records import FILES, BankCase
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.shapes import Ids, Image, TissueMap
 from brats_seg.imbalance.index import ClassIndex
@@ -82,7 +82,7 @@ class PatchBank:
         self.digest = listing.digest
         self.modalities = listing.modalities
         self.spacing_mm = listing.spacing_mm
-        self.normalization = listing.normalization
+        self.normalization = listing.normalization.model_dump(mode="json")
         self.cases = listing.cases
         self._tissues = listing.classes
         self._listing = listing
@@ -92,11 +92,13 @@ class PatchBank:
         self._resident: ResidentVolumes | None = None
         self._is_resident: bool | None = None  # decided at the first batch
         shapes = np.array([case.shape for case in self.cases], np.int64).reshape(-1, 3)
-        self._volumes = Volumes(shapes, n_channels=len(self.modalities), load=_CaseLoader(self.cases))
+        self._volumes = Volumes(
+            shapes, n_channels=len(self.modalities), load=partial(_map_volumes, self.cases)
+        )
         self._every_voxel = ClassIndex(
             self._tissues,
             np.array([case.n_voxels for case in self.cases], np.int64).reshape(-1, len(self._tissues)),
-            part=_PartLoader(self.cases),
+            part=partial(_map_positions, self.cases),
             case_ids=np.arange(len(self.cases), dtype=np.int64) << 32,
             case_names=[case.id for case in self.cases],
         )
@@ -345,30 +347,18 @@ class PatchBank:
         )
 
 
-@dataclass(frozen=True)
-class _CaseLoader:
-    """Maps a case's volumes; a class, not a closure, so that an index can go to a worker process."""
-
-    cases: tuple[BankCase, ...]
-
-    def __call__(self, case: int) -> tuple[np.ndarray, np.ndarray]:
-        image, label = (map_array(self.cases[case].folder / name) for name in FILES[:2])
-        if ((label >= len(self.cases[case].n_voxels)) & (label != OUTSIDE)).any():
-            raise InputError(
-                f"{self.cases[case].folder / FILES[1]}: has voxels of no class of the bank; build the bank "
-                "again"
-            )
-        return image, label
+# Functions of the module, not closures, so that an index can go to a worker process.
+def _map_volumes(cases: tuple[BankCase, ...], case: int) -> tuple[np.ndarray, np.ndarray]:
+    image, label = (map_array(cases[case].folder / name) for name in FILES[:2])
+    if ((label >= len(cases[case].n_voxels)) & (label != OUTSIDE)).any():
+        raise InputError(
+            f"{cases[case].folder / FILES[1]}: has voxels of no class of the bank; build the bank again"
+        )
+    return image, label
 
 
-@dataclass(frozen=True)
-class _PartLoader:
-    """Maps a case's positions, grouped by class."""
-
-    cases: tuple[BankCase, ...]
-
-    def __call__(self, case: int) -> np.ndarray:
-        return map_array(self.cases[case].folder / FILES[2], read_ahead=False)
+def _map_positions(cases: tuple[BankCase, ...], case: int) -> np.ndarray:
+    return map_array(cases[case].folder / FILES[2], read_ahead=False)
 
 
 def _reopen(

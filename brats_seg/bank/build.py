@@ -229,17 +229,12 @@ def _common_classes(cases: Sequence[Case], say: Callable[[str], None]) -> tuple[
 
 
 def _make_folder(bank: Path) -> None:
-    if bank.is_dir() and any(bank.iterdir()) and not (is_bank(bank) or _is_hardly_begun(bank)):
-        raise InputError(f"{bank}: is not empty and no bank; give an empty or new folder")
+    if bank.is_dir() and not is_bank(bank):
+        # a build that was killed before its first case leaves no more than these
+        names = {path.name for path in bank.iterdir() if not path.name.startswith(TOKEN)}
+        if not names <= {"cases", _BUILD_LOCK} or any((bank / "cases").glob("*")):
+            raise InputError(f"{bank}: is not empty and no bank; give an empty or new folder")
     (bank / "cases").mkdir(parents=True, exist_ok=True)
-
-
-def _is_hardly_begun(bank: Path) -> bool:
-    """Whether a folder holds no more than what a build makes before its first case; it may have been killed
-    then.
-    """
-    names = {path.name for path in bank.iterdir() if not path.name.startswith(TOKEN)}
-    return names <= {"cases", _BUILD_LOCK} and not any((bank / "cases").glob("*"))
 
 
 def _check_unchanged(bank: Path, settings: Settings, *, n_folds: int, seed: int) -> None:

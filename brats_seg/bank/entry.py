@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from glob import escape
 from pathlib import Path
@@ -19,7 +19,7 @@ from brats_seg.core.files import read_json, read_model, sha256, write_json
 from brats_seg.core.kernels import group_positions
 from brats_seg.scans.case import Case, Problem, ScanFile, problem_of
 from brats_seg.scans.check import CaseReport, check_case
-from brats_seg.scans.loaded import LoadedCase, load_case
+from brats_seg.scans.loaded import load_case
 from brats_seg.scans.volume import read_header, read_volume
 
 _STATE = ("name", "channel", "bytes", "mtime_ns")
@@ -38,11 +38,7 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, equal after a turn through JSON."""
-        fields = {
-            name: getattr(self, name)
-            for name in ("modalities", "classes", "percentiles", "n4", "resample", "spacing_mm")
-        }
-        tree: dict[str, Any] = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **fields}))
+        tree: dict[str, Any] = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}))
         return tree
 
 
@@ -73,12 +69,20 @@ def write_entry(task: EntryTask) -> EntryResult:
     """Read, check, normalize and write a case, or refuse it and write down why."""
     for rest in task.bank.glob(f"cases/.{escape(task.case.id)}.*.part"):  # of a build that was killed
         shutil.rmtree(rest, ignore_errors=True)  # a worker that was taken for dead may still write there
-    loaded = load_case(task.case, threads=task.threads)
+    settings, loaded = task.settings, load_case(task.case, threads=task.threads)
     report = check_case(loaded)
     problems = list(report.problems) + _wrong_for_bank(task, report)
     if not any(problem.severity == "error" for problem in problems):
         try:
-            normalized = _normalize(task, loaded)
+            normalized = normalize(
+                loaded,
+                modalities=settings.modalities,
+                classes=settings.classes,
+                percentiles=settings.percentiles,
+                n4_cache=task.bank / "n4" if settings.n4 else None,
+                resample_to_mm=settings.spacing_mm if settings.resample else None,
+                threads=task.threads,
+            )
             problems += [
                 Problem("warning", task.case.id, str(task.case.folder), warning)
                 for warning in normalized.warnings
@@ -185,19 +189,6 @@ def _wrong_for_bank(task: EntryTask, report: CaseReport) -> list[Problem]:
         what = f"voxels of {have} mm (Z, Y, X), over 5 % off the bank's {want} mm"
         problems.append(Problem("error", case.id, str(case.folder), what, "that spacing, or --resample"))
     return problems
-
-
-def _normalize(task: EntryTask, loaded: LoadedCase) -> NormalizedCase:
-    settings = task.settings
-    return normalize(
-        loaded,
-        modalities=settings.modalities,
-        classes=settings.classes,
-        percentiles=settings.percentiles,
-        n4_cache=task.bank / "n4" if settings.n4 else None,
-        resample_to_mm=settings.spacing_mm if settings.resample else None,
-        threads=task.threads,
-    )
 
 
 def _write_folder(task: EntryTask, normalized: NormalizedCase, *, digests: Mapping[str, str]) -> None:

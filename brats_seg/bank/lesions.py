@@ -1,29 +1,28 @@
 """Which lesion each tumor voxel of a case belongs to."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Integer, UInt32
 from scipy import ndimage
 
-from brats_seg.bank.listing import BankCase
+from brats_seg.bank.records import BankCase
 
 _ALL_NEIGHBORS = np.ones((3, 3, 3), bool)
 
 
-@dataclass(frozen=True)
-class LesionNumberer:
-    """Numbers the lesions of a case of a bank. A lesion is a connected set of tumor voxels; voxels that share
-    a corner are connected.
+def lesions_of_case(
+    cases: Sequence[BankCase], case: int, positions: UInt32[np.ndarray, " n"]
+) -> Integer[np.ndarray, " n"]:
+    """The number (0, 1, ...) of the lesion of each tumor voxel of a case. A lesion is a connected set of
+    tumor voxels; voxels that share a corner are connected.
+
+    Args:
+        cases: of the bank.
+        case: its number.
+        positions: flat positions in the crop of the case.
     """
-
-    cases: tuple[BankCase, ...]
-
-    def __call__(self, case: int, positions: UInt32[np.ndarray, " n"]) -> Integer[np.ndarray, " n"]:
-        """The number of the lesion of each tumor voxel, from 0 on; `positions` are flat positions in the crop
-        of the case.
-        """
-        return number_lesions(positions, shape=self.cases[case].shape)
+    return number_lesions(positions, shape=cases[case].shape)
 
 
 def number_lesions(

@@ -3,13 +3,11 @@
 import hashlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from brats_seg.bank.records import FILES, MEND, READERS_LOCK, BankRecord, CaseRecord, FoldsRecord, read_entry
+from brats_seg.bank.records import FILES, MEND, READERS_LOCK, BankCase, FoldsRecord, Listing, read_entry
 from brats_seg.core.arrays import read_npy
 from brats_seg.core.bus_error import say_bus_error
 from brats_seg.core.errors import InputError
@@ -18,59 +16,6 @@ from brats_seg.scans.case import Problem
 from brats_seg.scans.labels import OUTSIDE
 
 _EXPONENT = np.uint16(0x7C00)  # of a float16; all ones mean infinity or NaN
-
-
-@dataclass(frozen=True)
-class BankCase:
-    """One case of a bank.
-
-    Attributes:
-        id, patient, schema: as of the scan; `schema` is the label schema its values came from.
-        bank: folder of the bank.
-        shape, origin: (Z, Y, X) of the crop, and its first voxel in the grid that was cropped.
-        grid_shape, spacing_mm: (Z, Y, X) of that grid.
-        n_voxels: voxels of each tissue class, as the bank was built with them (however it is grouped).
-        n_bytes, checksums: size and SHA-256 of each of `FILES`.
-    """
-
-    id: str
-    patient: str
-    schema: str
-    bank: Path
-    shape: tuple[int, int, int]
-    origin: tuple[int, int, int]
-    grid_shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-    n_voxels: tuple[int, ...]
-    n_bytes: tuple[int, ...]
-    checksums: tuple[str, ...]
-
-    @property
-    def folder(self) -> Path:
-        """Where its files lie."""
-        return self.bank / "cases" / self.id
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What `bank.json` says.
-
-    Attributes:
-        digest: SHA-256 of the file, which holds the checksums of all others.
-        classes, modalities: names, in order.
-        spacing_mm: (Z, Y, X).
-        normalization: how the intensities were made, plain types.
-        folds_checksum: SHA-256 of `folds.json`.
-        cases: in the order that numbers them.
-    """
-
-    digest: str
-    classes: tuple[str, ...]
-    modalities: tuple[str, ...]
-    spacing_mm: tuple[float, float, float]
-    normalization: dict[str, Any]
-    folds_checksum: str
-    cases: tuple[BankCase, ...]
 
 
 def read_listing(root: Path) -> Listing:
@@ -85,15 +30,12 @@ def read_listing(root: Path) -> Listing:
             f"{path}: does not exist; `brats-seg preprocess DATA BANK` makes a bank and writes it last"
         )
     raw = read_bytes(path)
-    record = parse_model(BankRecord, raw, name=str(path), mend=MEND)
-    return Listing(
-        digest=hashlib.sha256(raw).hexdigest(),
-        classes=record.classes,
-        modalities=record.modalities,
-        spacing_mm=record.spacing_mm,
-        normalization=record.normalization.model_dump(mode="json"),
-        folds_checksum=record.folds,
-        cases=tuple(_bank_case(root, case) for case in record.cases),
+    record = parse_model(Listing, raw, name=str(path), mend=MEND)
+    return record.model_copy(
+        update={
+            "digest": hashlib.sha256(raw).hexdigest(),
+            "cases": tuple(case.model_copy(update={"bank": root}) for case in record.cases),
+        }
     )
 
 
@@ -105,7 +47,7 @@ def read_folds(root: Path, listing: Listing) -> tuple[tuple[str, ...], ...]:
             bank, each once.
     """
     path = root / "folds.json"
-    if not path.is_file() or sha256(path) != listing.folds_checksum:
+    if not path.is_file() or sha256(path) != listing.folds:
         raise InputError(
             f"{path}: absent or changed since the bank was built; build it again to assemble both"
         )
@@ -200,7 +142,7 @@ def _entry_problems(path: Path, case: BankCase) -> list[Problem]:
         entry = read_entry(path)
     except InputError as error:
         return [Problem("error", case.id, str(path), str(error).removeprefix(f"{path}: "))]
-    told = (entry.id, entry.shape, entry.origin, entry.counts, entry.n_bytes, entry.sha256)
+    told = (entry.id, entry.shape, entry.origin, entry.n_voxels, entry.n_bytes, entry.checksums)
     if told != (case.id, case.shape, case.origin, case.n_voxels, case.n_bytes, case.checksums):
         return [Problem("error", case.id, str(path), "says other than bank.json", MEND)]
     return []
@@ -244,19 +186,3 @@ def _content_problems(case: BankCase, listing: Listing) -> list[Problem]:
             )
         )
     return problems
-
-
-def _bank_case(root: Path, record: CaseRecord) -> BankCase:
-    return BankCase(
-        id=record.id,
-        patient=record.patient,
-        schema=record.label_schema,
-        bank=root,
-        shape=record.shape,
-        origin=record.origin,
-        grid_shape=record.grid_shape,
-        spacing_mm=record.spacing_mm,
-        n_voxels=record.counts,
-        n_bytes=record.n_bytes,
-        checksums=record.sha256,
-    )

@@ -79,13 +79,7 @@ def correct_bias(volume: Volume, brain: Mask, *, cache: Path | None = None) -> F
         if cache is not None:
             with atomic(path) as part, part.open("wb") as file:
                 np.save(file, field)
-    coarse = sitk.GetImageFromArray(field)
-    coarse.SetSpacing([float(_SHRINK)] * 3)
-    coarse.SetOrigin([(_SHRINK - 1) / 2] * 3)
-    grid = sitk.ResampleImageFilter()
-    grid.SetSize(volume.shape[::-1])
-    grid.UseNearestNeighborExtrapolatorOn()
-    log_field = sitk.GetArrayFromImage(grid.Execute(coarse))
+    log_field = resample(field, spacing_mm=(float(_SHRINK),) * 3, to_mm=(1.0, 1.0, 1.0), shape=volume.shape)
     return volume.astype(np.float32) / np.exp(log_field)
 
 

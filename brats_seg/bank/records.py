@@ -61,8 +61,18 @@ class Record(Ruled):
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True)
 
 
-class CaseRecord(Record):
-    """What is listed of a case; `BankCase` says what the fields mean."""
+class BankCase(Record):
+    """One case of a bank.
+
+    Attributes:
+        id, patient, label_schema: as of the scan; `label_schema` is the label schema its values came from.
+        shape, origin: (Z, Y, X) of the crop, and its first voxel in the grid that was cropped.
+        grid_shape, spacing_mm: (Z, Y, X) of that grid.
+        n_voxels: voxels of each tissue class, as the bank was built with them (however it is grouped).
+        offsets: where the positions of each class begin, and their end.
+        n_bytes, checksums: size and SHA-256 of each of `FILES`.
+        bank: folder of the bank; no file says it.
+    """
 
     id: str
     patient: str
@@ -71,10 +81,16 @@ class CaseRecord(Record):
     origin: tuple[Count, Count, Count]
     grid_shape: tuple[Side, Side, Side]
     spacing_mm: tuple[Millimeters, Millimeters, Millimeters]
-    counts: tuple[Count, ...]
+    n_voxels: Annotated[tuple[Count, ...], Field(alias="counts")]
     offsets: tuple[Count, ...]
     n_bytes: Annotated[tuple[Count, Count, Count], Field(alias="bytes")]
-    sha256: tuple[Checksum, Checksum, Checksum]
+    checksums: Annotated[tuple[Checksum, Checksum, Checksum], Field(alias="sha256")]
+    bank: Path = Path()
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie."""
+        return self.bank / "cases" / self.id
 
     def _rules(self) -> Rules:
         return (
@@ -90,7 +106,7 @@ class CaseRecord(Record):
                 "origin and shape reach out of grid_shape",
             ),
             (
-                self.offsets != (0, *accumulate(self.counts)) or self.offsets[-1] > prod(self.shape),
+                self.offsets != (0, *accumulate(self.n_voxels)) or self.offsets[-1] > prod(self.shape),
                 "counts, offsets and shape do not fit together",
             ),
         )
@@ -113,8 +129,17 @@ class NormalizationRecord(Record):
         )
 
 
-class BankRecord(Record):
-    """`bank.json`."""
+class Listing(Record):
+    """`bank.json`: what a bank holds.
+
+    Attributes:
+        modalities, classes: names, in order.
+        spacing_mm: (Z, Y, X).
+        normalization: how the intensities were made.
+        folds: SHA-256 of `folds.json`.
+        cases: in the order that numbers them.
+        digest: SHA-256 of the file, which holds the checksums of all others.
+    """
 
     schema_version: Version
     modalities: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -122,7 +147,8 @@ class BankRecord(Record):
     spacing_mm: tuple[Millimeters, Millimeters, Millimeters]
     normalization: NormalizationRecord
     folds: Checksum
-    cases: Annotated[tuple[CaseRecord, ...], Field(min_length=1)]
+    cases: Annotated[tuple[BankCase, ...], Field(min_length=1)]
+    digest: str = ""
 
     def _rules(self) -> Rules:
         return (
@@ -139,8 +165,9 @@ class BankRecord(Record):
             ),
             *(
                 (
-                    len(case.counts) != len(self.classes),
-                    f"case {case.id}: counts of {len(case.counts)} classes; the bank has {len(self.classes)}",
+                    len(case.n_voxels) != len(self.classes),
+                    f"case {case.id}: counts of {len(case.n_voxels)} classes; the bank has "
+                    f"{len(self.classes)}",
                 )
                 for case in self.cases
             ),
@@ -170,7 +197,7 @@ class SourceRecord(Record):
     sha256: Checksum
 
 
-class EntryRecord(CaseRecord):
+class EntryRecord(BankCase):
     """`case.json`; one of an older version has no checksum of itself."""
 
     settings: dict[str, Any]

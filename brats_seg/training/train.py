@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from brats_seg.bank.bank import PatchBank
-from brats_seg.bank.lesions import LesionNumberer
+from brats_seg.bank.lesions import lesions_of_case
 from brats_seg.core.config import Config
 from brats_seg.core.files import lock
 from brats_seg.core.progress import progress_bar
@@ -70,7 +70,7 @@ def train(
     bank = bank.regroup(config.task.classes)
     check_metric(config.validation.metric, of=config.validation.of, classes=bank.classes)
     seen = bank.select(split.train).to(runtime.device)
-    numberer = LesionNumberer(bank.cases)
+    numberer = partial(lesions_of_case, bank.cases)
     method = Method(config=config, index=seen.index, runtime=runtime, number_lesions=numberer)
     method.check()
     with torch.random.fork_rng():

@@ -9,7 +9,7 @@ import pickle
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,9 @@ def _bank_files(root: Path) -> dict[str, Target]:
 
     def read_changed_folds() -> Any:
         """As if the list had their checksum."""
-        return read_folds(folds, replace(read_listing(folds), folds_checksum=sha256(folds / "folds.json")))
+        return read_folds(
+            folds, read_listing(folds).model_copy(update={"folds": sha256(folds / "folds.json")})
+        )
 
     return {
         "bank.json": Target(listed / "bank.json", mutants.text, lambda: opened(listed)),

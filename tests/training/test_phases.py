@@ -1,5 +1,6 @@
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from tiny_bank import SPLIT, knobs, run, write_bank
 
 from brats_seg.bank.bank import PatchBank
-from brats_seg.bank.lesions import LesionNumberer
+from brats_seg.bank.lesions import lesions_of_case
 from brats_seg.core.config import Config
 from brats_seg.core.errors import UsageError
 from brats_seg.core.files import BEST, LAST, PHASE_1
@@ -291,7 +292,7 @@ def test_lesions_drawn_first_survive_a_stop_and_phase_2_draws_every_voxel_alike(
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
     method = replace(
         method_of(bank, knobs(**changes)),
-        number_lesions=LesionNumberer(PatchBank(bank, patch_size=(16, 16)).cases),
+        number_lesions=partial(lesions_of_case, PatchBank(bank, patch_size=(16, 16)).cases),
     )
     assert method.make_sampler(method.first()).groups is not None
     assert method.make_sampler(Phase(2, 3, 4)).groups is None
