@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from brats_seg.classification.bench import recorded
 from brats_seg.classification.boosting import decontaminated
 from brats_seg.classification.settings import Knobs, StudySettings
 from brats_seg.core.augmentation import Augment
@@ -36,6 +38,11 @@ class Remedy:
     name: str
     recipe: Recipe
     knobs: Knobs
+
+    @cached_property
+    def recorded_knobs(self) -> dict[str, Any]:
+        """The knobs as plain values, as a store has them."""
+        return dict(recorded("method", self.knobs.model_dump(mode="json")))
 
     @property
     def imbalance_ratio(self) -> float:

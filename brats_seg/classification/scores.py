@@ -1,16 +1,12 @@
-"""Probabilities + truth -> multi-class ROC AUC, accuracy, recall, precision, confusion, by scikit-learn."""
+"""Probabilities + truth -> multi-class ROC AUC, accuracy, recall, precision, confusion."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64, Integer, UInt16
-from sklearn.metrics import (
-    confusion_matrix,
-    precision_recall_fscore_support,
-    roc_auc_score,
-    roc_curve,
-)
+from scipy.stats import rankdata
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_curve
 
 from brats_seg.core.errors import InputError, refuse
 from brats_seg.core.statistics import stratified_times
@@ -115,12 +111,12 @@ def roc_auc(outputs: Outputs, labels: Labels) -> PerClass:
     """Area under the ROC curve of each class against the rest: the share of pairs that are in order, ties
     counting half. NaN where no image, or every image, is of the class.
     """
-    return np.array(
-        [
-            roc_auc_score(labels == c, outputs[:, c]) if 0 < np.sum(labels == c) < len(labels) else np.nan
-            for c in range(outputs.shape[1])
-        ]
-    )
+    n_own = np.bincount(labels, minlength=outputs.shape[1])
+    ranks = rankdata(outputs, axis=0)
+    own = np.array([ranks[labels == c, c].sum() for c in range(outputs.shape[1])])
+    n_pairs = n_own * (len(labels) - n_own)
+    in_order = own - n_own * (n_own + 1) / 2  # Mann and Whitney's U
+    return np.divide(in_order, n_pairs, out=np.full(len(n_own), np.nan), where=n_pairs > 0)
 
 
 def auc_interval(outputs: Outputs, labels: Labels, *, n_resamples: int) -> tuple[float, float] | None:

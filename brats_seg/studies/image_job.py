@@ -5,7 +5,6 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from brats_seg.classification.bench import recorded
 from brats_seg.classification.methods import METHODS, Remedy
 from brats_seg.imbalance.distributions import Distribution, Kind, Minority
 from brats_seg.studies.grid import Job
@@ -73,7 +72,7 @@ class ImageJob(Job):
 
     def tree(self) -> dict[str, Any]:
         """All that decides the rows, as plain values."""
-        knobs = recorded("method", self.remedy.knobs.model_dump(mode="json"))
+        knobs = self.remedy.recorded_knobs
         tree = {"set": asdict(self.set), "method": self.remedy.name, "knobs": knobs}
         if (self.remedy.knobs.kind or self.remedy.name) not in METHODS:  # a file of the user's own may change
             tree["recipe"] = self.remedy.recipe.model_dump(mode="json")

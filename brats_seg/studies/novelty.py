@@ -18,7 +18,7 @@ from jaxtyping import Float64
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
-from brats_seg.classification.bench import Purpose, open_images, recorded, study_seed
+from brats_seg.classification.bench import Purpose, open_images, study_seed
 from brats_seg.classification.fitting import Looks, build_network, fit, probabilities
 from brats_seg.classification.image_set import Splits, keep_classes
 from brats_seg.classification.methods import Remedy, remedies
@@ -74,8 +74,7 @@ class NoveltyJob(Job):
         }
         if self.remedy is None:
             return tree
-        knobs = recorded("method", self.remedy.knobs.model_dump(mode="json"))
-        return tree | {"knobs": knobs, "rho": self.rho}
+        return tree | {"knobs": self.remedy.recorded_knobs, "rho": self.rho}
 
 
 def check_novelty(settings: NoveltySettings, splits: Splits) -> None:

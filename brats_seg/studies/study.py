@@ -81,12 +81,13 @@ def study_jobs(settings: StudySettings) -> tuple[ImageJob, ...]:
         UsageError: a method that is none, or knobs it does not take.
     """
     repeats = max(distribution.repeats or settings.repeats for distribution in settings.distributions)
+    methods = remedies(settings.methods)
     return tuple(
         ImageJob(images, remedy, rate, run)
         for repeat in range(repeats)
         for distribution in settings.distributions if repeat < (distribution.repeats or settings.repeats)
         for images in _sets(distribution, repeat)
-        for remedy in remedies(settings.methods) if remedy.name in (distribution.methods or settings.methods)
+        for remedy in methods if remedy.name in (distribution.methods or settings.methods)
         for rate in settings.search.rates or (settings.optimizer.lr,)
         for run in range(settings.search.runs)
     )  # fmt: skip
@@ -122,7 +123,7 @@ def make_plan(
             store, _identity(settings, open_images(settings.images, folder, cache=store / "images"))
         )
     finished = read_cells(store) if store is not None else {}
-    todo = [job.remedy for job in jobs if job.digest not in finished]
+    todo = [job.remedy for job in jobs if not finished or job.digest not in finished]
     by_method: dict[str, int] = {}
     for remedy in (job.remedy for job in jobs):
         by_method[remedy.name] = by_method.get(remedy.name, 0) + remedy.n_networks - remedy.knobs.two_phase

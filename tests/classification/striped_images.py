@@ -1,6 +1,5 @@
 """A study that trains in a second: 20 x 20 images of four classes, each a bright stripe at its own height."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +7,6 @@ import numpy as np
 
 from brats_seg.classification.settings import StudySettings
 from brats_seg.core.settings import parse_settings
-from brats_seg.studies.grid import GridWorkers
-from brats_seg.studies.study import run_study
 
 N_CLASSES = 4
 
@@ -41,18 +38,3 @@ def tiny_settings(**changes: Any) -> StudySettings:
         "decisions": {"priors": ["set", "ledger"]},
     }
     return parse_settings(StudySettings, tree | changes)
-
-
-def main(images: str, out: str, iterations: str, repeats: str) -> None:
-    """A study in a process of its own, to be killed."""
-    training = {"iterations": int(iterations), "batch_size": 16}
-    run_study(
-        tiny_settings(training=training, repeats=int(repeats)),
-        Path(out),
-        folder=Path(images),
-        on=GridWorkers(n=2, device="cpu"),
-    )
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
