@@ -52,6 +52,12 @@ def test_every_command_has_a_verb_and_options_that_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
+def test_no_line_of_a_page_is_wider_than_120_columns(page: Path) -> None:
+    lines = page.read_text().splitlines()
+    assert [f"{number}: {line}" for number, line in enumerate(lines, 1) if len(line) > 120] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_link_to_a_file_resolves(page: Path) -> None:
     generated = {"cli.md", "knobs.md", "configs.md"}  # made by tools/site/reference.py
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
