@@ -448,12 +448,12 @@ def test_settings_that_cannot_be_are_refused_before_the_first_run(bank: Path, tm
     refused("against: no variant 'bald'; there are random, hard, hard . priors 1", against="bald")
     refused("pictures: no variant 'hard . priors 0.5'", pictures=["hard + priors 0.5"])
     refused("strategy 'hard': correct_priors 'tuned' is found on the inner cases", predict={"cases": "inner"})
-    refused("is a bank, and the config has phantoms of its own", phantoms={"one": {"cases": 4}})
+    refused("is a bank, but the config builds phantoms", phantoms={"one": {"cases": 4}})
     (tmp_path / "loop.yaml").write_text(f"like: {tmp_path / 'loop.yaml'}")
     with pytest.raises(UsageError, match="which is like this one"):
         load_experiment(tmp_path / "loop.yaml")
     with pytest.raises(
-        UsageError, match=r"--only bald: no strategy of that name; the strategies are random, hard, two"
+        UsageError, match=r"--only bald: no strategy has this name; the strategies are random, hard, two"
     ):
         run_experiment(bank, tmp_path / "none", tiny(), only=["bald"])
     with pytest.raises(UsageError, match=r"strategies.\.\./out"):

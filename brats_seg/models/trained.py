@@ -140,7 +140,7 @@ class TrainedRun:
             best = max((int(row["epoch"]) for row in rows if row["is_best"] == "1"), default=len(rows))
         except (InputError, KeyError, ValueError):
             what = "is damaged: nothing says whether the training is finished"
-            return Problem("warning", "", str(table), what, "`brats-seg train` with --resume writes it anew")
+            return Problem("warning", "", str(table), what, "`brats-seg train` with --resume writes it again")
         n_done, n_epochs, patience = len(rows), network.config.n_epochs, network.config.validation.patience
         if n_done >= n_epochs or (patience is not None and n_done - best >= patience):
             return None

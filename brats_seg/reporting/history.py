@@ -188,7 +188,7 @@ def _rows(path: Path, *, numbers: Sequence[str], or_empty: Sequence[str] = ()) -
     return rows
 
 
-_MEND = "`brats-seg train --resume` writes it anew, also for a finished run"
+_MEND = "`brats-seg train --resume` writes it again, also for a finished run"
 
 
 def _is_number(text: str | None) -> bool:

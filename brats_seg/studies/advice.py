@@ -1,4 +1,6 @@
-"""Class counts and a budget -> the remedies that the tables recommend, tried in small, and what to use."""
+"""Class counts and a time budget -> short trials of the remedies that the tables recommend, and advice which
+remedy to use.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -36,19 +38,19 @@ PAGE = "advice.md"
 FULL = "full.yaml"
 FOLDS = 3
 EPOCHS = 4
-"""Epochs of a trial on scans: hard examples are looked for between two of them."""
+"""Number of epochs of a trial on scans. Hard examples are searched for between two epochs."""
 FEWEST_STEPS = 20
 MOST_STEPS = 10_000
 _RESAMPLES = 1000
 _SPENT = 0.75
-"""Share of the budget that the trainings are planned for: networks are also built and scored."""
+"""Share of the budget that is planned for training. The rest is for building and scoring the networks."""
 _SURE = 0.8
 Scores = Float64[np.ndarray, "n m"]
 """A score of each image or case (rows) for each remedy (columns)."""
 
 
 class Choice(Section):
-    """The remedies to try from a ratio on, and the rows of the table they were chosen by."""
+    """The remedies to try from an imbalance ratio on, and the rows of the table that recommend them."""
 
     rho_from: Annotated[float, Field(ge=1)] = 1.0
     remedies: tuple[str, ...]
@@ -56,7 +58,7 @@ class Choice(Section):
 
 
 class Choices(Section):
-    """What is recommended for scans or for images, by rising ratio."""
+    """The recommendations for scans or for images, by increasing imbalance ratio."""
 
     choices: Annotated[tuple[Choice, ...], Field(min_length=1)]
 
@@ -66,10 +68,10 @@ class Tried:
     """A remedy that was tried.
 
     Attributes:
-        name: of the remedy.
+        name: name of the remedy.
         score: mean over the classes (images) or cases (scans).
-        interval: 95 %, by bootstrap over images or cases.
-        best: share of the resamples in which it is the best.
+        interval: 95 % interval, by bootstrap over images or cases.
+        best: share of the resamples in which the remedy is the best.
     """
 
     name: str
@@ -80,14 +82,14 @@ class Tried:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to use.
+    """The advice which remedy to use.
 
     Attributes:
-        tried: best first.
-        page: the page that says so.
-        command: of the full run.
-        fewest: images of the rarest class, or cases, that the scores are of, in words.
-        is_few: whether they are too few to be sure.
+        tried: the remedies, best first.
+        page: the file with the advice.
+        command: command of the full run.
+        fewest: number of images of the rarest class, or of cases, from which the scores come, in words.
+        is_few: whether these are too few to be sure.
     """
 
     tried: tuple[Tried, ...]
@@ -97,7 +99,7 @@ class Advice:
     is_few: bool
 
     def lines(self) -> list[str]:
-        """What to use, how sure, and what to run, in words."""
+        """Lines of text: which remedy to use, how sure this is, and the command of the full run."""
         first, second = self.tried[:2]
         sure = f"the best in {first.best:.0%} of {_RESAMPLES:,} resamples"
         run = f"Full run: {self.command}"
@@ -108,7 +110,7 @@ class Advice:
 
 
 def recommended(wing: Literal["images", "scans"], counts: Counts) -> Choice:
-    """What the tables recommend for these class counts (`configs/advice`)."""
+    """The remedies that the tables recommend for these class counts (`configs/advice`)."""
     present = counts[counts > 0]
     rho = present.max() / present.min()
     choices = load_settings(Choices, wing, shelf="advice").choices
@@ -124,20 +126,20 @@ def advise_on_images(
     device: str = "cpu",
     say: Callable[[str], None] = lambda line: None,
 ) -> Advice:
-    """Try the recommended remedies and the baseline on inner splits of the training images; the test images
-    are not looked at.
+    """Try the recommended remedies and the baseline on inner splits of the training images. The test images
+    are not used.
 
     Args:
-        settings: which images (`settings.images`).
-        folder: where they lie.
+        settings: only `settings.images` is used.
+        folder: folder of the images.
         out: folder for the page and the settings of the full run.
-        minutes: of one core, for everything.
+        minutes: time budget for everything, on one core.
         device: "cpu", "cuda" or "auto".
-        say: takes a line before anything slow.
+        say: receives a line of text before each slow step.
 
     Raises:
-        UsageError: less than a minute, or too little for the images.
-        InputError: images that are missing or damaged, or a class with one training image.
+        UsageError: `minutes` is less than 1, or too short for the images.
+        InputError: images are missing or damaged, or a class has only one training image.
     """
     refuse((not 1 <= minutes < inf, f"--minutes {minutes:g}: a budget of at least 1 minute"))
     start = time.monotonic()
@@ -159,7 +161,7 @@ def advise_on_images(
     n_steps = min(MOST_STEPS, int(1e3 * left_s / (n_folds * per_step)))
     _check_steps(n_steps, minutes, needed_s=n_folds * per_step * FEWEST_STEPS / 1e3)
     out.mkdir(parents=True, exist_ok=True)
-    say(f"{len(jobs)} remedies x {n_folds} inner splits, {n_steps} steps a network")
+    say(f"{len(jobs)} remedies x {n_folds} inner splits, {n_steps} steps for each network")
     right: dict[str, list[np.ndarray]] = {name: [] for name in remedies}
     labels: list[np.ndarray] = []
     left_out: list[str] = []
@@ -207,20 +209,20 @@ def advise_on_scans(
     device: str = "cpu",
     say: Callable[[str], None] = lambda line: None,
 ) -> Advice:
-    """Try the recommended remedies and the baseline on the inner cases of fold 0; its held-out cases are not
-    looked at.
+    """Try the recommended remedies and the baseline on the inner cases of fold 0. The held-out cases of fold
+    0 are not used.
 
     Args:
         bank: a patch bank.
         out: folder for the runs, the page and the settings of the full experiment.
-        minutes: of one core, for everything.
-        base: the training config, by its name or file.
+        minutes: time budget for everything, on one core.
+        base: name or file of the training config.
         device: "cpu", "cuda" or "auto".
-        say: takes a line before anything slow.
+        say: receives a line of text before each slow step.
 
     Raises:
-        UsageError: less than a minute, too little for the scans, or a folder of an earlier trial.
-        InputError: a bank that is damaged.
+        UsageError: `minutes` is less than 1 or too short for the scans, or the folder holds an earlier trial.
+        InputError: the bank is damaged.
     """
     refuse((not 1 <= minutes < inf, f"--minutes {minutes:g}: a budget of at least 1 minute"))
     used = (out / "tried").exists()
@@ -231,7 +233,7 @@ def advise_on_scans(
     remedies = ("baseline", *(name for name in choice.remedies if name != "baseline"))
     on = GridWorkers(n=1, device=device)
     say("timing a few steps")
-    with TemporaryDirectory() as scratch:  # a budget that is too small leaves nothing in `out`
+    with TemporaryDirectory() as scratch:  # if the budget is too small, nothing is left in `out`
         timed = run_experiment(bank, scratch, _experiment(base, ("baseline",), FEWEST_STEPS), on=on)
         _check_run(timed.grid.failed)
         (timing,) = Path(scratch).rglob("timing.csv")
@@ -261,12 +263,14 @@ def advise_on_scans(
 def rank_remedies(
     remedies: Sequence[str], scores: Scores, *, groups: Int64[np.ndarray, " n"]
 ) -> tuple[Tried, ...]:
-    """The remedies, the best mean first, each with its interval and how often it is the best.
+    """The remedies, the best mean first, each with its interval and the share of resamples in which it is the
+    best.
 
     Args:
         remedies: names of the columns.
         scores: NaN where a case has no score.
-        groups: the mean is over the groups (classes of the images), and resamples stay within a group.
+        groups: number of the group of each row (the class of an image). The mean is taken over the groups,
+            and resampling stays within a group.
     """
     generator = np.random.default_rng(0)
     means, drawn = [], []
@@ -289,8 +293,8 @@ def rank_remedies(
 def _check_steps(n_steps: int, minutes: float, *, needed_s: float) -> None:
     if n_steps < FEWEST_STEPS:
         raise UsageError(
-            f"--minutes {minutes:g}: is enough for {max(0, n_steps)} steps a network, and fewer than "
-            f"{FEWEST_STEPS} say nothing; give {ceil(needed_s / 60 / _SPENT)} minutes or more"
+            f"--minutes {minutes:g}: is enough for {max(0, n_steps)} steps for each network, but fewer than "
+            f"{FEWEST_STEPS} show nothing; give {ceil(needed_s / 60 / _SPENT)} minutes or more"
         )
 
 
@@ -302,7 +306,7 @@ def _check_run(failed: Sequence[tuple[str, str]]) -> None:
 def _small_study(
     settings: StudySettings, remedies: Sequence[str], size: tuple[int, int], n_channels: int
 ) -> StudySettings:
-    """A study of the remedies with a network for images of this size."""
+    """A study of the remedies with a small network for images of this size."""
     small = "lenet5" if n_channels == 1 and min(size) >= 16 else "two_class"
     tree: dict[str, Any] = {
         "images": settings.images.model_dump(mode="json"), "base": None,
@@ -321,13 +325,15 @@ def _full_study(small: StudySettings, methods: Sequence[str]) -> StudySettings:
 
 
 def _experiment(base: str, remedies: Sequence[str], n_steps: int | None) -> ExperimentConfig:
-    """An experiment with these remedies. Without a remedy every voxel is drawn alike, whatever the base says.
+    """An experiment with these remedies. Without a remedy every voxel is drawn with equal probability,
+    whatever the base config says.
 
     Args:
-        base: the training config, by its name or file.
-        remedies: to compare.
-        n_steps: of a trial on the inner cases of fold 0. A trial looks for hard voxels among as many voxels
-            as it draws, so that looking takes little time. None: as the base says, on all held-out folds.
+        base: name or file of the training config.
+        remedies: names of the remedies to compare.
+        n_steps: number of steps of a trial on the inner cases of fold 0. A trial searches for hard voxels
+            among as many voxels as it draws, so that the search is short. None: as in the base config, on all
+            held-out folds.
     """
     natural = {"kind": "random", "first": "voxel", "healthy_share": None, "drift": "none"}
     tree: dict[str, Any] = {
@@ -369,8 +375,8 @@ def _write(
         *rows,
         "",
         *(f"Left out: {line}\n" for line in left_out),
-        "Interval and last column: resamples of the inner images or cases. What another training would give",
-        "is not in them.",
+        "Interval and last column: from resamples of the inner images or cases. They do not show how much",
+        "another training would differ.",
         "",
         run,
         "",

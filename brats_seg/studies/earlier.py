@@ -1,4 +1,6 @@
-"""Runs that were finished elsewhere or by an earlier version (`--known`), and folders that are refused."""
+"""Runs that another machine or an earlier version finished (`--known`), and folders of an earlier version,
+which are refused.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,13 +20,13 @@ from brats_seg.studies.run_job import SCHEMA, RunJob, looks_file
 from brats_seg.studies.strategies import laid_over
 
 DEFAULTS_OF_SCHEMA_1: Mapping[str, Any] = {"hard.recycle": True, "hard.subset": None}
-"""Defaults that have changed since schema 1, as they were. A knob that came later has, as its default, what
-was done before.
+"""The old values of the defaults that have changed since schema 1. The default of each knob that was added
+later keeps the behavior of schema 1.
 """
 
 
 def check_schema(out: Path) -> None:
-    """Refuse a folder whose digests are of another schema."""
+    """Refuse a folder whose digests have another schema."""
     path = out / "grid.json"
     identity = read_json(path) if path.exists() else {"schema": SCHEMA}
     if isinstance(identity, dict) and identity.get("schema", 1) != SCHEMA:
@@ -44,13 +46,14 @@ def digest_of_schema_1(job: RunJob) -> str:
 
 def knobs_of_schema_1(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The knobs of a whole config that were not at their defaults in schema 1."""
-    if tree["sampler"]["kind"] != "hard":  # it uses no `hard` knobs: they may be what they were
+    # other samplers do not use the `hard` knobs, so these knobs may have their old values
+    if tree["sampler"]["kind"] != "hard":
         tree = laid_over(tree, DEFAULTS_OF_SCHEMA_1)
     return _apart(tree, laid_over(Config().model_dump(mode="json"), DEFAULTS_OF_SCHEMA_1))
 
 
 def _apart(tree: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a nested mapping differs from the defaults."""
+    """The entries of a nested mapping that differ from the defaults."""
     apart: dict[str, Any] = {}
     for name, value in tree.items():
         default = defaults.get(name)
@@ -62,11 +65,10 @@ def _apart(tree: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, An
 
 
 def known_rows(path: Path, jobs: Sequence[RunJob], banks: Mapping[str, PatchBank]) -> dict[str, list[Row]]:
-    """Rows of a runs.csv, under the whole digests of the jobs that they answer; rows that stand twice count
-    once.
+    """The rows of a runs.csv, by the full digest of their job. Rows that are in the file twice count once.
 
     Raises:
-        InputError: no such table, one that lacks some rows of a run, or one of other runs altogether.
+        InputError: the table does not exist, some rows of a run are missing, or no row belongs to these jobs.
     """
     finished, rows_of_jobs = read_finished(path), {}
     for job in jobs:
@@ -103,7 +105,7 @@ def known_rows(path: Path, jobs: Sequence[RunJob], banks: Mapping[str, PatchBank
 
 
 def take_looks(path: Path, jobs: Sequence[RunJob], out: Path) -> None:
-    """Keep the rows of a looks.csv that these jobs have in it. Raises `InputError` where a job has none."""
+    """Copy the rows of these jobs from a looks.csv. Raises `InputError` if a job has no rows there."""
     finished = read_finished(path, columns=LOOK_COLUMNS)
     for job in jobs:
         rows = finished.get(job.digest[:DIGEST])
@@ -114,17 +116,16 @@ def take_looks(path: Path, jobs: Sequence[RunJob], out: Path) -> None:
 
 
 def looks_of(out: Path, job: RunJob) -> list[Row]:
-    """Rows of looks.csv of a finished run; none where its run folder was deleted."""
+    """Rows of looks.csv of a finished run; an empty list if the folder of the run was deleted."""
     if not looks_file(out, job).exists():
         return []
     return read_finished(looks_file(out, job), columns=LOOK_COLUMNS)[job.digest[:DIGEST]]
 
 
 def rows_of(job: RunJob, finished: Mapping[str, list[Row]]) -> list[Row]:
-    """The rows of a run, under its digest or under the one that it had in schema 1.
+    """The rows of a run, found by its digest or by its digest in schema 1.
 
-    A run of schema 1 that rotated or scaled its patches was another training: its patches had air in their
-    corners.
+    A run of schema 1 with rotated or scaled patches is not used: its patches had air in their corners.
     """
     rows = finished.get(job.digest[:DIGEST], [])
     if rows or any(_moves_patches(config.augment) for config in job.configs):

@@ -1,4 +1,4 @@
-"""Samplers side by side on one bank: folds x seeds -> one table."""
+"""Compare strategies on one bank: strategies x folds x seeds -> one table."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -40,7 +40,9 @@ from brats_seg.training.split import make_split
 
 @dataclass(frozen=True)
 class ExperimentReport:
-    """What came of it: the grid's report, summary.json, and the page."""
+    """The result of an experiment: the report of the grid, the content of summary.json, and the path of the
+    page.
+    """
 
     grid: GridReport
     summary: Mapping[str, Any]
@@ -48,7 +50,7 @@ class ExperimentReport:
 
     @property
     def exit_code(self) -> int:
-        """1 where a run failed."""
+        """1 if a run failed, else 0."""
         return int(bool(self.grid.failed))
 
 
@@ -62,29 +64,29 @@ def run_experiment(
     known: str | Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> ExperimentReport:
-    """Train, segment and score every strategy on every fold with every seed; what is finished is kept, what
-    was killed goes on.
+    """Train, segment and score every strategy on every fold with every seed. Finished runs are kept, and
+    interrupted runs are resumed.
 
-    Writes `runs.csv`, `summary.json`, `table.md` and `report.html` into `out`, of what is finished where it
-    is interrupted too, and with `predict.looks` also `looks.csv`; each run has its folder
-    `runs/<strategy>/fold<f>/seed<s>`.
+    Writes `runs.csv`, `summary.json`, `table.md` and `report.html` into `out`, and with `predict.looks` also
+    `looks.csv`. If the experiment is interrupted, the files contain the finished runs. Each run has its
+    folder `runs/<strategy>/fold<f>/seed<s>`.
 
     Args:
-        bank: a patch bank; with `phantoms` in the config, the folder where their banks are made or found.
+        bank: a patch bank; with `phantoms` in the config, the folder in which their banks are built or found.
         out: folder to write into.
-        config: what to compare.
-        on: who trains, segments and scores.
-        only: names of strategies; none for all.
-        known: a runs.csv of runs finished elsewhere, which are taken over; with `predict.looks` the looks.csv
-            beside it is taken over too.
-        say: takes the line that tells how many runs were taken over.
+        config: the strategies to compare.
+        on: the processes that train, segment and score.
+        only: names of the strategies to run; empty for all.
+        known: a runs.csv of runs that were finished elsewhere. Their rows are used, and the runs are not
+            trained again. With `predict.looks` the looks.csv in the same folder is used too.
+        say: receives a line of text with the number of runs taken from `known`.
 
     Raises:
-        UsageError: a strategy, knob, class or fold that does not exist, or a seed given twice.
-        InputError: a bank that is damaged or not the one the experiment was begun with, a training fold that
-            lacks a class another fold has, a run folder of a strategy whose knobs were others, or a `known`
-            table that lacks rows or has none of these runs.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; what is finished is kept and written.
+        UsageError: a strategy, knob, class or fold does not exist, or a seed is given twice.
+        InputError: the bank is damaged or is not the bank with which the experiment started, the training
+            cases of a fold lack a class of the bank, a run folder was trained with other knobs of its
+            strategy, or the `known` table lacks rows or has none of these runs.
+        KeyboardInterrupt: Ctrl-C or SIGTERM. Finished runs are kept, and the files are written.
     """
     bank, out, known = Path(bank), Path(out), Path(known) if known is not None else None
     strategies, chosen = (
@@ -98,8 +100,7 @@ def run_experiment(
             raise UsageError(f"phantoms.{name}: {error}") from None
     if config.phantoms and (bank / "bank.json").exists():
         raise UsageError(
-            f"{bank}: is a bank, and the config has phantoms of its own; give another folder, to make their "
-            "banks in"
+            f"{bank}: is a bank, but the config builds phantoms; give another folder for their banks"
         )
     banks = {name: _phantom_bank(bank / name, cohort) for name, cohort in config.phantoms.items()} or {
         "": bank
@@ -140,8 +141,8 @@ def run_experiment(
                 take_looks(known.with_name("looks.csv"), [job for job in jobs if job.digest in taken], out)
             say(f"{len(taken)} of {len(jobs)} runs taken over from {known}")
         todo = [job for job in jobs if job.strategy in chosen]
-        # Seed by seed and fold by fold, so that an experiment that is stopped has its strategies on the same
-        # runs.
+        # The order is seed by seed and fold by fold. If an experiment is stopped, most strategies have
+        # finished the same folds and seeds.
         todo.sort(key=lambda job: (config.seeds.index(job.seed), job.fold))
         finished = {*taken, *read_cells(out)}
         _check_before(out, [job for job in todo if job.digest not in finished], opened)
@@ -169,8 +170,8 @@ def _write_results(
     banks: Mapping[str, Path],
     failed: Sequence[tuple[str, str]],
 ) -> tuple[Mapping[str, Any], Path]:
-    """Tables and page of the runs that are finished, those that `only` left out too, in the order of the
-    config.
+    """Write the tables and the page of all finished runs in the order of the config, including runs that
+    `only` left out.
     """
     stored = read_cells(out)
     finished = [job for job in jobs if job.digest in stored]
@@ -207,8 +208,8 @@ def _write_results(
 
 
 def _check_fit(bank: PatchBank, strategy: Strategy) -> None:
-    """Refuse a strategy whose knobs do not fit each other or the bank: it would fail after the others have
-    trained for hours.
+    """Refuse a strategy whose knobs do not fit each other or the bank. Otherwise the strategy would fail
+    after other strategies have trained for hours.
     """
     for config in strategy.configs:
         try:
@@ -218,8 +219,8 @@ def _check_fit(bank: PatchBank, strategy: Strategy) -> None:
 
 
 def _check_before(out: Path, todo: Sequence[RunJob], banks: Mapping[str, PatchBank]) -> None:
-    """Refuse, before the first new run, a folder that holds another run of the same name, and banks whose
-    files are damaged.
+    """Before the first new run, refuse a folder that holds another run with the same name, and refuse banks
+    with damaged files.
     """
     for job in todo:
         run = run_folder(out, job.names)
@@ -231,7 +232,7 @@ def _check_before(out: Path, todo: Sequence[RunJob], banks: Mapping[str, PatchBa
     for data in sorted({job.data for job in todo}):
         used: set[str] = set()
         for split, cases in {(job.split(banks[data]), job.cases) for job in todo if job.data == data}:
-            # a search opens no held-out case
+            # a search uses no held-out case
             used.update(split.train, split.inner, split.held_out if cases == "held_out" else ())
         problems = verify_bank(banks[data].path, cases=used)
         if problems:
@@ -241,8 +242,8 @@ def _check_before(out: Path, todo: Sequence[RunJob], banks: Mapping[str, PatchBa
 
 
 def _phantom_bank(folder: Path, cohort: Phantoms) -> Path:
-    """The bank of a cohort; made, or its making gone on with, where it is not there. Raises `InputError`
-    where another cohort's is.
+    """Build the bank of a phantom cohort, or resume an interrupted build. Return its path. Raises
+    `InputError` if the folder holds another cohort.
     """
     made, bank, wanted = (
         folder / "cohort.json",
@@ -251,8 +252,8 @@ def _phantom_bank(folder: Path, cohort: Phantoms) -> Path:
     )
     if made.exists() and read_json(made) != wanted:
         raise InputError(
-            f"{made}: is of another cohort than the config's phantoms.{folder.name}; choose a new folder for "
-            "BANK"
+            f"{made}: belongs to another cohort than phantoms.{folder.name} of the config; choose a new "
+            "folder for BANK"
         )
     if not (bank / "bank.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -274,7 +275,7 @@ def _phantom_bank(folder: Path, cohort: Phantoms) -> Path:
 
 
 def _same_brains(config: ExperimentConfig) -> tuple[str, ...]:
-    """The first cohort of phantoms, and those that differ from it by their traits alone."""
+    """The first cohort of phantoms, and the cohorts that differ from it only in their traits."""
     cohorts = {name: cohort.model_dump(exclude={"traits"}) for name, cohort in config.phantoms.items()}
     return tuple(name for name, cohort in cohorts.items() if cohort == next(iter(cohorts.values())))
 
@@ -290,8 +291,8 @@ def _folds(bank: PatchBank, config: ExperimentConfig) -> tuple[int, ...]:
 def _check_classes(
     bank: PatchBank, strategies: Sequence[Strategy], *, folds: Sequence[int], seeds: Sequence[int]
 ) -> None:
-    """Refuse a training fold without a class that the bank has: a strategy that draws by class could not be
-    compared there.
+    """Refuse a fold whose training cases lack a class of the bank. On this fold a strategy that draws by
+    class could not be compared.
     """
     counts = np.array([case.n_voxels for case in bank.cases])
     for validation in {strategy.configs[0].validation for strategy in strategies}:

@@ -1,4 +1,6 @@
-"""Ways to learn from a few images of a class: method x shots -> accuracy on classes that were never seen."""
+"""Methods that learn from a few images of a class: method x shots -> accuracy on classes that were not in the
+training.
+"""
 
 import time
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ from brats_seg.studies.store import Row
 
 @dataclass(frozen=True)
 class FewShotJob(Job):
-    """What decides a row: a way to learn, the shown images of a class, and a repeat."""
+    """Everything that determines a row: a method, the number of shown images of a class, and a repeat."""
 
     method: str
     shots: int
@@ -29,11 +31,11 @@ class FewShotJob(Job):
 
     @property
     def key(self) -> str:
-        """Its name for people."""
+        """The name of the job for people."""
         return f"{self.method}, {self.shots} shots, repeat {self.repeat}"
 
     def tree(self) -> dict[str, Any]:
-        """All that decides the row, as plain values."""
+        """Everything that determines the row, as plain values."""
         return {"method": self.method, "shots": self.shots, "repeat": self.repeat}
 
 
@@ -48,7 +50,7 @@ def few_shot_jobs(settings: FewShotSettings) -> tuple[FewShotJob, ...]:
 
 
 def shorten_few_shot(settings: FewShotSettings, share: float) -> FewShotSettings:
-    """The same study with a share of the iterations and episodes, for a plan."""
+    """The same study with only a share of the iterations and episodes. A plan measures its time."""
     iterations, memory, episodes = (
         max(1, round(share * n))
         for n in (settings.training.iterations, settings.memory_iterations, settings.episodes)
@@ -60,14 +62,14 @@ def shorten_few_shot(settings: FewShotSettings, share: float) -> FewShotSettings
 
 
 def few_shot_size(settings: FewShotSettings, job: FewShotJob) -> int:
-    """Images of a class in a step, to which the time of a training is proportional; 1 where it is not."""
+    """Number of images of a class in a step, if the training time is proportional to this number; else 1."""
     is_episodic = job.method in ("prototypical", "matching", "memory")
     return job.shots + settings.train_queries if is_episodic else 1
 
 
 @dataclass(frozen=True)
 class FewShotWorker:
-    """FewShotJob -> its row: what a process of the grid is given."""
+    """FewShotJob -> its row: the function that a worker process of the grid receives."""
 
     settings: FewShotSettings
     folder: str
@@ -121,7 +123,7 @@ def few_shot_table(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
 
 
 def few_shot_figures(rows: Sequence[Row]) -> dict[str, Figure]:
-    """The accuracy over the number of shown images, a line for each method."""
+    """The accuracy over the number of shown images, one line for each method."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     lines = [
         Series(

@@ -1,4 +1,6 @@
-"""A grid of jobs -> rows, resumable: a finished job is never computed again, and only the parent writes."""
+"""A grid of jobs -> rows. The grid can be resumed: a finished job is never computed again. Only the parent
+process writes.
+"""
 
 import hashlib
 import json
@@ -24,22 +26,22 @@ from brats_seg.core.progress import log_line, progress_bar
 from brats_seg.studies.store import Row, Rows, claim, read_cells
 
 Note = Callable[[str, list[Row]], str]
-"""Key and rows of a job just finished -> what is said of it."""
+"""Key and rows of a job that has just finished -> the text shown for it."""
 
 
 class Job(ABC):
-    """One task of a grid: a frozen dataclass of all that decides its rows. What does not (where files go) is
-    no part of it.
+    """One task of a grid: a frozen dataclass of everything that determines its rows. Anything else, such as
+    the folder of its files, is not part of it.
     """
 
     @property
     @abstractmethod
     def key(self) -> str:
-        """Its name for people."""
+        """The name of the job for people."""
 
     @abstractmethod
     def tree(self) -> dict[str, Any]:
-        """All that decides the rows, as plain values."""
+        """Everything that determines the rows, as plain values."""
 
     @cached_property
     def digest(self) -> str:
@@ -47,27 +49,27 @@ class Job(ABC):
         return digest_of(self.tree())
 
 
-_AGAIN_S = 60.0  # longer than the workers have to save their work
+_AGAIN_S = 60.0  # longer than the time that the workers have to save their work
 J = TypeVar("J", bound=Job)
 Stacked = Callable[[tuple[J, ...]], list[Outcome[J, list[Row]]]]
-"""Several jobs -> what became of each, in their order."""
+"""Several jobs -> the outcome of each job, in the same order."""
 
 
 def digest_of(tree: Mapping[str, Any]) -> str:
-    """SHA-256 of plain values, whatever the order of their keys."""
+    """SHA-256 of plain values. The order of the keys does not matter."""
     text = json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class GridWorkers:
-    """Who computes the jobs of a grid.
+    """The processes that compute the jobs of a grid.
 
     Attributes:
-        n: processes of this machine, each computing with one thread. With 1 the jobs run in this process.
-            Experiments and studies of images take 0 for one for each core, or for each GPU.
+        n: number of processes on this machine, each with one thread. With 1 the jobs run in this process. For
+            experiments and studies of images, 0 means one process for each core, or for each GPU.
         device: "auto", "cpu", "cuda" or "cuda:N"; with several GPUs the processes use them in turn.
-        cluster: whose workers compute the jobs, instead of processes of this machine.
+        cluster: if given, the workers of this cluster compute the jobs instead of processes on this machine.
     """
 
     n: int = 0
@@ -77,16 +79,16 @@ class GridWorkers:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Where the rows of a grid go, and how it is computed.
+    """The store of a grid, and how the grid is computed.
 
     Attributes:
-        store: folder of `grid.json` and `rows.jsonl`; made if absent.
-        identity: what all jobs of the store share, such as the data they are computed on.
-        label: of the progress bar.
-        on: who computes it.
-        part: (I, N): every N-th job from the I-th on, into `STORE/part_I_of_N`; what the store and its other
-            parts hold is not computed again.
-        stack: so many jobs are computed in one call of a `Stacked` function; None for a function of one job.
+        store: folder of `grid.json` and `rows.jsonl`; created if it does not exist.
+        identity: values that are the same for all jobs of the store, such as the digest of their data.
+        label: text of the progress bar.
+        on: the processes that compute the jobs.
+        part: (I, N): compute every N-th job from the I-th on, and write the rows into `STORE/part_I_of_N`.
+            Jobs that the store or another part has finished are not computed again.
+        stack: number of jobs that one call of a `Stacked` function computes; None for a function of one job.
     """
 
     store: Path
@@ -99,13 +101,13 @@ class Grid:
 
 @dataclass(frozen=True)
 class GridReport:
-    """What a grid came to.
+    """The results of a grid.
 
     Attributes:
-        rows: of every finished job that was asked for, in the order of the jobs.
-        n_kept: jobs that were finished before.
-        n_new: jobs finished now.
-        failed: key and reason of the others.
+        rows: rows of every finished job of this call, in the order of the jobs.
+        n_kept: number of jobs that were finished before.
+        n_new: number of jobs finished in this call.
+        failed: key and reason of each failed job.
     """
 
     rows: tuple[Row, ...]
@@ -122,24 +124,25 @@ def run_grid(
     note: Note | None = None,
     known: Mapping[str, list[Row]] | None = None,
 ) -> GridReport:
-    """Compute the jobs that a store does not hold yet, and keep the rows of each the moment it ends.
+    """Compute the jobs that are not in the store yet, and write the rows of each job as soon as it ends.
 
-    A killed worker's job is tried once more, alone; a killed study goes on where it was. Ctrl-C and SIGTERM
-    raise `KeyboardInterrupt` once the workers have ended.
+    If a worker is killed, its job is tried once more, alone. If a study is killed, the next call resumes it.
+    Ctrl-C and SIGTERM raise `KeyboardInterrupt` after the workers have ended.
 
     Args:
-        function: job -> rows of plain values (no NaN), or with `grid.stack` several jobs -> what became of
-            each; at module level. In a worker the libraries are told to use one thread.
-        jobs: no two of one key or one digest.
-        grid: the store, and how it is computed.
-        note: what the bar says of a job just finished beside the count; where standard error is no terminal,
-            a line of its own says it.
-        known: rows by digest of jobs that were finished elsewhere; those that are asked for are taken over.
+        function: job -> rows of plain values (no NaN), or with `grid.stack` several jobs -> the outcome of
+            each; defined at module level. In a worker the libraries use one thread.
+        jobs: no two jobs have the same key or the same digest.
+        grid: the store, and how the grid is computed.
+        note: returns the text that the progress bar shows for a job that has just finished. If standard error
+            is not a terminal, the text is printed as a line.
+        known: rows of jobs that were finished elsewhere, by digest. The rows of `jobs` are copied into the
+            store.
 
     Raises:
-        UsageError: two jobs of one key or one digest.
-        InputError: a store of another study, a damaged one, one that another process writes to, or a full
-            disk. Nothing finished is lost.
+        UsageError: two jobs have the same key or the same digest.
+        InputError: the store belongs to another study, is damaged or is in use by another process, or the
+            disk is full. No finished job is lost.
     """
     check_jobs(jobs)
     store = grid.store
@@ -161,7 +164,7 @@ def run_grid(
 
 
 def check_jobs(jobs: Sequence[Job]) -> None:
-    """Raise `UsageError` where two jobs have one key or one digest."""
+    """Raise `UsageError` if two jobs have the same key or the same digest."""
     keys: dict[str, str] = {}
     names: set[str] = set()
     for job in jobs:
@@ -176,7 +179,7 @@ def check_jobs(jobs: Sequence[Job]) -> None:
 def _outcomes(
     function: Callable[..., Any], todo: Sequence[J], grid: Grid
 ) -> Generator[Outcome[J, list[Row]], None, None]:
-    """What became of each job, in the order in which the calls of the function end."""
+    """The outcome of each job, in the order in which the calls of the function end."""
     size = grid.stack or 1
     stacks = [tuple(todo[start : start + size]) for start in range(0, len(todo), size)]
     tasks: Sequence[Any] = todo if grid.stack is None else stacks
@@ -199,9 +202,7 @@ def _compute(
     finished: Rows,
     note: Note | None,
 ) -> list[tuple[str, str]]:
-    """Compute the jobs that are not finished and keep their rows; gives key and reason of those that
-    failed.
-    """
+    """Compute the jobs that are not finished and keep their rows. Return key and reason of the failures."""
     failed: list[tuple[str, str]] = []
     todo = [job for job in jobs if job.digest not in finished.by_digest]
     start, n_kept = time.monotonic(), len(jobs) - len(todo)
@@ -223,7 +224,7 @@ def _compute(
 
 
 def _keep(job: Job, outcome: Outcome[Any, list[Row]], finished: Rows) -> str:
-    """Write the rows of a job; gives what is wrong where there are none."""
+    """Write the rows of a job. Return the reason as text if the job has no rows, else ""."""
     if (error := outcome.error) is not None:
         if isinstance(error, OSError) and error.filename:
             return f"{error.filename}: {error.strerror}"
@@ -232,16 +233,16 @@ def _keep(job: Job, outcome: Outcome[Any, list[Row]], finished: Rows) -> str:
     try:
         finished.append(key=job.key, digest=job.digest, rows=outcome.value or [])
     except (TypeError, ValueError) as error:
-        return f"a row that is no plain JSON: {error}"
+        return f"a row is not plain JSON: {error}"
     return ""
 
 
 @contextmanager
 def _interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM as `KeyboardInterrupt`, so that the workers are ended and the lock is let go.
+    """Turn SIGTERM into `KeyboardInterrupt`, so that the workers end and the lock is released.
 
-    Python drops an error that is raised while it runs a callback, such as that of a weak reference. So the
-    signal is given again where the block has not ended some time later.
+    Python ignores an error that is raised while it runs a callback, such as the callback of a weak reference.
+    Therefore the signal is sent again if the block has not ended some time later.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

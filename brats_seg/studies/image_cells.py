@@ -1,4 +1,4 @@
-"""One process, one thread, the images in memory once: a cell of a study -> its rows."""
+"""A cell of a study -> its rows, computed in one process with one thread. The images are in memory once."""
 
 import time
 from collections.abc import Callable
@@ -51,27 +51,27 @@ from brats_seg.training.stack import train_together
 from brats_seg.training.steps import Training
 
 MOST_CONFUSION_CLASSES = 100
-"""With more, a row holds no confusion matrix: 1,000 classes would take 2 MB."""
+"""With more classes, a row holds no confusion matrix: with 1,000 classes it would need 2 MB."""
 _SLOW_S = 0.5
 ARGMAX = "argmax"
-"""The decision for the largest probability."""
+"""The decision rule that chooses the class of the largest probability."""
 COSTS = "costs"
-"""The decision of least expected cost."""
+"""The decision rule that chooses the class of the lowest expected cost."""
 
 Rule = Callable[[Probabilities], Probabilities]
-"""Class probabilities -> outputs of which the largest is decided for."""
+"""Class probabilities -> outputs; the class of the largest output is chosen."""
 
 
 @dataclass(frozen=True)
 class CellWorker:
-    """Jobs -> rows of each: what a process of the grid is given.
+    """Jobs -> rows of each job: the function that a worker process of the grid receives.
 
     Attributes:
-        settings: of the study.
-        folder: of the images.
+        settings: settings of the study.
+        folder: folder of the images.
         cache: folder for whitened images.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        decoders: threads that decode the images of a folder.
+        decoders: number of threads that decode the images of a folder.
     """
 
     settings: StudySettings
@@ -81,7 +81,9 @@ class CellWorker:
     decoders: int = 1
 
     def __call__(self, jobs: tuple[ImageJob, ...]) -> list[Outcome[ImageJob, list[Row]]]:
-        """Train the networks of some jobs together. `seconds` of a row are its share of their time."""
+        """Train the networks of several jobs together. `seconds` of a row is the total time divided by the
+        number of jobs.
+        """
         runtime = _runtime(
             worker_device(self.device, worker=worker_number()), self.settings.network.precision
         )
@@ -97,9 +99,9 @@ class CellWorker:
 def make_cell(job: ImageJob, *, settings: StudySettings, bench: Bench, runtime: Runtime) -> "Cell":
     """A cell with its training set drawn.
 
-    Sets, first weights and draws follow from the study's seed, the distribution, the repeat and the run:
-    methods share them, and sets have nothing in common, so that each is a draw of its own (Buda et al. 2018,
-    section 3.3.1).
+    Sets, first weights and draws depend only on the seed of the study, the distribution, the repeat and the
+    run. Therefore all methods share them. Each set is drawn independently of the other sets (Buda et al.
+    2018, section 3.3.1).
     """
     drawn = draw_subset(
         job.set.distribution,
@@ -116,8 +118,8 @@ def make_cell(job: ImageJob, *, settings: StudySettings, bench: Bench, runtime: 
 def train_cell(
     job: ImageJob, *, settings: StudySettings, bench: Bench, runtime: Runtime
 ) -> Training[list[Row]]:
-    """Train the network (or committee) of a cell and what goes on from it; a row for each, by decision and
-    part.
+    """Train the network (or committee) of a cell and its second phase. Return one row for each of them,
+    decision and part.
     """
     cell = make_cell(job, settings=settings, bench=bench, runtime=runtime)
     counts = cell.pool.index.counts
@@ -142,9 +144,7 @@ def train_cell(
 
 
 def check_cell(job: ImageJob, *, settings: StudySettings, splits: Splits) -> None:
-    """Raise `UsageError` where the images cannot fill a cell's set, or its method cannot do with what they
-    fill it with.
-    """
+    """Raise `UsageError` if a class has too few images for the set or for the method of a cell."""
     knobs, train = settings.validation, splits.train
     available = train.counts - knobs.held_out - knobs.per_class
     if train.patients is not None:
@@ -168,7 +168,7 @@ def check_cell(job: ImageJob, *, settings: StudySettings, splits: Splits) -> Non
 
 @dataclass(frozen=True)
 class Cell(CellNetworks):
-    """The networks of a cell, and the rows that they come to."""
+    """The networks of a cell, and their rows."""
 
     def rows(self) -> Training[list[Row]]:
         """The rows of the method and of its second phase."""
@@ -208,7 +208,8 @@ class Cell(CellNetworks):
                 if len(counts) > MOST_CONFUSION_CLASSES:
                     del row["confusion"]
                 elif n_resamples:
-                    # Other rules multiply the outputs of a class by a number, which leaves the AUC as it was.
+                    # The other rules multiply the outputs of a class by a number. This does not change the
+                    # AUC.
                     if rule in (ARGMAX, COSTS):
                         interval = auc_interval(outputs, pool.labels, n_resamples=n_resamples)
                     row["auc_interval95"] = interval and list(interval)
@@ -220,7 +221,7 @@ class Cell(CellNetworks):
         return rows
 
     def _rules(self, networks: list[Fitted], counts: Counts, prior: Shares | None) -> dict[str, Rule]:
-        """How classes are decided, by name."""
+        """The decision rules by name."""
         knobs = self.settings.decisions
         rules: dict[str, Rule] = {ARGMAX: lambda known: known}
         priors = {"set": counts / counts.sum(), "ledger": prior}
@@ -241,7 +242,7 @@ class Cell(CellNetworks):
 
     def class_probabilities(self, networks: list[Fitted], pool: ImageSource) -> Probabilities:
         """The class probabilities of one network, or the mean of a committee. A network that diverged gives
-        all classes alike.
+        all classes the same probability.
         """
         n_classes = pool.index.n_classes
         sure = [
@@ -257,10 +258,10 @@ class Cell(CellNetworks):
 def time_iterations(
     settings: StudySettings, splits: Splits, *, device: str = "cpu", n: int = 30, stack: int = 1
 ) -> tuple[float, float]:
-    """Milliseconds of an iteration of a network, and of one of its second phase, on a device or one thread,
-    where `stack` networks are trained together: medians of `n`.
+    """Milliseconds of one iteration of a network, and of one iteration of its second phase, on a device or
+    one thread. `stack` networks are trained together, and the values are medians of `n` iterations.
 
-    Of a network whose iteration takes over half a second three are enough.
+    If an iteration takes more than half a second, three iterations are measured.
     """
     runtime = _runtime(device, settings.network.precision)
     every = ImageSource(splits.train, device=runtime.device)
@@ -303,7 +304,7 @@ def _runtime(device: str, precision: str) -> Runtime:
 
 @lru_cache(maxsize=1)
 def _bench(settings_json: str, folder: str, cache: str, runtime: Runtime, decoders: int) -> Bench:
-    """Once for each process: the cells of a study follow one another."""
+    """The images of a study, opened once in each process."""
     settings = StudySettings.model_validate_json(settings_json)
     return open_bench(
         settings,

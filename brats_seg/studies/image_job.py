@@ -1,4 +1,6 @@
-"""One cell of a study: a training set, a remedy, a rate and a run; as plain values in the store."""
+"""One cell of a study: a training set, a remedy, a learning rate and a run; the store keeps it as plain
+values.
+"""
 
 import hashlib
 import json
@@ -15,11 +17,12 @@ class TrainingSet:
     """An imbalanced set of images of one repeat.
 
     Attributes:
-        kind: of the distribution.
+        kind: kind of the distribution.
         minority: which classes are rare.
-        counts: images of each class, of kind "given".
+        counts: number of images of each class, for kind "given"; else None.
         repeat: number of the draw.
-        rho, mu: ratio of the largest class to the smallest, and share of rare classes.
+        rho: ratio of the largest class to the smallest class.
+        mu: share of rare classes.
     """
 
     kind: Kind
@@ -31,16 +34,16 @@ class TrainingSet:
 
     @property
     def distribution(self) -> Distribution:
-        """What decides the images of each class."""
+        """The distribution that determines the number of images of each class."""
         return Distribution(self.kind, rho=self.rho, mu=self.mu, counts=self.counts)
 
     @property
     def number(self) -> int:
-        """A number that stands for the distribution and its repeat."""
+        """A number computed from the distribution and its repeat (64 bits of a SHA-256 hash)."""
         return int.from_bytes(hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).digest()[:8])
 
     def row(self) -> dict[str, Any]:
-        """What a row of the study says of the set."""
+        """The columns of a row of the study that describe the set."""
         tree = asdict(self)
         tree["given"] = None if self.counts is None else list(self.counts)
         return {
@@ -56,7 +59,7 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class ImageJob(Job):
-    """What decides the rows of a network on images."""
+    """Everything that determines the rows of a network on images."""
 
     set: TrainingSet
     remedy: Remedy
@@ -65,15 +68,16 @@ class ImageJob(Job):
 
     @property
     def key(self) -> str:
-        """Its name for people."""
+        """The name of the job for people."""
         ratio = f" to {self.remedy.imbalance_ratio:g}" if self.remedy.imbalance_ratio != 1 else ""
         trained = f"{self.remedy.name}{ratio}, rate {self.rate:g}, run {self.run}"
         return f"{self.set}, repeat {self.set.repeat}, {trained}"
 
     def tree(self) -> dict[str, Any]:
-        """All that decides the rows, as plain values."""
+        """Everything that determines the rows, as plain values."""
         knobs = self.remedy.recorded_knobs
         tree = {"set": asdict(self.set), "method": self.remedy.name, "knobs": knobs}
-        if (self.remedy.knobs.kind or self.remedy.name) not in METHODS:  # a file of the user's own may change
+        # the user's own recipe file may change
+        if (self.remedy.knobs.kind or self.remedy.name) not in METHODS:
             tree["recipe"] = self.remedy.recipe.model_dump(mode="json")
         return {**tree, "rate": self.rate, "run": self.run}

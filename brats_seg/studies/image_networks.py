@@ -1,4 +1,6 @@
-"""The networks of a cell of a study: one, a committee, or one with a second phase."""
+"""The networks of a cell of a study: one network, a committee, or one network with a second training
+phase.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -48,7 +50,7 @@ from brats_seg.training.steps import Training
 
 @dataclass(frozen=True)
 class CellNetworks:
-    """What a cell has to train with, and its trainings."""
+    """The training images and settings of a cell, and the training of its networks."""
 
     settings: StudySettings
     bench: Bench
@@ -84,7 +86,9 @@ class CellNetworks:
         return members
 
     def _finished(self, first: Fitted) -> Training[Fitted]:
-        """A network after what its remedy does to the output layer."""
+        """The network after the second step of its remedy: a second training phase, or class means as the
+        output layer.
+        """
         remedy = self.job.remedy
         if first.has_failed:
             return first
@@ -96,7 +100,9 @@ class CellNetworks:
         return first
 
     def _boost(self) -> Training[list[Fitted]]:
-        """Networks one after the other, each on images drawn by how little those before know them."""
+        """Train the networks one after the other. Each network gets images drawn by their weights: images
+        that the networks before classified badly have larger weights.
+        """
         labels, n_wrong = self.pool.labels, 0
         weights = np.full(len(labels), 1 / len(labels))
         members = []
@@ -111,9 +117,10 @@ class CellNetworks:
         return members
 
     def _boosting_pool(self, weights: Weights, *, n_wrong: int, seed: int) -> ImageSource:
-        """The images of a round. In "rus_boost" each class has as many as the rarest. In "smote_boost" the
-        rare classes are complete, and filled up by SMOTE. In "databoost_im" new images are made from those
-        of the largest weight, as many as the network before had wrong, and all classes are drawn alike.
+        """The images of a boosting round. "rus_boost": each class has as many images as the rarest class.
+        "smote_boost": the rare classes are complete, and SMOTE adds new images to them. "databoost_im": new
+        images are made from the images of the largest weight, as many as the last network got wrong, and all
+        classes get equally many images.
         """
         labels, counts = self.pool.labels, self.pool.index.counts
         if self._committee == "databoost_im":
@@ -133,7 +140,9 @@ class CellNetworks:
         return self._made_anew(self.pool.restrict(drawn), "SMOTE")
 
     def _meta_cost(self) -> Training[Fitted]:
-        """One network, on images with the labels of least cost by the networks of bootstrap samples."""
+        """One network, trained on relabeled images. The networks of bootstrap samples give each image the
+        label of the lowest expected cost.
+        """
         of_members = []
         for number in range(1, self.job.remedy.knobs.networks + 1):
             seed = self._member_seed(number)
@@ -175,7 +184,7 @@ class CellNetworks:
         )
 
     def _synthetic(self) -> ImageSource:
-        """The training images made anew, in memory."""
+        """The training images after resampling by the synthesizer of the remedy, in memory."""
         kind = self.job.remedy.recipe.synthesizer
         assert kind is not None
         return self._made_anew(self.pool, kind)
@@ -186,16 +195,16 @@ class CellNetworks:
         return self._in_memory(made, labels, name=kind)
 
     def _values(self, pool: ImageSource) -> Float32[np.ndarray, "n features"]:
-        """The images of a pool, one row each. Raises `UsageError` for images of a folder."""
+        """The images of a pool, one row for each image. Raises `UsageError` for images of a folder."""
         if isinstance(pool.set.images, FolderImages):
             raise UsageError(
-                f"methods.{self.job.remedy.name}: looks for neighbors in memory; images of a folder are not "
-                "there"
+                f"methods.{self.job.remedy.name}: searches for neighbors in memory, but images of a "
+                "folder are not in memory"
             )
         return pool.values(np.arange(len(pool)))
 
     def _in_memory(self, values: np.ndarray, labels: np.ndarray, *, name: str) -> ImageSource:
-        """Images that were made, one row each, as a pool."""
+        """Synthetic images, one row for each image, as a pool."""
         images = self.pool.set
         pixels = values.reshape(-1, *images.image_size, images.n_channels)
         made = ImageSet(f"{images.name}, {name}", pixels, labels, images.class_names, 1.0)
@@ -213,7 +222,7 @@ class CellNetworks:
         return score
 
     def _curve(self, network: nn.Module) -> dict[str, float]:
-        """Accuracy, AUC and loss (mean cross-entropy) on the training and the test images."""
+        """The accuracy, the AUC and the loss (mean cross-entropy) on the training and the test images."""
         point: dict[str, float] = {}
         for name, pool in (("train", self.pool), ("test", self.bench.parts["test"])):
             outputs = probabilities(network, pool, runtime=self.runtime)
@@ -224,8 +233,8 @@ class CellNetworks:
 
 
 def validation_score(outputs: Probabilities, pool: ImageSource, *, score: str, of: str | None) -> float:
-    """A validation score, higher is better: minus the mean log loss, or one of the scores; of a class, or the
-    mean over the classes.
+    """A validation score (higher is better): minus the mean log loss, or one of the scores, of the class `of`
+    or as the mean over the classes.
     """
     if score == "loss":
         own = outputs[np.arange(len(outputs)), pool.labels]

@@ -1,5 +1,5 @@
-"""Studies with a grid of their own (`study: novelty` or `few_shot` in the YAML): planned, run and tabled on
-the one store.
+"""Studies with their own kind of grid (`study: novelty` or `few_shot` in the YAML): plan, run and tables.
+They use the same store as the other studies.
 """
 
 import time
@@ -50,15 +50,16 @@ class Kind:
     """A kind of study.
 
     Attributes:
-        settings: of its YAML.
-        grid: knobs that say which jobs there are; the others are the same for all jobs of a store.
+        settings: class of the settings in its YAML file.
+        grid: knobs that determine which jobs exist. The other knobs are the same for all jobs of a store.
         jobs: settings -> jobs, each with its `method`.
-        check: settings and images -> nothing; raises for what would fail in the middle.
-        worker: settings, folder of the images and device -> what computes the rows of a job.
+        check: settings and images -> None; raises an error for settings that would fail in the middle of a
+            study.
+        worker: settings, folder of the images and device -> the function that computes the rows of a job.
         table: rows -> rows of a table, and the lines of its Markdown.
-        figures: rows -> figures by the name of their file.
-        shorten: settings and a share -> the settings with this share of the trainings and episodes.
-        size: settings and job -> a whole number to which the time of its training is proportional.
+        figures: rows -> figures by file name.
+        shorten: settings and a share -> the settings with this share of the iterations and episodes.
+        size: settings and job -> a whole number; the training time of the job is proportional to it.
     """
 
     settings: type[Any]
@@ -99,8 +100,8 @@ KINDS: dict[str, Kind] = {
 
 
 def load_study(source: str | Path, *, overrides: tuple[str, ...] = ()) -> StudySettings | OwnGrid:
-    """The settings of a study of any kind; the knob `study` says which, and without it the study is of class
-    imbalance.
+    """The settings of a study of any kind. The knob `study` names the kind. Without this knob it is a study
+    of class imbalance.
 
     Raises:
         UsageError: as `load_settings`, or an unknown kind.
@@ -110,7 +111,7 @@ def load_study(source: str | Path, *, overrides: tuple[str, ...] = ()) -> StudyS
         return parse_settings(StudySettings, tree)
     if tree["study"] not in KINDS:
         raise UsageError(
-            f"study '{tree['study']}' is unknown; the kinds are {', '.join(KINDS)}, or no 'study'"
+            f"study '{tree['study']}' is unknown; give one of {', '.join(KINDS)}, or leave out 'study'"
         )
     settings: OwnGrid = parse_settings(KINDS[tree["study"]].settings, tree)
     return settings
@@ -125,12 +126,13 @@ def plan_grid(
     device: str = "cpu",
     say: Callable[[str], None] = lambda line: None,
 ) -> str:
-    """What a study will take, in two lines. `say` takes a line before anything slow.
+    """The number of cells and the estimated time of a study, in two lines. `say` receives a line of text
+    before each slow step.
 
-    The time is measured: one cell of each method, with one step, and with a twentieth of the steps.
+    The time is measured on one cell of each method, trained for one step and for a twentieth of the steps.
 
     Raises:
-        UsageError, InputError: where the study cannot be run.
+        UsageError, InputError: the study cannot be run.
     """
     kind, where = KINDS[settings.study], image_folder(settings.images, folder)
     kind.check(settings, open_images(settings.images, where, cache=None))
@@ -165,11 +167,11 @@ def _seconds(worker: Callable[[Any], list[Row]], job: Any) -> float:
 def run_own_grid(
     settings: OwnGrid, out: Path, *, folder: Path | None, on: GridWorkers, part: tuple[int, int] | None = None
 ) -> GridReport:
-    """Compute what the store does not hold yet; see `run_study`.
+    """Compute the jobs that are not in the store yet; see `run_study`.
 
     Raises:
-        UsageError: what the settings ask for and the images cannot give.
-        InputError: images that are missing or damaged, or a store of another study.
+        UsageError: the settings ask for more than the images allow.
+        InputError: images are missing or damaged, or the store belongs to another study.
     """
     kind, where = KINDS[settings.study], image_folder(settings.images, folder)
     images = open_images(settings.images, where, cache=None)
@@ -213,10 +215,12 @@ def draw_own_figures(out: Path) -> tuple[Path, ...]:
 
 
 def _rows(out: Path) -> tuple[list[Row], Kind]:
-    """The rows of the cells that the study asks for now, and its kind."""
+    """The rows of the finished cells of the study with its present settings, and the kind of the study."""
     kind, cells = KINDS[str(_kind_of(out))], read_cells(out)
     if not cells:
-        raise InputError(f"{out}: no finished cell of a study; `brats-seg study run CONFIG {out}` makes some")
+        raise InputError(
+            f"{out}: no finished cell of a study; `brats-seg study run CONFIG {out}` computes them"
+        )
     jobs = kind.jobs(load_settings(kind.settings, out / SETTINGS))
     return [row for job in jobs for row in cells.get(job.digest, ())], kind
 

@@ -1,4 +1,6 @@
-"""Panels of lines: a score of several methods, mean and spread over the repeats, as the studies draw it."""
+"""Panels of lines, as the studies draw them: mean and spread over the repeats of a score of several
+methods.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +16,12 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from brats_seg.reporting import style
 
 LOG_FROM = 4
-"""An axis of imbalance ratios is logarithmic where the largest is so many times the smallest."""
+"""An axis of imbalance ratios is logarithmic if the largest ratio is at least so many times the smallest
+ratio.
+"""
 N_PANELS = 3
 MANY_LINES = 8
-"""Lines of a panel that are too many to tell apart where each is a single point."""
+"""If a panel has more lines than this and each line is a single point, the lines cannot be told apart."""
 
 THRESHOLDING = ", thresholding"
 _SCORES = {"auc": "multi-class ROC AUC, %", "accuracy": "accuracy, %"}
@@ -42,11 +46,11 @@ _MARKERS = "DvPXd"
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a panel: mean and standard deviation over repeats at each x.
+    """A line of a panel: mean and standard deviation over the repeats at each x.
 
     Attributes:
-        name: in the legend.
-        look: color, dashes, marker.
+        name: name in the legend.
+        look: color, dashes and marker.
         points: x -> the values of the repeats.
     """
 
@@ -56,12 +60,12 @@ class Series:
 
 
 def method_name(method: str) -> str:
-    """A method as a person writes it."""
+    """The name of a method for people."""
     return METHODS.get(method, style.words(method).replace("two phase ", "two-phase, "))
 
 
 def method_look(method: str, among: Sequence[str]) -> tuple[str, str, str]:
-    """Color, dashes and marker of a method; one of its own for each of those named."""
+    """Color, dashes and marker of a method. Each method of `among` has its own."""
     if method in _LOOKS:
         return _LOOKS[method]
     place = [m for m in among if m not in _LOOKS].index(method)
@@ -74,7 +78,7 @@ def method_look(method: str, among: Sequence[str]) -> tuple[str, str, str]:
 
 
 def panel_grid(n: int, *, most: int, width: float = 3.1, height: float = 2.5) -> tuple[Figure, list[Axes]]:
-    """`n` empty panels of a width and height in inches, at most so many in a row."""
+    """`n` empty panels, at most `most` in a row. `width` and `height` of a panel are in inches."""
     n_columns = min(most, n)
     figure, axes = style.panels(-(-n // n_columns), n_columns, width=width, height=height)
     for ax in axes.flat[n:]:
@@ -90,7 +94,7 @@ def lines_figure(
     what: str = "",
     y_axes: Literal["own", "shared"] = "own",
 ) -> Figure | None:
-    """Panels three to a row, lettered as in the paper; None without any point. `what` is said of all
+    """Three panels in a row, with letters as in the paper; None without any point. `what` is a note below all
     panels.
     """
     panels = [(title, lines) for title, lines in panels if any(line.points for line in lines)]
@@ -121,8 +125,8 @@ def lines_figure(
 def _dots_figure(
     panels: Sequence[tuple[str, Sequence[Series]]], *, score: str, what: str, n_repeats: int
 ) -> Figure:
-    """Panels of many methods on one training set each: a line of dots for each method, in place of a curve of
-    one point.
+    """Panels of many methods on one training set. Each method has a row of dots instead of a curve with one
+    point.
     """
     names = list(dict.fromkeys(line.name.removesuffix(THRESHOLDING) for _, lines in panels for line in lines))
     figure, axes = panel_grid(len(panels), most=N_PANELS, height=0.7 + 0.22 * len(names))
@@ -149,7 +153,7 @@ def _dots_figure(
 
 
 def _lettered(title: str, number: int) -> str:
-    """A title with its letter; from the 27th panel on without one."""
+    """A title with its letter; titles from the 27th panel on have no letter."""
     return f"({ascii_lowercase[number]}) {title}" if number < len(ascii_lowercase) else title
 
 

@@ -1,5 +1,5 @@
-"""One-class detectors against classifiers of two classes: pair x method x ratio -> AUC, and from which ratio
-on a detector is better.
+"""One-class detectors compared with classifiers of two classes: pair x method x ratio -> AUC, and the
+imbalance ratio from which a detector is better.
 """
 
 import hashlib
@@ -44,8 +44,9 @@ N_RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class NoveltyJob(Job):
-    """What decides the rows of a network: a pair of classes, a repeat, and a classifier with its ratio.
-    Without a classifier the job is the detectors of the pair, which are trained together and have no ratio.
+    """Everything that determines the rows of a network: a pair of classes, a repeat, and a classifier with
+    its imbalance ratio. A job without a classifier trains all detectors of the pair together. A detector has
+    no imbalance ratio.
     """
 
     common: str
@@ -56,17 +57,17 @@ class NoveltyJob(Job):
 
     @property
     def method(self) -> str:
-        """The classifier, or that it is the detectors."""
+        """The name of the classifier, or "one_class" for the detectors."""
         return ONE_CLASS if self.remedy is None else self.remedy.name
 
     @property
     def key(self) -> str:
-        """Its name for people."""
+        """The name of the job for people."""
         ratio = "" if self.rho is None else f", rho {self.rho:g}"
         return f"{self.common} and {self.rare}, repeat {self.repeat}, {self.method}{ratio}"
 
     def tree(self) -> dict[str, Any]:
-        """All that decides the rows, as plain values."""
+        """Everything that determines the rows, as plain values."""
         tree: dict[str, Any] = {
             "pair": [self.common, self.rare],
             "repeat": self.repeat,
@@ -78,8 +79,8 @@ class NoveltyJob(Job):
 
 
 def check_novelty(settings: NoveltySettings, splits: Splits) -> None:
-    """Raise `UsageError` for a class that does not exist or has too few images, an unknown method, or images
-    that a network cannot take.
+    """Raise `UsageError` for a class that does not exist or has too few images, for an unknown method, or for
+    images that a network does not accept.
     """
     novelty_jobs(settings)
     for pair in settings.pairs:
@@ -92,7 +93,7 @@ def check_novelty(settings: NoveltySettings, splits: Splits) -> None:
 
 def novelty_jobs(settings: NoveltySettings) -> tuple[NoveltyJob, ...]:
     """Every job of a study; the first repeat of all pairs comes first. Raises `UsageError` for an unknown
-    method, or one that is more than the training of one network.
+    method, or for a method that trains more than one network.
     """
     methods = remedies(settings.methods)
     for remedy in methods:
@@ -107,7 +108,7 @@ def novelty_jobs(settings: NoveltySettings) -> tuple[NoveltyJob, ...]:
 
 
 def shorten_novelty(settings: NoveltySettings, share: float) -> NoveltySettings:
-    """The same study with a share of the iterations, for a plan."""
+    """The same study with only a share of the iterations. A plan measures its time."""
     detector, training = (
         part.model_copy(update={"iterations": max(1, round(share * part.iterations))})
         for part in (settings.detector, settings.training)
@@ -116,28 +117,30 @@ def shorten_novelty(settings: NoveltySettings, share: float) -> NoveltySettings:
 
 
 def pair_counts(base: int, rho: float, *, available: np.ndarray) -> np.ndarray:
-    """Training images of the common and of the rare class. Raises `UsageError` where a class has fewer."""
+    """The number of training images of the common and of the rare class. Raises `UsageError` if a class has
+    fewer.
+    """
     step = Distribution("step", rho=rho, mu=0.5)
     return class_counts(step, available=available, most=base, order=np.array([1, 0]))
 
 
 @dataclass(frozen=True)
 class NoveltyWorker:
-    """NoveltyJob -> rows: what a process of the grid is given."""
+    """NoveltyJob -> rows: the function that a worker process of the grid receives."""
 
     settings: NoveltySettings
     folder: str
     device: str = "auto"
 
     def __call__(self, job: NoveltyJob) -> list[Row]:
-        """The rows of a job: one for a classifier, one for each score of the detectors."""
+        """The rows of a job: one row for a classifier, or one row for each score of the detectors."""
         settings, start = self.settings, time.perf_counter()
         runtime = runtime_once(self.device)
         pair = keep_classes(
             images_once(settings.images.model_dump_json(), self.folder), (job.common, job.rare)
         )
         train, test = (ImageSource(part, device=runtime.device) for part in (pair.train, pair.test))
-        # one number for all methods of a pair: they share their images
+        # all methods of a pair have the same number, so they use the same images
         number = int.from_bytes(hashlib.sha256(f"{job.common}/{job.rare}".encode()).digest()[:8])
         seed = study_seed(settings.of_classifiers, Purpose.SET, number, job.repeat)
         counts = pair_counts(settings.base, job.rho or max(settings.rho), available=pair.train.counts)
@@ -177,14 +180,16 @@ def _classified(
 
 @lru_cache(maxsize=1)
 def runtime_once(device: str) -> Runtime:
-    """One thread of a device, once for each process: the workers take the GPUs in turn."""
+    """The runtime of a worker process: one thread and one device, created once. The workers use the GPUs in
+    turn.
+    """
     device = worker_device(device, worker=worker_number())
     return start_runtime(device=device, precision="float32", threads=1)
 
 
 @lru_cache(maxsize=1)
 def images_once(images_json: str, folder: str) -> Splits:
-    """The images of a study, once for each process."""
+    """The images of a study, read once in each process."""
     return open_images(Images.model_validate_json(images_json), Path(folder), cache=None)
 
 
@@ -192,8 +197,9 @@ def images_once(images_json: str, folder: str) -> Splits:
 
 
 def novelty_table(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
-    """Mean AUC of each method and ratio with its interval over pairs and repeats, and the ratio from which on
-    each detector is better than each classifier; as rows, and as lines of Markdown.
+    """The table of the study, as rows and as lines of Markdown: the mean AUC of each method and ratio with
+    its interval over pairs and repeats, and the ratio from which each detector is better than each
+    classifier.
     """
     curves = _curves(rows)
     rhos = sorted({row["rho"] for row in rows if row["rho"] is not None})
@@ -239,18 +245,19 @@ def novelty_table(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
 def crossing(
     detector: Mapping[Any, float], classifier: Mapping[float, Mapping[Any, float]]
 ) -> dict[str, float | int | None]:
-    """The ratio from which on the mean AUC of a detector is the higher one, up to the largest ratio.
+    """The smallest ratio from which the mean AUC of a detector is higher than that of a classifier, up to the
+    largest ratio.
 
-    Between two ratios the difference of the means is taken as straight over the logarithm of the ratio.
+    Between two ratios the difference of the means is interpolated linearly over the logarithm of the ratio.
 
     Args:
         detector: AUC by unit (pair and repeat).
         classifier: AUC by ratio and unit.
 
     Returns:
-        `n` units; `ratio`, `low` and `high`: the ratio and its 95 % interval by bootstrap of the units. 0
-        where the detector is better at every ratio, None where it is not better at the largest. Without a
-        unit that all have, `n` is 0 and the others are None.
+        `n` units; `ratio`, `low` and `high`: the ratio and its 95 % interval by bootstrap of the units. The
+        ratio is 0 if the detector is better at every ratio. The ratio is None if the detector is not better
+        at the largest ratio. If no unit has all AUCs, `n` is 0 and the other values are None.
     """
     units = sorted(set(detector).intersection(*classifier.values()))
     if not units:
@@ -267,7 +274,7 @@ def crossing(
 
 
 def _first_win(rhos: np.ndarray, gains: np.ndarray) -> float:
-    """0 where every gain is above 0, infinity where the last is not."""
+    """The ratio from which all gains are above 0: 0 if every gain is, infinity if the last gain is not."""
     losses = np.flatnonzero(gains <= 0)
     if not len(losses):
         return 0.0
@@ -279,7 +286,7 @@ def _first_win(rhos: np.ndarray, gains: np.ndarray) -> float:
 
 
 def novelty_figures(rows: Sequence[Row]) -> dict[str, Figure]:
-    """The AUC over the ratio: a line for each classifier, and a level line for each detector."""
+    """The AUC over the ratio: one line for each classifier, and one horizontal line for each detector."""
     curves = _curves(rows)
     rhos = sorted({row["rho"] for row in rows if row["rho"] is not None})
     lines = [
@@ -303,7 +310,7 @@ def _curves(rows: Sequence[Row]) -> dict[str, dict[float | None, dict[tuple[str,
 
 
 def percent_text(mean: Mapping[str, Any] | None, *, of: str = "mean") -> str:
-    """A mean in percent with its interval; a dash where there is none."""
+    """A mean in percent with its interval, or a dash if there is no mean."""
     if mean is None:
         return "-"
     ends = mean["interval95"] and [100 * end for end in mean["interval95"]]

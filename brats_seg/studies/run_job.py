@@ -1,4 +1,6 @@
-"""One run of an experiment: a strategy trained on a fold with a seed, segmented and scored -> its rows."""
+"""One run of an experiment: train a strategy on a fold with a seed, segment and score the cases -> the
+rows.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -31,26 +33,28 @@ from brats_seg.training.run import look_folder
 from brats_seg.training.split import Split, make_split
 
 SCHEMA = 2
-"""What the digest of a run stands for. 1: the knobs that are not at their defaults; 2: every knob."""
+"""The version of the digest of a run. Digests of schema 1 contain only the knobs that differ from their
+defaults, digests of schema 2 every knob.
+"""
 TRAINED = "trained.json"
-"""What a run of an experiment was trained on and with, in its folder."""
+"""A file in the folder of a run: the data and the settings with which the run was trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunJob(Job):
-    """What decides the rows of a run.
+    """Everything that determines the rows of a run.
 
     Attributes:
-        data: name of the cohort; "" where there is one bank alone.
+        data: name of the cohort; "" if the experiment has only one bank.
         bank: digest of the bank.
-        strategy: its name.
-        configs: every knob, with the seed: of the run, or of the two stages of a cascade. Knobs at their
-            defaults count too: a default that changes one day makes another job.
-        correct_priors: strengths of prior correction it is predicted with.
+        strategy: name of the strategy.
+        configs: every knob with the seed: one config for a run, two for the stages of a cascade. Knobs with
+            their default values count too: if a default changes, the job is a new job.
+        correct_priors: strengths of prior correction for the prediction.
         cases: which cases are scored.
-        fold: held out.
-        seed: of the training.
-        looks: how often the run is scored before its end; 0 for its end alone.
+        fold: the fold that is held out.
+        seed: seed of the training.
+        looks: how often the run is scored, including its end; 0 scores only the end.
     """
 
     data: str
@@ -65,12 +69,12 @@ class RunJob(Job):
 
     @property
     def names(self) -> dict[str, Any]:
-        """What a row of the run says of it."""
+        """The columns of a row that name the run."""
         return {name: getattr(self, name) for name in ("data", "strategy", "fold", "seed", "cases")}
 
     @property
     def key(self) -> str:
-        """Its name for people."""
+        """The name of the job for people."""
         parts = (self.data, self.strategy, f"fold{self.fold}", f"seed{self.seed}")
         return "/".join(part for part in parts if part)
 
@@ -80,22 +84,22 @@ class RunJob(Job):
         return [config.model_dump(mode="json") for config in self.configs]
 
     def tree(self) -> dict[str, Any]:
-        """All that decides the rows. Runs without looks keep the digest that they had before there were
-        looks.
+        """Everything that determines the rows. Runs without looks keep the digest of earlier versions, which
+        had no looks.
         """
         tree = {"schema": SCHEMA, "bank": self.bank, **self.names, "configs": self.trees}
         tree["correct_priors"] = list(self.correct_priors)
         return tree | ({"looks": self.looks} if self.looks else {})
 
     def training(self) -> dict[str, Any]:
-        """What of it decides the training and the weights that are kept; which strengths of prior correction
-        it is scored with does not.
+        """The part of the job that determines the training and the kept weights. The strengths of prior
+        correction are not in it.
         """
         tree = self.tree()
         return {name: tree[name] for name in ("bank", "configs", "fold", "seed", "looks") if name in tree}
 
     def split(self, bank: PatchBank) -> Split:
-        """The cases of the bank by their use."""
+        """The cases of the bank: for training, for validation, and held out."""
         return make_split(bank, fold=self.fold, validation=self.configs[0].validation, seed=self.seed)
 
     def scored(self, split: Split) -> tuple[str, ...]:
@@ -120,17 +124,17 @@ def make_job(
 def run_cell(
     job: RunJob, *, banks: Mapping[str, str | Path], out: str | Path, device: str
 ) -> list[dict[str, Any]]:
-    """Train a strategy on one fold with one seed, or go on with it; segment and score its cases; give the
-    rows of `COLUMNS`.
+    """Train a strategy on one fold with one seed, or resume the training. Segment and score the cases. Return
+    the rows of `COLUMNS`.
 
     Raises:
-        KeyboardInterrupt: a signal stopped the training; it is saved.
+        KeyboardInterrupt: a signal stopped the training. The training is saved.
     """
     bank, device = Path(banks[job.data]), worker_device(device, worker=worker_number())
     run, configs = run_folder(out, job.names), job.configs
     opened = pipeline.open_bank(bank, configs[0])
     if opened.digest != job.bank:
-        raise InputError(f"{bank}: has changed since the experiment was begun; start again in a new folder")
+        raise InputError(f"{bank}: has changed since the experiment started; start again in a new folder")
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / TRAINED, job.training())
     folders = [run] if len(configs) == 1 else [run / "detector", run / "classifier"]
@@ -177,7 +181,9 @@ def run_cell(
 
 
 def _score(run: Path, path: Path, bank: PatchBank, *, job: RunJob, runtime: Runtime) -> list[Row]:
-    """Segment and score a cell's cases by the weights in a folder: rows by strength of prior correction."""
+    """Segment and score the cases of a job with the weights in a folder. The rows are ordered by strength of
+    prior correction.
+    """
     files = {strength: run / _label_file(job.cases, strength) for strength in job.correct_priors}
     rows: dict[str, list[Row]] = {strength: [] for strength in files}
     numbers = {case.id: number for number, case in enumerate(bank.cases)}
@@ -196,17 +202,17 @@ def _score(run: Path, path: Path, bank: PatchBank, *, job: RunJob, runtime: Runt
 
 
 def run_folder(out: str | Path, run: Mapping[str, Any]) -> Path:
-    """Where the run of a job or a row lies."""
+    """The folder of the run of a job or of a row."""
     return Path(out) / "runs" / run["data"] / run["strategy"] / f"fold{run['fold']}" / f"seed{run['seed']}"
 
 
 def label_maps(out: str | Path, row: Mapping[str, Any]) -> Path:
-    """Where the label maps lie that a row is of."""
+    """The file of the label maps that a row scores."""
     return run_folder(out, row) / _label_file(row["cases"], row["correct_priors"])
 
 
 def looks_file(out: str | Path, job: RunJob) -> Path:
-    """Where the rows of looks.csv of one run lie."""
+    """The file with the rows of one run for looks.csv."""
     return run_folder(out, job.names) / f"looks_{job.digest[:DIGEST]}.csv"
 
 
@@ -219,14 +225,14 @@ def _n_patches(config: Config) -> int:
 
 
 def _table(path: Path, kinds: Mapping[str, type]) -> pd.DataFrame:
-    """A table of a run. Raises `InputError` where it is damaged, or lacks one of these columns, or a column
-    holds something else.
+    """A table of a run. Raises `InputError` if the table is damaged, lacks one of these columns, or a column
+    holds values of another type.
     """
     columns, rows = read_table(path)
     try:
         return pd.DataFrame(rows, columns=list(columns)).astype(dict(kinds))
     except (ValueError, LookupError) as error:
-        raise InputError(f"{path}: damaged: {error}; `brats-seg train --resume` writes it anew") from None
+        raise InputError(f"{path}: damaged: {error}; `brats-seg train --resume` writes it again") from None
 
 
 def _seconds(run: Path) -> float:
@@ -235,16 +241,14 @@ def _seconds(run: Path) -> float:
 
 
 def _training_seconds(run: Path) -> dict[int, float]:
-    """Seconds of training (sampling and augmentation are part of it) and mining up to the end of each
-    epoch.
-    """
+    """Seconds of training (including sampling and augmentation) and mining up to the end of each epoch."""
     timing = _table(run / "timing.csv", {"epoch": int, "training_s": float, "mining_s": float})
     seconds = (timing["training_s"] + timing["mining_s"]).cumsum()
     return {int(epoch): round(float(s), 3) for epoch, s in zip(timing["epoch"], seconds, strict=True)}
 
 
 def _ledger_means(run: Path, *, classes: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The mix of a run, mean over its epochs, by class."""
+    """The composition of the drawn patches of a run: the mean over its epochs, by class."""
     shares, counts = ["requested_share", "center_share", "voxel_share"], ["n_hard", "n_distinct", "n_draws"]
     ledger = _table(run / "ledger.csv", {"class": str} | dict.fromkeys([*shares, *counts], float))
     ledger = ledger[ledger["class"].isin(classes)]
@@ -258,10 +262,10 @@ def _ledger_means(run: Path, *, classes: Sequence[str]) -> dict[str, dict[str, f
 def _segment(
     run: Path, path: Path, bank: PatchBank, *, files: Mapping[str, Path], runtime: Runtime
 ) -> Iterator[tuple[str, str, TissueMap]]:
-    """Strength, case and label map of the bank's selected cases, segmented from its own volumes: one pass for
-    all strengths.
+    """Strength, case and label map of the selected cases of the bank, segmented from the volumes in the bank.
+    One pass of the network serves all strengths.
 
-    `files` holds the `.npz` of each strength, where the label maps are kept for the pictures.
+    `files` holds the `.npz` file of each strength. The file keeps the label maps for the pictures.
     """
     trained = open_run(run)
     shifts = []

@@ -1,4 +1,6 @@
-"""The store of a grid: rows of finished jobs, on the disk at once, and what all jobs share."""
+"""The store of a grid: the rows of finished jobs, written to the disk at once, and the values that all jobs
+share.
+"""
 
 import json
 import os
@@ -11,18 +13,18 @@ from brats_seg.core.files import parse_json, read_json, shown, write_json
 
 Row = dict[str, Any]
 STORE = "grid.json"
-"""In the folder of a store: what all its cells share."""
+"""The file in the folder of a store with the values that all its cells share."""
 
 
 def read_rows(store: Path) -> list[Row]:
-    """Rows of every finished cell of a store, in the order they ended. A line that is still being written is
-    left out.
+    """Rows of every finished cell of a store, in the order in which the cells ended. A line that is still
+    being written is left out.
     """
     return [row for line in _lines(store / "rows.jsonl")[0] for row in line["rows"]]
 
 
 def read_cells(store: Path) -> dict[str, list[Row]]:
-    """Rows of every finished cell of a store and of its parts by its digest, as `known` takes them."""
+    """Rows of every finished cell of a store and of its parts, by the digest of the cell."""
     lines = (line for one in stores(store) for line in _lines(one / "rows.jsonl")[0])
     return {line["digest"]: line["rows"] for line in lines}
 
@@ -33,7 +35,7 @@ def stores(store: Path) -> tuple[Path, ...]:
 
 
 def check_identity(store: Path, identity: Mapping[str, Any]) -> None:
-    """Raise `InputError` where a folder, or a part of it, is a store of another identity. A folder that is no
+    """Raise `InputError` if a folder, or a part of it, is a store of another study. A folder that is not a
     store yet is accepted.
     """
     wanted = json.loads(json.dumps(identity))
@@ -51,17 +53,19 @@ def check_identity(store: Path, identity: Mapping[str, Any]) -> None:
 
 
 def claim(store: Path, identity: Mapping[str, Any]) -> None:
-    """Write the identity of a new store, or compare it with that of an old one."""
+    """Write the identity of a new store, or compare it with the identity of an existing store."""
     path = store / STORE
     check_identity(store, identity)
     if not path.exists():
         if (store / "rows.jsonl").exists():
-            raise InputError(f"{path}: is missing, and rows.jsonl beside it is not; choose a new folder")
+            raise InputError(
+                f"{path}: is missing, but rows.jsonl exists in the same folder; choose a new folder"
+            )
         write_json(path, json.loads(json.dumps(identity)))
 
 
 class Rows:
-    """The rows file: one line for each finished cell, on the disk before the next is asked for."""
+    """The rows file: one line for each finished cell. A line is on the disk before the next cell starts."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -71,7 +75,7 @@ class Rows:
         self.by_digest: dict[str, list[Row]] = {line["digest"]: line["rows"] for line in lines}
 
     def append(self, *, key: str, digest: str, rows: list[Row]) -> None:
-        """Add the rows of a cell. Raises `InputError` where the disk is full; what was finished is kept."""
+        """Add the rows of a cell. Raises `InputError` if the disk is full; the finished cells are kept."""
         line = json.dumps({"key": key, "digest": digest, "rows": rows}, allow_nan=False) + "\n"
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
@@ -89,7 +93,7 @@ class Rows:
 
 
 def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines of a rows file, and how many bytes they are."""
+    """The complete lines of a rows file, and their size in bytes."""
     if not path.exists():
         return [], 0
     text = path.read_bytes()

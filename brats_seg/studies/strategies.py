@@ -1,4 +1,4 @@
-"""An experiment's config -> the strategies that it compares, with their knobs resolved."""
+"""The config of an experiment -> the strategies that it compares, with all their knobs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from brats_seg.training.remedies import knobs_of
 
 TUNED = "tuned"
 _OF_A_STRATEGY = ("correct_priors", "stages", "remedy")
-"""What a strategy may hold beside knobs of a training config."""
+"""Keys that a strategy may have in addition to the knobs of a training config."""
 
 Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
 """The name of a strategy or a cohort, and of its folder."""
@@ -32,13 +32,13 @@ def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class Predict(Section):
-    """How a trained network is used: each strength of prior correction is a variant of its own, without
-    another training.
+    """How a trained network is used. Each strength of prior correction is a separate variant that needs no
+    other training.
 
-    "tuned" is the strength that `brats-seg tune` finds on the run's inner cases. `cases` "inner" scores the
-    inner split instead of the held-out fold, for a search that never opens it; what is tuned on those cases
-    cannot be scored on them. `looks` is how often each run is scored, at equally spaced epochs of which the
-    last is its end; 0 for its end alone.
+    "tuned" is the strength that `brats-seg tune` finds on the inner cases of the run. `cases` "inner" scores
+    the inner cases instead of the held-out fold, for a search that must not use the held-out fold. A strength
+    that was tuned on the inner cases cannot be scored on them. `looks` is how often each run is scored, at
+    equally spaced epochs up to its end; 0 scores only the end.
     """
 
     correct_priors: Annotated[tuple[Strength, ...], AfterValidator(_each_once), Field(min_length=1)] = (0.0,)
@@ -47,7 +47,7 @@ class Predict(Section):
 
 
 class Phantoms(Section):
-    """A cohort of phantoms that the experiment makes itself; `traits` are those of
+    """A cohort of phantoms that the experiment builds itself. `traits` are the values of
     `phantoms.tumor.Traits`.
     """
 
@@ -62,20 +62,22 @@ class ExperimentConfig(Section):
     """Strategies x folds x seeds.
 
     Attributes:
-        like: name or file of an experiment that this one is like: what is not given here is as there, and
-            `every` is laid over its own.
-        title: of the table and the page; of a file, its name.
+        like: name or file of a parent experiment. Knobs that are not given here have the value of the parent.
+            `every` is merged into the `every` of the parent.
+        title: title of the table and the page; by default the name of the config file.
         base: the training config that all strategies share: a name, a file, or a mapping.
-        every: knobs laid over it for all of them.
-        strategies: by name, the knobs (`section.key: value`, or nested) that set each apart. Beside them
-            `correct_priors` stands for that of `predict`, `stages` (two mappings of knobs) makes it a cascade
-            of two runs, and `remedy` names a remedy (`training.remedies`) that the knobs are laid over.
-        folds: held out in turn; None for all folds of the bank.
-        seeds: of training.
+        every: knobs that change `base` for all strategies.
+        strategies: by name, the knobs (`section.key: value`, or nested) of each strategy. Three more keys are
+            allowed: `correct_priors` replaces that of `predict`, `stages` (two mappings of knobs) makes the
+            strategy a cascade of two runs, and `remedy` names a remedy (`training.remedies`), whose knobs the
+            given knobs change.
+        folds: folds that are held out in turn; None for all folds of the bank.
+        seeds: seeds of the training.
         predict: how the trained networks are used.
         against: label of the variant to compare the others with; None for the first.
         pictures: labels of the variants shown side by side; None for the first five.
-        phantoms: cohorts by name, in the place of one bank: they and their banks are made under BANK.
+        phantoms: cohorts by name, used instead of one bank. The cohorts and their banks are built in the
+            folder BANK.
     """
 
     like: str | None = None
@@ -98,8 +100,8 @@ class ExperimentConfig(Section):
 
 @dataclass(frozen=True)
 class Strategy:
-    """What a strategy trains, one run or the two stages of a cascade, and the strengths of prior correction
-    it is predicted with.
+    """The configs that a strategy trains (one run, or the two stages of a cascade), and the strengths of
+    prior correction for its predictions.
     """
 
     name: str
@@ -108,12 +110,12 @@ class Strategy:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What tables call its variants."""
+        """The names of its variants in tables."""
         return tuple(Variant("", self.name, strength).label for strength in self.correct_priors)
 
     def picked_on(self, *, cases: Literal["held_out", "inner"]) -> dict[tuple[str, str], str]:
-        """By name and strength, which scores chose the weights or the strength: "test" (of the `cases` that
-        are scored), "validation" (of inner cases that are not scored), or none ("").
+        """By name and strength, which scores chose the weights or the strength: "test" (scores of the scored
+        `cases`), "validation" (scores of inner cases that are not scored), or "" (no scores).
         """
         by_epoch = any(config.validation.metric != "last" for config in self.configs)
         on = "test" if cases == "inner" else "validation"
@@ -121,14 +123,14 @@ class Strategy:
 
 
 def load_experiment(source: str | Path, *, overrides: tuple[str, ...] = ()) -> ExperimentConfig:
-    """Read an experiment's config, a file or the name of one that comes with the package.
+    """Read the config of an experiment from a file, or by the name of a config of the package.
 
     Args:
         source: file or name.
-        overrides: `section.key=value` each, laid over it and what it is like.
+        overrides: `section.key=value` each; they change the config after its parent is applied.
 
     Raises:
-        UsageError: as `config.load_settings`, no strategy at all, or an experiment that is like itself.
+        UsageError: as `config.load_settings`, no strategy is given, or an experiment is its own parent.
     """
     config = _with_what_it_is_like(source, below=())
     if overrides:
@@ -149,8 +151,8 @@ def load_experiment(source: str | Path, *, overrides: tuple[str, ...] = ()) -> E
 
 
 def _with_what_it_is_like(source: str | Path, *, below: tuple[str, ...]) -> ExperimentConfig:
-    """The config of a file laid over that of the experiment it is like; `below` are those that are like this
-    one.
+    """The config of a file, merged into the config of its parent (`like`). `below` are the experiments on the
+    way to this one.
     """
     config = load_settings(ExperimentConfig, source, shelf="experiments")
     if config.like is None:
@@ -166,16 +168,16 @@ def _with_what_it_is_like(source: str | Path, *, below: tuple[str, ...]) -> Expe
 
 
 def make_strategies(config: ExperimentConfig, *, only: Sequence[str] = ()) -> tuple[Strategy, ...]:
-    """The strategies with their knobs resolved.
+    """The strategies with all their knobs.
 
     Raises:
-        UsageError: a name in `only` that is no strategy, a knob that does not exist, prior correction of a
-            loss without a prior, or a label in `against` or `pictures` that no variant has.
+        UsageError: a name in `only` is not a strategy, a knob does not exist, prior correction is asked for a
+            loss without a prior, or no variant has the label in `against` or `pictures`.
     """
     unknown = [name for name in only if name not in config.strategies]
     if unknown:
         raise UsageError(
-            f"--only {unknown[0]}: no strategy of that name; the strategies are "
+            f"--only {unknown[0]}: no strategy has this name; the strategies are "
             f"{', '.join(config.strategies)}"
         )
     base = load_config(config.base) if isinstance(config.base, str) else parse_config(config.base)
@@ -246,7 +248,7 @@ def _strategy(
 
 
 def _check_looks(strategy: Strategy, n_looks: int) -> None:
-    """Refuse looks at runs whose weights before the end are not comparable with those of the end."""
+    """Refuse looks for runs whose weights before the end are not comparable with the weights at the end."""
     if not n_looks:
         return
     one, *others = strategy.configs
@@ -256,10 +258,10 @@ def _check_looks(strategy: Strategy, n_looks: int) -> None:
         f"validation.metric '{one.validation.metric}' chooses an epoch; take 'last'": (
             one.validation.metric != "last"
         ),
-        "training.norm_statistics 'measured': they are measured at the end alone": (
+        "training.norm_statistics 'measured': they are measured only at the end": (
             one.training.norm_statistics == "measured"
         ),
-        "correct_priors 'tuned': the strength is found at the end alone": TUNED in strategy.correct_priors,
+        "correct_priors 'tuned': the strength is found only at the end": TUNED in strategy.correct_priors,
         f"it has {one.training.epochs} epochs: give as many looks at most": n_looks > one.training.epochs,
     }
     for problem, is_there in problems.items():
@@ -268,17 +270,18 @@ def _check_looks(strategy: Strategy, n_looks: int) -> None:
 
 
 def look_epochs(n_epochs: int, n_looks: int) -> tuple[int, ...]:
-    """The epochs after which a run of `n_epochs` is scored: equally spaced, rounded up, the last epoch among
-    them.
+    """The epochs after which a run of `n_epochs` is scored: equally spaced, rounded up, including the last
+    epoch.
     """
     return tuple(-(-n_epochs * look // n_looks) for look in range(1, n_looks + 1))
 
 
 def laid_over(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a nested mapping with some values changed: keys are `section.key`, or sections with mappings
-    in them.
+    """A copy of a nested mapping with some values changed. Keys are `section.key`, or sections that contain
+    mappings.
 
-    A preset of augmentation replaces the whole section; knobs given with it or after it are laid over it.
+    A preset of augmentation replaces the whole section. Knobs that are given with the preset or after it
+    change its values.
     """
     changed = dict(tree)
     for path, value in changes.items():

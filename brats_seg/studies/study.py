@@ -38,26 +38,26 @@ from brats_seg.training.step import can_stack
 SETTINGS = "study.yaml"
 MOST_STACKED = 64
 ROW_BYTES = 3000
-"""A row of ten classes on the disk, with its confusion matrix."""
+"""Size on the disk of a row of ten classes, with its confusion matrix."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study will take, before anything starts.
+    """The time, memory and disk space that a study will need, estimated before the study starts.
 
     Attributes:
-        n_sets: imbalanced training sets.
-        n_networks: trained networks, those of a second phase and of committees included.
-        n_cells: networks and what goes on from them, computed together.
-        n_finished: of the cells, in the folder that was given.
-        by_method: networks of each method.
-        iteration_ms: one iteration of one network on one thread, and one of its second phase; None without
-            the images.
-        hours: for what is left, on so many workers; None without the images.
-        workers: processes.
-        stack: networks that each process trains together.
-        disk_mb: of the finished store.
-        memory_mb: of one worker's images; None without the images.
+        n_sets: number of imbalanced training sets.
+        n_networks: number of trained networks, including those of a second phase and of committees.
+        n_cells: number of cells. A cell is a network and its second phase, or a committee.
+        n_finished: number of cells that are finished in the given folder.
+        by_method: number of networks of each method.
+        iteration_ms: milliseconds of one iteration of a network on one thread, and of one iteration of its
+            second phase; None without the images.
+        hours: time for the unfinished cells with all workers; None without the images.
+        workers: number of processes.
+        stack: number of networks that each process trains together.
+        disk_mb: size of the finished store.
+        memory_mb: memory of the images of one worker; None without the images.
     """
 
     n_sets: int
@@ -78,7 +78,7 @@ def study_jobs(settings: StudySettings) -> tuple[ImageJob, ...]:
     first.
 
     Raises:
-        UsageError: a method that is none, or knobs it does not take.
+        UsageError: a method is unknown, or it does not accept a knob.
     """
     repeats = max(distribution.repeats or settings.repeats for distribution in settings.distributions)
     methods = remedies(settings.methods)
@@ -102,17 +102,18 @@ def make_plan(
     device: str = "cpu",
     say: Callable[[str], None] = lambda line: None,
 ) -> Plan:
-    """Count, and time a few iterations. Images that are not there leave time and memory unknown.
+    """Count the networks and measure the time of a few iterations. If the images are missing, time and memory
+    stay unknown.
 
-    Images are whitened only where a store was begun with them and is to be gone on with: whitening CIFAR-10
-    takes a minute. `say` takes a line before anything slow.
+    Images are whitened only if the store of an earlier run exists, because whitening CIFAR-10 takes a minute.
+    `say` receives a line of text before each slow step.
 
     Raises:
-        UsageError: as `run_study`, where the images are there.
-        InputError: images that are damaged, or a store of another study.
+        UsageError: as `run_study`, if the images exist.
+        InputError: the images are damaged, or the store belongs to another study.
     """
     jobs = study_jobs(settings)
-    say(f"{len(jobs):,} cells; looking at the images and measuring an iteration")
+    say(f"{len(jobs):,} cells; reading the images and measuring an iteration")
     images = _images_if_there(settings, folder)
     if images is not None:
         check_whitening(images, settings.images.preprocessing)
@@ -168,21 +169,21 @@ def run_study(
     part: tuple[int, int] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> GridReport:
-    """Train what the store does not hold yet.
+    """Train the networks that are not in the store yet.
 
     Args:
-        settings: of the study; `OUT/study.yaml` keeps a copy.
-        out: store; made if absent, gone on with if it is of this study.
-        folder: of the images, in place of the one in the settings.
-        on: who trains the networks.
-        part: (I, N): every N-th cell from the I-th on, into `OUT/part_I_of_N`; what other parts finished is
-            not computed again.
-        say: takes a line before anything slow.
+        settings: settings of the study; `OUT/study.yaml` keeps a copy.
+        out: folder of the store; created if it does not exist, resumed if it belongs to this study.
+        folder: folder of the images, instead of the folder in the settings.
+        on: the processes that train the networks.
+        part: (I, N): train every N-th cell from the I-th on, and write into `OUT/part_I_of_N`. Cells that
+            other parts finished are not computed again.
+        say: receives a line of text before each slow step.
 
     Raises:
-        UsageError: a method that is none, knobs it does not take, images without a folder, or a distribution
-            that they cannot fill.
-        InputError: images that are missing or damaged, a store of another study, or a full disk.
+        UsageError: a method is unknown or does not accept a knob, the folder of the images is not given, or a
+            class has too few images for a distribution.
+        InputError: images are missing or damaged, the store belongs to another study, or the disk is full.
     """
     jobs = study_jobs(settings)
     where = image_folder(settings.images, folder)
@@ -198,7 +199,7 @@ def run_study(
         _check_files(images)
     write_text(
         out / SETTINGS, dump_config(settings)
-    )  # before anything is trained: a killed study has its table
+    )  # before the training, so that a killed study has its table
     n = n_workers(on.n, device=on.device)
     worker = CellWorker(
         settings=_recipe(settings),
@@ -223,18 +224,18 @@ def describe(plan: Plan) -> str:
     ]
     if plan.iteration_ms is not None and plan.hours is not None:
         first, second = plan.iteration_ms
-        lines.append(f"an iteration takes {first:.1f} ms here and now, in a second phase {second:.1f} ms")
+        lines.append(f"an iteration takes {first:.1f} ms on this machine, in a second phase {second:.1f} ms")
         together = f" with {plan.stack} networks at a time in each" if plan.stack > 1 else ""
         lines.append(f"{plan.workers} workers{together}: {duration(plan.hours)}")
     else:
-        lines.append("the images are not there, so no time can be given; say where they are: --images PATH")
+        lines.append("the images are missing, so the time is unknown; give their folder: --images PATH")
     memory = f", {plan.memory_mb:,.0f} MB of images in each worker" if plan.memory_mb is not None else ""
     return "\n".join([*lines, f"{plan.disk_mb:,.1f} MB on the disk{memory}"])
 
 
 def stack_size(settings: StudySettings, images: Splits | None, *, device: str) -> int:
-    """How many networks each process trains together; see `StudySettings.stack`. Without the images 1 stands
-    for "auto".
+    """How many networks each process trains together; see `StudySettings.stack`. Without the images "auto"
+    means 1.
     """
     is_on_gpu = torch.cuda.is_available() and device != "cpu"
     if settings.stack != "auto" or images is None or not is_on_gpu:
@@ -249,14 +250,16 @@ def stack_size(settings: StudySettings, images: Splits | None, *, device: str) -
 
 
 def study_table(out: Path) -> StudyTable:
-    """The table of a study, from all rows that are finished. Raises `InputError` where there are none."""
+    """The table of a study, from the rows of all finished cells. Raises `InputError` if no cell is
+    finished.
+    """
     rows, settings, n_missing = _rows_and_missing(out)
     return make_table(rows, published=settings.published, n_missing=n_missing)
 
 
 def draw_figures(out: Path) -> tuple[Path, ...]:
-    """Draw what the finished networks allow into `OUT/figures`; gives the files. Raises `InputError` where
-    there are none.
+    """Draw the figures of the finished networks into `OUT/figures`. Return the files. Raises `InputError` if
+    no network is finished.
     """
     rows = study_rows(out)
     return write_figures(
@@ -266,7 +269,7 @@ def draw_figures(out: Path) -> tuple[Path, ...]:
 
 
 def _kept(out: Path) -> Path:
-    """The settings that a study keeps."""
+    """The file of the settings that a study keeps."""
     if not (out / SETTINGS).is_file():
         raise InputError(f"{out / SETTINGS}: is missing; `brats-seg study run CONFIG {out}` writes it")
     return out / SETTINGS
@@ -284,19 +287,22 @@ def duration(hours: float) -> str:
 
 
 def study_rows(out: Path) -> list[Row]:
-    """Rows of every finished cell that a study asks for now, those of all parts together, none twice.
+    """The rows of every finished cell of a study with its present settings. The rows of all parts are joined,
+    and no row occurs twice.
 
-    A method whose knobs were changed since is another cell; the rows of the old one stay in the store and are
-    not mixed in.
+    If the knobs of a method were changed, its cells are new cells. The rows of the old cells stay in the
+    store and are not used.
 
     Raises:
-        InputError: no study there.
+        InputError: the folder has no finished network of a study.
     """
     return _rows_and_missing(out)[0]
 
 
 def n_unfinished(out: Path) -> int:
-    """How many cells of a study are not finished, all parts together. Raises `InputError` where none is."""
+    """How many cells of a study are not finished, in all parts together. Raises `InputError` if no cell is
+    finished.
+    """
     return _rows_and_missing(out)[2]
 
 
@@ -329,8 +335,8 @@ def _identity(settings: StudySettings, images: Splits) -> dict[str, Any]:
 
 
 def _check_files(images: Splits) -> None:
-    """Decode the files of an image folder once, before the first network of a study: one may be drawn after
-    days only.
+    """Decode all files of an image folder once, before the first network of a study. Otherwise a broken file
+    might be found only after days.
     """
     with ThreadPoolExecutor(n_workers(0)) as threads:
         for part in images.parts:
@@ -343,14 +349,14 @@ def _check_files(images: Splits) -> None:
 
 
 def _check(jobs: Sequence[ImageJob], settings: StudySettings, images: Splits) -> None:
-    """Raise `UsageError` for what would fail in the middle of a study."""
+    """Raise `UsageError` for settings that would fail in the middle of a study."""
     check_study(settings, images)
     for job in jobs:
         check_cell(job, settings=settings, splits=images)
 
 
 def _images_if_there(settings: StudySettings, folder: Path | None) -> Splits | None:
-    """The images as they lie there, not whitened; None where no folder is named, or nothing is there."""
+    """The images, not whitened; None if no folder is given or the folder does not exist."""
     try:
         where = image_folder(settings.images, folder)
     except UsageError:
@@ -363,14 +369,16 @@ def _images_if_there(settings: StudySettings, folder: Path | None) -> Splits | N
 
 
 def _memory_mb(settings: StudySettings, images: Splits | None) -> float | None:
-    """The memory of a worker's images; whitened images are float32, four bytes for each value."""
+    """The memory of a worker's images, in MB. Whitened images are float32, which is four bytes for each
+    value.
+    """
     if images is None:
         return None
     return images.n_bytes * (1 if settings.images.preprocessing == "none" else 4) / 1e6
 
 
 def _cache_mb(settings: StudySettings, images: Splits | None) -> float:
-    """The disk of the whitened images that a study keeps, float32."""
+    """The disk space of the whitened images that a study keeps (float32), in MB."""
     if images is None or settings.images.preprocessing == "none":
         return 0.0
     return (
@@ -383,5 +391,7 @@ def _note(key: str, rows: Sequence[Row]) -> str:
 
 
 def _recipe(settings: StudySettings) -> StudySettings:
-    """The settings without their grid, small for a process to be given: a cell's job says the rest."""
+    """The settings without their grid, so that little is sent to a worker process. The job of a cell holds
+    the rest.
+    """
     return settings.model_copy(update={"distributions": (Distribution(kind="balanced"),), "methods": {}})

@@ -1,6 +1,4 @@
-"""The figures and tables of the studies: figures 1 and 3 to 8 of the systematic study, from the rows of
-ours.
-"""
+"""Figures 1 and 3 to 8 of the systematic study (Buda et al. 2018), drawn from the rows of our studies."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,10 +45,9 @@ SETS = {
 
 
 def study_figures(rows: Sequence[Row]) -> dict[str, Figure]:
-    """Every figure that the rows of a study, or of several together, have the networks for, by the name of
-    its file.
+    """Every figure for which the rows of one or several studies suffice, by file name.
 
-    Where a set and method were trained several times, `by_picking` says which training is drawn.
+    If a set and a method were trained several times, `by_picking` says which training is drawn.
     """
     return by_picking(rows, _study_figures)
 
@@ -58,10 +55,10 @@ def study_figures(rows: Sequence[Row]) -> dict[str, Figure]:
 def by_picking(
     rows: Sequence[Row], draw: Callable[[Sequence[Row]], Mapping[str, Figure]]
 ) -> dict[str, Figure]:
-    """The figures of the rows that `table.pickings` gives; those picked by validation have a name that ends
-    in `_picked_on_validation`.
+    """The figures of the rows that `table.pickings` returns. The name of a figure of runs that were picked by
+    their validation score ends in `_picked_on_validation`.
 
-    A line at the head of a figure says what picked its runs, where something did.
+    If runs were picked, the first line of the figure says by which score.
     """
     heads = {
         "test": "runs picked by their AUC on the test images",
@@ -81,7 +78,7 @@ def _study_figures(rows: Sequence[Row]) -> dict[str, Figure]:
     step, linear = ([row for row in chosen if row["kind"] == kind] for kind in ("step", "linear"))
     full = [row for row in step if row["imbalance_ratio"] == 1]
     tails = [row for row in chosen if row["kind"] in ("long_tail", "exponential", "natural")]
-    # Two classes have curves of their own: `two_class`.
+    # `two_class` draws the curves of studies of two classes.
     curved = [row for row in chosen if row["imbalance_ratio"] == 1 and len(row["counts"]) > 2]
     drawn = {
         "figure1_distributions": figure1() if step or linear else None,
@@ -100,7 +97,7 @@ def _study_figures(rows: Sequence[Row]) -> dict[str, Figure]:
 
 
 def write_figures(figures: Mapping[str, Figure], out: Path) -> tuple[Path, ...]:
-    """Write each as a PNG of 150 dots an inch; gives their paths."""
+    """Write each figure as a PNG of 150 dots per inch. Return the paths."""
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in figures.items():
@@ -134,8 +131,8 @@ def figure1() -> Figure:
 
 
 def over_ratio(rows: Sequence[Row], *, score: str) -> Figure | None:
-    """Figure 3 (AUC) or 6 (accuracy, with and without thresholding): over rho, a panel for each share of
-    minority classes.
+    """Figure 3 (AUC) or 6 (accuracy, with and without thresholding): the score over rho, one panel for each
+    share of minority classes.
     """
     panels = []
     for name, of_set in _by_set(rows):
@@ -152,7 +149,7 @@ def over_ratio(rows: Sequence[Row], *, score: str) -> Figure | None:
 
 
 def over_minority(rows: Sequence[Row]) -> Figure | None:
-    """Figure 4: AUC over the number of minority classes, a panel for each imbalance ratio."""
+    """Figure 4: AUC over the number of minority classes, one panel for each imbalance ratio."""
     panels = []
     for name, of_set in _by_set(rows):
         for rho in _three({row["rho"] for row in of_set}):
@@ -162,7 +159,9 @@ def over_minority(rows: Sequence[Row]) -> Figure | None:
 
 
 def over_shape(rows: Sequence[Row], *, shape: str, score: str) -> Figure | None:
-    """Figure 5 (linear imbalance) or its like for long tails: a score over rho, a panel for each set."""
+    """Figure 5 (linear imbalance), or the same figure for long tails: a score over rho, one panel for each
+    set.
+    """
     panels = [
         (f"{name}, {shape}", _method_lines(of_set, x="rho", score=score)) for name, of_set in _by_set(rows)
     ]
@@ -170,10 +169,10 @@ def over_shape(rows: Sequence[Row], *, shape: str, score: str) -> Figure | None:
 
 
 def reduced_ratio(rows: Sequence[Row]) -> Figure | None:
-    """Figure 7: AUC over the imbalance ratio that over- or undersampling left, a line for each number of
+    """Figure 7: AUC over the imbalance ratio after over- or undersampling, one line for each number of
     minority classes.
 
-    The baseline stands at the ratio the set had.
+    The baseline is drawn at the imbalance ratio of its set.
     """
     panels = []
     for name, of_set in _by_set([row for row in rows if row["decision"] == ARGMAX]):
@@ -189,8 +188,8 @@ def reduced_ratio(rows: Sequence[Row]) -> Figure | None:
 
 
 def convergence(rows: Sequence[Row], *, score: Literal["accuracy", "auc"]) -> Figure | None:
-    """Figure 8 (accuracy) or its like for the AUC: a score on the training and the test images over the
-    iterations, a panel for each method.
+    """Figure 8 (accuracy), or the same figure for the AUC: a score on the training and the test images over
+    the iterations, one panel for each method.
     """
     curved = [row for row in rows if row["decision"] == ARGMAX and row.get("curve")]
     panels, what = [], []
@@ -210,8 +209,8 @@ def convergence(rows: Sequence[Row], *, score: Literal["accuracy", "auc"]) -> Fi
 def curve_lines(
     rows: Sequence[Row], *, score: Literal["accuracy", "auc", "loss"] = "accuracy"
 ) -> list[Series]:
-    """A score (percent) or the loss on training and test images over the iterations; a point that lacks it
-    is left out.
+    """A score (percent) or the loss on training and test images over the iterations. Points without this
+    score are left out.
     """
     looks = {"train": (style.BLUE, "-", ""), TEST: (style.VERMILION, "-", "")}
     lines = []
@@ -277,7 +276,7 @@ def _points(rows: Sequence[Row], *, x: str, score: str) -> dict[float, list[floa
 
 
 def _methods(rows: Sequence[Row]) -> list[str]:
-    """The published ones first, in the paper's order."""
+    """The methods of the rows: the published methods first, in the order of the paper."""
     present = dict.fromkeys(row["method"] for row in rows)
     return [m for m in METHODS if m in present] + sorted(m for m in present if m not in METHODS)
 
@@ -291,7 +290,9 @@ def _by_set(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def _three(values: set[float], *, preferred: Sequence[float] = ()) -> list[float]:
-    """Three of the values: the preferred where all are there, else the first, the middle and the last."""
+    """Three of the values: the preferred values if all of them exist, else the first, the middle and the last
+    value.
+    """
     if preferred and set(preferred) <= values:
         return list(preferred)
     ordered = sorted(values)

@@ -1,5 +1,5 @@
-"""Rows of a study -> one table: means over repeats, paired intervals, and the published figures beside
-ours.
+"""Rows of a study -> one table: means over repeats, paired differences with intervals, and the published
+values next to ours.
 """
 
 from collections import defaultdict
@@ -21,7 +21,7 @@ from brats_seg.studies.store import Row
 SCORES = ("auc", "accuracy", "balanced_accuracy")
 ARGMAX = "argmax"
 POINT = ("kind", "rho", "mu", "minority_rule", "given")
-"""What makes a distribution: rows that share these differ by repeat alone."""
+"""The columns that name a distribution. Rows with equal values here are repeats of the same distribution."""
 TABLE_COLUMNS = (
     "kind",
     "rho",
@@ -60,15 +60,16 @@ PUBLISHED_TABLE4: Mapping[tuple[float, float], Mapping[str, tuple[float, ...]]] 
 
 @dataclass(frozen=True)
 class StudyTable:
-    """What a study came to.
+    """The tables of a study.
 
     Attributes:
-        means: a row for each distribution, method, decision, part and way of picking among runs; keys
+        means: one row for each distribution, method, decision, part and rule that picks among runs; keys
             `TABLE_COLUMNS`.
-        pairs: a row for each comparison over networks that share their set, and way of picking; keys
-            `PAIR_COLUMNS`.
-        published: lines of a Markdown table beside the published one; empty without one.
-        n_missing: cells of the study that are not finished.
+        pairs: one row for each comparison of networks with the same set and for each rule that picks among
+            runs; keys `PAIR_COLUMNS`.
+        published: lines of a Markdown table with the published values and ours; empty if no table was
+            published.
+        n_missing: number of cells of the study that are not finished.
     """
 
     means: tuple[Row, ...]
@@ -80,9 +81,9 @@ class StudyTable:
 def make_table(rows: Sequence[Row], *, published: str | None = None, n_missing: int = 0) -> StudyTable:
     """Aggregate the rows of a study, of which `n_missing` cells are not finished.
 
-    Where a set and method were trained several times, one training is taken, as `pickings` says. Intervals
-    are of the mean over repeats, 95 %, by bootstrap of the repeats. With one repeat the AUC has the interval
-    of its row, over the images.
+    If a set and a method were trained several times, `pickings` picks one training. The intervals are 95 %
+    intervals of the mean over the repeats, by bootstrap of the repeats. With one repeat the AUC has the
+    interval of its row, over the images.
     """
     picked = pickings(_sorted(rows))
     return StudyTable(
@@ -96,7 +97,7 @@ def make_table(rows: Sequence[Row], *, published: str | None = None, n_missing: 
 
 
 def write_table(table: StudyTable, out: Path) -> tuple[Path, ...]:
-    """Write `table.csv`, `pairs.csv` and `table.md`; gives their paths."""
+    """Write `table.csv`, `pairs.csv` and `table.md`. Return the paths."""
     paths = (out / "table.csv", out / "pairs.csv", out / "table.md")
     write_text(paths[0], csv_text(table.means, TABLE_COLUMNS))
     write_text(paths[1], csv_text(table.pairs, PAIR_COLUMNS))
@@ -105,7 +106,7 @@ def write_table(table: StudyTable, out: Path) -> tuple[Path, ...]:
 
 
 def to_markdown(table: StudyTable) -> str:
-    """The tables as Markdown; scores in percent, intervals 95 %."""
+    """The tables as Markdown, with scores in percent and 95 % intervals."""
     picked = ["picked on"] if any(row["picked_on"] for row in table.means) else []
     lines = ["# Scores", ""]
     if table.n_missing:
@@ -151,11 +152,12 @@ def to_markdown(table: StudyTable) -> str:
 
 
 def pickings(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """One training of each set and method, by what picked it: "" where each has one training alone.
+    """The rows of one training of each set and method, by the rule that picked the training: "" if each set
+    and method has only one training.
 
-    Where a set and method have several (rates, runs), the best by the AUC on the test images comes first, as
-    published ("test"). The best by the score on the validation images follows where there are some
-    ("validation"): its scores on the test images are not too high by the choice.
+    If a set and a method have several trainings (rates, runs), "test" is the training with the best AUC on
+    the test images, as in the publication. If validation images exist, "validation" is the training with the
+    best score on these images. Picking by validation does not make the scores on the test images too high.
     """
     trainings = {(*_network(row), row["rate"], row["run"]) for row in rows}
     if len(trainings) == len({_network(row) for row in rows}):
@@ -165,7 +167,7 @@ def pickings(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def pick(rows: Sequence[Row], *, on: str) -> list[Row]:
-    """The rows of one training for each set and method: the best training by its test AUC, or by its
+    """The rows of one training for each set and method: the training with the best test AUC, or with the best
     validation score (higher is better).
     """
     trainings: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Row]]] = defaultdict(
@@ -183,7 +185,9 @@ def pick(rows: Sequence[Row], *, on: str) -> list[Row]:
 
 
 def beside_table4(rows: Sequence[Row]) -> list[str]:
-    """Table 4 of the systematic study, ours under theirs, as lines of Markdown."""
+    """Table 4 of the systematic study as lines of Markdown: the published values, and our values below
+    them.
+    """
     points = sorted(PUBLISHED_TABLE4)
     lines = []
     for method in ("baseline", "oversample", "undersample"):
@@ -225,7 +229,9 @@ def _mean(group: Sequence[Row], picked_on: str) -> Row:
 
 
 def _comparisons(rows: Sequence[Row]) -> list[Row]:
-    """The paired differences the studies are about, over all their distributions and over each mu and rho."""
+    """The paired differences that the studies report, over all their distributions and for each mu and
+    rho.
+    """
     table = _sides([r for r in rows if r["part"] == "test" and r["imbalance_ratio"] == 1])
     sides = set(table["side"])
     names = sorted(
@@ -251,7 +257,9 @@ def _comparisons(rows: Sequence[Row]) -> list[Row]:
 
 
 def _sides(rows: Sequence[Row]) -> pd.DataFrame:
-    """The rows with `side`, the method and how it decided, and `unit`, the training set."""
+    """The rows with two more columns: `side` (the method and its decision rule) and `unit` (the training
+    set).
+    """
     table = pd.DataFrame(list(rows)).astype({"mu": float, "rho": float})
     decided = {ARGMAX: "", "prior_set": _DIVIDED}
     side = [r["method"] + decided[r["decision"]] if r["decision"] in decided else "" for r in rows]
@@ -260,7 +268,9 @@ def _sides(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def _scopes(table: pd.DataFrame) -> list[tuple[str, Bool[np.ndarray, " row"]]]:
-    """All sets of a kind, and of 'step' those of each mu and each rho: a name, and which rows are of it."""
+    """The scopes of the comparisons: all sets of a kind, and for 'step' also the sets of each mu and each
+    rho. Each scope is a name and a mask of its rows.
+    """
     kinds = table["kind"].to_numpy()
     scopes = [(kind, kinds == kind) for kind in sorted(set(kinds))]
     for name in ("mu", "rho"):
@@ -272,8 +282,8 @@ def _scopes(table: pd.DataFrame) -> list[tuple[str, Bool[np.ndarray, " row"]]]:
 
 
 def _steps(rows: pd.DataFrame, method: str) -> list[Row | None]:
-    """The AUC of one method from the smallest to the largest rho, and to the largest mu; images are drawn
-    anew for each.
+    """The difference in AUC of one method between the largest and the smallest rho, and between the largest
+    and the smallest mu. Each set has newly drawn images.
     """
     step = rows[rows["kind"] == "step"]
     pairs = []
@@ -289,8 +299,8 @@ def _steps(rows: pd.DataFrame, method: str) -> list[Row | None]:
 
 
 def _equal_totals(rows: pd.DataFrame, method: str) -> Row | None:
-    """The AUC where half of the classes are rare against linear imbalance of the same rho: as many images in
-    all, another shape.
+    """The difference in AUC between step imbalance with half of the classes rare and linear imbalance with
+    the same rho. Both have equally many images in total, but another shape.
     """
     names = {"step": f"{method}, step mu 0.5", "linear": f"{method}, linear"}
     half = rows[(rows["kind"] == "linear") | ((rows["kind"] == "step") & (rows["mu"] == 0.5))]
@@ -300,7 +310,9 @@ def _equal_totals(rows: pd.DataFrame, method: str) -> Row | None:
 
 
 def _pair(table: pd.DataFrame, *, first: str, second: str, score: str, over: str) -> Row | None:
-    """First minus second over the units that both have; a pair with a network that diverged is left out."""
+    """First minus second over the units that both sides have. A pair with a network that diverged is left
+    out.
+    """
     numbers = {unit: str(i) for i, unit in enumerate(dict.fromkeys(table["unit"]))}
     units = [numbers[unit] for unit in table["unit"]]
     values = table.assign(unit=units, patient=units, value=table[score].astype(float))
@@ -334,8 +346,8 @@ def _network(row: Row) -> tuple[Any, ...]:
 
 
 def _sorted(rows: Sequence[Row]) -> list[Row]:
-    """By distribution and repeat, then the baseline and each method with its second phase: not in the order
-    they were finished.
+    """The rows, sorted by distribution and repeat, then the baseline, then each method with its second phase.
+    The order in which they finished does not matter.
     """
     return sorted(
         rows,

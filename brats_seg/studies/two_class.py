@@ -1,5 +1,5 @@
-"""The figures of the two-class report: distribution, learning curves, confusion, ROC on training and test
-images, scores side by side.
+"""The figures of the two-class report: distribution, learning curves, confusion matrices, ROC curves on
+training and test images, and scores side by side.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from brats_seg.studies.study_figures import TEST, by_picking, curve_lines
 from brats_seg.studies.study_table import ARGMAX
 
 POSITIVE = 1
-"""The rare class of the report (automobile); recall and precision are of it."""
+"""The rare class of the report (automobile). Recall and precision are computed for this class."""
 TRAIN = "train"
 _PARTS = {
     TRAIN: ("training images", style.BLUE, "-"),
@@ -30,8 +30,8 @@ _COLUMNS = 4
 
 
 def two_class_figures(rows: Sequence[Row], *, class_names: Sequence[str] = ("0", "1")) -> dict[str, Figure]:
-    """Every figure that the rows of a study of two classes have the numbers for, by the name of its file;
-    none for more classes.
+    """Every figure for which the rows of a study of two classes suffice, by file name; no figure for more
+    classes.
     """
     return by_picking(rows, partial(_two_class_figures, class_names=class_names))
 
@@ -56,8 +56,8 @@ def _two_class_figures(rows: Sequence[Row], *, class_names: Sequence[str]) -> di
 
 
 def runs(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by run, as the report calls it: the baseline on a balanced set is 'balanced', on an unbalanced one
-    'unbalanced'.
+    """Rows by the name of the run in the report: the baseline on a balanced set is called 'balanced', the
+    baseline on an unbalanced set 'unbalanced'.
     """
     named: dict[str, list[Row]] = {}
     for row in rows:
@@ -84,10 +84,10 @@ def distribution(rows: Sequence[Row], *, class_names: Sequence[str]) -> Figure:
 
 
 def curves(rows: Sequence[Row], *, score: Literal["accuracy", "loss"]) -> Figure | None:
-    """Accuracy or loss on training and test images over the iterations, a panel for each run; a line for each
-    repeat.
+    """Accuracy or loss on training and test images over the iterations: one panel for each run, one line for
+    each repeat.
 
-    None without a curve; studies that were trained before the loss was recorded have none of it.
+    None if the rows have no curve. Studies of versions that did not record the loss have no loss curve.
     """
     curved = [
         row
@@ -115,8 +115,8 @@ def curves(rows: Sequence[Row], *, score: Literal["accuracy", "loss"]) -> Figure
 
 
 def confusion(rows: Sequence[Row], *, part: str, class_names: Sequence[str]) -> Figure | None:
-    """Confusion matrices at a threshold of 0.5, a panel for each run: images (summed over repeats) and shares
-    of each row.
+    """Confusion matrices at a threshold of 0.5, one panel for each run: the numbers of images (summed over
+    repeats) and their shares of each row.
     """
     named = runs([row for row in rows if row["part"] == part and row.get("confusion")])
     if not named:
@@ -136,7 +136,7 @@ def confusion(rows: Sequence[Row], *, part: str, class_names: Sequence[str]) -> 
 
 
 def roc(rows: Sequence[Row], *, class_names: Sequence[str]) -> Figure | None:
-    """ROC curves of the positive class on the training images (blue) and those tested on (red), a panel for
+    """ROC curves of the positive class on the training images (blue) and the test images (red), one panel for
     each run.
     """
     named = runs([row for row in rows if row.get("roc")])
@@ -164,8 +164,8 @@ def roc(rows: Sequence[Row], *, class_names: Sequence[str]) -> Figure | None:
 
 
 def score_bars(rows: Sequence[Row], *, parts: Sequence[str], class_names: Sequence[str]) -> Figure | None:
-    """AUC, recall and precision of the positive class by run: bars to the mean, a point for each repeat; a
-    row of panels for each part.
+    """AUC, recall and precision of the positive class by run: a bar for the mean and a point for each repeat,
+    one row of panels for each part.
     """
     scores = {
         "AUC": lambda row: row["auc"],
@@ -178,7 +178,7 @@ def score_bars(rows: Sequence[Row], *, parts: Sequence[str], class_names: Sequen
         named = runs([row for row in rows if row["part"] == part])
         for ax, (title, value) in zip(line, scores.items(), strict=True):
             for place, name in enumerate(every):
-                # A class that is never called has no precision: nothing is drawn.
+                # A class that is never predicted has no precision, so nothing is drawn.
                 values = [v for v in map(value, named.get(name, [])) if v is not None]
                 color = style.INK if name in ("balanced", "unbalanced") else method_look(name, every)[0]
                 if values:

@@ -90,7 +90,7 @@ def test_a_plan_says_a_line_first_and_whitens_nothing(tmp_path: Path, monkeypatc
     said: list[str] = []
 
     def opened(*args: Any, **more: Any) -> Any:
-        assert said == ["6 cells; looking at the images and measuring an iteration"]
+        assert said == ["6 cells; reading the images and measuring an iteration"]
         return load_images(*args, **more)
 
     monkeypatch.setattr(bench, "load_images", opened)

@@ -163,7 +163,7 @@ def test_a_budget_that_is_too_small_is_refused_with_one_that_is_not(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(advice, "time_iterations", lambda *_, **__: (1000.0, 1000.0))
-    with pytest.raises(UsageError, match=r"fewer than 20 say nothing; give \d+ minutes or more"):
+    with pytest.raises(UsageError, match=r"fewer than 20 show nothing; give \d+ minutes or more"):
         advise_on_images(NPZ, images, tmp_path, minutes=1.0)
 
 

@@ -84,7 +84,7 @@ def test_troubled_cells_are_named_and_the_others_finished(tmp_path: Path) -> Non
     reasons = dict(report.failed)
     assert reasons["n13"] == "thirteen: not today"
     assert "killed" in reasons["n17"]
-    assert "no plain JSON" in reasons["n19"]
+    assert "not plain JSON" in reasons["n19"]
     assert _run(tmp_path, _jobs(1, 2)).n_kept == 2
 
 

@@ -173,7 +173,7 @@ def test_what_a_study_of_few_images_cannot_do_is_one_line(images: Path, tmp_path
 
 def test_a_kind_of_study_that_does_not_exist(tmp_path: Path):
     (tmp_path / "mine.yaml").write_text("study: magic\n")
-    with pytest.raises(UsageError, match="study 'magic' is unknown; the kinds are novelty, few_shot"):
+    with pytest.raises(UsageError, match="study 'magic' is unknown; give one of novelty, few_shot"):
         load_study(tmp_path / "mine.yaml")
 
 
