@@ -27,7 +27,8 @@ BLOCK = re.compile(
 STEPS = "training.epochs: 1, training.steps: 2, training.batch_size: 4"
 TINY = f"{{{STEPS}, patch.size: [16, 16], validation.every: 1}}"
 STUDY = (
-    "--device cpu --set training.iterations=2 --set repeats=1 --set validation.every=1 "
+    "--device cpu --set network.name=two_class --set training.iterations=2 --set training.batch_size=2 "
+    "--set repeats=1 --set validation.every=2 --set validation.per_class=4 "
     "--set 'distributions=[{kind: step, rho: [5], mu: [0.5], minority: random}]'"
 )
 SMALLER = {
@@ -35,7 +36,7 @@ SMALLER = {
     "train": "--device cpu --set training.epochs=1 --set training.steps=2 --set training.batch_size=4 "
     "--set patch.size=[16,16] --set validation.every=1",
     "experiment": f"--workers 1 --device cpu --set seeds=[0] --set folds=[0] --set 'every={TINY}'",
-    "study run": f"--workers 1 {STUDY} --set network.name=lenet5 --set training.batch_size=2",
+    "study run": f"--workers 1 {STUDY}",
     "study plan": STUDY,
 }
 """Options that are typed behind those of a page, so that it takes seconds."""
@@ -110,7 +111,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     for kind in ("cat", "dog"):
         (root / "images" / kind).mkdir(parents=True)
-        for number in range(60):
+        for number in range(20):
             pixels = rng.integers(0, 255, (28, 28), dtype=np.uint8)
             Image.fromarray(pixels).save(root / "images" / kind / f"{number}.png")
     return root
