@@ -31,6 +31,19 @@ N_TEST = {"mnist": 6, "cifar10": 2, "cifar100": 1, "folder": 1}
 """Images of each class."""
 
 
+DONE: set[str] = set()
+"""Kinds of methods and strategies that a study or experiment has run already."""
+
+
+def without_numbers(tree: Any) -> Any:
+    """Plain types with True and False for numbers: whether they are 0."""
+    if isinstance(tree, dict):
+        return {key: without_numbers(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [without_numbers(value) for value in tree]
+    return bool(tree) if isinstance(tree, int | float) else tree
+
+
 # Studies
 
 
@@ -84,7 +97,8 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def smaller(settings: StudySettings) -> StudySettings:
     """A study with sets of 20 images of a common class and 5 of a rare one, one point and repeat of each
-    distribution, few iterations.
+    distribution, few iterations; the first two methods, and those of a kind that no study has run with its
+    network.
     """
 
     def one_point(distribution: Distribution) -> Distribution:
@@ -100,15 +114,19 @@ def smaller(settings: StudySettings) -> StudySettings:
         return min(number, most)
 
     knobs, is_large = settings.validation, settings.network.name in ("resnet10", "resnet32", "all_cnn")
+    kinds = {
+        name: f"{settings.network.name} {without_numbers(method.model_dump(mode='json'))}"
+        for name, method in settings.methods.items()
+    }
+    chosen = [name for number, name in enumerate(kinds) if number < 2 or kinds[name] not in DONE]
+    DONE.update(kinds.values())
     return settings.model_copy(
         update={
             "base": 20,
             "distributions": tuple(
                 one_point(distribution) for distribution in settings.distributions[: 1 if is_large else None]
             ),
-            "methods": {
-                name: method.model_copy(update={"networks": 2}) for name, method in settings.methods.items()
-            },
+            "methods": {name: settings.methods[name].model_copy(update={"networks": 2}) for name in chosen},
             "search": settings.search.model_copy(update={"rates": settings.search.rates[:1], "runs": 1}),
             "training": settings.training.model_copy(
                 update={"iterations": 2 if is_large else 4, "batch_size": 2 if is_large else 8}
@@ -121,7 +139,7 @@ def smaller(settings: StudySettings) -> StudySettings:
                 }
             ),
             "record": settings.record.model_copy(
-                update={"curve_every": fewer(settings.record.curve_every, 2)}
+                update={"curve_every": fewer(settings.record.curve_every, 2), "auc_resamples": 2}
             ),
         }
     )
@@ -194,27 +212,16 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 SMALL: dict[str, Any] = {
     "training.epochs": 2,
-    "training.steps": 3,
-    "training.batch_size": 16,
+    "training.steps": 2,
+    "training.batch_size": 4,
     "training.threads": 1,
-    "validation.every": 1,
+    "training.checkpoint_epochs": 2,
+    "validation.every": 2,
 }
-
-
-DONE: set[str] = set()
-"""Kinds of strategies that an experiment has run already."""
 
 
 def kind_of(strategy: Strategy) -> str:
     """What a strategy does, whatever its numbers are."""
-
-    def without_numbers(tree: Any) -> Any:
-        if isinstance(tree, dict):
-            return {key: without_numbers(value) for key, value in tree.items()}
-        if isinstance(tree, list):
-            return [without_numbers(value) for value in tree]
-        return bool(tree) if isinstance(tree, int | float) else tree
-
     return repr([without_numbers(config.model_dump(mode="json")) for config in strategy.configs])
 
 
