@@ -186,7 +186,6 @@ def build_bank(
 
 
 def _is_usable(case: Case, problems: list[Problem]) -> bool:
-    """Whether a case can be tried; a problem says why not."""
     if case.label is None:
         problems.append(
             Problem(

@@ -247,7 +247,6 @@ def _refusal_path(task: EntryTask) -> Path:
 
 
 def _sources(case: Case) -> dict[str, dict[str, Any]]:
-    """State and checksum of each file of a case."""
     states = _states(case)
     return {
         role: {**states[role], "path": str(file.path), "sha256": sha256(file.path)}

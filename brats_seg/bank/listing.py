@@ -107,7 +107,6 @@ def verify_bank(path: Path | str, *, cases: Collection[str] | None = None) -> tu
 
 
 def _case_problems(case: BankCase, listing: Listing) -> list[Problem]:
-    """What is wrong with the files of a case, read whole."""
     problems = []
     for name, checksum in zip(FILES, case.checksums, strict=True):
         file = case.folder / name

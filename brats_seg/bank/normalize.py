@@ -316,7 +316,6 @@ def _brain(volumes: Sequence[Volume], pool: Executor) -> UInt8[np.ndarray, "z y 
 def _box(
     case: Case, brain: UInt8[np.ndarray, "z y x"], label: Volume | None, pool: Executor
 ) -> tuple[slice, slice, slice]:
-    """Where the brain and what is annotated lie."""
     if not brain.any():
         raise InputError(f"{case.id}: {case.folder}: every modality is 0 everywhere; a brain is needed")
     annotated = brain if label is None else _brain([label], pool)

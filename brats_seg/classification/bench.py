@@ -245,5 +245,4 @@ def check_study(settings: StudySettings, splits: Splits) -> None:
 
 
 def _every_second(labels: Int64[np.ndarray, " images"], start: int) -> Ids:
-    """Every second image of each class, rising."""
     return np.sort(np.concatenate([np.flatnonzero(labels == k)[start::2] for k in np.unique(labels)]))

@@ -278,7 +278,6 @@ def _problem(path: Path) -> str:
 
 
 def _folders(folder: Path) -> list["os.DirEntry[str]"]:
-    """The folders in a folder, by their names."""
     return sorted((entry for entry in _entries(folder) if _is_class(entry)), key=lambda entry: entry.name)
 
 

@@ -242,7 +242,6 @@ def _with_patients(images: ImageSet, folder: Path, *, prefix: str) -> ImageSet:
 
 
 def _lists(folder: Path) -> Splits:
-    """ImageNet-LT by its published lists."""
     lists = {part: sorted(folder.glob(f"*_LT_{part}.txt")) for part in ("train", "test", "val")}
     if not lists["train"] or not lists["test"]:
         raise InputError(

@@ -1,7 +1,6 @@
 """Series of DICOM -> NIfTI files that hold voxels and a grid, and no text."""
 
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from brats_seg.clinic.archives import list_files
 from brats_seg.clinic.series import Series, read_series
 from brats_seg.clinic.studies import Study, plan_studies
 from brats_seg.core.errors import InputError
-from brats_seg.core.files import write_json
+from brats_seg.core.files import whole_folder, write_json
 from brats_seg.core.shapes import Volume
 from brats_seg.scans.case import Problem
 from brats_seg.scans.geometry import Geometry, make_geometry, to_lps
@@ -129,20 +128,13 @@ def _smallest_type(array: np.ndarray) -> np.ndarray:
 
 
 def _write_study(study: Study, folder: Path, *, source: Path) -> None:
-    """All files of a case appear at once, by a rename of their folder."""
     if folder.exists():
         raise InputError(f"{folder} exists already; remove it or give another output folder")
     volumes = {name: read_voxels(series) for name, series in study.chosen.items()}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with whole_folder(folder) as part:
         for name, (array, geometry) in volumes.items():
             write_volume(part / f"{FILES[name]}.nii.gz", array, geometry, dtype=array.dtype.name)
         record = {
             name: {"series_uid": series.uid, "number": series.number} for name, series in study.chosen.items()
         }
         write_json(part / RECORD, {"source": str(source.resolve()), "series": record})
-        part.chmod(0o755)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

@@ -80,7 +80,6 @@ def export_labels(
 
 
 def _original(labels_file: Path, folder: Path, *, names: Names) -> tuple[Volume, Geometry]:
-    """A label map on the grid of the original scan."""
     if not folder.is_dir() and names == "case":
         raise InputError(f"{folder}: no such case; give the folder of scans that was segmented")
     labels, geometry = read_volume(labels_file)
@@ -92,7 +91,6 @@ def _original(labels_file: Path, folder: Path, *, names: Names) -> tuple[Volume,
 def _write(
     labels: Volume, geometry: Geometry, folder: Path, stem: Path, file_type: str, *, schema: LabelSchema
 ) -> list[Path]:
-    """The files of one case; their names begin with the stem."""
     path = stem.with_name(stem.name + file_type)
     path.parent.mkdir(parents=True, exist_ok=True)
     if file_type == ".stl":

@@ -17,12 +17,12 @@ from brats_seg.clinic.convert import FILES, RECORD
 from brats_seg.clinic.itk_images import geometry_of, isotropic, resampled, to_itk
 from brats_seg.clinic.register import WORST_METRIC, register
 from brats_seg.core.errors import InputError
-from brats_seg.core.files import write_json
+from brats_seg.core.files import whole_folder, write_json
 from brats_seg.core.progress import track
 from brats_seg.core.shapes import Mask, Volume
-from brats_seg.scans.case import Case, Problem, ScanFile, problem_of
+from brats_seg.scans.case import Case, Problem, problem_of
 from brats_seg.scans.check import unstripped_words
-from brats_seg.scans.geometry import Affine, Geometry, make_geometry, same_grid
+from brats_seg.scans.geometry import Affine, Geometry, make_geometry, rows_of, same_grid
 from brats_seg.scans.layouts import find_cases
 from brats_seg.scans.releases import BRAIN_MASK
 from brats_seg.scans.volume import read_volume, write_volume
@@ -166,7 +166,10 @@ def _prepare(case: Case, folder: Path, *, mask_file: Path | None, atlas: sitk.Im
     array, native = read_volume(case.modalities[REFERENCE])
     t1c = to_itk(array, native)
     brain = to_itk(brain_of(array, native, mask_file=mask_file).astype(np.uint8), native)
-    images = {name: _moving(source) for name, source in case.modalities.items()}
+    images = {
+        name: sitk.Cast(to_itk(*read_volume(source)), sitk.sitkFloat32)
+        for name, source in case.modalities.items()
+    }
     frame, from_frame, metric = isotropic(t1c, spacing_mm=SPACING_MM), np.eye(4), {}
     if atlas is not None:
         frame, (from_frame, metric["atlas"]) = atlas, _moved(t1c * sitk.Cast(brain, t1c.GetPixelID()), atlas)
@@ -182,18 +185,14 @@ def _prepare(case: Case, folder: Path, *, mask_file: Path | None, atlas: sitk.Im
         for name, image in images.items()
     }
     steps = Steps(
-        to_scan={name: _rows(matrix) for name, matrix in matrices.items()},
+        to_scan={name: rows_of(matrix) for name, matrix in matrices.items()},
         metric={name: round(value, 4) for name, value in metric.items()},
         shape=native.shape,
-        affine=_rows(native.affine_mm),
+        affine=rows_of(native.affine_mm),
         source=str(case.folder.resolve()),
     )
     volumes |= {"brain": inside.astype(np.uint8)}
     _write(folder, volumes, geometry_of(frame, dtype="float32"), steps)
-
-
-def _moving(source: ScanFile) -> sitk.Image:
-    return sitk.Cast(to_itk(*read_volume(source)), sitk.sitkFloat32)
 
 
 def _moved(moving: sitk.Image, fixed: sitk.Image, *, name: str = "the T1c") -> tuple[Affine, float]:
@@ -206,15 +205,8 @@ def _moved(moving: sitk.Image, fixed: sitk.Image, *, name: str = "the T1c") -> t
     return movement.matrix, movement.metric
 
 
-def _rows(matrix: Affine) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(float(value) for value in row) for row in matrix)
-
-
 def _write(folder: Path, volumes: Mapping[str, np.ndarray], geometry: Geometry, steps: Steps) -> None:
-    """All files of a case appear at once, by a rename of their folder."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with whole_folder(folder) as part:
         for name, array in volumes.items():
             path = part / (BRAIN_MASK if name == "brain" else f"{FILES[name]}.nii.gz")
             write_volume(path, array, geometry, dtype=array.dtype.name)
@@ -222,10 +214,6 @@ def _write(folder: Path, volumes: Mapping[str, np.ndarray], geometry: Geometry, 
         record = Path(steps.source) / RECORD
         if record.is_file():
             shutil.copyfile(record, part / RECORD)
-        part.chmod(0o755)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def to_original(

@@ -44,11 +44,13 @@ def register(moving: sitk.Image, fixed: sitk.Image) -> Movement:
         moving, fixed: scans of one head with any contrast; background near 0.
     """
     fixed, moving = (_working(image) for image in (fixed, moving))
+    in_place = sitk.Euler3DTransform()
+    in_place.SetCenter(fixed.TransformContinuousIndexToPhysicalPoint([n / 2 for n in fixed.GetSize()]))
     starts = [
         sitk.CenteredTransformInitializer(
             fixed, moving, sitk.Euler3DTransform(), sitk.CenteredTransformInitializerFilter.MOMENTS
         ),
-        _where_they_lie(fixed),
+        in_place,
     ]
     coarse = [_optimized(fixed, moving, start, shrink=_COARSE) for start in starts]
     best, _ = max(coarse, key=lambda found: found[1])
@@ -61,12 +63,6 @@ def _working(image: sitk.Image) -> sitk.Image:
     factors = [max(1, int(_WORKING_MM / mm + 0.01)) for mm in image.GetSpacing()]
     averaged = sitk.BinShrink(sitk.Cast(image, sitk.sitkFloat32), factors)
     return resampled(averaged, isotropic(averaged, spacing_mm=_WORKING_MM), matrix=np.eye(4))
-
-
-def _where_they_lie(fixed: sitk.Image) -> sitk.Transform:
-    start = sitk.Euler3DTransform()
-    start.SetCenter(fixed.TransformContinuousIndexToPhysicalPoint([n / 2 for n in fixed.GetSize()]))
-    return start
 
 
 def _optimized(

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -177,7 +177,9 @@ def _read_header(file: Listed) -> Series | None:
 
 
 def _series_of_file(header: pydicom.Dataset, file: Listed, *, n_left: int) -> Series:
-    text = _texts(header)
+    def text(name: str) -> str:
+        return str(header.get(name) or "").strip()
+
     return Series(
         uid=text("SeriesInstanceUID") or str(file.name.parent),
         study_uid=text("StudyInstanceUID") or str(file.name.parent),
@@ -192,10 +194,6 @@ def _series_of_file(header: pydicom.Dataset, file: Listed, *, n_left: int) -> Se
     )
 
 
-def _texts(header: pydicom.Dataset) -> Callable[[str], str]:
-    return lambda name: str(header.get(name) or "").strip()
-
-
 def _contrast_agent(header: pydicom.Dataset) -> str:
     agents = [header.get("ContrastBolusAgent")]
     agents += [
@@ -207,25 +205,23 @@ def _contrast_agent(header: pydicom.Dataset) -> str:
 
 def _damage(header: pydicom.Dataset, file: Listed, *, n_left: int) -> tuple[str, ...]:
     """What makes the pixels of a file unusable, as far as the header tells."""
-    flaws = []
-    if str(header.get("BurnedInAnnotation") or "").upper() == "YES":
-        flaws.append("has text burnt into its pixels")
-    if int(header.get("SamplesPerPixel") or 1) != 1:
-        flaws.append("is a color picture")
-    if "MOSAIC" in (str(word).upper() for word in header.get("ImageType") or ()):
-        flaws.append("is a mosaic: many slices in one picture")
     n_frames = int(header.get("NumberOfFrames") or 1)
-    if n_frames > 1 and len(header.get("PerFrameFunctionalGroupsSequence") or ()) != n_frames:
-        flaws.append(f"has {n_frames} frames without a position for each")
     syntax = header.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
-    if syntax not in _READABLE:
-        flaws.append(f"is stored as {syntax.name}, which cannot be unpacked")
     is_packed = syntax.is_compressed or syntax.is_deflated
-    n_left -= 8 if syntax.is_implicit_VR else 12  # the head of the pixels
+    n_left = max(0, n_left - (8 if syntax.is_implicit_VR else 12))  # the head of the pixels
     n_bytes = n_frames * header.Rows * header.Columns * int(header.get("BitsAllocated") or 16) // 8
-    if n_left <= 0 or (not is_packed and n_left < n_bytes):
-        flaws.append(f"{file.name.name} is cut short: {max(n_left, 0):,} of {n_bytes:,} bytes of pixels")
-    return tuple(flaws)
+    positions = header.get("PerFrameFunctionalGroupsSequence") or ()
+    flaws = {
+        "has text burnt into its pixels": str(header.get("BurnedInAnnotation") or "").upper() == "YES",
+        "is a color picture": int(header.get("SamplesPerPixel") or 1) != 1,
+        "is a mosaic: many slices in one picture": "MOSAIC"
+        in (str(word).upper() for word in header.get("ImageType") or ()),
+        f"has {n_frames} frames without a position for each": n_frames > 1 and len(positions) != n_frames,
+        f"is stored as {syntax.name}, which cannot be unpacked": syntax not in _READABLE,
+        f"{file.name.name} is cut short: {n_left:,} of {n_bytes:,} bytes of pixels": n_left == 0
+        or (not is_packed and n_left < n_bytes),
+    }
+    return tuple(flaw for flaw, is_there in flaws.items() if is_there)
 
 
 def _planes(header: pydicom.Dataset, file: Listed) -> tuple[Plane, ...]:
@@ -289,12 +285,12 @@ def _sorted(planes: Sequence[Plane]) -> tuple[Plane, ...]:
 
 
 def _content_flaws(series: Series) -> list[str]:
-    flaws = []
-    if series.kind != "MR":
-        flaws.append(f"is {series.kind or 'of an unknown kind'}, not MR")
-    if len(series.planes) < FEWEST_SLICES:
-        flaws.append(f"has {len(series.planes)} slices, fewer than {FEWEST_SLICES}")
-    return flaws
+    n = len(series.planes)
+    flaws = {
+        f"is {series.kind or 'of an unknown kind'}, not MR": series.kind != "MR",
+        f"has {n} slices, fewer than {FEWEST_SLICES}": n < FEWEST_SLICES,
+    }
+    return [flaw for flaw, is_there in flaws.items() if is_there]
 
 
 def _geometry_flaws(planes: Sequence[Plane]) -> list[str]:

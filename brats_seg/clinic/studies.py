@@ -106,16 +106,12 @@ def _names(groups: Sequence[Sequence[Series]], root: str) -> list[str]:
             depth += 1
         parts = parents[0][:depth]
         first = parts[0] if parts else root
-        shared.append("_".join(parts) if _n_with(groups, first) > 1 and parts else first)
+        n_there = sum(any(one.folder.parts[:1] == (first,) for one in other) for other in groups)
+        shared.append("_".join(parts) if n_there > 1 and parts else first)
     return [
         name if shared.count(name) == 1 else f"{name}_{shared[: at + 1].count(name)}"
         for at, name in enumerate(shared)
     ]
-
-
-def _n_with(groups: Sequence[Sequence[Series]], first: str) -> int:
-    """Studies with files in a folder of the first level."""
-    return sum(any(one.folder.parts[:1] == (first,) for one in group) for group in groups)
 
 
 def _plan(
@@ -163,8 +159,11 @@ def _told(series: Series, wanted: Mapping[str, Sequence[str]]) -> tuple[str | No
     """What the user says of a series, else what its header says. A modality that the user names takes no
     other series.
     """
+    description = series.description.lower()
     for modality, values in wanted.items():
-        if any(_is_meant(series, value) for value in values):
+        if {series.number, series.uid} & set(values) or any(
+            fnmatchcase(description, value.lower()) for value in values
+        ):
             return modality, "--series"
     told, reason = modality_of(series)
     if reason == CONTRADICTION and {"t1n", "t1c"} <= set(wanted):
@@ -172,11 +171,5 @@ def _told(series: Series, wanted: Mapping[str, Sequence[str]]) -> tuple[str | No
     return (None, f"--series names another {told}") if told in wanted else (told, reason)
 
 
-def _is_meant(series: Series, value: str) -> bool:
-    description = series.description.lower()
-    return value in (series.number, series.uid) or fnmatchcase(description, value.lower())
-
-
 def _place(series: Series) -> str:
-    """How an error line calls a series."""
     return printable(f"series {series.number} '{series.description}' in {series.folder}", limit=160)

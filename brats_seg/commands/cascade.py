@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from brats_seg.commands.console import loading
+
 
 def cascade(
     detector: Annotated[
@@ -21,7 +23,6 @@ def cascade(
     """Compose two trained networks: the first finds tumor, the second says which. The result is a run like
     any other.
     """
-    from brats_seg.commands.console import loading
 
     with loading():
         from brats_seg import pipeline

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from brats_seg.commands.console import make_console, show_place
 from brats_seg.core.errors import UsageError
 
 SHELVES = {"training": "", "experiments": "experiments", "studies": "studies", "remedies": "remedies"}
@@ -26,7 +27,6 @@ def configs(
     ] = None,
 ) -> None:
     """List the configs that travel with the package: what each is for, its time and its score."""
-    from brats_seg.commands.console import make_console, show_place
     from brats_seg.core.settings import config_names, config_path, opening_comment
 
     console = make_console()

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from brats_seg.commands.console import loading, make_console
+
 
 def demo(
     out: Annotated[Path, typer.Argument(help="An empty or new folder.")] = Path("brats_seg_demo"),
@@ -19,7 +21,6 @@ def demo(
     ] = None,
 ) -> None:
     """Everything once, offline: phantom scans, verify, preprocess, train, predict, evaluate, report."""
-    from brats_seg.commands.console import loading, make_console
 
     with loading():
         from brats_seg.commands.all_stages import run_demo, run_real_demo

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from brats_seg.commands.console import loading, make_console, show_place, show_problems
 from brats_seg.commands.options import (
     ClusterAddress,
     Conventions,
@@ -36,7 +37,6 @@ def evaluate(
     cluster: ClusterAddress = None,
 ) -> None:
     """Score predictions: whole, core and active Dice, HD95 and more, by named conventions."""
-    from brats_seg.commands.console import loading, make_console, show_place, show_problems
 
     with loading("SciPy and pandas"):
         from brats_seg.commands.show_scores import show_scores

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from brats_seg.commands.console import loading, make_console, show_advice, show_place
 from brats_seg.commands.options import Device, Machines, Workers, joined_cluster, spread
 
 
@@ -45,7 +46,6 @@ def experiment(
     """Compare strategies on one bank: folds x seeds, one table with error bars. Killed, it goes on. Exit 1 if
     a run failed.
     """
-    from brats_seg.commands.console import loading, make_console, show_place
 
     with loading():
         from brats_seg.commands.show_scores import show_experiment
@@ -81,7 +81,6 @@ def experiment_advise(
     device: Device = "auto",
 ) -> None:
     """Say which remedy against imbalance to use on a bank: try five in small, on inner cases of fold 0."""
-    from brats_seg.commands.console import loading, make_console, show_advice
 
     with loading():
         from brats_seg.studies.advice import advise_on_scans

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from brats_seg.commands.console import loading, make_console, show_place, show_problems
 from brats_seg.commands.options import Predictions
 from brats_seg.core.errors import count_words
 
@@ -34,7 +35,6 @@ def export(
     ] = "case",
 ) -> None:
     """Bring label maps back to the original T1c, in a file type of viewers."""
-    from brats_seg.commands.console import loading, make_console, show_place, show_problems
 
     with loading("SimpleITK"):
         from brats_seg.clinic.export import export_labels

@@ -5,6 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from brats_seg.commands.console import (
+    loading,
+    make_console,
+    make_table,
+    show_first_that_fits,
+    show_place,
+    show_problems,
+)
 from brats_seg.core.errors import count_words
 
 if TYPE_CHECKING:
@@ -32,7 +40,6 @@ def import_(
     ] = False,
 ) -> None:
     """Read DICOM series of patients as scans that the other verbs understand."""
-    from brats_seg.commands.console import loading, make_console, show_place, show_problems
 
     with loading("SimpleITK"):
         from brats_seg.clinic.convert import import_dicom
@@ -54,7 +61,6 @@ def import_(
 
 def _show_studies(studies: "tuple[Study, ...]", *, console: "Console") -> None:
     """A row for each series: what it becomes, and why."""
-    from brats_seg.commands.console import make_table, show_first_that_fits
     from brats_seg.core.errors import printable
 
     table = make_table("case", "series", "description", "becomes", "because", "slices", n_text=5)

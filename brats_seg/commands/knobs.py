@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from brats_seg.commands.console import make_console
 from brats_seg.core.errors import UsageError
 
 
@@ -15,7 +16,6 @@ def knobs(
     """List the knobs of a training: name, values, default and meaning."""
     from rich.markup import escape
 
-    from brats_seg.commands.console import make_console
     from brats_seg.core.config import Config
     from brats_seg.core.knobs import knob_sections, knobs_of, one_line
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from brats_seg.commands.console import loading
 from brats_seg.core.errors import UsageError
 
 
@@ -27,7 +28,6 @@ def phantom(
     ] = None,
 ) -> None:
     """Write a synthetic cohort that looks and fails like BraTS."""
-    from brats_seg.commands.console import loading
 
     with loading("SciPy and pandas"):
         from brats_seg.phantoms.cohort import make_traits, write_cohort
@@ -38,7 +38,6 @@ def phantom(
 
 
 def _parse_traits(texts: list[str]) -> dict[str, float]:
-    """`NAME=VALUE` each, as numbers by name."""
     traits: dict[str, float] = {}
     for text in texts:
         name, _, value = text.partition("=")

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from brats_seg.commands.console import loading, make_console
 from brats_seg.commands.options import (
     AllowSameScan,
     AllowSkull,
@@ -91,7 +92,6 @@ def predict(
     cluster: ClusterAddress = None,
 ) -> None:
     """Segment a folder of scans."""
-    from brats_seg.commands.console import loading, make_console
     from brats_seg.commands.show_runs import show_predictions
 
     with loading():

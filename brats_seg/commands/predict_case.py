@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from brats_seg.commands.console import loading, make_console
 from brats_seg.commands.options import (
     AllowSameScan,
     AllowSkull,
@@ -47,7 +48,6 @@ def predict_case(
     """Segment one case from four named files (fewer with --allow-missing), in the label values of BraTS 2023
     (1, 2, 3).
     """
-    from brats_seg.commands.console import loading, make_console
     from brats_seg.commands.show_runs import show_predictions
 
     with loading():

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from brats_seg.commands.console import loading, make_console, show_place, show_problems
 from brats_seg.commands.options import Scans
 from brats_seg.core.errors import count_words
 
@@ -25,7 +26,6 @@ def prepare(
     ] = None,
 ) -> None:
     """Bring unregistered scans to one grid of 1 mm, without skull, as networks need them."""
-    from brats_seg.commands.console import loading, make_console, show_place, show_problems
 
     with loading("SimpleITK"):
         from brats_seg.clinic.prepare import prepare_scans

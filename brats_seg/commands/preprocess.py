@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from brats_seg.commands.console import make_console
 from brats_seg.commands.options import (
     ClusterAddress,
     Data,
@@ -17,6 +18,7 @@ from brats_seg.commands.options import (
     joined_cluster,
     parse_part,
 )
+from brats_seg.core.cores import n_cores
 
 
 def preprocess(
@@ -49,9 +51,7 @@ def preprocess(
 ) -> None:
     """Normalize scans into a patch bank indexed per tissue class. Goes on where it was stopped."""
     from brats_seg.bank.build import BuildOptions, build_bank
-    from brats_seg.commands.console import make_console
     from brats_seg.commands.show_scans import show_build
-    from brats_seg.core.cores import n_cores
 
     console = make_console()
     options = BuildOptions(

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from brats_seg.commands.console import loading, make_console, make_table, show_first_that_fits
 from brats_seg.core.errors import UsageError, count_words
 
 
@@ -23,7 +24,6 @@ def rank(
     ] = None,
 ) -> None:
     """Rank several sets of predictions as the BraTS challenge does."""
-    from brats_seg.commands.console import loading, make_console, make_table, show_first_that_fits
 
     with loading("SciPy and pandas"):
         from dataclasses import asdict

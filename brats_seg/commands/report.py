@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from brats_seg.commands.console import loading, make_console, show_place, show_problems
 from brats_seg.commands.options import (
     ClusterAddress,
     Conventions,
@@ -37,7 +38,6 @@ def report(
     """Write one self-contained page: scores, worst and best cases, training, what was sampled. Exit 1 if it
     lists an error.
     """
-    from brats_seg.commands.console import loading, make_console, show_place, show_problems
 
     with loading("SciPy and matplotlib"):
         from brats_seg.reporting.report import write_report

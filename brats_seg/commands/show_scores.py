@@ -51,7 +51,6 @@ def show_scores(summary: Mapping[str, Any], *, console: Console) -> None:
 
 
 def _scores_by_row(regions: Mapping[str, Any], headline: Sequence[str]) -> Table:
-    """A row for each region."""
     columns = [text for metric in headline for text in (_title(metric), "95 % interval", "n")]
     table = make_table("region", *columns, "Dice where present", "n", "false-positive", "missed")
     for region, figures in regions.items():
@@ -115,7 +114,6 @@ def _named(tree: Mapping[str, Any], key: str) -> str:
 def _mean_cells(
     figure: Mapping[str, Any] | None, metric: str, *, signed: bool = False
 ) -> tuple[str, str, str]:
-    """Mean with its standard deviation, interval, n."""
     if figure is None or figure["mean"] is None:
         return "-", "", "0"
     digits = digits_of(metric)

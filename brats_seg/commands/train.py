@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from brats_seg.commands.console import loading, make_console
 from brats_seg.commands.options import STOPPED, Bank, Device
 from brats_seg.core.errors import UsageError
 
@@ -40,7 +41,6 @@ def train(
     from brats_seg.core.config import load_config
 
     loaded, number = load_config(config, overrides=tuple(overrides or ())), _parse_fold(fold)
-    from brats_seg.commands.console import loading, make_console
     from brats_seg.commands.show_runs import show_run
 
     with loading():
@@ -52,7 +52,6 @@ def train(
 
 
 def _parse_fold(text: str) -> int | None:
-    """A fold's number, or None for all."""
     if text == "all":
         return None
     if not text.isdecimal():

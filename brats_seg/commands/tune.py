@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from brats_seg.commands.console import loading, make_console
 from brats_seg.commands.options import Bank, Device, PrecisionName, Run
 
 
@@ -30,7 +31,6 @@ def tune(
     """Find prior correction, region thresholds and clean-up on inner cases. Cases that a run held out are not
     used for its settings.
     """
-    from brats_seg.commands.console import loading, make_console
     from brats_seg.commands.show_runs import show_tuning
 
     with loading():

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from brats_seg.commands.console import make_console, show_problems
 from brats_seg.commands.options import ClusterAddress, Modalities, Schema, Synthetic, Workers, joined_cluster
+from brats_seg.core.cores import n_cores
 
 
 def verify(
@@ -28,7 +30,6 @@ def verify(
 ) -> None:
     """List everything that is wrong with a data set, at once. Exit 1 if a case must be refused."""
     from brats_seg.bank.records import is_bank
-    from brats_seg.commands.console import make_console, show_problems
     from brats_seg.core.files import write_json
 
     console = make_console()
@@ -42,7 +43,6 @@ def verify(
         code = int(bool(problems))
     else:
         from brats_seg.commands.show_scans import show_verification
-        from brats_seg.core.cores import n_cores
         from brats_seg.scans.layouts import find_cases
         from brats_seg.scans.verify import verify_cases
 

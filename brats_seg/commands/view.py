@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from brats_seg.commands.console import loading
 from brats_seg.commands.options import PredictionSchema, Schema
 from brats_seg.core.errors import UsageError
 
@@ -51,7 +52,6 @@ def view(
     files = {name: file for name, file in given.items() if file is not None}
     if (case is None) == (not files):
         raise UsageError("view: give the folder of a case, or scans by --t1n, --t1c, --t2w and --t2f")
-    from brats_seg.commands.console import loading
 
     with loading("SciPy and matplotlib"):
         from brats_seg.reporting.view_pages import case_of_scans, find_case, label_map_in, write_pages

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 from isal import isal_zlib
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 
 from brats_seg.core.errors import InputError, printable
 from brats_seg.core.files import open_regular
@@ -50,6 +50,12 @@ def fill(stream: Any, n_bytes: int) -> UInt8[np.ndarray, " n"]:
             return buffer[:done]
         done += n
     return buffer
+
+
+def native_order(raw: UInt8[np.ndarray, " n"], dtype: np.dtype[Any]) -> Shaped[np.ndarray, " m"]:
+    """Bytes as numbers of a type, turned in place into the byte order of this machine."""
+    values = raw.view(dtype)
+    return values if dtype.isnative else values.byteswap(inplace=True).view(dtype.newbyteorder("="))
 
 
 def inflate(stream: Any, n_packed: int, *, n_bytes: int) -> UInt8[np.ndarray, " n"]:

@@ -9,8 +9,10 @@ import json
 import os
 import re
 import reprlib
+import shutil
 import socket
 import stat
+import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
@@ -59,13 +61,29 @@ def atomic(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}.{threading.get_native_id()}.part")
     try:
         yield part
-        _flush(part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException as error:
         part.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(part)):
             error.filename = str(path)  # a full disk is told without a name
         raise
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`, which must not be there yet. All files appear at once, by a
+    rename when the block ends well. A block that raises leaves nothing.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield part
+        part.chmod(0o755)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -283,11 +301,6 @@ def _lock_file(descriptor: int, holders: Literal["alone", "shared"]) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     elif not lock_descriptor(descriptor, blocking=False):
         raise BlockingIOError
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _remove_rests(path: Path) -> None:

@@ -99,7 +99,6 @@ def _table(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def _scored(rows: Sequence[Row]) -> str:
-    """Which cases the scores are of."""
     kinds = {"held_out": "of the held-out folds", "inner": "of the inner splits, no held-out fold opened"}
     return " and ".join(kinds[kind] for kind in sorted({row["cases"] for row in rows}))
 
@@ -193,7 +192,6 @@ def _counts(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _mix(rows: pd.DataFrame) -> dict[str, float | None]:
-    """Mean over runs of the shares of a class."""
     runs = rows.drop_duplicates("run", keep="last")
     shares = {name: runs[name].dropna().tolist() for name in SHARES}
     return {name: fmean(values) if values else None for name, values in shares.items()}
@@ -218,7 +216,6 @@ def _difference_tree(
 
 
 def _shared_runs(variants: Mapping[Variant, pd.DataFrame], *of: Variant) -> frozenset[tuple[int, int]]:
-    """The runs (fold and seed) that all of these variants have."""
     return frozenset.intersection(*(frozenset(variants[variant]["run"]) for variant in of))
 
 

@@ -11,7 +11,7 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 from brats_seg.core.shapes import Mask
-from brats_seg.evaluation.surface import Definition, Spacing, hd95_mm, joint_crop, mean_surface_dice
+from brats_seg.evaluation.surface import Definition, Spacing, grown, hd95_mm, joint_crop, mean_surface_dice
 
 Numbers = Int[np.ndarray, "z y x"]
 """Number of the lesion at each voxel, 0 elsewhere."""
@@ -146,15 +146,16 @@ def match_lesions(
         tolerances_mm: of surface Dice.
     """
     margin = rule.dilations + 1 if rule.matching == "touching" else 1
-    box = _grown(joint_crop(reference.view(np.uint8), prediction.view(np.uint8)), reference.shape, margin)
+    box = grown(joint_crop(reference.view(np.uint8), prediction.view(np.uint8)), reference.shape, by=margin)
     reference, prediction = reference[box], prediction[box]
     voxel_mm3 = float(np.prod(np.asarray(spacing_mm, np.float64)))
 
     def compare(truth: Mask, answer: Mask) -> FoundLesion:
-        mm3, dice = float(truth.sum()) * voxel_mm3, _dice(truth, answer)
+        mm3 = float(truth.sum()) * voxel_mm3
+        dice = 2.0 * float((truth & answer).sum()) / float(truth.sum() + answer.sum())
         if hd95 == "left_out":
             return FoundLesion(mm3, dice)
-        near = _grown(joint_crop(truth.view(np.uint8), answer.view(np.uint8)), truth.shape, 1)
+        near = grown(joint_crop(truth.view(np.uint8), answer.view(np.uint8)), truth.shape, by=1)
         return FoundLesion(
             mm3,
             dice,
@@ -200,7 +201,7 @@ def _touched(
     for lesion, found_in in enumerate(ndimage.find_objects(lesions), start=1):
         if found_in is None:
             continue
-        near = _grown(found_in, lesions.shape, dilations + 1)
+        near = grown(found_in, lesions.shape, by=dilations + 1)
         own = lesions[near] == lesion
         hits = _touching(own, predicted[near], dilations)
         touched.update(hits)
@@ -275,16 +276,8 @@ def _joined(lesions: Numbers, others: Numbers) -> Numbers:
     return table[lesions]
 
 
-def _dice(truth: Mask, answer: Mask) -> float:
-    return 2.0 * float((truth & answer).sum()) / float(truth.sum() + answer.sum())
-
-
 def _touching(
     lesion: Bool[np.ndarray, "z y x"], predicted: Int[np.ndarray, "z y x"], dilations: int
 ) -> list[int]:
     grown = ndimage.binary_dilation(lesion, _FACES_AND_EDGES, iterations=dilations) if dilations else lesion
     return [int(i) for i in np.unique(predicted[grown]) if i != 0]
-
-
-def _grown(box: tuple[slice, ...], shape: tuple[int, ...], by: int) -> tuple[slice, ...]:
-    return tuple(slice(max(0, s.start - by), min(n, s.stop + by)) for s, n in zip(box, shape, strict=True))

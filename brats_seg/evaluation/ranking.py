@@ -155,7 +155,6 @@ def _values(
 
 
 def _means(ranks: Float64[np.ndarray, "rows sides"], owners: Sequence[str]) -> tuple[Ranks, list[str]]:
-    """The mean of the rows of each owner."""
     names, at = np.unique(np.array(owners), return_inverse=True)
     sums = np.zeros((len(names), ranks.shape[1]))
     np.add.at(sums, at, ranks)

@@ -15,6 +15,7 @@ from brats_seg.evaluation.surface import (
     Definition,
     Spacing,
     SurfaceDistances,
+    grown,
     hd95_of,
     joint_crop,
     mean_surface_dice_of,
@@ -99,10 +100,7 @@ def make_pair(reference: TissueMap, prediction: TissueMap, *, spacing_mm: Spacin
     The crop keeps a rim of voxels where the image has one, so that a lesion grows inside it as it would in
     the whole image.
     """
-    crop = tuple(
-        slice(max(0, s.start - RIM), min(n, s.stop + RIM))
-        for s, n in zip(joint_crop(reference, prediction), reference.shape, strict=True)
-    )
+    crop = grown(joint_crop(reference, prediction), reference.shape, by=RIM)
     return Pair(
         np.ascontiguousarray(reference[crop]),
         np.ascontiguousarray(prediction[crop]),
@@ -206,7 +204,6 @@ def _unless_both_empty(value: float, rule: Convention, overlap: Overlap) -> floa
 def _surface_scores(
     pair: Pair, rule: Convention, members: tuple[int, ...], overlap: Overlap, lesions: Lesions | None
 ) -> dict[str, Any]:
-    """HD95 and surface Dice at each tolerance."""
     tolerances = rule.tolerances_mm
     near: tuple[float, ...]
     if 0 in members:

@@ -53,6 +53,11 @@ def joint_crop(a: TissueMap, b: TissueMap) -> tuple[slice, slice, slice]:
     return slice(z0, z1), slice(y0, y1), slice(x0, x1)
 
 
+def grown(box: tuple[slice, ...], shape: Sequence[int], *, by: int) -> tuple[slice, ...]:
+    """A block with a rim of so many voxels, where the volume of this shape has them."""
+    return tuple(slice(max(0, s.start - by), min(n, s.stop + by)) for s, n in zip(box, shape, strict=True))
+
+
 def hd95_mm(
     reference: Mask, prediction: Mask, *, spacing_mm: Spacing, definition: Definition = "directed"
 ) -> float:

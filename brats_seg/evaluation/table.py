@@ -215,7 +215,6 @@ def summarize(
 
 
 def _figures(scores: Sequence[Score]) -> dict[str, Any]:
-    """Counts and averages of one region under one convention."""
     present = [s for s in scores if s.n_reference_vox]
     absent = [s for s in scores if not s.n_reference_vox]
     figures: dict[str, Any] = {

@@ -9,6 +9,7 @@ from typing import Any
 import nibabel
 import numpy as np
 from jaxtyping import UInt8
+from SimpleITK import GetArrayFromImage
 
 from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.runtime import Runtime, start_runtime
@@ -269,8 +270,6 @@ def _to_nifti(image: Any, affine: Any, *, modality: str) -> Any:
 
 def _from_simpleitk(image: Any) -> Any:
     """Its arrays are (Z, Y, X), and its millimeters are LPS."""
-    from SimpleITK import GetArrayFromImage
-
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()

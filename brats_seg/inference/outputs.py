@@ -167,7 +167,6 @@ def _label_line(value: int, color: str, *, shown: bool, name: str) -> str:
 
 @contextmanager
 def _held(out: Path) -> Iterator[None]:
-    """The lock of the table, waited for."""
     start = time.monotonic()
     with ExitStack() as held:
         while True:
@@ -216,20 +215,12 @@ def _whole_length(file: BinaryIO) -> int:
 def _rebuild(out: Path, rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
     newest = {row["case"]: row for row in rows if (out / row["file"]).is_file()}
     ordered = [newest[case] for case in sorted(newest)]
-    _write_rows(out / TABLE, ordered)
+    seen = dict.fromkeys(key for row in ordered for key in row)
+    first, tissues = ["case", "file", "schema", "seconds"], [f"{tissue}_ml" for tissue in CLASS_ORDER]
+    others = [c for c in seen if c not in (*first, *tissues, "warnings")]
+    columns = [*first, *others, *(c for c in tissues if c in seen), "warnings"]
+    write_text(out / TABLE, csv_text(ordered, columns))
     schemas = [SCHEMAS[name] for name in sorted({row["schema"] for row in ordered})]
     write_text(out / LABELS, label_file(schemas))
     write_text(out / COLORS, color_table(schemas))
     return ordered
-
-
-def _write_rows(path: Path, rows: Sequence[Mapping[str, str | float]]) -> None:
-    seen = dict.fromkeys(key for row in rows for key in row)
-    tissues = [f"{tissue}_ml" for tissue in CLASS_ORDER]
-    first = ["case", "file", "schema", "seconds"]
-    columns = [
-        *first,
-        *(c for c in seen if c not in first and c not in tissues and c != "warnings"),
-        *(c for c in tissues if c in seen),
-    ]
-    write_text(path, csv_text(rows, [*columns, "warnings"]))

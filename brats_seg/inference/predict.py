@@ -94,7 +94,9 @@ def predict_cases(
     twins = []
     for case in cases:
         if case.id in first_of:
-            twins.append(_second(case))
+            twins.append(
+                Problem("error", case.id, str(case.folder), "a second case of this id", "ids that differ")
+            )
         else:
             first_of[case.id] = case
     todo = [case for case in first_of.values() if case.id not in skipped]
@@ -106,10 +108,6 @@ def predict_cases(
             finished = list(track(results, total=len(todo), label="segmenting", line=describe_result))
     rebuild_table(out)  # the rows stand in the order in which the cases were finished
     return _report([*finished, *twins], skipped=skipped, problems=problems)
-
-
-def _second(case: Case) -> Problem:
-    return Problem("error", case.id, str(case.folder), "a second case of this id", "ids that differ")
 
 
 def segment_case(
@@ -221,26 +219,6 @@ def _is_finished(job: _Job, case: Case) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Slices of a case that were computed together, and when."""
-
-    labels: TissueMap
-    probabilities: Probabilities | None
-    start: float
-    end: float
-
-
-@dataclass(frozen=True)
-class _Output:
-    """A segmented crop, and the seconds that reading and computing it took."""
-
-    source: Intake
-    labels: TissueMap
-    probabilities: Probabilities | None
-    seconds: float
-
-
 def _pipelined(job: _Job, cases: Sequence[Case]) -> Generator[Prediction | Problem, None, None]:
     """Read, compute and write several cases at a time, results in their order; slices of an earlier case are
     computed first.
@@ -252,9 +230,9 @@ def _pipelined(job: _Job, cases: Sequence[Case]) -> Generator[Prediction | Probl
             start = time.perf_counter()
             source = take_in(case, job.segmenters[0], options=job.options, target=job.path_of(case))
             read_s = time.perf_counter() - start
-            output = _compute(job, source, computers, n_parts=n_computers, read_s=read_s)
+            labels, probabilities, computed_s = _compute(job, source, computers, n_parts=n_computers)
             with writing:  # the table and the lists beside the label maps are of all cases
-                return _write(job, output)
+                return _write(job, source, labels, probabilities, seconds=read_s + computed_s)
         except RefusedError as error:
             return error.problem
         except InputError as error:
@@ -287,14 +265,16 @@ def _too_large(job: _Job, case: Case) -> Problem:
     )
 
 
-def _compute(job: _Job, source: Intake, computers: Executor, *, n_parts: int, read_s: float) -> _Output:
+def _compute(
+    job: _Job, source: Intake, computers: Executor, *, n_parts: int
+) -> tuple[TissueMap, Probabilities | None, float]:
+    """The label map of a crop, its class probabilities where they are saved, and the seconds it took."""
     image, first, cleanup = source.normalized.image, job.segmenters[0], job.options.settings.cleanup
     groups = [slice(z, z + SLICES) for z in range(0, len(image), SLICES)] if n_parts > 1 else [None]
     parts = list(computers.map(partial(_segment, job, image), groups))
-    labels = np.concatenate([part.labels for part in parts])
-    probabilities = (
-        np.concatenate([part.probabilities for part in parts], axis=1) if job.needs_probabilities else None
-    )
+    label_parts, probability_parts, starts, ends = zip(*parts, strict=True)
+    labels = np.concatenate(label_parts)
+    probabilities = np.concatenate(probability_parts, axis=1) if job.needs_probabilities else None
     if job.thresholds is not None and probabilities is not None:
         cut = cut_regions(labels, probabilities, classes=first.classes, thresholds=job.thresholds)
         labels = np.where(brain_mask(image), cut, np.uint8(0))
@@ -302,14 +282,14 @@ def _compute(job: _Job, source: Intake, computers: Executor, *, n_parts: int, re
         labels = clean_up(
             labels, classes=first.classes, spacing_mm=source.normalized.spacing_mm, cleanup=cleanup
         )
-    saved = probabilities if job.options.save_probabilities else None
-    seconds = max(part.end for part in parts) - min(part.start for part in parts)
-    return _Output(source, labels, saved, read_s + seconds)
+    return labels, probabilities if job.options.save_probabilities else None, max(ends) - min(starts)
 
 
-def _segment(job: _Job, image: Image, slices: slice | None) -> _Part:
-    """The slices wanted of a crop, or all. The whole crop is there for all groups: a network may see the
-    slices around its own.
+def _segment(
+    job: _Job, image: Image, slices: slice | None
+) -> tuple[TissueMap, Probabilities | None, float, float]:
+    """The slices wanted of a crop, or all; and when they were begun and finished. The whole crop is there for
+    all groups: a network may see the slices around its own.
     """
     start = time.perf_counter()
     labels, probabilities = segment_crop(
@@ -319,22 +299,24 @@ def _segment(job: _Job, image: Image, slices: slice | None) -> _Part:
         mirroring=job.options.mirroring,
         with_probabilities=job.needs_probabilities,
     )
-    return _Part(labels, probabilities, start, time.perf_counter())
+    return labels, probabilities, start, time.perf_counter()
 
 
-def _write(job: _Job, output: _Output) -> Prediction:
+def _write(
+    job: _Job, source: Intake, labels: TissueMap, probabilities: Probabilities | None, *, seconds: float
+) -> Prediction:
     start = time.perf_counter()
-    case, normalized, classes = output.source.case, output.source.normalized, job.segmenters[0].classes
+    case, normalized, classes = source.case, source.normalized, job.segmenters[0].classes
     path = job.path_of(case)
     try:
-        values = uncrop(from_tissue(output.labels, schema_named(case.schema), classes), normalized)
+        values = uncrop(from_tissue(labels, schema_named(case.schema), classes), normalized)
         write_label_map(path, values, normalized.geometry, dtype=label_dtype(case))
-        if output.probabilities is not None:
-            write_probabilities(job.probabilities_of(case), output.probabilities, normalized, classes=classes)
+        if probabilities is not None:
+            write_probabilities(job.probabilities_of(case), probabilities, normalized, classes=classes)
         same_grid = normalized.spacing_mm == normalized.geometry.spacing_mm
-        tissue = output.labels if same_grid else uncrop(output.labels, normalized)
+        tissue = labels if same_grid else uncrop(labels, normalized)
         ml = volumes_ml(tissue, normalized.geometry, classes)
-        seconds = output.seconds + time.perf_counter() - start
+        seconds += time.perf_counter() - start
         if job.single is None:
             row: dict[str, str | float] = {
                 "case": case.id,
@@ -344,8 +326,8 @@ def _write(job: _Job, output: _Output) -> Prediction:
                 "settings": job.settings,
             }
             row |= {f"{name}_ml": round(volume, 3) for name, volume in ml.items()}
-            add_row(job.out, row | {"warnings": "; ".join(output.source.warnings)})
+            add_row(job.out, row | {"warnings": "; ".join(source.warnings)})
     except OSError as error:
         what = f"cannot be written: {error.strerror or error}"
         raise RefusedError(Problem("error", case.id, str(path), what, "a folder with room")) from None
-    return Prediction(case.id, path, seconds, ml, output.source.warnings)
+    return Prediction(case.id, path, seconds, ml, source.warnings)

@@ -127,7 +127,6 @@ def _sees_whole(
 
 
 def _memory_bytes(device: torch.device) -> int:
-    """All memory of a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -2,6 +2,7 @@
 network in one dict.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -133,7 +134,7 @@ class ResNet32(nn.Module):
             nn.Conv2d(n_channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
         )
         self.blocks = nn.Sequential(*(_PlainBlock(*pair) for pair in pairwise(widths)))
-        self.mean = _Mean()
+        self.mean = _mean()
         self.output = nn.Linear(64, n_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -169,12 +170,8 @@ class _PlainBlock(nn.Module):
         return F.relu(self.inner(features) + shortcut)
 
 
-class _Mean(nn.Module):
-    """Average over the image."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, C, Y, X) -> (B, C)."""
-        return F.adaptive_avg_pool2d(features, 1).flatten(1)
+def _mean() -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def _lenet5(n_channels: int, n_classes: int, image_size: tuple[int, int]) -> nn.Module:
@@ -183,7 +180,7 @@ def _lenet5(n_channels: int, n_classes: int, image_size: tuple[int, int]) -> nn.
     features = nn.Sequential(
         nn.Conv2d(n_channels, 20, 5), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.MaxPool2d(2), nn.Flatten()
     )
-    network = _Named(
+    network = _named(
         features=features,
         hidden=nn.Sequential(nn.Linear(50 * y * x, 500), nn.ReLU()),
         output=nn.Linear(500, n_classes),
@@ -212,11 +209,11 @@ def _all_cnn(n_channels: int, n_classes: int, image_size: tuple[int, int]) -> nn
         nn.Dropout(0.5),
         *layer(192, 192, 3),
     )
-    network = _Named(
+    network = _named(
         features=features,
         hidden=nn.Sequential(*layer(192, 192, 1)),
         output=nn.Sequential(*layer(192, n_classes, 1)),
-        mean=_Mean(),
+        mean=_mean(),
     )
     return _caffe_xavier(network)
 
@@ -238,9 +235,9 @@ def _two_class(n_channels: int, n_classes: int, image_size: tuple[int, int]) -> 
         nn.MaxPool2d(2),
         nn.Conv2d(32, 32, 3),
         nn.ReLU(),
-        _Mean(),
+        _mean(),
     )
-    network = _Named(
+    network = _named(
         features=features, hidden=nn.Sequential(nn.Linear(32, 32), nn.ReLU()), output=nn.Linear(32, n_classes)
     )
     for module in network.modules():
@@ -250,13 +247,8 @@ def _two_class(n_channels: int, n_classes: int, image_size: tuple[int, int]) -> 
     return network
 
 
-class _Named(nn.Sequential):
-    """Parts one after the other, by their names."""
-
-    def __init__(self, **parts: nn.Module) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            self.add_module(name, part)
+def _named(**parts: nn.Module) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(parts))
 
 
 def _caffe_xavier(network: nn.Module) -> nn.Module:
@@ -276,20 +268,10 @@ def _zero_bias(module: nn.Conv2d | nn.Linear) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _resnet10(n_channels: int, n_classes: int, image_size: tuple[int, int]) -> nn.Module:
-    del image_size
-    return ResNet10(n_channels, n_classes)
-
-
-def _resnet32(n_channels: int, n_classes: int, image_size: tuple[int, int]) -> nn.Module:
-    del image_size
-    return ResNet32(n_channels, n_classes)
-
-
 CLASSIC: dict[str, Classic] = {
     "lenet5": Classic(_lenet5, ("output",), 16),
     "all_cnn": Classic(_all_cnn, ("hidden.0", "output.0"), 9),
-    "resnet10": Classic(_resnet10, ("output",), 32),
-    "resnet32": Classic(_resnet32, ("output",), 8),
+    "resnet10": Classic(lambda n_channels, n_classes, _: ResNet10(n_channels, n_classes), ("output",), 32),
+    "resnet32": Classic(lambda n_channels, n_classes, _: ResNet32(n_channels, n_classes), ("output",), 8),
     "two_class": Classic(_two_class, ("output",), 18),
 }

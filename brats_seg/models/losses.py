@@ -84,8 +84,12 @@ def make_loss(
             f"loss.by_lesion '{by_lesion}' is for networks that tell healthy from tumor; these classes are "
             f"{', '.join(classes)}"
         )
-    if kind == "region":
-        _check_regions(classes)
+    if kind == "region" and tuple(classes or ()) != REGION_CLASSES:
+        raise UsageError(
+            f"loss.kind 'region' takes the classes {', '.join(REGION_CLASSES)}, not "
+            f"{', '.join(classes or ['no names'])}: the regions whole, core and active cannot tell necrotic "
+            "from non-enhancing core, nor a cavity from either; use another loss"
+        )
     factors = class_weights
     if kind in _FROM_PRIOR:
         factors = _FROM_PRIOR[kind](_whole_prior(kind, prior, classes), section)
@@ -134,16 +138,6 @@ class _PerDevice:
         if place not in self._copies:
             self._copies[place] = torch.tensor(self._factors, dtype=logits.dtype, device=logits.device)
         return self._copies[place]
-
-
-def _check_regions(classes: Sequence[str] | None) -> None:
-    if classes is None or tuple(classes) != REGION_CLASSES:
-        names = "no names" if classes is None else ", ".join(classes)
-        raise UsageError(
-            f"loss.kind 'region' takes the classes {', '.join(REGION_CLASSES)}, not {names}: the regions "
-            "whole, core and active cannot "
-            "tell necrotic from non-enhancing core, nor a cavity from either; use another loss"
-        )
 
 
 def _whole_prior(kind: str, prior: Sequence[float] | None, classes: Sequence[str] | None) -> Sequence[float]:

@@ -128,7 +128,6 @@ def restore_network(checkpoint: Checkpoint, path: Path, *, runtime: Runtime) -> 
 
 
 def _n_layers(network: Network) -> int:
-    """Layers that a network has at least."""
     return max(
         network.num_res_units, len(network.channels), *(_n_layers(stage) for stage in network.stages or ())
     )

@@ -3,7 +3,6 @@ strategy.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,16 +28,6 @@ from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes
 
 N_CASES = 3
 MOST_SIDE_BY_SIDE = 5
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A case of the bank, and what each strategy made of it."""
-
-    case: str
-    image: Image
-    tissue: TissueMap
-    predictions: Mapping[str, TissueMap]
 
 
 def write_experiment_page(
@@ -68,7 +57,7 @@ def write_experiment_page(
     datasets = list(dict.fromkeys(v["data"] for v in variants))
     classes = [r for r in (variants[0]["regions"] if variants else ()) if r not in (*REGIONS, MEAN)]
     differences, equal_time = differences_to(summary, against=against), summary.get("equal_time")
-    seen = _look(rows, banks, pictures, label_maps) if rows else []
+    cards = _cards(rows, banks, pictures, label_maps, classes=classes) if rows else []
     content = {
         "title": title,
         "n_cases": summary["n_cases"],
@@ -112,9 +101,9 @@ def write_experiment_page(
         ],
         "trained": trained_once(variants),
         "mix_figure": _mix_figure(trained_once(variants), classes, with_data=len(datasets) > 1),
-        "n_shown": len(seen[0].predictions) if seen else 0,
+        "n_shown": len(cards[0]["heads"]) - 1 if cards else 0,
         "n_there": len([v for v in variants if v["data"] == datasets[0]]) if datasets else 0,
-        "cards": [_card(one, classes=classes) for one in seen],
+        "cards": cards,
         "colors": {"over": OVER, "under": UNDER, "right": RIGHT},
         "failed": summary["failed"],
         "banks": sorted({r["bank"] for r in rows}),
@@ -127,7 +116,6 @@ def write_experiment_page(
 
 
 def _compared(rows: Sequence[Row], variants: Sequence[Mapping[str, Any]]) -> str:
-    """What was compared on what, in one sentence."""
     names = list(dict.fromkeys(str(variant["label"]) for variant in variants))
     n_folds, n_seeds = (len({row[key] for row in rows}) for key in ("fold", "seed"))
     folds, seeds = (f"{n} {word}{'s' * (n != 1)}" for n, word in ((n_folds, "fold"), (n_seeds, "seed")))
@@ -160,12 +148,14 @@ def _mix_figure(variants: Sequence[Mapping[str, Any]], classes: Sequence[str], *
     )
 
 
-def _look(
+def _cards(
     rows: Sequence[Row],
     banks: Mapping[str, Path],
     pictures: Sequence[str] | None,
     label_maps: Callable[[Row], Path],
-) -> list[_Seen]:
+    *,
+    classes: Sequence[str],
+) -> list[dict[str, Any]]:
     """Three cases of the first fold and seed: the worst, the middle and the best of the first strategy that
     have every region.
     """
@@ -177,22 +167,13 @@ def _look(
     if not maps:
         return []
     bank = PatchBank(banks[first["data"]], patch_size=(1, 1), cases=_picked(first_runs))
-    seen = []
+    cards = []
     for number in bank.selected:
         case, (image, tissue) = bank.cases[number].id, bank.volume(number)
-        seen.append(
-            _Seen(
-                case,
-                image,
-                tissue,
-                {
-                    label: m
-                    for label, label_map_of in maps.items()
-                    if (m := label_map_of.get(case)) is not None and m.shape == tissue.shape
-                },
-            )
-        )
-    return seen
+        made = {label: of_case[case] for label, of_case in maps.items() if case in of_case}
+        fitting = {label: made_map for label, made_map in made.items() if made_map.shape == tissue.shape}
+        cards.append(_card(case, image, tissue, fitting, classes=classes))
+    return cards
 
 
 def _read_maps(path: Path) -> dict[str, TissueMap]:
@@ -217,17 +198,24 @@ def _picked(rows: Sequence[Row]) -> list[str]:
     return [ranked[i] for i in sorted({round(i * (len(ranked) - 1) / (N_CASES - 1)) for i in range(N_CASES)})]
 
 
-def _card(seen: _Seen, *, classes: Sequence[str]) -> dict[str, Any]:
+def _card(
+    case: str,
+    image: Image,
+    tissue: TissueMap,
+    predictions: Mapping[str, TissueMap],
+    *,
+    classes: Sequence[str],
+) -> dict[str, Any]:
     """The slice with the largest core: tissue classes of each, then too much and too little of the whole
     tumor and of the core.
     """
-    reference = np.where(seen.tissue == OUTSIDE, np.uint8(0), seen.tissue)
+    reference = np.where(tissue == OUTSIDE, np.uint8(0), tissue)
     parts = {region: region_classes(region, classes) for region in REGIONS}
     core = np.isin(reference, parts["core"])
     z = int((core if core.any() else reference > 0).sum(axis=(1, 2)).argmax())
-    names = ("t2f", "t1c") if seen.image.shape[3] > 1 else ("t2f", "t2f")
-    grays = {name: _gray(seen.image[..., _channel(name, seen.image)][z]) for name in names}
-    columns = {"reference": reference} | dict(seen.predictions)
+    names = ("t2f", "t1c") if image.shape[3] > 1 else ("t2f", "t2f")
+    grays = {name: _gray(image[..., _channel(name, image)][z]) for name in names}
+    columns = {"reference": reference} | dict(predictions)
     pictures: list[tuple[str, list[tuple[str, Picture]]]] = [
         (
             f"tissue on {MODALITY_WORDS[names[1]]}",
@@ -252,7 +240,7 @@ def _card(seen: _Seen, *, classes: Sequence[str]) -> dict[str, Any]:
         ]
         pictures.append((f"{region} on {MODALITY_WORDS[name]}", drawn))
     return {
-        "case": seen.case,
+        "case": case,
         "slice_number": z + 1,
         "n_slices": reference.shape[0],
         "heads": list(columns),

@@ -126,7 +126,6 @@ def _mix_plot(rows: Sequence[Mapping[str, Any]]) -> Plot:
 
 
 def _curves(epochs: Rows) -> list[dict[str, Any]]:
-    """One chart of the loss and one of the Dice on the inner split."""
     lines = {
         name: line for name in ("loss", *(f"dice_{r}" for r in REGIONS)) if (line := _line(epochs, name))[0]
     }

@@ -27,11 +27,10 @@ from brats_seg.reporting.history import provenance, training_section
 from brats_seg.reporting.pages import page_templates
 from brats_seg.reporting.plots import data_uri, png
 from brats_seg.reporting.report_figures import calibration, draw_figures, mean_volumes, volumes_of
-from brats_seg.scans.case import Case, Problem
+from brats_seg.scans.case import Problem
 from brats_seg.scans.labels import REGIONS
 from brats_seg.scans.layouts import find_cases
-from brats_seg.scans.predictions import read_rows
-from brats_seg.scans.volume import SUFFIXES
+from brats_seg.scans.predictions import label_map_of, read_rows
 
 NAMES = {"whole": "Whole tumor", "core": "Tumor core", "active": "Active tumor"}
 MEANINGS = {
@@ -115,7 +114,6 @@ def write_report(
 def _content(
     evaluation: EvaluationReport, out: Path, reference: Path, *, run: Path | None, schemas: _Schemas
 ) -> dict[str, Any]:
-    """Everything the templates print."""
     first = evaluation.scores[0].convention
     scores = [s for s in evaluation.scores if s.convention == first]
     classes = tuple(dict.fromkeys(s.region for s in scores if s.region not in REGIONS))
@@ -281,7 +279,9 @@ def _look_at(
     confusion = np.zeros((len(classes), len(classes)), np.int64)
     cards, n_without_scans, problems = {}, 0, []
     for case in track(ids, total=len(ids), label="report"):
-        seen = see_case(cases[case], _prediction_of(out, cases[case]), classes, prediction_schema=schemas[1])
+        prediction = label_map_of(out, case)
+        assert prediction is not None  # it was scored
+        seen = see_case(cases[case], prediction, classes, prediction_schema=schemas[1])
         confusion += seen.confusion()
         n_without_scans += not seen.scans
         problems += [{"severity": "warning", "words": line} for line in seen.problems]
@@ -289,10 +289,6 @@ def _look_at(
             regions, volumes = _regions_of(scores, case), volumes_of(scores, case, classes)
             cards[case] = _card(seen, place=shown[case], scores=regions, volumes=volumes)
     return [cards[case] for case in shown], confusion, n_without_scans, problems
-
-
-def _prediction_of(out: Path, case: Case) -> Path:
-    return next(path for suffix in SUFFIXES if (path := out / f"{case.id}{suffix}").exists())
 
 
 def _card(

@@ -1,6 +1,6 @@
 """Which case to look at, and which label map over it: of a folder, a manifest, files, predictions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from brats_seg.core.errors import InputError, UsageError
 from brats_seg.reporting.viewer import write_page
 from brats_seg.scans.case import Case, case_of_files
 from brats_seg.scans.layouts import find_cases
+from brats_seg.scans.predictions import label_map_of
 from brats_seg.scans.volume import SUFFIXES
 
 
@@ -59,7 +60,7 @@ def write_pages(
         )
     cases_of_source = find_cases(source, required=(), schema=schema).cases
     maps = {
-        case.id: path for case in cases_of_source if (path := _label_map(predictions, case.id)) is not None
+        case.id: path for case in cases_of_source if (path := label_map_of(predictions, case.id)) is not None
     }
     cases = [case for case in cases_of_source if case.id in maps]
     if not cases:
@@ -73,24 +74,15 @@ def write_pages(
             reference=None,
             output=output / name,
             prediction_schema=prediction_schema,
-            neighbors=_neighbors(names, at),
+            neighbors=(before, after),
         )
-        for at, (case, name) in enumerate(zip(cases, names, strict=True))
+        for case, name, before, after in zip(cases, names, ["", *names], [*names[1:], ""], strict=False)
     ]
 
 
 def label_map_in(folder: Path, case: str) -> Path:
     """The label map of a case in a folder of predictions. Raises `InputError` where there is none."""
-    path = _label_map(folder, case)
+    path = label_map_of(folder, case)
     if path is None:
         raise InputError(f"{folder}: holds no label map of case {case}")
     return path
-
-
-def _label_map(folder: Path, case: str) -> Path | None:
-    return next((path for suffix in SUFFIXES if (path := folder / f"{case}{suffix}").is_file()), None)
-
-
-def _neighbors(names: Sequence[str], at: int) -> tuple[str, str]:
-    """The page before and the page after, "" at the ends."""
-    return (names[at - 1] if at else "", names[at + 1] if at + 1 < len(names) else "")

@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from brats_seg.core.errors import InputError, UsageError, refuse
 from brats_seg.core.files import write_text
 from brats_seg.core.shapes import Mask, TissueMap, Volume
+from brats_seg.evaluation.surface import grown, joint_crop
 from brats_seg.reporting.bundle import Bundle, find_bundle
 from brats_seg.reporting.pages import shared_templates
 from brats_seg.reporting.style import color_of, viewer_colors, words
@@ -353,12 +354,9 @@ def _outline(tissue: TissueMap, classes: Sequence[str]) -> TissueMap:
 
 
 def _box(mask: Mask) -> Box:
-    """The smallest box around a mask and a margin."""
-    slices = []
-    for axis in range(3):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        slices.append(slice(max(int(hit[0]) - _MARGIN_VOX, 0), int(hit[-1]) + 1 + _MARGIN_VOX))
-    return slices[0], slices[1], slices[2]
+    as_map = mask.view(np.uint8)
+    z, y, x = grown(joint_crop(as_map, as_map), mask.shape, by=_MARGIN_VOX)
+    return z, y, x
 
 
 def _start_vox(brain: Mask, tissues: Sequence[TissueMap]) -> tuple[int, int, int]:

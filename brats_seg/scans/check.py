@@ -226,11 +226,12 @@ def _grid_problems(loaded: LoadedCase) -> list[Problem]:
         return []
     agreeing = {name: sum(same_grid(grid, other) for other in grids.values()) for name, grid in grids.items()}
     standard = max(grids, key=lambda name: agreeing[name])
-    problems = [
-        problem_with(loaded.case, "error", name, *_difference(grid, grids[standard], standard=standard))
-        for name, grid in grids.items()
-        if not same_grid(grid, grids[standard])
-    ]
+    mend = "`brats-seg prepare SCANS OUT` brings scans to one grid; resample a label by nearest neighbor"
+    problems = []
+    for name, grid in grids.items():
+        if not same_grid(grid, grids[standard]):
+            what, expected = _grid_words(grid, grids[standard], standard=standard)
+            problems.append(problem_with(loaded.case, "error", name, what, f"{expected}; {mend}"))
     spacing = grids[standard].spacing_mm
     if max(abs(mm - 1) for mm in spacing) > _SPACING_MM:
         shown = " x ".join(f"{mm:.3g}" for mm in spacing)
@@ -244,13 +245,6 @@ def _grid_problems(loaded: LoadedCase) -> list[Problem]:
             )
         )
     return problems
-
-
-def _difference(grid: Geometry, other: Geometry, *, standard: str) -> tuple[str, str]:
-    """What is wrong with a grid, and what would be right; with what brings the scan there."""
-    what, expected = _grid_words(grid, other, standard=standard)
-    mend = "`brats-seg prepare SCANS OUT` brings scans to one grid; resample a label by nearest neighbor"
-    return what, f"{expected}; {mend}"
 
 
 def _grid_words(grid: Geometry, other: Geometry, *, standard: str) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from brats_seg.core.files import write_text
@@ -52,7 +52,8 @@ def _suggested(strangers: Sequence[Path], *, at: Path) -> tuple[list[dict[str, s
         is_one = len({role for _, role, _ in named}) == len(named)
         cases: dict[str, dict[str, str]] = {}
         for file, role, rest in named:
-            case = _id(folder.name if is_one or not rest else rest)
+            name = folder.name if is_one or not rest else rest
+            case = re.sub(r"[^\w.+-]+", "_", name).strip("_.") or "case"
             row = cases.setdefault(case, dict.fromkeys(COLUMNS, "") | {"case": case, "patient": case})
             if row[role]:
                 unplaced.append(file)
@@ -66,23 +67,13 @@ def _told(file: Path) -> tuple[str, str]:
     """What a name says: modality or label, "" where it says neither; and its other words."""
     suffix = next(s for s in SUFFIXES if file.name.lower().endswith(s))
     words = re.findall(r"[A-Za-z0-9]+", file.name[: len(file.name) - len(suffix)])
-    for start, end in _runs(len(words)):
+    runs = [(start, start + n) for n in (3, 2, 1) for start in reversed(range(len(words) - n + 1))]
+    for start, end in runs:  # of three words, of two, of one; the last first
         together = "".join(words[start:end]).lower()
         role = LABEL if together in REFERENCES else modality_named(together)
         if role:
             return role, "_".join(words[:start] + words[end:])
     return "", "_".join(words)
-
-
-def _runs(n: int) -> Iterator[tuple[int, int]]:
-    """Runs of three words, of two, of one; the last first."""
-    for length in (3, 2, 1):
-        for start in reversed(range(n - length + 1)):
-            yield start, start + length
-
-
-def _id(text: str) -> str:
-    return re.sub(r"[^\w.+-]+", "_", text).strip("_.") or "case"
 
 
 def _near(file: Path, at: Path) -> str:

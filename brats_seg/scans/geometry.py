@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,8 @@ class ScanError(InputError):
         super().__init__(f"{path}: {what}; expected {expected}")
         self.path, self.what, self.expected = path, what, expected
 
-    def __reduce__(self) -> tuple[Callable[..., "ScanError"], tuple[Path, str, str]]:
-        return _scan_error, (self.path, self.what, self.expected)
-
-
-def _scan_error(path: Path, what: str, expected: str) -> ScanError:
-    return ScanError(path, what, expected=expected)
+    def __reduce__(self) -> tuple[Callable[..., "ScanError"], tuple[Path, str]]:
+        return partial(ScanError, expected=self.expected), (self.path, self.what)
 
 
 @contextmanager
@@ -151,7 +148,7 @@ def make_geometry(
         affine = lps_affine @ np.linalg.inv(inv_ornt_aff(turn, native_shape))
     rows = np.asarray(affine, np.float64)
     codes = _axis_codes(rows)
-    return Geometry(shape, _spacing(rows, codes, 1.0), _rows(rows), codes, np.dtype(dtype).name)
+    return Geometry(shape, _spacing(rows, codes, 1.0), rows_of(rows), codes, np.dtype(dtype).name)
 
 
 def same_grid(a: Geometry, b: Geometry, *, tolerance_mm: float = 1e-3) -> bool:
@@ -210,7 +207,7 @@ def place(
         raise ScanError(path, str(error), expected="finite rows and a spacing above 0") from None
     x, y, z = (int(native_shape[axis]) for axis in np.argsort(to_lps(codes)[:, 0]))
     return Geometry(
-        (z, y, x), _spacing(affine, codes, _unit_mm(grid)), _rows(affine), codes, dtype.name, grid
+        (z, y, x), _spacing(affine, codes, _unit_mm(grid)), rows_of(affine), codes, dtype.name, grid
     )
 
 
@@ -270,5 +267,6 @@ def _spacing(affine: np.ndarray, codes: Sequence[str], unit_mm: float) -> tuple[
     return z, y, x
 
 
-def _rows(affine: np.ndarray) -> Rows:
+def rows_of(affine: np.ndarray) -> Rows:
+    """A matrix as rows of plain numbers."""
     return tuple(tuple(float(v) for v in row) for row in affine)

@@ -305,19 +305,16 @@ def whole_values(array: Num[np.ndarray, "*grid"], schema: LabelSchema) -> UInt8[
 def _lookup(schema: LabelSchema, classes: Sequence[str]) -> UInt8[np.ndarray, "256"]:
     table = np.full(256, _UNEXPECTED, np.uint8)
     for value, tissue in schema.values.items():
-        table[value] = _index_of(tissue, schema, classes)
+        nearest = _first_of(tissue, classes)
+        if nearest is None and tissue == "resection_cavity":
+            nearest = "healthy"
+        if nearest is None:
+            raise InputError(
+                f"schema '{schema.name}' has '{tissue}', which the classes {', '.join(classes)} "
+                "cannot express"
+            )
+        table[value] = list(classes).index(nearest)
     return table
-
-
-def _index_of(tissue: str, schema: LabelSchema, classes: Sequence[str]) -> int:
-    nearest = _first_of(tissue, classes)
-    if nearest is None and tissue == "resection_cavity":
-        nearest = "healthy"
-    if nearest is None:
-        raise InputError(
-            f"schema '{schema.name}' has '{tissue}', which the classes {', '.join(classes)} cannot express"
-        )
-    return list(classes).index(nearest)
 
 
 def _listed(values: Sequence[int]) -> str:

@@ -122,9 +122,10 @@ def find_cases(
         problems.append(
             Problem("warning", "", str(folder), what, "no --schema, or a manifest CSV with a column 'schema'")
         )
-    pieces = [
-        piece if piece.schema else replace(piece, schema=schema) for piece in _without_doubles(pieces, labels)
-    ]
+    if labels == "unused":  # of a case with several labels none is taken
+        n_labels = Counter((piece.folder, piece.case_id) for piece in pieces if piece.role == LABEL)
+        pieces = [p for p in pieces if p.role != LABEL or n_labels[p.folder, p.case_id] == 1]
+    pieces = [piece if piece.schema else replace(piece, schema=schema) for piece in pieces]
     cases, incomplete, refused = _assemble(pieces, required=required)
     problems += refused
     if not cases and not any(problem.severity == "error" for problem in problems):
@@ -281,14 +282,6 @@ def _case(members: Sequence[Piece]) -> Case:
     return Case(
         first.case_id, first.patient, first.layout, schema, modalities, files.get(LABEL), first.folder
     )
-
-
-def _without_doubles(pieces: Sequence[Piece], labels: Literal["needed", "unused"]) -> Sequence[Piece]:
-    """The pieces, and where no label is needed, without those of cases that have several."""
-    if labels == "needed":
-        return pieces
-    n_labels = Counter((piece.folder, piece.case_id) for piece in pieces if piece.role == LABEL)
-    return [piece for piece in pieces if piece.role != LABEL or n_labels[piece.folder, piece.case_id] == 1]
 
 
 def _double(members: Sequence[Piece]) -> list[Problem]:

@@ -7,8 +7,7 @@ no error, and it takes as long (0.10 s of a BraTS volume).
 
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 import SimpleITK
 from jaxtyping import Num
 
-from brats_seg.core.arrays import MAX_INFLATION, fill, inflate
+from brats_seg.core.arrays import MAX_INFLATION, fill, inflate, native_order
 from brats_seg.core.errors import InputError
 from brats_seg.core.files import shown
 from brats_seg.scans.geometry import Geometry, ScanError, Stored, check_size, opened_scan, place
@@ -41,31 +40,26 @@ _TYPES = {
 }
 
 
-@dataclass(frozen=True)
-class _Header:
-    """What a header says of the voxels behind it.
-
-    Attributes:
-        stored: place and number type.
-        dtype: of the file, with its byte order.
-        offset: first byte of the voxels.
-        n_packed: bytes of packed voxels; None where they are not packed.
-    """
-
-    stored: Stored
-    dtype: np.dtype[Any]
-    offset: int
-    n_packed: int | None
-
-
 def read_metaimage_header(path: Path) -> Stored:
     """Read and check the header alone. Raises `ScanError`."""
-    return _read(path, _header).stored
+    with opened_scan(path, kind="MetaImage") as file:
+        return _header(path, file)[0]
 
 
 def read_metaimage(path: Path) -> tuple[Stored, np.ndarray]:
     """The header, and the voxels as a native (i, j, k) array. Raises `ScanError`."""
-    return _read(path, _voxels)
+    with opened_scan(path, kind="MetaImage") as file:
+        stored, n_packed = _header(path, file)
+        n_bytes = int(np.prod(stored.geometry.shape, dtype=np.int64)) * stored.dtype.itemsize
+        file.seek(stored.offset)
+        if n_packed is None:
+            raw = fill(file, n_bytes)
+            if raw.size < n_bytes:
+                raise EOFError(f"it ends {n_bytes - raw.size:,} bytes too early")
+        else:
+            raw = inflate(file, n_packed, n_bytes=n_bytes)
+    values = native_order(raw, stored.dtype)
+    return stored, values.reshape(stored.geometry.native_shape, order="F")
 
 
 def write_metaimage(part: Path, native: np.ndarray, geometry: Geometry) -> None:
@@ -94,29 +88,10 @@ def placed(image: SimpleITK.Image, affine: Num[np.ndarray, "4 4"]) -> SimpleITK.
     return image
 
 
-def _read(path: Path, part: Callable[[Path, Any], Any]) -> Any:
-    with opened_scan(path, kind="MetaImage") as file:
-        return part(path, file)
-
-
-def _voxels(path: Path, file: Any) -> tuple[Stored, np.ndarray]:
-    header = _header(path, file)
-    n_bytes = int(np.prod(header.stored.geometry.shape, dtype=np.int64)) * header.dtype.itemsize
-    file.seek(header.offset)
-    if header.n_packed is None:
-        raw = fill(file, n_bytes)
-        if raw.size < n_bytes:
-            raise EOFError(f"it ends {n_bytes - raw.size:,} bytes too early")
-    else:
-        raw = inflate(file, header.n_packed, n_bytes=n_bytes)
-    values = raw.view(header.dtype)
-    if not header.dtype.isnative:
-        values = values.byteswap(inplace=True).view(header.stored.dtype)
-    return header.stored, values.reshape(header.stored.geometry.native_shape, order="F")
-
-
-def _header(path: Path, file: Any) -> _Header:
-    """The checked header of a file that stands at its start."""
+def _header(path: Path, file: Any) -> tuple[Stored, int | None]:
+    """The checked header of a file that stands at its start, and the bytes of packed voxels; None where they
+    are not packed.
+    """
     fields, offset = _fields(path, file)
     if int(fields["NDims"][:9]) != 3 or _numbers(
         path, fields, "ElementNumberOfChannels", n=1, default=[1.0]
@@ -159,13 +134,14 @@ def _header(path: Path, file: Any) -> _Header:
     check_size(
         path, shape, n_bytes=n_bytes, capacity=n_data if n_packed is None else n_packed * MAX_INFLATION
     )
-    native = dtype.newbyteorder("=")
-    geometry = place(path, shape, affine=_affine(path, fields), dtype=native, grid=None)
-    return _Header(Stored(geometry, native, 0, 1, None), dtype, offset, n_packed)
+    geometry = place(path, shape, affine=_affine(path, fields), dtype=dtype.newbyteorder("="), grid=None)
+    return Stored(geometry, dtype, offset, 1, None), n_packed
 
 
 def _fields(path: Path, file: Any) -> tuple[dict[str, str], int]:
     """Key -> value of every line up to `ElementDataFile`, and the first byte after it."""
+    expected = f"{', '.join(_NEEDED)} and ElementDataFile = LOCAL in its header"
+    no_header = ScanError(path, "is not a MetaImage file", expected=expected)
     start = file.read(_MOST_HEADER_BYTES)
     fields: dict[str, str] = {}
     offset = 0
@@ -173,12 +149,7 @@ def _fields(path: Path, file: Any) -> tuple[dict[str, str], int]:
         line, newline, _ = start[offset:].partition(b"\n")
         match = _LINE.fullmatch(line.decode("latin1").rstrip("\r"))
         if match is None or not newline:
-            needed = ", ".join(_NEEDED)
-            raise ScanError(
-                path,
-                "is not a MetaImage file",
-                expected=f"{needed} and ElementDataFile = LOCAL in its header",
-            )
+            raise no_header
         if match[1] in fields:
             raise ScanError(path, f"has {match[1]} twice in its header", expected="each key once")
         fields[match[1]] = match[2].strip()
@@ -186,10 +157,7 @@ def _fields(path: Path, file: Any) -> tuple[dict[str, str], int]:
     if fields["ElementDataFile"] not in ("LOCAL", "Local", "local"):
         raise ScanError(path, "has its voxels in another file", expected="ElementDataFile = LOCAL")
     if not all(re.match(r"\w", fields.get(key, "")) for key in _NEEDED) or not fields["NDims"].isdecimal():
-        needed = ", ".join(_NEEDED)
-        raise ScanError(
-            path, "is not a MetaImage file", expected=f"{needed} and ElementDataFile = LOCAL in its header"
-        )
+        raise no_header
     return fields, offset
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from isal import igzip, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 
-from brats_seg.core.arrays import MAX_INFLATION, fill
+from brats_seg.core.arrays import MAX_INFLATION, fill, native_order
 from brats_seg.scans.geometry import (
     Geometry,
     NiftiGrid,
@@ -49,7 +49,7 @@ def read_nifti(path: Path, channels: Sequence[int | None]) -> tuple[Stored, dict
         arrays = {}
         for channel in sorted({check_channel(path, c, n_channels=header.n_channels) for c in channels}):
             stream.seek(header.offset + channel * n_bytes)
-            values = _scaled(_native_order(_filled(path, stream, n_bytes), header.dtype), header.scaling)
+            values = _scaled(native_order(_filled(path, stream, n_bytes), header.dtype), header.scaling)
             arrays[channel] = values.reshape(shape, order="F")
         if stream.tell() == header.offset + header.n_channels * n_bytes:
             stream.read(1)  # at the end of a gzip stream this checks its CRC and length
@@ -183,11 +183,6 @@ def _filled(path: Path, stream: Any, n_bytes: int) -> np.ndarray:
             expected="a whole NIfTI file",
         )
     return buffer
-
-
-def _native_order(buffer: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    values = buffer.view(dtype)
-    return values if dtype.isnative else values.byteswap(inplace=True).view(dtype.newbyteorder("="))
 
 
 def _scaled(values: np.ndarray, scaling: tuple[float, float] | None) -> np.ndarray:

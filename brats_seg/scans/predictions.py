@@ -7,6 +7,7 @@ from brats_seg.core.errors import InputError
 from brats_seg.core.files import decode, parse_table, read_bytes, shown
 from brats_seg.scans.case import Case
 from brats_seg.scans.labels import SCHEMAS
+from brats_seg.scans.volume import SUFFIXES
 
 TABLE = "predictions.csv"
 PROBABILITIES = "probabilities"
@@ -15,6 +16,12 @@ CLASSES = "classes.txt"
 """Names of the volumes of every file there, a line each, healthy first."""
 KEYS = ("case", "file", "schema")
 """Columns that each table has."""
+
+
+def label_map_of(folder: Path, case_id: str) -> Path | None:
+    """The label map of a case in a folder of predictions, of whatever file type; None where there is none."""
+    paths = (folder / f"{case_id}{suffix}" for suffix in SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def read_rows(out: Path) -> list[dict[str, str]]:

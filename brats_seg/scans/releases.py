@@ -51,18 +51,13 @@ def read_plain(files: Sequence[Path], *, root: Path) -> list[Piece]:
     pieces = []
     for folder, roles in cases.items():
         parts = folder.relative_to(root).parts
-        person = _person(parts)
+        visits = [number for number, part in enumerate(parts) if _VISIT.fullmatch(part)]
+        person = "_".join(parts[: visits[0]]) if visits else ""
         is_only = names.count(folder.name.lower()) == 1 and not person
         case_id = folder.name if is_only or not parts else "_".join(parts)
         patient = person or patient_of(case_id)
         pieces += [Piece(PLAIN, "", case_id, patient, role, ScanFile(file), folder) for role, file in roles]
     return pieces
-
-
-def _person(parts: Sequence[str]) -> str:
-    """The path of folders around the first one that is named after a visit; "" where there is none."""
-    visits = [number for number, part in enumerate(parts) if _VISIT.fullmatch(part)]
-    return "_".join(parts[: visits[0]]) if visits else ""
 
 
 def _role(file: Path) -> str | None:

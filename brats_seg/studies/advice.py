@@ -191,7 +191,9 @@ def advise_on_images(
         labels.append(test.labels)
     scores = np.stack([np.concatenate(found) for found in right.values()], 1).astype(np.float64)
     tried = rank_remedies(tuple(right), scores, groups=np.concatenate(labels))
-    full = _full_study(small, sorted({"baseline", tried[0].name}))
+    methods: dict[str, Any] = {name: {} for name in sorted({"baseline", tried[0].name})}
+    tree = small.model_dump(mode="json") | {"repeats": 3, "methods": methods}
+    full = parse_settings(StudySettings, tree)
     write_text(out / FULL, dump_config(full))
     command = f"brats-seg study run {out / FULL} {out / 'full'} --images {folder}"
     what = f"{len(train):,} training images, {len(names)} classes of {counts.min():,} to {counts.max():,}"
@@ -319,11 +321,6 @@ def _small_study(
     return parse_settings(StudySettings, tree)
 
 
-def _full_study(small: StudySettings, methods: Sequence[str]) -> StudySettings:
-    tree = small.model_dump(mode="json") | {"repeats": 3, "methods": {name: {} for name in methods}}
-    return parse_settings(StudySettings, tree)
-
-
 def _experiment(base: str, remedies: Sequence[str], n_steps: int | None) -> ExperimentConfig:
     """An experiment with these remedies. Without a remedy every voxel is drawn with equal probability,
     whatever the base config says.
@@ -356,7 +353,6 @@ def _experiment(base: str, remedies: Sequence[str], n_steps: int | None) -> Expe
 def _write(
     advice: Advice, choice: Choice, *, what: str, score: str, n_steps: int, left_out: Sequence[str] = ()
 ) -> Advice:
-    """Write the page."""
     use, run = advice.lines()
     rows = [
         f"| {one.name} | {one.score:.3f} | {one.interval[0]:.3f} to {one.interval[1]:.3f} | {one.best:.0%} |"

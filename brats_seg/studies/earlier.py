@@ -134,6 +134,5 @@ def rows_of(job: RunJob, finished: Mapping[str, list[Row]]) -> list[Row]:
 
 
 def _moves_patches(augment: Augment) -> bool:
-    """Whether patches are rotated or scaled."""
     turns = augment.rotate_degrees > 0 or augment.scale != (1.0, 1.0)
     return turns and augment.affine_probability > 0

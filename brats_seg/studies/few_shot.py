@@ -67,31 +67,27 @@ def few_shot_size(settings: FewShotSettings, job: FewShotJob) -> int:
     return job.shots + settings.train_queries if is_episodic else 1
 
 
-@dataclass(frozen=True)
-class FewShotWorker:
-    """FewShotJob -> its row: the function that a worker process of the grid receives."""
+def few_shot_rows(job: FewShotJob, *, settings: FewShotSettings, folder: str, device: str) -> list[Row]:
+    """The row of a job.
 
-    settings: FewShotSettings
-    folder: str
-    device: str = "auto"
-
-    def __call__(self, job: FewShotJob) -> list[Row]:
-        """The row of a job."""
-        settings, start = self.settings, time.perf_counter()
-        # the episodes of a repeat are the same for all methods and shots
-        seed = study_seed(StudySettings(training=settings.training), Purpose.SET, job.repeat)
-        splits, runtime = (
-            images_once(settings.images.model_dump_json(), self.folder),
-            runtime_once(self.device),
-        )
-        accuracies = FewShot(settings, splits, job.shots, seed, runtime).accuracies(job.method)
-        over = describe(accuracies, list(map(str, range(len(accuracies)))))
-        return [{
-            "images": settings.images.name, "method": job.method, "shots": job.shots, "ways": settings.ways,
-            "repeat": job.repeat, "accuracy": over["mean"], "interval95": over["interval95"], "n": over["n"],
-            "of": "draws" if job.method == "oversample" else "episodes",
-            "seconds": round(time.perf_counter() - start, 2), "seed": seed, "versions": library_versions(),
-        }]  # fmt: skip
+    Args:
+        job: the network.
+        settings: settings of the study.
+        folder: folder of the images.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+    """
+    start, runtime = time.perf_counter(), runtime_once(device)
+    # the episodes of a repeat are the same for all methods and shots
+    seed = study_seed(StudySettings(training=settings.training), Purpose.SET, job.repeat)
+    splits = images_once(settings.images.model_dump_json(), folder)
+    accuracies = FewShot(settings, splits, job.shots, seed, runtime).accuracies(job.method)
+    over = describe(accuracies, list(map(str, range(len(accuracies)))))
+    return [{
+        "images": settings.images.name, "method": job.method, "shots": job.shots, "ways": settings.ways,
+        "repeat": job.repeat, "accuracy": over["mean"], "interval95": over["interval95"], "n": over["n"],
+        "of": "draws" if job.method == "oversample" else "episodes",
+        "seconds": round(time.perf_counter() - start, 2), "seed": seed, "versions": library_versions(),
+    }]  # fmt: skip
 
 
 def few_shot_table(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:

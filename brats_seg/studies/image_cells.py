@@ -62,38 +62,32 @@ Rule = Callable[[Probabilities], Probabilities]
 """Class probabilities -> outputs; the class of the largest output is chosen."""
 
 
-@dataclass(frozen=True)
-class CellWorker:
-    """Jobs -> rows of each job: the function that a worker process of the grid receives.
+def train_cells(
+    jobs: tuple[ImageJob, ...],
+    *,
+    settings: StudySettings,
+    folder: str,
+    cache: str,
+    device: str,
+    decoders: int,
+) -> list[Outcome[ImageJob, list[Row]]]:
+    """Train the networks of several jobs together. `seconds` of a row is the total time divided by the number
+    of jobs.
 
-    Attributes:
+    Args:
+        jobs: cells of the study.
         settings: settings of the study.
         folder: folder of the images.
         cache: folder for whitened images.
         device: "auto", "cpu", "cuda" or "cuda:N".
         decoders: number of threads that decode the images of a folder.
     """
-
-    settings: StudySettings
-    folder: str
-    cache: str
-    device: str = "auto"
-    decoders: int = 1
-
-    def __call__(self, jobs: tuple[ImageJob, ...]) -> list[Outcome[ImageJob, list[Row]]]:
-        """Train the networks of several jobs together. `seconds` of a row is the total time divided by the
-        number of jobs.
-        """
-        runtime = _runtime(
-            worker_device(self.device, worker=worker_number()), self.settings.network.precision
-        )
-        bench = _bench(self.settings.model_dump_json(), self.folder, self.cache, runtime, self.decoders)
-        outcomes = train_together(
-            partial(train_cell, settings=self.settings, bench=bench, runtime=runtime), jobs
-        )
-        for row in (row for outcome in outcomes for row in outcome.value or ()):
-            row["seconds"] = round(row["seconds"] / len(jobs), 2)
-        return outcomes
+    runtime = _runtime(worker_device(device, worker=worker_number()), settings.network.precision)
+    bench = _bench(settings.model_dump_json(), folder, cache, runtime, decoders)
+    outcomes = train_together(partial(train_cell, settings=settings, bench=bench, runtime=runtime), jobs)
+    for row in (row for outcome in outcomes for row in outcome.value or ()):
+        row["seconds"] = round(row["seconds"] / len(jobs), 2)
+    return outcomes
 
 
 def make_cell(job: ImageJob, *, settings: StudySettings, bench: Bench, runtime: Runtime) -> "Cell":

@@ -5,6 +5,7 @@ They use the same store as the other studies.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,19 @@ from brats_seg.core.runtime import n_workers
 from brats_seg.core.settings import dump_config, load_settings, load_tree, parse_settings
 from brats_seg.core.tables import csv_text
 from brats_seg.studies.few_shot import (
-    FewShotWorker,
     few_shot_figures,
     few_shot_jobs,
+    few_shot_rows,
     few_shot_size,
     few_shot_table,
     shorten_few_shot,
 )
 from brats_seg.studies.grid import Grid, GridReport, GridWorkers, run_grid
 from brats_seg.studies.novelty import (
-    NoveltyWorker,
     check_novelty,
     novelty_figures,
     novelty_jobs,
+    novelty_rows,
     novelty_table,
     shorten_novelty,
 )
@@ -55,7 +56,7 @@ class Kind:
         jobs: settings -> jobs, each with its `method`.
         check: settings and images -> None; raises an error for settings that would fail in the middle of a
             study.
-        worker: settings, folder of the images and device -> the function that computes the rows of a job.
+        rows: job, settings, folder of the images and device -> the rows of the job.
         table: rows -> rows of a table, and the lines of its Markdown.
         figures: rows -> figures by file name.
         shorten: settings and a share -> the settings with this share of the iterations and episodes.
@@ -66,7 +67,7 @@ class Kind:
     grid: tuple[str, ...]
     jobs: Callable[[Any], Sequence[Any]]
     check: Callable[[Any, Splits], None]
-    worker: Callable[..., Callable[[Any], list[Row]]]
+    rows: Callable[..., list[Row]]
     table: Callable[[Sequence[Row]], tuple[list[Row], list[str]]]
     figures: Callable[[Sequence[Row]], Mapping[str, Figure]]
     shorten: Callable[[Any, float], Any]
@@ -79,7 +80,7 @@ KINDS: dict[str, Kind] = {
         ("pairs", "rho", "repeats", "methods"),
         novelty_jobs,
         check_novelty,
-        NoveltyWorker,
+        novelty_rows,
         novelty_table,
         novelty_figures,
         shorten_novelty,
@@ -90,7 +91,7 @@ KINDS: dict[str, Kind] = {
         ("methods", "shots", "repeats"),
         few_shot_jobs,
         check_few_shot,
-        FewShotWorker,
+        few_shot_rows,
         few_shot_table,
         few_shot_figures,
         shorten_few_shot,
@@ -146,7 +147,10 @@ def plan_grid(
         sizes = [(kind.size(settings, job), job) for job in todo if job.method == method]
         most, largest = max(sizes, key=lambda pair: pair[0])
         fixed_s, short_s = (
-            _seconds(kind.worker(kind.shorten(settings, share), str(where), device), largest)
+            _seconds(
+                partial(kind.rows, settings=kind.shorten(settings, share), folder=str(where), device=device),
+                largest,
+            )
             for share in (0.0, _MEASURED)
         )
         whole_s = max(0.0, short_s - fixed_s) / _MEASURED
@@ -189,7 +193,8 @@ def run_own_grid(
         on=replace(on, n=n_workers(on.n, device=on.device)),
         part=part,
     )
-    return run_grid(kind.worker(settings, str(where), on.device), jobs, grid)
+    rows_of = partial(kind.rows, settings=settings, folder=str(where), device=on.device)
+    return run_grid(rows_of, jobs, grid)
 
 
 def has_own_grid(out: Path) -> bool:

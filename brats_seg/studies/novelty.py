@@ -124,42 +124,38 @@ def pair_counts(base: int, rho: float, *, available: np.ndarray) -> np.ndarray:
     return class_counts(step, available=available, most=base, order=np.array([1, 0]))
 
 
-@dataclass(frozen=True)
-class NoveltyWorker:
-    """NoveltyJob -> rows: the function that a worker process of the grid receives."""
+def novelty_rows(job: NoveltyJob, *, settings: NoveltySettings, folder: str, device: str) -> list[Row]:
+    """The rows of a job: one row for a classifier, or one row for each score of the detectors.
 
-    settings: NoveltySettings
-    folder: str
-    device: str = "auto"
-
-    def __call__(self, job: NoveltyJob) -> list[Row]:
-        """The rows of a job: one row for a classifier, or one row for each score of the detectors."""
-        settings, start = self.settings, time.perf_counter()
-        runtime = runtime_once(self.device)
-        pair = keep_classes(
-            images_once(settings.images.model_dump_json(), self.folder), (job.common, job.rare)
-        )
-        train, test = (ImageSource(part, device=runtime.device) for part in (pair.train, pair.test))
-        # all methods of a pair have the same number, so they use the same images
-        number = int.from_bytes(hashlib.sha256(f"{job.common}/{job.rare}".encode()).digest()[:8])
-        seed = study_seed(settings.of_classifiers, Purpose.SET, number, job.repeat)
-        counts = pair_counts(settings.base, job.rho or max(settings.rho), available=pair.train.counts)
-        if job.remedy is None:
-            counts[1] = 0
-        pool = train.restrict(choose_examples(train.labels, counts, seed=seed))
-        if job.remedy is None:
-            scores = detect(pool, test, detector=settings.detector, seed=seed, runtime=runtime)
-        else:
-            scores = {job.remedy.name: _classified(job.remedy, pool, test, settings, seed, runtime)}
-        about = {
-            "images": settings.images.name, "common": job.common, "rare": job.rare, "repeat": job.repeat,
-            "rho": job.rho, "n_common": int(counts[0]), "n_rare": int(counts[1]), "n_test": len(test),
-            "seconds": round(time.perf_counter() - start, 2), "seed": seed, "versions": library_versions(),
-        }  # fmt: skip
-        return [
-            about | {"method": name, "auc": float(roc_auc_score(test.labels == 1, values))}
-            for name, values in scores.items()
-        ]
+    Args:
+        job: the network or the detectors.
+        settings: settings of the study.
+        folder: folder of the images.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+    """
+    start, runtime = time.perf_counter(), runtime_once(device)
+    pair = keep_classes(images_once(settings.images.model_dump_json(), folder), (job.common, job.rare))
+    train, test = (ImageSource(part, device=runtime.device) for part in (pair.train, pair.test))
+    # all methods of a pair have the same number, so they use the same images
+    number = int.from_bytes(hashlib.sha256(f"{job.common}/{job.rare}".encode()).digest()[:8])
+    seed = study_seed(settings.of_classifiers, Purpose.SET, number, job.repeat)
+    counts = pair_counts(settings.base, job.rho or max(settings.rho), available=pair.train.counts)
+    if job.remedy is None:
+        counts[1] = 0
+    pool = train.restrict(choose_examples(train.labels, counts, seed=seed))
+    if job.remedy is None:
+        scores = detect(pool, test, detector=settings.detector, seed=seed, runtime=runtime)
+    else:
+        scores = {job.remedy.name: _classified(job.remedy, pool, test, settings, seed, runtime)}
+    about = {
+        "images": settings.images.name, "common": job.common, "rare": job.rare, "repeat": job.repeat,
+        "rho": job.rho, "n_common": int(counts[0]), "n_rare": int(counts[1]), "n_test": len(test),
+        "seconds": round(time.perf_counter() - start, 2), "seed": seed, "versions": library_versions(),
+    }  # fmt: skip
+    return [
+        about | {"method": name, "auc": float(roc_auc_score(test.labels == 1, values))}
+        for name, values in scores.items()
+    ]
 
 
 def _classified(

@@ -151,7 +151,7 @@ def run_cell(
     common = {
         **dict.fromkeys(COLUMNS),
         **job.names,
-        "patches": sum(_n_patches(config) for config in configs),
+        "patches": sum(c.n_epochs * c.training.steps * c.training.batch_size for c in configs),
         "seconds": sum(_seconds(folder) for folder in folders),
         "config": digest_of({"configs": job.trees})[:DIGEST],
         "bank": job.bank[:DIGEST],
@@ -218,10 +218,6 @@ def looks_file(out: str | Path, job: RunJob) -> Path:
 
 def _label_file(cases: str, strength: str) -> str:
     return f"labels_{cases}_{strength}.npz"
-
-
-def _n_patches(config: Config) -> int:
-    return config.n_epochs * config.training.steps * config.training.batch_size
 
 
 def _table(path: Path, kinds: Mapping[str, type]) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from brats_seg.core.files import write_text
 from brats_seg.core.runtime import Runtime, n_workers
 from brats_seg.core.settings import dump_config, load_settings
 from brats_seg.studies.grid import Grid, GridReport, GridWorkers, run_grid
-from brats_seg.studies.image_cells import CellWorker, check_cell, time_iterations
+from brats_seg.studies.image_cells import check_cell, time_iterations, train_cells
 from brats_seg.studies.image_job import ImageJob, TrainingSet
 from brats_seg.studies.store import STORE, Row, check_identity, read_cells, stores
 from brats_seg.studies.study_figures import study_figures, write_figures
@@ -201,7 +202,8 @@ def run_study(
         out / SETTINGS, dump_config(settings)
     )  # before the training, so that a killed study has its table
     n = n_workers(on.n, device=on.device)
-    worker = CellWorker(
+    worker = partial(
+        train_cells,
         settings=_recipe(settings),
         folder=str(where),
         cache=str(cache),
@@ -268,13 +270,6 @@ def draw_figures(out: Path) -> tuple[Path, ...]:
     )
 
 
-def _kept(out: Path) -> Path:
-    """The file of the settings that a study keeps."""
-    if not (out / SETTINGS).is_file():
-        raise InputError(f"{out / SETTINGS}: is missing; `brats-seg study run CONFIG {out}` writes it")
-    return out / SETTINGS
-
-
 def duration(hours: float) -> str:
     """Hours as minutes, hours or days."""
     return (
@@ -313,14 +308,15 @@ def _rows_and_missing(out: Path) -> tuple[list[Row], StudySettings, int]:
         raise InputError(
             f"{out}: no finished network of a study; `brats-seg study run CONFIG {out}` trains some"
         )
-    settings = load_settings(StudySettings, _kept(out))
+    if not (out / SETTINGS).is_file():
+        raise InputError(f"{out / SETTINGS}: is missing; `brats-seg study run CONFIG {out}` writes it")
+    settings = load_settings(StudySettings, out / SETTINGS)
     jobs = study_jobs(settings)
     rows = [row for job in jobs for row in cells.get(job.digest, ())]
     return rows, settings, sum(job.digest not in cells for job in jobs)
 
 
 def _sets(distribution: Distribution, repeat: int) -> list[TrainingSet]:
-    """The sets of a distribution in one repeat."""
     counts = tuple(distribution.counts) if distribution.counts else None
     kind, minority = distribution.kind, distribution.minority
     return [

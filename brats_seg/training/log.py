@@ -155,7 +155,6 @@ def _open_board(folder: Path) -> Any:
 
 
 def _show_on_board(board: Any, row: Row) -> None:
-    """The numbers of an epoch, each as a curve."""
     for name, value in row.items():
         if name != "epoch" and value is not None:
             board.add_scalar(name, value, row["epoch"])

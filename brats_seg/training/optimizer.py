@@ -42,7 +42,6 @@ def make_optimizer(optimizer: Optimizer, network: nn.Module) -> torch.optim.Opti
 
 
 def _biases(network: nn.Module) -> set[nn.Parameter]:
-    """Biases of convolutions and linear layers."""
     layers = (nn.Linear, nn.modules.conv._ConvNd)
     biases = {module.bias for module in network.modules() if isinstance(module, layers)}
     return {bias for bias in biases if isinstance(bias, nn.Parameter)}
@@ -96,7 +95,6 @@ class RunningMean:
 
 
 def _tensors(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """The network's parameters and float buffers, and its counters."""
     everything = [*network.parameters(), *network.buffers()]
     return [t.detach() for t in everything if t.is_floating_point()], [
         t for t in everything if not t.is_floating_point()

@@ -215,7 +215,6 @@ class Method:
             normalize_rows(self._linear_output(network), power=self.config.phases.normalize)
 
     def _begin_anew(self, network: nn.Module) -> None:
-        """New random weights for the output layer."""
         with torch.random.fork_rng():
             torch.manual_seed(self.config.training.seed)
             for layer in self.output_layers(network):

@@ -246,7 +246,6 @@ class RunFolder(Record):
     # Checkpoints
 
     def _restore(self, loop: Loop, checkpoint: Checkpoint, path: Path) -> None:
-        """Go on where the checkpoint was written."""
         self._check_own(checkpoint, path)
         if checkpoint.resume is None:
             raise InputError(f"{path}: holds only what prediction needs; a run goes on from {LAST}")
@@ -266,7 +265,6 @@ class RunFolder(Record):
             ) from error
 
     def _take_up(self, loop: Loop, checkpoint: Checkpoint, saved: Mapping[str, Any]) -> None:
-        """Go on with what a checkpoint holds beside the weights."""
         if (began := saved.get("phase_began", 1)) > 1:
             loop.enter(loop.method.begun_at(began), loop.steps.learner.network)
         loop.steps.learner.load_state_dict(saved["learner"], weights=checkpoint.weights)
@@ -280,7 +278,6 @@ class RunFolder(Record):
         loop.go_on(checkpoint.epoch, checkpoint.step, Best(saved["best_epoch"], saved["best_score"]))
 
     def _check_own(self, checkpoint: Checkpoint, path: Path) -> None:
-        """Refuse a checkpoint of other data or another run."""
         check_same_data(checkpoint, path, modalities=self.bank.modalities, classes=self.bank.classes)
         check_same_run(
             checkpoint,

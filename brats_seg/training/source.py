@@ -99,26 +99,20 @@ class BankSource:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class InnerScorer:
-    """Scores a network on the inner cases.
+def score_network(
+    network: nn.Module, *, bank: PatchBank, validation: Validation, runtime: Runtime, divisor: int
+) -> dict[str, float]:
+    """The score of a network on the inner cases that counts, and the mean Dice of each region.
 
-    Attributes:
+    Args:
+        network: that is trained.
         bank: its selected cases are the inner cases.
         validation: says which score counts.
         runtime: its ranks share the cases.
         divisor: what the sides of the network's input must be a multiple of.
     """
-
-    bank: PatchBank
-    validation: Validation
-    runtime: Runtime
-    divisor: int
-
-    def __call__(self, network: nn.Module) -> dict[str, float]:
-        """The score that counts, and the mean Dice of each region."""
-        scores = score_inner_cases(
-            ready_for_inference(network, runtime=self.runtime), self.bank, runtime=self.runtime,
-            divisor=self.divisor, metric=self.validation.metric, of=self.validation.of,
-        )  # fmt: skip
-        return {"score": scores.value, **{f"dice_{region}": scores.dice[region] for region in REGIONS}}
+    scores = score_inner_cases(
+        ready_for_inference(network, runtime=runtime), bank, runtime=runtime, divisor=divisor,
+        metric=validation.metric, of=validation.of,
+    )  # fmt: skip
+    return {"score": scores.value, **{f"dice_{region}": scores.dice[region] for region in REGIONS}}

@@ -311,7 +311,6 @@ def count_middle(targets: AnyTargets, *, margin: int, n_classes: int) -> Int64[T
 
 
 def _freeze(network: nn.Module, *, but: Sequence[nn.Module]) -> None:
-    """Take all weights out of learning except those of some parts."""
     for parameter in network.parameters():
         parameter.requires_grad_(False)
         parameter.grad = None

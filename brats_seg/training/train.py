@@ -26,7 +26,7 @@ from brats_seg.training.loop import Loop
 from brats_seg.training.norms import measure_norms
 from brats_seg.training.phases import Method
 from brats_seg.training.run import RunFolder
-from brats_seg.training.source import BankSource, InnerScorer
+from brats_seg.training.source import BankSource, score_network
 from brats_seg.training.split import RunResult, Split
 from brats_seg.training.validation import check_metric
 
@@ -102,7 +102,9 @@ def train(
     scorer, measure = None, None
     if split.inner:
         inner = bank.select(split.inner)
-        scorer = InnerScorer(bank=inner, validation=config.validation, runtime=runtime, divisor=divisor)
+        scorer = partial(
+            score_network, bank=inner, validation=config.validation, runtime=runtime, divisor=divisor
+        )
     if training.norm_statistics == "measured":
         measure = partial(measure_norms, bank=seen, divisor=divisor, runtime=runtime)
 
@@ -163,12 +165,10 @@ def warn_of_seen_cases(initial: Checkpoint, split: Split) -> None:
 
 
 def _first(cases: set[str]) -> str:
-    """Three of the cases by name."""
     return ", ".join(sorted(cases)[:3]) + (", ..." if len(cases) > 3 else "")
 
 
 def _own(run_dir: Path, runtime: Runtime) -> AbstractContextManager[None]:
-    """Make the run folder and keep other runs out of it."""
     if not runtime.is_writer:
         return nullcontext()
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from brats_seg.evaluation.conventions import CONVENTIONS
 from brats_seg.evaluation.lesions import match_lesions
 from brats_seg.evaluation.overlap import joint_histogram, overlap_scores
 from brats_seg.evaluation.scores import RIM
-from brats_seg.evaluation.surface import joint_crop
+from brats_seg.evaluation.surface import grown, joint_crop
 from brats_seg.inference.decisions import Cleanup, clean_up, cut_regions
 from brats_seg.inference.dense import brain_mask, class_probabilities, most_likely
 from brats_seg.inference.options import Objective, Settings
@@ -134,7 +134,8 @@ def see_cases(
             )  # 0.001 for rounding
         box = _box(needed)
         inside = needed[box]
-        seen = np.where(brain[box], probabilities[:, *box], _healthy(len(bank.classes)))
+        healthy = np.eye(len(bank.classes), 1, dtype=np.float32)[:, :, None, None]  # outside the brain
+        seen = np.where(brain[box], probabilities[:, *box], healthy)
         yield SeenCase(
             id=bank.cases[number].id,
             patient=bank.cases[number].patient,
@@ -238,7 +239,6 @@ def _score(case: SeenCase, settings: Settings, objective: Objective) -> float:
 
 
 def _labels(case: SeenCase, settings: Settings) -> Classes:
-    """The classes of the stored voxels."""
     probabilities = case.probabilities[:, None, None]
     if settings.correct_priors:
         weighted = probabilities * case.factors[settings.correct_priors][:, None, None, None]
@@ -271,7 +271,6 @@ def _mean_dice(case: SeenCase, labels: Classes) -> float:
 
 
 def _lesion_dice(case: SeenCase, labels: Classes) -> float:
-    """The lesion-wise Dice of the whole tumor."""
     rule, members = CONVENTIONS["brats2023"], region_classes("whole", case.classes)
     reference, prediction = (np.isin(_in_box(case, one), members) for one in (case.reference, labels))
     lesions = match_lesions(reference, prediction, spacing_mm=case.spacing_mm, hd95="left_out")
@@ -295,14 +294,6 @@ def _box(needed: Mask) -> tuple[slice, slice, slice]:
     voxel.
     """
     as_map = needed.view(np.uint8)
-    z, y, x = joint_crop(as_map, as_map) if needed.any() else (slice(0, 1),) * 3
-    z, y, x = (
-        slice(max(0, s.start - RIM), min(n, s.stop + RIM))
-        for s, n in zip((z, y, x), needed.shape, strict=True)
-    )
+    box = joint_crop(as_map, as_map) if needed.any() else (slice(0, 1),) * 3
+    z, y, x = grown(box, needed.shape, by=RIM)
     return z, y, x
-
-
-def _healthy(n_classes: int) -> Float32[np.ndarray, "k 1 1 1"]:
-    """The class probabilities of a voxel outside the brain."""
-    return np.eye(n_classes, 1, dtype=np.float32)[:, :, None, None]

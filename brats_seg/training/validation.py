@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal
 
 import numpy as np
@@ -18,10 +19,11 @@ from brats_seg.scans.labels import OUTSIDE, REGIONS, region_classes, regions_of
 
 Metric = Literal["mean_dice", "sensitivity", "f_score", "sensitivity_and_f_score", "iou", "last"]
 
+_dice = attrgetter("dice")
 _SCORES: Mapping[str, tuple[Callable[[Overlap], float], ...]] = {
     "sensitivity": (lambda overlap: overlap.sensitivity,),
-    "f_score": (lambda overlap: overlap.dice,),
-    "sensitivity_and_f_score": (lambda overlap: overlap.sensitivity, lambda overlap: overlap.dice),
+    "f_score": (_dice,),
+    "sensitivity_and_f_score": (lambda overlap: overlap.sensitivity, _dice),
     "iou": (lambda overlap: overlap.iou,),
 }
 """What each metric of something is the mean of."""
@@ -150,10 +152,6 @@ def _histogram(network: nn.Module, bank: PatchBank, case: int, divisor: int) -> 
     else:
         reference, predicted = reference[~outside][None, None], predicted[~outside][None, None]
     return joint_histogram(reference, predicted, len(bank.classes))
-
-
-def _dice(overlap: Overlap) -> float:
-    return overlap.dice
 
 
 def _mean(values: Sequence[float]) -> float:

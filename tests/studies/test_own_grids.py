@@ -193,7 +193,9 @@ def test_a_plan_is_of_a_step_and_a_twentieth_of_each_method(images: Path, monkey
     """A cell takes 2 s and a second for each iteration. 100 iterations: a step takes 3 s and a twentieth 7 s,
     so that a cell is planned with 3 + 20 (7 - 3) = 83 s.
     """
-    monkeypatch.setattr(kinds, "_seconds", lambda worker, job: 2.0 + worker.settings.training.iterations)
+    monkeypatch.setattr(
+        kinds, "_seconds", lambda rows, job: 2.0 + rows.keywords["settings"].training.iterations
+    )
     settings = novelty(training={"iterations": 100, "batch_size": 16})
     jobs = kinds.KINDS["novelty"].jobs(settings)
     assert [job.method for job in jobs] == ["one_class", "oversample", "oversample"]
