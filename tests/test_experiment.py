@@ -59,6 +59,8 @@ TINY: dict[str, Any] = {
     "folds": [0],
     "pictures": [],
 }
+THREE: dict[str, Any] = {"against": "random"}
+"""The three strategies, each compared with the first alone: ten comparisons take a second."""
 
 
 def tiny(**changes: Any) -> ExperimentConfig:
@@ -81,7 +83,7 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def done(bank: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExperimentReport]:
     out = tmp_path_factory.mktemp("out")
-    return out, run_experiment(bank, out, tiny(pictures=None), on=ONE)
+    return out, run_experiment(bank, out, tiny(**THREE, pictures=None), on=ONE)
 
 
 def test_every_strategy_and_variant_has_its_rows(bank: Path, done: tuple[Path, ExperimentReport]) -> None:
@@ -139,7 +141,9 @@ def test_rows_of_another_machine_are_taken_over(
 ) -> None:
     out, first = done
     said: list[str] = []
-    report = run_experiment(bank, tmp_path / "there", tiny(), on=ONE, known=out / "runs.csv", say=said.append)
+    report = run_experiment(
+        bank, tmp_path / "there", tiny(**THREE), on=ONE, known=out / "runs.csv", say=said.append
+    )
     assert said == [f"3 of 3 runs taken over from {out / 'runs.csv'}"]
     assert (report.grid.n_new, report.grid.n_kept) == (0, 3)
     assert report.summary["variants"] == first.summary["variants"]
@@ -201,7 +205,7 @@ def test_what_is_finished_is_written_where_an_experiment_is_interrupted(
 
     monkeypatch.setattr(experiment, "run_cell", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(bank, tmp_path, tiny(seeds=[0, 1]), on=ONE, known=done[0] / "runs.csv")
+        run_experiment(bank, tmp_path, tiny(**THREE, seeds=[0, 1]), on=ONE, known=done[0] / "runs.csv")
     assert (tmp_path / "runs.csv").read_text() == (done[0] / "runs.csv").read_text()
     assert "**3 of 6 runs are finished" in (tmp_path / "table.md").read_text()
     assert "3 of 6 runs are finished" in (tmp_path / "report.html").read_text()
@@ -290,7 +294,7 @@ def test_rows_that_stand_twice_count_once_and_missing_ones_are_named(
     out, first = done
     head, *rows = (out / "runs.csv").read_text().splitlines(keepends=True)
     (tmp_path / "twice.csv").write_text("".join([head, *rows, *rows[:20]]))
-    report = run_experiment(bank, tmp_path / "twice", tiny(), on=ONE, known=tmp_path / "twice.csv")
+    report = run_experiment(bank, tmp_path / "twice", tiny(**THREE), on=ONE, known=tmp_path / "twice.csv")
     assert (tmp_path / "twice" / "runs.csv").read_text() == (out / "runs.csv").read_text()
     assert report.summary["differences"] == first.summary["differences"]
     (tmp_path / "cut.csv").write_text("".join([head, *rows[:-3]]))
@@ -304,7 +308,7 @@ def test_what_is_finished_is_kept_and_a_grown_experiment_trains_what_is_new(
 ) -> None:
     out, first = done
     monkeypatch.setattr(experiment.pipeline, "train", None)  # would fail if it were called
-    again = run_experiment(bank, out, tiny(), on=ONE, only=["random", "hard"])
+    again = run_experiment(bank, out, tiny(**THREE), on=ONE, only=["random", "hard"])
     assert (again.grid.n_new, again.grid.n_kept) == (0, 2)
     assert again.grid.rows == tuple(row for row in first.grid.rows if row["strategy"] != "two")
     assert {row["strategy"] for row in pd.read_csv(out / "runs.csv").to_dict("records")} == {
@@ -671,7 +675,7 @@ def test_rows_of_schema_1_are_taken_over_where_the_old_defaults_give_the_same_kn
     bank: Path, done: tuple[Path, ExperimentReport], tmp_path: Path
 ) -> None:
     recycled = {**TINY["strategies"]["hard"], "hard.recycle": True, "hard.subset": None}
-    config = tiny(strategies={**TINY["strategies"], "hard": recycled})
+    config = tiny(**THREE, strategies={**TINY["strategies"], "hard": recycled})
     table = pd.read_csv(done[0] / "runs.csv", dtype=str, keep_default_na=False)
     for strategy in make_strategies(config):
         trees = [one.model_dump(mode="json", exclude_defaults=True) for one in strategy.configs]

@@ -40,8 +40,8 @@ TINY = (
     "network.channels=[8,8,16,16,16,8]",
     "patch.size=[32,32]",
     "training.epochs=2",
-    "training.steps=12",
-    "training.batch_size=16",
+    "training.steps=8",
+    "training.batch_size=8",
     "training.threads=1",
 )
 

@@ -102,7 +102,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_images_are_advised_on_without_a_look_at_the_test_images(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(advice, "time_iterations", lambda *_, **__: (60.0, 0.0))
+    monkeypatch.setattr(advice, "time_iterations", lambda *_, **__: (90.0, 0.0))
     said: list[str] = []
     out = tmp_path / "new" / "out"
     found = advise_on_images(NPZ, images, out, minutes=1.0, say=said.append)
@@ -127,7 +127,7 @@ def test_a_remedy_that_the_images_cannot_have_is_left_out(
     with np.load(images) as arrays:
         few = {name: values[:62] if name.startswith("train") else values for name, values in arrays.items()}
     np.savez(tmp_path / "few.npz", **few)
-    monkeypatch.setattr(advice, "time_iterations", lambda *_, **__: (60.0, 0.0))
+    monkeypatch.setattr(advice, "time_iterations", lambda *_, **__: (300.0, 0.0))
     choice = Choice(remedies=("smote", "oversample"), rows="a test")
     monkeypatch.setattr(advice, "recommended", lambda *_: choice)
     said: list[str] = []
