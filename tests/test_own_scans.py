@@ -305,7 +305,7 @@ def test_without_a_network_of_that_name_one_line_says_so(
     monkeypatch.setattr(packaged, "SHELF", tmp_path / "nothing")
     assert ends("predict", "starter", work / "plain", tmp_path / "out") == 2
     expected = (
-        "brats-seg: starter: no such folder, and this build carries no network; a trained run is given by "
+        "brats-seg: starter: no such folder, and this package has no network; a trained run is given by "
         "its folder\n"
     )
     assert capsys.readouterr().err == expected
@@ -332,7 +332,7 @@ def test_several_networks_of_one_name_are_averaged(work: Path, shelf: Path, tmp_
     )
     runtime = start_runtime(device="cpu", precision="float32")
     assert len(load_segmenters([open_run(shelf / "pair")], runtime=runtime)) == 2
-    with pytest.raises(InputError, match="its networks, together, were trained on every case"):
+    with pytest.raises(InputError, match="each case was used to train at least one of its networks"):
         pipeline.held_out_cases(shelf / "pair")
 
 
@@ -435,7 +435,7 @@ def test_a_run_that_is_not_finished_says_so_where_it_is_used(work: Path, tmp_pat
     (run / "config.yaml").write_text(config)
     assert ends("predict", run, work / "scans", tmp_path / "out", "--device", "cpu") == 0
     said = capsys.readouterr().out
-    assert f"warning {run}: checkpoint of epoch 1 of 20: the training stands at epoch 1" in said
+    assert f"warning {run}: checkpoint of epoch 1 of 20: the training has reached epoch 1" in said
     for name, words in ((run, "1 of 20 epochs"), (work / "run", "1 epoch.")):
         page = write_report(tmp_path / "out", work / "scans", output=tmp_path / "report.html", run=name).page
         for path in (page, page.with_suffix(".md")):
@@ -449,7 +449,7 @@ def test_a_damaged_table_of_epochs_is_a_warning_to_predict(work: Path, tmp_path:
     assert problem is not None
     assert (problem.severity, problem.what) == (
         "warning",
-        "is damaged: nothing says whether the training is finished",
+        "is damaged, so it is unknown whether the training is finished",
     )
 
 

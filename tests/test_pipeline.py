@@ -610,7 +610,7 @@ def test_stages_of_another_fold_or_bank_are_refused(
     (tmp_path / "other").mkdir()
     save_checkpoint(tmp_path / "other" / BEST, other)
     with pytest.raises(
-        InputError, match=f"has not the same {said}.*one bank with one --fold, training.seed and"
+        InputError, match=f"does not have the same {said}.*one bank with one --fold, training.seed and"
     ):
         pipeline.compose(stages / "detector", tmp_path / "other", tmp_path / "run")
 

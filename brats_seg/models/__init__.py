@@ -1,1 +1,1 @@
-"""Networks by name, and the losses they are trained with."""
+"""Networks by name, and the losses that train them."""

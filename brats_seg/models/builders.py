@@ -1,4 +1,4 @@
-"""A section `network` of a config -> a module, for each name."""
+"""One function for each network name: the `network` section of a config -> a module."""
 
 from math import gcd
 from typing import Any
@@ -17,10 +17,12 @@ from brats_seg.models.two_path import PUBLISHED_WIDTHS, InputCascade, TwoPath
 
 
 class Cascade(nn.Module):
-    """Class probabilities as a product: p(class) = (1 - p(healthy)) x the classifier's.
+    """A detector and a classifier joined: p(tumor class) = (1 - p(healthy) of the detector) x p(class) of the
+    classifier.
 
     Attributes:
-        margin: voxels that the output is smaller on each side; the larger of the two networks'.
+        margin: number of voxels by which the output is smaller than the input on each side; the larger margin
+            of the two networks.
     """
 
     def __init__(self, detector: nn.Module, classifier: nn.Module) -> None:
@@ -40,12 +42,14 @@ class Cascade(nn.Module):
         return torch.cat([healthy, tumor + F.log_softmax(_exact(self._shown(self.classifier, x)), 1)], 1)
 
     def _shown(self, network: nn.Module, x: Tensor) -> Tensor:
-        """The output of a stage, which is shown no more around it than its own margin."""
+        """The output of a stage. The input is cropped to the margin of this stage."""
         return network(crop_sides(x, self.margin - margin_of(network)))
 
 
 def margin_of(network: nn.Module) -> int:
-    """Voxels that a network's output is smaller than its input on each side: 0 but for valid convolutions."""
+    """Number of voxels by which the output is smaller than the input on each side; 0 without valid
+    convolutions.
+    """
     return int(getattr(network, "margin", 0))
 
 
@@ -56,25 +60,25 @@ def crop_sides(x: Tensor, n: int) -> Tensor:
 
 
 def _exact(logits: Tensor) -> Tensor:
-    """At least float32: bfloat16 has 8 bits for a logarithm."""
+    """Convert to float32 or finer: bfloat16 has only 8 bits of precision, too few for a logarithm."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 MAX_GROUPS = 8
 """The largest number of groups of a group norm."""
 BASIC_LEVELS = 6
-"""MONAI's BasicUNet takes five levels of features and the width of the last layer."""
+"""MONAI's BasicUNet needs the widths of five levels and the width of the last layer."""
 SWIN_WIDTHS = 12
-"""What the width of a Swin UNETR is a multiple of."""
+"""The width of a Swin UNETR must be a multiple of this number."""
 MEDNEXT_EXPANSION, MEDNEXT_KERNEL = 2, 3
-"""The expansion and the kernel of every block: those of MedNeXt-S (Roy et al. 2023, table 1)."""
+"""The expansion and the kernel of every block, as in MedNeXt-S (Roy et al. 2023, table 1)."""
 
 
 def unet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
     """MONAI's residual U-Net (Kerfoot et al. 2018); the first layer already halves the resolution.
 
-    The whole uppermost step is its output layer: with residual units the classes are there before the last
-    convolution.
+    The output layer is the whole last upsampling step, because with residual units the class channels exist
+    before the last convolution.
     """
     _need_channels(network, at_least=2)
     return UNet(
@@ -84,7 +88,7 @@ def unet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.M
         channels=network.channels,
         strides=(2,) * (len(network.channels) - 1),
         num_res_units=network.num_res_units,
-        # With residual units MONAI normalizes the class channels of the last upsampling too.
+        # With residual units MONAI also normalizes the class channels of the last upsampling.
         norm=_norm(network, (*network.channels, n_classes)),
         dropout=network.dropout,
     )
@@ -94,8 +98,9 @@ def basic_unet(network: Network, n_channels: int, n_classes: int, n_dims: int) -
     """The plain U-Net (Ronneberger et al. 2015; MONAI's form after Falk et al. 2019): two convolutions at
     full resolution on both sides.
 
-    Every side is a multiple of the divisor, so MONAI's padding before a concatenation never pads; in mixed
-    precision it would still raise both halves to float32: a tenth of a training step on a CPU.
+    Every side is a multiple of the divisor, so MONAI's padding before a concatenation is not needed. It is
+    left out because in mixed precision it would convert both halves to float32, which takes a tenth of a
+    training step on a CPU.
     """
     if len(network.channels) != BASIC_LEVELS:
         raise _wrong_channels(network, f"{BASIC_LEVELS} numbers, such as 16, 16, 32, 64, 128, 16")
@@ -113,8 +118,8 @@ def basic_unet(network: Network, n_channels: int, n_classes: int, n_dims: int) -
 
 
 def attention_unet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """Oktay et al. 2018: gates on the skip connections. A gate weighs each voxel by convolutions, so the
-    network may see whole slices.
+    """The attention U-Net with gates on the skip connections (Oktay et al. 2018). A gate weights each voxel
+    by convolutions, so the network also accepts whole slices.
     """
     _need_channels(network, at_least=2)
     built = AttentionUnet(
@@ -128,14 +133,14 @@ def attention_unet(network: Network, n_channels: int, n_classes: int, n_dims: in
     for layer in built.modules():
         if isinstance(
             layer, AttentionLayer
-        ):  # MONAI's has batch norms but for its joins; instance norms would tie it to windows
+        ):  # MONAI's network has batch norms except in its joins; instance norms would restrict it to windows
             layer.merge.get_submodule("adn").N = nn.BatchNorm2d(layer.merge.out_channels)
     return built
 
 
 def dynunet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """nnU-Net's network (Isensee et al. 2021), the first stage at full resolution; residual blocks where
-    `num_res_units` is not 0.
+    """The network of nnU-Net (Isensee et al. 2021). The first stage has full resolution. The blocks are
+    residual if `num_res_units` is not 0.
     """
     _need_channels(network, at_least=3)
     n = len(network.channels)
@@ -155,8 +160,8 @@ def dynunet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> n
 
 
 def segresnet(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """Myronenko 2018, without the autoencoder; four levels of 2 residual units are the published 1, 2, 2, 4
-    blocks.
+    """SegResNet (Myronenko 2018) without the autoencoder. Four levels with `num_res_units` 2 are the
+    published 1, 2, 2, 4 blocks.
     """
     width, n_units = _doubling(network), _need_units(network)
     return SegResNet(
@@ -172,8 +177,8 @@ def segresnet(network: Network, n_channels: int, n_classes: int, n_dims: int) ->
 
 
 def segresnet_ds(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """MONAI's newer form of SegResNet: transposed convolutions, no dropout, further outputs. The same blocks
-    as `segresnet`.
+    """MONAI's newer SegResNet: transposed convolutions, no dropout, and more outputs for deep supervision.
+    The blocks are the same as in `segresnet`.
     """
     width, n_units = _doubling(network), _need_units(network)
     return SegResNetDS(
@@ -188,9 +193,10 @@ def segresnet_ds(network: Network, n_channels: int, n_classes: int, n_dims: int)
 
 
 def mednext(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """Roy et al. 2023; five levels from 32 channels with `num_res_units` 2 are MedNeXt-S with kernel 3.
+    """MedNeXt (Roy et al. 2023). Five levels from 32 channels with `num_res_units` 2 are MedNeXt-S with
+    kernel 3.
 
-    Its group norm has a group for each channel: an instance norm.
+    The group norm has one group for each channel, which is an instance norm.
     """
     width, n_units = _doubling(network), _need_units(network)
     n_stages = len(network.channels) - 1
@@ -212,10 +218,12 @@ def mednext(network: Network, n_channels: int, n_classes: int, n_dims: int) -> n
 
 
 def swin_unetr(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """Hatamizadeh et al. 2022; `norm` is that of the convolutions (the transformer keeps its layer norms)."""
+    """Swin UNETR (Hatamizadeh et al. 2022). `norm` is the norm of the convolutions; the transformer keeps its
+    layer norms.
+    """
     if len(network.channels) != 1 or network.channels[0] % SWIN_WIDTHS:
         raise _wrong_channels(
-            network, f"1 number, a multiple of {SWIN_WIDTHS} such as 24: its levels double it"
+            network, f"1 number, a multiple of {SWIN_WIDTHS}, such as 24; each level doubles it"
         )
     return SwinUNETR(
         in_channels=n_channels,
@@ -228,7 +236,7 @@ def swin_unetr(network: Network, n_channels: int, n_classes: int, n_dims: int) -
 
 
 def two_path(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """Havaei et al. 2017: a local and a global path over one slice."""
+    """Two paths over one slice, a local path and a global path (Havaei et al. 2017)."""
     return TwoPath(
         n_channels,
         n_classes,
@@ -239,7 +247,9 @@ def two_path(network: Network, n_channels: int, n_classes: int, n_dims: int) -> 
 
 
 def input_cascade(network: Network, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """Havaei et al. 2017: the class probabilities of a first network are further channels of a second."""
+    """Two networks in a cascade: the class probabilities of the first are additional input channels of the
+    second (Havaei et al. 2017).
+    """
     return InputCascade(
         n_channels,
         n_classes,
@@ -254,7 +264,7 @@ def _two_widths(network: Network) -> tuple[int, int]:
         published = ", ".join(map(str, PUBLISHED_WIDTHS))
         raise _wrong_channels(
             network,
-            f"2 numbers, the maps of its local and its global path: {published} are the published ones",
+            f"2 numbers, the widths of its local and its global path; the published widths are {published}",
         )
     return network.channels[0], network.channels[1]
 
@@ -265,11 +275,11 @@ def _need_channels(network: Network, *, at_least: int) -> None:
 
 
 def _doubling(network: Network) -> int:
-    """The width of the first level, where each level is twice as wide as the one before."""
+    """The width of the first level. Each level must be twice as wide as the level before."""
     _need_channels(network, at_least=2)
     width = network.channels[0]
     if network.channels != tuple(width * 2**i for i in range(len(network.channels))):
-        raise _wrong_channels(network, "each number twice the one before, such as 16, 32, 64, 128")
+        raise _wrong_channels(network, "each number to be twice the number before, such as 16, 32, 64, 128")
     return width
 
 
@@ -277,7 +287,8 @@ def _need_units(network: Network) -> int:
     if network.num_res_units < 1:
         n = network.num_res_units
         raise UsageError(
-            f"network.num_res_units {n}: '{network.name}' is made of them; give 1 or more, published are 2"
+            f"network.num_res_units {n}: '{network.name}' consists of residual units; give 1 or more (the "
+            "paper has 2)"
         )
     return network.num_res_units
 
@@ -287,8 +298,8 @@ def _wrong_channels(network: Network, wanted: str) -> UsageError:
 
 
 def _norm(network: Network, widths: tuple[int, ...]) -> Any:
-    """MONAI's name and settings; groups are as many as divide the widths of all normalized layers, 8 at
-    most.
+    """MONAI's name and settings of a norm. The number of groups divides the widths of all normalized layers
+    and is at most 8.
     """
     if network.norm == "none":
         return None

@@ -23,20 +23,22 @@ from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.files import atomic, open_regular, parse_yaml, shown
 
 MOST_CLASSES = 254
-"""Tissue classes are bytes, of which 255 is a voxel outside the brain."""
+"""Tissue classes are stored as bytes. The value 255 marks a voxel outside the brain."""
 _MOST_UNPACKED = 4
-"""Bytes that packed records may unpack to, for each byte of the file: weights in bf16 take 1.3."""
+"""The largest allowed ratio of unpacked bytes to bytes of the file. Weights in bf16 have 1.3."""
 
 
 class SamplerState(TypedDict):
-    """Where the draws of a run stand; pools and settings stand beside."""
+    """The position of a run in its random draws. The pools and settings of the sampler are stored
+    separately.
+    """
 
     epoch: PositiveInt
     step: NonNegativeInt
 
 
 class Resume(TypedDict):
-    """What a run goes on from. What lies deeper is checked by what takes it up."""
+    """The state from which a run is resumed. Nested values are checked by the code that loads them."""
 
     __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
 
@@ -52,8 +54,8 @@ class Resume(TypedDict):
 
 
 def check_archive(path: Path) -> None:
-    """Refuse what `save_checkpoint` does not write: records that overlap, or that are packed so tightly that
-    a few kilobytes could unpack to gigabytes.
+    """Refuse an archive that `save_checkpoint` cannot have written: records that overlap, or records so
+    tightly packed that a few kilobytes could unpack to gigabytes.
     """
     with open_regular(path) as file, ZipFile(file) as archive:
         members = archive.infolist()
@@ -69,7 +71,7 @@ def check_archive(path: Path) -> None:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor holds real numbers, in memory, as a network's state does."""
+    """Whether a tensor holds real numbers in memory, as the state of a network does."""
     return (
         tensor.layout == torch.strided
         and tensor.device.type == "cpu"
@@ -78,7 +80,7 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def is_normalization(normalization: Mapping[str, Any]) -> bool:
-    """Whether intensities can be made so: the percentiles that are clipped, and whether bias fields are
+    """Whether a mapping is a valid normalization: the percentiles for clipping, and whether bias fields are
     corrected.
     """
     ends = normalization.get("percentiles")
@@ -90,44 +92,45 @@ def is_normalization(normalization: Mapping[str, Any]) -> bool:
 
 
 FORMAT = 1
-"""Version of the file; a checkpoint of another one is refused."""
+"""Version of the file format. A checkpoint of another version is refused."""
 _PREDICTION = ("network", "task", "patch", "loss", "augment")
-"""Sections of the config that prediction depends on."""
+"""Sections of the config on which prediction depends."""
 _version = cache(version)
-"""Each reads a file of the installed package."""
+"""Version of a library. The cache avoids reading a file of the installed package at each call."""
 _MAGIC = "brats_seg checkpoint"
 _DAMAGE = (
     RuntimeError, EOFError, OSError, BadZipFile, ValueError, TypeError, AttributeError, LookupError,
     AssertionError, ArithmeticError, MemoryError, struct.error,
 )  # fmt: skip
-"""What torch raises over bytes that are not what it wrote, as 1,500 damaged files showed."""
+"""The errors that torch raises for damaged files, found by reading 1,500 damaged files."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained network and what has to be known to use it or to go on training it. Tensors and plain types
-    only.
+    """A trained network with everything that is needed to use it or to resume its training. It holds only
+    tensors and plain types.
 
     Attributes:
-        weights: state of the network to predict with (the running mean of the weights where there is one).
-        config: the resolved config, YAML.
+        weights: state of the network for prediction (the running mean of the weights if the run keeps one).
+        config: the resolved config, as YAML text.
         modalities, classes: input channels and output classes, in order.
         spacing_mm: voxel size (Z, Y, X) of the bank.
-        normalization: how the bank's intensities were made.
+        normalization: how the intensities of the bank were normalized.
         bank: digest of the bank.
-        fold: number of the held-out fold; None where every case was trained on.
-        train_cases, inner_cases, held_out_cases: ids by their use; a held-out case was never seen.
-        effective_prior: share of each class in what the loss saw, class weights included; None for a loss
-            without a prior to divide by.
+        fold: number of the held-out fold; None if every case was used for training.
+        train_cases, inner_cases, held_out_cases: ids of the cases by their use. The training never used a
+            held-out case.
+        effective_prior: share of each class in the voxels that the loss used, including class weights; None
+            for a loss without a prior that can be corrected.
         natural_prior: share of each class among the brain voxels of the training cases; None in a checkpoint
-            written before it was kept.
-        epoch: epochs completed.
-        step: steps done in the epoch after that.
-        score: the metric on the inner split, None before the first validation.
-        n_threads, precision: of the run.
-        versions: of the libraries.
-        resume: the rest that going on to the same bits needs (`sound.Resume`); None in one to predict
-            with.
+            of a version that did not store it.
+        epoch: number of completed epochs.
+        step: number of steps done in the next epoch.
+        score: the metric on the inner cases; None before the first validation.
+        n_threads, precision: number of threads and precision of the run.
+        versions: versions of the libraries.
+        resume: everything else that a bit-exact resumption needs (`sound.Resume`); None in a checkpoint for
+            prediction only.
     """
 
     weights: Mapping[str, Tensor]
@@ -152,14 +155,14 @@ class Checkpoint:
     resume: Mapping[str, Any] | None = None
 
     def parsed_config(self) -> Config:
-        """The config as models.
+        """The config as a `Config`.
 
-        Where another version wrote a knob that this one has not, the sections that prediction does not depend
-        on are the defaults.
+        If another version wrote a knob that this version does not have, the sections on which prediction does
+        not depend get their defaults.
 
         Raises:
-            UsageError: a knob of the network, task, patch, loss or augmentation that this version has not.
-            InputError: not YAML.
+            UsageError: this version does not have a knob of the network, task, patch, loss or augmentation.
+            InputError: the config is not YAML.
         """
         tree = self.config_tree()
         try:
@@ -168,7 +171,7 @@ class Checkpoint:
             return parse_config({name: tree[name] for name in _PREDICTION if name in tree})
 
     def config_tree(self) -> dict[str, Any]:
-        """The config as plain types. Raises `InputError` where it is no YAML mapping."""
+        """The config as plain types. Raises `InputError` if it is not a YAML mapping."""
         try:
             tree = parse_yaml(self.config)
         except ValueError as error:
@@ -177,29 +180,29 @@ class Checkpoint:
             ) from None
         if not isinstance(tree, dict):
             raise InputError(
-                f"the config in the checkpoint is damaged: {shown(tree)} is no mapping; use another "
+                f"the config in the checkpoint is damaged: {shown(tree)} is not a mapping; use another "
                 "checkpoint"
             )
         return tree
 
 
 Packing = Literal["stored", "deflated"]
-"""Whether the records of a checkpoint file stand as they are, or packed."""
+"""Whether the records of a checkpoint file are stored as they are, or compressed."""
 _STRICT = ConfigDict(arbitrary_types_allowed=True, strict=True)
 _KINDS = {name: TypeAdapter[Any](kind, config=_STRICT) for name, kind in get_type_hints(Checkpoint).items()}
 _KINDS["resume"] = TypeAdapter(Resume | None)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, packing: Packing = "stored") -> None:
-    """Write a checkpoint in one piece: a good one stays until the new one is whole.
+    """Write a checkpoint atomically: the old file stays until the new file is complete.
 
     Args:
-        path: of the file.
-        checkpoint: what is written.
-        packing: "deflated" takes a fifth off weights in bf16; `torch.load` reads both.
+        path: path of the file.
+        checkpoint: the checkpoint to write.
+        packing: "deflated" makes a file with bf16 weights a fifth smaller; `torch.load` reads both.
 
     Raises:
-        InputError: it could not be written, say for a full disk.
+        InputError: the file could not be written, for example because the disk is full.
     """
     shallow = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
     try:
@@ -210,7 +213,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, packing: Packing = "s
     except (OSError, RuntimeError) as error:
         why = (isinstance(error, OSError) and error.strerror) or first_line(error)
         raise InputError(
-            f"{path}: the checkpoint cannot be written: {why}; the one before it is kept"
+            f"{path}: the checkpoint cannot be written: {why}; the checkpoint before it is kept"
         ) from None
 
 
@@ -218,8 +221,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; nothing in the file is executed.
 
     Raises:
-        InputError: no such file, truncated, with code in it, not a checkpoint of this package, or of another
-            version.
+        InputError: the file does not exist, is truncated, contains code, is not a checkpoint of this package,
+            or has another version.
     """
     if not path.is_file():
         raise InputError(
@@ -230,7 +233,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", UserWarning
-            )  # torch warns of a foreign pickle before it refuses it
+            )  # torch warns about an unknown pickle before it refuses the pickle
             tree = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(
@@ -252,7 +255,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             "unknown"
         )
     if wrong := [name for name in _KINDS if not _is_of_kind(tree[name], name)]:
-        raise InputError(f"{path}: damaged, of another type than it should be: {', '.join(wrong)}")
+        raise InputError(f"{path}: damaged, of the wrong type: {', '.join(wrong)}")
     checkpoint = Checkpoint(**{name: _from_plain(tree[name]) for name in names})
     if senseless := _senseless_fields(checkpoint):
         raise InputError(
@@ -267,12 +270,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Versions of the libraries on which a result depends."""
     return {name: _version(name) for name in ("brats-seg", "torch", "monai", "numpy", "numba")}
 
 
 def _senseless_fields(checkpoint: Checkpoint) -> list[str]:
-    """Names of the fields whose values cannot be: names given twice, sizes that are none, weights that are no
+    """Names of the fields with impossible values: names given twice, invalid sizes, or weights that are not
     plain numbers.
     """
     n_classes = len(checkpoint.classes)
@@ -297,8 +300,8 @@ def _senseless_fields(checkpoint: Checkpoint) -> list[str]:
 
 
 def _deflate(path: Path) -> None:
-    """Write the records of a checkpoint file again, each packed, under a root of its own, not the name of the
-    file: the same weights give the same bytes.
+    """Write the records of a checkpoint file again, each compressed. The records lie under a fixed root
+    instead of the name of the file, so that the same weights give the same bytes.
     """
     with ZipFile(path) as archive:
         records = [
@@ -311,7 +314,7 @@ def _deflate(path: Path) -> None:
 
 
 def _to_plain(value: Any) -> Any:
-    """NumPy arrays as tensors: what `weights_only` reads back."""
+    """Convert NumPy arrays to tensors, which `weights_only` can read."""
     if isinstance(value, np.ndarray):
         return {_ARRAY: torch.from_numpy(np.ascontiguousarray(value))}
     if isinstance(value, np.generic):
@@ -336,7 +339,7 @@ def _from_plain(value: Any) -> Any:
 
 
 def _is_of_kind(value: Any, name: str) -> bool:
-    """Whether a value is what that field of a checkpoint holds."""
+    """Whether a value has the type of this field of a checkpoint."""
     try:
         _KINDS[name].validate_python(value)
     except ValidationError:
@@ -348,5 +351,5 @@ _ARRAY = "__array__"
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first; its type where it says nothing."""
+    """The first line of an error's text; the type of the error if the text is empty."""
     return (str(error) or type(error).__name__).strip().splitlines()[0]

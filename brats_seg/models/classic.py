@@ -1,5 +1,5 @@
-"""LeNet-5, All-CNN, ResNet-10, ResNet-32 and the two-class net: the networks of the image studies, name ->
-network in one dict.
+"""The networks of the image studies, by name: LeNet-5, All-CNN, ResNet-10, ResNet-32 and the two-class
+network.
 """
 
 from collections import OrderedDict
@@ -23,9 +23,9 @@ class Classic:
     """A published network.
 
     Attributes:
-        build: makes it, freshly initialized from torch's global generator.
-        output: dotted paths of the layers that the second phase of two-phase training goes on with.
-        smallest: least side of an image, pixels.
+        build: function that builds the network, initialized from torch's global generator.
+        output: dotted paths of the layers that the second phase of two-phase training trains.
+        smallest: smallest side of an image, in pixels.
     """
 
     build: Builder
@@ -38,16 +38,16 @@ def make_classic(name: str, *, n_channels: int, n_classes: int, image_size: tupl
 
     Args:
         name: a key of `CLASSIC`.
-        n_channels: of an image.
-        n_classes: K.
-        image_size: (Y, X) in pixels; LeNet-5 alone keeps to the size it was built for.
+        n_channels: number of channels of an image.
+        n_classes: number of classes K.
+        image_size: (Y, X) in pixels. A LeNet-5 accepts only images of this size.
 
     Returns:
-        A module from float inputs (B, n_channels, Y, X) to logits (B, K), its weights channels last in
-        memory.
+        A module from float inputs (B, n_channels, Y, X) to logits (B, K). Its weights have the memory format
+        channels last.
 
     Raises:
-        UsageError: an unknown name, or images too small for it.
+        UsageError: the name is unknown, or the images are too small for the network.
     """
     if name not in CLASSIC:
         raise UsageError(f"network '{name}' is unknown; the names are {', '.join(CLASSIC)}")
@@ -61,16 +61,16 @@ def make_classic(name: str, *, n_channels: int, n_classes: int, image_size: tupl
 
 
 def output_layers(name: str, network: nn.Module) -> tuple[nn.Module, ...]:
-    """The layers of a built network that the second phase trains; all others are frozen."""
+    """The layers of a network that the second phase trains. All other layers are frozen."""
     return tuple(network.get_submodule(path) for path in CLASSIC[name].output)
 
 
 class ResNet10(nn.Module):
-    """Simon et al. 2016: pre-activation blocks after He et al. 2016b; a batch norm on the input stands for
-    mean and deviation.
+    """ResNet-10 (Simon et al. 2016) with pre-activation blocks (He et al. 2016b). A batch norm on the input
+    replaces the normalization by mean and deviation.
 
-    As in the Caffe model: the stem has a bias, pooling rounds up, the shortcut of a widening block starts
-    after its first ReLU, and the first block takes the pooled stem as it is.
+    As in the Caffe model, the stem has a bias, pooling rounds up, the shortcut of a widening block starts
+    after its first ReLU, and the first block uses the pooled stem without a norm.
     """
 
     def __init__(self, n_channels: int, n_classes: int) -> None:
@@ -87,7 +87,7 @@ class ResNet10(nn.Module):
         self.output = nn.Linear(512, n_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                # The stem alone by its fan out, as in the Caffe model.
+                # Only the stem is initialized by its fan out, as in the Caffe model.
                 nn.init.kaiming_normal_(
                     module.weight, mode="fan_out" if module is self.stem[0] else "fan_in", nonlinearity="relu"
                 )
@@ -106,7 +106,8 @@ class _Block(nn.Module):
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
         stride = 1 if n_in == n_out else 2
-        # The first block follows the stem's ReLU and pooling at once: no norm before its first convolution.
+        # The first block directly follows the ReLU and pooling of the stem, so it has no norm before its
+        # first convolution.
         self.before = nn.Identity() if n_in == n_out else nn.Sequential(nn.BatchNorm2d(n_in), nn.ReLU())
         self.first = nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, bias=False)
         self.between = nn.Sequential(nn.BatchNorm2d(n_out), nn.ReLU())
@@ -175,7 +176,9 @@ def _mean() -> nn.Module:
 
 
 def _lenet5(n_channels: int, n_classes: int, image_size: tuple[int, int]) -> nn.Module:
-    """Caffe's LeNet (Buda et al. 2018, table 2); the only nonlinearity beside the pooling is one ReLU."""
+    """Caffe's LeNet (Buda et al. 2018, table 2); apart from the pooling, the only nonlinearity is one
+    ReLU.
+    """
     y, x = (((side - 4) // 2 - 4) // 2 for side in image_size)
     features = nn.Sequential(
         nn.Conv2d(n_channels, 20, 5), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.MaxPool2d(2), nn.Flatten()
@@ -189,8 +192,8 @@ def _lenet5(n_channels: int, n_classes: int, image_size: tuple[int, int]) -> nn.
 
 
 def _all_cnn(n_channels: int, n_classes: int, image_size: tuple[int, int]) -> nn.Module:
-    """All-CNN-C (Springenberg et al. 2014) as in Buda et al. 2018, table 3: no padding in the last 3x3, a
-    ReLU before the average.
+    """All-CNN-C (Springenberg et al. 2014) as in Buda et al. 2018, table 3: no padding in the last 3x3
+    convolution, and a ReLU before the average.
     """
     del image_size
 
@@ -222,8 +225,8 @@ def _two_class(n_channels: int, n_classes: int, image_size: tuple[int, int]) -> 
     """The network of the two-class report: 15,458 parameters, Keras's initialization (Glorot uniform, zero
     bias).
 
-    The report prints neither its pooling nor its padding. Two max poolings make a step 3 times faster, and
-    700 steps on the balanced set reach an accuracy of 0.89 where without them it is 0.82.
+    The report gives neither the pooling nor the padding. Two max poolings make a step 3 times faster, and 700
+    steps on the balanced set reach an accuracy of 0.89 (0.82 without them).
     """
     del image_size
     features = nn.Sequential(

@@ -1,4 +1,4 @@
-"""Networks with further, coarser outputs in training, and the loss over all outputs (deep supervision;
+"""Networks with additional coarser outputs in training, and the loss over all outputs (deep supervision;
 Isensee et al. 2021).
 """
 
@@ -15,28 +15,28 @@ from brats_seg.core.tensors import Logits, PerExample
 from brats_seg.models.losses import Loss
 
 Outputs = Logits | Sequence[Float[Tensor, "b k ..."]]
-"""Logits at full resolution; or several, the first at full resolution and each next one at half the
-resolution of the one before.
+"""Logits at full resolution, or several logits: the first at full resolution, each next one at half the
+resolution of the logits before.
 """
 AnyTargets = Integer[Tensor, "b ..."]
 
 
 class SupervisedDynUNet(DynUNet):
-    """MONAI's DynUNet, which gives further outputs at their own resolution in training mode.
+    """MONAI's DynUNet with additional outputs at their own resolution in training mode.
 
-    MONAI's own deep supervision interpolates all outputs to full resolution and stacks them, which costs
-    memory. Without further outputs the weights have the names of MONAI's network.
+    MONAI's own deep supervision interpolates all outputs to full resolution and stacks them, which needs more
+    memory. Without additional outputs the weights have the names of MONAI's network.
     """
 
     def __init__(self, *, n_further: int, **settings: Any) -> None:
         """Build the network.
 
         Args:
-            n_further: outputs below full resolution, up to the number of filters less 2.
-            settings: of MONAI's DynUNet.
+            n_further: number of outputs below full resolution, at most the number of filters minus 2.
+            settings: settings of MONAI's DynUNet.
         """
         super().__init__(**settings)
-        # MONAI's output block drops logits out.
+        # MONAI's output block applies dropout to the logits.
         self.output_block, *heads = (
             UnetOutBlock(self.spatial_dims, width, self.out_channels)
             for width in self.filters[: n_further + 1]
@@ -60,18 +60,18 @@ class SupervisedDynUNet(DynUNet):
 
 
 class SupervisedMedNeXt(MedNeXt):
-    """MONAI's MedNeXt (Roy et al. 2023), which gives as many further outputs in training mode as are asked
-    for.
+    """MONAI's MedNeXt (Roy et al. 2023) with `n_further` additional outputs in training mode.
 
-    MONAI's own deep supervision has an output at every level, and computes them all in prediction too.
+    MONAI's own deep supervision has an output at every level, and also computes all of them in prediction.
     """
 
     def __init__(self, *, n_further: int, **settings: Any) -> None:
         """Build the network.
 
         Args:
-            n_further: outputs below full resolution, up to the number of stages of the decoder less 1.
-            settings: of MONAI's MedNeXt.
+            n_further: number of outputs below full resolution, at most the number of stages of the decoder
+                minus 1.
+            settings: settings of MONAI's MedNeXt.
         """
         super().__init__(**settings)
         dims, width, n_classes = settings["spatial_dims"], settings["init_filters"], settings["out_channels"]
@@ -98,19 +98,19 @@ class SupervisedMedNeXt(MedNeXt):
 
 
 def level_weights(n_outputs: int) -> tuple[float, ...]:
-    """The weight of each output in the loss: each next one half of the one before, summing to 1 (nnU-Net;
-    Isensee et al. 2021).
+    """The weight of each output in the loss: each weight is half of the weight before, and the sum is 1
+    (nnU-Net; Isensee et al. 2021).
     """
     total = sum(0.5**level for level in range(n_outputs))
     return tuple(0.5**level / total for level in range(n_outputs))
 
 
 def coarse_targets(targets: AnyTargets, *, level: int) -> AnyTargets:
-    """Every 2^level-th voxel of targets (B, *patch) along each axis, from the first on: nearest-neighbor
-    downsampling, 255 kept as it is.
+    """Every 2^level-th voxel of targets (B, *patch) along each axis, from the first on. This is
+    nearest-neighbor downsampling; the value 255 is kept.
 
-    The first voxel of each block of 2^level stands for the block: a convolution of stride 2 and kernel 3 has
-    its centers there.
+    The first voxel of each block of 2^level voxels represents the block, because the centers of a convolution
+    with stride 2 and kernel 3 lie there.
     """
     return targets[(slice(None), *(slice(None, None, 2**level),) * (targets.dim() - 1))]
 
@@ -121,7 +121,7 @@ def supervised_loss(loss: Loss, outputs: Outputs, targets: AnyTargets) -> PerExa
 
     Args:
         loss: (logits, targets) -> one loss for each example.
-        outputs: of the network.
+        outputs: outputs of the network.
         targets: (B, *patch), at the resolution of the first output.
     """
     if isinstance(outputs, Tensor):
@@ -134,7 +134,7 @@ def supervised_loss(loss: Loss, outputs: Outputs, targets: AnyTargets) -> PerExa
 
 
 def _outputs(network: Any, output: nn.Module, features: list[Tensor]) -> Tensor | tuple[Tensor, ...]:
-    """The logits of the decoder's features, which come the coarsest first."""
+    """The logits of the features of the decoder. The coarsest features come first."""
     logits: Tensor = output(features[-1])
     if not network.training or not network.further_heads:
         return logits

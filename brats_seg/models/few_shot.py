@@ -1,5 +1,5 @@
-"""Networks that are shown a few images of each class and say of which class another is: prototypical,
-matching, and with a memory.
+"""Networks that classify an image from a few labeled images of each class: prototypical networks, matching
+networks and memory networks.
 """
 
 from abc import abstractmethod
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 Support = Float[Tensor, "episodes ways shots features"]
 Queries = Float[Tensor, "episodes queries features"]
 ClassScores = Float[Tensor, "episodes queries ways"]
-"""Logarithms of class probabilities, but for a constant of each query."""
+"""Logarithms of class probabilities, up to a constant for each query."""
 _BLOCKS = 4
 
 
@@ -33,17 +33,17 @@ def make_embedding(n_channels: int, *, width: int) -> nn.Module:
 
 
 def n_features(image_size: tuple[int, int], *, width: int) -> int:
-    """Features that `make_embedding` gives of an image of (Y, X) pixels."""
+    """The number of features that `make_embedding` computes from an image of (Y, X) pixels."""
     y, x = image_size
     return (y >> _BLOCKS) * (x >> _BLOCKS) * width
 
 
 class EpisodeNetwork(nn.Module):
-    """A network that learns from whole episodes: the loss of each of its images is the mean loss of the
-    queries of its episode.
+    """A network that learns from whole episodes. The loss of each image is the mean loss of the queries of
+    its episode.
 
-    A batch holds episodes one after the other. An episode holds `ways` classes one after the other. A class
-    holds first its `shots`, whose class is told, then its queries.
+    A batch contains episodes one after the other. An episode contains `ways` classes one after the other. A
+    class contains first its `shots` (images whose class is given), then its queries.
     """
 
     def __init__(self, embedding: nn.Module, *, ways: int, shots: int, queries: int) -> None:
@@ -52,7 +52,7 @@ class EpisodeNetwork(nn.Module):
 
     @abstractmethod
     def scores(self, support: Support, queries: Queries) -> ClassScores:
-        """How likely each class is for each query."""
+        """The score of each class for each query."""
 
     def forward(self, images: Float[Tensor, "b c y x"]) -> Float[Tensor, "b 1"]:
         """The loss of each image: cross-entropy of the queries."""
@@ -67,21 +67,23 @@ class EpisodeNetwork(nn.Module):
 
 
 class Prototypical(EpisodeNetwork):
-    """The nearest class mean of the features, by squared distance (Snell et al. 2017, equations 1 and 2)."""
+    """Choose the class with the nearest mean of the features, by squared distance (Snell et al. 2017,
+    equations 1 and 2).
+    """
 
     def scores(self, support: Support, queries: Queries) -> ClassScores:
-        """Minus the squared distance to the mean of each class."""
+        """The negative squared distance to the mean of each class."""
         return -torch.cdist(queries, support.mean(2)).square()
 
 
 class Matching(EpisodeNetwork):
-    """Attention over the images that are shown (Vinyals et al. 2016, equations 1 and 2), without its full
-    context embeddings.
+    """Attention over the labeled images (Vinyals et al. 2016, equations 1 and 2), without full context
+    embeddings.
     """
 
     def scores(self, support: Support, queries: Queries) -> ClassScores:
-        """The logarithm of the attention that the images of each class get; attention is the softmax of the
-        cosine.
+        """The logarithm of the total attention on the images of each class. The attention is the softmax of
+        the cosine similarity.
         """
         shown = F.normalize(support.flatten(1, 2), dim=-1)
         cosine = F.normalize(queries, dim=-1) @ shown.transpose(1, 2)
@@ -91,14 +93,14 @@ class Matching(EpisodeNetwork):
 
 @dataclass(frozen=True)
 class MemoryState:
-    """What a memory network keeps from one step to the next.
+    """The state of a memory network between two steps.
 
     Attributes:
-        hidden: of the LSTM (b, h), and its cell.
+        hidden: hidden state (b, h) and cell state of the LSTM.
         slots: the memory (b, m, w).
-        usage: how much each slot was read and written, fading (b, m).
+        usage: how much each slot was read and written, with decay over the steps (b, m).
         attended: how much each slot was read in the last step (b, m).
-        read: what was read (b, w).
+        read: the values that were read (b, w).
     """
 
     hidden: tuple[Tensor, Tensor]
@@ -115,8 +117,8 @@ class MemoryState:
 
 
 class MemoryCell(nn.Module):
-    """An LSTM with an external memory that is read by content and written at the least used slot or where it
-    was read last (Graves et al. 2014, section 3.3.1; Santoro et al. 2016, section 3.1).
+    """An LSTM with an external memory. It reads by content, and writes to the least used slot or to the slots
+    that it read last (Graves et al. 2014, section 3.3.1; Santoro et al. 2016, section 3.1).
     """
 
     def __init__(self, n_inputs: int, *, hidden: int, slots: int, width: int, fade: float = 0.95) -> None:
@@ -127,7 +129,7 @@ class MemoryCell(nn.Module):
         self.n_outputs = hidden + width
 
     def begin(self, n: int) -> MemoryState:
-        """The state of n sequences before their first step: a memory that holds nearly nothing."""
+        """The state of n sequences before their first step: an almost empty memory."""
         like = self.head.weight
         hidden, width = self.controller.hidden_size, self.width
         empty = [like.new_zeros(n, size) for size in (hidden, hidden, self.slots, self.slots, width)]
@@ -137,7 +139,7 @@ class MemoryCell(nn.Module):
     def forward(
         self, inputs: Float[Tensor, "b n"], state: MemoryState
     ) -> tuple[Float[Tensor, "b outputs"], MemoryState]:
-        """One step: the hidden state beside what is read, and the next state."""
+        """One step. Returns the hidden state joined with the values read, and the next state."""
         hidden, cell = self.controller(torch.cat([inputs, state.read], 1), state.hidden)
         key, content, strength, gate = self.head(hidden).split([self.width, self.width, 1, 1], 1)
         least_used = F.one_hot(state.usage.argmin(1), self.slots).to(inputs.dtype)
@@ -154,11 +156,11 @@ class MemoryCell(nn.Module):
 
 
 class MemoryNetwork(EpisodeNetwork):
-    """Images one after the other, each with the class of the one before; the class of a query is recalled
-    from the memory (Santoro et al. 2016, section 2).
+    """A network that reads images one after the other, each with the class of the image before. It recalls
+    the class of a query from its memory (Santoro et al. 2016, section 2).
 
-    The images that are shown come one of each class at a time. Each query meets the memory as it is after
-    them.
+    The labeled images are ordered in rounds with one image of each class. Each query uses the memory as it is
+    after all labeled images.
     """
 
     def __init__(self, embedding: nn.Module, *, ways: int, shots: int, queries: int, n_features: int) -> None:
@@ -167,7 +169,7 @@ class MemoryNetwork(EpisodeNetwork):
         self.output = nn.Linear(self.cell.n_outputs, ways)
 
     def scores(self, support: Support, queries: Queries) -> ClassScores:
-        """What the output layer gives for each query."""
+        """The output of the last layer for each query."""
         n, ways, shots, _ = support.shape
         labels = torch.eye(ways, device=support.device)
         before, state = labels.new_zeros(n, ways), self.cell.begin(n)

@@ -1,4 +1,6 @@
-"""Dice and cross-entropy of each lesion by itself, so that a small lesion counts as much as a large one."""
+"""Dice and cross-entropy of each lesion separately, so that a small lesion counts as much as a large
+lesion.
+"""
 
 from typing import Literal
 
@@ -14,8 +16,8 @@ from brats_seg.core.tensors import Logits, PerExample
 
 ByLesion = Literal["blob", "components"]
 DICE_SMOOTH = 1e-5
-"""Added to both sides of the Dice fraction, as MONAI and nnU-Net do, so that a class absent from patch and
-prediction has a value.
+"""Added to numerator and denominator of the Dice fraction, as in MONAI and nnU-Net, so that a class that is
+absent from patch and prediction has a value.
 """
 
 
@@ -31,21 +33,21 @@ Regions = Int64[np.ndarray, "b *patch"]
 def lesion_loss(logits: Logits, classes: ClassNumbers, counted: Voxels | None, *, by: ByLesion) -> PerExample:
     """Binary cross-entropy plus 1 - soft Dice of tumor against healthy, in a region for each lesion.
 
-    A lesion is a connected component of the reference's tumor (all classes but the first) in the patch;
-    voxels that share a face, an edge or a corner are connected. The lesions are found on the CPU, once for
+    A lesion is a connected component of the reference tumor (all classes except the first) in the patch.
+    Voxels that share a face, an edge or a corner are connected. The lesions are found on the CPU, once in
     each call, and have no gradient.
 
     Args:
         logits: (B, K, *patch); class 0 is healthy.
-        classes: the reference.
-        counted: voxels that count; None for all.
+        classes: class numbers of the reference.
+        counted: voxels that count; None for all voxels.
         by: 'components': the region of a lesion is all voxels nearer to it than to any other lesion
             (CC-DiceCE, Bouteille et al. 2025, on the regions of CC-Metrics, Jaus et al. 2024). The regions
             fill the patch; without a lesion the patch is one region. 'blob': the region of a lesion is the
             patch without the other lesions (blob loss, Kofler et al. 2023). Without a lesion the loss is 0.
 
     Returns:
-        For each example the mean over its lesions.
+        The mean over the lesions of each example.
     """
     regions, example_of = (
         torch.from_numpy(a).to(logits.device, non_blocking=True)
@@ -76,8 +78,8 @@ def lesion_loss(logits: Logits, classes: ClassNumbers, counted: Voxels | None, *
 def number_regions(tumor: TumorMasks, *, by: ByLesion) -> tuple[Regions, Ids]:
     """The region of each voxel, and the example of each lesion.
 
-    Region i < B is what belongs to no lesion in example i; the regions of the lesions follow, in the order of
-    the examples.
+    Region i < B holds the voxels of example i that belong to no lesion. The regions of the lesions follow in
+    the order of the examples.
     """
     regions = np.empty(tumor.shape, np.int64)
     example_of: list[int] = []
@@ -91,8 +93,8 @@ def number_regions(tumor: TumorMasks, *, by: ByLesion) -> tuple[Regions, Ids]:
 
 
 def _nearest(lesions: np.ndarray, n: int) -> np.ndarray:
-    """The number of the lesion nearest to each voxel, by Euclidean distance in voxels; 1 where there is one
-    lesion or none.
+    """The number of the nearest lesion of each voxel, by Euclidean distance in voxels; 1 everywhere if there
+    is at most one lesion.
     """
     if n <= 1:
         return np.ones_like(lesions)

@@ -1,4 +1,4 @@
-"""(logits, target) -> one loss per example."""
+"""Loss functions: (logits, target) -> one loss per example."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,7 +29,7 @@ TAKE_WEIGHTS = ("cross_entropy", "dice_cross_entropy", "ldam")
 WITH_DICE = ("dice_cross_entropy", "region")
 """Losses with a Dice term."""
 OF_REGIONS = ("dice_cross_entropy", "unified_focal", "region")
-"""Losses that compare a region that is said with a region that is true: an image with one class has none."""
+"""Losses that compare a predicted region with a true region. An image with one class has no region."""
 
 
 def make_loss(
@@ -40,38 +40,41 @@ def make_loss(
     classes: Sequence[str] | None = None,
     prior: Sequence[float] | None = None,
 ) -> Loss:
-    """Build a loss by its name, or as a section `loss` of a config describes it.
+    """Build a loss by its name, or from a section `loss` of a config.
 
     Args:
-        loss: a name in `LOSSES`, or a section. Its `outside`, `class_weights` and `weights_from` do not count
-            here. With `dice` 'batch' (nnU-Net's batch Dice) every example gets the Dice of all voxels of the
-            batch together, so that the mean over the examples is that value. The batch is the examples of one
-            call: one part of `training.accumulate`, on one rank.
-        outside: whether a target of 255 counts as class 0 (healthy), not at all, or as class 255 (images,
-            which have no outside).
-        class_weights: a factor for each class on the loss of its voxels; None is 1 for all. Not on the Dice
-            term.
-        classes: their names, for 'region', and for the Dice of 'dice_cross_entropy', which is of all classes
-            where the first is not healthy (a bank grouped to tumor); None: the first is.
+        loss: a name in `LOSSES`, or a section. Its `outside`, `class_weights` and `weights_from` are not used
+            here. With `dice` 'batch' (the batch Dice of nnU-Net) every example gets the Dice of all voxels of
+            the batch together, so that the mean over the examples is this value. The batch is the examples of
+            one
+        call: one part of `training.accumulate`, on one rank.
+        outside: whether a target of 255 counts as class 0 (healthy), is ignored, or is class 255 (for images,
+            which have no background label).
+        class_weights: a factor for each class on the loss of its voxels, but not on the Dice term; None means
+            1 for all classes.
+        classes: names of the classes, for 'region' and for the Dice of 'dice_cross_entropy'. If the first
+            class is not healthy (a bank grouped to tumor), the Dice is the mean over all classes. None means
+            that the first class is healthy.
         prior: natural share of each class, for 'logit_adjusted', 'ldam' and 'label_aware'.
 
     Returns:
-        A function from logits (B, K, *patch) and uint8 targets (B, *patch) to losses (B,), float32 or, of
-        float64 logits, float64: the mean over the counted voxels of each example. Weights are not normalized
+        A function from logits (B, K, *patch) and uint8 targets (B, *patch) to losses (B,): the mean over the
+        counted voxels of each example. The losses are float32, or float64 for float64 logits. Weights are not
+        normalized
             away within an example, so that weights and class counts
         multiply to the effective prior.
 
     Raises:
-        UsageError: an unknown name, weights for a loss that takes none, classes that are not those of the
-            regions, a prior without a class, `by_lesion` without a healthy class, or a loss of regions for
-            images.
+        UsageError: the name is unknown, class weights are given for a loss without class weights, the classes
+            are not the classes of the regions, a class of the prior has no share, `by_lesion` is used without
+            a healthy class, or a loss of regions is used for images.
     """
     section = parse_settings(knobs.Loss, {"kind": loss}) if isinstance(loss, str) else loss
     kind, by_lesion = section.kind, section.by_lesion
     refuse(
         (
             kind not in TAKE_WEIGHTS and class_weights is not None,
-            f"loss.class_weights: '{kind}' takes none; use {' or '.join(TAKE_WEIGHTS)}",
+            f"loss.class_weights: '{kind}' does not use class weights; use {' or '.join(TAKE_WEIGHTS)}",
         ),
         (
             outside == "none" and kind in OF_REGIONS,
@@ -81,12 +84,12 @@ def make_loss(
     )
     if by_lesion != "none" and classes is not None and classes[0] != "healthy":
         raise UsageError(
-            f"loss.by_lesion '{by_lesion}' is for networks that tell healthy from tumor; these classes are "
+            f"loss.by_lesion '{by_lesion}' needs a network with the class healthy; these classes are "
             f"{', '.join(classes)}"
         )
     if kind == "region" and tuple(classes or ()) != REGION_CLASSES:
         raise UsageError(
-            f"loss.kind 'region' takes the classes {', '.join(REGION_CLASSES)}, not "
+            f"loss.kind 'region' needs the classes {', '.join(REGION_CLASSES)}, not "
             f"{', '.join(classes or ['no names'])}: the regions whole, core and active cannot tell necrotic "
             "from non-enhancing core, nor a cavity from either; use another loss"
         )
@@ -122,7 +125,7 @@ def make_loss(
 
 
 class _PerDevice:
-    """A number for each class, copied once to each device: a copy in every step would make the CPU wait for
+    """A number for each class, copied once to each device. A copy in every step would make the CPU wait for
     the GPU.
     """
 
@@ -141,14 +144,14 @@ class _PerDevice:
 
 
 def _whole_prior(kind: str, prior: Sequence[float] | None, classes: Sequence[str] | None) -> Sequence[float]:
-    """A prior in which every class has a share."""
+    """The prior, checked so that every class has a share above 0."""
     if prior is None:
         raise UsageError(f"loss.kind '{kind}' needs the natural share of each class")
     absent = [str(k) if classes is None else classes[k] for k, share in enumerate(prior) if not share > 0]
     if absent:
         raise UsageError(
-            f"loss.kind '{kind}': the training cases hold no {', '.join(absent)}, and this loss follows from "
-            "the share of each class; give examples of the class, or another loss"
+            f"loss.kind '{kind}': the training cases contain no {', '.join(absent)}, but this loss depends "
+            "on the share of each class; add cases with this class, or use another loss"
         )
     return prior
 
@@ -164,8 +167,8 @@ def _margins(prior: Sequence[float], section: knobs.Loss) -> list[float]:
 
 
 def _smoothing(prior: Sequence[float], section: knobs.Loss) -> list[float]:
-    """The share of a label that goes to the other classes: a quarter of a sine from the smallest class to
-    the largest.
+    """The share of a label that is given to the other classes. From the smallest to the largest class it
+    rises as a quarter of a sine.
     """
     span = max(prior) - min(prior)
     places = [(share - min(prior)) / span if span else 0.0 for share in prior]
@@ -174,7 +177,7 @@ def _smoothing(prior: Sequence[float], section: knobs.Loss) -> list[float]:
 
 
 _FROM_PRIOR = {"logit_adjusted": _adjustments, "label_aware": _smoothing}
-"""Losses with a number for each class that follows from its share."""
+"""Losses with a number for each class that is computed from its share."""
 
 
 def _cross_entropy(logits: Tensor, classes: Tensor, counted: Tensor | None, weights: Tensor | None) -> Tensor:
@@ -214,12 +217,13 @@ def _unified_focal(
     section: knobs.Loss,
     first_class: int = 1,
 ) -> Tensor:
-    """Asymmetric unified focal loss (Yeung et al. 2022), here for any number of tumor classes, the rare ones.
+    """Asymmetric unified focal loss (Yeung et al. 2022), here for any number of tumor classes, which are the
+    rare classes.
 
     Cross-entropy part: delta -log p of a tumor voxel, (1 - delta) (1 - p)^gamma -log p of a healthy one.
-    Tversky part, the mean over the classes with miss = 1 - TP / (TP + delta FN + (1 - delta) FP): miss of
-    healthy, miss^(1 - gamma) of a tumor class. Under 1e-5 the power goes on as a line to 0, since its slope
-    at 0 is infinite.
+    Tversky part, the mean over the classes with miss = 1 - TP / (TP + delta FN + (1 - delta) FP): miss for
+    healthy, miss^(1 - gamma) for a tumor class. Below 1e-5 the power is replaced by a line to 0, because its
+    slope at 0 is infinite.
     """
     delta, gamma = section.unified_delta, section.unified_gamma
     entropy = F.cross_entropy(logits, classes, reduction="none")
@@ -244,8 +248,8 @@ def _unified_focal(
 def _logit_adjusted(
     logits: Tensor, classes: Tensor, counted: Tensor | None, adjustments: Tensor | None
 ) -> Tensor:
-    """Menon et al. 2021, equation 10: the cross-entropy of logits with tau log prior added, so that the bare
-    logits are balanced ones.
+    """Menon et al. 2021, equation 10: the cross-entropy of the logits plus tau log prior. The logits without
+    this term then belong to balanced classes.
     """
     assert adjustments is not None  # `make_loss` sees to it
     return _cross_entropy(logits + adjustments.view(-1, *[1] * (logits.dim() - 2)), classes, counted, None)
@@ -262,8 +266,8 @@ def _ldam(
     """Label-distribution-aware margins (Cao et al. 2019, section 3.2): the logit of the true class is lowered
     by the margin of the class before the cross-entropy.
 
-    The paper gives the network a last layer of weights and features of length 1, and multiplies their cosine
-    by 30. Here the logits are those of the network as it is, and the margins are in logits.
+    In the paper, the weights and features of the last layer have length 1, and their cosine is multiplied by
+    30. Here the network is unchanged, and the margins are in units of its logits.
     """
     of_class = margins.like(logits)
     assert of_class is not None
@@ -274,22 +278,22 @@ def _ldam(
 def _top_k(
     logits: Tensor, classes: Tensor, counted: Tensor | None, weights: Tensor | None, *, share: float
 ) -> Tensor:
-    """The cross-entropy of the hardest voxels or images of the batch alone: online hard example mining
-    (Shrivastava et al. 2016, section 4); for voxels nnU-Net's top-k loss. The mean over the examples is the
-    mean over the `share` that counts.
+    """The cross-entropy of only the hardest voxels or images of the batch: online hard example mining
+    (Shrivastava et al. 2016, section 4); for voxels this is nnU-Net's top-k loss. The mean over the examples
+    is the mean over the hardest `share`.
     """
     entropy = F.cross_entropy(logits, classes, reduction="none")
     counts = torch.ones_like(classes, dtype=torch.bool) if counted is None else counted
     order = entropy.detach().masked_fill(~counts, -1).flatten().argsort(descending=True)
     n_kept = (share * counts.sum()).ceil()
     kept = (order.argsort() < n_kept).view_as(entropy)
-    # One mean over the kept voxels of the batch: a patch with more of them weighs more.
+    # One mean over the kept voxels of the batch: a patch with more kept voxels has more weight.
     return (entropy * kept).view(len(entropy), -1).sum(1) * (len(entropy) / n_kept.clamp(min=1))
 
 
 def _label_aware(logits: Tensor, classes: Tensor, counted: Tensor | None, smoothing: Tensor | None) -> Tensor:
-    """Label-aware smoothing (Zhong et al. 2021, MiSLAS, section 3.2): 1 - e of a label stays with its class,
-    e goes in equal parts to the others; e is large for common classes.
+    """Label-aware smoothing (Zhong et al. 2021, MiSLAS, section 3.2): the class of a label gets 1 - e, the
+    other classes get e in equal parts; e is large for common classes.
     """
     assert smoothing is not None  # `make_loss` sees to it
     logs = F.log_softmax(logits, 1)
@@ -303,10 +307,10 @@ def _region(
     logits: Tensor, classes: Tensor, counted: Tensor | None, weights: Tensor | None, *, dice: str = "example"
 ) -> Tensor:
     """A sigmoid for each of whole, core and active: binary cross-entropy plus 1 - soft Dice, means over the
-    three (Isensee et al. 2020).
+    three regions (Isensee et al. 2020).
 
-    The logit of a region is a difference of class logits (`region_logits`). Where a smaller region is not the
-    likelier one, the class of the largest logit is the one that cutting every sigmoid at 0.5 gives.
+    The logit of a region is a difference of class logits (`region_logits`). If no region is more probable
+    than the region around it, cutting every sigmoid at 0.5 gives the class of the largest logit.
     """
     regions = region_logits(logits)
     truth = torch.stack([classes != 0, (classes == 1) | (classes == 3), classes == 3], 1)
@@ -317,14 +321,14 @@ def _region(
 
 
 def _is_class(classes: Tensor, n_classes: int) -> Tensor:
-    """Whether each voxel is of each class, bool (B, K, *patch)."""
+    """A mask of each class, bool (B, K, *patch)."""
     numbers = torch.arange(n_classes, device=classes.device)
     return classes[:, None] == numbers.view(-1, *[1] * (classes.dim() - 1))
 
 
 def _one_minus_dice(probabilities: Tensor, truth: Tensor, counted: Tensor | None, *, over: str) -> Tensor:
-    """One minus the soft Dice (B,), the mean over the channels (B, C, *patch); over the 'batch' it is the
-    same for all examples.
+    """One minus the soft Dice (B,), as the mean over the channels (B, C, *patch). Over the 'batch' all
+    examples have the same value.
     """
     if counted is not None:
         probabilities, truth = probabilities * counted[:, None], truth * counted[:, None]
@@ -337,7 +341,7 @@ def _one_minus_dice(probabilities: Tensor, truth: Tensor, counted: Tensor | None
 
 def _mean_per_example(values: Tensor, counted: Tensor | None) -> Tensor:
     if values.dim() == 1:
-        return values  # a class for the whole image
+        return values  # one class for the whole image
     if counted is None:
         return values.flatten(1).mean(1)
     counted = counted.flatten(1)

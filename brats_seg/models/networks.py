@@ -1,4 +1,4 @@
-"""Name -> network, one dict."""
+"""The networks by name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,18 +32,18 @@ Builder = Callable[[Network, int, int, int], nn.Module]
 
 @dataclass(frozen=True)
 class NetworkKind:
-    """How a network is built, and what it takes.
+    """How a network is built, and which settings it accepts.
 
     Attributes:
-        build: makes it.
-        dims: numbers of patch axes.
-        norms: values of `network.norm`.
-        output: dotted path of its output layer, which two-phase training goes on with; "" for none. `{last}`
-            stands for the number of its last stage of upsampling.
-        divisor: what every side of an input must be a multiple of.
-        margin: voxels that its output is smaller than its input on each side.
-        drops_out: whether it has layers for `network.dropout`.
-        supervised: whether it has outputs below full resolution for `network.deep_supervision`.
+        build: function that builds the network.
+        dims: allowed numbers of patch axes.
+        norms: allowed values of `network.norm`.
+        output: dotted path of the output layer, which the second phase of two-phase training trains; "" if
+            there is none. `{last}` means the number of the last upsampling stage.
+        divisor: every side of an input must be a multiple of this number.
+        margin: number of voxels by which the output is smaller than the input on each side.
+        drops_out: whether the network has layers for `network.dropout`.
+        supervised: whether the network has outputs below full resolution for `network.deep_supervision`.
     """
 
     build: Builder
@@ -57,36 +57,37 @@ class NetworkKind:
 
 
 def make_network(network: Network, *, n_channels: int, n_classes: int, n_dims: int) -> nn.Module:
-    """Build a network by its name, freshly initialized from torch's global generator.
+    """Build a network by its name, initialized from torch's global generator.
 
     Returns:
-        A module from float inputs (B, n_channels, *patch) to logits (B, n_classes, *patch), `n_dims` patch
-        axes; with valid convolutions the logits are `margin_of` it smaller on each side. With deep
-        supervision the module gives several logits in training mode: those at full resolution first, each
-            next one at half the resolution. In evaluation mode it gives the first alone.
+        A module from float inputs (B, n_channels, *patch) to logits (B, n_classes, *patch), with `n_dims`
+        patch axes. With valid convolutions the logits are smaller by `margin_of(module)` voxels on each side.
+        With deep
+        supervision the module gives several logits in training mode: the first at full resolution, each next
+            one at half the resolution. In evaluation mode it gives only the first.
 
     Raises:
-        UsageError: an unknown name, a patch of another dimension, or channels, residual units, a norm,
-            dropout or deep supervision that the network cannot take.
+        UsageError: the name is unknown, the patch has another number of axes, or the network does not accept
+            the channels, residual units, norm, dropout or deep supervision.
     """
     kind = _kind(network)
     if n_dims not in kind.dims:
         wanted = " or ".join(map(str, kind.dims))
         raise UsageError(
-            f"network.name '{network.name}' takes patches of {wanted} axes; patch.size has {n_dims}"
+            f"network.name '{network.name}' needs patches of {wanted} axes; patch.size has {n_dims}"
         )
     refuse(
         (
             network.norm not in kind.norms,
-            f"network.norm '{network.norm}': '{network.name}' takes {', '.join(kind.norms)}",
+            f"network.norm '{network.norm}': '{network.name}' accepts {', '.join(kind.norms)}",
         ),
         (
             min(network.channels, default=1) < 1,
-            f"network.channels {list(network.channels)}: a layer has at least 1",
+            f"network.channels {list(network.channels)}: each number must be 1 or more",
         ),
         (
             network.dropout > 0 and not kind.drops_out,
-            f"network.dropout {network.dropout:g}: '{network.name}' has no dropout; take 0",
+            f"network.dropout {network.dropout:g}: '{network.name}' has no dropout; use 0",
         ),
     )
     _check_supervision(network, kind)
@@ -94,40 +95,39 @@ def make_network(network: Network, *, n_channels: int, n_classes: int, n_dims: i
 
 
 def output_layer(network: Network, module: nn.Module) -> nn.Module:
-    """The layer of a built network that makes logits of its features: the part that learns in the second
-    phase of two-phase training.
+    """The output layer of a network, which computes logits from features. In two-phase training the second
+    phase trains only this layer.
     """
     kind = _kind(network)
     if not kind.output:
         raise UsageError(
-            f"network.name '{network.name}' has no output layer of its own; give the stages their second "
-            "phase"
+            f"network.name '{network.name}' has no output layer; give the stages their second phase"
         )
     return module.get_submodule(kind.output.format(last=len(network.channels) - 2))
 
 
 def network_divisor(network: Network) -> int:
-    """What every side of an input must be a multiple of: the network halves it this often."""
+    """Every side of an input must be a multiple of this number, because the network halves the side several
+    times.
+    """
     return _kind(network).divisor(network)
 
 
 def check_patch_size(
     network: Network, *, patch_size: tuple[int, ...], n_together: int = 2, jitter: float = 0.0
 ) -> None:
-    """Raise `UsageError` where a network cannot be trained on patches of this size, or (a composed cascade)
-    not at all.
+    """Raise `UsageError` if a network cannot be trained on patches of this size, or cannot be trained at all
+    (a composed cascade).
 
     Args:
-        network: its knobs.
-        patch_size: (Y, X) or (Z, Y, X), voxels.
-        n_together: patches in the smallest pass.
-        jitter: `sampler.jitter`; a network with a margin must label the voxel that was drawn.
+        network: knobs of the network.
+        patch_size: (Y, X) or (Z, Y, X), in voxels.
+        n_together: number of patches in the smallest forward pass.
+        jitter: `sampler.jitter`. The output of a network with a margin must contain the drawn voxel.
     """
     kind, shown = _kind(network), " x ".join(map(str, patch_size))
     if network.name == "cascade":
-        raise UsageError(
-            "network.name 'cascade' is not trained: `brats-seg cascade` composes it of two trained runs"
-        )
+        raise UsageError("network.name 'cascade' is not trained: `brats-seg cascade` joins two trained runs")
     smallest = 2 * kind.margin + 1
     if kind.margin and any(side < smallest or side % 2 == 0 for side in patch_size):
         raise UsageError(f"patch.size {shown}: '{network.name}' needs odd sides of at least {smallest}")
@@ -137,7 +137,7 @@ def check_patch_size(
         raise UsageError(
             f"sampler.jitter {jitter:g}: '{network.name}' labels the middle {least - 2 * kind.margin} of "
             f"{least} voxels a side, and the "
-            f"drawn voxel must be one of them; take {int(100 * most) / 100:g} at most"
+            f"drawn voxel must be one of them; use {int(100 * most) / 100:g} at most"
         )
     divisor = network_divisor(network)
     if any(side % divisor for side in patch_size):
@@ -148,23 +148,24 @@ def check_patch_size(
     needs_more = network.norm == "instance" or (network.norm == "batch" and n_together == 1)
     if needs_more and prod(side // divisor for side in patch_size) == 1:
         raise UsageError(
-            f"patch.size {shown}: one voxel is left at the bottom for the {network.norm} norm; take a side "
-            f"of {2 * divisor}"
+            f"patch.size {shown}: only one voxel is left at the lowest level for the {network.norm} norm; "
+            f"use a side of {2 * divisor}"
         )
 
 
 def _check_supervision(network: Network, kind: NetworkKind) -> None:
-    """The lowest level has no output: the decoder begins above it."""
+    """Refuse too many outputs. The lowest level has no output, because the decoder starts above it."""
     n_outputs, most = network.deep_supervision, len(network.channels) - 2
     if n_outputs and not kind.supervised:
         names = ", ".join(name for name, other in NETWORKS.items() if other.supervised)
         raise UsageError(
-            f"network.deep_supervision {n_outputs}: '{network.name}' has none; take 0, or one of {names}"
+            f"network.deep_supervision {n_outputs}: '{network.name}' has no such outputs; use 0, or one of "
+            f"{names}"
         )
     if n_outputs > max(most, 0):
         raise UsageError(
             f"network.deep_supervision {n_outputs}: '{network.name}' with {len(network.channels)} channels "
-            f"has {max(most, 0)} outputs below full resolution; take fewer"
+            f"has {max(most, 0)} outputs below full resolution; use fewer"
         )
 
 
@@ -183,11 +184,12 @@ def _cascade(network: Network, n_channels: int, n_classes: int, n_dims: int) -> 
 
 
 def _stages(network: Network) -> tuple[Network, Network]:
-    assert network.stages is not None  # the config asks for them
+    assert network.stages is not None  # the config requires stages
     return network.stages
 
 
-_VALID_NORMS = ("batch", "none")  # of a patch of 33 x 33 the others make another output than of a whole slice
+# With other norms the output of a patch of 33 x 33 differs from the output of a whole slice.
+_VALID_NORMS = ("batch", "none")
 NETWORKS: dict[str, NetworkKind] = {
     "unet2d": NetworkKind(unet, dims=(2,), output="model.2"),
     "basic_unet2d": NetworkKind(

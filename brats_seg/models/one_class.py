@@ -1,4 +1,4 @@
-"""Networks that learn what one class looks like: convolutional autoencoder and deep SVDD."""
+"""Networks that learn one class from its images: convolutional autoencoder and deep SVDD."""
 
 import torch
 from jaxtyping import Float
@@ -11,34 +11,35 @@ Losses = Float[Tensor, "b 1"]
 """The loss of each image."""
 _LEAK = 0.1
 _LEAST = 0.1
-"""No coordinate of the center of deep SVDD is nearer to 0."""
+"""Least distance from 0 of each coordinate of the center of deep SVDD."""
 
 
 class Autoencoder(nn.Module):
-    """Convolutions of stride 2 down to a short code, and back up. It learns to give its input back.
+    """An encoder of convolutions with stride 2 to a short code, and a decoder. The network learns to
+    reconstruct its input.
 
-    No layer has a bias, so that its encoder can go on as deep SVDD, which must have none (Ruff et al. 2018,
-    section 3.3).
+    No layer has a bias, because the encoder can be trained on as deep SVDD, which must not have a bias (Ruff
+    et al. 2018, section 3.3).
     """
 
     def __init__(
         self, n_channels: int, image_size: tuple[int, int], *, width: int = 16, code: int = 32
     ) -> None:
-        """Build it from torch's global generator.
+        """Build the autoencoder, initialized from torch's global generator.
 
         Args:
-            n_channels: of an image.
+            n_channels: number of channels of an image.
             image_size: (Y, X) in pixels, both multiples of 4.
-            width: features of the first layer; the second has twice as many.
-            code: features between encoder and decoder.
+            width: number of features of the first layer; the second layer has twice as many.
+            code: number of features between encoder and decoder.
 
         Raises:
-            UsageError: a side that is no multiple of 4.
+            UsageError: a side is not a multiple of 4.
         """
         super().__init__()
         if any(side % 4 for side in image_size):
             shown = " x ".join(map(str, image_size))
-            raise UsageError(f"images of {shown}: the autoencoder halves a side twice; take multiples of 4")
+            raise UsageError(f"images of {shown}: the autoencoder halves a side twice; use multiples of 4")
         y, x = (side // 4 for side in image_size)
         self.encoder = nn.Sequential(
             nn.Conv2d(n_channels, width, 5, stride=2, padding=2, bias=False),
@@ -62,7 +63,7 @@ class Autoencoder(nn.Module):
         )
 
     def residual(self, images: Images) -> Images:
-        """What the autoencoder gives back, minus the images."""
+        """The reconstruction minus the images."""
         difference: Tensor = self.decoder(self.encoder(images)) - images
         return difference
 
@@ -72,19 +73,19 @@ class Autoencoder(nn.Module):
 
 
 class DeepSvdd(nn.Module):
-    """An encoder that brings images near a fixed center (Ruff et al. 2018, equation 4, the one-class form);
-    the distance is the score.
+    """An encoder that learns to map images close to a fixed center (Ruff et al. 2018, equation 4, the
+    one-class form). The distance to the center is the score.
     """
 
     center: Tensor
 
     def __init__(self, encoder: nn.Module, center: Float[Tensor, " features"]) -> None:
-        """Go on from a trained encoder.
+        """Start from a trained encoder.
 
         Args:
-            encoder: of an autoencoder; changed in training.
-            center: mean of its features. Coordinates within 0.1 of 0 are moved to 0.1 or -0.1, as a feature
-                that is 0 for every image is learned at once.
+            encoder: encoder of an autoencoder; the training changes it.
+            center: mean of its features. Coordinates between -0.1 and 0.1 are moved to 0.1 or -0.1. Otherwise
+                the encoder could set this feature to 0 for every image.
         """
         super().__init__()
         self.encoder = encoder

@@ -1,4 +1,4 @@
-"""The output weights of each class: divided by their length, or kept in their direction."""
+"""The output weights of each class: divide them by their length, or keep their direction."""
 
 from collections.abc import Mapping
 
@@ -9,24 +9,24 @@ from torch import Tensor, nn
 from brats_seg.core.errors import UsageError
 
 Rows = Float[Tensor, "k n"]
-"""Weights of each class, and the bias as the last column where there is one."""
+"""One row of weights for each class; the last column is the bias, if the layer has one."""
 
 
 def linear_output(layer: nn.Module) -> nn.Linear | nn.Conv2d | nn.Conv3d:
-    """The one linear map in an output layer. Raises `UsageError` where there are several, or a transposed
-    one.
+    """The only linear map in an output layer. Raises `UsageError` if the layer has several linear maps or a
+    transposed convolution.
     """
     layers = [m for m in layer.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
     if len(layers) != 1 or not isinstance(layers[0], nn.Linear | nn.Conv2d | nn.Conv3d):
         raise UsageError(
-            "phases: this network's output layer is not one linear map, so that a class has no weights of "
-            "its own to scale; take a network that has one, such as basic_unet2d, dynunet or segresnet"
+            "phases: the output layer of this network is not one linear map, so a class has no separate "
+            "weights to scale; use a network with one linear map, such as basic_unet2d, dynunet or segresnet"
         )
     return layers[0]
 
 
 def rows_of(layer: nn.Linear | nn.Conv2d | nn.Conv3d) -> Rows:
-    """A copy of the weights of each class, and its bias."""
+    """A copy of the weights and the bias of each class."""
     parts = [layer.weight.detach().flatten(1)]
     if layer.bias is not None:
         parts.append(layer.bias.detach()[:, None])
@@ -35,7 +35,7 @@ def rows_of(layer: nn.Linear | nn.Conv2d | nn.Conv3d) -> Rows:
 
 @torch.no_grad()
 def set_rows(layer: nn.Linear | nn.Conv2d | nn.Conv3d, rows: Rows) -> None:
-    """Write the weights of each class, and its bias where the layer has one."""
+    """Write the weights of each class, and the biases if the layer has them."""
     n = layer.weight[0].numel()
     layer.weight.copy_(rows[:, :n].view_as(layer.weight))
     if layer.bias is not None:
@@ -54,10 +54,10 @@ def normalize_rows(layer: nn.Linear | nn.Conv2d | nn.Conv3d, *, power: float) ->
 
 
 class Directions:
-    """The direction of the weights of each class as it is now; later weights are moved back onto it.
+    """The present direction of the weights of each class. Later weights are moved back to this direction.
 
-    What is left to learn is the length (learnable weight scaling; Kang et al. 2020, section 4). The network
-    keeps its parameters, so that it is saved and loaded as any other.
+    The training then changes only the length of the weights (learnable weight scaling; Kang et al. 2020,
+    section 4). The network keeps its parameters, so it is saved and loaded as any other network.
     """
 
     def __init__(self, layer: nn.Linear | nn.Conv2d | nn.Conv3d) -> None:
@@ -69,11 +69,13 @@ class Directions:
         return {"units": self._units}
 
     def load_state_dict(self, state: Mapping[str, Rows]) -> None:
-        """Keep these directions from now on; without any, those of the weights as they are now."""
+        """Keep these directions from now on. Without directions, keep the directions of the present
+        weights.
+        """
         rows = rows_of(self._layer)
         units = state["units"] if state else torch.nn.functional.normalize(rows, dim=1)
         self._units = units.to(rows.device)
 
     def keep(self) -> None:
-        """Move the weights of each class to the nearest point of their line."""
+        """Move the weights of each class to the nearest point on the line of their direction."""
         set_rows(self._layer, (rows_of(self._layer) * self._units).sum(1, keepdim=True) * self._units)

@@ -1,4 +1,4 @@
-"""Networks that travel with the package: their names, checkpoints and model cards."""
+"""Networks that are part of the package: their names, checkpoints and model cards."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from brats_seg.core.files import BEST, read_model, read_text, write_text
 from brats_seg.core.settings import Section
 
 SHELF = Path(__file__).parents[1] / "starter"
-"""A folder for each network."""
+"""The folder with one folder for each network."""
 CARD, FACTS = "model_card.md", "model_card.json"
 _TITLE = "# Model card: "
 
@@ -33,15 +33,15 @@ class CardScore(Section):
 
 
 class CardWords(Section):
-    """What the person who packs a network writes of it.
+    """The text that the person who packages a network writes about it.
 
     Attributes:
-        data: what the networks were trained on.
-        recipe: how.
-        scored_on: the cases of the scores, how they were held out, and the convention.
-        scores: one for each region.
-        not_for: what the network is not for.
-        license: of the weights.
+        data: the training data.
+        recipe: the training recipe.
+        scored_on: the cases of the scores, how they were held out, and the convention of the scores.
+        scores: one score for each region.
+        not_for: uses for which the network is not meant.
+        license: license of the weights.
     """
 
     data: str
@@ -63,7 +63,7 @@ class PackedNetwork(Section):
 
 
 class Card(CardWords):
-    """All that is known of a packaged network: the words, and what the checkpoints say."""
+    """All facts about a packaged network: the text of the author, and values from the checkpoints."""
 
     name: str
     modalities: tuple[str, ...]
@@ -73,7 +73,7 @@ class Card(CardWords):
     tuned: str | None = None
 
     def summary(self) -> str:
-        """A few lines: what a list of networks shows."""
+        """A few lines for a list of networks."""
         scores = ", ".join(
             f"{s.region} {s.dice:.3f} ({s.low:.3f} to {s.high:.3f}, n {s.n})" for s in self.scores
         )
@@ -130,59 +130,57 @@ class Card(CardWords):
 
 
 def packaged_names() -> tuple[str, ...]:
-    """Names of the networks that this build has."""
+    """Names of the networks that are in this package."""
     return tuple(sorted(path.parent.name for path in SHELF.glob(f"*/{FACTS}")))
 
 
 def read_card(folder: Path) -> Card:
-    """The card of a packaged network. Raises `InputError` where it is damaged."""
+    """The card of a packaged network. Raises `InputError` if the card is damaged."""
     return read_model(Card, folder / FACTS, mend="install the package again")
 
 
 def find_run(run: str | Path) -> Path:
-    """The folder of a run, or of the packaged network of that name; a folder that exists wins.
+    """The folder of a run, or of the packaged network with this name. An existing folder is preferred.
 
     Raises:
-        UsageError: neither; with the names there are.
+        UsageError: neither exists. The message lists the names of the packaged networks.
     """
     return Path(run) if Path(run).is_dir() else find_packaged(str(run), also="no such folder, and ")
 
 
 def find_packaged(name: str, *, also: str = "") -> Path:
-    """The folder of the packaged network of that name. Raises `UsageError` with the names there are."""
+    """The folder of the packaged network with this name. Raises `UsageError` with the existing names."""
     names = packaged_names()
     if name in names:
         return SHELF / name
     choices = (
-        f"the networks that travel with the package are {', '.join(names)}"
-        if names
-        else "this build carries no network"
+        f"the networks of the package are {', '.join(names)}" if names else "this package has no network"
     )
     raise UsageError(f"{name}: {also}{choices}; a trained run is given by its folder")
 
 
 def is_packaged(folder: Path) -> bool:
-    """Whether a folder is in the packaged form: a card beside its checkpoints."""
+    """Whether a folder has the form of a packaged network: checkpoints and a card."""
     return (folder / FACTS).is_file()
 
 
 def checkpoints_of(folder: Path) -> tuple[Path, ...]:
-    """The checkpoints to average: the best one of a run, all of a packaged network.
+    """The checkpoints to average: the best checkpoint of a run, or all checkpoints of a packaged network.
 
     Raises:
-        InputError: a packaged network without a checkpoint.
+        InputError: a packaged network has no checkpoint.
     """
     if not is_packaged(folder):
         return (folder / BEST,)
     paths = tuple(sorted(folder.glob("*.pt")))
     if not paths:
-        raise InputError(f"{folder}: holds a model card and no checkpoint; install the package again")
+        raise InputError(f"{folder}: holds a model card but no checkpoint; install the package again")
     return paths
 
 
 def write_cards(out: Path, folders: Sequence[Path]) -> None:
-    """Write `OUT/model_card.md` of the packaged networks among these; without one, take an older card
-    away.
+    """Write `OUT/model_card.md` with the cards of the packaged networks among these folders. Without a
+    packaged network, delete an older card.
     """
     texts = [read_text(folder / CARD) for folder in folders if is_packaged(folder)]
     path = out / CARD

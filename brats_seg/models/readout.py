@@ -11,22 +11,22 @@ from brats_seg.core.shapes import TissueMap
 from brats_seg.scans.labels import MERGED
 
 Readout = Literal["softmax", "regions"]
-"""What a network's logits mean: a softmax over the classes, or a sigmoid for each of whole, core and active
-(`loss.kind` 'region').
+"""The meaning of the logits of a network: a softmax over the classes, or a sigmoid for each of whole, core
+and active (`loss.kind` 'region').
 """
 REGION_CLASSES = ("healthy", MERGED, "edema", "enhancing_core")
-"""The classes that the three regions tell apart, in the order of the logits."""
+"""The classes that the three regions distinguish, in the order of the logits."""
 
 
 def readout_of(loss_kind: str) -> Readout:
-    """How to read a network that was trained with this `loss.kind`."""
+    """The readout of a network that was trained with this `loss.kind`."""
     return "regions" if loss_kind == "region" else "softmax"
 
 
 def region_logits(logits: Float[Tensor, "b k *patch"]) -> Float[Tensor, "b 3 *patch"]:
-    """Logits of whole, core and active from those of the four classes (`REGION_CLASSES`): differences of
-    neighbors in the order healthy, edema, necrotic or non-enhancing, enhancing (adjacent categories; Agresti
-    2010).
+    """Logits of whole, core and active, computed from the logits of the four classes (`REGION_CLASSES`):
+    differences of neighbors in the order healthy, edema, necrotic or non-enhancing, enhancing (adjacent
+    categories; Agresti 2010).
     """
     healthy, merged, edema, enhancing = logits.unbind(1)
     return torch.stack([edema - healthy, merged - edema, enhancing - merged], 1)
@@ -39,10 +39,10 @@ def class_probabilities(
 
     'regions': P(whole), P(core) and P(active) are the sigmoids of the region logits. Each region contains the
     next, so P(healthy) = 1 - P(whole), P(edema) = P(whole) - P(core), P(necrotic or non-enhancing) = P(core)
-    - P(active) and P(enhancing) = P(active). The loss trains the three sigmoids one by one, so a smaller
-      region may come out likelier
-    than the region around it. There the logits are first replaced by the nearest ones that do not rise from
-    whole to core to active (isotonic regression; Barlow et al. 1972): the logits in conflict get their mean.
+    - P(active) and P(enhancing) = P(active). The loss trains the three sigmoids separately, so a smaller
+    region may get a higher probability than the region around it. In such voxels the logits are first
+    replaced by the nearest logits that do not increase from whole to core to active (isotonic regression;
+    Barlow et al. 1972): the logits in conflict get their mean.
     """
     if readout == "softmax":
         return logits.softmax(1)
@@ -51,12 +51,14 @@ def class_probabilities(
 
 
 def decide(probabilities: Float[np.ndarray, "k z y x"], *, readout: Readout = "softmax") -> TissueMap:
-    """The class of every voxel from class probabilities, or from the mean of those of several networks.
+    """The class of every voxel from class probabilities, or from the mean class probabilities of several
+    networks.
 
-    'softmax': the likeliest class. 'regions': the class with the fewest wrong regions to expect, which is to
-    cut P(whole), P(core) and P(active) at one half. Of one network both are the class of the largest logit.
-    The likeliest class can be another one in 'regions': P(healthy) 0.4, P(edema) 0.3, P(enhancing) 0.3 is
-    edema, since P(whole) is 0.6 and P(core) 0.3.
+    'softmax': the most probable class. 'regions': the class with the smallest expected number of wrong
+    regions, which means a threshold of one half for P(whole), P(core) and P(active). For one network both
+    give the class of the largest logit. For the mean of several networks, 'regions' can give another class
+    than the most probable one: with P(healthy) 0.4, P(edema) 0.3 and P(enhancing) 0.3 it gives edema, because
+    P(whole) is 0.6 and P(core) 0.3.
     """
     if readout == "softmax":
         return probabilities.argmax(axis=0).astype(np.uint8)
@@ -73,12 +75,12 @@ def decide(probabilities: Float[np.ndarray, "k z y x"], *, readout: Readout = "s
 
 
 def _nested(logits: Tensor) -> Tensor:
-    """Region logits (B, 3, *patch), replaced by the nearest values, by least squares, that do not rise along
+    """Region logits (B, 3, *patch), replaced by the nearest values (least squares) that do not increase along
     axis 1.
 
     Value i is the minimum over starts s <= i of the maximum over ends e >= i of the mean from s to e (the
-    min-max formula; Barlow et al. 1972). A mean of differences of neighbors is the difference of the outer
-    two by the length.
+    min-max formula; Barlow et al. 1972). A mean of differences of neighbors is the difference of the two
+    outer values, divided by the length.
     """
     healthy, merged, edema, enhancing = logits.unbind(1)
     nested = (healthy, edema, merged, enhancing)

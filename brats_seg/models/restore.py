@@ -1,4 +1,4 @@
-"""A checkpoint -> a network, and whether a run may go on from it."""
+"""A checkpoint -> a network, and the check whether a run may be resumed from the checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -24,14 +24,14 @@ MAY_CHANGE = (
     "training.tensorboard",
     "training.cudnn_benchmark",
 )
-"""Knobs that a resumed run may have another value of."""
+"""Knobs whose value may change when a run is resumed."""
 
 
 def check_same_data(
     checkpoint: Checkpoint, path: Path, *, modalities: Sequence[str], classes: Sequence[str]
 ) -> None:
-    """Raise `InputError` where the data have other modalities, or in another order, or other tissue classes
-    than the checkpoint.
+    """Raise `InputError` if the data have other modalities, another order of modalities or other tissue
+    classes than the checkpoint.
     """
     for what, ours, theirs in (
         ("modalities", checkpoint.modalities, modalities),
@@ -46,19 +46,19 @@ def check_same_data(
 def check_same_run(
     checkpoint: Checkpoint, path: Path, *, config: str, bank: str, cases: tuple[tuple[str, ...], ...]
 ) -> None:
-    """Check that a run may go on from a checkpoint: the same bank, the same cases in the same use, the same
-    knobs but `MAY_CHANGE`.
+    """Check that a run may be resumed from a checkpoint: the bank, the use of each case and the knobs except
+    `MAY_CHANGE` must be the same.
 
     Args:
-        checkpoint: of the run.
-        path: what an error calls it.
-        config: the resolved config to go on with, YAML.
-        bank: digest of the bank to go on with.
-        cases: ids of the train, inner and held-out cases.
+        checkpoint: checkpoint of the run.
+        path: path of the checkpoint, for error messages.
+        config: the resolved config of the resumed run, as YAML text.
+        bank: digest of the bank of the resumed run.
+        cases: ids of the training, inner and held-out cases.
 
     Raises:
-        InputError: another bank or other cases.
-        UsageError: another knob, by name.
+        InputError: the bank or the cases differ.
+        UsageError: a knob differs; the message names the knob.
     """
     if checkpoint.bank != bank:
         raise InputError(
@@ -71,7 +71,7 @@ def check_same_run(
                 f"{path}: the {use} cases of the run were {', '.join(then)}; now they are {', '.join(now)}; "
                 "give the same --fold"
             )
-    # A knob that was not there yet when the run was started had the value that is its default now.
+    # If a knob did not exist when the run was started, its value was the present default.
     knobs_then = _flat(Config().model_dump(mode="json")) | _flat(checkpoint.config_tree())
     knobs_now = _flat(parse_yaml(config))
     for name in sorted(set(knobs_then) | set(knobs_now)):
@@ -83,7 +83,7 @@ def check_same_run(
 
 
 def _default(name: str) -> Any:
-    """The value of a knob that a config leaves out; None for a name that is no knob."""
+    """The default of a knob; None for a name that is not a knob."""
     value: Any = Config()
     for part in name.split("."):
         value = getattr(value, part, None)
@@ -91,7 +91,7 @@ def _default(name: str) -> Any:
 
 
 def restore_network(checkpoint: Checkpoint, path: Path, *, runtime: Runtime) -> nn.Module:
-    """The checkpoint's network to predict with, in evaluation mode, on the runtime's device.
+    """The network of a checkpoint for prediction, in evaluation mode, on the device of the runtime.
 
     Raises:
         InputError: the weights do not fit the network that the config describes.
@@ -112,7 +112,7 @@ def restore_network(checkpoint: Checkpoint, path: Path, *, runtime: Runtime) -> 
             "weights"
         )
     try:
-        with _OnMeta():  # no memory for a network that the file does not hold
+        with _OnMeta():  # no memory is used for a network that is not in the file
             wanted = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
     except (RuntimeError, ValueError, TypeError, ArithmeticError, AssertionError) as error:
         raise InputError(f"{misfit}: {first_line(error)}") from None
@@ -134,12 +134,12 @@ def _n_layers(network: Network) -> int:
 
 
 class _OnMeta(TorchFunctionMode):
-    """Weights are made without memory; what a network computes while it is built (such as positions) is
-    not.
+    """Creates weights without memory. Values that a network computes while it is built (such as positions)
+    are computed normally.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call `func`, on the meta device where it makes a tensor of a size."""
+        """Call `func`. If it creates a tensor of a given size, use the meta device."""
         kwargs = dict(kwargs or {})
         if (
             func in (torch.empty, torch.zeros, torch.ones, torch.randn, torch.rand)
@@ -150,13 +150,13 @@ class _OnMeta(TorchFunctionMode):
 
 
 def take_weights(network: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Begin with a checkpoint's weights in every layer whose weights all have the name and shape of the
-    network's.
+    """Copy the weights of a checkpoint into every layer whose weights all have the same name and shape.
 
-    The other layers stay as they are: a bias without its kernel would be of no use.
+    The other layers stay unchanged. A layer is never copied in part, because a bias without its kernel would
+    be useless.
 
     Returns:
-        The layers of the network that took none.
+        The layers of the network that were not copied.
 
     Raises:
         InputError: no layer fits.

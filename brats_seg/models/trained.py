@@ -1,4 +1,4 @@
-"""A trained run or a packaged network, opened: each checkpoint file is read and hashed once."""
+"""An opened run or packaged network. Each checkpoint file is read and hashed once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class TrainedNetwork:
     """A checkpoint and the file that it was read from.
 
     Attributes:
-        path: of the file.
-        checkpoint: weights, priors, cases and the rest.
+        path: path of the file.
+        checkpoint: content of the file: weights, priors, cases and more.
         digest: SHA-256 of the file.
     """
 
@@ -45,7 +45,7 @@ class TrainedNetwork:
 
     @property
     def has_prior(self) -> bool:
-        """Whether the loss has a prior that can be corrected, and the checkpoint holds it."""
+        """Whether the loss has a prior that can be corrected and the checkpoint holds this prior."""
         loss = self.config.loss
         return (
             loss.kind in LOSSES_WITH_A_PRIOR
@@ -54,27 +54,28 @@ class TrainedNetwork:
         )
 
     def restore(self, runtime: Runtime) -> nn.Module:
-        """The network to predict with. Raises as `checkpoint.restore_network`."""
+        """The network for prediction. Raises as `checkpoint.restore_network`."""
         return restore_network(self.checkpoint, self.path, runtime=runtime)
 
     def class_shift(self, strength: float) -> tuple[float, ...] | None:
-        """What a prior correction of this strength (0 to 1) adds to the logits of each class; None for 0.
+        """The values that a prior correction of this strength (0 to 1) adds to the logits of each class; None
+        for 0.
 
-        It leads from the prior that the network was trained under to the natural one of its cases.
+        The correction replaces the prior of the training by the natural prior of the training cases.
 
         Raises:
-            UsageError: a loss without a prior, or with `outside` "ignore".
-            InputError: a checkpoint of an older version, without the priors.
+            UsageError: the loss has no prior, or `outside` is "ignore".
+            InputError: the checkpoint is of an older version and has no priors.
         """
         if strength == 0:
             return None
         require_prior(self.config.loss.kind)
         if self.config.loss.outside == "ignore":
-            # Each patch is averaged over its own brain voxels: those of patches at the brain's edge weigh
-            # more than the ledger counts them.
+            # Each patch is averaged over its own brain voxels. Therefore a voxel of a patch at the edge of
+            # the brain has more weight in the loss than in the ledger.
             raise UsageError(
-                "--correct-priors: the run has loss.outside=ignore, so its prior is not the ledger's; it "
-                "needs loss.outside=healthy"
+                "--correct-priors: the run has loss.outside=ignore, so its prior is not the prior of the "
+                "ledger; it needs loss.outside=healthy"
             )
         training, natural = self.checkpoint.effective_prior, self.checkpoint.natural_prior
         if training is None or natural is None:
@@ -95,8 +96,8 @@ class TrainedRun:
     """The best checkpoint of a run, or all checkpoints of a packaged network.
 
     Attributes:
-        folder: of the run or of the packaged network.
-        networks: whose probabilities are averaged.
+        folder: folder of the run or of the packaged network.
+        networks: the networks whose probabilities are averaged.
     """
 
     folder: Path
@@ -104,18 +105,20 @@ class TrainedRun:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the checkpoint, or of the digests of several; what `tuned.yaml` names."""
+        """SHA-256 of the checkpoint, or of the digests of several checkpoints. `tuned.yaml` refers to this
+        digest.
+        """
         digests = [network.digest for network in self.networks]
         return digests[0] if len(digests) == 1 else digest_of("".join(digests).encode()).hexdigest()
 
     @property
     def held_out_cases(self) -> tuple[str, ...]:
-        """Ids of the cases that every network held out. Raises `InputError` where there is none."""
+        """Ids of the cases that every network held out. Raises `InputError` if there is no such case."""
         common, *others = (network.checkpoint.held_out_cases for network in self.networks)
         held_out = tuple(case for case in common if all(case in theirs for theirs in others))
         if not held_out:
             trained = (
-                "its networks, together, were trained on every case"
+                "each case was used to train at least one of its networks"
                 if others
                 else "was trained on every case (--fold all)"
             )
@@ -124,12 +127,12 @@ class TrainedRun:
 
     @property
     def comes_tuned(self) -> bool:
-        """Whether settings travel with a packaged network."""
+        """Whether a packaged network contains tuned settings."""
         return is_packaged(self.folder) and (self.folder / TUNED).is_file()
 
     def unfinished(self) -> Problem | None:
-        """A warning where a run has not come to its last epoch, as its `epochs.csv` says; a run may have
-        ended early for its patience.
+        """A warning if a run has not reached its last epoch, by its `epochs.csv`. A run that ended early
+        because of its patience is finished.
         """
         table = self.folder / "epochs.csv"
         if is_packaged(self.folder) or not table.is_file():
@@ -139,16 +142,16 @@ class TrainedRun:
             _, rows = read_table(table)
             best = max((int(row["epoch"]) for row in rows if row["is_best"] == "1"), default=len(rows))
         except (InputError, KeyError, ValueError):
-            what = "is damaged: nothing says whether the training is finished"
+            what = "is damaged, so it is unknown whether the training is finished"
             return Problem("warning", "", str(table), what, "`brats-seg train` with --resume writes it again")
         n_done, n_epochs, patience = len(rows), network.config.n_epochs, network.config.validation.patience
         if n_done >= n_epochs or (patience is not None and n_done - best >= patience):
             return None
         what = (
-            f"checkpoint of epoch {network.checkpoint.epoch} of {n_epochs}: the training stands at epoch "
+            f"checkpoint of epoch {network.checkpoint.epoch} of {n_epochs}: the training has reached epoch "
             f"{n_done}"
         )
-        mend = "a finished run; `brats-seg train` with --resume goes on"
+        mend = "a finished run; `brats-seg train` with --resume continues it"
         return Problem("warning", "", str(self.folder), what, mend)
 
 
@@ -158,37 +161,37 @@ def open_network(path: Path) -> TrainedNetwork:
 
 
 def open_run(run: str | Path) -> TrainedRun:
-    """Open a run folder, or the packaged network of that name.
+    """Open a run folder, or the packaged network with this name.
 
     Raises:
-        UsageError: neither.
-        InputError: no checkpoint, or a bad one.
+        UsageError: neither exists.
+        InputError: the checkpoint is missing or damaged.
     """
     folder = find_run(run)
     return TrainedRun(folder, tuple(map(open_network, checkpoints_of(folder))))
 
 
 def initial_checkpoint(source: str | Path | None, config: Config) -> tuple[Checkpoint | None, Config]:
-    """The checkpoint that a training begins with, and the config that records its SHA-256.
+    """The checkpoint from which a training starts, and the config that records its SHA-256.
 
-    `source` is a run, a packaged network or a checkpoint file; None for none.
+    `source` is a run, a packaged network or a checkpoint file; None starts without a checkpoint.
 
     Raises:
-        UsageError: no such run, or another checkpoint than the config's run began with.
-        InputError: no checkpoint, or a bad one.
+        UsageError: the run does not exist, or the checkpoint is not the one recorded in the config.
+        InputError: the checkpoint is missing or damaged.
     """
     recorded = config.training.initial
     if source is None:
         if recorded:
             raise UsageError(
-                f"training.initial: this config is of a run that began with the checkpoint {recorded[:12]}; "
-                "give it by --from"
+                f"training.initial: the run of this config started from the checkpoint {recorded[:12]}; "
+                "give it with --from"
             )
         return None, config
     trained = open_network(Path(source) if Path(source).is_file() else checkpoints_of(find_run(source))[0])
     if recorded not in ("", trained.digest):
         raise UsageError(
-            f"--from {source}: has the SHA-256 {trained.digest[:12]}; the config's run began with "
+            f"--from {source}: has the SHA-256 {trained.digest[:12]}; the run of the config started from "
             f"{recorded[:12]} (training.initial)"
         )
     return trained.checkpoint, config.model_copy(
@@ -197,22 +200,22 @@ def initial_checkpoint(source: str | Path | None, config: Config) -> tuple[Check
 
 
 def held_out_by_all(runs: Sequence[TrainedRun]) -> tuple[str, ...]:
-    """Ids that every run held out: a case that one of several averaged networks was trained on is no held-out
-    case. Raises `UsageError` where there is none.
+    """Ids of the cases that every run held out. A case that one of the averaged networks used for training is
+    not a held-out case. Raises `UsageError` if there is no such case.
     """
     common = runs[0].held_out_cases
     for run in runs[1:]:
         common = tuple(case for case in common if case in run.held_out_cases)
         if not common:
             raise UsageError(
-                f"--held-out --also {run.folder}: held out no case that {runs[0].folder} held out; average "
-                "runs of one fold"
+                f"--held-out --also {run.folder}: has no held-out case in common with {runs[0].folder}; "
+                "average runs of one fold"
             )
     return common
 
 
 _TASKS: dict[str, GroupKind] = {"detector": "healthy_or_tumor", "classifier": "tumor"}
-"""What each stage is trained on; its name is that of the module in `models.builders.Cascade`."""
+"""The task of each stage. The name of a stage is the name of its module in `models.builders.Cascade`."""
 _SHARED = {
     "bank": "bank (by its digest)",
     "fold": "fold",
@@ -223,28 +226,29 @@ _SHARED = {
     "spacing_mm": "voxel size",
     "normalization": "normalization",
 }
-"""What two stages must have the same of, and what an error calls it."""
+"""Fields that two stages must share, and their names in error messages."""
 
 _ONE_SPLIT = "train both stages on one bank with one --fold, training.seed and validation section"
 
 
 def compose_checkpoints(detector: TrainedNetwork, classifier: TrainedNetwork) -> Checkpoint:
-    """Two trained stages as one checkpoint to predict with, of network `cascade` and all tissue classes.
+    """Two trained stages as one checkpoint for prediction, with network `cascade` and all tissue classes.
 
-    p(healthy) is the detector's; p(class) = (1 - p(healthy)) times the classifier's, each from the image
-    alone. Both priors are composed alike; where the loss of a stage has no prior, the cascade has none. The
-    classifier's training prior is near to what its loss saw and not equal: its patches are averaged over
-    their own tumor voxels, which the ledger counts as if each weighed alike. What it says of the run (seed,
-    schedule, precision) is the detector's, and the epoch the later of the two.
+    p(healthy) comes from the detector. p(class) is (1 - p(healthy)) times p(class) of the classifier. Each
+    stage sees only the image. Both priors are combined in the same way. If the loss of a stage has no prior,
+    the cascade has no prior. The training prior of the classifier is an approximation: its loss averages each
+    patch over the tumor voxels of the patch, but the ledger counts all tumor voxels with equal weight. Facts
+    about the run (seed, schedule, precision) come from the detector. The epoch is the later epoch of the two.
 
     Args:
-        detector: of a run with task.classes=healthy_or_tumor.
-        classifier: of a run with task.classes=tumor.
+        detector: network of a run with task.classes=healthy_or_tumor.
+        classifier: network of a run with task.classes=tumor.
 
     Raises:
-        UsageError: stages of another task, or of patches with another number of axes or other slices around.
-        InputError: stages trained on other cases or another bank, so that together they would have seen what
-            one of them held out.
+        UsageError: a stage has another task, or the stages have different numbers of patch axes or slices
+            around.
+        InputError: the stages were trained on different cases or banks, so a case that one stage held out may
+            have trained the other stage.
     """
     paths, configs = (detector.path, classifier.path), (detector.config, classifier.config)
     first, second = detector.checkpoint, classifier.checkpoint
@@ -256,12 +260,12 @@ def compose_checkpoints(detector: TrainedNetwork, classifier: TrainedNetwork) ->
             )
     for name, words in _SHARED.items():
         if getattr(first, name) != getattr(second, name):
-            raise InputError(f"{paths[1]}: has not the same {words} as {paths[0]}; {_ONE_SPLIT}")
+            raise InputError(f"{paths[1]}: does not have the same {words} as {paths[0]}; {_ONE_SPLIT}")
     if len(configs[0].patch.size) != len(configs[1].patch.size):
         sizes = tuple(" x ".join(map(str, config.patch.size)) for config in configs)
         raise UsageError(
-            f"{paths[1]}: takes patches of {sizes[1]}, {paths[0]} of {sizes[0]}; the stages need as many "
-            "axes as each other"
+            f"{paths[1]}: uses patches of {sizes[1]}, {paths[0]} of {sizes[0]}; the stages need equal "
+            "numbers of axes"
         )
     around = [config.patch.slices_around for config in configs]
     if around[0] != around[1]:
@@ -297,12 +301,12 @@ def compose_checkpoints(detector: TrainedNetwork, classifier: TrainedNetwork) ->
 
 
 def _composed_config(detector: Config, classifier: Config) -> Config:
-    """The detector's, but for what the classifier has a say in."""
+    """The config of the detector, with the values that depend on the classifier too."""
     without_prior = [
         config.loss for config in (detector, classifier) if config.loss.kind not in LOSSES_WITH_A_PRIOR
     ]
     loss = Loss(kind=without_prior[0].kind) if without_prior else Loss(outside=detector.loss.outside)
-    # A case that lacks a modality is taken where both stages were trained for that.
+    # A case without one of the modalities is accepted if both stages were trained for this.
     augment = min((detector.augment, classifier.augment), key=lambda section: section.modality_dropout)
     network = Network(name="cascade", stages=(detector.network, classifier.network))
     return detector.model_copy(update={"network": network, "task": Task(), "loss": loss, "augment": augment})
@@ -311,7 +315,7 @@ def _composed_config(detector: Config, classifier: Config) -> Config:
 def _composed_prior(
     detector: tuple[float, ...] | None, classifier: tuple[float, ...] | None
 ) -> tuple[float, ...] | None:
-    """(healthy, (1 - healthy) times each tumor class's)."""
+    """(share of healthy, (1 - share of healthy) times the share of each tumor class)."""
     if detector is None or classifier is None:
         return None
     return (detector[0], *(detector[1] * np.array(classifier)).tolist())

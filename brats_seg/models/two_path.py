@@ -1,4 +1,6 @@
-"""Havaei et al. 2017: two paths of valid convolutions, and the cascade of two such networks."""
+"""The networks of Havaei et al. 2017: two paths of valid convolutions, and the cascade of two such
+networks.
+"""
 
 from math import sqrt
 from typing import Any
@@ -9,25 +11,25 @@ from monai.networks.blocks.convolutions import Convolution
 from torch import Tensor, nn
 
 TWO_PATH_SIDE, CASCADE_SIDE = 33, 65
-"""Input from which one voxel comes out: of a `TwoPath`, and of two in a row."""
+"""Side of the input that gives an output of one voxel, in voxels: for one `TwoPath`, and for two in a row."""
 PUBLISHED_WIDTHS = (64, 160)
-"""Maps of the local and of the global path."""
+"""Number of feature maps of the local and of the global path."""
 _FINAL = 21
 
 
 class TwoPath(nn.Module):
-    """TwoPathCNN (Havaei et al. 2017, section 3.1.1, figure 2): detail and context side by side; the
-    classifier sees 21 x 21 of both.
+    """TwoPathCNN (Havaei et al. 2017, section 3.1.1, figure 2): a local path for detail and a global path for
+    context. The classifier uses 21 x 21 voxels of both.
 
-    Local path: 7 x 7 maxout, max-pool 4, 3 x 3 maxout, max-pool 2, all of stride 1. Global path: 13 x 13
-    maxout. Nothing is padded: of an input (B, M, Y, X) come logits (B, K, Y - 32, X - 32), of 33 x 33 one for
-    its center. A maxout is the larger of two convolutions (Goodfellow et al. 2013). Norm "none" is the
-    paper's; "batch" normalizes each convolution before its maxout, so that Adam's usual rates train it.
-    Dropout is on what the classifier sees.
+    Local path: 7 x 7 maxout, max-pool 4, 3 x 3 maxout, max-pool 2, all with stride 1. Global path: 13 x 13
+    maxout. Nothing is padded: an input (B, M, Y, X) gives logits (B, K, Y - 32, X - 32), so an input of 33 x
+    33 gives the logits of its center. A maxout is the larger of two convolutions (Goodfellow et al. 2013).
+    Norm "none" is as in the paper. Norm "batch" normalizes each convolution before its maxout, so that Adam
+    trains it with its usual learning rates. Dropout is applied to the input of the classifier.
     """
 
     margin = TWO_PATH_SIDE // 2
-    """Voxels that the output is smaller on each side."""
+    """Number of voxels by which the output is smaller than the input on each side."""
 
     def __init__(
         self,
@@ -38,13 +40,13 @@ class TwoPath(nn.Module):
         norm: Any,
         dropout: float,
     ) -> None:
-        """Kaiming-like start: a maxout of two keeps the mean square of its input.
+        """Initialize as Kaiming does: a maxout of two convolutions keeps the mean square of its input.
 
         Args:
-            n_channels: of the input.
-            n_classes: of the output.
-            widths: maps of the local and of the global path.
-            norm: MONAI's name and settings; None for none.
+            n_channels: number of input channels.
+            n_classes: number of classes.
+            widths: numbers of feature maps of the local and of the global path.
+            norm: MONAI's name and settings of the norm; None for no norm.
             dropout: share of the classifier's input that is zeroed in training.
         """
         super().__init__()
@@ -65,16 +67,17 @@ class TwoPath(nn.Module):
 
 
 class InputCascade(nn.Module):
-    """InputCascadeCNN (Havaei et al. 2017, section 3.1.2, figure 3a): class probabilities of a first network
-    beside the second's input.
+    """InputCascadeCNN (Havaei et al. 2017, section 3.1.2, figure 3a): the class probabilities of a first
+    network are additional input channels of a second network.
 
-    Of 65 x 65 the first gives the class probabilities of the inner 33 x 33; joined to the image there they
-    are the second's input. The paper trains the first alone and then the second; here both learn at once from
-    the second's output, end to end.
+    From an input of 65 x 65 the first network computes the class probabilities of the inner 33 x 33 voxels.
+    They are joined to the image of these voxels as the input of the second network. The paper trains the
+    first network alone and then the second. Here both are trained together from the output of the second
+    network.
     """
 
     margin = CASCADE_SIDE // 2
-    """Voxels that the output is smaller on each side."""
+    """Number of voxels by which the output is smaller than the input on each side."""
 
     def __init__(
         self,
@@ -85,7 +88,7 @@ class InputCascade(nn.Module):
         norm: Any,
         dropout: float,
     ) -> None:
-        """Two networks as `TwoPath`, of the same size."""
+        """Build two `TwoPath` networks of the same size."""
         super().__init__()
         self.first = TwoPath(n_channels, n_classes, widths=widths, norm=norm, dropout=dropout)
         self.second = TwoPath(n_channels + n_classes, n_classes, widths=widths, norm=norm, dropout=dropout)
@@ -102,7 +105,7 @@ class _Maxout(nn.Module):
     def __init__(self, n_in: int, n_out: int, *, side: int, norm: Any) -> None:
         super().__init__()
         self.pieces = Convolution(2, n_in, 2 * n_out, kernel_size=side, padding=0, act=None, norm=norm)
-        # The square of the larger of two standard normal numbers is 1 in the mean: no gain.
+        # The mean square of the larger of two standard normal numbers is 1, so no gain is needed.
         nn.init.kaiming_normal_(self.pieces.get_parameter("conv.weight"), nonlinearity="linear")
         nn.init.zeros_(self.pieces.get_parameter("conv.bias"))
 
@@ -111,10 +114,11 @@ class _Maxout(nn.Module):
 
 
 class _Classifier(nn.Conv2d):
-    """A 21 x 21 convolution onto the classes, computed so that it is fast, and scaled so that it learns.
+    """A 21 x 21 convolution to the classes, with a fast computation and a scale that can be trained.
 
-    Its kernel is held 441 times larger than it acts. A logit sums 224 x 441 maps that rise and fall together:
-    at Adam's usual rates, where every weight moves alike, one step would move it by hundreds.
+    The stored kernel is 441 times larger than the kernel that is used. A logit is the sum of 224 x 441
+    correlated values. Adam moves every weight by the same amount, so at its usual learning rates one step
+    would change the logit by hundreds.
     """
 
     def __init__(self, n_in: int, n_classes: int) -> None:
@@ -130,11 +134,11 @@ class _Classifier(nn.Conv2d):
 
 
 def _convolve_in_columns(x: Tensor, kernel: Tensor) -> Tensor:
-    """A valid convolution (B, C, Y, X) with a kernel (K, C, n, n), each of its n columns a convolution of its
-    own.
+    """A valid convolution (B, C, Y, X) with a kernel (K, C, n, n). Each of the n columns of the kernel is a
+    separate convolution.
 
-    On CPUs a wide kernel onto a handful of maps is the slowest case: forward and backward of 8 x 224 x 53 x
-    53 with 21 x 21 onto 5 took 15 s on one core, as 21 columns onto 105 maps 0.2 s.
+    On CPUs a wide kernel with few output maps is the slowest case: forward and backward of 8 x 224 x 53 x 53
+    with a 21 x 21 kernel to 5 maps took 15 s on one core, but with 21 columns to 105 maps 0.2 s.
     """
     n_classes, _, n, _ = kernel.shape
     columns = (
@@ -143,6 +147,6 @@ def _convolve_in_columns(x: Tensor, kernel: Tensor) -> Tensor:
     # (B, n columns, K, Y, X) -> (B, K, Y, n * X): column k of the kernel counts k voxels to the right ...
     parts = F.conv2d(x, columns).unflatten(1, (n, n_classes)).permute(0, 2, 3, 1, 4)
     width = parts.shape[-1]
-    # ... and so the rows are cut one voxel longer than they are, which moves row k by k.
+    # ... so each row is read one voxel longer than it is, which shifts row k by k voxels.
     rows = F.pad(parts.flatten(-2), (0, n)).unflatten(-1, (n, width + 1))
     return rows[..., : width - n + 1].sum(-2)

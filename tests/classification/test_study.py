@@ -244,7 +244,7 @@ def test_labels_with_gaps_and_a_test_set_of_one_class_are_named(images: Path, tm
         ),
         (
             {"methods": {"logit_adjusted": {}}, "distributions": [{"kind": "given", "counts": [0, 5, 5, 5]}]},
-            "hold no 0, and this loss follows from the share of each class",
+            "contain no 0, but this loss depends on the share of each class",
         ),
         (
             {"distributions": [{"kind": "step", "rho": [4, 50], "mu": [0.5]}]},

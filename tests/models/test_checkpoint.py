@@ -299,7 +299,7 @@ def test_a_field_of_another_type_is_refused_by_name(tmp_path: Path, field: str, 
     path = tmp_path / "c.pt"
     save_checkpoint(path, checkpoint())
     torch.save(torch.load(path, weights_only=True) | {field: value}, path)
-    refused(path, f"damaged, of another type than it should be: {field}")
+    refused(path, f"damaged, of the wrong type: {field}")
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_a_field_of_another_type_is_refused_by_name(tmp_path: Path, field: str, 
 def test_what_a_run_goes_on_from_is_checked_when_read(tmp_path: Path, changes: dict[str, object]) -> None:
     path = tmp_path / "c.pt"
     save_checkpoint(path, checkpoint(resume=resume(**changes)))
-    refused(path, "damaged, of another type than it should be: resume")
+    refused(path, "damaged, of the wrong type: resume")
 
 
 def test_a_patch_that_no_memory_holds_is_refused_by_name(tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ def test_a_failed_write_keeps_the_good_one(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(InputError, match="No space left on device; the one before it is kept"):
+    with pytest.raises(InputError, match="No space left on device; the checkpoint before it is kept"):
         save_checkpoint(path, checkpoint())
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]

@@ -107,12 +107,11 @@ def test_dynunet_is_monais_with_the_same_names_and_start(res_block: bool) -> Non
 def test_levels_that_are_not_there_are_refused() -> None:
     with pytest.raises(
         UsageError,
-        match=r"deep_supervision 1: 'unet2d' has none; take 0, or one of dynunet, segresnet_ds, mednext",
+        match=r"deep_supervision 1: 'unet2d' has no such outputs; use 0, or one of dynunet, segresnet_ds",
     ):
         build(Network(deep_supervision=1), 2)
     message = (
-        "network.deep_supervision 3: 'dynunet' with 4 channels has 2 outputs below full resolution; take "
-        "fewer"
+        "network.deep_supervision 3: 'dynunet' with 4 channels has 2 outputs below full resolution; use fewer"
     )
     with pytest.raises(UsageError, match=message):
         build(knobs("dynunet", deep_supervision=3), 3)

@@ -117,7 +117,5 @@ def test_it_is_added_to_dice_and_cross_entropy() -> None:
 
 def test_it_needs_a_healthy_class() -> None:
     section = knobs.Loss(kind="dice_cross_entropy", by_lesion="blob")
-    with pytest.raises(
-        UsageError, match=r"loss.by_lesion 'blob' is for networks that tell healthy from tumor"
-    ):
+    with pytest.raises(UsageError, match=r"loss.by_lesion 'blob' needs a network with the class healthy"):
         make_loss(section, classes=("edema", "enhancing_core"))

@@ -245,7 +245,7 @@ def test_the_likeliest_class_is_where_the_sigmoids_are_cut(steps: list[float]) -
 def test_regions_of_other_classes_are_refused_with_the_reason(classes: tuple[str, ...] | None) -> None:
     with pytest.raises(
         UsageError,
-        match=r"loss.kind 'region' takes the classes healthy, .*cannot tell necrotic from non-enhancing core",
+        match=r"loss.kind 'region' needs the classes healthy, .*cannot tell necrotic from non-enhancing core",
     ):
         make_loss("region", classes=classes)
 
@@ -277,8 +277,8 @@ def test_trained_to_the_end_adjusted_logits_are_the_balanced_ones() -> None:
     ("prior", "classes", "message"),
     [
         (None, None, "needs the natural share of each class"),
-        ((0.9, 0.1, 0.0), CLASSES[:3], "the training cases hold no edema"),
-        ((0.9, 0.1, 0.0), None, "the training cases hold no 2"),
+        ((0.9, 0.1, 0.0), CLASSES[:3], "the training cases contain no edema"),
+        ((0.9, 0.1, 0.0), None, "the training cases contain no 2"),
     ],
 )
 def test_a_prior_without_a_class_is_refused(
@@ -295,5 +295,7 @@ def test_wrong_names_are_refused() -> None:
 
 @pytest.mark.parametrize("kind", sorted(set(LOSSES) - set(TAKE_WEIGHTS)))
 def test_useless_weights_are_refused(kind: str) -> None:
-    with pytest.raises(UsageError, match=f"'{kind}' takes none; use cross_entropy or dice_cross_entropy"):
+    with pytest.raises(
+        UsageError, match=f"'{kind}' does not use class weights; use cross_entropy or dice_cross_entropy"
+    ):
         make_loss(kind, class_weights=(1.0, 2.0, 1.0, 1.0), classes=CLASSES, prior=PRIOR)

@@ -151,7 +151,7 @@ def test_a_network_takes_a_norm_or_says_which(name: str, n_dims: int, norm: str)
 @pytest.mark.parametrize(("name", "n_dims"), TRAINABLE)
 def test_every_network_has_the_dropout_asked_for_or_says_that_it_has_none(name: str, n_dims: int) -> None:
     if not NETWORKS[name].drops_out:
-        with pytest.raises(UsageError, match=f"network.dropout 0.25: '{name}' has no dropout; take 0"):
+        with pytest.raises(UsageError, match=f"network.dropout 0.25: '{name}' has no dropout; use 0"):
             build(knobs(name, dropout=0.25), n_dims)
         return
     built = build(knobs(name, dropout=0.25), n_dims)
@@ -246,7 +246,7 @@ def test_a_drawn_voxel_lies_where_the_network_labels_voxels() -> None:
         (
             knobs("dynunet", norm="instance"),
             (4, 4, 4),
-            "4 x 4 x 4: one voxel is left at the bottom.*a side of 8",
+            "4 x 4 x 4: only one voxel is left at the lowest level.*a side of 8",
         ),
         (Network(name="unet4d"), (64, 64), "network.name 'unet4d' is unknown; the names are unet2d"),
         (cascade_knobs(Network(), Network()), (64, 64), "'cascade' is not trained: `brats-seg cascade`"),
@@ -264,7 +264,7 @@ def test_patches_that_cannot_be_trained_on_are_refused(
 )
 def test_a_network_of_one_dimension_refuses_the_other(name: str, recipe: object) -> None:
     (own,) = NETWORKS[name].dims
-    with pytest.raises(UsageError, match=f"'{name}' takes patches of {own} axes; patch.size has {5 - own}"):
+    with pytest.raises(UsageError, match=f"'{name}' needs patches of {own} axes; patch.size has {5 - own}"):
         build(knobs(name), 5 - own)
 
 
@@ -273,15 +273,21 @@ def test_a_network_of_one_dimension_refuses_the_other(name: str, recipe: object)
     [
         (Network(name="unet4d"), "network.name 'unet4d' is unknown; the names are unet2d"),
         (Network(channels=(32,)), r"network.channels \[32\]: 'unet2d' needs at least 2 numbers"),
-        (Network(channels=(32, 0)), r"network.channels \[32, 0\]: a layer has at least 1"),
+        (Network(channels=(32, 0)), r"network.channels \[32, 0\]: each number must be 1 or more"),
         (Network(name="basic_unet2d"), "needs 6 numbers"),
         (Network(name="attention_unet2d", channels=(8,)), "at least 2 numbers"),
         (Network(name="dynunet", channels=(8, 16)), "at least 3 numbers"),
-        (Network(name="segresnet", channels=(8, 16, 24)), "each number twice the one before"),
-        (Network(name="segresnet", num_res_units=0), "network.num_res_units 0: 'segresnet' is made of them"),
+        (Network(name="segresnet", channels=(8, 16, 24)), "each number to be twice the number before"),
+        (
+            Network(name="segresnet", num_res_units=0),
+            "network.num_res_units 0: 'segresnet' consists of residual units",
+        ),
         (Network(name="swin_unetr"), "1 number, a multiple of 12"),
         (Network(name="swin_unetr", channels=(16,)), "1 number, a multiple of 12"),
-        (Network(name="two_path"), "2 numbers, the maps of its local and its global path: 64, 160"),
+        (
+            Network(name="two_path"),
+            "2 numbers, the widths of its local and its global path; the published widths are 64, 160",
+        ),
         (Network(name="input_cascade"), "2 numbers"),
     ],
 )

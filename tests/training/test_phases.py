@@ -257,7 +257,7 @@ def test_early_stopping_waits_for_the_weights(
         ),
         (
             {"patch": {"size": (2, 2)}, "training": {"accumulate": 6}},
-            r"patch\.size 2 x 2: one voxel is left at the bottom for the batch norm",
+            r"patch\.size 2 x 2: only one voxel is left at the lowest level for the batch norm",
         ),
     ],
 )
