@@ -10,7 +10,6 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: each process of pytest-xdist has one core
 
@@ -50,14 +49,18 @@ def real_data() -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def sketched() -> Iterator[None]:
     """Figures are drawn coarsely, without a layout, and the `progress.png` of a run stays empty. Of figures
-    with the same words only the first is drawn, an empty figure stands for the others: drawing took a fifth
-    of the time of an experiment. tests/reporting draws all as they are.
+    whose axes have the same titles and labels only the first is drawn, an empty figure stands for the others:
+    drawing took a fifth of the time of an experiment. tests/reporting draws all as they are.
     """
     drawn: set[tuple[str, ...]] = set()
 
     def sketch(figure: Figure, file: Any, **how: Any) -> None:
         figure.set_layout_engine("none")
-        words = tuple(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text))
+        words = tuple(
+            word
+            for axes in figure.axes
+            for word in (axes.get_title("left"), axes.get_title(), axes.get_xlabel(), axes.get_ylabel())
+        )
         shown = Figure(figsize=(1, 1)) if words in drawn else figure
         drawn.add(words)
         SAVE_FIGURE(shown, file, **how | {"dpi": 75, "bbox_inches": None})
