@@ -180,7 +180,7 @@ def test_scans_are_advised_on_by_their_inner_cases(
     monkeypatch.setattr(advice, "FEWEST_STEPS", 4)
     out = tmp_path / "out"
     monkeypatch.setattr(advice, "MOST_STEPS", 3)
-    with pytest.raises(UsageError, match="fewer than 4 say nothing"):
+    with pytest.raises(UsageError, match="fewer than 4 show nothing"):
         advice.advise_on_scans(bank, out, minutes=60.0, base=str(tmp_path / "base.yaml"))
     monkeypatch.setattr(advice, "MOST_STEPS", 11)
     found = advice.advise_on_scans(bank, out, minutes=60.0, base=str(tmp_path / "base.yaml"))
@@ -553,12 +553,12 @@ def test_a_bank_that_changes_under_a_running_experiment_is_not_trained_on(
     (strategy,) = make_strategies(tiny(), only=["random"])
     job = make_job(strategy, data="", bank="0" * 64, fold=0, seed=0, cases="held_out")
     monkeypatch.setattr(experiment.pipeline, "train", None)  # would fail if it were called
-    with pytest.raises(InputError, match="has changed since the experiment was begun"):
+    with pytest.raises(InputError, match="has changed since the experiment started"):
         experiment.run_cell(job, banks={"": bank}, out=tmp_path, device="cpu")
 
 
 def test_cohorts_that_differ_in_a_trait_are_made_and_compared_apart(tmp_path: Path) -> None:
-    cohort = {"cases": 4, "size": 48}
+    cohort = {"cases": 3, "size": 48}
     config = tiny(
         every={**TINY["every"], "training.epochs": 1},
         strategies={"random": {"sampler.kind": "random"}, "balanced": {}},
@@ -585,7 +585,7 @@ def test_cohorts_that_differ_in_a_trait_are_made_and_compared_apart(tmp_path: Pa
     assert "faint: balanced - random" in (tmp_path / "out" / "table.md").read_text()
     (tmp_path / "banks" / "plain" / "bank" / "bank.json").unlink()  # as if killed while the bank was made
     assert run_experiment(tmp_path / "banks", tmp_path / "out", config, on=ONE).grid.n_kept == 6
-    with pytest.raises(InputError, match=r"of another cohort than the config's phantoms.plain"):
+    with pytest.raises(InputError, match=r"belongs to another cohort than phantoms.plain of the config"):
         run_experiment(
             tmp_path / "banks",
             tmp_path / "out",
