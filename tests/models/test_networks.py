@@ -53,11 +53,11 @@ def knobs(name: str, **others: object) -> Network:
 
 
 def smallest_side(network: Network, n_dims: int) -> int:
-    """Of a patch; the 3-D transformer gets no more than one voxel at the bottom, everything else two."""
+    """Of a patch; the transformer gets no more than one voxel at the bottom, everything else two."""
     margin = NETWORKS[network.name].margin
     if margin:
         return 2 * margin + 3
-    return network_divisor(network) * (1 if (network.name, n_dims) == SLOWEST else 2)
+    return network_divisor(network) * (1 if network.name == SLOWEST[0] else 2)
 
 
 def build(network: Network, n_dims: int, *, n_classes: int = 4) -> nn.Module:
@@ -130,7 +130,7 @@ def test_a_network_takes_a_norm_or_says_which(name: str, n_dims: int, norm: str)
     network = knobs(name, norm=norm)
     if norm not in NETWORKS[name].norms:
         with pytest.raises(
-            UsageError, match=rf"network.norm '{norm}': '{name}' takes {NETWORKS[name].norms[0]}"
+            UsageError, match=rf"network.norm '{norm}': '{name}' accepts {NETWORKS[name].norms[0]}"
         ):
             build(network, n_dims)
         return
@@ -354,5 +354,5 @@ def test_a_cascade_in_bfloat16_still_sums_to_one() -> None:
 
 def test_a_cascade_has_no_output_layer() -> None:
     network = cascade_knobs(knobs("unet2d"), knobs("unet2d"))
-    with pytest.raises(UsageError, match="'cascade' has no output layer of its own"):
+    with pytest.raises(UsageError, match="'cascade' has no output layer; give the stages"):
         output_layer(network, build(network, 2))
