@@ -1,1 +1,3 @@
-"""Which examples to draw. Knows ids, classes and counts; no images, no networks, no torch."""
+"""Which examples to draw. This package uses only ids, classes and counts: no images, no networks and no
+torch.
+"""

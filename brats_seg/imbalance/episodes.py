@@ -1,4 +1,4 @@
-"""Episodes: a few classes, and a few examples of each; the draws of few-shot learning."""
+"""Episodes: a few classes and a few examples of each class, for few-shot learning."""
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -9,12 +9,12 @@ from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.sampler import EpochPlan, Sampler
 
 Numbers = Int64[np.ndarray, "ways examples"]
-"""Number within its class of each example."""
+"""The number of each example within its class."""
 
 
 class EpisodeSampler(Sampler):
-    """Each batch is some episodes one after the other. An episode is `ways` classes one after the other, each
-    with `examples` of its examples; no class and no example is twice in an episode.
+    """Each batch contains episodes one after the other. An episode contains `ways` classes one after the
+    other, and `examples` examples of each class. No class and no example occurs twice in an episode.
     """
 
     def __init__(
@@ -24,14 +24,14 @@ class EpisodeSampler(Sampler):
 
         Args:
             index: the examples by class.
-            ways: classes of an episode.
-            examples: of each of them.
-            episodes: in a batch.
-            steps: batches in an epoch.
-            seed: of all draws.
+            ways: number of classes of an episode.
+            examples: number of examples of each class.
+            episodes: number of episodes in a batch.
+            steps: number of batches in an epoch.
+            seed: seed of all draws.
 
         Raises:
-            UsageError: fewer classes, or fewer examples of a class, than an episode has.
+            UsageError: there are fewer classes, or a class has fewer examples, than an episode needs.
         """
         check_episode(index.counts, index.class_names, ways=ways, examples=examples)
         self._ways, self._examples_each, self._episodes = ways, examples, episodes
@@ -53,26 +53,28 @@ class EpisodeSampler(Sampler):
 
 
 def choose_classes(n_classes: int, ways: int, generator: np.random.Generator) -> Int64[np.ndarray, " ways"]:
-    """Different classes, in a random order."""
+    """Draw `ways` different classes in a random order."""
     return generator.choice(n_classes, ways, replace=False).astype(np.int64)
 
 
 def choose_numbers(sizes: Counts, examples: int, generator: np.random.Generator) -> Numbers:
-    """Different examples of each of some classes, which have so many (`sizes`), in a random order."""
+    """Draw `examples` different examples of each class in a random order. `sizes` is the number of examples
+    of each class.
+    """
     return np.array([generator.choice(size, examples, replace=False) for size in sizes.tolist()], np.int64)
 
 
 def check_episode(counts: Counts, names: tuple[str, ...], *, ways: int, examples: int) -> None:
-    """Raise `UsageError` where an episode needs more classes, or more examples of a class, than there are."""
+    """Raise `UsageError` if an episode needs more classes, or more examples of a class, than exist."""
     if ways > len(counts):
-        raise UsageError(f"{ways} ways: there are {len(counts)} classes ({', '.join(names[:_FEW])})")
+        raise UsageError(f"{ways} ways, but there are {len(counts)} classes ({', '.join(names[:_FEW])})")
     short: Bool[np.ndarray, " k"] = counts < examples
     if short.any():
         worst = int(np.argmin(counts))
         raise UsageError(
-            f"class '{names[worst]}' has {counts[worst]} examples and an episode takes {examples}; take "
+            f"class '{names[worst]}' has {counts[worst]} examples, but an episode needs {examples}; use "
             "fewer shots or queries"
         )
 
 
-_FEW = 5  # class names that are shown
+_FEW = 5  # number of class names in the message

@@ -1,4 +1,4 @@
-"""Cases or lesions that are drawn first, and then an example of them."""
+"""Groups of examples: a case or a lesion is drawn first, and then an example of it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,8 +13,8 @@ from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.shares import named_classes
 
 NumberLesions = Callable[[int, np.ndarray], np.ndarray]
-"""Case number (row of the whole index) and positions of its tumor voxels (n,) -> number of the lesion of each
-(n,), from 0 on.
+"""Number of a case (row of the whole index) and positions of its tumor voxels (n,) -> number of the lesion of
+each voxel (n,), from 0 on.
 """
 SIZE_STEPS = (1, 100, 1_000, 10_000)
 """Smallest number of voxels of a lesion in each bin of lesion sizes."""
@@ -22,13 +22,14 @@ SIZE_STEPS = (1, 100, 1_000, 10_000)
 
 @dataclass(frozen=True)
 class Groups:
-    """The examples of each class in groups. A group is drawn first, every group alike; then an example of
-    that group.
+    """The examples of each class in groups. First a group is drawn, with equal probability for every group,
+    and then an example of this group.
 
     Attributes:
-        ends: for each class, where each of its groups ends in `order` (int64, rising). No group is empty.
-        order: for each class, the number (see `ClassIndex.pick`) of each example, group after group; None
-            where that is 0, 1, 2, ...
+        ends: for each class, the position in `order` at which each of its groups ends (int64, increasing). No
+            group is empty.
+        order: for each class, the number (see `ClassIndex.pick`) of each example, group after group; None if
+            the numbers are 0, 1, 2, ...
     """
 
     ends: tuple[Int64[np.ndarray, " _"], ...]
@@ -37,10 +38,11 @@ class Groups:
     def numbers(
         self, classes: Int64[np.ndarray, "*draws"], uniform: Float64[np.ndarray, "*draws"]
     ) -> Int64[np.ndarray, "*draws"]:
-        """Rank within its class of each draw, from one random number in [0, 1) for each.
+        """The number of each drawn example within its class, from one random number in [0, 1) for each draw.
 
-        The number times the number of groups is split: its whole part is the group, its fraction the place in
-        the group. Of the 53 bits of the number, 2^17 groups leave 36 for the place.
+        The random number is multiplied by the number of groups. The whole part of the product is the group,
+        and the fraction is the position in the group. The random number has 53 bits: with 2^17 groups, 36
+        bits remain for the position.
         """
         numbers = np.empty(classes.shape, np.int64)
         for k, ends in enumerate(self.ends):
@@ -56,7 +58,7 @@ class Groups:
         return numbers
 
     def keep(self, k: int, numbers: Ids) -> "Groups":
-        """The same groups with some examples of class `k` alone; a group that has none of them is left
+        """The same groups with only the given examples of class `k`. Groups without these examples are left
         out.
         """
         order = self.order[k]
@@ -69,12 +71,13 @@ class Groups:
 
 @dataclass(frozen=True)
 class Lesions:
-    """The lesions of an index: the groups to draw them by, and how large the lesion of each example is.
+    """The lesions of an index: the groups for drawing, and the size of the lesion of each example.
 
     Attributes:
-        groups: of a tumor class, its part of each lesion; of another class, its examples in each case.
+        groups: for a tumor class, one group for its voxels in each lesion; for another class, one group for
+            its examples in each case.
         size_bins: for each class, the bin in `SIZE_STEPS` of the lesion of each example, by number (uint8);
-            None for a class in no lesion.
+            None for a class that is not in a lesion.
     """
 
     groups: Groups
@@ -82,16 +85,15 @@ class Lesions:
 
 
 def group_by_case(index: ClassIndex) -> Groups:
-    """The examples of a class in one case are one group."""
+    """Group the examples of each class by case."""
     ends = tuple(np.cumsum(counts[counts > 0]) for counts in index.case_counts.T)
     return Groups(ends, (None,) * index.n_classes)
 
 
 def group_by_lesion(index: ClassIndex, number_lesions: NumberLesions) -> Lesions:
-    """The examples of a tumor class in one lesion are one group; the examples of another class in one case
-    are one group.
+    """Group the examples of a tumor class by lesion, and the examples of the other classes by case.
 
-    Every case is read once. Kept are 5 bytes for each tumor voxel.
+    Every case is read once. The result uses 5 bytes for each tumor voxel.
     """
     by_case, tumor = group_by_case(index), named_classes("tumor", index.class_names)
     lesions_of_class: dict[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {k: [] for k in tumor}

@@ -1,4 +1,4 @@
-"""ClassIndex: which example ids belong to which class."""
+"""ClassIndex: the ids of the examples of each class."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -14,8 +14,8 @@ from brats_seg.core.shapes import Counts, Ids
 class ClassIndex:
     """Example ids grouped by class over many cases, as compressed rows.
 
-    Only counts are held; the positions of a case are asked for at first use and kept (mapped files stay
-    mapped). An image set is an index of one case. The id of a position is `case_ids[case] + position`.
+    At first only counts are in memory. The positions of a case are loaded at first use and kept (mapped files
+    stay mapped). An image set is an index of one case. The id of a position is `case_ids[case] + position`.
     """
 
     def __init__(
@@ -27,16 +27,16 @@ class ClassIndex:
         case_ids: Integer[np.ndarray, " cases"],
         case_names: Sequence[str] | None = None,
     ) -> None:
-        """Take the counts; nothing is mapped yet.
+        """Store the counts. No file is mapped yet.
 
         Args:
-            class_names: name of each of the K classes.
-            counts: examples of each class in each case.
+            class_names: names of the K classes.
+            counts: number of examples of each class in each case.
             part: case number (row of `counts`) -> 1-D whole-number array of the positions of that case,
-                grouped by class in the order of `class_names`, `counts[case].sum()` long. Called once for a
-                case, when an example of it is first drawn.
-            case_ids: what is added to a position to make an id (in a bank `case << 32`).
-            case_names: what an error calls a case.
+                grouped by class in the order of `class_names`, of length `counts[case].sum()`. It is called
+                once for each case, when an example of the case is drawn for the first time.
+            case_ids: number that is added to a position to make an id (in a bank `case << 32`).
+            case_names: names of the cases in error messages.
         """
         self.class_names = tuple(class_names)
         self._every_count = np.ascontiguousarray(counts, dtype=np.int64)
@@ -55,10 +55,12 @@ class ClassIndex:
 
     @classmethod
     def from_labels(cls, labels: Integer[np.ndarray, " n"], class_names: Sequence[str]) -> "ClassIndex":
-        """An image set: the id of an example is its position in `labels`, which holds the class of each."""
+        """The index of an image set. `labels` holds the class of each example, and the id of an example is
+        its position in `labels`.
+        """
         if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < len(class_names):
             raise InputError(
-                f"labels lie in {labels.min()}..{labels.max()}; {len(class_names)} classes take "
+                f"labels lie in {labels.min()}..{labels.max()}; {len(class_names)} classes need labels "
                 f"0..{len(class_names) - 1}"
             )
         return cls(
@@ -71,21 +73,21 @@ class ClassIndex:
 
     @property
     def n_classes(self) -> int:
-        """K, absent classes included."""
+        """The number of classes K, including absent classes."""
         return len(self.class_names)
 
     @property
     def counts(self) -> Counts:
-        """Examples of each class over the cases of this index."""
+        """The number of examples of each class over the cases of this index."""
         return self.case_counts.sum(axis=0)
 
     @property
     def case_counts(self) -> Int64[np.ndarray, "cases k"]:
-        """Examples of each class in each case of this index, and of no other case."""
+        """The number of examples of each class in each case of this index."""
         return self._every_count[self._rows]
 
     def restrict(self, cases: Sequence[int]) -> "ClassIndex":
-        """The same index over some of its cases (rows of the full index, each once); what is mapped is
+        """The same index over some of its cases (rows of the full index, each once). Mapped files are
         shared.
         """
         rows = np.asarray(cases, dtype=np.int64)
@@ -101,15 +103,15 @@ class ClassIndex:
         return other
 
     def regroup(self, class_names: Sequence[str], groups: Sequence[Sequence[int]]) -> "ClassIndex":
-        """The same examples under other classes; no position is copied, and what is mapped is shared.
+        """The same examples with other classes. No position is copied, and mapped files are shared.
 
         Args:
             class_names: name of each new class.
-            groups: classes that each new class is made of. They must lie side by side, as the positions of a
-                case do. A class in no group is left out.
+            groups: the old classes of each new class. The old classes of a group must be adjacent, because
+                the positions of a case are sorted by class. A class in no group is left out.
 
         Raises:
-            UsageError: a group that is empty, has a gap, or shares a class with another.
+            UsageError: a group is empty, has a gap, or shares a class with another group.
         """
         members = [number for group in groups for number in group]
         if (
@@ -118,7 +120,7 @@ class ClassIndex:
             or len(groups) != len(class_names)
         ):
             raise UsageError(
-                f"groups {groups}: a class of 0..{self.n_classes - 1} has one place at most, and each group "
+                f"groups {groups}: a class of 0..{self.n_classes - 1} may occur once at most, and each group "
                 "a name"
             )
         start, stop = self._every_start, self._every_start + self._every_count
@@ -127,8 +129,7 @@ class ClassIndex:
                 (stop[:, one] != start[:, other]).any() for one, other in pairwise(group)
             ):
                 raise UsageError(
-                    f"group {list(group)}: the classes of a group must lie side by side, in order, and be "
-                    "one at least"
+                    f"group {list(group)}: a group must have one or more classes, adjacent and in order"
                 )
         other = self._copy()
         other.class_names = tuple(class_names)
@@ -140,13 +141,14 @@ class ClassIndex:
         return other
 
     def pick(self, classes: Ids, numbers: Ids) -> Ids:
-        """Id of example number `numbers[i]` of class `classes[i]`, counted over all cases in order; O(log
-        cases) each.
+        """The id of example number `numbers[i]` of class `classes[i]`, counted over all cases in order; O(log
+        cases) for each example.
 
-        One call for many examples is much the cheapest: the positions of a case are read in one go.
+        One call for many examples is much faster than many calls, because the positions of a case are read at
+        once.
 
         Raises:
-            UsageError: a class or a number that is out of range.
+            UsageError: a class or a number is out of range.
         """
         if classes.size and not 0 <= classes.min() <= classes.max() < self.n_classes:
             raise UsageError(
@@ -177,36 +179,35 @@ class ClassIndex:
         return ids
 
     def numbers_of(self, cls: int, ids: Ids) -> Ids:
-        """Number of each example of one class, as `pick` counts them: the way back from ids to numbers.
+        """The number of each example of one class, the inverse of `pick`.
 
-        The ids must be of this class and rising, and positions must be under 2^32, as in a bank.
+        The ids must belong to this class and increase, and positions must be below 2^32, as in a bank.
         """
         numbers = np.empty_like(ids)
         for row, first in enumerate(self._case_ids[self._rows].tolist()):
             of_case = slice(*np.searchsorted(ids, (first, first + (1 << 32))).tolist())
             if of_case.start < of_case.stop:
                 own = self.positions(row)[cls]
-                order = np.argsort(
-                    own, kind="stable"
-                )  # a class made of several lists their positions one class after the other
+                # a class that joins several old classes has the positions of one old class after the other
+                order = np.argsort(own, kind="stable")
                 places = np.searchsorted(own, (ids[of_case] - first).astype(own.dtype), sorter=order)
                 numbers[of_case] = order[places] + self._ends[cls, row] - len(own)
         return numbers
 
     def positions(self, row: int) -> list[np.ndarray]:
-        """Positions of the examples of each class in a case of this index, by the number of the case in it;
-        read, not copied.
+        """The positions of the examples of each class in case number `row` of this index. The positions are
+        not copied.
         """
         case = int(self._rows[row])
         every, starts, counts = self._positions(case), self._every_start[case], self._every_count[case]
         return [every[start : start + n] for start, n in zip(starts, counts, strict=True)]
 
     def case_number(self, row: int) -> int:
-        """Number in the whole index of a case of this index."""
+        """The number in the whole index of case number `row` of this index."""
         return int(self._rows[row])
 
     def random_ids(self, cls: int, n: int, *, generator: np.random.Generator) -> Ids:
-        """`n` different ids of one class, uniform; all of them where the class has no more."""
+        """`n` different ids of one class, drawn uniformly; all ids if the class has `n` or fewer examples."""
         count = int(self._ends[cls, -1]) if len(self._rows) else 0
         numbers = np.arange(count) if n >= count else generator.choice(count, n, replace=False)
         return self.pick(np.full(len(numbers), cls, np.int64), numbers.astype(np.int64))
@@ -229,14 +230,14 @@ class ClassIndex:
             if len(positions) != self._part_sizes[case]:
                 name = self._case_names[case]
                 raise InputError(
-                    f"{name}: the index holds {len(positions)} voxels; the bank counts "
+                    f"{name}: the index holds {len(positions)} voxels, but the count in the bank is "
                     f"{self._part_sizes[case]}"
                 )
             self._parts[case] = positions
         return positions
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy for a worker process maps its own files: pickling the mapped positions would copy the
-        bank.
+        """The state without mapped positions, because pickling them would copy the bank. A worker process
+        maps the files itself.
         """
         return self.__dict__ | {"_parts": {}}

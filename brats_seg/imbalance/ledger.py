@@ -1,4 +1,4 @@
-"""The class mix asked for and the mix drawn."""
+"""The requested class shares and the drawn class shares, epoch by epoch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -19,13 +19,13 @@ LEDGER_COLUMNS = (
 CASE_COLUMNS = ("epoch", "case", "class", "n_draws", "n_distinct")
 LESION_COLUMNS = ("epoch", "class", "lesion_voxels_from", "n_draws", "n_distinct")
 OUTSIDE = "outside"
-"""The ledger's name for air: patch voxels outside the brain, or off the volume."""
+"""The name of air in the ledger: patch voxels outside the brain or outside the volume."""
 
 
 @runtime_checkable
 class Countable(Protocol):
-    """Whole numbers (n,) that add up: a NumPy array, or a torch tensor on any device. This package does not
-    know torch.
+    """Whole numbers (n,) that can be added: a NumPy array, or a torch tensor on any device. This package does
+    not import torch.
     """
 
     def tolist(self) -> Any:
@@ -33,12 +33,12 @@ class Countable(Protocol):
 
 
 class Ledger:
-    """Counts what was drawn, epoch by epoch. A step costs two additions; distinct examples are counted when
-    the epoch is closed.
+    """Counts the draws of each epoch. Each step needs two additions. Distinct examples are counted when the
+    epoch is closed.
     """
 
     _voxels: Int64[np.ndarray, " k_and_air"]
-    _uncounted: Any  # sum of the counts since the last look at them, 0 where there are none
+    _uncounted: Any  # sum of the counts since they were last read, 0 if there are no such counts
 
     def __init__(self, class_names: Sequence[str]) -> None:
         self.class_names = tuple(class_names)
@@ -46,27 +46,27 @@ class Ledger:
         self._open()
 
     def add(self, draw: Draw, counts: Countable) -> None:
-        """One batch: its draw, and its voxels per class as the gather counted them (K + 1 numbers, the last
-        one air).
+        """Add one batch: its draw, and the number of its voxels of each class (K + 1 numbers, the last one
+        for air).
 
-        Counts on a GPU are added there, without waiting for them; they are fetched when the epoch is closed
-        or the state is saved.
+        Counts on a GPU are added on the GPU without waiting. They are copied to the CPU when the epoch is
+        closed or the state is saved.
         """
         self._draws.append((draw.ids, draw.classes, draw.hard))
         self._uncounted = self._uncounted + counts  # not +=: the next batch writes into the same array
 
     def absorb(self, state: Mapping[str, Any]) -> None:
-        """Add the open epoch of another rank's ledger, given as its `state_dict()`."""
+        """Add the open epoch of the ledger of another rank, given as its `state_dict()`."""
         self._draws.append((state["ids"], state["classes"].astype(np.int64), state["hard"]))
         self._voxels = self._counted() + state["voxels"]
 
     def close_epoch(self, epoch: int, requested: Shares) -> list[dict[str, Any]]:
-        """The rows of this epoch, and a fresh page for the next.
+        """Return the rows of this epoch, and start the next epoch.
 
-        A row per class, its keys `LEDGER_COLUMNS`: `center_share` of the draws and `voxel_share` of the patch
-        voxels inside the brain, both summing to 1 over the classes. Air stands apart, in a last row
-        `outside`: its `voxel_share` is of *all* patch voxels, and it has no draws. `n_distinct` counts how
-        many different examples the draws hit.
+        One row for each class, with keys `LEDGER_COLUMNS`: `center_share` is the share of the draws and
+        `voxel_share` the share of the patch voxels inside the brain. Both sum to 1 over the classes. Air has
+        a separate last row `outside`. Its `voxel_share` is the share of *all* patch voxels, and it has no
+        draws. `n_distinct` is the number of different examples that were drawn.
         """
         ids, classes, hard = self._drawn()
         n_classes = len(self.class_names)
@@ -86,12 +86,12 @@ class Ledger:
         return rows
 
     def case_rows(self, epoch: int, *, case_names: Sequence[str]) -> list[dict[str, Any]]:
-        """How often each case was drawn in the open epoch; a row, its keys `CASE_COLUMNS`, for each case and
-        class with a draw.
+        """How often each case was drawn in the open epoch: one row, with keys `CASE_COLUMNS`, for each case
+        and class with a draw.
 
         Args:
-            epoch: its number.
-            case_names: of all cases; the number of the case is in the upper 32 bits of an id.
+            epoch: number of the epoch.
+            case_names: names of all cases. The upper 32 bits of an id are the number of the case.
         """
         ids, classes, _ = self._drawn()
         n_classes = len(self.class_names)
@@ -111,14 +111,14 @@ class Ledger:
         ]
 
     def lesion_rows(self, epoch: int, *, index: ClassIndex, lesions: Lesions) -> list[dict[str, Any]]:
-        """How often lesions of each size were drawn in the open epoch; a row, its keys `LESION_COLUMNS`, for
-        each tumor class and size.
+        """How often lesions of each size were drawn in the open epoch: one row, with keys `LESION_COLUMNS`,
+        for each tumor class and size.
 
         Args:
-            epoch: its number.
-            index: that the draws came from.
-            lesions: its lesions; `lesion_voxels_from` is the smallest number of voxels of a lesion of the row
-                (`SIZE_STEPS`).
+            epoch: number of the epoch.
+            index: the index of the draws.
+            lesions: the lesions of the index. `lesion_voxels_from` is the smallest number of voxels of a
+                lesion of the row (`SIZE_STEPS`).
         """
         ids, classes, _ = self._drawn()
         rows = []
@@ -146,8 +146,8 @@ class Ledger:
         return rows
 
     def voxel_counts(self, *, first_epoch: int = 1, last_epoch: int | None = None) -> Counts:
-        """Patch voxels of each class, air left out, over the closed epochs from `first_epoch` to `last_epoch`
-        (the newest where None).
+        """The number of patch voxels of each class, without air, over the closed epochs from `first_epoch` to
+        `last_epoch` (None: the newest epoch).
         """
         counted = [
             voxels[:-1] for epoch, voxels in self._history if first_epoch <= epoch <= (last_epoch or epoch)
@@ -157,22 +157,22 @@ class Ledger:
     def effective_prior(
         self, *, class_weights: Shares | None = None, first_epoch: int = 1, last_epoch: int | None = None
     ) -> Shares:
-        """The prior the network of `last_epoch` was trained under: patch voxels per class x class weights.
-        See `priors.effective_prior`.
+        """The training prior of the network of `last_epoch`: patch voxels per class x class weights. See
+        `priors.effective_prior`.
 
-        Where the mix or the weights changed on the way, ask for the epochs that the network has last learned
-        from.
+        If the class shares or the weights changed during the training, give the range of the last epochs,
+        from which the network has learned last.
         """
         counts = self.voxel_counts(first_epoch=first_epoch, last_epoch=last_epoch)
         if counts.sum() == 0:
             raise UsageError(
-                f"ledger: no closed epoch from {first_epoch} to {last_epoch}; the training prior is known "
+                f"ledger: no closed epoch from {first_epoch} to {last_epoch}; the training prior exists only "
                 "after the first epoch"
             )
         return effective_prior(counts, class_weights=class_weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole ledger, the open epoch included, in arrays."""
+        """The whole ledger in arrays, including the open epoch."""
         ids, classes, hard = self._drawn()
         history = np.array([voxels for _, voxels in self._history], dtype=np.int64).reshape(
             len(self._history), len(self.class_names) + 1
@@ -187,7 +187,7 @@ class Ledger:
         return {**opened, "closed_epochs": closed, "closed_voxels": history}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken. Raises `UsageError` where it counts other classes."""
+        """Continue from a saved `state`. Raises `UsageError` if the state counts other classes."""
         if len(state["voxels"]) != len(self.class_names) + 1:
             raise UsageError(
                 f"ledger: {len(state['voxels']) - 1} classes in the checkpoint, {len(self.class_names)} in "
@@ -206,7 +206,7 @@ class Ledger:
         self._uncounted = 0
 
     def _counted(self) -> Int64[np.ndarray, " k_and_air"]:
-        """Voxels of the open epoch, (K + 1,)."""
+        """The number of voxels of each class in the open epoch, (K + 1,)."""
         if not isinstance(self._uncounted, int):
             self._voxels = self._voxels + np.array(self._uncounted.tolist(), dtype=np.int64)
             self._uncounted = 0

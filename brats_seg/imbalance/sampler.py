@@ -1,4 +1,6 @@
-"""A stream of draws that every rank shares and a resumed run repeats: what all samplers have."""
+"""The base class of all samplers: a stream of draws that is the same on every rank and after a resumed
+run.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,22 +16,23 @@ from brats_seg.imbalance.groups import Groups
 from brats_seg.imbalance.index import ClassIndex
 from brats_seg.imbalance.shares import drifted_shares
 
-# Ids drawn in one go: reading the positions of 1,251 cases once for 273 batches of 120 costs 1/273 of it a
-# batch.
+# Number of ids drawn at once. The positions of 1,251 cases are then read once for 273 batches of 120 draws,
+# not in every batch.
 _BLOCK_DRAWS = 32768
-# What a random stream is for: a word of the generator's counter, so that no two streams of an epoch meet.
+# The purpose of a random stream. It is a word of the generator's counter, so that no two streams of an epoch
+# overlap.
 DRAWS, POOL, SHUFFLE, SUBSET = range(4)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """This rank's part of one batch.
+    """The part of one batch that belongs to this rank.
 
     Attributes:
         ids: example ids.
-        classes: class of each.
-        hard: whether it came from a pool of hard examples.
-        positions: number of the draw in the epoch, over all ranks: step * batch_size + place in the batch.
+        classes: class of each example.
+        hard: whether the example came from a pool of hard examples.
+        positions: number of the draw in the epoch, over all ranks: step * batch_size + position in the batch.
     """
 
     ids: Ids
@@ -40,10 +43,11 @@ class Draw:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """How much is drawn, from which seed, and for whom.
+    """The number of draws, the seed and the rank of a sampler.
 
-    `steps` None: as many as show every example of the largest class once. `drift_epochs`: in so many epochs
-    the shares move to the natural ones, or from them (`drift`); None for shares that stay.
+    `steps` None: as many steps as needed to show every example of the largest class once. `drift_epochs`:
+    number of epochs in which the shares move to the natural shares or from them (`drift`); None for constant
+    shares.
     """
 
     batch_size: int
@@ -58,17 +62,17 @@ class EpochPlan:
         refuse(
             (
                 self.drift_epochs is not None and self.steps is None,
-                f"sampler.drift '{self.drift}' needs training.steps: an epoch that shows every example has "
-                "another length each time",
+                f"sampler.drift '{self.drift}' needs training.steps: without it the length of "
+                "an epoch changes with the shares",
             ),
-            (self.batch_size < 1, f"training.batch_size {self.batch_size}: at least 1"),
-            (self.steps is not None and self.steps < 1, f"training.steps {self.steps}: at least 1"),
-            (not 0 <= self.seed < 2**63, f"training.seed {self.seed}: a whole number from 0 to 2^63 - 1"),
+            (self.batch_size < 1, f"training.batch_size {self.batch_size}: give 1 or more"),
+            (self.steps is not None and self.steps < 1, f"training.steps {self.steps}: give 1 or more"),
+            (not 0 <= self.seed < 2**63, f"training.seed {self.seed}: must be a whole number in 0..2^63 - 1"),
             (not 0 <= self.rank < self.n_ranks, f"rank {self.rank}: must lie in 0..{self.n_ranks - 1}"),
             (
                 self.batch_size % max(1, self.n_ranks),
-                f"training.batch_size {self.batch_size}: {self.n_ranks} ranks share a batch, so a multiple "
-                f"of {self.n_ranks}",
+                f"training.batch_size {self.batch_size}: {self.n_ranks} ranks share a batch, so give a "
+                f"multiple of {self.n_ranks}",
             ),
         )
 
@@ -76,9 +80,9 @@ class EpochPlan:
 class Sampler(ABC):
     """A stream of draws: a pure function of (seed, epoch, step, state), the same on every rank.
 
-    Epochs count from 1. The random numbers of a block of steps come from Philox keyed by (seed, epoch) at a
-    counter made of the block's number, so no generator state is ever stored, and a resumed run may have
-    another number of ranks.
+    The first epoch is 1. The random numbers of a block of steps come from a Philox generator with the key
+    (seed, epoch) and a counter computed from the number of the block. Therefore no generator state is stored,
+    and a resumed run may have another number of ranks.
     """
 
     def __init__(
@@ -90,14 +94,15 @@ class Sampler(ABC):
         plan: EpochPlan,
         groups: Groups | None = None,
     ) -> None:
-        """`requested`: the share of each class, in the first epoch. `sizes`: how many examples of each class
-        there are to draw from.
+        """Store the settings of the draws.
 
-        `groups`: what is drawn first within a class; None for every example of the class alike.
+        `requested`: the share of each class in the first epoch. `sizes`: number of examples of each class.
+        `groups`: groups that are drawn first within a class; None draws every example of a class with equal
+        probability.
         """
         if groups is not None and plan.steps is None:
             raise UsageError(
-                "sampler.first: an epoch that shows every example draws no case or lesion first; give "
+                "sampler.first: an epoch that shows every example cannot draw cases or lesions first; give "
                 "training.steps"
             )
         self.groups = groups
@@ -114,17 +119,17 @@ class Sampler(ABC):
         self._shuffles: dict[int, np.ndarray] = {}
         self._prepare()
 
-    def _prepare(self) -> None:  # noqa: B027, most kinds need nothing
-        """What a kind makes once, before the first draw."""
+    def _prepare(self) -> None:  # noqa: B027, most kinds prepare nothing
+        """Prepare the data that a kind needs once, before the first draw."""
 
     @property
     def requested(self) -> Shares:
-        """The share of each class asked for in the current epoch."""
+        """The requested share of each class in the current epoch."""
         return self.requested_in(self.epoch)
 
     def requested_in(self, epoch: int) -> Shares:
-        """The share of each class asked for in an epoch: in all the same, or, with a drift, on the way to the
-        natural shares.
+        """The requested share of each class in an epoch. Without a drift the shares are the same in all
+        epochs.
         """
         if self._plan.drift_epochs is None:
             return self._first_shares
@@ -134,7 +139,9 @@ class Sampler(ABC):
         )  # fmt: skip
 
     def next(self) -> Draw:
-        """The next batch of this rank; after `steps` batches `epoch` goes up and `step` back to 0."""
+        """The next batch of this rank. After `steps` batches `epoch` increases by 1 and `step` returns to
+        0.
+        """
         block, row = divmod(self.step, self._block_steps)
         if self._loaded != (self.epoch, block):
             self._load(block)
@@ -149,18 +156,18 @@ class Sampler(ABC):
         return draw
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, in plain whole numbers and arrays."""
+        """The position in the stream, in plain whole numbers and arrays."""
         return {"epoch": self.epoch, "step": self.step, **self._settings()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken, to the bit. Raises `UsageError` where the sampler was set up in
-        another way.
+        """Continue from a saved `state`, with exactly the same draws. Raises `UsageError` if the sampler has
+        other settings.
         """
         for knob, value in self._settings().items():
             if state.get(knob) != value:
                 raise UsageError(
-                    f"training.{knob} {value}: the run to resume has {state.get(knob)}; give the same, or "
-                    "start a new run"
+                    f"training.{knob} {value}: the run to resume has {state.get(knob)}; give the same value, "
+                    "or start a new run"
                 )
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         self._loaded = None
@@ -190,18 +197,20 @@ class Sampler(ABC):
         self._loaded = (self.epoch, block)
 
     def _start_epoch(self) -> None:
-        """Make what holds for all blocks of an epoch."""
+        """Prepare the data for all blocks of an epoch."""
         self._shuffles.clear()
 
     @abstractmethod
     def _steps_to_show_all(self) -> int:
-        """Batches in an epoch that shows every example of the largest class at least once."""
+        """The number of batches of an epoch that shows every example of the largest class at least once."""
 
     @abstractmethod
     def _numbers(
         self, first: int, n: int, *, generator: np.random.Generator
     ) -> tuple[Int64[np.ndarray, "n b"], Int64[np.ndarray, "n b"]]:
-        """Class and number within the class of every draw, on all ranks, of the `n` steps from `first` on."""
+        """The class of every draw and its number within the class, on all ranks, for the `n` steps from
+        `first` on.
+        """
 
     def _examples(
         self,
@@ -211,7 +220,7 @@ class Sampler(ABC):
         first: int,
         own_draws: tuple[slice, slice],
     ) -> tuple[Int64[np.ndarray, "n r"], Bool[np.ndarray, "n r"]]:
-        """Id of this rank's draws, and whether each is a hard one."""
+        """The ids of the draws of this rank, and whether each is a hard example."""
         ids = self._index.pick(classes[own_draws].ravel(), numbers[own_draws].ravel()).reshape(
             classes[own_draws].shape
         )

@@ -1,4 +1,4 @@
-"""Which ids to draw next: random, balanced, ratio, hard replay, over- and undersampling."""
+"""The samplers by name: random, balanced, ratio, hard replay, over- and undersampling."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,8 +23,8 @@ from brats_seg.imbalance.shares import (
 
 
 class RandomSampler(Sampler):
-    """Every example alike: the classes come as often as they occur. In whole epochs each example once, the
-    last batch filled up.
+    """Draws every example with equal probability, so the classes have their natural shares. In whole epochs
+    each example is drawn once, and the last batch is filled up.
     """
 
     def _steps_to_show_all(self) -> int:
@@ -48,8 +48,8 @@ class RandomSampler(Sampler):
 
 
 class ShareSampler(Sampler):
-    """Exact counts of each class in every batch; uniform within a class, in whole epochs without repeats
-    until all were shown.
+    """Draws exact counts of each class in every batch, uniformly within a class. In whole epochs no example
+    is repeated until all were shown.
     """
 
     def _steps_to_show_all(self) -> int:
@@ -57,24 +57,24 @@ class ShareSampler(Sampler):
         if (self.requested[largest] == 0).any():
             name = self._index.class_names[int(np.argmax(largest))]
             raise UsageError(
-                f"training.steps: give a number; the largest class '{name}' has a share of 0 and is never "
+                f"training.steps: give a number; the largest class '{name}' has a share of 0, so it is never "
                 "shown"
             )
         slots = self._plan.batch_size * float(self.requested[largest].min())
         batches = int(
             -(-(int(self._sizes.max()) + 8) // slots)
-        )  # 8 draws more than the mean needs: the remainder rotates
+        )  # 8 draws more than the mean, because the remainder rotates
         drawn = np.cumsum(self._counts(0, batches + LONGEST_PERIOD), axis=0)[:, largest]
         drawn = np.concatenate([np.zeros((1, drawn.shape[1]), np.int64), drawn])
         steps = int(np.argmax((drawn[: batches + 1] >= self._sizes[largest]).all(axis=1)))
-        # Later epochs begin elsewhere in the rotation, and are to show all as well.
+        # Later epochs start at another position of the rotation, and must also show all examples.
         while (drawn[steps : steps + LONGEST_PERIOD] - drawn[:LONGEST_PERIOD] < self._sizes[largest]).any():
             steps += 1
         return steps
 
     def _counts(self, first: int, n: int) -> Int64[np.ndarray, "n k"]:
-        """Draws of each class in `n` batches from number `first` of all epochs on: the remainder rotates over
-        epochs.
+        """The number of draws of each class in `n` batches from batch `first` on, counted over all epochs,
+        because the remainder rotates over the epochs.
         """
         return batch_counts(
             self.requested, batch_size=self._plan.batch_size, steps=np.arange(first, first + n)
@@ -100,16 +100,16 @@ class ShareSampler(Sampler):
         return classes, numbers
 
     def _turns(self, classes: np.ndarray, first: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """The places of each class in the flat block, and which draw of the class in this epoch each place
-        is.
+        """The positions of each class in the flat block, and for each position the number of the draw of the
+        class in this epoch.
         """
         places = {k: np.flatnonzero(classes == k) for k in range(self._index.n_classes)}
         return {k: (at, self._drawn[first, k] + np.arange(len(at))) for k, at in places.items() if len(at)}
 
 
 class UndersamplingSampler(ShareSampler):
-    """Draws from one random subset of each class that is too frequent, the same in all epochs, chosen by the
-    seed.
+    """Draws from one random subset of each class that is too frequent. The seed determines the subset, and it
+    is the same in all epochs.
     """
 
     def _prepare(self) -> None:
@@ -133,11 +133,11 @@ class UndersamplingSampler(ShareSampler):
 
 
 class HardSampler(ShareSampler):
-    """Each class's slots are filled from its shuffled pool of hard examples first; an empty pool means
+    """Draws each class first from its shuffled pool of hard examples. If the pool is empty, the draws are
     random.
 
-    Hard example mining by replay; with `Hard(classes=("healthy",))` it is hard negative mining (Felzenszwalb
-    et al., PAMI 2010).
+    This is hard example mining by replay. With `Hard(classes=("healthy",))` it is hard negative mining
+    (Felzenszwalb et al., PAMI 2010).
     """
 
     recycle: bool = False
@@ -148,8 +148,8 @@ class HardSampler(ShareSampler):
         self._pools: dict[int, dict[int, np.ndarray]] = {}
 
     def configure(self, hard: knobs.Hard) -> None:
-        """Which classes have a pool (`shares.named_classes`), whether a used-up pool starts again (or its
-        class goes on at random), and for how many epochs a pool is used.
+        """Set which classes have a pool (`shares.named_classes`), whether a used-up pool starts again (or its
+        class continues with random draws), and for how many epochs a pool is used.
         """
         names = self._index.class_names
         asked = names if hard.classes is None else hard.classes
@@ -162,18 +162,18 @@ class HardSampler(ShareSampler):
         self.recycle, self.max_age = hard.recycle, hard.max_age
 
     def accept_pools(self, pools: Mapping[int, np.ndarray]) -> None:
-        """The hard ids of each class, as the last epoch's network finds them; used from the epoch that now
-        begins on.
+        """Set the hard ids of each class, found by the network after the last epoch. They are used from the
+        next epoch on.
 
-        Pools of the last `max_age` epochs are joined. Classes left out get an empty pool. Raises `UsageError`
-        inside an epoch, or for a class outside `hard_classes`.
+        Pools of the last `max_age` epochs are joined. Classes that are not given get an empty pool. Raises
+        `UsageError` during an epoch, or for a class that is not in `hard_classes`.
         """
         refuse(
             (self.step, f"hard pools are exchanged between epochs, not at step {self.step} of {self.steps}"),
             (
                 not set(pools) <= set(self.hard_classes),
-                f"hard pools for classes {sorted(set(pools) - set(self.hard_classes))}; hard.classes are "
-                f"{list(self.hard_classes)}",
+                f"hard pools were given for classes {sorted(set(pools) - set(self.hard_classes))}; "
+                f"hard.classes are {list(self.hard_classes)}",
             ),
         )
         for k in self.hard_classes:
@@ -184,7 +184,7 @@ class HardSampler(ShareSampler):
         self._loaded = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, pools included."""
+        """The position in the stream, including the pools."""
         pools = [
             {"class": k, "epoch": born, "ids": ids.copy()}
             for k, aged in self._pools.items()
@@ -193,7 +193,7 @@ class HardSampler(ShareSampler):
         return super().state_dict() | {"pools": pools}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken, to the bit."""
+        """Continue from a saved `state`, with exactly the same draws."""
         super().load_state_dict(state)
         self._pools = {}
         for pool in state["pools"]:
@@ -244,16 +244,17 @@ def make_sampler(
     n_ranks: int = 1,
     hard: knobs.Hard = knobs.Hard(),
 ) -> Sampler:
-    """The sampler of this name, or of a section `sampler` of a training's config.
+    """The sampler with this name, or from a section `sampler` of a training config.
 
     Args:
-        sampler: a key of `SAMPLERS`, or a section such as `Sampler(kind="ratio", healthy_share=0.7)`. Without
-            `drift` and `first`: a training uses `build_sampler`.
+        sampler: a key of `SAMPLERS`, or a section such as `Sampler(kind="ratio", healthy_share=0.7)`. The
+            section must not have `drift` and `first`; a training uses `build_sampler`.
         index: the examples of the training cases.
-        batch_size: draws in a batch, over all ranks; a multiple of `n_ranks`.
-        steps: batches in an epoch; None for as many as show every example of the largest class at least once.
-        seed, rank, n_ranks: all ranks draw one list; rank r takes its positions r, r + n_ranks, ...
-        hard: how pools of hard examples are used; kind `hard` alone.
+        batch_size: number of draws in a batch, over all ranks; a multiple of `n_ranks`.
+        steps: number of batches in an epoch; None for as many batches as needed to show every example of the
+            largest class at least once.
+        seed, rank, n_ranks: all ranks draw the same list; rank r uses positions r, r + n_ranks, ... of it.
+        hard: how pools of hard examples are used; only for kind `hard`.
 
     Raises:
         UsageError: naming the knob, its value and what it may be.
@@ -274,20 +275,20 @@ def build_sampler(
     """The sampler of a training.
 
     Args:
-        section: which sampler; its `drift` needs `plan.drift_epochs`.
+        section: section `sampler` of the config; its `drift` needs `plan.drift_epochs`.
         index: the examples of the training cases.
-        plan: how much is drawn, and for whom.
-        hard: how pools of hard examples are used; kind `hard` alone.
-        groups: within a class, a group is drawn first and then an example of it; None draws every example of
-            a class alike. The classes come as often as without groups. Pools of hard examples are used first
-            and have no groups.
+        plan: number of draws, seed and rank.
+        hard: how pools of hard examples are used; only for kind `hard`.
+        groups: within a class, first a group is drawn and then an example of the group; None draws every
+            example of a class with equal probability. The groups do not change the shares of the classes.
+            Pools of hard examples are used first and have no groups.
 
     Raises:
         UsageError: naming the knob, its value and what it may be.
     """
     if (section.drift == "none") != (plan.drift_epochs is None):
         raise UsageError(
-            f"sampler.drift '{section.drift}': goes with the number of epochs; got {plan.drift_epochs}"
+            f"sampler.drift '{section.drift}': needs the number of epochs; got {plan.drift_epochs}"
         )
     kind, ratio = section.kind, section.imbalance_ratio
     requested = requested_shares(

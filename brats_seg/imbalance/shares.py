@@ -1,4 +1,4 @@
-"""Which share of the draws each class gets, and the exact counts of every batch."""
+"""The share of each class among the draws, and its exact count in every batch."""
 
 import warnings
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from brats_seg.core.sections import refused_shares
 from brats_seg.core.shapes import Counts, Shares
 
 LONGEST_PERIOD = 4096
-"""Batches after which the remainder's rotation begins anew, at most."""
+"""Largest number of batches after which the rotation of the remainder repeats."""
 _GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -27,23 +27,24 @@ def requested_shares(
     allow_absent_class: bool = False,
     power: float = 0.0,
 ) -> Shares:
-    """The share of draws each class is to get; float64, sums to 1.
+    """The requested share of each class among the draws; float64, sums to 1.
 
-    `random`: as the class occurs. `oversample`, `undersample`: as it occurs after no class is rarer (or more
-    frequent) than `imbalance_ratio` times under (over) the most frequent (rarest). `balanced`:
-    n_c^power, scaled to sum to 1 (Kang et al. 2020, section 3), so 1/K with power 0. `ratio`,
-    `hard`: `shares` by name (`named_classes`, in equal parts to those of them that are not named themselves;
-    a class left out gets 0), or `healthy_share` and the rest to the tumor classes in their natural ratio, or
-    (`hard` alone) 1/K.
+    `random`: the natural shares. `oversample`: the shares after each rare class is enlarged to the size of
+    the largest class divided by `imbalance_ratio`. `undersample`: the shares after each frequent class is
+    reduced to `imbalance_ratio` times the size of the smallest class. `balanced`: n_c^power, scaled to sum to
+    1 (Kang et al. 2020, section 3), so 1/K with power 0. `ratio`, `hard`: `shares` by name, or
+    `healthy_share` with the rest for the tumor classes in their natural ratio, or (only `hard`) 1/K. A name
+    of `shares` can mean several classes (`named_classes`); those of them that are not named themselves get
+    equal parts. A class without a share gets 0.
 
     Raises:
-        UsageError: shares off 1 or under 0, an unknown class, or a class asked for that has no example and is
-            not allowed to be absent.
+        UsageError: shares do not sum to 1 or are negative, a class is unknown, or a class with a share has no
+            example and is not allowed to be absent.
     """
     if not 1 <= imbalance_ratio < np.inf:
         raise UsageError(
-            f"sampler.imbalance_ratio {imbalance_ratio:g}: a majority over minority count, so a finite "
-            "number of 1 or more"
+            f"sampler.imbalance_ratio {imbalance_ratio:g}: the count of the largest class divided by the "
+            "smallest, so a finite number of 1 or more"
         )
     if refused := refused_shares(kind, shares, healthy_share):
         raise UsageError(f"sampler.{refused}")
@@ -65,12 +66,12 @@ def requested_shares(
 def drifted_shares(
     shares: Shares, *, counts: Counts, epoch: int, n_epochs: int, drift: str = "to_natural"
 ) -> Shares:
-    """Shares on a straight line from `shares` in epoch 1 to the natural ones in epoch `n_epochs`, which hold
-    from there on. The other way with `drift` "from_natural" (progressively balanced sampling; Kang et al.
-    2020, section 3).
+    """Shares that change linearly from `shares` in epoch 1 to the natural shares in epoch `n_epochs` and stay
+    constant afterwards. With `drift` "from_natural" they change in the other direction (progressively
+    balanced sampling; Kang et al. 2020, section 3).
 
-    With one epoch alone they stay as they are: a line needs two ends, and natural shares from the start are
-    sampler.kind 'random'.
+    With only one epoch the shares do not change, because a line needs two ends. For natural shares from the
+    start use sampler.kind 'random'.
     """
     way = min(1.0, (epoch - 1) / (n_epochs - 1)) if n_epochs > 1 else 0.0
     way = 1 - way if drift == "from_natural" and n_epochs > 1 else way
@@ -78,8 +79,8 @@ def drifted_shares(
 
 
 def resampled_counts(kind: str, counts: Counts, *, imbalance_ratio: float = 1.0) -> Counts:
-    """Examples of each class after over- or undersampling to `imbalance_ratio` (majority over minority); 0
-    stays 0, other kinds as is.
+    """The number of examples of each class after over- or undersampling to `imbalance_ratio` (largest class
+    divided by smallest class). 0 stays 0. Other kinds do not change the counts.
     """
     present = counts[counts > 0]
     if present.size == 0:
@@ -96,14 +97,15 @@ def resampled_counts(kind: str, counts: Counts, *, imbalance_ratio: float = 1.0)
 def batch_counts(
     shares: Shares, *, batch_size: int, steps: Int64[np.ndarray, " s"]
 ) -> Int64[np.ndarray, "s k"]:
-    """Draws of each class in the batches numbered `steps`: a row sums to `batch_size`, an entry is share x
-    batch_size rounded down or up.
+    """The number of draws of each class in the batches numbered `steps`. Each row sums to `batch_size`, and
+    each entry is share x batch_size rounded down or up.
 
-    The remainder rotates by systematic sampling: the batch's slots i + u, i = 0 .. batch_size - 1, fall into
-    the classes' stretches of [0, batch_size), and u changes from batch to batch as the golden-ratio sequence
-    does. Where all shares x batch_size are multiples of 1/n with n <= 4096, u takes each of the n odd
-    multiples of 1/2n in turn: any n batches in a row hold each class as often as asked. A class is never
-    ahead or behind by more than 4 draws (3.5 seen in 3,000 random plans of 1,000 batches).
+    The remainder rotates by systematic sampling. Each class has an interval of [0, batch_size) with length
+    share x batch_size. A batch has the points i + u, i = 0 .. batch_size - 1, and the count of a class is the
+    number of points in its interval. u changes from batch to batch by the golden-ratio sequence. If all
+    shares x batch_size are multiples of 1/n with n <= 4096, u cycles through the n odd multiples of 1/2n, so
+    any n batches in a row contain exactly the requested counts. The total count of a class never differs from
+    its share by more than 4 draws (at most 3.5 in 3,000 random plans of 1,000 batches).
     """
     edges = np.concatenate([[0.0], np.cumsum(shares)])
     edges *= batch_size / edges[-1]
@@ -118,9 +120,9 @@ def _offsets(edges: np.ndarray, steps: np.ndarray) -> np.ndarray:
     return (turns[steps % len(turns)] + 0.5) / len(turns)
 
 
-@lru_cache(maxsize=8)  # an epoch of one batch asks for it at every step
+@lru_cache(maxsize=8)  # an epoch of one batch calls it at every step
 def _rotation(edges: tuple[float, ...]) -> np.ndarray | None:
-    """The order in which the offsets of a period are taken; None where there is no short period."""
+    """The order of the offsets in a period; None if there is no short period."""
     periods = np.arange(1, LONGEST_PERIOD + 1)
     scaled = np.array(edges)[None] * periods[:, None]
     whole = np.flatnonzero((np.abs(scaled - np.rint(scaled)) < 1e-7).all(axis=1))
@@ -131,8 +133,8 @@ def _rotation(edges: tuple[float, ...]) -> np.ndarray | None:
 
 
 def named_classes(name: str, class_names: tuple[str, ...]) -> tuple[int, ...]:
-    """Numbers of the classes that a name stands for: its own; `tumor`, where none is called so, for all but
-    `healthy`; else none.
+    """The numbers of the classes that a name means: the class with this name; for `tumor`, if no class has
+    this name, all classes except `healthy`; else no class.
     """
     if name == "tumor" and name not in class_names:
         return tuple(k for k, other in enumerate(class_names) if other != "healthy")
@@ -189,7 +191,7 @@ def _without_absent(
         counted = ", ".join(
             f"{name} {count}" for name, count in zip(class_names, counts.tolist(), strict=True)
         )
-        raise UsageError(f"sampler: no training example of any class that has a share; found {counted}")
+        raise UsageError(f"sampler: no class with a share has a training example; found {counted}")
     if names:
         warnings.warn(
             f"no training example of class {names}: its share of the draws goes to the other classes in "

@@ -254,7 +254,7 @@ def test_labels_with_gaps_and_a_test_set_of_one_class_are_named(images: Path, tm
             {"distributions": [{"kind": "step", "rho": [4], "mu": [0.5, 0.99]}]},
             "mu 0.99: of 4 classes 3.96 would be",
         ),
-        ({"base": 41}, "is to get 41 examples and has 40"),
+        ({"base": 41}, "needs 41 examples but has 40"),
         ({"decisions": {"costs": [[0, 1], [1, 0]]}}, "4 classes take 4 x 4"),
         ({"validation": {"images": "test", "of": "cat"}}, "validation.of 'cat': no such class"),
     ],

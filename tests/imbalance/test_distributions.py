@@ -68,12 +68,12 @@ def test_long_tailed_cifar_has_its_published_counts():
 
 def test_natural_takes_every_example():
     assert counts_of("natural", available=MNIST_TRAIN) == MNIST_TRAIN.tolist()
-    with pytest.raises(UsageError, match="distribution 'natural': takes no rho"):
+    with pytest.raises(UsageError, match="distribution 'natural': does not use rho"):
         Distribution("natural", rho=2)
 
 
 def test_a_profile_that_empties_a_class_is_one_line():
-    said = "rho 501 is larger than the class: of 500 examples it leaves none; rho 500 at most"
+    said = "rho 501 is larger than the class: of 500 examples it leaves none; give rho 500 at most"
     with pytest.raises(UsageError, match=said):
         counts_of("exponential", 501, most=500)
 
@@ -164,32 +164,32 @@ def test_a_drawn_set():
 @pytest.mark.parametrize(
     ("knobs", "said"),
     [
-        ({"kind": "step", "rho": 10, "mu": 1.0}, "mu 1 leaves no majority class of 10; 0.9 at most"),
-        ({"kind": "step", "rho": 10, "mu": 0.0}, "mu 0 leaves no minority class of 10; 0.1 at least, or "
-                                                 "distribution 'balanced'"),
-        ({"kind": "step", "rho": 10, "mu": 0.25}, "mu 0.25: of 10 classes 2.5 would be minority ones; a "
-                                                  "multiple of 1/10"),
+        ({"kind": "step", "rho": 10, "mu": 1.0}, "mu 1 leaves no majority class of 10; give mu 0.9 at most"),
+        ({"kind": "step", "rho": 10, "mu": 0.0}, "mu 0 leaves no minority class of 10; give mu 0.1 at least, "
+                                                 "or distribution 'balanced'"),
+        ({"kind": "step", "rho": 10, "mu": 0.25}, "mu 0.25: of 10 classes 2.5 would be minority classes; give "
+                                                  "a multiple of 1/10"),
         ({"kind": "step", "rho": 5001, "mu": 0.5}, "rho 5001 is larger than the class: of 5000 examples it "
-                                                   "leaves none; rho 5000 at most"),
+                                                   "leaves none; give rho 5000 at most"),
         ({"kind": "linear", "rho": 20000}, "rho 20000 is larger than the class: of 5000 examples it leaves "
-                                           "none; rho 5000 at most"),
-        ({"kind": "linear", "rho": 0.5}, "rho 0.5: the largest class over the smallest, so a finite number "
-                                         "of 1 or more"),
-        ({"kind": "linear", "rho": float("nan")}, "rho nan: the largest class over the smallest, so a finite "
-                                                  "number of 1 or more"),
-        ({"kind": "linear", "mu": 0.5}, "distribution 'linear': mu is the share of minority classes of "
-                                        "'step', and of no other kind"),
-        ({"kind": "step", "rho": 5}, "distribution 'step': mu is the share of minority classes of 'step', "
-                                     "and of no other kind"),
-        ({"kind": "balanced", "rho": 5}, "distribution 'balanced': takes no rho"),
-        ({"kind": "given"}, "distribution 'given': counts (one number a class) go with 'given', and with no "
-                            "other kind"),
-        ({"kind": "given", "counts": (5, 5)}, "distribution 'given': 2 counts for 10 classes; one number a "
-                                              "class"),
+                                           "none; give rho 5000 at most"),
+        ({"kind": "linear", "rho": 0.5}, "rho 0.5: largest class divided by smallest class, so a finite "
+                                         "number of 1 or more"),
+        ({"kind": "linear", "rho": float("nan")}, "rho nan: largest class divided by smallest class, so a "
+                                                  "finite number of 1 or more"),
+        ({"kind": "linear", "mu": 0.5}, "distribution 'linear': mu is the share of minority classes, only "
+                                        "for 'step', not for another kind"),
+        ({"kind": "step", "rho": 5}, "distribution 'step': mu is the share of minority classes, only for "
+                                     "'step', not for another kind"),
+        ({"kind": "balanced", "rho": 5}, "distribution 'balanced': does not use rho"),
+        ({"kind": "given"}, "distribution 'given': counts (one number for each class) are only for 'given', "
+                            "not for another kind"),
+        ({"kind": "given", "counts": (5, 5)}, "distribution 'given': 2 counts for 10 classes; give one "
+                                              "number for each class"),
         ({"kind": "given", "counts": (0,) * 10}, f"distribution 'given': counts {[0] * 10}; give no count "
                                                  "below 0 and at least one above 0"),
-        ({"kind": "balanced", "most": 0}, "the largest class is to have 0 examples: at least 1"),
-        ({"kind": "balanced", "most": 6000}, "class 0 is to get 6000 examples and has 5000 (9 more classes "
+        ({"kind": "balanced", "most": 0}, "the largest class would have 0 examples; it needs 1 or more"),
+        ({"kind": "balanced", "most": 6000}, "class 0 needs 6000 examples but has 5000 (9 more classes "
                                              "lack examples too); "
          "lower the counts"),
     ],
@@ -203,5 +203,5 @@ def test_refusals(knobs, said):
 def test_more_short_classes_than_minority_ones():
     available = np.array([700, 800, 1200, 1200])
     order = class_order(available, most=1000, minority="lowest", seed=0)
-    with pytest.raises(UsageError, match="class 1 is to get 1000 examples and has 800; lower the counts"):
+    with pytest.raises(UsageError, match="class 1 needs 1000 examples but has 800; lower the counts"):
         class_counts(Distribution("step", rho=10, mu=0.25), available=available, most=1000, order=order)

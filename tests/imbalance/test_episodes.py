@@ -35,8 +35,8 @@ def test_one_seed_one_stream_of_episodes():
 
 
 def test_more_shots_than_a_class_has_examples_is_one_line():
-    said = "class 'c' has 7 examples and an episode takes 8; take fewer shots or queries"
+    said = "class 'c' has 7 examples, but an episode needs 8; use fewer shots or queries"
     with pytest.raises(UsageError, match=said):
         sampler(examples=8)
-    with pytest.raises(UsageError, match=r"7 ways: there are 6 classes \(a, b, c, d, e\)"):
+    with pytest.raises(UsageError, match=r"7 ways, but there are 6 classes \(a, b, c, d, e\)"):
         sampler(ways=7)

@@ -210,7 +210,8 @@ def test_a_class_without_any_lesion_is_refused_in_one_line():
 
 def test_an_epoch_that_shows_every_example_draws_nothing_first():
     with pytest.raises(
-        UsageError, match=r"sampler\.first: an epoch that shows every example draws no case or lesion first"
+        UsageError,
+        match=r"sampler\.first: an epoch that shows every example cannot draw cases or lesions first",
     ):
         sampler_of("random", "case", steps=None)
 

@@ -125,7 +125,7 @@ def test_wrong_cases_are_refused(cases):
 
 
 def test_a_file_that_does_not_fit_the_counts_is_named():
-    with pytest.raises(InputError, match="b: the index holds 3 voxels; the bank counts 2"):
+    with pytest.raises(InputError, match="b: the index holds 3 voxels, but the count in the bank is 2"):
         small_index(lambda case: PARTS[0]).pick(np.array([0]), np.array([2]))
 
 

@@ -128,7 +128,7 @@ def test_the_draws_of_lesions_of_each_size():
 
 
 def test_no_closed_epoch_has_no_prior():
-    with pytest.raises(UsageError, match="known after the first epoch"):
+    with pytest.raises(UsageError, match="exists only after the first epoch"):
         Ledger(("healthy", "tumor")).effective_prior()
 
 

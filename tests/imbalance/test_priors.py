@@ -167,7 +167,7 @@ def test_a_class_absent_from_training_and_target_stays_at_0():
     [
         (
             {"training_prior": np.array([1.0, 0.0])},
-            r"classes \[1\] have a target prior but were never trained on",
+            r"classes \[1\] have a target prior but were never in the training",
         ),
         ({"target_prior": np.array([1.5, -0.5])}, "target prior .* must be 0 or more"),
         (
@@ -189,7 +189,7 @@ def test_losses_without_a_prior_are_refused():
     require_prior("cross_entropy")
     for kind in ("focal", "dice_cross_entropy"):
         with pytest.raises(
-            UsageError, match=f"loss.kind '{kind}' has no prior to divide by; it takes cross_entropy"
+            UsageError, match=f"loss.kind '{kind}' has no known prior; it takes cross_entropy"
         ):
             require_prior(kind)
 

@@ -352,7 +352,7 @@ def test_a_class_without_a_share_drifts_in():
 @pytest.mark.parametrize(
     ("knobs", "said"),
     [
-        ({"n_epochs": None}, "sampler.drift 'to_natural': goes with the number of epochs; got None"),
+        ({"n_epochs": None}, "sampler.drift 'to_natural': needs the number of epochs; got None"),
         ({"steps": None}, r"needs training\.steps"),
     ],
 )

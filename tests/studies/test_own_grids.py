@@ -96,7 +96,7 @@ def test_from_which_ratio_on_a_detector_is_better():
     ("changes", "said"),
     [
         ({"rho": [41]}, "rho 41 leaves no image of the rare class: base is 40; take 40 at most"),
-        ({"base": 60, "rho": [2]}, "class 0 is to get 60 examples and has 50"),
+        ({"base": 60, "rho": [2]}, "class 0 needs 60 examples but has 50"),
         ({"pairs": [["0", "eel"]]}, "images.classes 'eel' is unknown"),
         ({"methods": {"magic": {}}}, "methods.magic: no method 'magic'"),
         (
@@ -156,9 +156,9 @@ def test_a_fine_tuned_output_layer_tells_apart_what_a_line_can():
     [
         (
             {"shots": [1, 51]},
-            "class '0' has 50 examples and an episode takes 51; take fewer shots or queries",
+            "class '0' has 50 examples, but an episode needs 51; use fewer shots or queries",
         ),
-        ({"queries": 21}, "class '0' has 20 examples and an episode takes 21"),
+        ({"queries": 21}, "class '0' has 20 examples, but an episode needs 21"),
         ({"unseen": ["eel"]}, "unseen 'eel': no such class; the classes are 0, 1, 2, 3"),
         ({"unseen": ["3"]}, "ways 2: there are 1 unseen classes; take fewer ways"),
         ({"unseen": ["1", "2", "3"]}, "ways 2: there are 1 seen classes; take fewer ways"),
