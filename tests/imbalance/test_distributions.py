@@ -167,8 +167,8 @@ def test_a_drawn_set():
         ({"kind": "step", "rho": 10, "mu": 1.0}, "mu 1 leaves no majority class of 10; give mu 0.9 at most"),
         ({"kind": "step", "rho": 10, "mu": 0.0}, "mu 0 leaves no minority class of 10; give mu 0.1 at least, "
                                                  "or distribution 'balanced'"),
-        ({"kind": "step", "rho": 10, "mu": 0.25}, "mu 0.25: of 10 classes 2.5 would be minority classes; give "
-                                                  "a multiple of 1/10"),
+        ({"kind": "step", "rho": 10, "mu": 0.25}, "mu 0.25: of 10 classes 2.5 would be minority classes; "
+                                                  "give a multiple of 1/10"),
         ({"kind": "step", "rho": 5001, "mu": 0.5}, "rho 5001 is larger than the class: of 5000 examples it "
                                                    "leaves none; give rho 5000 at most"),
         ({"kind": "linear", "rho": 20000}, "rho 20000 is larger than the class: of 5000 examples it leaves "
