@@ -16,7 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: each process of p
 import brats_seg.bank.gather_kernels  # noqa: F401  before the hook: numba compiles a function as it is written
 
 # No deadline: how long an example takes says more about the machine than about the package.
-settings.register_profile("short", deadline=None, max_examples=40)
+# No test sets a number of examples that a profile would not: `HYPOTHESIS_PROFILE=long` holds for all of them.
+settings.register_profile("short", deadline=None, max_examples=20)
 settings.register_profile("long", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from brats_seg.bank import gather
@@ -130,7 +130,6 @@ sizes = st.one_of(
     st.integers(0, 2**31),
     st.sampled_from(["as stored", "healthy_or_tumor", "tumor"]),
 )
-@settings(max_examples=80, deadline=None)
 def test_all_backends_are_equal_to_the_bit(
     shapes: list[tuple[int, int, int]], n_channels: int, size: tuple[int, ...], seed: int, kind: str
 ) -> None:
@@ -256,7 +255,6 @@ def test_an_id_in_no_case_is_an_error(voxel: int, message: str) -> None:
     st.integers(0, 2**31),
     st.integers(0, 2),
 )
-@settings(max_examples=150, deadline=None)
 def test_mapped_patches_of_all_backends_are_equal(
     shapes: list[tuple[int, int, int]], n_channels: int, size: tuple[int, ...], seed: int, slices_around: int
 ) -> None:

@@ -1,7 +1,7 @@
 """Lesions of a case: connected tumor voxels."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
@@ -21,7 +21,6 @@ def test_a_case_without_tumor_has_no_lesion():
     assert number_lesions(np.zeros(0, np.uint32), shape=(3, 3, 3)).tolist() == []
 
 
-@settings(deadline=None, max_examples=40)
 @given(arrays(bool, (4, 5, 6), elements=st.booleans()))
 def test_the_lesions_are_those_of_the_whole_volume(volume):
     labels, n = ndimage.label(volume, np.ones((3, 3, 3)))

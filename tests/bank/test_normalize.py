@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small_scans import BRAIN, SHAPE, small_scan, write_scan
 
@@ -82,7 +82,6 @@ def test_z_scores_equal_the_definition(tmp_path: Path) -> None:
 @given(
     st.integers(0, 2**32), st.sampled_from(["int16", "uint16", "uint8", "int32", "float32"]), st.booleans()
 )
-@settings(max_examples=40, deadline=None)
 def test_any_number_type_gives_the_definition(seed: int, dtype: str, fractions: bool) -> None:
     rng = np.random.default_rng(seed)
     low, high = {"int16": (-32768, 32768), "uint16": (0, 65536), "uint8": (0, 256)}.get(

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
@@ -46,7 +46,6 @@ def test_equal_outputs_count_half():
     assert roc_auc(np.stack([tied, 1 - tied], axis=1), np.array([0, 0, 1, 1]))[0] == pytest.approx(3.5 / 4)
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 2**32),
     n=st.integers(6, 200),
@@ -72,7 +71,6 @@ def test_scores_are_shares_of_pairs_and_of_counts(seed, n, k, levels):
     assert scores.accuracy == np.mean(labels == decided)
 
 
-@settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32), n=st.integers(4, 150), levels=st.sampled_from([None, 2, 8]))
 def test_the_area_under_the_curve_is_the_auc(seed, n, levels):
     outputs, labels = random_outputs(seed, n, 2, levels=levels)
@@ -95,7 +93,6 @@ def test_a_curve_has_corners_only_and_a_class_alone_has_none():
     assert roc_curves(np.ones((3, 2)), np.ones(3, np.int64)) == [[[], []], [[], []]]
 
 
-@settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 2**32), factors=st.lists(st.floats(1e-3, 1e3), min_size=4, max_size=4))
 def test_dividing_each_class_by_a_number_keeps_the_auc(seed, factors):
     outputs, labels = random_outputs(seed, 400, 4)
@@ -168,7 +165,6 @@ def test_the_auc_of_a_resample_by_hand():
     assert auc_interval(outputs, labels, n_resamples=500) == (0, 1)
 
 
-@settings(deadline=None, max_examples=30)
 @given(
     seed=st.integers(0, 2**32), n=st.integers(8, 60), k=st.integers(2, 5), levels=st.sampled_from([None, 4])
 )

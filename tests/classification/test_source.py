@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from set_files import write_folder
 
@@ -37,7 +37,6 @@ def test_a_batch_holds_the_scaled_images_of_its_ids(dtype, scale):
     assert (targets.dtype, targets.tolist(), counts.tolist()) == (torch.uint8, [1, 0, 1, 2], [1, 2, 1, 0])
 
 
-@settings(deadline=None, max_examples=30)
 @given(batches=st.lists(st.lists(st.integers(0, N - 1), min_size=4, max_size=4), min_size=1, max_size=5))
 def test_a_batch_written_again_is_a_new_one(batches):
     source = ImageSource(small_set())

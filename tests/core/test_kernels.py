@@ -2,7 +2,7 @@
 
 import kernel_twins as twins
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -13,13 +13,11 @@ bytes_ = arrays(np.uint8, st.integers(0, 200), elements=st.sampled_from([0, 1, 2
 
 
 @given(values16)
-@settings(max_examples=50, deadline=None)
 def test_histogram(values: np.ndarray) -> None:
     assert np.array_equal(kernels.histogram16(values), twins.histogram16_numpy(values))
 
 
 @given(values16, st.integers(0, 2))
-@settings(max_examples=50, deadline=None)
 def test_look_up(values: np.ndarray, channel: int) -> None:
     rng = np.random.default_rng(len(values))
     table, marks = (
@@ -33,7 +31,6 @@ def test_look_up(values: np.ndarray, channel: int) -> None:
 
 
 @given(values16)
-@settings(max_examples=50, deadline=None)
 def test_mark_nonzero_adds_to_what_is_marked(values: np.ndarray) -> None:
     ours, twin = np.zeros((2, len(values)), np.uint8)
     ours[::3] = twin[::3] = 1
@@ -44,7 +41,6 @@ def test_mark_nonzero_adds_to_what_is_marked(values: np.ndarray) -> None:
 
 
 @given(bytes_, st.integers(1, 5))
-@settings(max_examples=100, deadline=None)
 def test_group_positions(labels: np.ndarray, n_classes: int) -> None:
     for ours, twin in zip(
         kernels.group_positions(labels, n_classes),
@@ -56,7 +52,6 @@ def test_group_positions(labels: np.ndarray, n_classes: int) -> None:
 
 
 @given(bytes_, st.randoms())
-@settings(max_examples=50, deadline=None)
 def test_mark_outside(tissue: np.ndarray, random) -> None:
     marks = np.array([random.randint(0, 1) for _ in tissue], np.uint8)
     ours, twin = tissue.copy(), tissue.copy()
@@ -76,7 +71,6 @@ def test_positions_by_hand() -> None:
     assert positions.tolist() == [1, 4, 5, 0, 3]
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_counts_boxes_surfaces_and_distances(data):
     shape = data.draw(array_shapes(min_dims=3, max_dims=3, max_side=7))
@@ -103,7 +97,6 @@ def test_counts_boxes_surfaces_and_distances(data):
     )
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.integers(1, 6), st.integers(0, 99))
 def test_largest_class(n, n_y, n_x, n_classes, seed):
     rng = np.random.default_rng(seed)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -32,7 +32,6 @@ def test_interval_of_many_is_that_of_the_normal_law():
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=12))
 def test_interval_lies_within_the_values(values):
     low, high = bootstrap_interval(values, [str(i) for i in range(len(values))], n_resamples=200)
@@ -71,7 +70,6 @@ def test_further_scans_of_a_patient_add_no_evidence():
     assert often["interval95"] == pytest.approx(once["interval95"])
 
 
-@settings(max_examples=25)
 @given(st.lists(st.integers(-3, 3), min_size=2, max_size=9).filter(any))
 def test_p_of_few_equal_differences_is_that_of_scipy(tenths):
     second = {f"p{i}": n / 10 for i, n in enumerate(tenths)}

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 
@@ -38,7 +38,6 @@ def test_a_certain_and_right_network_has_no_error_and_a_certain_and_wrong_one_ha
     assert np.isnan(reliability(np.empty(0, np.float32), np.empty(0, bool)).ece)
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 400))
 def test_bins_are_those_of_scikit_learn_and_parts_add_up(seed, n):
     random = np.random.default_rng(seed)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -57,7 +57,6 @@ def test_one_prediction_counts_for_both_lesions_it_touches():
     assert result.n_false == 0
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.02, 0.05]), st.sampled_from([0.0, 0.02, 0.05]))
 def test_equal_to_the_published_loop(seed, density, other_density):
     """The challenge's procedure over whole images, lesion by lesion, without our crops."""

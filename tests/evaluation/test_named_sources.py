@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from monai.metrics import DiceMetric, HausdorffDistanceMetric
@@ -32,7 +32,6 @@ SPACING = st.tuples(*[st.sampled_from([0.5, 1.0, 1.25, 5.0])] * 3)
 NAN = math.nan
 INSTALLED_BY = {"medpy": "'brats-seg[bench]'", "surface_distance": "'brats-seg[bench]'"}
 """What installs a package of another name than its own: `panoptica` is in no extra."""
-RANDOM = settings(max_examples=60, deadline=None)
 
 
 @st.composite
@@ -92,7 +91,6 @@ def test_pooled_hd95_by_hand(hd95):
     assert hd95_mm(line, longer, spacing_mm=(1, 1, 1), definition="pooled") == 0.0
 
 
-@RANDOM
 @given(masks_and_spacing())
 def test_pooled_hd95_is_medpys(drawn):
     a, b, spacing = drawn
@@ -101,7 +99,6 @@ def test_pooled_hd95_is_medpys(drawn):
     )
 
 
-@RANDOM
 @given(masks_and_spacing())
 def test_pooled_hd95_and_dice_are_panopticas(drawn):
     a, b, spacing = drawn
@@ -112,7 +109,6 @@ def test_pooled_hd95_and_dice_are_panopticas(drawn):
     assert overlap.dice == pytest.approx(source("panoptica.metrics.dice")._compute_dice_coefficient(a, b))
 
 
-@RANDOM
 @given(masks_and_spacing(), st.sampled_from([0.5, 1.0, 2.0]))
 def test_weighted_hd95_and_surface_dice_are_surface_distances(drawn, tolerance_mm):
     a, b, spacing = drawn
@@ -123,7 +119,6 @@ def test_weighted_hd95_and_surface_dice_are_surface_distances(drawn, tolerance_m
     assert found == pytest.approx(hd95, abs=1e-6) or _on_a_step(ours)
 
 
-@RANDOM
 @given(masks_and_spacing())
 def test_overlap_is_medpys(drawn):
     a, b, _ = drawn
@@ -222,7 +217,6 @@ def check_against_sources(
             ), score
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_every_convention_is_its_source_whatever_is_empty(data):
     """Blocks of tissue, so that some lesions are over 50 mm3 and some under; each class may be missing on

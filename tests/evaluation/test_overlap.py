@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from monai.metrics import DiceMetric
@@ -49,7 +49,6 @@ def test_other_shape_and_unknown_class_are_refused():
             joint_histogram(np.zeros((1, 1, n), np.uint8), np.full((1, 1, n), 5, np.uint8), 4)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_dice_is_monais(data):
     shape = data.draw(SHAPES)

@@ -4,7 +4,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from monai.metrics import HausdorffDistanceMetric, SurfaceDiceMetric
@@ -105,7 +105,6 @@ def test_crop_holds_all_voxels_of_both():
     assert joint_crop(np.zeros_like(a), np.zeros_like(b)) == (slice(0, 0),) * 3
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_hd95_and_surface_dice_are_monais(data):
     shape = data.draw(array_shapes(min_dims=3, max_dims=3, min_side=2, max_side=8))
@@ -125,7 +124,6 @@ def test_hd95_and_surface_dice_are_monais(data):
     assert surface_dice(ours, tolerance_mm=1.0) == pytest.approx(near.item(), abs=1e-4)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_pooled_and_weighted_by_distance_maps(data):
     """The published definitions, written out with whole distance maps as MedPy and surface-distance do."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from brats_seg.core.errors import UsageError
@@ -107,7 +107,6 @@ def test_classes_with_fewer_examples_are_always_minority_ones():
         assert counts.tolist() == [1000, 100, 1000, 100, 1000]
 
 
-@settings(deadline=None, max_examples=60)
 @given(k=st.integers(2, 40), rho=st.floats(1, 2000), most=st.integers(2000, 8000))
 def test_linear_and_half_step_hold_equally_many(k, rho, most):
     available = np.full(k, most)
@@ -122,7 +121,6 @@ def test_linear_and_half_step_hold_equally_many(k, rho, most):
         assert linear.sum() == step.sum()
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 2**62),
     labels=st.lists(st.integers(0, 4), min_size=30, max_size=80),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from brats_seg.core.errors import UsageError
@@ -125,7 +125,6 @@ def test_ranks_interleave_and_a_resumed_run_goes_on_to_the_bit(kind, first):
             state = stopped.state_dict()
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     st.sampled_from(list(SAMPLERS)),
     st.sampled_from(["case", "lesion"]),

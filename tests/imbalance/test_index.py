@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from brats_seg.core.errors import InputError, UsageError
@@ -101,7 +101,6 @@ def test_a_gap_left_by_an_earlier_grouping_is_seen():
         outer.regroup(("a or c",), [[0, 1]])
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.lists(st.integers(0, 5), min_size=4, max_size=4), min_size=1, max_size=6),
     st.integers(1, 3),
@@ -187,7 +186,6 @@ def test_a_copy_for_a_worker_leaves_the_mapped_positions_behind():
     assert copy.pick(np.array([1]), np.array([1])).tolist() == [5]
 
 
-@settings(deadline=None, max_examples=40)
 @given(st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=3), min_size=1, max_size=6), st.data())
 def test_every_id_is_listed_once_and_under_its_class(counts, data):
     counts = np.array(counts)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from brats_seg.core.errors import UsageError
@@ -162,7 +162,6 @@ def test_other_classes_are_refused():
         Ledger("abc").load_state_dict(Ledger("ab").state_dict())
 
 
-@settings(deadline=None, max_examples=30)
 @given(
     st.lists(
         st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=3, max_size=3), min_size=1, max_size=12

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import softmax
@@ -198,7 +198,6 @@ PRIORS = arrays(np.float64, 3, elements=st.floats(0.01, 1))
 LOGITS = arrays(np.float32, (3, 4, 5), elements=st.floats(-20, 20, width=32))
 
 
-@settings(deadline=None, max_examples=50)
 @given(LOGITS, PRIORS, PRIORS, st.floats(0, 2))
 def test_moved_logits_are_probabilities_times_the_ratio_and_the_way_back_is_the_same(
     logits, training, target, strength

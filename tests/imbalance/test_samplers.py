@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from brats_seg.core.errors import UsageError
@@ -165,7 +165,6 @@ def test_a_whole_random_epoch_shows_each_example_once():
     assert ids_of(draws(sampler, 4)).tolist() != ids.tolist()
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.integers(1, 400), min_size=2, max_size=5),
     st.integers(1, 60),
@@ -461,7 +460,6 @@ def test_a_name_that_no_sampler_has_is_refused_with_the_names():
         make_sampler("blanced", index_of([50, 50])[0], batch_size=10, steps=5, seed=0)
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     st.sampled_from(list(SAMPLERS)),
     st.lists(st.integers(1, 300), min_size=1, max_size=5),
@@ -488,7 +486,6 @@ def test_no_id_of_another_class_and_exact_counts(kind, counts, per_rank, n_ranks
             assert (counted <= np.ceil(exact + 1e-9)).all()
 
 
-@settings(deadline=None, max_examples=30)
 @given(
     st.lists(st.integers(1, 5000), min_size=1, max_size=6),
     st.integers(1, 200),
@@ -511,7 +508,6 @@ def test_random_is_within_6_sigma_for_any_counts(counts, per_rank, n_ranks, seed
 WEIGHTS = st.lists(st.integers(0, 99), min_size=2, max_size=5).filter(any)
 
 
-@settings(deadline=None, max_examples=40)
 @given(st.sampled_from(["ratio", "hard"]), WEIGHTS, st.integers(1, 40), st.integers(1, 3))
 def test_any_shares_give_exact_counts_in_every_batch(kind, weights, per_rank, n_ranks):
     index, labels = index_of([50] * len(weights))

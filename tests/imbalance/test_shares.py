@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from brats_seg.core.errors import UsageError
@@ -131,7 +131,6 @@ def test_a_share_too_small_for_a_slot_in_each_batch_gets_one_in_some():
     assert counts[:, 1].max() == 1
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.integers(0, 10_000), min_size=1, max_size=7).filter(any),
     st.integers(1, 200),

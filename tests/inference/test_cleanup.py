@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from brats_seg.core.errors import UsageError
@@ -115,7 +115,6 @@ def test_a_small_part_of_the_core_becomes_edema_and_one_of_the_enhancing_core_ne
     assert np.array_equal(cleaned > 0, labels > 0)
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), *[st.floats(0, 20)] * 4, st.floats(0, 1))
 def test_cleaning_twice_is_cleaning_once_and_adds_no_tumor(seed, component, enhancing, core, active, share):
     random = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from monai.networks.nets import UNet
 from torch import nn
@@ -52,7 +52,6 @@ def small_unet(*, n_dims: int = 2, n_channels: int = 4) -> nn.Module:
     return network
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.tuples(*[st.integers(1, 21)] * 3),
     st.integers(1, 5),
@@ -256,7 +255,6 @@ def test_an_instance_norm_in_bfloat16_is_as_exact_as_its_input():
     assert off.max() < 2**-8 * exact.abs().max() + 0.01
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.integers(1, 6), st.integers(0, 99))
 def test_the_largest_class_on_a_device_is_that_on_the_cpu(n, n_y, n_x, n_classes, seed):
     rng = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from monai.networks.nets import UNETR, SwinUNETR, UNet
 from torch import nn
@@ -30,7 +30,6 @@ def stitched(
     return np.concatenate([logits.numpy() for _, logits in parts])
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     st.tuples(SIDES, SIDES, SIDES),
     st.lists(st.integers(2, 12), min_size=2, max_size=3),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -59,7 +59,6 @@ def test_a_maxout_is_the_larger_of_two_convolutions() -> None:
     torch.testing.assert_close(layer(x), one.maximum(other))
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     st.integers(1, 3),
     st.integers(1, 4),

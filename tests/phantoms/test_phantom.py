@@ -2,6 +2,7 @@
 of it.
 """
 
+import functools
 import hashlib
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from scipy.ndimage import label as number_parts
 from sklearn.linear_model import LogisticRegression
 
 from brats_seg.core.errors import UsageError
+from brats_seg.phantoms import cohort as phantom_cohort
 from brats_seg.phantoms.brain import ellipsoid, grid_of, smooth_noise
 from brats_seg.phantoms.cohort import (
     PHANTOM_VERSION,
@@ -39,6 +41,15 @@ def cohort() -> list[PhantomCase]:
     """The eight cases of size 96 that `write_cohort(seed=0)` writes."""
     lesions = plan_lesions(8, np.random.default_rng([0, 8]), traits=Traits())
     return [make_case(number, lesion=lesion) for number, lesion in enumerate(lesions, start=1)]
+
+
+@pytest.fixture
+def made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal cases of several layouts are made once: that a case is the same again has a test of its own."""
+    monkeypatch.setattr(phantom_cohort, "make_case", MADE_ONCE)
+
+
+MADE_ONCE = functools.cache(make_case)
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +209,7 @@ def test_lowest_takes_the_lowest_and_nothing_infinite():
     assert lowest(field, 0).sum() == 0
 
 
+@pytest.mark.usefixtures("made_once")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_reader_knows_every_layout(tmp_path: Path, layout: str):
     paths = write_cohort(tmp_path, n_cases=2, layout=layout, size=SMALL, seed=4)
@@ -210,7 +222,7 @@ def test_the_reader_knows_every_layout(tmp_path: Path, layout: str):
     traits = Traits(cavities=0.4 if has_cavities else 0.0, tumors=5.0 if LAYOUTS[layout].many else 1.0)
     lesions = plan_lesions(2, np.random.default_rng([4, 2]), traits=traits)
     expected = {
-        n: make_case(400_000 + n, size=SMALL, lesion=lesion, traits=traits)
+        n: MADE_ONCE(400_000 + n, size=SMALL, lesion=lesion, traits=traits)
         for n, lesion in enumerate(lesions, start=1)
     }
     for case in found.cases:

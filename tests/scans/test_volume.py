@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from brats_seg.core.errors import InputError
@@ -454,7 +454,6 @@ def test_a_header_that_makes_no_sense_is_refused(tmp_path, fields, said):
         read_volume(bare(tmp_path / "x.nii", body=bytes(400), **fields))
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from([".nii", ".nii.gz", ".mha"]),
     st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), min_size=1, max_size=8),
@@ -496,7 +495,6 @@ def test_what_cannot_be_written_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     shape=st.tuples(*[st.integers(1, 6)] * 3),
     orientation=st.sampled_from(ORIENTATIONS),

@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from monai.transforms import AdjustContrast, Flip
 from numpy.polynomial.legendre import leggrid2d, leggrid3d
@@ -72,7 +72,6 @@ def drawn(positions: list[int], *, seed: int = 3, epoch: int = 2) -> Parameters:
 # Randomness
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=40, unique=True))
 def test_a_draw_has_its_own_parameters_in_any_company(positions: list[int]) -> None:
     together = drawn(positions)
