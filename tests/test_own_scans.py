@@ -552,7 +552,7 @@ def test_layers_that_do_not_fit_are_named_and_what_cannot_begin_is_one_line(
     wider = load_config("demo", overrides=(*TINY, "network.channels=[8,8,16,16,16,12]", "training.steps=1"))
     pipeline.train(work / "bank", tmp_path / "wider", wider, fold=0, initial=work / "run", device="cpu")
     (record,) = [record for record in caplog.records if "--from" in record.message]
-    assert record.message.startswith("--from: layers that do not fit begin anew: ")
+    assert record.message.startswith("--from: layers that do not fit keep random initial weights: ")
     common = ("--config", "demo", *(word for knob in TINY for word in ("--set", knob)), "--device", "cpu")
     assert ends("train", work / "bank", tmp_path / "a", *common, "--from", "nowhere") == 2
     assert "nowhere: no such folder, and " in capsys.readouterr().err

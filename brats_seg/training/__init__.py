@@ -1,1 +1,1 @@
-"""One loop from batches to checkpoints, and what it needs."""
+"""The training loop from batches to checkpoints, with its parts."""

@@ -1,4 +1,4 @@
-"""A batch, transformed at random, and its examples mixed."""
+"""Random transforms of a batch, and mixing of its examples."""
 
 from dataclasses import replace
 
@@ -19,25 +19,27 @@ from brats_seg.training.step import Second
 from brats_seg.training.steps import Examples
 
 _INTENSITIES = ("gain", "shift", "contrast", "gamma", "bias_field", "low_resolution", "sharpness", "noise_sd")
-"""Knobs of the transforms of intensity."""
+"""Knobs of the intensity transforms."""
 _PLANES = ((1, 2), (0, 2), (0, 1))
-"""Planes that a patch is turned in, as axes of (Z, Y, X); a 2-D patch in the first alone."""
+"""Planes of rotation, as axes of (Z, Y, X). A 2-D patch is rotated only in the first plane."""
 _CACHED_BYTES = 2**20
-"""Patches that a CPU transforms together: four of 4 x 128 x 128 were the fastest of 1, 2, 4 and 12."""
+"""Number of patches that a CPU transforms together. With patches of 4 x 128 x 128, four were the fastest of
+1, 2, 4 and 12.
+"""
 
 
 def patch_maps(parameters: Parameters, *, patch_size: tuple[int, ...]) -> PatchMaps | None:
-    """How the bank is to gather each patch: rotated and scaled about the middle of the patch, and moved by
+    """How the bank must gather each patch: rotated and scaled about the middle of the patch, and shifted by
     the jitter.
 
-    The drawn voxel lies at its place in the rotated and scaled patch, to the nearest voxel.
+    The drawn voxel lies at its position in the rotated and scaled patch, to the nearest voxel.
 
     Args:
-        parameters: of the batch.
+        parameters: parameters of the batch.
         patch_size: (Y, X) or (Z, Y, X) in voxels.
 
     Returns:
-        None where no patch of the batch is rotated, scaled or moved.
+        None if no patch of the batch is rotated, scaled or shifted.
     """
     if not parameters.affine.any() and not parameters.place.any():
         return None
@@ -66,15 +68,15 @@ def apply(
     """The transformed batch: flips, intensities, dropped modalities. Changes the tensors in place and returns
     them.
 
-    Works on a planar copy: a modality of a patch then lies in one piece, 2 to 30 times faster for these
-    transforms than channels last. A 2-D patch of `n_slices` slices (slice by slice in the channels) is
-    transformed as the thin volume that it is.
+    The transforms work on a copy in which each modality of a patch is contiguous in memory. This is 2 to 30
+    times faster than channels last. A 2-D patch with `n_slices` slices in its channels (slice by slice) is
+    transformed as a thin volume.
     """
     if n_slices == 1:
         planar = inputs.contiguous()
     else:
         planar = inputs.unflatten(1, (n_slices, -1)).transpose(1, 2).contiguous()
-        # A bias field of degree 0 from slice to slice: the same in all of them.
+        # The bias field has degree 0 across the slices: it is the same in all slices.
         flat = np.zeros((*parameters.bias.shape[:2], *(BIAS_DEGREE + 1,) * 3))
         flat[:, :, 0] = parameters.bias
         parameters = replace(parameters, bias=flat)
@@ -87,7 +89,7 @@ def apply(
 
 
 class Augmenter:
-    """Augmentation with its knobs and seed; does nothing where no knob is on."""
+    """Augmentation with its knobs and seed. Without an active knob it does nothing."""
 
     def __init__(
         self,
@@ -98,14 +100,14 @@ class Augmenter:
         n_slices: int = 1,
         jitter: float = 0.0,
     ) -> None:
-        """Take the knobs; the random numbers follow from the seed.
+        """Store the knobs. The seed determines the random numbers.
 
         Args:
-            augment: what is drawn.
-            seed: of the run.
+            augment: knobs of the transforms.
+            seed: seed of the run.
             patch_size: (Y, X) or (Z, Y, X) in voxels.
-            n_slices: slices that a 2-D patch has in its channels.
-            jitter: middle share of the patch that the drawn voxel lies in; 0 for the center.
+            n_slices: number of slices in the channels of a 2-D patch.
+            jitter: share of the patch, around its middle, in which the drawn voxel lies; 0 means the center.
         """
         self.augment = augment
         self.seed = seed
@@ -120,7 +122,7 @@ class Augmenter:
         self.is_on = augment.flip > 0 or moves or colors or augment.modality_dropout > 0 or jitter > 0
 
     def draw(self, *, epoch: int, positions: Ids, n_modalities: int) -> Parameters | None:
-        """Parameters of the draws at these positions of the epoch; None where no knob is on."""
+        """Parameters of the draws at these positions of the epoch; None without an active knob."""
         if not self.is_on:
             return None
         return draw_parameters(
@@ -129,7 +131,7 @@ class Augmenter:
         )  # fmt: skip
 
     def maps(self, parameters: Parameters | None) -> PatchMaps | None:
-        """What the bank gathers the batch with; see `patch_maps`."""
+        """The maps with which the bank gathers the batch; see `patch_maps`."""
         return None if parameters is None else patch_maps(parameters, patch_size=self.patch_size)
 
     def __call__(
@@ -137,7 +139,8 @@ class Augmenter:
     ) -> tuple[Inputs, Targets]:
         """Flip a gathered batch and change its intensities, in place.
 
-        On a CPU some patches at a time, which then stay in the cache: the same values, 1.4 times faster.
+        On a CPU a few patches are transformed at a time, so that they stay in the cache. The values are the
+        same, and it is 1.4 times faster.
         """
         if parameters is None:
             return inputs, targets
@@ -156,10 +159,11 @@ def _flip(planar: Tensor, targets: Tensor, sent: dict[str, Tensor]) -> None:
 
 
 def _plan(parameters: Parameters, shape: torch.Size, *, first_coarse_axis: int = 0) -> dict[str, np.ndarray]:
-    """What `_flip` and `change_intensities` have to know, by name; a transform that no draw has is left out.
+    """The arrays that `_flip` and `change_intensities` need, by name. Transforms that no draw has are left
+    out.
 
-    `changed` are the rows of the batch that it works on. For each transform `name.rows` are its rows among
-    those, and the other arrays have one entry for each of its rows.
+    `changed` are the rows of the batch that are changed. For each transform, `name.rows` are its rows among
+    the changed rows, and the other arrays have one entry for each of these rows.
     """
     p = parameters
     transforms: dict[str, tuple[np.ndarray, dict[str, np.ndarray]]] = {
@@ -195,12 +199,12 @@ def _plan(parameters: Parameters, shape: torch.Size, *, first_coarse_axis: int =
 
 
 def _sent(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    """The arrays on the device, in one copy that the CPU does not wait for; float64 becomes float32."""
+    """The arrays on the device, sent in one copy without waiting; float64 becomes float32."""
     arrays = {
         name: np.ascontiguousarray(a, np.float32 if a.dtype == np.float64 else a.dtype)
         for name, a in arrays.items()
     }
-    # Each begins at a multiple of 8 bytes, so that it can be read as 8-byte numbers.
+    # Each array starts at a multiple of 8 bytes, so that it can be read as 8-byte numbers.
     starts = np.cumsum([0, *(-(-array.nbytes // 8) * 8 for array in arrays.values())]).tolist()
     packed = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
     for start, array in zip(starts, arrays.values(), strict=False):
@@ -213,26 +217,24 @@ def _sent(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, Tens
 
 
 class Mixer:
-    """Mixes each example of a batch with another one of it; see `sections.Mix`."""
+    """Mixes each example of a batch with another example of the batch; see `sections.Mix`."""
 
     def __init__(self, mix: Mix, *, counts: Counts, seed: int, rank: int) -> None:
-        """Take the knobs.
+        """Store the knobs.
 
         Args:
-            mix: the knobs.
-            counts: training examples of each class.
-            seed: of the run; the draws of a step follow from (seed, step, rank).
-            rank: each rank mixes its own part of a batch.
+            mix: the knobs. counts: number of training examples of each class. seed: seed of the run; (seed,
+                step, rank) determines the draws of a step. rank: each rank mixes its own part of a batch.
         """
         self._mix, self._counts, self._words = mix, counts, (seed, rank)
 
     def __call__(self, examples: Examples, draw: Draw, *, number: int) -> Second:
-        """Mix the inputs in place, and give the second labels.
+        """Mix the inputs in place. Return the second labels.
 
         Args:
-            examples: of the draw; float32 inputs (B, channels, *patch).
-            draw: the classes of its ids decide in remix.
-            number: of the step in the run.
+            examples: the examples of the draw; float32 inputs (B, channels, *patch).
+            draw: remix uses the classes of its ids.
+            number: number of the step in the run.
         """
         seed, rank = self._words
         generator = np.random.default_rng([seed, number, rank])
@@ -247,7 +249,7 @@ class Mixer:
         """Weight of the first label of each example (Chou et al. 2020, section 3; mixup: the share itself).
 
         Args:
-            share: of the first example in the inputs.
+            share: share of the first example in the inputs.
             first, second: class of each of the two examples.
         """
         shares = np.full(len(first), share, np.float32)

@@ -1,7 +1,7 @@
 """Random parameters of the transforms of a batch, from a counter-based generator.
 
-The parameters of a draw depend on the seed, the epoch and the draw's number within the epoch alone: not on
-which other draws share its batch, nor on the rank.
+The parameters of a draw depend only on the seed, the epoch and the number of the draw in the epoch. They do
+not depend on the other draws of the batch or on the rank.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -13,41 +13,42 @@ from brats_seg.core.augmentation import Augment
 from brats_seg.core.shapes import Ids
 
 NOISE_TABLE = 1 << 22
-"""Normal numbers drawn once; a noise field is a stretch of them. Drawing a field anew costs 8 times as much.
+"""Number of normal random numbers that are drawn once. A noise field is a section of this table. Drawing a
+new field each time takes 8 times as long.
 """
 STREAM = 0xA06
-"""Keeps these random numbers apart from those of the samplers, which share the seed."""
+"""Separates these random numbers from those of the samplers, which use the same seed."""
 _DROPOUT_STREAM = 0xA07
-"""Modality dropout has its own numbers: with it on, the other transforms stay what they were."""
+"""Modality dropout has its own random numbers, so it does not change the other transforms."""
 _COLOR_STREAM = 0xA08
-"""Numbers of contrast, bias field, low resolution and inverted gamma."""
+"""The random numbers of contrast, bias field, low resolution and inverted gamma."""
 BIAS_DEGREE = 3
-"""The degrees of a product of polynomials in a bias field sum up to 1, 2 or 3, as in MONAI's RandBiasField
+"""The degrees of a product of polynomials in a bias field have the sum 1, 2 or 3, as in MONAI's RandBiasField
 (its default).
 """
 _JITTER_STREAM = 0xA09
-"""Jitter has its own numbers for the same reason."""
+"""Jitter has its own random numbers for the same reason."""
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What to do to each of B draws; M modalities, D patch axes. Identity values where a draw is left
-    alone.
+    """The transforms of each of B draws, with M modalities and D patch axes. A draw without a transform has
+    identity values.
     """
 
     flip: Bool[np.ndarray, "b d"]
-    """Axes to reverse."""
+    """Axes to flip."""
     affine: Bool[np.ndarray, " b"]
     """Whether to rotate and scale."""
     angle_radians: Float[np.ndarray, "b turns"]
-    """One angle in the plane of a 2-D patch; for 3-D one in each of `_PLANES`: (Y, X), (Z, X), (Z, Y)."""
+    """One angle for a 2-D patch; for a 3-D patch one angle in each of `_PLANES`: (Y, X), (Z, X), (Z, Y)."""
     scale: Float[np.ndarray, " b"]
-    """Magnification; above 1 things grow."""
+    """Magnification; with a value above 1 structures become larger."""
     resolution: Float[np.ndarray, "b m"]
-    """Voxels a side of the coarser image, as a share of the patch's."""
+    """Side of the coarser image in voxels, as a share of the side of the patch."""
     place: Float[np.ndarray, "b d"]
-    """Where the drawn voxel lies on each axis of the patch, in shares of the side from the middle: -0.5 to
-    0.5; 0 is the center.
+    """Position of the drawn voxel on each axis of the patch, relative to the middle, as a share of the side:
+    -0.5 to 0.5; 0 is the center.
     """
     sharpness: Float[np.ndarray, "b m"]
     bias: Float[np.ndarray, "b m *degrees"]
@@ -57,17 +58,17 @@ class Parameters:
     contrast: Float[np.ndarray, "b m"]
     gamma: Float[np.ndarray, "b m"]
     inverted: Bool[np.ndarray, " b"]
-    """Whether gamma bends the inverted image."""
+    """Whether gamma is applied to the inverted image."""
     gain: Float[np.ndarray, "b m"]
     shift: Float[np.ndarray, "b m"]
     noise_sd: Float[np.ndarray, "b m"]
     noise_start: Int64[np.ndarray, "b m"]
-    """Where in the noise table a field begins."""
+    """Start of a noise field in the noise table."""
     kept: Bool[np.ndarray, "b m"]
-    """Modalities that are not set to 0."""
+    """Modalities that are kept; the others are set to 0."""
 
     def part(self, rows: slice) -> "Parameters":
-        """The parameters of some of the draws."""
+        """The parameters of the given draws."""
         return replace(self, **{one.name: getattr(self, one.name)[rows] for one in fields(self)})
 
 
@@ -85,10 +86,10 @@ def draw_parameters(
 
     Flips: each axis with probability `augment.flip`. Rotation and scaling: together, with
     `affine_probability`. Low resolution, sharpness, bias field, contrast, gamma, gain with shift, and noise:
-    each by its own coin of `intensity_probability`, then for each modality its own value. Scales, gains,
-    contrasts and gammas are uniform in their logarithm, so that twice and half are equally likely. Modalities
-    are dropped each by its own coin; where all would be, a random one is kept. `jitter` is the middle share
-    of the patch that the drawn voxel lies in, uniformly.
+    each with `intensity_probability`, independently, and then with a separate value for each modality.
+    Scales, gains, contrasts and gammas are uniform in their logarithm, so that 2 and 1/2 are equally
+    probable. Each modality is dropped independently; if all would be dropped, a random modality is kept. The
+    drawn voxel lies uniformly in the middle share `jitter` of the patch.
     """
     n_turns = 1 if n_dims == 2 else 3
     coins, angles, values = np.split(
@@ -125,8 +126,8 @@ def draw_parameters(
 def _more_intensities(
     augment: Augment, *, seed: int, epoch: int, positions: np.ndarray, n_modalities: int, n_dims: int
 ) -> dict[str, np.ndarray]:
-    """Low resolution, bias field, contrast and inverted gamma, from their own stream: with them on, the other
-    transforms stay what they were.
+    """Low resolution, bias field, contrast and inverted gamma. They have their own random stream, so they do
+    not change the other transforms.
     """
     degrees = np.indices([BIAS_DEGREE + 1] * n_dims).sum(axis=0)
     used = (degrees >= 1) & (degrees <= BIAS_DEGREE)
@@ -147,7 +148,9 @@ def _more_intensities(
 
 
 def _kept(dropout: float, *, seed: int, epoch: int, positions: np.ndarray, n_modalities: int) -> np.ndarray:
-    """Which modalities stay (B, M); where every coin says drop, the one with the highest number does."""
+    """The modalities that are kept (B, M). If all would be dropped, the modality with the largest random
+    number is kept.
+    """
     if dropout == 0:
         return np.ones((len(positions), n_modalities), bool)
     coins = _uniform(seed, epoch, positions, n_modalities, stream=_DROPOUT_STREAM)
@@ -158,8 +161,8 @@ def _uniform(seed: int, epoch: int, positions: np.ndarray, n: int, *, stream: in
     """`n` uniform numbers in [0, 1) for each position, float64 (B, n): a pure function of seed, epoch and
     position.
 
-    Philox turns a counter into four words, so that the numbers of a position are found without those before
-    it (Salmon et al. 2011).
+    Philox computes four words from a counter, so the numbers of a position do not need the numbers before it
+    (Salmon et al. 2011).
     """
     words = -(-n // 4) * 4
     first, last = int(positions.min()), int(positions.max())

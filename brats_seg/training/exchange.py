@@ -1,4 +1,4 @@
-"""What the ranks of one training tell each other: sums of gradients, and one small message."""
+"""Communication between the ranks of one training: sums of gradients, and one small message."""
 
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -15,21 +15,24 @@ from brats_seg.core.runtime import Runtime
 
 
 class Exchange:
-    """A network whose gradients are summed over the ranks while the backward pass computes them.
+    """A network whose gradients are summed over the ranks during the backward pass.
 
     Attributes:
-        network: to call in training. With one rank it is the network itself, or its compiled form.
+        network: the module to call in training. With one rank this is the network itself, or its compiled
+            form.
     """
 
     def __init__(self, network: nn.Module, *, runtime: Runtime) -> None:
-        """Exchange for a network on the runtime's device. Every rank must have made the same network."""
+        """Set up the exchange for a network on the device of the runtime. Every rank must have the same
+        network.
+        """
         self._runtime = runtime
         self._shared: DistributedDataParallel | None = None
         if runtime.world_size > 1:
             on_gpu = runtime.device.type == "cuda"
-            # A 1x1 kernel has two layouts of the same bytes; the sum is the same in both.
+            # A 1x1 kernel has two memory layouts with the same bytes. The sum is the same in both.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-            with warnings.catch_warnings():  # torch 2.13 renames broadcast_buffers, which older ones know
+            with warnings.catch_warnings():  # torch 2.13 renames broadcast_buffers
                 warnings.simplefilter("ignore", FutureWarning)
                 self._shared = DistributedDataParallel(
                     network,
@@ -46,16 +49,16 @@ class Exchange:
             )
 
     def part(self, which: Literal["last", "earlier"]) -> AbstractContextManager[Any]:
-        """A context for the passes of one part of a batch: the gradients are exchanged with the last part."""
+        """A context for the passes of one part of a batch. The gradients are exchanged with the last part."""
         if self._shared is None or which == "last":
             return nullcontext()
         return self._shared.no_sync()
 
     def share(self, loss: Tensor, wishes: tuple[bool, ...]) -> tuple[Tensor, tuple[bool, ...]]:
-        """The loss (a scalar) summed over all ranks, and which wishes any rank has.
+        """The loss (a scalar) summed over all ranks, and the wishes that at least one rank has.
 
-        On a CPU that is one small message. On GPUs the wishes go from processor to processor: to read them
-        from a GPU would make it wait.
+        On a CPU this is one small message. On GPUs the wishes are exchanged between the CPUs, because reading
+        them from a GPU would make the GPU wait.
         """
         if self._runtime.world_size == 1:
             return loss, wishes
@@ -69,7 +72,7 @@ class Exchange:
 
 
 def check_ranks(batch_size: int, *, world_size: int) -> None:
-    """Raise `UsageError` where a rank would have no example of a batch."""
+    """Raise `UsageError` if a rank would have no example of a batch."""
     if batch_size < world_size:
         raise UsageError(
             f"training.batch_size {batch_size}: {world_size} ranks need one example each; start at most "
@@ -78,5 +81,7 @@ def check_ranks(batch_size: int, *, world_size: int) -> None:
 
 
 def _sum(state: None, bucket: dist.GradBucket) -> Future[Tensor]:
-    """The sum, where `DistributedDataParallel` takes the mean: each loss is a share of the batch's."""
+    """Sum the gradients instead of the mean of `DistributedDataParallel`, because the loss of a rank is
+    already its share of the loss of the batch.
+    """
     return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda future: future.value()[0])

@@ -1,6 +1,6 @@
 """Transforms of the intensities of a batch, by given parameters.
 
-Air (every modality exactly 0) stays exactly 0: a bank stores it so, and so does prediction.
+Air (every modality exactly 0) stays exactly 0, as in a bank and in prediction.
 """
 
 from collections.abc import Callable
@@ -15,24 +15,23 @@ from brats_seg.training.draws import BIAS_DEGREE, NOISE_TABLE, STREAM
 
 _RANGE_FLOOR = 1e-7
 _TAPS = (0.402620, 0.244201, 0.054489)
-"""A Gaussian of standard deviation 1 at 0, 1 and 2, both sides summing to 1."""
+"""A Gaussian with standard deviation 1 at distances 0, 1 and 2; over both sides the weights sum to 1."""
 
 
 def per_channel(values: Tensor) -> tuple[int, ...]:
-    """The shape of a number for each example and channel, to be multiplied with `values`."""
+    """The shape of one number for each example and channel that can be multiplied with `values`."""
     return (-1, values.shape[1], *[1] * (values.dim() - 2))
 
 
 def change_intensities(planar: Tensor, sent: dict[str, Tensor]) -> None:
-    """Low resolution, sharpness, bias field, contrast, gamma, gain and shift, then noise, on the brain's
-    voxels.
+    """Apply low resolution, sharpness, bias field, contrast, gamma, gain and shift, and noise to the brain
+    voxels, in this order.
     """
     if "changed" not in sent:
         return
     rows = sent["changed"]
     values = planar.index_select(0, rows)
-    # Products with 0 or 1 instead of masks: a mask that is the same for all modalities takes five times as
-    # long.
+    # Products with 0 or 1 replace masks: a mask that is the same for all modalities takes five times as long.
     brain = (values.abs().amax(1, keepdim=True) > 0).to(values.dtype)
 
     def column(name: str) -> Tensor:
@@ -61,11 +60,11 @@ def change_intensities(planar: Tensor, sent: dict[str, Tensor]) -> None:
 
 
 def coarse_places(resolution: np.ndarray, shape: torch.Size, *, first_axis: int) -> dict[str, np.ndarray]:
-    """Where each voxel of an axis is read in the image of low resolution: between which two voxels, and how
-    far from the first.
+    """The position of each voxel of an axis in the image of low resolution: the two neighbor voxels, and the
+    distance from the first.
 
-    Axes from `first_axis` on; the slices of a thin stack are left as they are. An axis of n voxels is sampled
-    at round(n x resolution) places by nearest neighbor, and interpolated back linearly.
+    Only axes from `first_axis` on are changed; the slices of a thin stack stay. An axis of n voxels is
+    sampled at round(n x resolution) positions by nearest neighbor, and then interpolated back linearly.
     """
     places = {}
     for axis in range(first_axis, len(shape)):
@@ -80,10 +79,10 @@ def coarse_places(resolution: np.ndarray, shape: torch.Size, *, first_axis: int)
 
 
 def _coarsen(values: Tensor, sent: dict[str, Tensor]) -> Tensor:
-    """Each modality as if it had been scanned more coarsely (nnU-Net's simulated low resolution), an axis
-    after the other.
+    """Simulate a scan of lower resolution for each modality, one axis after the other (nnU-Net's simulated
+    low resolution).
 
-    At the rim of the brain air, which is 0, has a part, as in nnU-Net.
+    At the edge of the brain the air, which is 0, is included in the interpolation, as in nnU-Net.
     """
     for axis in range(values.dim() - 2):
         if f"resolution.share{axis}" not in sent:
@@ -100,11 +99,11 @@ def _coarsen(values: Tensor, sent: dict[str, Tensor]) -> Tensor:
 def bias_field(
     coefficients: Float[Tensor, "b m *degrees"], shape: tuple[int, ...]
 ) -> Float[Tensor, "b m *patch"]:
-    """The exponential of a sum of products of Legendre polynomials over the patch, which reaches from -1 to 1
-    along each axis.
+    """The exponential of a sum of products of Legendre polynomials over the patch. The patch ranges from -1
+    to 1 along each axis.
 
-    The field of MONAI's RandBiasField (after Van Leemput et al. 1999). Summed in a fixed order: the last bits
-    of a matrix product depend on the number of patches.
+    This is the field of MONAI's RandBiasField (after Van Leemput et al. 1999). The terms are summed in a
+    fixed order, because the last bits of a matrix product depend on the number of patches.
     """
     field = coefficients
     for axis in reversed(range(len(shape))):
@@ -121,25 +120,25 @@ def bias_field(
 
 @cache
 def _legendre(n: int, device: torch.device) -> Tensor:
-    """Legendre polynomials of degree 0 to 3 at n places from -1 to 1, float32 (4, n)."""
+    """Legendre polynomials of degree 0 to 3 at n points from -1 to 1, float32 (4, n)."""
     values = np.polynomial.legendre.legvander(np.linspace(-1.0, 1.0, n), BIAS_DEGREE).T
     return torch.from_numpy(values.astype(np.float32)).to(device)
 
 
 def _change_sharpness(values: Tensor, *, sharpness: Tensor, brain: Tensor) -> Tensor:
-    """Add `sharpness` times what a Gaussian of 1 voxel takes away; -1 leaves the blurred patch.
+    """Add `sharpness` times the difference between the patch and its blurred version (Gaussian of 1 voxel).
+    The value -1 gives the blurred patch.
 
-    The Gaussian is over the brain's voxels in the patch: neither air nor what is beyond the patch has a part.
-    Sharpness and noise were what helped most for segmenting MRI of other scanners (Zhang et al., BigAug, IEEE
-    TMI 2020, table III).
+    The Gaussian uses only the brain voxels in the patch. Sharpness and noise helped most to segment MRI of
+    other scanners (Zhang et al., BigAug, IEEE TMI 2020, table III).
     """
     return values + sharpness * (values - _blur(values) / _blur(brain).clamp_(min=_RANGE_FLOOR))
 
 
 def _blur(values: Tensor) -> Tensor:
-    """A Gaussian of 1 voxel, 5 taps wide, along each patch axis; 0 beyond the patch.
+    """A Gaussian of 1 voxel with 5 weights along each patch axis; the values outside the patch are 0.
 
-    By shifted sums: a convolution's last bits depend on the number of patches it is given.
+    It is computed by shifted sums, because the last bits of a convolution depend on the number of patches.
     """
     for axis in range(2, values.dim()):
         n = values.shape[axis]
@@ -153,10 +152,10 @@ def _blur(values: Tensor) -> Tensor:
 
 
 def _change_contrast(values: Tensor, *, factor: Tensor, brain: Tensor) -> Tensor:
-    """Multiply the distance of each modality from its mean, and cut it at its lowest and highest value
-    (nnU-Net's contrast).
+    """Multiply the difference of each modality from its mean, and clip the result to the lowest and highest
+    value of the modality (nnU-Net's contrast).
 
-    Mean, lowest and highest are of the patch's brain voxels.
+    Mean, lowest and highest value are computed over the brain voxels of the patch.
     """
     axes = tuple(range(2, values.dim()))
     mean = (values * brain).sum(axes, keepdim=True) / brain.sum(axes, keepdim=True).clamp(min=1)
@@ -165,7 +164,9 @@ def _change_contrast(values: Tensor, *, factor: Tensor, brain: Tensor) -> Tensor
 
 
 def _brain_range(values: Tensor, brain: Tensor) -> tuple[Tensor, Tensor]:
-    """Lowest and highest value of each modality (B, M, 1, ...); 0 where the patch has no brain."""
+    """Lowest and highest value of each modality (B, M, 1, ...) over the brain voxels; 0 if the patch has no
+    brain voxel.
+    """
     axes = tuple(range(2, values.dim()))
     far = (1 - brain) * torch.finfo(values.dtype).max
     some = brain.amax(axes, keepdim=True)
@@ -173,12 +174,12 @@ def _brain_range(values: Tensor, brain: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _change_gamma(values: Tensor, *, gamma: Tensor, inverted: Tensor | None, brain: Tensor) -> Tensor:
-    """Raise each modality, stretched to 0..1 over the patch's brain voxels, to the power gamma; mean and
-    spread are restored.
+    """Scale each modality to 0..1 over the brain voxels of the patch, raise it to the power gamma, and
+    restore its mean and standard deviation.
 
-    As MONAI's AdjustContrast with `retain_stats` (and `invert_image`), over the voxels that are not air:
-    gamma bends the histogram, gain and shift move it. Where inverted (B, 1, ...), 1 minus the stretched image
-    is raised, and turned back.
+    This is MONAI's AdjustContrast with `retain_stats` (and `invert_image`) over the voxels that are not air.
+    If inverted (B, 1, ...), the power is applied to 1 minus the scaled image, and the result is inverted
+    again.
     """
     axes = tuple(range(2, values.dim()))
     n_brain = brain.sum(axes, keepdim=True).clamp(min=1)
@@ -204,7 +205,7 @@ def _noise_table(device: torch.device, n: int) -> Tensor:
 
 
 def _noise(starts: Tensor, shape: torch.Size) -> Tensor:
-    """Normal numbers (B, M, *shape): for each start a stretch of the table."""
+    """Normal random numbers (B, M, *shape): for each start a section of the table."""
     n = shape.numel()
     table = _noise_table(starts.device, NOISE_TABLE + n)
     return table.unfold(0, n, 1)[starts.ravel()].reshape(*starts.shape, *shape)

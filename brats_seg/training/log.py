@@ -1,4 +1,4 @@
-"""Step and epoch numbers -> CSV, curves, progress bar."""
+"""The tables, curves and progress bar of a run."""
 
 import importlib
 import os
@@ -24,13 +24,13 @@ from brats_seg.scans.labels import REGIONS
 
 Row = Mapping[str, Any]
 DRAWING_SHARE = 0.05
-"""Drawing the curves may take this share of a run's time; the last epoch is always drawn."""
+"""Largest share of the time of a run for drawing the curves. The curves are always drawn after the last
+epoch.
+"""
 
 
 class Stopwatch:
-    """Seconds of an epoch by what they were spent on; those of sampling and augmentation are part of those of
-    training.
-    """
+    """The seconds of an epoch by activity. The seconds of training include sampling and augmentation."""
 
     PARTS = ("training_s", "sampling_s", "augmentation_s", "mining_s", "validation_s", "checkpoint_s")
 
@@ -39,7 +39,7 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        """Count the time of the block to a part."""
+        """Add the time of the block to an activity."""
         started = time.perf_counter()
         yield
         self._seconds[part] += time.perf_counter() - started
@@ -49,11 +49,11 @@ class Stopwatch:
         return dict(self._seconds)
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Take up the open epoch of a run to go on with."""
+        """Load the open epoch of a run that is resumed."""
         self._seconds |= state
 
     def row(self, epoch: int, *, n_patches: int) -> dict[str, Any]:
-        """The row of `timing.csv`; the watch is set back to 0."""
+        """Return the row of `timing.csv`, and reset the stopwatch to 0."""
         row: dict[str, Any] = {
             "epoch": epoch,
             **{part: round(seconds, 4) for part, seconds in self._seconds.items()},
@@ -65,15 +65,15 @@ class Stopwatch:
 
 
 class RunLog:
-    """The tables of a run: rows by epoch, kept whole in memory and in the checkpoint, written anew after each
-    epoch.
+    """The tables of a run. Their rows are kept in memory and in the checkpoint, and the files are written
+    again after each epoch.
 
-    `epochs.csv` and the ledgers hold no clock time, so that a resumed run writes the same bytes as one that
-    was never stopped.
+    `epochs.csv` and the ledgers contain no times, so a resumed run writes the same bytes as a run that was
+    never stopped.
     """
 
     def __init__(self, run_dir: Path, *, classes: Sequence[str], tensorboard: bool = False) -> None:
-        """Raises `UsageError` for `tensorboard` without the package of that name."""
+        """Raises `UsageError` if `tensorboard` is asked for but its package is not installed."""
         self.epochs: list[dict[str, Any]] = []
         self.ledger: list[dict[str, Any]] = []
         self.timing: list[dict[str, Any]] = []
@@ -89,15 +89,16 @@ class RunLog:
         return {"epochs": self.epochs, "ledger": self.ledger, "timing": self.timing}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the rows of a run to go on with."""
+        """Load the rows of a run that is resumed."""
         self.epochs, self.ledger, self.timing = (list(state[name]) for name in ("epochs", "ledger", "timing"))
 
     def append(self, name: str, rows: Sequence[Row]) -> None:
-        """Add the rows of an epoch (their first column) to a table that is too long to be kept in memory and
-        in checkpoints.
+        """Append the rows of an epoch (their first column) to a table that is too long for memory and
+        checkpoints.
 
-        The first time, lines of this epoch and of later ones are cut off: a run that goes on from an older
-        checkpoint draws them again. A line that does not begin with an epoch is cut off too.
+        At the first call, lines of this epoch and of later epochs are deleted, because a run that is resumed
+        from an older checkpoint draws these epochs again. A line that does not start with an epoch is deleted
+        too.
         """
         path = self._run_dir / f"{name}.csv"
         header, _, lines = table_text(rows).partition("\n")
@@ -115,8 +116,8 @@ class RunLog:
             file.write(lines)
 
     def write(self, *, is_last: bool) -> None:
-        """Write the three tables and `train.log`, and `progress.png` where enough time has passed since it
-        was last drawn.
+        """Write the three tables and `train.log`. Also write `progress.png` if enough time has passed since
+        the last drawing.
         """
         for name, rows in (("epochs", self.epochs), ("ledger", self.ledger), ("timing", self.timing)):
             write_text(self._run_dir / f"{name}.csv", table_text(rows))
@@ -149,7 +150,8 @@ def _open_board(folder: Path) -> Any:
         module = importlib.import_module("torch.utils.tensorboard")
     except ImportError:
         raise UsageError(
-            "training.tensorboard: needs a package that is not there: pip install 'brats-seg[tensorboard]'"
+            "training.tensorboard: needs a package that is not installed: pip install "
+            "'brats-seg[tensorboard]'"
         ) from None
     return module.SummaryWriter(str(folder))
 
@@ -162,7 +164,7 @@ def _show_on_board(board: Any, row: Row) -> None:
 
 
 def table_text(rows: Sequence[Row]) -> str:
-    """Rows as CSV with a header line; numbers with up to 8 digits, None and NaN as an empty field."""
+    """Rows as CSV with a header line. Numbers have up to 8 digits. None and NaN are empty fields."""
     if not rows:
         return ""
     return csv_text([{name: _field(value) for name, value in row.items()} for row in rows])
@@ -171,8 +173,8 @@ def table_text(rows: Sequence[Row]) -> str:
 def write_environment(
     path: Path, *, runtime: Runtime, command: Sequence[str], n_parameters: int, bank: str, initial: str = ""
 ) -> None:
-    """Write what the run stood on: machine, libraries, precision, command line, and the SHA-256 of the
-    checkpoint it began with, if any.
+    """Write the environment of a run: machine, libraries, precision, command line, and the SHA-256 of the
+    initial checkpoint, if there is one.
     """
     write_json(
         path,
@@ -198,8 +200,8 @@ def write_environment(
 
 
 def processor_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Model of the CPU where the system names it, else its architecture. Models round products differently:
-    the same run ends elsewhere.
+    """Model of the CPU if the system names it, else its architecture. CPU models round differently, so the
+    same run can give different results.
     """
     try:
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
@@ -215,7 +217,7 @@ def processor_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def write_bad_batch(path: Path, *, bank: PatchBank, ids: Ids, step: int, loss: float) -> list[str]:
-    """Write which voxels the patches of a batch lay around, and give the names of their cases."""
+    """Write the center voxels of the patches of a batch. Return the names of their cases."""
     places = bank.locate(ids)
     names = [bank.cases[case].id for case in places[:, 0]]
     voxels = [
@@ -227,8 +229,8 @@ def write_bad_batch(path: Path, *, bank: PatchBank, ids: Ids, step: int, loss: f
 
 
 def progress_note(epoch: int, *, n_drawn: Counts, loss: float | None) -> str:
-    """What the progress bar says: the epoch, its draws of each class so far in percent, and its mean loss so
-    far.
+    """The text of the progress bar: the epoch, the share of each class in its draws until now in percent, and
+    its mean loss until now.
     """
     mix = "/".join(f"{100 * n / max(1, n_drawn.sum()):.0f}" for n in n_drawn)
     return f"epoch {epoch}  mix {mix} %" + (f"  loss {loss:.3f}" if loss is not None else "")

@@ -1,4 +1,4 @@
-"""Steps -> a trained network: the one outer loop, for scans and images."""
+"""Steps -> a trained network: the training loop for scans and images."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field
@@ -19,18 +19,19 @@ class Scorer(Protocol):
     """Scores a network while it is trained."""
 
     def __call__(self, network: nn.Module) -> Mapping[str, float]:
-        """Scores by name, among them `score`: higher is better, and NaN where there is none."""
+        """Scores by name. One of them is `score`: higher is better, and NaN means that there is no score."""
 
 
 @dataclass(kw_only=True)
 class Record:
-    """What is kept of a training. This class keeps nothing; a subclass keeps what it overrides.
+    """Callbacks that record a training. This class records nothing; subclasses override the methods that they
+    need.
 
     Attributes:
-        losses_at_once: steps between two looks at the losses: a look makes a GPU wait.
-        ledger: counts what is drawn; None where nobody asks.
-        watch: counts the time.
-        has_failed: whether the training is to end because the loss is not finite.
+        losses_at_once: number of steps between two reads of the losses. Each read makes a GPU wait.
+        ledger: counts the draws; None if the counts are not needed.
+        watch: measures the time.
+        has_failed: whether the training must end because the loss is not finite.
     """
 
     losses_at_once: int = 1
@@ -39,49 +40,50 @@ class Record:
     has_failed: bool = False
 
     def take_losses(self, losses: Losses) -> None:
-        """Take in the losses of the last steps."""
+        """Receive the losses of the last steps."""
 
     def note_step(self, loop: "Loop") -> None:
-        """A step was taken."""
+        """Called after each step."""
 
     def wants_save(self) -> bool:
-        """Whether it is time to `save`; asked at each step."""
+        """Whether `save` must be called now. This is asked in each step."""
         return False
 
     def save(self, loop: "Loop") -> None:
-        """Keep all that the training needs to go on from here."""
+        """Save everything that is needed to resume the training from here."""
 
     def end_steps(self, loop: "Loop", epoch: int) -> None:
-        """The steps of an epoch were taken; it is not scored yet."""
+        """Called after the steps of an epoch, before it is scored."""
 
     def end_epoch(self, loop: "Loop", epoch: int, scores: Mapping[str, float] | None) -> None:
-        """An epoch was scored, or had no score to get. `loop.best.at` is this epoch if its score is the
-        best.
+        """Called after an epoch was scored, or without scores. `loop.best.at` is this epoch if its score is
+        the best.
         """
 
     def after_epoch(self, loop: "Loop", epoch: int, *, to_stop: bool) -> None:
-        """An epoch is over; with `to_stop` the training stops after it."""
+        """Called at the end of an epoch. With `to_stop` the training stops after this epoch."""
 
     def end_phase(self, loop: "Loop") -> None:
-        """A phase is over, and another follows."""
+        """Called at the end of a phase if another phase follows."""
 
 
 @dataclass(kw_only=True)
 class Loop:
-    """A training in progress. The budget is in steps; an epoch is the number of steps after which the network
-    may be scored. In a study of images an epoch is one step.
+    """A training in progress. The budget is a number of steps. An epoch is a number of steps after which the
+    network can be scored. In a study of images an epoch is one step.
 
     Attributes:
-        method: how each phase learns.
+        method: settings of each phase.
         phase: the present phase.
-        source: gives the examples.
-        record: keeps what comes of the training.
-        scorer: scores the network after an epoch; None where nothing validates.
-        finish: what is done to the network after the last epoch of a phase, before it is scored.
+        source: provides the examples.
+        record: records the training.
+        scorer: scores the network after an epoch; None without validation.
+        finish: function that changes the network after the last epoch of a phase, before it is scored.
         steps: sampler and learner of the phase.
         best: the best score of the phase.
-        n_done: steps done in all phases.
-        n_samplers: samplers made in the phase: another for each pass where a subset is drawn anew.
+        n_done: number of steps done in all phases.
+        n_samplers: number of samplers built in the phase. If each pass draws a new subset, each pass has a
+            new sampler.
     """
 
     method: Method
@@ -102,11 +104,11 @@ class Loop:
 
     @property
     def n_epochs(self) -> int:
-        """Epochs done in all phases."""
+        """Number of epochs done in all phases."""
         return self.n_done // self.method.config.training.steps
 
     def enter(self, phase: Phase, network: nn.Module, *, head: nn.Module | None = None) -> None:
-        """Begin a phase with the weights of a network; see `Method.make_learner` for `head`."""
+        """Start a phase with the weights of a network; see `Method.make_learner` for `head`."""
         self.phase, self.n_done = phase, (phase.first_epoch - 1) * self.method.config.training.steps
         self.n_samplers = 1
         self.steps = Steps(
@@ -119,16 +121,16 @@ class Loop:
         )
 
     def go_on(self, epoch: int, step: int, best: Best) -> None:
-        """Go on after `epoch` whole epochs and `step` steps of the next one."""
+        """Continue after `epoch` complete epochs and `step` steps of the next epoch."""
         self.n_done, self.best = epoch * self.method.config.training.steps + step, best
         self.steps.learner.loss = self.method.loss_of(self.phase, epoch=self.n_epochs + 1)
 
     def run(self, stop: StopRequest | None = None) -> Literal["done", "stopped"]:
-        """Epochs until the budget of every phase is spent, or the score stops rising, or a signal comes."""
+        """Run epochs until the budget of every phase is used, the score stops rising, or a signal arrives."""
         return alone(self.training(StopRequest() if stop is None else stop))
 
     def training(self, stop: StopRequest) -> Training[Literal["done", "stopped"]]:
-        """What `run` does, one step at a time."""
+        """The training of `run`, as a generator that stops before each step."""
         while not self._is_over():
             if self.phase_is_over():
                 self._begin_phase_2()
@@ -137,7 +139,7 @@ class Loop:
         return "done"
 
     def _run_epoch(self, stop: StopRequest) -> Training[bool]:
-        """The rest of an epoch and what follows it; whether the training goes on."""
+        """Run the rest of an epoch and its end. Return whether the training continues."""
         steps, record, epoch = self.steps, self.record, self.n_epochs + 1
         steps.learner.begin_epoch()
         if epoch == self.method.settled_from(self.phase):
@@ -163,7 +165,7 @@ class Loop:
         return not to_stop or self._is_over()
 
     def _close_epoch(self, epoch: int) -> None:
-        """Give the sampler what it needs for its next pass, and score the network."""
+        """Prepare the next pass of the sampler, and score the network."""
         steps, scores = self.steps, None
         is_last, validation = epoch == self.phase.last_epoch, self.method.config.validation
         self.record.end_steps(self, epoch)
@@ -182,8 +184,8 @@ class Loop:
         self.record.end_epoch(self, epoch, scores)
 
     def begin_pass(self) -> None:
-        """Between two passes of the sampler over the examples: hard examples are mined, or another subset is
-        drawn.
+        """Called between two passes of the sampler over the examples: mine hard examples, or draw another
+        subset.
         """
         sampler, hard = self.steps.sampler, self.method.config.hard
         if self.method.redraw == "epoch":
@@ -194,7 +196,7 @@ class Loop:
             sampler.accept_pools(self.source.hard_pools(network, sampler, hard=hard, seed=seed))
 
     def _begin_phase_2(self) -> None:
-        """Go on from the weights to predict with."""
+        """Start phase 2 from the prediction weights of phase 1."""
         self.record.end_phase(self)
         network = self.steps.learner.network
         network.load_state_dict(self.steps.learner.weights())
@@ -205,7 +207,7 @@ class Loop:
         return self.phase_is_over() and self.method.after(self.phase, ended=self.n_epochs) is None
 
     def phase_is_over(self) -> bool:
-        """Whether the phase's epochs are spent, or its score has not risen for `validation.patience` epochs,
+        """Whether all epochs of the phase are done, its score has not risen for `validation.patience` epochs,
         or the loss is not finite.
         """
         done, patience = self.n_epochs, self.method.config.validation.patience

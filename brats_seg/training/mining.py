@@ -1,4 +1,4 @@
-"""Which examples of each class the network finds hard."""
+"""Find the examples of each class that are hard for the network."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -20,15 +20,16 @@ from brats_seg.models.builders import margin_of
 from brats_seg.models.readout import Readout, class_probabilities, decide
 
 _STREAM = 0x312
-"""Keeps these random numbers apart from those of the samplers, which share the seed."""
+"""Separates these random numbers from those of the samplers, which use the same seed."""
 _VOXELS_AT_ONCE = 240 * 64 * 64
-"""240 patches of the usual size, or 3 of 64 x 64 x 64: 240 of those would take 1 GB before the first layer.
+"""240 patches of the usual size, or 3 of 64 x 64 x 64: 240 patches of 64 x 64 x 64 would need 1 GB before the
+first layer.
 """
 
 Pool = Int64[np.ndarray, " _"]
 """Example ids of one class."""
 Probabilities = Float[np.ndarray, "n k"]
-"""Class probabilities of each example: at its center, or of the whole image."""
+"""Class probabilities of each example, at its center or for the whole image."""
 
 
 def draw_candidates(
@@ -40,11 +41,11 @@ def draw_candidates(
     epoch: int,
     groups: Groups | None = None,
 ) -> dict[int, Pool]:
-    """Different random ids of each class to put to the network after an epoch: `n_of_class[c]`, or all where
-    a class has fewer.
+    """Different random ids of each class that the network classifies after an epoch: `n_of_class[c]` ids, or
+    all ids if a class has fewer.
 
-    With `groups`, so many ids are drawn group by group, and an id that is drawn twice counts once: a few
-    small lesions give fewer.
+    With `groups` the ids are drawn group by group, and an id that is drawn twice counts once, so a few small
+    lesions give fewer ids.
     """
     candidates = {}
     for cls in classes:
@@ -72,21 +73,21 @@ def find_hard(
     divisor: int = 16,
     readout: Readout = "softmax",
 ) -> dict[int, Pool]:
-    """The candidates of each class that are hard for the network, sorted; every rank gets them all.
+    """The candidates of each class that are hard for the network, sorted. Every rank gets all of them.
 
-    Hard is misclassified at the center, or right with a probability below the threshold (0 keeps the
-    misclassified alone). The network sees them without augmentation: in whole slices, as in prediction, where
-    that costs no more than one patch for each and a voxel's output does not depend on how much of the slice
-    is shown; else in patches.
+    A candidate is hard if its center is misclassified, or if its own class has a probability below the
+    threshold (with 0, only misclassified candidates are hard). There is no augmentation. The network gets
+    whole slices, as in prediction, if this is not slower than one patch for each candidate and the output of
+    a voxel does not depend on the size of the input. Otherwise it gets patches.
 
     Args:
         network: in evaluation mode, on the runtime's device, float32 or bfloat16.
         bank: holds the candidates.
-        candidates: ids by class; the class of an id is the class it stands under.
+        candidates: ids by class.
         threshold: a probability.
-        runtime: its ranks share the work by case.
-        divisor: what the sides of the network's input must be a multiple of.
-        readout: how class probabilities follow from the network's logits.
+        runtime: its ranks share the cases.
+        divisor: the sides of the network's input must be multiples of this number.
+        readout: how class probabilities are computed from the logits of the network.
     """
     own = {
         cls: ids[bank.locate(ids)[:, 0] % runtime.world_size == runtime.rank]
@@ -108,9 +109,9 @@ def hard_among(
 
     Args:
         candidates: ids by class.
-        ask: ids -> class probabilities of each, of the network.
+        ask: ids -> class probabilities of each id by the network.
         threshold: a probability.
-        readout: what the probabilities are.
+        readout: how the probabilities were computed.
     """
     ids = np.concatenate([np.empty(0, np.int64), *candidates.values()])
     classes = np.repeat(
@@ -123,11 +124,11 @@ def hard_among(
 def is_hard(
     probabilities: Probabilities, classes: Ids, *, threshold: float, readout: Readout = "softmax"
 ) -> Bool[np.ndarray, " n"]:
-    """Whether the network gives each example another class than its own (n,), or its own class a probability
-    below the threshold.
+    """Whether each example (n,) is hard: the network predicts another class, or gives the own class a
+    probability below the threshold.
     """
     own = probabilities[np.arange(len(classes)), classes]
-    if readout == "softmax":  # images may be of more classes than a label map has numbers for
+    if readout == "softmax":  # images may have more classes than a label map has numbers
         answers = probabilities.argmax(1)
     else:
         answers = decide(probabilities.T[:, :, None, None], readout=readout)[:, 0, 0]
@@ -137,15 +138,15 @@ def is_hard(
 def center_probabilities(
     network: nn.Module, bank: PatchBank, ids: Ids, *, divisor: int = 16, readout: Readout = "softmax"
 ) -> Probabilities:
-    """Class probabilities at the center voxel of each id, by the cheaper way (see `find_hard`)."""
+    """Class probabilities at the center voxel of each id, by the faster method (see `find_hard`)."""
     if len(ids) and _slices_are_cheaper(network, bank, ids):
         return _from_slices(network, bank, ids, divisor, readout)
     return _from_patches(network, bank, ids, readout)
 
 
 def _slices_are_cheaper(network: nn.Module, bank: PatchBank, ids: np.ndarray) -> bool:
-    """Whether the slices that hold the ids have fewer voxels than a patch for each id, and the network may be
-    given slices.
+    """Whether the slices with the ids have fewer voxels than one patch for each id, and the network accepts
+    slices.
     """
     if len(bank.patch_size) != 2 or needs_windows(network):
         return False
@@ -176,8 +177,8 @@ def _from_slices(
 
 
 def _from_patches(network: nn.Module, bank: PatchBank, ids: np.ndarray, readout: Readout) -> np.ndarray:
-    # The center of a patch is at its side // 2; without equal margins it stays at the side // 2 of what is
-    # left.
+    # The center of a patch is at side // 2. After equal margins are removed, the center is at side // 2 of
+    # the smaller patch.
     center = (slice(None), slice(None), *((side - 2 * margin_of(network)) // 2 for side in bank.patch_size))
     like = next(network.parameters(), torch.zeros(0))
     probabilities = [torch.empty(0, len(bank.classes))]

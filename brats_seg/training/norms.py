@@ -1,4 +1,4 @@
-"""Batch-norm statistics measured anew on whole training scans, as prediction shows them."""
+"""Batch-norm statistics, measured again on whole training scans as in prediction."""
 
 from copy import deepcopy
 
@@ -14,17 +14,17 @@ from brats_seg.inference.windowed import choose_window
 def measure_norms(network: nn.Module, bank: PatchBank, *, divisor: int, runtime: Runtime) -> None:
     """Replace the running mean and variance of every batch norm, in place.
 
-    Training collects the running statistics from augmented patches. Prediction shows whole scans without
-    augmentation, whose statistics differ: the stronger the augmentation, the more. Here the bank's selected
-    cases go through the network once, as in prediction: whole, or in windows where prediction needs them
-    (`choose_window`). Each pass is normalized by its own statistics, and the mean over the passes is kept (Wu
-    and Johnson 2021, "Rethinking 'Batch' in BatchNorm", PreciseBN).
+    Training collects the running statistics from augmented patches. Prediction uses whole scans without
+    augmentation, and their statistics differ, especially after strong augmentation. Here the network
+    processes the selected cases of the bank once, as in prediction: as a whole, or in windows if prediction
+    needs windows (`choose_window`). Each pass is normalized by its own statistics, and the mean over the
+    passes is kept (Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm", PreciseBN).
 
     Args:
-        network: on the runtime's device; a network without batch norms is left as it is.
+        network: on the device of the runtime; a network without batch norms is not changed.
         bank: its selected cases are the training cases.
-        divisor: what the sides of the network's input must be a multiple of.
-        runtime: the passes have its precision; the statistics are float32.
+        divisor: the sides of the network's input must be multiples of this number.
+        runtime: the passes use its precision; the statistics are float32.
     """
     measured = deepcopy(network).eval()
     if runtime.dtype_autocast is not None:
@@ -36,7 +36,8 @@ def measure_norms(network: nn.Module, bank: PatchBank, *, divisor: int, runtime:
     ]
     cases = bank.selected if norms else ()
     shapes = [(*bank.cases[case].shape, len(bank.modalities)) for case in cases]
-    # Chosen before the norms are measured: the choice leads the network over an empty cube.
+    # The window is chosen before the norms are measured, because the choice runs the network on an empty
+    # cube.
     windows = [
         choose_window(measured, patch_size=bank.patch_size, image_shape=shape, divisor=divisor)
         for shape in shapes
@@ -60,7 +61,7 @@ def measure_norms(network: nn.Module, bank: PatchBank, *, divisor: int, runtime:
 
 
 class _AsItStands(nn.Module):
-    """A network whose parts keep their modes, whatever mode the whole is put into."""
+    """A network whose modules keep their train or evaluation mode when `train` is called."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -72,6 +73,6 @@ class _AsItStands(nn.Module):
         return self
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The network's output."""
+        """The output of the network."""
         logits: Tensor = self.network(inputs)
         return logits

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from brats_seg.core.sections import Optimizer
 
 POLY_POWER = 0.9
-"""Exponent of the polynomial schedule, as nnU-Net has it (Isensee et al. 2021)."""
+"""Exponent of the polynomial schedule, as in nnU-Net (Isensee et al. 2021)."""
 
 
 def make_optimizer(optimizer: Optimizer, network: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer over the weights that may move, in torch's fused form.
+    """Build the optimizer for the trainable weights, in torch's fused form.
 
-    With `decay` "kernels" norm scales, shifts and biases (one axis) go without weight decay; with
-    "everything" they decay too, as in Caffe. A group with a rate of its own says so in `lr_factor`.
+    With `decay` "kernels" the scales and shifts of norms and the biases (one axis) have no weight decay. With
+    "everything" they have weight decay too, as in Caffe. A group with its own learning rate has the key
+    `lr_factor`.
     """
     moving = [p for p in network.parameters() if p.requires_grad]
     flat_decay = optimizer.weight_decay if optimizer.decay == "everything" else 0.0
@@ -51,9 +52,9 @@ def learning_rate(optimizer: Optimizer, step: int, *, n_steps: int) -> float:
     """The rate of a step (from 0) in a run of `n_steps`: a linear warm-up, then the schedule (see
     `config.Optimizer`).
 
-    "poly", "cosine" and "linear" fall to 0 over the steps after the warm-up, and "inverse" counts those
-    alone; the drops of "steps" are shares of all steps. A function of the step alone, so that there is no
-    schedule to restore.
+    "poly", "cosine" and "linear" decrease to 0 over the steps after the warm-up. "inverse" counts only the
+    steps after the warm-up. The drops of "steps" are shares of all steps. The rate depends only on the step,
+    so a resumed run needs no state of the schedule.
     """
     if step < optimizer.warmup_steps:
         return optimizer.lr * (step + 1) / optimizer.warmup_steps
@@ -75,8 +76,8 @@ def learning_rate(optimizer: Optimizer, step: int, *, n_steps: int) -> float:
 class RunningMean:
     """An exponential running mean of a network's weights and batch-norm statistics.
 
-    After n steps the decay is at most (1 + n) / (10 + n), so that the mean forgets the random start of a
-    short run.
+    After n steps the decay is at most (1 + n) / (10 + n). Therefore the mean of a short run does not keep the
+    random initial weights.
     """
 
     def __init__(self, network: nn.Module, *, decay: float) -> None:
@@ -86,7 +87,7 @@ class RunningMean:
 
     @torch.no_grad()
     def update(self, network: nn.Module, *, n_steps: int) -> None:
-        """Take in the weights after step number `n_steps` (from 1)."""
+        """Add the weights after step number `n_steps` (from 1) to the mean."""
         floats, counters = _tensors(network)
         decay = min(self._decay, (1 + n_steps) / (10 + n_steps))
         torch._foreach_lerp_(self._floats, floats, 1 - decay)

@@ -1,4 +1,4 @@
-"""What a run does in each of its phases: which examples, which loss, which weights may move."""
+"""The phases of a run: for each phase the sampler, the loss and the trainable weights."""
 
 import math
 import warnings
@@ -28,22 +28,23 @@ from brats_seg.training.augment import Mixer
 from brats_seg.training.step import Learner, Schedule
 
 NATURAL = knobs.Sampler(kind="random", allow_absent_class=True)
-"""How phase 2 draws where the config says nothing. A class without an example has the natural frequency 0:
-it may be absent.
+"""The default sampler of phase 2. A class without an example has the natural share 0, so the class may be
+absent.
 """
 IMAGE_STRETCHES = 100
-"""Parts of a run on images in which the shares of a drifting sampler stay: its epochs are single steps."""
+"""Number of parts of a run on images. The shares of a drifting sampler are constant within a part, because
+epochs of images are single steps.
+"""
 PASSES = ("random", "oversample", "undersample", "hard")
-"""Samplers that show every example in a pass; with the others each draw is independent."""
+"""Samplers that show every example in a pass. In the other samplers each draw is independent."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of epochs with one sampler, one optimizer on one schedule, and one part of the network that
-    learns.
+    """Successive epochs with one sampler, one optimizer schedule and one trainable part of the network.
 
-    Epochs count on from phase to phase. `last_epoch` is the last at the latest: early stopping may end a
-    phase before it.
+    The numbers of the epochs continue from phase to phase. `last_epoch` is the latest possible end: early
+    stopping may end a phase earlier.
     """
 
     number: Literal[1, 2]
@@ -53,23 +54,23 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """How a run learns, phase by phase.
+    """The training method of a run, phase by phase.
 
-    Phase 1 is as the sections of the config have it. Two-phase training (Havaei et al. 2017, section 3.2)
-    adds phase 2: from the weights to predict with at the end of phase 1, the output layer alone learns, from
-    patches at their natural frequencies and with no class weights, on a whole schedule again at
-    `phases.lr_factor` times the rate. Class weights may be deferred (`loss.weights_from`; Cao et al. 2019,
-    section 3.3). Phase 2 may draw, lose and begin otherwise (`phases.sampler`, `loss` and `output`; Kang et
-    al. 2020, section 4).
+    Phase 1 uses the sections of the config. Two-phase training (Havaei et al. 2017, section 3.2) adds phase
+    2. Phase 2 starts from the prediction weights at the end of phase 1. It trains only the output layer, on
+    patches with natural class frequencies and without class weights. It has a complete schedule with
+    `phases.lr_factor` times the learning rate. Class weights may start later (`loss.weights_from`; Cao et al.
+    2019, section 3.3). Phase 2 may have another sampler, loss and initial output layer (`phases.sampler`,
+    `loss` and `output`; Kang et al. 2020, section 4).
 
     Attributes:
-        config: of the run. Of a run on images its epochs are single steps: the budget is in steps there.
+        config: config of the run. In a run on images an epoch is a single step.
         index: the training examples by class: voxels of the training cases, or images.
         runtime: device, precision and ranks.
-        targets: whether a target is a class for each voxel, or one for the whole image.
-        number_lesions: numbers the lesions of a case; needed to draw with `sampler.first: lesion`.
-        redraw: whether the sampler is made anew for each pass (of undersampling: another subset); of images
-            alone.
+        targets: whether a target is one class for each voxel, or one class for the whole image.
+        number_lesions: numbers the lesions of a case; needed for `sampler.first: lesion`.
+        redraw: whether each pass has a new sampler (undersampling then draws another subset); only for
+            images.
     """
 
     config: knobs.Config
@@ -80,11 +81,11 @@ class Method:
     redraw: Literal["never", "epoch"] = "never"
 
     def check(self) -> None:
-        """Refuse, before the run starts, what would fail in one of its phases. Raises `UsageError`."""
+        """Raise `UsageError` before the run starts if one of its phases would fail."""
         last = Phase(2, self.config.training.epochs + 1, self.config.n_epochs)
         if self.config.phases.normalize and self.config.validation.metric != "last":
             raise UsageError(
-                "phases.normalize changes the weights of the last epoch alone; it goes with "
+                "phases.normalize changes only the weights of the last epoch, so it needs "
                 f"validation.metric 'last', which keeps them: '{self.config.validation.metric}' may keep an "
                 "earlier epoch"
             )
@@ -95,35 +96,35 @@ class Method:
     # The phases
 
     def first(self) -> Phase:
-        """The phase that a run begins with."""
+        """The first phase of a run."""
         return Phase(1, 1, self.config.training.epochs)
 
     def begun_at(self, epoch: int) -> Phase:
-        """The phase whose first epoch this is."""
+        """The phase that starts with this epoch."""
         return self.first() if epoch == 1 else Phase(2, epoch, epoch + self._n_second - 1)
 
     def after(self, phase: Phase, *, ended: int) -> Phase | None:
-        """The phase after one whose last epoch was `ended`; None where the run is over."""
+        """The phase after a phase whose last epoch was `ended`; None at the end of the run."""
         return self.begun_at(ended + 1) if self.config.phases.two_phase and phase.number == 1 else None
 
     def settled_from(self, phase: Phase) -> int:
-        """First epoch from which on a phase keeps its loss."""
+        """The first epoch from which the loss of a phase stays the same."""
         return self._weighted_from if phase.number == 1 and self._weights is not None else phase.first_epoch
 
     def patient_from(self, phase: Phase) -> int:
-        """First epoch that early stopping counts: of scans that from which on the loss stays. Stored studies
-        of images did not wait for it.
+        """The first epoch that early stopping counts. For scans this is the epoch from which the loss stays
+        the same. Images do not wait for it, to agree with stored studies.
         """
         return self.settled_from(phase) if self.targets == "voxels" else phase.first_epoch
 
-    # What each of them works with
+    # The parts of each phase
 
     def make_sampler(self, phase: Phase, *, number: int = 1) -> Sampler:
-        """The sampler of a phase, before its first step. In phase 2 every voxel is drawn alike, whatever
-        `sampler.first` says.
+        """The sampler of a phase, before its first step. In phase 2 `sampler.first` is not used: every voxel
+        is drawn with equal probability.
 
-        Of scans a pass is an epoch, so that the sampler counts the epochs of the run. Of images a pass shows
-        every image where the sampler does so; samplers of another `number` draw other subsets.
+        For scans a pass is an epoch, so the sampler counts the epochs of the run. For images a pass shows
+        every image if the sampler does this. Samplers with another `number` draw other subsets.
         """
         if self.targets == "images":
             words = np.random.SeedSequence([self.config.training.seed, number])
@@ -141,7 +142,7 @@ class Method:
             steps = total if section.drift == "none" else -(-total // IMAGE_STRETCHES)
             drift_epochs = -(-total // steps)
         with warnings.catch_warnings():
-            if is_images:  # a class without an image is the study's own wish
+            if is_images:  # a study may have a class without an image
                 warnings.simplefilter("ignore", UserWarning)
             plan = EpochPlan(
                 batch_size=training.batch_size,
@@ -156,7 +157,7 @@ class Method:
 
     @cached_property
     def lesions(self) -> Lesions | None:
-        """The lesions of the training cases, found at first use; None where no lesion is drawn first."""
+        """The lesions of the training cases, found at first use; None if no lesion is drawn first."""
         if self.config.sampler.first != "lesion":
             return None
         if self.number_lesions is None:
@@ -170,13 +171,13 @@ class Method:
         return group_by_case(self.index) if self.config.sampler.first == "case" else None
 
     def make_learner(self, phase: Phase, network: nn.Module, *, head: nn.Module | None = None) -> Learner:
-        """What moves the weights in a phase, before its first step. In phase 2 `network` holds the weights
-        that phase 1 ended with.
+        """The learner of a phase, before its first step. In phase 2 `network` holds the weights at the end of
+        phase 1.
 
         Args:
             phase: the phase.
-            network: all of it.
-            head: in phase 2 the output layer, where the batches hold what that layer is given.
+            network: the whole network.
+            head: in phase 2 the output layer, if the batches contain the input of this layer.
         """
         is_second = phase.number == 2
         optimizer, training = self.config.optimizer, self.config.training
@@ -203,14 +204,14 @@ class Method:
         )
 
     def make_mixer(self, phase: Phase) -> Mixer | None:
-        """What mixes the examples of a batch in a phase; None in phase 2, and where nothing is mixed."""
+        """The mixer of a phase; None in phase 2, and if no examples are mixed."""
         if phase.number == 2 or self.config.mix.kind == "none":
             return None
         seed, rank = self.config.training.seed, self.runtime.rank
         return Mixer(self.config.mix, counts=self.index.counts, seed=seed, rank=rank)
 
     def normalize(self, network: nn.Module) -> None:
-        """What `phases.normalize` does to the output layer at the end of a run."""
+        """Apply `phases.normalize` to the output layer at the end of a run."""
         if self.config.phases.normalize:
             normalize_rows(self._linear_output(network), power=self.config.phases.normalize)
 
@@ -226,13 +227,13 @@ class Method:
         return linear_output(self.output_layers(network)[-1])
 
     def output_layers(self, network: nn.Module) -> tuple[nn.Module, ...]:
-        """The layers that learn in phase 2."""
+        """The layers that phase 2 trains."""
         if self.targets == "images":
             return output_layers(self.config.network.name, network)
         return (output_layer(self.config.network, network),)
 
     def loss_of(self, phase: Phase, *, epoch: int) -> Loss:
-        """The loss of an epoch."""
+        """The loss function of an epoch."""
         weights, loss = self._weights if self._is_weighted(phase, epoch) else None, self._loss_section(phase)
         outside = "ignore" if self.config.task.classes == "tumor" else self.config.loss.outside
         return make_loss(
@@ -247,14 +248,15 @@ class Method:
 
     @cached_property
     def natural_prior(self) -> Shares:
-        """Share of each class among the training examples."""
+        """The share of each class among the training examples."""
         return self.index.counts / self.index.counts.sum()
 
     def effective_prior(self, phase: Phase, ledger: Ledger, *, epoch: int) -> Shares | None:
-        """The prior that the weights were trained under when an epoch ended: of the epochs since the mix or
-        the loss last changed.
+        """The training prior of the weights at the end of an epoch: the prior of the epochs since the class
+        shares or the loss last changed.
 
-        A drifting mix changes every epoch. None before a phase has ended an epoch; else see `prior_of`.
+        With a drift the class shares change in every epoch. The result is None before the first epoch of a
+        phase has ended; else see `prior_of`.
         """
         if epoch < phase.first_epoch:
             return None
@@ -264,9 +266,9 @@ class Method:
         return self.prior_of(phase, ledger.voxel_counts(first_epoch=since, last_epoch=epoch), epoch=epoch)
 
     def prior_of(self, phase: Phase, counts: Counts, *, epoch: int) -> Shares | None:
-        """The prior that weights were trained under which learned from so many examples of each class, with
-        the loss of an epoch. None for a loss without a prior, and where labels were mixed by remix or the
-        output weights were scaled.
+        """The training prior of weights that were trained with the loss of an epoch on `counts` examples of
+        each class. None for a loss without a prior, if remix mixed the labels, or if the output weights were
+        scaled.
         """
         loss = self._loss_section(phase)
         is_changed = self.config.phases.normalize or (
@@ -293,7 +295,7 @@ class Method:
 
     @property
     def _weighted_from(self) -> int:
-        """First epoch with class weights: at least the last one has them."""
+        """The first epoch with class weights. At least the last epoch has class weights."""
         n_epochs = self.config.training.epochs
         return min(n_epochs, math.ceil(self.config.loss.weights_from * n_epochs - 1e-9) + 1)
 

@@ -1,4 +1,4 @@
-"""Remedies against class imbalance by name: settings that a training on scans and one on images are given."""
+"""Remedies against class imbalance by name: settings for a training on scans or on images."""
 
 from functools import cache
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from brats_seg.core.sections import Hard, Mix, Phases, Sampler
 from brats_seg.core.settings import Section, config_names, load_settings
 
 SHELF = "remedies"
-"""Folder of `configs/` with a file for each remedy."""
+"""Folder in `configs/` with one file for each remedy."""
 Synthesizer = Literal[
     "SMOTE",
     "BorderlineSMOTE",
@@ -21,20 +21,22 @@ Synthesizer = Literal[
 ]
 Committee = Literal["easy", "cascade", "rus_boost", "smote_boost", "databoost_im", "meta_cost"]
 IMAGE_CODE = ("synthesizer", "committee", "classifier")
-"""Parts of a recipe that are for images alone."""
+"""Parts of a recipe that are only for images."""
 
 
 class Recipe(Section):
-    """How a remedy trains: sections of a training config, and for images what must be code.
+    """The recipe of a remedy: sections of a training config, and for images the names of methods that are
+    code.
 
     Attributes:
-        sampler, hard, loss, augment, mix, phases: as in a training config; None where the remedy says
-            nothing. In a study of images `augment` changes the images of the rare classes alone.
-        synthesizer: what makes the training images anew: a class of imbalanced-learn, or generalized editing.
-        committee: several networks, their probabilities averaged: on undersampled sets ("easy", "cascade"),
-            or boosted with under- or oversampling or with new images; "meta_cost": their probabilities give
-            new labels to the images that one last network is trained on.
-        classifier: what takes the place of the trained output layer.
+        sampler, hard, loss, augment, mix, phases: as in a training config; None if the remedy does not change
+            the section. In a study of images `augment` changes only the images of the rare classes.
+        synthesizer: method that resamples the training images: a class of imbalanced-learn, or generalized
+            editing.
+        committee: several networks with averaged probabilities, trained on undersampled sets ("easy",
+            "cascade") or by boosting with undersampling, oversampling or new images. With "meta_cost" their
+            probabilities give new labels to the images, and one last network is trained on these.
+        classifier: replacement of the trained output layer.
     """
 
     sampler: Sampler = Sampler(kind="random")
@@ -49,22 +51,24 @@ class Recipe(Section):
 
 
 def remedy_names() -> tuple[str, ...]:
-    """The remedies that come with the package."""
+    """The names of the remedies in the package."""
     return config_names(SHELF)
 
 
 @cache
 def load_recipe(name: str) -> Recipe:
-    """A remedy by its name, or a YAML file of one. Raises `UsageError` where it is neither, or a knob of it
-    does not exist.
+    """A remedy by its name, or from a YAML file. Raises `UsageError` if neither exists, or if a knob does not
+    exist.
     """
     return load_settings(Recipe, name, shelf=SHELF)
 
 
 def knobs_of(name: str) -> dict[str, Any]:
-    """What a remedy changes in a training config of scans. Raises `UsageError` for one of images alone."""
+    """The knobs that a remedy changes in a training config for scans. Raises `UsageError` for a remedy that
+    is only for images.
+    """
     knobs = load_recipe(name).model_dump(mode="json", exclude_unset=True)
     only_images = [key for key in IMAGE_CODE if key in knobs]
     if only_images:
-        raise UsageError(f"remedy '{name}': its {only_images[0]} is for images alone; choose another remedy")
+        raise UsageError(f"remedy '{name}': its {only_images[0]} is only for images; choose another remedy")
     return knobs

@@ -1,4 +1,4 @@
-"""A run folder while it is written: tables, checkpoints, and the way back from a checkpoint."""
+"""The folder of a run in training: its tables and checkpoints, and resuming from a checkpoint."""
 
 import logging
 import sys
@@ -40,31 +40,33 @@ from brats_seg.training.split import Split
 from brats_seg.training.steps import Best, Losses
 
 LOOKS = "looks"
-"""Folder of a run with the weights of epochs before its end."""
+"""The folder in a run with the weights of epochs before its end."""
 LOSSES_AT_ONCE = {"cpu": 1, "cuda": 50}
-"""Steps between two looks at the losses: looking makes a GPU wait."""
+"""Number of steps between two reads of the losses. Each read makes a GPU wait."""
 
 logger = logging.getLogger(__name__)
 
 
 def look_folder(run_dir: Path, epoch: int) -> Path:
-    """Where a run keeps the weights of an epoch of `looks`, as `checkpoint_best.pt`: it is used as a run."""
+    """The folder in which a run keeps the weights of an epoch of `looks`, as `checkpoint_best.pt`. The folder
+    can be used as a run.
+    """
     return run_dir / LOOKS / f"epoch{epoch}"
 
 
 @dataclass(kw_only=True)
 class RunFolder(Record):
-    """What a training on scans leaves on the disk, and what it goes on from.
+    """The files that a training on scans writes, and from which it is resumed.
 
     Attributes:
         run_dir: the folder.
-        bank: its selected cases are trained on.
+        bank: its selected cases are the training cases.
         split: case ids by their use.
         config: every knob.
         runtime: device, precision and ranks; the first rank writes.
-        looks: epochs after which the weights to predict with are kept (`look_folder`).
+        looks: epochs after which the prediction weights are kept (`look_folder`).
         log: the tables.
-        loss_sum: over the steps of the epoch that were looked at.
+        loss_sum: sum of the losses of the epoch that were read.
     """
 
     run_dir: Path
@@ -88,19 +90,20 @@ class RunFolder(Record):
         self._bar: Progress | None = None
 
     def begin(self, loop: Loop, *, resume: bool) -> None:
-        """Start in an empty folder or go on in a used one.
+        """Start in an empty folder, or resume the run in a used folder.
 
         Raises:
-            UsageError: a used folder without `resume`, or knobs other than the run's.
-            InputError: a bad checkpoint, or one of another bank.
+            UsageError: the folder is used and `resume` is not given, or the knobs differ from those of the
+                run.
+            InputError: the checkpoint is damaged, or belongs to another bank.
         """
         path = self.run_dir / LAST
         used = path.exists()
-        # the writer makes the folder, maybe later than this rank looks
+        # the first rank creates the folder, possibly after this rank checks it
         files = sorted(file.name for file in self.run_dir.glob("[!.]*"))
         if files and not resume:
             what = (
-                "a run already; give --resume to go on with it, or"
+                "a run; give --resume to continue it, or"
                 if "config.yaml" in files
                 else f"other files ({files[0]}); give"
             )
@@ -108,11 +111,12 @@ class RunFolder(Record):
         if used:
             self._restore(loop, load_checkpoint(path), path)
         elif (best := self.run_dir / BEST).exists():
-            # killed before its first checkpoint, or another run, whose best is not written over
+            # a run killed before its first checkpoint, or another run; its best checkpoint must not be
+            # overwritten
             self._check_own(load_checkpoint(best), best)
-        self.runtime.gather(None)  # nobody writes before everybody has read
+        self.runtime.gather(None)  # no rank writes before all ranks have read
         if self.runtime.is_writer:
-            for part in self.run_dir.glob(".*.part"):  # half-written by a process that was killed
+            for part in self.run_dir.glob(".*.part"):  # incomplete files of a killed process
                 part.unlink()
             write_text(self.run_dir / "config.yaml", self._config_text)
             write_environment(
@@ -125,15 +129,15 @@ class RunFolder(Record):
             )
 
     def show_on(self, bar: Progress, *, n_done: int) -> None:
-        """Show the steps on a bar, `n_done` of them done before."""
+        """Show the steps on a progress bar. `n_done` steps were done before."""
         total = self.config.n_epochs * self.config.training.steps
         self._bar, self._task = bar, bar.add_task("training", total=total, completed=n_done, note="")
 
-    # What the loop says
+    # Calls from the loop
 
     def take_losses(self, losses: Losses) -> None:
-        """Add losses to the epoch's. Raises `InputError` at the first that is not finite; its batch is
-        saved.
+        """Add losses to the sum of the epoch. Raises `InputError` at the first loss that is not finite, and
+        saves its batch.
         """
         for number, draw, value in losses:
             if not np.isfinite(value):
@@ -146,7 +150,7 @@ class RunFolder(Record):
             self.loss_sum += value
 
     def note_step(self, loop: Loop) -> None:
-        """Move the progress bar on."""
+        """Advance the progress bar."""
         self._n_patches += self.config.training.batch_size
         if self._bar is None:
             return
@@ -164,7 +168,7 @@ class RunFolder(Record):
         return self.runtime.is_writer and age > 60 * self.config.training.checkpoint_minutes
 
     def end_steps(self, loop: Loop, epoch: int) -> None:
-        """Look at the last losses, and write how often each class, each case, and lesions of each size were
+        """Read the last losses, and write how often each class, each case, and lesions of each size were
         drawn.
         """
         self.take_losses(loop.steps.losses())
@@ -179,7 +183,7 @@ class RunFolder(Record):
         self.log.ledger += self.ledger.close_epoch(epoch, loop.steps.sampler.requested_in(epoch))
 
     def end_epoch(self, loop: Loop, epoch: int, scores: Mapping[str, float] | None) -> None:
-        """Note the epoch, and keep its weights if they are the best or asked for."""
+        """Add the row of the epoch, and keep its weights if they are the best or in `looks`."""
         names = (*(f"dice_{region}" for region in REGIONS), "score")
         self.log.epochs.append(
             {
@@ -201,7 +205,7 @@ class RunFolder(Record):
             self._save(loop, look_folder(Path(), epoch) / BEST)
 
     def after_epoch(self, loop: Loop, epoch: int, *, to_stop: bool) -> None:
-        """Save if it is time to, and write the tables."""
+        """Save a checkpoint if it is due, and write the tables."""
         if (
             to_stop
             or epoch % self.config.training.checkpoint_epochs == 0
@@ -215,7 +219,7 @@ class RunFolder(Record):
                 log_line(self._bar, f"training {epoch}/{self.config.n_epochs}: {self.log.line()}")
 
     def end_phase(self, loop: Loop) -> None:
-        """Keep what phase 1 ended with."""
+        """Keep the weights at the end of phase 1."""
         self._save(loop, PHASE_1)
 
     def save(self, loop: Loop) -> None:
@@ -248,12 +252,12 @@ class RunFolder(Record):
     def _restore(self, loop: Loop, checkpoint: Checkpoint, path: Path) -> None:
         self._check_own(checkpoint, path)
         if checkpoint.resume is None:
-            raise InputError(f"{path}: holds only what prediction needs; a run goes on from {LAST}")
+            raise InputError(f"{path}: can only be used for prediction; a run is resumed from {LAST}")
         here = (precision_name(self.runtime), self.runtime.n_threads)
         if (checkpoint.precision, checkpoint.n_threads) != here:
             was = f"{checkpoint.precision} on {checkpoint.n_threads} threads"
             logger.warning(
-                "%s: written in %s; with %s on %d the run goes on, but not to the same bits", path, was, *here
+                "%s: written in %s; with %s on %d the resumed run differs by rounding", path, was, *here
             )
         try:
             self._take_up(loop, checkpoint, checkpoint.resume)
@@ -261,7 +265,7 @@ class RunFolder(Record):
             if is_out_of_memory(error):
                 raise
             raise InputError(
-                f"{path}: damaged, the run cannot go on from it: {first_line(error)}; start a new run"
+                f"{path}: damaged, the run cannot be resumed: {first_line(error)}; start a new run"
             ) from error
 
     def _take_up(self, loop: Loop, checkpoint: Checkpoint, saved: Mapping[str, Any]) -> None:
@@ -324,7 +328,7 @@ class RunFolder(Record):
         save_checkpoint(path, checkpoint)
 
     def _other_ledgers(self) -> list[dict[str, Any]]:
-        """What the other ranks drew in the open epoch."""
+        """The ledgers of the other ranks for the open epoch."""
         if self.runtime.world_size == 1:
             return []
         states = self.runtime.gather(self.ledger.state_dict())
@@ -332,7 +336,7 @@ class RunFolder(Record):
 
 
 def _closed_epochs(ledger: dict[str, Any]) -> dict[str, Any]:
-    """A ledger's state without its open epoch, which rank 0 alone takes up."""
+    """The state of a ledger without its open epoch, which only rank 0 loads."""
     return {
         **ledger,
         **{name: np.zeros_like(ledger[name][:0]) for name in ("ids", "classes", "hard")},

@@ -1,4 +1,4 @@
-"""A patch bank as a training sees it: the batches, the hard examples, and the scores of the inner cases."""
+"""A patch bank as the data source of a training: batches, hard examples, and scores of the inner cases."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,18 +27,19 @@ from brats_seg.training.validation import score_inner_cases
 
 @dataclass(kw_only=True)
 class BankSource:
-    """Patches of a bank as they are trained on: transformed at random where the config says so.
+    """The training patches of a bank, with the random transforms of the config.
 
     Attributes:
-        bank: its selected cases are trained on.
+        bank: its selected cases are the training cases.
         augment: the transforms.
-        margin: voxels on each side of the patch for which the network gives no output: they do not enter the
-            loss.
-        training: the steps of an epoch; the transforms follow from the epoch and the place in it.
+        margin: number of voxels on each side of the patch without output of the network. These voxels do not
+            enter the loss.
+        training: its number of steps gives the epoch of a draw, and epoch and position determine the
+            transforms.
         runtime: its ranks share the search for hard examples.
-        divisor: what the sides of the network's input must be a multiple of.
-        readout: how class probabilities follow from the network's logits.
-        watch: counts the time.
+        divisor: the sides of the network's input must be multiples of this number.
+        readout: how class probabilities are computed from the logits of the network.
+        watch: measures the time.
     """
 
     bank: PatchBank
@@ -75,8 +76,8 @@ class BankSource:
     def hard_pools(
         self, network: nn.Module, sampler: HardSampler, *, hard: Hard, seed: int
     ) -> Mapping[int, Ids]:
-        """The hard ones of `hard.subset` random voxels of each class; without a subset of as many as the
-        class draws in an epoch.
+        """The hard voxels among `hard.subset` random voxels of each class. Without `hard.subset` the number
+        of random voxels is the number of draws of the class in an epoch.
         """
         n_draws = sampler.requested * self.training.batch_size * self.training.steps
         n_draws = np.ceil(n_draws).astype(np.int64)
@@ -102,14 +103,14 @@ class BankSource:
 def score_network(
     network: nn.Module, *, bank: PatchBank, validation: Validation, runtime: Runtime, divisor: int
 ) -> dict[str, float]:
-    """The score of a network on the inner cases that counts, and the mean Dice of each region.
+    """The validation score of a network on the inner cases, and the mean Dice of each region.
 
     Args:
-        network: that is trained.
+        network: the network in training.
         bank: its selected cases are the inner cases.
-        validation: says which score counts.
+        validation: determines the score.
         runtime: its ranks share the cases.
-        divisor: what the sides of the network's input must be a multiple of.
+        divisor: the sides of the network's input must be multiples of this number.
     """
     scores = score_inner_cases(
         ready_for_inference(network, runtime=runtime), bank, runtime=runtime, divisor=divisor,

@@ -1,4 +1,4 @@
-"""What a run is given, cases by their use, and how it ended."""
+"""The cases of a run by their use, and the result of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,10 @@ from brats_seg.core.sections import Validation
 
 @dataclass(frozen=True)
 class Split:
-    """Case ids of a bank by their use. `held_out` is only written down: nothing here opens those cases.
+    """Case ids of a bank by their use. The training only records `held_out` and never reads these cases.
 
-    `fold` is the number of the held-out fold, None where there is none. Without inner cases the last weights
-    count as the best.
+    `fold` is the number of the held-out fold, or None. Without inner cases the last weights count as the best
+    weights.
     """
 
     train: tuple[str, ...]
@@ -28,25 +28,26 @@ class Split:
             both = sorted(set(getattr(self, one)) & set(getattr(self, other)))
             if both:
                 raise UsageError(
-                    f"split: {', '.join(both)} stand in both '{one}' and '{other}'; a case has one use"
+                    f"split: {', '.join(both)} are in both '{one}' and '{other}'; a case has one use"
                 )
         if not self.train:
-            raise UsageError("split: no case to train on")
+            raise UsageError("split: there is no training case")
 
 
 def make_split(bank: PatchBank, *, fold: int | None, validation: Validation, seed: int) -> Split:
-    """Cases to train on, to validate on (`validation.cases` says which) and to hold out.
+    """Split the cases of a bank into training cases, inner cases for validation (by `validation.cases`) and
+    held-out cases.
 
     Args:
-        bank: whose folds are meant.
-        fold: to hold out, from 0; None trains on all cases and validates on none.
-        validation: says which cases of the other folds are the inner split.
-        seed: of a random inner split.
+        bank: bank with the folds.
+        fold: number of the fold to hold out, from 0; None uses all cases for training and none for
+            validation.
+        validation: determines which cases of the other folds are inner cases.
+        seed: seed of a random inner split.
 
     Raises:
-        UsageError: a fold that the bank does not have, or "next_fold" where no third fold is left to train
-            on.
-        InputError: a fold that holds all cases, or training cases of a single patient.
+        UsageError: the bank does not have the fold, or "next_fold" leaves no third fold for training.
+        InputError: the fold holds all cases, or all training cases belong to a single patient.
     """
     if fold is None:
         return Split(train=tuple(case.id for case in bank.cases))
@@ -55,7 +56,7 @@ def make_split(bank: PatchBank, *, fold: int | None, validation: Validation, see
         raise UsageError(f"--fold {fold}: the bank has folds 0..{len(folds) - 1}, or 'all'")
     rest = [case for case in bank.cases if case.id not in folds[fold]]
     if not rest:
-        raise InputError(f"{bank.path}: fold {fold} holds every case; nothing is left to train on")
+        raise InputError(f"{bank.path}: fold {fold} holds every case, so no training case is left")
     trained = tuple(case.id for case in rest)
     inner: tuple[str, ...] = ()
     if validation.cases == "next_fold":
@@ -82,11 +83,12 @@ class RunResult:
     """How a run ended.
 
     Attributes:
-        run_dir: where everything lies.
-        n_epochs: epochs completed.
-        ended: "done" (the budget, or early stopping) or "stopped" (by a signal; resuming goes on).
-        best_epoch, best_score: of `checkpoint_best.pt`; None without inner cases.
-        rows: those of `epochs.csv`.
+        run_dir: folder of the run.
+        n_epochs: number of completed epochs.
+        ended: "done" (the budget was used, or early stopping) or "stopped" (by a signal; the run can be
+            resumed).
+        best_epoch, best_score: epoch and score of `checkpoint_best.pt`; None without inner cases.
+        rows: rows of `epochs.csv`.
     """
 
     run_dir: Path

@@ -1,4 +1,4 @@
-"""Several trainings in lockstep: networks of one shape go forward and backward as one."""
+"""Several trainings in lockstep: one forward and backward pass for all networks of the same shape."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,19 +19,19 @@ V = TypeVar("V")
 
 
 def train_together(begin: Callable[[T], Training[V]], tasks: Sequence[T]) -> list[Outcome[T, V]]:
-    """Run one training for each task in lockstep. What becomes of one training changes no other.
+    """Run one training for each task in lockstep. The trainings do not affect each other.
 
     Each training keeps its own draws, loss, optimizer, records and end. Its weights differ from those of
-    `alone` by rounding only. Learners of one `Learner.stack_key` and inputs of one shape take a step
-    together; a learner without a key takes its step by itself.
+    `alone` only by rounding. Learners with the same `Learner.stack_key` and inputs of the same shape take a
+    step together. A learner without a key takes its step alone.
 
     Args:
-        begin: makes the training of a task; a generator function.
+        begin: generator function that starts the training of a task.
         tasks: any values.
 
     Returns:
-        What became of each task, in their order. An exception of a training is the error of its task. An
-        exception of a step that several take together, such as too little memory, is the error of them all.
+        The outcome of each task, in the same order. An exception of a training is the error of its task. An
+        exception in a common step, such as too little memory, is the error of all its trainings.
     """
     trainings = [begin(task) for task in tasks]
     outcomes: dict[int, Outcome[T, V]] = {}
@@ -51,8 +51,8 @@ def train_together(begin: Callable[[T], Training[V]], tasks: Sequence[T]) -> lis
 
 
 def memory_of_one(network: nn.Module, image: Float[Tensor, "1 c y x"], *, batch_size: int) -> int:
-    """Bytes that one network of a stack takes while it learns, as an upper estimate: its weights, their
-    gradients, momentum and running mean, each twice; and what each layer gives for a batch, four times.
+    """Upper estimate of the memory of one network of a stack in training, in bytes: weights, gradients,
+    momentum and running mean, each twice, and the output of each layer for a batch, four times.
     """
     outputs: list[int] = []
     hooks = [
@@ -70,8 +70,8 @@ def memory_of_one(network: nn.Module, image: Float[Tensor, "1 c y x"], *, batch_
 def _learn(
     lessons: Mapping[int, Lesson], stacks: Mapping[tuple[Learner, ...], "_Stack"]
 ) -> tuple[dict[int, Learned | Exception], dict[tuple[Learner, ...], "_Stack"]]:
-    """Take the steps of all lessons. Gives what each came to, and the stacks for the next step: those of
-    `stacks` that hold the same learners, and new ones.
+    """Take the steps of all lessons. Return their results, and the stacks for the next step: stacks with the
+    same learners are used again, and the others are new.
     """
     groups: dict[Any, list[int]] = {}
     for number, lesson in lessons.items():
@@ -108,7 +108,9 @@ def _advance(training: Training[V], learned: Learned | Exception | None) -> Less
 
 
 class _Stack:
-    """Networks of one shape. Their parameters and gradients are parts of one tensor for each parameter."""
+    """Networks of the same shape. Each parameter and its gradient are parts of one tensor for all
+    networks.
+    """
 
     def __init__(self, learners: Sequence[Learner]) -> None:
         """Move the parameters of the learners into common tensors (N, *parameter)."""

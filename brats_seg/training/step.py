@@ -20,19 +20,22 @@ from brats_seg.training.exchange import Exchange
 from brats_seg.training.optimizer import RunningMean, learning_rate, make_optimizer
 
 AnyInputs = Float[Tensor, "b m *patch"]
-"""A batch of patches; float32 in training, float64 to check against."""
+"""A batch of patches; float32 in training, float64 in checks."""
 AnyTargets = Integer[Tensor, "b *side"]
-"""Class of each voxel of a patch, or of an image as a whole (then int64 where there are more than 255)."""
+"""Class of each voxel of a patch, or class of a whole image (then int64 if there are more than 255
+classes).
+"""
 Middle = Integer[Tensor, "b *middle"]
-"""Targets of the middle of each patch."""
+"""Targets of the middle part of each patch."""
 
 
 class Second(NamedTuple):
-    """The second label of each example of a batch, where examples are mixed.
+    """The second label of each example of a batch with mixed examples.
 
     Attributes:
-        targets: as the first targets.
-        share: float32 (B,): weight of the loss for the first targets; the rest is that for the second.
+        targets: same form as the first targets.
+        share: float32 (B,): weight of the loss for the first targets; the loss for the second targets has
+            weight 1 - share.
     """
 
     targets: AnyTargets
@@ -40,11 +43,13 @@ class Second(NamedTuple):
 
 
 Learned = tuple[Tensor, tuple[bool, ...]]
-"""The loss of a whole batch, a scalar that may still be computing, and the wishes that hold for all ranks."""
+"""The loss of a whole batch (a scalar whose computation may still run on the GPU), and the wishes that hold
+for all ranks.
+"""
 
 
 class Lesson(NamedTuple):
-    """What one step is learned from; see `Learner.learn`."""
+    """The arguments of one step; see `Learner.learn`."""
 
     learner: "Learner"
     inputs: AnyInputs
@@ -62,17 +67,17 @@ class Lesson(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How the weights move, step by step.
+    """The schedule of the weight updates.
 
     Attributes:
-        optimizer: its knobs.
-        n_steps: of the whole schedule.
-        batch_size: examples of a batch over all ranks.
-        ema: decay of the running mean of the weights; 0 for none.
-        seed: dropout derives from it.
-        accumulate: parts of a batch that go through the network one after the other; batch norm sees each by
-            itself.
-        first_step: number of the step that the schedule begins at.
+        optimizer: knobs of the optimizer.
+        n_steps: number of steps of the whole schedule.
+        batch_size: number of examples of a batch over all ranks.
+        ema: decay of the running mean of the weights; 0 for no running mean.
+        seed: seed of dropout.
+        accumulate: number of parts of a batch that are processed one after the other; batch norm uses each
+            part separately.
+        first_step: number of the first step of the schedule.
     """
 
     optimizer: Optimizer
@@ -85,8 +90,8 @@ class Schedule:
 
 
 class Learner:
-    """A network and all that moves with it. Several ranks hold equal ones and learn from their parts of one
-    batch.
+    """A network with its optimizer and the rest of its training state. Several ranks hold equal learners, and
+    each learns from its part of a batch.
     """
 
     def __init__(
@@ -100,21 +105,18 @@ class Learner:
         head: nn.Module | None = None,
         directions: Directions | None = None,
     ) -> None:
-        """Place a network on the runtime's device.
+        """Move a network to the device of the runtime.
 
         Args:
-            network: freshly built, or as an earlier phase left it.
-            loss: see `make_loss`.
-            schedule: how the weights move.
-            runtime: device, precision and ranks.
-            only: the parts of the network that learn; none for all of it. All else is frozen, and the whole
-                network stays in evaluation mode: neither batch-norm statistics nor dropout have a part.
-            head: a layer of the network that learns by itself, where the batches hold what it is given; None
-                for the whole network.
-            directions: of the output weights, which are kept at each step; None lets all of them move.
+        network: newly built, or the result of an earlier phase. loss: see `make_loss`. schedule: schedule of
+            the weight updates. runtime: device, precision and ranks. only: the parts of the network to train;
+            empty for the whole network. All other parts are frozen, and the whole network stays in evaluation
+            mode: batch-norm statistics do not change, and there is no dropout. head: the only layer to train,
+            if the batches contain the input of this layer; None for the whole network. directions: directions
+            of the output weights that are kept in each step; None for no such limit.
 
         Raises:
-            UsageError: more parts than a rank has examples.
+            UsageError: `accumulate` is larger than the number of examples of a rank.
         """
         n_examples = schedule.batch_size // runtime.world_size
         if not 1 <= schedule.accumulate <= n_examples:
@@ -132,7 +134,8 @@ class Learner:
         self._optimizer = make_optimizer(schedule.optimizer, self.trained)
         self._moving = [p for p in self.trained.parameters() if p.requires_grad]
         self._exchange = Exchange(self.trained, runtime=runtime)
-        # Small gradients are 0 in float16: the loss is scaled up, by as much as does not overflow.
+        # Small gradients become 0 in float16. Therefore the loss is scaled up as far as possible without
+        # overflow.
         self._scaler = torch.amp.GradScaler(
             runtime.device.type, enabled=runtime.dtype_autocast == torch.float16
         )
@@ -141,12 +144,12 @@ class Learner:
 
     @cached_property
     def stack_key(self) -> Any:
-        """What a network has in common with those it can learn together with (`stack.train_together`); None
-        for a network that learns by itself.
+        """A key that is equal for all networks that can be trained together (`stack.train_together`); None
+        for a network that is trained alone.
 
-        Batch norm changes its statistics in each pass and dropout draws from the one generator of torch:
-        such networks learn by themselves, and so do several ranks, parts of a batch, compiled networks and
-        losses that are scaled for float16.
+        Networks with batch norm are trained alone, because batch norm changes its statistics in each pass.
+        Networks with dropout are trained alone, because dropout uses torch's global generator. The same holds
+        for several ranks, parts of a batch, compiled networks, and losses that are scaled for float16.
         """
         runtime, plan = self.runtime, self.schedule
         is_own = not can_stack(self.trained) or runtime.world_size > 1 or plan.accumulate > 1
@@ -156,7 +159,7 @@ class Learner:
         return None if self._scaler.is_enabled() else (str(self.trained), *shapes)
 
     def begin_epoch(self) -> None:
-        """Put the network back into the mode it learns in."""
+        """Set the network to its mode for training."""
         self.trained.train(self._all_learns)
 
     def learn(
@@ -171,18 +174,19 @@ class Learner:
         """One step on this rank's part of a batch.
 
         Args:
-            inputs, targets: on the runtime's device. Where the network's output is smaller than its input,
-                the targets' middle counts.
-            number: of the step in the run, from 0; the learning rate and dropout follow from it.
-            second: the second labels of mixed examples; None where they have one alone.
-            wishes: what this rank asks for; a wish of any rank holds for all.
+            inputs, targets: on the device of the runtime. If the output of the network is smaller than its
+                input, only the middle part of the targets counts.
+            number: number of the step in the run, from 0; it determines the learning rate and dropout.
+            second: the second labels of mixed examples; None if each example has one label.
+            wishes: requests of this rank, such as stopping. A request of one rank holds for all ranks.
 
         Returns:
-            The loss of the whole batch, a scalar that may still be computing, and the wishes that hold.
+            The loss of the whole batch (a scalar whose computation may still run on the GPU), and the wishes
+            that hold for all ranks.
         """
         if self._drops_out:
-            # Dropout takes torch's global generator: seeded by the step, so that a resumed run drops the
-            # same.
+            # Dropout uses torch's global generator. It is seeded by the step, so a resumed run has the same
+            # dropout.
             words = np.random.SeedSequence([self.schedule.seed, number, self.runtime.rank])
             torch.manual_seed(int(words.generate_state(1)[0]))
         self._optimizer.zero_grad(set_to_none=True)
@@ -203,8 +207,8 @@ class Learner:
         return total, wishes
 
     def _backward(self, part: AnyInputs, truth: AnyTargets, second: Second | None) -> Tensor:
-        """Add the gradients of a part of a batch. Gives its share of the loss of the whole batch: parts and
-        ranks add up to it, whatever their sizes.
+        """Add the gradients of a part of a batch. Return its share of the loss of the whole batch. The shares
+        of all parts and ranks sum to the loss of the batch, also with different sizes.
         """
         with self.runtime.autocast():
             outputs = self._exchange.network(part)
@@ -213,11 +217,11 @@ class Learner:
         return loss.detach()
 
     def loss_on(self, outputs: Tensor | Sequence[Tensor], truth: AnyTargets, second: Second | None) -> Tensor:
-        """The share that a part of a batch has in the loss of the whole batch, a scalar.
+        """The share of a part of a batch in the loss of the whole batch, a scalar.
 
         Args:
-            outputs: logits (B, K, *patch) of the part, or several under deep supervision.
-            truth, second: as `learn` has them.
+            outputs: logits (B, K, *patch) of the part, or several logits with deep supervision.
+            truth, second: targets and second labels as in `learn`.
         """
         logits = outputs if isinstance(outputs, Tensor) else outputs[0]
         middle = tuple(logits.shape[2:])
@@ -228,24 +232,24 @@ class Learner:
         return losses.sum() / self.schedule.batch_size
 
     def evaluated(self) -> nn.Module:
-        """The network that is scored, mined with and saved to predict with: the running mean where there is
-        one; in evaluation mode.
+        """The network for validation, mining and prediction, in evaluation mode. Its weights are the running
+        mean if there is one.
         """
         network = self.mean.network if self.mean is not None else self.network
         self.runtime.share_buffers(network)
         return network.eval()
 
     def rate(self, number: int) -> float:
-        """Learning rate of step `number`."""
+        """The learning rate of step `number`."""
         plan = self.schedule
         return learning_rate(plan.optimizer, number - plan.first_step, n_steps=plan.n_steps)
 
     def weights(self) -> dict[str, Tensor]:
-        """State of the network to predict with."""
+        """State of the network for prediction."""
         return (self.mean.network if self.mean is not None else self.network).state_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that moves but `weights`, which stand beside it in a checkpoint."""
+        """The training state without `weights`, which a checkpoint stores separately."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -254,18 +258,18 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, weights: Mapping[str, Tensor]) -> None:
-        """Go on where `state` and `weights` were taken, to the bit."""
+        """Continue bit-exactly from a saved `state` and its `weights`."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         if self._scaler.is_enabled() and state.get("scaler"):
             self._scaler.load_state_dict(state["scaler"])
-        if self._directions is not None:  # an older checkpoint has none: those of its weights
+        if self._directions is not None:  # an older checkpoint has no directions: use those of its weights
             self._directions.load_state_dict(state.get("directions", {}))
         if self.mean is not None:
             self.mean.network.load_state_dict(weights)
 
     def move(self, number: int) -> None:
-        """Step `number` of the run, once the gradients are there."""
+        """Update the weights in step `number` of the run, after the gradients are computed."""
         self._scaler.unscale_(self._optimizer)
         if (clip_norm := self.schedule.optimizer.clip_norm) is not None:
             nn.utils.clip_grad_norm_(self._moving, clip_norm)
@@ -280,8 +284,8 @@ class Learner:
 
 
 def can_stack(network: nn.Module) -> bool:
-    """Whether a network has neither dropout nor statistics of batch norm, so that it can learn together with
-    others of its shape.
+    """Whether a network has neither dropout nor batch-norm statistics, so that it can be trained together
+    with other networks of the same shape.
     """
     return not _drops_out(network) and not list(network.buffers())
 
@@ -291,8 +295,8 @@ def _drops_out(network: nn.Module) -> bool:
 
 
 def center_crop(targets: AnyTargets, shape: tuple[int, ...]) -> Middle:
-    """The middle of targets (B, *patch), `shape` wide: the center voxel, at index size // 2, stays the
-    center.
+    """The middle part of targets (B, *patch) with sides `shape`. The center voxel, at index size // 2, stays
+    the center.
     """
     where = tuple(
         slice((side - kept) // 2, (side - kept) // 2 + kept)
@@ -302,11 +306,11 @@ def center_crop(targets: AnyTargets, shape: tuple[int, ...]) -> Middle:
 
 
 def count_middle(targets: AnyTargets, *, margin: int, n_classes: int) -> Int64[Tensor, " k"]:
-    """Voxels of each class, and in the last place all others, of targets (B, *patch) without a rim of
-    `margin` voxels; on their device.
+    """Number of voxels of each class in targets (B, *patch) without a border of `margin` voxels, on the
+    device of the targets. The last entry counts all other voxels.
     """
     middle = center_crop(targets, tuple(side - 2 * margin for side in targets.shape[1:]))
-    inside = torch.stack([(middle == k).sum() for k in range(n_classes)])  # bincount makes a GPU wait
+    inside = torch.stack([(middle == k).sum() for k in range(n_classes)])  # bincount would make a GPU wait
     return torch.cat([inside, middle.numel() - inside.sum(dim=0, keepdim=True)])
 
 

@@ -1,4 +1,4 @@
-"""Draw, gather, learn: one step after another, on voxels and on images alike."""
+"""The steps of a training, on voxels or images: draw, gather, learn."""
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -19,22 +19,22 @@ from brats_seg.training.step import AnyInputs, AnyTargets, Learned, Learner, Les
 
 V = TypeVar("V")
 Training = Generator[Lesson, Learned, V]
-"""A training that stops before each step, to be told what the step came to. Its value is what it gives at its
-end. `alone` runs one, `stack.train_together` several.
+"""A training as a generator. It stops before each step and receives the result of the step. Its return value
+is the result of the training. `alone` runs one training, `stack.train_together` several.
 """
 Losses = list[tuple[int, Draw, float]]
-"""Number, draw and loss of some steps."""
+"""Number, draw and loss of several steps."""
 
 
 class Examples(NamedTuple):
-    """What a network learns from in one step, on the runtime's device.
+    """The examples of one step, on the device of the runtime.
 
     Attributes:
         inputs: float32 (B, channels, *patch): patches, or whole images.
-        targets: class of each voxel (B, *patch), or of each image (B,): uint8, or int64 where there are more
+        targets: class of each voxel (B, *patch), or of each image (B,): uint8, or int64 if there are more
             than 255 classes.
-        counts: (K + 1,) int64 examples of each class that enter the loss, and a last place for voxels outside
-            the brain; NumPy, or a tensor on any device.
+        counts: (K + 1,) int64, number of examples of each class in the loss; the last entry counts voxels
+            outside the brain. NumPy, or a tensor on any device.
     """
 
     inputs: AnyInputs
@@ -44,38 +44,36 @@ class Examples(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """Where examples come from. A source never chooses: a sampler draws from its `index`."""
+    """Provides examples. A sampler chooses the examples from its `index`."""
 
     @property
     def index(self) -> ClassIndex:
         """The ids of each class."""
 
     def batch(self, draw: Draw, *, number: int) -> Examples:
-        """The examples of a draw, as they are learned from in step `number` of the run. The next batch may
-        write into the same memory.
-        """
+        """The examples of a draw for step `number` of the run. The next batch may use the same memory."""
 
 
 @runtime_checkable
 class MinedSource(Source, Protocol):
-    """A source that also says which of its examples a network finds hard."""
+    """A source that can also find the examples that are hard for a network."""
 
     def hard_pools(
         self, network: nn.Module, sampler: HardSampler, *, hard: Hard, seed: int
     ) -> Mapping[int, Ids]:
-        """The ids of each class that the network finds hard, for the next pass of the sampler.
+        """The ids of each class that are hard for the network, for the next pass of the sampler.
 
         Args:
-            network: in evaluation mode.
-            sampler: has ended a pass.
-            hard: which ids are asked about, and what hard is.
-            seed: of the ids that are asked about.
+            network: the network, in evaluation mode.
+            sampler: the sampler, at the end of a pass.
+            hard: determines which ids are tested and when an id is hard.
+            seed: seed for the choice of the tested ids.
         """
 
 
 @runtime_checkable
 class Mixes(Protocol):
-    """Mixes the examples of a batch in place, and gives the second label of each."""
+    """Mixes the examples of a batch in place, and returns the second label of each example."""
 
     def __call__(self, examples: Examples, draw: Draw, *, number: int) -> Second:
         """Mix the examples of step `number` of the run."""
@@ -83,16 +81,16 @@ class Mixes(Protocol):
 
 @dataclass(kw_only=True)
 class Steps:
-    """A network that learns, what it learns from, and what it was shown.
+    """A network in training, its source of examples, and the counts of its draws.
 
     Attributes:
-        sampler: which ids are drawn.
-        source: gives their examples.
-        learner: moves the weights.
-        mixer: mixes the examples of a batch; None leaves them as they are.
-        ledger: counts what was drawn; None where nobody asks.
-        n_drawn: (K,) draws of each class.
-        unchecked: number, draw and loss of the steps whose losses were not looked at yet.
+        sampler: draws the ids.
+        source: provides their examples.
+        learner: updates the weights.
+        mixer: mixes the examples of a batch; None for no mixing.
+        ledger: counts the draws; None if the counts are not needed.
+        n_drawn: (K,) number of draws of each class.
+        unchecked: number, draw and loss of the steps whose losses were not read yet.
     """
 
     sampler: Sampler
@@ -112,8 +110,8 @@ class Steps:
         """Take step `number` of the run.
 
         Args:
-            number: from 0.
-            wishes: asked after the batch was gathered; see `Learner.learn`.
+            number: number of the step, from 0.
+            wishes: function that is called after the batch was gathered; see `Learner.learn`.
 
         Returns:
             The wishes that hold for all ranks.
@@ -132,7 +130,7 @@ class Steps:
         return granted
 
     def losses(self) -> Losses:
-        """Number, draw and loss of the steps since the last look."""
+        """Number, draw and loss of the steps since the last read."""
         values = torch.stack([loss for _, _, loss in self.unchecked]).tolist() if self.unchecked else []
         looked_at = [
             (number, draw, value) for (number, draw, _), value in zip(self.unchecked, values, strict=True)
@@ -142,7 +140,7 @@ class Steps:
 
 
 def alone(training: Training[V]) -> V:
-    """Run a training by itself, and give its value."""
+    """Run one training, and return its result."""
     try:
         lesson = next(training)
         while True:
@@ -154,13 +152,13 @@ def alone(training: Training[V]) -> V:
 
 @dataclass
 class Best:
-    """The best score so far, higher is better, and when it was reached; None before the first."""
+    """The best score until now (higher is better) and its epoch; None before the first score."""
 
     at: int | None = None
     score: float | None = None
 
     def see(self, at: int, score: float) -> bool:
-        """Take in a score; whether it is the best. A score that is no number never is."""
+        """Add a score. Return whether it is the best score. NaN is never the best score."""
         if np.isnan(score) or (self.score is not None and score <= self.score):
             return False
         self.at, self.score = at, score

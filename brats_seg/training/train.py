@@ -1,4 +1,4 @@
-"""A patch bank -> a trained run."""
+"""Train a network on a patch bank."""
 
 import logging
 from collections.abc import Sequence
@@ -44,24 +44,27 @@ def train(
     initial: Checkpoint | None = None,
     looks: Sequence[int] = (),
 ) -> RunResult:
-    """Train a network on a bank, or go on with a run to the same bits.
+    """Train a network on a bank, or resume a run bit-exactly.
 
-    SIGTERM and Ctrl-C save and return; a second Ctrl-C interrupts at once.
+    After SIGTERM or Ctrl-C the training saves its state and returns. A second Ctrl-C interrupts it
+    immediately.
 
     Args:
-        run_dir: made if absent; refused if used, unless `resume`.
-        bank: with the patch size to train on; which of its cases are used is the split's say.
+        run_dir: folder of the run; created if it does not exist. A used folder is refused without `resume`.
+        bank: bank with the patch size of the training. The split determines which of its cases are used.
         split: case ids by their use.
         config: every knob.
         runtime: device, precision and ranks.
-        resume: go on with the run that is there; an empty folder starts one.
-        initial: begin with its weights in every layer that fits; the others are named.
-        looks: epochs after which the weights to predict with are kept (`look_folder`).
+        resume: resume the run in the folder; an empty folder starts a new run.
+        initial: checkpoint whose weights are the initial weights of every layer that fits; a warning names
+            the other layers.
+        looks: epochs after which the prediction weights are kept (`look_folder`).
 
     Raises:
-        UsageError: knobs that do not fit each other or the run to go on with; a used folder without `resume`.
-        InputError: a loss that is not finite (the batch is saved), a bad checkpoint, a bank other than the
-            run's, a folder in use.
+        UsageError: knobs do not fit each other or the run to resume, or the folder is used and `resume` is
+            not given.
+        InputError: the loss is not finite (the batch is saved), the checkpoint is damaged, the bank is not
+            the bank of the run, or another process uses the folder.
     """
     network, training, jitter = config.network, config.training, config.sampler.jitter
     check_ranks(training.batch_size, world_size=runtime.world_size)
@@ -79,7 +82,7 @@ def train(
             network, n_channels=bank.n_channels, n_classes=len(bank.classes), n_dims=len(bank.patch_size)
         )
     if initial is not None and (left_out := take_weights(built, initial)) and runtime.is_writer:
-        logger.warning("--from: layers that do not fit begin anew: %s", ", ".join(left_out))
+        logger.warning("--from: layers that do not fit keep random initial weights: %s", ", ".join(left_out))
     if initial is not None and runtime.is_writer:
         warn_of_seen_cases(initial, split)
     divisor = network_divisor(network)
@@ -139,28 +142,27 @@ def train(
 
 
 def warn_of_seen_cases(initial: Checkpoint, split: Split) -> None:
-    """Say so where the weights to begin with were trained or chosen on cases that this run holds out, or
-    trained on its inner cases, as far as the ids tell.
+    """Log a warning if the initial weights were trained or chosen on held-out cases of this run, or trained
+    on its inner cases. Cases are compared by their ids.
     """
     held_out = {*initial.train_cases, *initial.inner_cases}.intersection(split.held_out)
     if held_out:
         logger.warning(
-            "--from: the network to begin with has seen %d of the %d held-out cases (%s): their scores will "
-            "be too high; give a run of the same fold",
+            "--from: the initial network was trained or chosen on %d of the %d held-out cases (%s): their "
+            "scores will be too high; give a run of the same fold",
             len(held_out), len(split.held_out), _first(held_out),
         )  # fmt: skip
     inner = set(initial.train_cases).intersection(split.inner)
     if inner:
         logger.warning(
-            "--from: the network to begin with was trained on %d of the %d inner cases (%s): their scores "
-            "are too high, and the best epoch by them misleads; validation.metric=last takes the last epoch",
+            "--from: the initial network was trained on %d of the %d inner cases (%s): their scores "
+            "are too high and cannot choose the best epoch; validation.metric=last uses the last epoch",
             len(inner), len(split.inner), _first(inner),
         )  # fmt: skip
     elif split.inner and not initial.train_cases:
         logger.warning(
-            "--from: the network to begin with does not say which cases it was trained on: if the inner "
-            "cases are among them, the best epoch by their scores misleads; validation.metric=last takes the "
-            "last epoch"
+            "--from: the initial network does not record its training cases: if the inner cases are among "
+            "them, their scores cannot choose the best epoch; validation.metric=last uses the last epoch"
         )
 
 

@@ -1,5 +1,5 @@
-"""Strength of prior correction, region thresholds and clean-up thresholds, found on the inner cases of a run
-or of several.
+"""Find the strength of prior correction, region thresholds and clean-up thresholds on the inner cases of one
+or several runs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,11 +28,11 @@ from brats_seg.scans.labels import OUTSIDE, region_classes, regions_of
 STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Strengths of prior correction that are tried."""
 THRESHOLDS = (0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8)
-"""Thresholds of a region's probability that are tried; the first one is taken where several are best."""
+"""Thresholds of the probability of a region that are tried. If several are best, the first is used."""
 COMPONENTS_MM3 = (10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 COMPONENT_SHARES = (0.05, 0.1, 0.2)
-"""Shares of the largest component; below 0.3, so that a second tumor of a third of the first tumor's size
-stays.
+"""Shares of the largest component. They are below 0.3, so that a second tumor with a third of the size of the
+first tumor is kept.
 """
 ENHANCING_MM3 = (20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 KNOBS: Mapping[str, Sequence[float]] = {
@@ -45,11 +45,11 @@ KNOBS: Mapping[str, Sequence[float]] = {
     "min_active_component_mm3": COMPONENTS_MM3,
     "min_enhancing_mm3": ENHANCING_MM3,
 }
-"""What is tried after the strength, in this order: from the whole tumor inward, since a region lies in the
-one before.
+"""The thresholds that are tried after the strength, in this order: from the whole tumor inward, because each
+region lies in the region before.
 """
 FEWEST_PATIENTS = 3
-"""With fewer patients no threshold is taken over: with two, chance alone lets both gain one time in four, and
+"""With fewer patients no threshold is used. With two patients, both gain by chance in one of four trials, and
 several values are tried.
 """
 
@@ -58,29 +58,28 @@ Places = Int64[np.ndarray, "n"]
 Classes = UInt8[np.ndarray, "n"]
 """The class of each of n voxels."""
 Factors = Float32[np.ndarray, "k"]
-"""What the probability of each class is multiplied by."""
+"""Factors of the class probabilities."""
 
-_TIE = 1e-6  # a gain below this is rounding
+_TIE = 1e-6  # a gain below this value is a rounding error
 
 
 @dataclass(frozen=True, eq=False)
 class SeenCase:
-    """An inner case of a run as its network saw it: the voxels that any setting can call tumor, or that the
-    reference does.
+    """An inner case of a run with the predictions of its network, stored only for the voxels that are tumor
+    in the reference or can become tumor with any setting.
 
     Attributes:
-        id: of the case.
-        patient: of the case.
-        run: number of the run whose network it was.
-        classes, readout: of the network.
+        id: id of the case.
+        patient: patient of the case.
+        run: number of the run of the network.
+        classes, readout: classes and readout of the network.
         spacing_mm: voxel size along (Z, Y, X).
-        shape: of the box (Z, Y, X) that holds the voxels and a rim around them.
-        places: flat positions in the box.
-        probabilities: of the classes, without prior correction.
+        shape: shape (Z, Y, X) of the box that contains the voxels and a border around them.
+        places: flat positions of the voxels in the box.
+        probabilities: class probabilities without prior correction.
         reference: class of each voxel.
-        factors: strength -> what the probability of each class is multiplied by, before they are made to sum
-            to 1 again.
-        scores: those that were asked for already.
+        factors: strength -> factor of each class probability, before the probabilities are normalized again.
+        scores: scores that were already computed.
     """
 
     id: str
@@ -100,13 +99,13 @@ class SeenCase:
 def see_cases(
     segmenter: Segmenter, bank: PatchBank, *, shifts: Mapping[float, tuple[float, ...] | None], run: int = 0
 ) -> Iterator[SeenCase]:
-    """Lead a network over the bank's selected cases, once.
+    """Run a network once on the selected cases of the bank.
 
     Args:
-        segmenter: without a `class_shift`.
-        bank: its selected cases are the inner cases of the run; no other is opened.
-        shifts: strength of prior correction -> what it adds to the logits of each class; the first is none,
-            the last the strongest.
+        segmenter: a segmenter without `class_shift`.
+        bank: its selected cases are the inner cases of the run. No other case is read.
+        shifts: strength of prior correction -> values that it adds to the logits of each class. The first
+            strength is 0, the last is the largest.
         run: number of the run.
     """
     nothing = (0.0,) * len(bank.classes)
@@ -127,7 +126,7 @@ def see_cases(
         for factor in (
             factors[min(factors)],
             factors[max(factors)],
-        ):  # between the two ends no voxel is likelier tumor than at one of them
+        ):  # the tumor probability of a voxel is highest at one of the two ends
             weighted = probabilities * factor[:, None, None, None]
             needed |= brain & (
                 weighted[0] < (1.001 - min(THRESHOLDS)) * weighted.sum(axis=0)
@@ -154,17 +153,16 @@ def see_cases(
 def search(
     cases: Sequence[SeenCase], *, objective: Objective = "dice", cleanup: bool = True
 ) -> tuple[Settings, dict[str, Any]]:
-    """The best settings for all cases together: first the strength, then one threshold after the other.
+    """Find the best settings for all cases together: first the strength, then one threshold after the other.
 
-    The strength with the best mean score wins, the smallest among equals. A threshold is taken over where its
-    best value raises the score of at least `FEWEST_PATIENTS` patients' cases by a paired difference whose 95
-    % interval excludes zero; else its default stays.
+    The strength with the best mean score is used, and the smallest one if several are equal. A threshold is
+    used if its best value raises the score with cases of at least `FEWEST_PATIENTS` patients, and the 95 %
+    interval of the paired difference excludes zero. Otherwise the default is kept.
 
     Args:
-        cases: of one run or several; strengths that not all of them know are not tried.
-        objective: what is raised.
-        cleanup: whether thresholds are tried at all; without, the strength is the best one for maps as they
-            are.
+        cases: cases of one or several runs. Only strengths that all cases have are tried.
+        objective: the score to maximize.
+        cleanup: whether thresholds are tried. If not, the strength is the best one without clean-up.
 
     Returns:
         The settings, and the fields of `Tuning` that say how they were found.
@@ -201,7 +199,7 @@ def search(
         what = f"{knob} {getattr(candidate, knob):g} would raise the score by {step_gain['mean']:.4f}"
         low, high = step_gain["interval95"] or (0.0, 0.0)
         why = (
-            f"{n_patients} of the {FEWEST_PATIENTS} patients that are needed"
+            f"{n_patients} of the {FEWEST_PATIENTS} required patients"
             if n_patients < FEWEST_PATIENTS
             else f"95 % interval {low:.4f} to {high:.4f}"
         )
@@ -221,7 +219,7 @@ def search(
 
 
 def _knobs(classes: Sequence[str]) -> dict[str, Sequence[float]]:
-    """The knobs of `KNOBS` whose regions the classes make."""
+    """The knobs of `KNOBS` whose regions consist of the classes."""
     made = set(regions_of(classes)) | ({"enhancing"} if "enhancing_core" in classes else set())
     whole_knobs = ("min_component_mm3", "min_component_share")
     return {k: v for k, v in KNOBS.items() if k in whole_knobs or made & set(k.split("_"))}
@@ -257,8 +255,8 @@ def _labels(case: SeenCase, settings: Settings) -> Classes:
 
 
 def _mean_dice(case: SeenCase, labels: Classes) -> float:
-    """Over the regions that the classes make. Dice does not ask for the voxels that both call healthy, which
-    are not stored.
+    """The mean Dice over the regions that the classes form. Voxels that are healthy in both maps are not
+    stored, because Dice does not need them.
     """
     histogram = joint_histogram(case.reference[None, None], labels[None, None], len(case.classes))
     values = [
@@ -290,8 +288,8 @@ def _in_box(case: SeenCase, labels: Classes) -> TissueMap:
 
 
 def _box(needed: Mask) -> tuple[slice, slice, slice]:
-    """The voxels of a mask and a rim, in which lesions grow as in the whole image; of an empty mask one
-    voxel.
+    """The box around the voxels of a mask with a border, so that lesions can grow as in the whole image; one
+    voxel for an empty mask.
     """
     as_map = needed.view(np.uint8)
     box = joint_crop(as_map, as_map) if needed.any() else (slice(0, 1),) * 3

@@ -1,4 +1,4 @@
-"""The numbers that pick the best checkpoint."""
+"""The validation scores that choose the best checkpoint."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,18 +26,19 @@ _SCORES: Mapping[str, tuple[Callable[[Overlap], float], ...]] = {
     "sensitivity_and_f_score": (lambda overlap: overlap.sensitivity, _dice),
     "iou": (lambda overlap: overlap.iou,),
 }
-"""What each metric of something is the mean of."""
+"""For each metric of a region or class, the scores whose mean it is."""
 
 
 @dataclass(frozen=True)
 class InnerScores:
-    """How the inner cases were segmented: for each region the mean over the cases where it is there, in the
+    """Scores of the inner cases: for each region the mean over the cases that have the region in the
     reference or in the prediction.
 
     Attributes:
-        dice: mean Dice by region; NaN where no case has it, or the classes of the task do not make it.
-        n_cases: cases that the mean is over, by region.
-        value: of the metric asked for; NaN where no case has what it is of.
+        dice: mean Dice by region; NaN if no case has the region, or the classes of the task do not form the
+            region.
+        n_cases: number of cases of the mean, by region.
+        value: value of the metric; NaN if no case has the region or class of the metric.
     """
 
     dice: dict[str, float]
@@ -46,8 +47,8 @@ class InnerScores:
 
 
 def check_metric(metric: Metric, *, of: str | None, classes: Sequence[str]) -> None:
-    """Raise `UsageError` where there is no such metric, or `of` is no region or class (they are listed), or
-    goes with another metric.
+    """Raise `UsageError` if the metric does not exist, `of` is not a region or class (the message lists
+    them), or the metric does not use `of`.
     """
     metrics = ("mean_dice", *_SCORES, "last")
     if metric not in metrics:
@@ -56,12 +57,12 @@ def check_metric(metric: Metric, *, of: str | None, classes: Sequence[str]) -> N
     refuse(
         (
             metric in _SCORES and of not in choices,
-            f"validation.of '{of}': metric '{metric}' is of a region or class of the task: "
+            f"validation.of '{of}': metric '{metric}' needs a region or class of the task: "
             f"{', '.join(choices)}",
         ),
         (
             metric not in _SCORES and of is not None,
-            f"validation.of '{of}': metric '{metric}' is of all of them; leave it out",
+            f"validation.of '{of}': metric '{metric}' uses all regions; leave it out",
         ),
     )
 
@@ -77,17 +78,18 @@ def score_inner_cases(
 ) -> InnerScores:
     """Segment the bank's selected cases whole and score them; every rank gets the scores.
 
-    A region or class that is empty in reference and prediction alike leaves its case out; empty in one of
-    them is a Dice of 0. Sensitivity leaves out the cases whose reference has none. Voxels outside the brain
-    count as healthy; in a bank grouped to tumor classes alone, what is no tumor is not looked at.
+    If a region or class is empty in reference and prediction, the case is left out. If it is empty in one of
+    them, its Dice is 0. Sensitivity leaves out cases whose reference does not have the region or class.
+    Voxels outside the brain count as healthy. In a bank that is grouped to tumor classes only, voxels that
+    are not tumor are ignored.
 
     Args:
-        network: in evaluation mode, on the runtime's device.
+        network: in evaluation mode, on the device of the runtime.
         bank: its selected cases are the inner cases.
         runtime: its ranks share the cases.
-        divisor: what the sides of the network's input must be a multiple of.
-        metric: "mean_dice" and "last" give the mean of the regions' Dice (of the tumor's for healthy or
-            tumor, of the classes' among tumor classes alone); the others are of one region or class.
+        divisor: the sides of the network's input must be multiples of this number.
+        metric: "mean_dice" and "last" give the mean Dice of the regions (of the tumor for classes healthy and
+            tumor, of the classes for tumor classes only). The other metrics use one region or class:
             "f_score" is its Dice, "sensitivity_and_f_score" the mean of both.
         of: name of the region or class.
 
@@ -125,17 +127,17 @@ def score_inner_cases(
 
 
 def _members(classes: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """What can be scored: the regions that the classes make, and the classes."""
+    """Everything that can be scored: the regions that the classes form, and the classes."""
     regions = {region: region_classes(region, classes) for region in regions_of(classes)}
     if HEALTHY not in classes:
-        del regions["whole"]  # all there is
+        del regions["whole"]  # it would be all voxels
     if TUMOR in classes:
         regions = {"whole": (list(classes).index(TUMOR),)}
     return regions | {name: (k,) for k, name in enumerate(classes)}
 
 
 def _judged_by(classes: Sequence[str]) -> tuple[str, ...]:
-    """Regions or classes whose Dice "mean_dice" is the mean of."""
+    """The regions or classes over which "mean_dice" is the mean."""
     if TUMOR in classes:
         return (TUMOR,)
     return regions_of(classes) if HEALTHY in classes else tuple(classes)

@@ -46,7 +46,7 @@ def test_a_new_remedy_is_one_file_and_runs_in_both_wings(tmp_path: Path):
 
 def test_a_remedy_of_images_alone_is_refused_for_scans():
     with pytest.raises(
-        UsageError, match="strategy 'smote': remedy 'smote': its synthesizer is for images alone"
+        UsageError, match="strategy 'smote': remedy 'smote': its synthesizer is only for images"
     ):
         make_strategies(ExperimentConfig(strategies={"smote": {"remedy": "smote"}}))
 

@@ -77,7 +77,7 @@ def test_weights_that_may_have_seen_inner_cases_are_warned_of(
         return " ".join(record.message for record in caplog.records)
 
     assert "was trained on 1 of the 2 inner cases (C)" in said("C", "E")
-    assert "the best epoch by them misleads; validation.metric=last" in said("C", "E")
+    assert "cannot choose the best epoch; validation.metric=last" in said("C", "E")
     assert "does not say which cases it was trained on" in said()
     assert said("A", "E") == ""
 
@@ -168,9 +168,9 @@ def test_no_held_out_case_is_ever_opened(bank: Path, tmp_path: Path, monkeypatch
 
 
 def test_a_case_has_one_use() -> None:
-    with pytest.raises(UsageError, match="B stand in both 'train' and 'held_out'"):
+    with pytest.raises(UsageError, match="B are in both 'train' and 'held_out'"):
         Split(train=("A", "B"), held_out=("B",))
-    with pytest.raises(UsageError, match="no case to train on"):
+    with pytest.raises(UsageError, match="there is no training case"):
         Split(train=())
 
 
@@ -229,7 +229,7 @@ def test_the_last_epoch_can_be_taken_whatever_it_scores(
 def test_a_used_folder_is_refused_and_an_empty_one_started(
     bank: Path, finished: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="holds a run already; give --resume"):
+    with pytest.raises(UsageError, match="holds a run; give --resume"):
         run(finished, bank, knobs())
     assert run(tmp_path / "new", bank, knobs(training={"epochs": 1, "steps": 1}), resume=True).n_epochs == 1
     (tmp_path / "new" / LAST).unlink()
@@ -313,7 +313,7 @@ def test_a_run_that_cannot_go_on_from_its_checkpoint_says_so_in_one_line(
     last = load_checkpoint(tmp_path / "run" / LAST)
     assert last.resume is not None
     save_checkpoint(tmp_path / "run" / LAST, replace(last, resume={**last.resume, **damage}))
-    with pytest.raises(InputError, match=r"checkpoint_last\.pt: damaged, the run cannot go on from it: "):
+    with pytest.raises(InputError, match=r"checkpoint_last\.pt: damaged, the run cannot be resumed: "):
         run(tmp_path / "run", bank, knobs(), resume=True)
 
 

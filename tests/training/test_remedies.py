@@ -343,7 +343,7 @@ def test_output_weights_keep_their_direction_where_a_run_goes_on_in_phase_2(
 
 @pytest.mark.parametrize("name", ONLY_IMAGES)
 def test_a_remedy_of_images_is_refused_for_scans_in_one_line(name: str) -> None:
-    with pytest.raises(UsageError, match=f"remedy '{name}': its [a-z]+ is for images alone"):
+    with pytest.raises(UsageError, match=f"remedy '{name}': its [a-z]+ is only for images"):
         on_scans(name)
 
 

@@ -96,7 +96,7 @@ def test_of_too_few_patients_no_threshold_is_taken_over_and_that_is_said(n):
     settings, how = found(SmallBank([specked()] * n))
     assert settings == Settings()
     assert how["score"] == how["score_before"]
-    assert f"({n} of the 3 patients that are needed): not taken over" in how["notes"][0]
+    assert f"({n} of the 3 required patients): not taken over" in how["notes"][0]
 
 
 def test_further_scans_of_one_patient_are_no_further_patients():
