@@ -223,8 +223,10 @@ class Mixer:
         """Store the knobs.
 
         Args:
-            mix: the knobs. counts: number of training examples of each class. seed: seed of the run; (seed,
-                step, rank) determines the draws of a step. rank: each rank mixes its own part of a batch.
+            mix: the knobs.
+            counts: number of training examples of each class.
+            seed: seed of the run; (seed, step, rank) determines the draws of a step.
+            rank: each rank mixes its own part of a batch.
         """
         self._mix, self._counts, self._words = mix, counts, (seed, rank)
 

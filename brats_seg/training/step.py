@@ -108,12 +108,16 @@ class Learner:
         """Move a network to the device of the runtime.
 
         Args:
-        network: newly built, or the result of an earlier phase. loss: see `make_loss`. schedule: schedule of
-            the weight updates. runtime: device, precision and ranks. only: the parts of the network to train;
-            empty for the whole network. All other parts are frozen, and the whole network stays in evaluation
-            mode: batch-norm statistics do not change, and there is no dropout. head: the only layer to train,
-            if the batches contain the input of this layer; None for the whole network. directions: directions
-            of the output weights that are kept in each step; None for no such limit.
+            network: newly built, or the result of an earlier phase.
+            loss: see `make_loss`.
+            schedule: schedule of the weight updates.
+            runtime: device, precision and ranks.
+            only: the parts of the network to train; empty for the whole network. All other parts are frozen,
+                and the whole network stays in evaluation mode: batch-norm statistics do not change, and there
+                is no dropout.
+            head: the only layer to train, if the batches contain the input of this layer; None for the whole
+                network.
+            directions: directions of the output weights that are kept in each step; None for no such limit.
 
         Raises:
             UsageError: `accumulate` is larger than the number of examples of a rank.

@@ -78,7 +78,7 @@ def test_weights_that_may_have_seen_inner_cases_are_warned_of(
 
     assert "was trained on 1 of the 2 inner cases (C)" in said("C", "E")
     assert "cannot choose the best epoch; validation.metric=last" in said("C", "E")
-    assert "does not say which cases it was trained on" in said()
+    assert "does not record its training cases" in said()
     assert said("A", "E") == ""
 
 
@@ -233,7 +233,7 @@ def test_a_used_folder_is_refused_and_an_empty_one_started(
         run(finished, bank, knobs())
     assert run(tmp_path / "new", bank, knobs(training={"epochs": 1, "steps": 1}), resume=True).n_epochs == 1
     (tmp_path / "new" / LAST).unlink()
-    with pytest.raises(UsageError, match="holds a run already"):
+    with pytest.raises(UsageError, match="holds a run; give --resume"):
         run(tmp_path / "new", bank, knobs())  # its best weights would be overwritten
     with pytest.raises(UsageError, match=r"--resume: training\.epochs is 3; the run has 1"):
         run(tmp_path / "new", bank, knobs(training={"steps": 1}), resume=True)  # and so they would here
