@@ -119,7 +119,7 @@ def test_hard_examples_are_replayed_from_the_second_epoch_on(finished: Path) -> 
 @pytest.mark.usefixtures("drawn")
 def test_it_learns(bank: Path, tmp_path: Path) -> None:
     config = knobs(
-        training={"epochs": 2, "steps": 60}, optimizer={"lr": 0.01}, sampler={"kind": "balanced"},
+        training={"epochs": 2, "steps": 40}, optimizer={"lr": 0.01}, sampler={"kind": "balanced"},
         augment={"rotate_degrees": 0, "scale": (1.0, 1.0)},
     )  # fmt: skip
     result = run(tmp_path / "run", bank, config)
@@ -321,9 +321,10 @@ def test_dropout_and_the_patch_path_of_a_3d_network_resume_too(
     bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = knobs(
-        network={"name": "unet3d", "dropout": 0.2},
+        network={"name": "unet3d", "dropout": 0.2, "channels": (4, 8)},
         patch={"size": (4, 16, 16)},
-        training={"epochs": 2, "steps": 3, "batch_size": 5},
+        hard={"subset": 40},
+        training={"epochs": 2, "steps": 3, "batch_size": 3},
     )
     run(tmp_path / "whole", bank, config)
     score = source.score_inner_cases
@@ -399,7 +400,7 @@ def test_a_checkpoint_every_few_epochs_and_a_crash_between(
 # Real processes
 
 SLOW: dict[str, Any] = {
-    "training": {"epochs": 3, "steps": 15, "checkpoint_minutes": 0.0005},
+    "training": {"epochs": 2, "steps": 10, "checkpoint_minutes": 0.0005},
     "phases": {"two_phase": True, "epochs": 2},
 }
 
