@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -117,7 +116,7 @@ def find_entry(task: EntryTask) -> dict[str, Any] | None:
     state is written down if its content is the same.
     """
     path = entry_folder(task) / "case.json"
-    entry = _read_if_sound(read_entry, path)
+    entry = _read_if_sound(path)
     if entry is None:
         return None
     case = task.case
@@ -146,24 +145,25 @@ def read_settings(bank: Path, case_id: str) -> dict[str, Any] | None:
     """The settings that a case of a bank was made with, as `Settings.to_dict` has them; None where they
     cannot be read.
     """
-    entry = _read_if_sound(read_entry, bank / "cases" / case_id / "case.json")
+    entry = _read_if_sound(bank / "cases" / case_id / "case.json")
     return None if entry is None else entry["settings"]
 
 
 def find_refusal(task: EntryTask) -> tuple[Problem, ...] | None:
     """Why a case was refused with these settings and these scans, or None."""
-    tree = _read_if_sound(partial(read_model, RefusalRecord, mend=MEND), _refusal_path(task))
-    if tree is None:
-        return None
-    if tree["settings"] != task.settings.to_dict() or tree["sources"] != _states(task.case):
-        return None
-    return tuple(Problem(**problem) for problem in tree["problems"])
-
-
-def _read_if_sound(check: Callable[[Path], Any], path: Path) -> dict[str, Any] | None:
-    """A case's JSON file; None where it is absent, damaged or changed: the case is then done again."""
     try:
-        check(path)
+        refusal = read_model(RefusalRecord, _refusal_path(task), mend=MEND)
+    except InputError:
+        return None
+    if refusal.settings != task.settings.to_dict() or refusal.sources != _states(task.case):
+        return None
+    return refusal.problems
+
+
+def _read_if_sound(path: Path) -> dict[str, Any] | None:
+    """A `case.json`; None where it is absent, damaged or changed: the case is then done again."""
+    try:
+        read_entry(path)
         tree: dict[str, Any] = read_json(path)
     except InputError:
         return None

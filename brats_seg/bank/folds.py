@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.groups import grouped
 
 
 def telling_class(classes: Sequence[str]) -> int:
@@ -79,10 +80,7 @@ def inner_split(
 
 
 def _by_patient(patient_of: Mapping[str, str]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for case in sorted(patient_of):
-        groups.setdefault(patient_of[case], []).append(case)
-    return groups
+    return grouped(sorted(patient_of), lambda case: patient_of[case])
 
 
 def _shuffled(groups: Mapping[str, Sequence[str]], seed: int) -> list[str]:

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from brats_seg.core.errors import InputError
 from brats_seg.core.files import parse_model, read_bytes
 from brats_seg.core.settings import Ruled, Rules
-from brats_seg.scans.case import MODALITIES
+from brats_seg.scans.case import MODALITIES, Problem
 from brats_seg.scans.labels import CLASS_ORDER
 
 SCHEMA_VERSION = 1
@@ -206,22 +206,12 @@ class EntryRecord(BankCase):
     checksum: Checksum | None = None
 
 
-class ProblemRecord(Record):
-    """A problem that refused a case."""
-
-    severity: str
-    case: str
-    file: str
-    what: str
-    expected: str
-
-
 class RefusalRecord(Record):
     """Why a case was refused."""
 
     settings: dict[str, Any]
     sources: dict[str, dict[str, Any]]
-    problems: tuple[ProblemRecord, ...]
+    problems: tuple[Problem, ...]
 
 
 def read_entry(path: Path) -> EntryRecord:

@@ -100,14 +100,11 @@ def read_fine_names(path: Path) -> tuple[str, ...]:
     else:
         content = _unpickle(path)
         names = content.get(b"fine_label_names") if isinstance(content, dict) else None
-        names = [name.decode("latin1") for name in names] if _are_bytes(names) else []
+        are_bytes = isinstance(names, list) and all(isinstance(name, bytes) for name in names)
+        names = [name.decode("latin1") for name in names] if are_bytes else []
     if len(names) != CIFAR100.n_classes:
         raise InputError(f"{path}: {len(names)} class names; CIFAR-100 has {CIFAR100.n_classes}")
     return tuple(names)
-
-
-def _are_bytes(names: Any) -> bool:
-    return isinstance(names, list) and all(isinstance(name, bytes) for name in names)
 
 
 def _rows(

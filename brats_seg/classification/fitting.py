@@ -172,7 +172,7 @@ def fitting(
         runtime: device and precision.
         looks: how the network is looked at.
     """
-    # A second phase is a training of its own: `fit_second_phase`.
+    # A second phase is a training of its own: `fitting_second_phase`.
     config = config.model_copy(update={"phases": config.phases.model_copy(update={"two_phase": False})})
     method = Method(config=config, index=pool.index, runtime=runtime, targets="images", redraw=redraw)
     source = TrainingImages(pool, runtime=runtime, perturb=_Perturber(config, pool))
@@ -183,13 +183,6 @@ def fitting(
             scorer=looks.score,
         )
     )  # fmt: skip
-
-
-def fit_second_phase(
-    first: Fitted, pool: ImageSource, config: Config, *, runtime: Runtime, looks: Looks
-) -> Fitted:
-    """Train the second phase of a network by itself; see `fitting_second_phase`."""
-    return alone(fitting_second_phase(first, pool, config, runtime=runtime, looks=looks))
 
 
 def fitting_second_phase(

@@ -214,7 +214,11 @@ def broken_images(images: FolderImages, *, threads: Executor | None = None) -> t
     """
     paths = images.paths
     chunks = [[images.root / path for path in paths[i : i + _CHUNK]] for i in range(0, len(paths), _CHUNK)]
-    lines = chain.from_iterable((threads.map if threads is not None else map)(_problems, chunks))
+    lines = chain.from_iterable(
+        (threads.map if threads is not None else map)(
+            lambda chunk: [_problem(path) for path in chunk], chunks
+        )
+    )
     return tuple(line for line in track(lines, total=len(paths), label="images checked") if line)
 
 
@@ -263,10 +267,6 @@ def _cut(
     return pixels[:, ::-1] if mirrored else pixels
 
 
-def _problems(paths: Sequence[Path]) -> list[str]:
-    return [_problem(path) for path in paths]
-
-
 def _problem(path: Path) -> str:
     try:
         with _opened(path) as image:
@@ -278,7 +278,13 @@ def _problem(path: Path) -> str:
 
 
 def _folders(folder: Path) -> list["os.DirEntry[str]"]:
-    return sorted((entry for entry in _entries(folder) if _is_class(entry)), key=lambda entry: entry.name)
+    entries = sorted(_entries(folder), key=lambda entry: entry.name)
+    for entry in entries:
+        if not entry.is_dir():
+            raise InputError(
+                f"{entry.path}: a file among the class folders; each image lies in the folder of its class"
+            )
+    return entries
 
 
 def _entries(folder: Path) -> list["os.DirEntry[str]"]:
@@ -287,14 +293,6 @@ def _entries(folder: Path) -> list["os.DirEntry[str]"]:
         return [entry for entry in names if not entry.name.startswith(".") and entry.name != OF_PATIENTS]
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {error.strerror or error}") from None
-
-
-def _is_class(entry: "os.DirEntry[str]") -> bool:
-    if not entry.is_dir():
-        raise InputError(
-            f"{entry.path}: a file among the class folders; each image lies in the folder of its class"
-        )
-    return True
 
 
 def _image_name(entry: "os.DirEntry[str]") -> str:

@@ -1,8 +1,9 @@
 """A remedy as a study has it: the training config of each network, and what must be code."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from typing import Any
 
@@ -175,16 +176,19 @@ def synthesize(
             f"{kind}: imbalanced-learn is not installed; pip install 'brats-seg[imbalanced]'"
         ) from None
     rarest = int(np.bincount(labels)[np.unique(labels)].min())
+    fewer = min(neighbors, rarest - 1)
     makers = {
-        "SMOTE": lambda package: package.SMOTE(k_neighbors=min(neighbors, rarest - 1), random_state=seed),
-        "BorderlineSMOTE": lambda package: package.BorderlineSMOTE(
-            k_neighbors=min(neighbors, rarest - 1), random_state=seed
+        "SMOTE": lambda package: package.SMOTE(k_neighbors=fewer, random_state=seed).fit_resample,
+        "BorderlineSMOTE": lambda package: (
+            package.BorderlineSMOTE(k_neighbors=fewer, random_state=seed).fit_resample
         ),
-        "KMeansSMOTE": lambda package: _ClusterSmote(
-            package.KMeansSMOTE, neighbors=min(neighbors, rarest - 1), seed=seed
+        "KMeansSMOTE": lambda package: partial(
+            _cluster_smote, package.KMeansSMOTE, neighbors=fewer, seed=seed
         ),
-        "OneSidedSelection": lambda package: package.OneSidedSelection(random_state=seed),
-        "EditedNearestNeighbours": lambda package: package.EditedNearestNeighbours(n_neighbors=neighbors),
+        "OneSidedSelection": lambda package: package.OneSidedSelection(random_state=seed).fit_resample,
+        "EditedNearestNeighbours": lambda package: (
+            package.EditedNearestNeighbours(n_neighbors=neighbors).fit_resample
+        ),
     }
     if "SMOTE" in kind and rarest < 2:
         raise InputError(
@@ -192,37 +196,26 @@ def synthesize(
         )
     package = next(package for package in packages if hasattr(package, kind))
     try:
-        made, of = makers[kind](package).fit_resample(images, labels)
+        made, of = makers[kind](package)(images, labels)
     except (ValueError, RuntimeError) as error:
         raise InputError(f"{kind}: {str(error).splitlines()[0]}") from None
     return np.asarray(made, np.float32), np.asarray(of, np.int64)
 
 
-@dataclass(frozen=True)
-class _ClusterSmote:
-    """KMeansSMOTE that finds clusters in sets with rare classes."""
-
-    maker: Any
-    neighbors: int
-    seed: int
-
-    def fit_resample(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """With as many neighbors as the clusters allow. Raises `RuntimeError` where none has two images of a
-        class.
-        """
-        share = int(np.bincount(labels)[np.unique(labels)].min()) / len(labels)
-        for neighbors in range(self.neighbors, 0, -1):
-            sampler = self.maker(
-                k_neighbors=neighbors, random_state=self.seed, cluster_balance_threshold=share
+def _cluster_smote(
+    maker: Any, images: np.ndarray, labels: np.ndarray, *, neighbors: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """KMeansSMOTE that finds clusters in sets with rare classes, with as many neighbors as these allow.
+    Raises `RuntimeError` where no cluster has two images of a class.
+    """
+    share = int(np.bincount(labels)[np.unique(labels)].min()) / len(labels)
+    for n in range(neighbors, 1, -1):
+        with suppress(RuntimeError):
+            return maker(k_neighbors=n, random_state=seed, cluster_balance_threshold=share).fit_resample(
+                images, labels
             )
-            try:
-                made: tuple[np.ndarray, np.ndarray] = sampler.fit_resample(images, labels)
-            except RuntimeError:
-                if neighbors == 1:
-                    raise
-                continue
-            break
-        return made
+    last = maker(k_neighbors=1, random_state=seed, cluster_balance_threshold=share)
+    return last.fit_resample(images, labels)
 
 
 def kept_by_cascade(

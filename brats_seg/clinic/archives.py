@@ -75,7 +75,11 @@ def _unpack(path: Path, target: Path) -> list[PurePosixPath]:
         with zipfile.ZipFile(path) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
             for member in members:
-                _check_name(member.filename)
+                parts = PurePosixPath(member.filename.replace("\\", "/"))
+                if parts.is_absolute() or ".." in parts.parts or ":" in member.filename:
+                    raise _RefusedArchiveError(
+                        f"has the member {member.filename!r}", "names that stay inside the zip file"
+                    )
             n_bytes = sum(member.file_size for member in members)
             if n_bytes > _MOST_INFLATION * path.stat().st_size:
                 raise _RefusedArchiveError(
@@ -89,9 +93,3 @@ def _unpack(path: Path, target: Path) -> list[PurePosixPath]:
             f"cannot be unpacked: {error}", "a whole zip file, not encrypted"
         ) from None
     return [PurePosixPath(member.filename) for member in members]
-
-
-def _check_name(name: str) -> None:
-    parts = PurePosixPath(name.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts or ":" in name:
-        raise _RefusedArchiveError(f"has the member {name!r}", "names that stay inside the zip file")

@@ -9,6 +9,7 @@ from typing import Literal
 from brats_seg.clinic.modality import CONTRADICTION, modality_of
 from brats_seg.clinic.series import Series
 from brats_seg.core.errors import UsageError, printable
+from brats_seg.core.groups import grouped
 from brats_seg.scans.case import MODALITIES, Problem, modality_named
 
 
@@ -85,10 +86,7 @@ def plan_studies(
         root: the name of a study whose files lie in different folders of the first level.
         wanted: see `parse_wanted`.
     """
-    groups: dict[tuple[str, str], list[Series]] = {}
-    for one in series:
-        groups.setdefault((one.patient, one.study_uid), []).append(one)
-    members = [tuple(group) for group in groups.values()]
+    members = list(grouped(series, lambda one: (one.patient, one.study_uid)).values())
     studies = []
     for case, group in zip(_names(members, root), members, strict=True):
         folders = {str(plane.file.name.parent) for one in group for plane in one.planes}

@@ -309,19 +309,14 @@ def summarize_equal_time(looks: Sequence[Row], *, against: str | None = None) ->
 
 def looks_within_time(looks: Sequence[Row]) -> list[Row]:
     """The rows of the last look of each run that is within the time of its fold and seed."""
-    ends: dict[tuple[Any, ...], float] = {}
-    for row in looks:
-        ends[_run(row)] = max(row["training_s"], ends.get(_run(row), 0.0))
-    times: dict[tuple[Any, ...], float] = {}
-    for (*fold_and_seed, _), end in ends.items():
-        key = tuple(fold_and_seed)
-        times[key] = min(end, times.get(key, end))
-    last: dict[tuple[Any, ...], float] = {}
-    for row in looks:
-        run = _run(row)
-        if row["training_s"] <= times[run[:-1]] * (1 + CLOCK):
-            last[run] = max(row["training_s"], last.get(run, 0.0))
-    return [row for row in looks if last.get(_run(row)) == row["training_s"]]
+    table = pd.DataFrame(list(looks))
+    fold_and_seed = ["data", "fold", "seed"]
+    run, seconds = [*fold_and_seed, "strategy"], table["training_s"]
+    table["end"] = table.groupby(run)["training_s"].transform("max")
+    shortest = table.groupby(fold_and_seed)["end"].transform("min")
+    table["within"] = seconds.where(seconds <= shortest * (1 + CLOCK))
+    is_last = seconds == table.groupby(run)["within"].transform("max")
+    return [row for row, kept in zip(looks, is_last, strict=True) if kept]
 
 
 def _run(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -62,7 +62,7 @@ class Groups:
         out.
         """
         order = self.order[k]
-        places = np.sort(numbers if order is None else _inverse(order)[numbers])
+        places = np.sort(numbers if order is None else np.argsort(order)[numbers])
         n_left = np.bincount(np.searchsorted(self.ends[k], places, side="right"))
         ends, orders = list(self.ends), list(self.order)
         ends[k], orders[k] = np.cumsum(n_left[n_left > 0]), places if order is None else order[places]
@@ -115,9 +115,3 @@ def group_by_lesion(index: ClassIndex, number_lesions: NumberLesions) -> Lesions
         sizes, orders[k], bins[k] = (np.concatenate(arrays) for arrays in zip(*cases, strict=True))
         ends[k] = np.cumsum(sizes)
     return Lesions(Groups(tuple(ends), tuple(orders)), tuple(bins))
-
-
-def _inverse(order: np.ndarray) -> np.ndarray:
-    places = np.empty(len(order), np.int64)
-    places[order] = np.arange(len(order))
-    return places

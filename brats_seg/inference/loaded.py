@@ -213,17 +213,15 @@ class LoadedRun:
             files = {modality: folder / f"{modality}.nii" for modality in images}
             for modality, file in files.items():
                 nibabel.save(_to_nifti(images[modality], affine, modality=modality), file)
-            return self._predict_files(files, folder)
-
-    def _predict_files(self, files: Mapping[str, Path], folder: Path) -> Segmentation:
-        case = case_of_files(files, id="case")
-        report = predict_one(self.segmenters, case, out=folder / "labels.nii", options=self.options)
+            case = case_of_files(files, id="case")
+            report = predict_one(self.segmenters, case, out=folder / "labels.nii", options=self.options)
+            if report.predictions:
+                written = nibabel.Nifti1Image.from_filename(folder / "labels.nii")
+                labels = np.asarray(written.dataobj).astype(np.uint8)
         if not report.predictions:
             raise InputError(
                 *(f"images: {Path(p.file).stem}: {p.what}; {p.expected}" for p in report.problems)
             )
-        written = nibabel.Nifti1Image.from_filename(folder / "labels.nii")
-        labels = np.asarray(written.dataobj).astype(np.uint8)
         image = nibabel.Nifti1Image(labels, written.affine)
         (prediction,) = report.predictions
         return Segmentation(labels, image, prediction.volumes_ml, prediction.warnings)
@@ -254,7 +252,11 @@ def _to_nifti(image: Any, affine: Any, *, modality: str) -> Any:
     if hasattr(image, "dataobj"):
         return image
     if hasattr(image, "GetDirection"):
-        return _from_simpleitk(image)
+        # its arrays are (Z, Y, X), and its millimeters are LPS
+        in_lps = np.eye(4)
+        in_lps[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+        in_lps[:3, 3] = image.GetOrigin()
+        return nibabel.Nifti1Image(GetArrayFromImage(image).T.astype(np.float32), _LPS_FROM_RAS @ in_lps)
     own = getattr(image, "affine", None)
     if own is None and affine is None:
         raise UsageError(
@@ -266,11 +268,3 @@ def _to_nifti(image: Any, affine: Any, *, modality: str) -> Any:
     if values.ndim != 3:
         raise InputError(f"images: {modality} has the shape {values.shape}; it needs three axes (X, Y, Z)")
     return nibabel.Nifti1Image(values, np.asarray(affine if own is None else own, dtype=np.float64))
-
-
-def _from_simpleitk(image: Any) -> Any:
-    """Its arrays are (Z, Y, X), and its millimeters are LPS."""
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    return nibabel.Nifti1Image(GetArrayFromImage(image).T.astype(np.float32), _LPS_FROM_RAS @ affine)

@@ -164,7 +164,7 @@ def case_pictures(
 
 def _picture_row(seen: SeenCase, modality: str, *, brain: Mask, z: int, scale: int) -> PictureRow:
     scan = seen.scans[modality]
-    window = _window(brain)
+    window = _extent(np.any(brain, axis=(0, 2))), _extent(np.any(brain, axis=(0, 1)))  # in Y and in X
     low, high = np.percentile(scan[brain], (0.5, 99.5)) if brain.any() else (0.0, 1.0)
     gray = gray_levels(scan[z][window], low=float(low), high=float(high))
     reference, prediction = seen.reference[z][window], seen.prediction[z][window]
@@ -179,11 +179,6 @@ def _picture_row(seen: SeenCase, modality: str, *, brain: Mask, z: int, scale: i
         for name, (labels, outline) in layers.items()
     )
     return PictureRow(MODALITY_WORDS[modality], columns)
-
-
-def _window(brain: Mask) -> tuple[slice, slice]:
-    """The brain's extent in Y and X over all slices, with a margin."""
-    return _extent(np.any(brain, axis=(0, 2))), _extent(np.any(brain, axis=(0, 1)))
 
 
 def _extent(is_filled: Bool[np.ndarray, " n"]) -> slice:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from brats_seg.core.errors import InputError, UsageError
+from brats_seg.core.groups import grouped
 from brats_seg.scans.case import MODALITIES, Case, Problem
 from brats_seg.scans.datasets import BIDS_PREDICTION, LABEL, Piece, read_bids, read_dataset, read_manifest
 from brats_seg.scans.folders import dicom_problems, walk
@@ -201,9 +202,7 @@ def _manifests(files: Sequence[Path], problems: list[Problem]) -> list[Piece]:
 
 def _left_out(files: Sequence[Path], *, layout: str | None, root: Path) -> list[Problem]:
     """A warning for each folder with scan files that no layout claims."""
-    strangers: dict[Path, list[Path]] = {}
-    for file in files:
-        strangers.setdefault(file.parent, []).append(file)
+    strangers = grouped(files, lambda file: file.parent)
     draft = f"a manifest CSV, whose draft `brats-seg verify {root} --draft manifest.csv` writes"
     expected = f"names as in {layout or f'one of the layouts, or {draft}'}"
     what = "{} scan files that no layout claims, such as {}, are left out"
@@ -219,9 +218,7 @@ def _assemble(
     """Pieces of the same folder and id become a case, if they are enough and not too many; else an incomplete
     one.
     """
-    groups: dict[tuple[Path, str], list[Piece]] = {}
-    for piece in pieces:
-        groups.setdefault((piece.folder, piece.case_id), []).append(piece)
+    groups = grouped(pieces, lambda piece: (piece.folder, piece.case_id))
     cases: dict[str, Case] = {}
     incomplete: list[Case] = []
     problems: list[Problem] = []

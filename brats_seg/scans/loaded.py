@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from brats_seg.core.groups import grouped
 from brats_seg.core.shapes import Volume
 from brats_seg.scans.case import Case, Problem, ScanFile, problem_of
 from brats_seg.scans.datasets import LABEL
@@ -27,15 +27,17 @@ def load_case(case: Case, *, threads: int = 1) -> LoadedCase:
     """Read every file of a case once, `threads` at a time; one that cannot be read becomes a problem."""
     volumes: dict[str, tuple[Volume, Geometry]] = {}
     problems: list[Problem] = []
+    files = _files(case)
 
     def read(names: Sequence[str]) -> dict[str, tuple[Volume, Geometry]] | Problem:
         try:
-            return dict(zip(names, read_volumes([_files(case)[name] for name in names]), strict=True))
+            return dict(zip(names, read_volumes([files[name] for name in names]), strict=True))
         except ScanError as error:
             return problem_of(error, case.id)
 
     with ThreadPoolExecutor(threads) as pool:
-        for result in pool.map(read, _by_file(case)):
+        # Names that share a file (the channels of MSD) together: such a file is read once.
+        for result in pool.map(read, grouped(files, lambda name: files[name].path).values()):
             if isinstance(result, Problem):
                 problems.append(result)
             else:
@@ -45,14 +47,6 @@ def load_case(case: Case, *, threads: int = 1) -> LoadedCase:
 
 def _files(case: Case) -> dict[str, ScanFile]:
     return {**case.modalities, **({LABEL: case.label} if case.label is not None else {})}
-
-
-def _by_file(case: Case) -> list[list[str]]:
-    """Names that share a file (the channels of MSD) together: such a file is read once."""
-    names: dict[Path, list[str]] = {}
-    for name, file in _files(case).items():
-        names.setdefault(file.path, []).append(name)
-    return list(names.values())
 
 
 def all_volumes(loaded: LoadedCase) -> dict[str, tuple[Volume, Geometry]]:

@@ -16,8 +16,9 @@ from brats_seg.core.statistics import describe
 from brats_seg.core.tables import markdown_table
 from brats_seg.models.checkpoint import library_versions
 from brats_seg.studies.grid import Job
+from brats_seg.studies.image_cells import runtime_once
 from brats_seg.studies.lines import Series, lines_figure, method_look, method_name
-from brats_seg.studies.novelty import images_once, percent_text, runtime_once
+from brats_seg.studies.novelty import images_once, percent_text
 from brats_seg.studies.store import Row
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ from brats_seg.models.checkpoint import library_versions
 from brats_seg.studies.image_job import ImageJob
 from brats_seg.studies.image_networks import CellNetworks
 from brats_seg.studies.store import Row
+from brats_seg.studies.study_table import ARGMAX
 from brats_seg.training.phases import Method
 from brats_seg.training.stack import train_together
 from brats_seg.training.steps import Training
@@ -53,8 +55,6 @@ from brats_seg.training.steps import Training
 MOST_CONFUSION_CLASSES = 100
 """With more classes, a row holds no confusion matrix: with 1,000 classes it would need 2 MB."""
 _SLOW_S = 0.5
-ARGMAX = "argmax"
-"""The decision rule that chooses the class of the largest probability."""
 COSTS = "costs"
 """The decision rule that chooses the class of the lowest expected cost."""
 
@@ -82,7 +82,7 @@ def train_cells(
         device: "auto", "cpu", "cuda" or "cuda:N".
         decoders: number of threads that decode the images of a folder.
     """
-    runtime = _runtime(worker_device(device, worker=worker_number()), settings.network.precision)
+    runtime = runtime_once(device, settings.network.precision)
     bench = _bench(settings.model_dump_json(), folder, cache, runtime, decoders)
     outcomes = train_together(partial(train_cell, settings=settings, bench=bench, runtime=runtime), jobs)
     for row in (row for outcome in outcomes for row in outcome.value or ()):
@@ -257,7 +257,7 @@ def time_iterations(
 
     If an iteration takes more than half a second, three iterations are measured.
     """
-    runtime = _runtime(device, settings.network.precision)
+    runtime = runtime_once(device, settings.network.precision)
     every = ImageSource(splits.train, device=runtime.device)
     pool = every.restrict(np.arange(0, len(every), max(1, len(every) // 1000)))
     moments: list[float] = []
@@ -292,8 +292,10 @@ def time_iterations(
 
 
 @lru_cache(maxsize=1)
-def _runtime(device: str, precision: str) -> Runtime:
-    return start_runtime(device=device, precision="bf16" if precision == "bf16" else "float32", threads=1)
+def runtime_once(device: str, precision: Literal["float32", "bf16"] = "float32") -> Runtime:
+    """One thread of a device, once for each process: the workers take the GPUs in turn."""
+    device = worker_device(device, worker=worker_number())
+    return start_runtime(device=device, precision=precision, threads=1)
 
 
 @lru_cache(maxsize=1)

@@ -26,14 +26,14 @@ from brats_seg.classification.one_class import SCORES, detect
 from brats_seg.classification.settings import Images, NoveltySettings
 from brats_seg.classification.source import ImageSource
 from brats_seg.core.errors import UsageError
-from brats_seg.core.local_engine import worker_number
-from brats_seg.core.runtime import Runtime, start_runtime, worker_device
+from brats_seg.core.runtime import Runtime
 from brats_seg.core.statistics import describe
 from brats_seg.core.tables import interval_text, markdown_table
 from brats_seg.imbalance.distributions import Distribution, choose_examples, class_counts
 from brats_seg.models.checkpoint import library_versions
 from brats_seg.models.one_class import Autoencoder
 from brats_seg.studies.grid import Job
+from brats_seg.studies.image_cells import runtime_once
 from brats_seg.studies.lines import Series, lines_figure, method_look, method_name
 from brats_seg.studies.store import Row
 from brats_seg.training.remedies import IMAGE_CODE
@@ -172,15 +172,6 @@ def _classified(
     config = remedy.config(study, lr=study.optimizer.lr, seed=seed)
     fitted = fit(network, pool, config, redraw=remedy.knobs.redraw, runtime=runtime, looks=Looks())
     return probabilities(fitted.network, test, runtime=runtime)[:, 1]
-
-
-@lru_cache(maxsize=1)
-def runtime_once(device: str) -> Runtime:
-    """The runtime of a worker process: one thread and one device, created once. The workers use the GPUs in
-    turn.
-    """
-    device = worker_device(device, worker=worker_number())
-    return start_runtime(device=device, precision="float32", threads=1)
 
 
 @lru_cache(maxsize=1)

@@ -2,7 +2,6 @@
 values next to ours.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,14 @@ from jaxtyping import Bool
 
 from brats_seg.core.comparison import NO_PAIRS, compare_sides, few_note
 from brats_seg.core.files import write_text
+from brats_seg.core.groups import grouped
 from brats_seg.core.statistics import describe
 from brats_seg.core.tables import csv_text, interval_text, markdown_table
 from brats_seg.studies.store import Row
 
 SCORES = ("auc", "accuracy", "balanced_accuracy")
 ARGMAX = "argmax"
+"""The decision for the largest probability."""
 POINT = ("kind", "rho", "mu", "minority_rule", "given")
 """The columns that name a distribution. Rows with equal values here are repeats of the same distribution."""
 TABLE_COLUMNS = (
@@ -170,18 +171,18 @@ def pick(rows: Sequence[Row], *, on: str) -> list[Row]:
     """The rows of one training for each set and method: the training with the best test AUC, or with the best
     validation score (higher is better).
     """
-    trainings: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Row]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
-    for row in rows:
-        trainings[_network(row)][row["rate"], row["run"]].append(row)
 
     def quality(rows_of_one: list[Row]) -> float:
         first = next(row for row in rows_of_one if row["decision"] == ARGMAX and row["part"] == "test")
         value = first["auc"] if on == "test" else first["validation"]
         return float("-inf") if value is None else float(value)
 
-    return [row for runs in trainings.values() for row in max(runs.values(), key=quality)]
+    chosen: list[Row] = []
+    for of_network in grouped(rows, _network).values():
+        trainings = grouped(of_network, lambda row: (row["rate"], row["run"]))
+        best = max(trainings.values(), key=quality)
+        chosen += best
+    return chosen
 
 
 def beside_table4(rows: Sequence[Row]) -> list[str]:
@@ -205,11 +206,8 @@ def beside_table4(rows: Sequence[Row]) -> list[str]:
 
 
 def _means(rows: Sequence[Row], *, picked_on: str) -> list[Row]:
-    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[(*_point(row), row["method"], row["imbalance_ratio"], row["decision"], row["part"])].append(
-            row
-        )
+    names = ("method", "imbalance_ratio", "decision", "part")
+    groups = grouped(rows, lambda row: (*_point(row), *(row[name] for name in names)))
     return [_mean(group, picked_on) for group in groups.values()]
 
 

@@ -18,7 +18,7 @@ from brats_seg.classification.fitting import (
     TrainingImages,
     build_network,
     fit,
-    fit_second_phase,
+    fitting_second_phase,
 )
 from brats_seg.classification.images import load_images
 from brats_seg.classification.methods import METHODS, remedy
@@ -207,7 +207,7 @@ def test_the_second_phase_moves_the_last_layers_only(
     built = build_network(settings, bench.available.set, seed=0, runtime=CPU)
     first = fit(built, bench.available, **shared)
     before = {name: weights.clone() for name, weights in first.network.state_dict().items()}
-    second = fit_second_phase(first, bench.available, **shared)
+    second = alone(fitting_second_phase(first, bench.available, **shared))
     moved = {
         name.split(".")[0]
         for name, weights in second.network.state_dict().items()
@@ -237,7 +237,7 @@ def test_in_the_second_phase_nothing_is_dropped_and_no_statistics_move(
     monkeypatch.setattr(phases.Method, "make_learner", spy)
     config = remedy("oversample", Knobs()).config(settings, lr=0.01, seed=0)
     first = Fitted(network=built)
-    fit_second_phase(first, bench.available, config, runtime=CPU, looks=Looks())
+    alone(fitting_second_phase(first, bench.available, config, runtime=CPU, looks=Looks()))
     assert modes
     assert not any(modes)
 
@@ -282,9 +282,9 @@ def test_features_once_is_the_second_phase_in_full(images: Path, monkeypatch: py
     shared: dict[str, Any] = {"config": config, "runtime": CPU, "looks": Looks()}
     built = build_network(settings, bench.available.set, seed=0, runtime=CPU)
     first = fit(built, bench.available, **shared)
-    quick = fit_second_phase(first, bench.available, **shared)
+    quick = alone(fitting_second_phase(first, bench.available, **shared))
     monkeypatch.setattr("brats_seg.classification.fitting._is_fixed", lambda *_: False)
-    full = fit_second_phase(first, bench.available, **shared)
+    full = alone(fitting_second_phase(first, bench.available, **shared))
     for ours, theirs in zip(
         quick.network.state_dict().values(), full.network.state_dict().values(), strict=True
     ):

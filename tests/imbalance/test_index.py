@@ -97,7 +97,7 @@ def test_groups_that_are_none_are_refused(groups):
 
 def test_a_gap_left_by_an_earlier_grouping_is_seen():
     outer = three_classes().regroup(("a", "c"), [[0], [2]])
-    with pytest.raises(UsageError, match="side by side"):
+    with pytest.raises(UsageError, match="adjacent and in order"):
         outer.regroup(("a or c",), [[0, 1]])
 
 
