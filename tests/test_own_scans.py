@@ -163,7 +163,7 @@ def test_a_head_with_its_skull_given_four_times_is_refused_unless_both_are_allow
     said = capsys.readouterr().out
     assert "looks unstripped" in said
     assert "t1c is the same scan as t1n" in said
-    assert "as in the training; --allow-skull --allow-same-scan takes it all the same" in said
+    assert "as in the training; --allow-skull --allow-same-scan accepts the case" in said
     assert "0 cases segmented, 1 refused" in said
     assert not (tmp_path / "out" / "ann.nii.gz").exists()
     assert ends(*command, "--allow-skull") == 1
@@ -374,7 +374,7 @@ def test_settings_that_travel_with_a_network_are_used_unless_left_out(
     # a setting given by hand takes the place of all that travel
     assert tumor_ml("--min-component-mm3", "0.5") > 0
     said = capsys.readouterr()
-    assert "the tuned settings that come with this network are not used, since others are given" in said.out
+    assert "the tuned settings of this network are not used, because you gave other settings" in said.out
     held = "--min-component-mm3 0.5 --min-component-share 0 --min-enhancing-mm3 0, and no thresholds"
     assert f"--correct-priors 0 {held}" in said.out
     n_cases = len(list((work / "plain").iterdir()))
@@ -669,6 +669,6 @@ def test_the_demo_exits_with_1_where_a_case_was_refused_and_names_the_verb_with_
     shutil.copy(first / "T1.nii.gz", first / "T1gd.nii.gz")
     assert ends("demo", tmp_path / "out", "--real", tmp_path / "scans") == 1
     said = capsys.readouterr().out
-    assert "--allow-same-scan takes it all the same" in said
+    assert "--allow-same-scan accepts the case" in said
     assert f"for the options named above: brats-seg predict starter {tmp_path / 'scans'} OUT" in said
     assert (tmp_path / "out" / "report.html").read_text().count('<article class="case">') == 3

@@ -17,21 +17,21 @@ Components = Integer[np.ndarray, "z y x"]
 
 @dataclass(frozen=True)
 class Cleanup:
-    """What a label map is cleaned of; a threshold of 0 leaves it alone.
+    """Thresholds of the clean-up of a label map; 0 turns a rule off.
 
     Attributes:
-        min_component_mm3: connected tumor (all classes together, 26-connected) of less than this becomes
-            healthy.
-        min_enhancing_mm3: where a case has less enhancing core than this in all, it becomes necrotic core (or
-            the class merged with it). A case without enhancing core scores a Dice of 0 for one false voxel
-            and 1 for none (BraTS 2017-2021), which is why the winners did so (Isensee et al., "nnU-Net for
-            Brain Tumor Segmentation", 2020).
-        min_core_component_mm3: a connected part of the core of less than this becomes edema.
-        min_active_component_mm3: a connected part of the enhancing core of less than this becomes necrotic
+        min_component_mm3: volume below which a connected part of the tumor (all classes together,
+            26-connected) becomes healthy.
+        min_enhancing_mm3: total volume of enhancing core below which all enhancing core of a case becomes
+            necrotic core (or the class merged with it). In BraTS 2017-2021 a case without enhancing core has
+            a Dice of 0 if one voxel is false, and 1 if none is. The winners used this rule (Isensee et al.,
+            "nnU-Net for Brain Tumor Segmentation", 2020).
+        min_core_component_mm3: volume below which a connected part of the core becomes edema.
+        min_active_component_mm3: volume below which a connected part of the enhancing core becomes necrotic
             core (or the class merged with it).
-        min_component_share: connected tumor of less than this share of the case's largest connected tumor
-            becomes healthy. By this rule alone the largest stays, however small; `min_component_mm3` takes it
-            away too.
+        min_component_share: share (0 to 1) of the volume of the case's largest connected tumor, below which a
+            connected tumor becomes healthy. This rule never removes the largest tumor; `min_component_mm3`
+            can.
     """
 
     min_component_mm3: float = 0.0
@@ -41,7 +41,7 @@ class Cleanup:
     min_component_share: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raises `UsageError` for a threshold that is no volume, or no share."""
+        """Raises `UsageError` for a negative or infinite volume, or a share outside 0 to 1."""
         for name, value in asdict(self).items():
             if name.endswith("_mm3") and not 0 <= value < np.inf:
                 raise UsageError(f"{name} {value:g}: a volume in mm3, 0 for none")
@@ -52,8 +52,8 @@ class Cleanup:
 def clean_up(
     labels: TissueMap, *, classes: Sequence[str], spacing_mm: Sequence[float], cleanup: Cleanup
 ) -> TissueMap:
-    """A label map (class indices, healthy 0) without small parts of whole, core and active, then without a
-    little enhancing core.
+    """Remove small parts of whole, core and active from a label map (class indices, healthy 0), then a small
+    total of enhancing core.
     """
     voxel_mm3 = float(np.prod(spacing_mm))
     if cleanup.min_component_mm3 > 0 or cleanup.min_component_share > 0:
@@ -100,8 +100,8 @@ def without_small(
     min_voxels: float,
     min_share: float = 0.0,
 ) -> TissueMap:
-    """The label map with the connected parts of a region of fewer voxels, or of a smaller share of the
-    largest part, made the class `to`; voxels that share a corner are connected.
+    """Give the class `to` to each connected part of a region that is smaller than `min_voxels`, or than
+    `min_share` of the largest part. Voxels that share a corner are connected.
     """
     parts: Components = number_components(np.isin(labels, region_classes(region, classes)), connectivity=3)
     sizes = np.bincount(parts.ravel(), minlength=1)
@@ -112,8 +112,8 @@ def without_small(
 
 
 def enhancing_and_core(classes: Sequence[str]) -> tuple[int, int]:
-    """Indices of the enhancing core and of the class it becomes where it is too small. Raises `UsageError`
-    where one is not there.
+    """Indices of the enhancing core and of the class that replaces a too small enhancing core. Raises
+    `UsageError` if the network lacks one of them.
     """
     core = MERGED if MERGED in classes else "necrotic_core"
     if "enhancing_core" not in classes or core not in classes:
@@ -126,13 +126,13 @@ def enhancing_and_core(classes: Sequence[str]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class RegionThresholds:
-    """The probability from which a voxel belongs to a region; None keeps the decision that the network's own
-    classes make.
+    """The smallest probability at which a voxel belongs to a region; None keeps the likeliest class of the
+    network.
 
     Attributes:
         whole: P(whole) = 1 - P(healthy), in a network without a resection cavity.
-        core: asked inside the whole tumor alone.
-        active: asked inside the core alone.
+        core: applied inside the whole tumor only.
+        active: applied inside the core only.
     """
 
     whole: float | None = None
@@ -140,7 +140,7 @@ class RegionThresholds:
     active: float | None = None
 
     def __post_init__(self) -> None:
-        """Raises `UsageError` for a threshold that is no probability above 0."""
+        """Raises `UsageError` for a threshold that is not above 0 and at most 1."""
         for region in REGIONS:
             threshold = getattr(self, region)
             if threshold is not None and not 0 < threshold <= 1:
@@ -157,10 +157,10 @@ def cut_regions(
     """The class of every voxel after the thresholds: nested, first whole, then core inside it, then active
     inside that.
 
-    A voxel that a threshold moves gets the likeliest class of the part of the tumor it now belongs to.
+    A voxel that changes its region gets the likeliest class of its new region.
 
     Args:
-        labels: indices into `classes` as decided without thresholds.
+        labels: indices into `classes`, decided without thresholds.
         probabilities: of the classes, summing to 1.
         classes: names, healthy first.
         thresholds: of the three regions.
@@ -184,7 +184,7 @@ def cut_regions(
 def _moved(
     labels: TissueMap, where: Mask, to: Sequence[int], probabilities: Float32[np.ndarray, "k z y x"]
 ) -> TissueMap:
-    """The labels, of which those of the mask become the likeliest of the classes `to`."""
+    """The labels, with the likeliest of the classes `to` at each voxel of the mask."""
     moved = labels.copy()
     moved[where] = np.asarray(to, np.uint8)[probabilities[list(to)][:, where].argmax(axis=0)]
     return moved

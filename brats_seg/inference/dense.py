@@ -34,10 +34,10 @@ SliceLabels = UInt8[np.ndarray, "n y x"]
 SliceProbabilities = Float32[np.ndarray, "k n y x"]
 """Class probabilities of n slices, summing to 1."""
 Shifts = Float32[np.ndarray, "s k"]
-"""What is added to the logits of each class, several times over."""
+"""Numbers to add to the logits of each class; each row gives its own label map."""
 
 _NOT_A_NUMBER = (
-    "the network's output is not a number: its weights or the image hold NaN; use another checkpoint or "
+    "the network's output is not a number: its weights or the image contain NaN; use another checkpoint or "
     "float32"
 )
 _MIRRORED: dict[str, tuple[int, ...]] = {"none": (), "in_plane": (1, 2), "all_axes": (0, 1, 2)}
@@ -47,7 +47,7 @@ def brain_mask(image: Image) -> Mask:
     """Voxels (Z, Y, X) with any modality that is not 0."""
     bits = np.ascontiguousarray(image).view(
         np.uint16
-    )  # NumPy's own test of a half float against 0 takes ten times as long
+    )  # NumPy's comparison of float16 with 0 takes ten times as long
     if bits.shape[-1] == 4:
         return bits.view(np.uint64)[..., 0] != 0  # all four at once: a quarter of the time
     brain = bits[..., 0] != 0
@@ -67,17 +67,19 @@ def slice_logits(
 ) -> Iterator[tuple[Ids, SliceLogits]]:
     """Run whole slices through a 2-D network, in evaluation mode, without gradients.
 
-    Every pass has the same shape: slices are padded with air, behind to a multiple of `divisor` and on all
-    sides by the network's margin, and the last batch is filled up. The network's mode is put back afterwards.
+    Every pass has the same shape. Slices are padded with zeros: at the end to a multiple of `divisor`, and on
+    all sides by the network's margin. The last batch is padded too. Afterwards the network returns to its
+    earlier mode.
 
     Args:
-        network: (B, C, Y, X) -> logits (B, K, Y, X), a margin smaller on each side where it has one; on any
-            device, float32 or bfloat16. C is M, or with slices around (2 n + 1) M.
+        network: (B, C, Y, X) -> logits (B, K, Y, X), smaller by the network's margin on each side; on any
+            device, float32 or bfloat16. C is (2 n + 1) M; n is `slices_around`.
         image: (Z, Y, X, M) float16; may be a read-only map.
         zs: the slices wanted, in any order.
         batch_size: slices per pass.
         divisor: what the network's input sides must be a multiple of.
-        slices_around: n, the slices on either side that the network sees too (`stack_slices`).
+        slices_around: n, the number of neighboring slices on each side that are further input channels
+            (`stack_slices`).
 
     Yields:
         The next slices' numbers, and their logits (n, K, Y, X), in the order of `zs`.
@@ -112,14 +114,14 @@ def volume_logits(network: nn.Module, image: Image, *, divisor: int = 16) -> Flo
 
 @dataclass(frozen=True)
 class Feed:
-    """How a network is shown an image.
+    """How an image is passed to a network.
 
     Attributes:
         n_dims: axes of its input: 2 for slices (B, M, Y, X), 3 for volumes (B, M, Z, Y, X).
         divisor: what the sides of its input must be a multiple of.
-        window: (Y, X) or (Z, Y, X) to lead the network over the image with (`windowed.choose_window`); None
-            shows it whole.
-        slices_around: slices on either side that a 2-D network sees too (`stack_slices`).
+        window: (Y, X) or (Z, Y, X) of a sliding window (`windowed.choose_window`); None passes the whole
+            slice or volume.
+        slices_around: number of neighboring slices on each side that a 2-D network sees too (`stack_slices`).
     """
 
     n_dims: Literal[2, 3] = 2
@@ -141,9 +143,9 @@ def label_map(
     Args:
         network: in any mode, on any device.
         image: (Z, Y, X, M) float16.
-        feed: how it is shown the image.
-        slices: those wanted, for a 2-D network that is shown whole slices; None for all. The result holds no
-            others.
+        feed: how the image is passed to the network.
+        slices: slices to segment, only for a 2-D network that sees whole slices; None for all. The result has
+            only these slices.
         class_shift: added to the logits of each class: the logarithm of a prior correction.
 
     Raises:
@@ -161,7 +163,7 @@ def label_maps(
     feed: Feed = Feed(),
     slices: slice | None = None,
 ) -> list[SliceLabels]:
-    """`label_map` for each of several class shifts; the network is led over the image once."""
+    """`label_map` for each of several class shifts; the network runs over the image once."""
     brain = brain_mask(image if slices is None else image[slices])
     maps = [np.zeros(brain.shape, np.uint8) for _ in class_shifts]
     sound = True
@@ -194,8 +196,9 @@ def _largest_on_cpu(
 def _largest_on_device(
     logits: SliceLogits, brain: Bool[np.ndarray, "n y x"], shifts: Shifts
 ) -> tuple[list[SliceLabels], bool]:
-    """`_largest_on_cpu` by torch on the device of the logits: only labels are copied from there, a byte a
-    voxel. Of equal logits the first wins, as torch promises."""
+    """`_largest_on_cpu` by torch on the device of the logits: only the labels are copied to the CPU, one byte
+    for each voxel. Of equal logits torch takes the first.
+    """
     values, is_brain = logits.float(), torch.from_numpy(brain).to(logits.device)
     factors = torch.from_numpy(shifts).to(logits.device)
     blocks = [(values + shift[:, None, None]).argmax(1).to(torch.uint8) * is_brain for shift in factors]
@@ -216,10 +219,10 @@ def class_probabilities(
     """Class probabilities (K, Z, Y, X) of every voxel of a crop, the mean over mirrored passes. Other
     arguments as `label_map`.
 
-    With `slices`, mirroring is in plane at most. `readout` says how probabilities follow from the logits
-    (`models.readout`).
+    With `slices`, `mirroring` must not be "all_axes". `readout` says how probabilities are computed from the
+    logits (`models.readout`).
 
-    One sum is kept, whatever the number of passes: 4 bytes a voxel and class.
+    Memory: one sum for all passes, 4 bytes for each voxel and class.
 
     Raises:
         InputError: an image without slices, or the network's output is not a number.
@@ -257,7 +260,7 @@ def most_likely(probabilities: Probabilities, brain: Mask, *, readout: Readout =
 def _passes(
     network: nn.Module, image: Image, *, feed: Feed, slices: slice | None
 ) -> Iterator[tuple[slice, SliceLogits]]:
-    """Logits of the slices wanted, in order, and their places among them."""
+    """Logits of the wanted slices, in order, and their positions among the wanted slices."""
     if feed.window is None and feed.n_dims == 3:
         yield slice(0, len(image)), volume_logits(network, image, divisor=feed.divisor).transpose(0, 1)
         return
@@ -276,6 +279,6 @@ def _passes(
 def _fitting(
     sides: tuple[int, ...], *, margin: int, divisor: int
 ) -> tuple[tuple[int, ...], tuple[slice, ...]]:
-    """Sides of the input that an image is put into, and where in it."""
+    """Sides of the padded input, and the position of the image in the input."""
     inside: tuple[slice, ...] = tuple(slice(margin, margin + n) for n in sides)
     return tuple(-(-n // divisor) * divisor + 2 * margin for n in sides), inside

@@ -1,4 +1,4 @@
-"""A case that is to be segmented -> its normalized brain crop, or why the case is refused."""
+"""A case to segment -> its normalized brain crop, or the reason why the case is refused."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ class Intake:
     Attributes:
         case: whose scans were read.
         normalized: its brain crop, with a channel for each modality that the networks know.
-        warnings: what is odd about the case.
+        warnings: warnings about the case.
     """
 
     case: Case
@@ -38,7 +38,7 @@ def take_in(case: Case, segmenter: Segmenter, *, options: PredictOptions, target
 
     Args:
         case: of a known label schema.
-        segmenter: one of the networks; all need the same.
+        segmenter: one of the networks; all need the same input.
         options: which flaws are allowed.
         target: the label map that will be written. Bias fields are kept in the folder `n4` beside it.
 
@@ -86,8 +86,8 @@ def _refusal(case: Case, what: str, expected: str, *, file: Path | None = None) 
 
 
 def _refuse_flawed(problems: Sequence[Problem], *, allowed: Collection[str]) -> None:
-    """Refuse a case with errors, and one with a flaw of which `verify` only warns: a label map of such a case
-    looks like one, and is none.
+    """Refuse a case with errors, and one with a flaw of which `verify` only warns: the label map of such a
+    case looks valid, but is wrong.
     """
     errors = [p for p in problems if p.severity == "error"]
     if errors:
@@ -101,7 +101,7 @@ def _refuse_flawed(problems: Sequence[Problem], *, allowed: Collection[str]) -> 
                 flaws[0],
                 severity="error",
                 what="; ".join(p.what for p in flaws),
-                expected=f"{expected}, as in the training; {options} takes it all the same",
+                expected=f"{expected}, as in the training; {options} accepts the case",
             )
         )
 
@@ -109,7 +109,7 @@ def _refuse_flawed(problems: Sequence[Problem], *, allowed: Collection[str]) -> 
 def _with_all_channels(
     normalized: NormalizedCase, present: Sequence[str], wanted: Sequence[str]
 ) -> NormalizedCase:
-    """The case with a channel of 0 for each modality it lacks, as modality dropout made them in training."""
+    """The case with a channel of 0 for each modality it lacks, as modality dropout does in training."""
     if len(present) == len(wanted):
         return normalized
     image = np.zeros((*normalized.image.shape[:3], len(wanted)), np.float16)

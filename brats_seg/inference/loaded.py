@@ -28,12 +28,12 @@ from brats_seg.scans.case import MODALITIES, Problem, case_of_files
 def load_for_prediction(
     runs: Sequence[TrainedRun], options: PredictOptions
 ) -> tuple[tuple[Segmenter, ...], PredictOptions]:
-    """The networks of runs by the options of `predict`; and the options, whose `settings` are now those to
-    use: given by hand, or found by `brats-seg tune`.
+    """The networks of runs by the options of `predict`; and the options with the `settings` to use: given by
+    hand, or found by `brats-seg tune`.
 
     Raises:
-        InputError: as `load_segmenters`; or no settings where `tuned` asks for them.
-        UsageError: as `load_segmenters`; or `tuned` beside other settings.
+        InputError: as `load_segmenters`; or `tuned` is set and the run has no tuned settings.
+        UsageError: as `load_segmenters`; or `tuned` together with other settings.
     """
     first = runs[0]
     tuned = options.tuned
@@ -57,13 +57,13 @@ def load_for_prediction(
 
 
 def unused_tuning(run: TrainedRun, options: PredictOptions) -> Problem | None:
-    """A warning where the settings that travel with a packaged network are not used, for others are given."""
+    """A warning if settings given by hand replace the tuned settings of a packaged network."""
     if options.tuned is not None or not run.comes_tuned or not _by_hand(options):
         return None
     given = options.settings
     what = (
-        "the tuned settings that come with this network are not used, since others are given; these "
-        f"hold: --correct-priors {given.correct_priors:g} --min-component-mm3 {given.min_component_mm3:g} "
+        "the tuned settings of this network are not used, because you gave other settings; used "
+        f"here: --correct-priors {given.correct_priors:g} --min-component-mm3 {given.min_component_mm3:g} "
         f"--min-component-share {given.min_component_share:g} "
         f"--min-enhancing-mm3 {given.min_enhancing_mm3:g}, and no thresholds"
     )
@@ -89,10 +89,10 @@ def load_segmenters(
         runtime: what to predict on.
         inference: whole slices or windows; "auto" chooses for each network.
         correct_priors: strength of prior correction, 0 to 1.
-        allow_missing: whether they are to take cases that lack modalities.
+        allow_missing: whether the networks must accept cases that lack modalities.
 
     Raises:
-        InputError: runs that do not fit together, or weights that do not fit their config.
+        InputError: runs with different modalities or classes, or weights that do not match their config.
         UsageError: a stage of a cascade alone, prior correction of a network without a prior, or a network
             that was not trained for missing modalities.
     """
@@ -133,22 +133,22 @@ def _segmenter(
 
 
 def _check_use(trained: TrainedNetwork, *, allow_missing: bool) -> None:
-    """Refuse a stage of a cascade alone, which would call all of the brain tumor, or all tumor alike; and a
-    network that was not trained for missing modalities.
+    """Refuse a single stage of a cascade, which separates only healthy from tumor or only the tumor classes.
+    With `--allow-missing`, refuse a network that was not trained for missing modalities.
     """
     run, kind = trained.path.parent, trained.config.task.classes
     if kind != "all":
         part = "healthy from tumor" if kind == "healthy_or_tumor" else "the tumor classes"
         raise UsageError(
-            f"{run}: was trained with task.classes={kind}, a stage of a cascade that tells {part} apart and "
-            "nothing else; compose it with "
-            "its other stage (`brats-seg cascade DETECTOR CLASSIFIER RUN`) and give the composed run"
+            f"{run}: was trained with task.classes={kind}, a stage of a cascade that separates only {part}; "
+            "combine it with "
+            "the other stage (`brats-seg cascade DETECTOR CLASSIFIER RUN`) and give the combined run"
         )
     if allow_missing and trained.config.augment.modality_dropout == 0:
         raise UsageError(
             f"--allow-missing: {run} was trained with augment.modality_dropout 0; it needs every "
             "modality of a case; "
-            "train with --set augment.modality_dropout=0.2 or so to take fewer"
+            "to accept fewer, train with --set augment.modality_dropout=0.2"
         )
 
 
@@ -164,7 +164,7 @@ class Segmentation:
             non-enhancing core, 2 edema, 3 enhancing core (4 resection cavity), as in BraTS 2023 and 2024.
         image: the same as a nibabel image, with the affine of the images.
         volumes_ml: of each tissue class and region.
-        warnings: what was odd about the images.
+        warnings: warnings about the images.
     """
 
     labels: UInt8[np.ndarray, "x y z"]
@@ -178,8 +178,7 @@ class LoadedRun:
     """A trained run or a packaged network, ready to segment images in memory.
 
     Attributes:
-        segmenters: whose probabilities are averaged.
-        options: how a case is taken in and segmented.
+        segmenters: whose probabilities are averaged. options: how a case is read and segmented.
     """
 
     segmenters: tuple[Segmenter, ...]
@@ -194,13 +193,14 @@ class LoadedRun:
         """Segment one case.
 
         Args:
-            images: an image for each modality: of nibabel, SimpleITK, TorchIO, a `MetaTensor` of MONAI, or an
-                array (X, Y, Z). Tensors may have a first axis of length 1.
-            affine: of arrays: (4, 4), voxel indices to millimeters in RAS, as nibabel has it.
+            images: an image for each modality: a nibabel, SimpleITK or TorchIO image, a MONAI `MetaTensor`,
+                or an array (X, Y, Z). Tensors may have a first axis of length 1.
+            affine: required for arrays: matrix (4, 4) from voxel indices to millimeters in RAS, as in
+                nibabel.
 
         Raises:
-            UsageError: a name that is no modality, or an array without an affine.
-            InputError: an image that is missing or is not as the network needs it, named by its modality.
+            UsageError: an unknown modality name, or an array without an affine.
+            InputError: an image is missing or unsuitable for the network; the message names the modality.
         """
         if unknown := [name for name in images if name not in MODALITIES]:
             raise UsageError(f"images: no modality '{unknown[0]}'; the names are {', '.join(MODALITIES)}")
@@ -234,21 +234,21 @@ def load_run(
 
     Args:
         run: folder or name.
-        tuned: take the settings that `brats-seg tune` found; None does so for packaged networks that have
-            some.
-        allow_missing: take cases that lack modalities (networks trained with modality dropout).
+        tuned: use the settings that `brats-seg tune` found; None uses them for packaged networks that have
+            them.
+        allow_missing: accept cases that lack modalities (networks trained with modality dropout).
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
         UsageError: no such run, or a network that was not trained for missing modalities.
-        InputError: no checkpoint, a bad one, or no settings where `tuned` asks for them.
+        InputError: no checkpoint, a bad one, or `tuned` is set and the run has no tuned settings.
     """
     given = PredictOptions(tuned=tuned, allow_missing=allow_missing, device=device)
     return LoadedRun(*load_for_prediction((open_run(run),), given))
 
 
 def _to_nifti(image: Any, affine: Any, *, modality: str) -> Any:
-    """A nibabel image of any of the kinds that `LoadedRun.predict` takes."""
+    """Convert any image type that `LoadedRun.predict` accepts to a nibabel image."""
     if hasattr(image, "dataobj"):
         return image
     if hasattr(image, "GetDirection"):

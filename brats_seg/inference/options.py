@@ -15,20 +15,20 @@ from brats_seg.inference.decisions import Cleanup, RegionThresholds
 from brats_seg.scans.volume import SUFFIXES
 
 Inference = Literal["auto", "whole", "windowed"]
-"""Whether a network is shown whole slices (or volumes), or windows of its patch size; "auto" takes what suits
-the network.
+"""Whether a network sees whole slices (or volumes), or windows of its patch size; "auto" chooses by the
+network.
 """
 Mirroring = Literal["none", "in_plane", "all_axes"]
 """Over which flipped copies class probabilities are averaged."""
 Flaw = Literal["skull", "same_scan"]
-"""What refuses a case unless it is allowed by name: networks see brains without a skull, and a scan of its
-own in each channel.
+"""Flaws for which a case is refused unless the flaw is allowed by name. Networks expect brains without a
+skull, and a different scan in each channel.
 """
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How class probabilities become a label map; the defaults leave the decision of the network as it is.
+    """How class probabilities become a label map; the defaults do not change the decision of the network.
 
     Attributes:
         correct_priors: strength of prior correction, 0 to 1.
@@ -66,30 +66,31 @@ class Settings:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Every option of `predict`. A function that segments one case reads the options of one case alone.
+    """Every option of `predict`. A function that segments one case ignores the options about several cases.
 
     Attributes:
         also: further runs, or names of packaged networks, whose probabilities are averaged with the first.
         inference: whole slices or windows.
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: arithmetic of the networks.
-        settings: prior correction, thresholds and clean-up, given by hand. Saved probabilities are those
-            before thresholds and clean-up.
-        tuned: take the settings from `RUN/tuned.yaml`. None does so for a packaged network that has settings,
-            where none are given by hand.
-        mirroring: averages over flips, of a 2-D network in plane at most.
-        held_out: take only the cases that the run (and each run in `also`) held out.
-        part: (i, n) from 1 on: take every n-th case, from the i-th.
-        synthetic: take the synthetic (SimBRATS) cases of 2013 too.
-        allow_missing: take cases that lack some modalities, whose channels are then 0: for networks trained
-            with modality dropout.
-        resample: take cases whose spacing is over 5 % off the network's: there and back by SimpleITK.
-        allowed: flaws that refuse no case: a head with its skull, one scan given for two modalities.
+        settings: prior correction, thresholds and clean-up, given by hand. Probabilities are saved before
+            thresholds and clean-up.
+        tuned: use the settings of `RUN/tuned.yaml`. None uses them for a packaged network that has them,
+            unless settings are given by hand.
+        mirroring: average over flips; in plane only for a 2-D network.
+        held_out: segment only the cases that the run (and each run in `also`) held out.
+        part: (i, n), counted from 1: segment every n-th case, from the i-th.
+        synthetic: segment the synthetic (SimBRATS) cases of 2013 too.
+        allow_missing: accept cases that lack some modalities; the missing channels are 0. For networks
+            trained with modality dropout.
+        resample: accept cases whose spacing differs by more than 5 % from the network's. SimpleITK resamples
+            the scans, and resamples the label map back.
+        allowed: flaws that are accepted: a head with its skull, one scan given for two modalities.
         suffix: file type of the label maps, one of `scans.volume.SUFFIXES`.
         save_probabilities: also write `OUT/probabilities/<case>.nii.gz`, float32, a volume per class, and
             `classes.txt`, their names.
-        skip_finished: leave cases alone that are there whole: label map, row of the table, and probabilities
-            where they are wanted; those of other networks or settings (column `settings`) are made again.
+        skip_finished: skip cases that are complete: label map, row of the table, and probabilities if wanted.
+            Cases of other networks or settings (column `settings`) are segmented again.
 
     Raises:
         UsageError: an unknown suffix.
@@ -121,26 +122,27 @@ class PredictOptions:
 
 
 Objective = Literal["dice", "lesion_dice"]
-"""What a setting is to raise, case by case: the mean Dice of whole, core and active (empty in reference and
-prediction: 1), or the lesion-wise Dice of the whole tumor (BraTS 2023)."""
+"""The score that a setting must raise, case by case: the mean Dice of whole, core and active (1 if reference
+and prediction are empty), or the lesion-wise Dice of the whole tumor (BraTS 2023).
+"""
 
 
 class Tuning(Section):
-    """The settings that scored best, and on what. Fields with a default are absent from the files of older
-    versions.
+    """The settings that scored best, and on what. Files of older versions lack the fields with a default.
 
     Attributes:
         correct_priors: strength of prior correction.
         min_component_mm3, min_enhancing_mm3, min_core_component_mm3, min_active_component_mm3,
             min_component_share: see `Cleanup`.
         threshold_whole, threshold_core, threshold_active: see `RegionThresholds`.
-        epoch, checkpoint: of the checkpoint they were found for, the latter the SHA-256 of its file.
-        n_cases, n_patients, n_runs: inner cases they were found on, and of how many runs.
-        objective: what was raised.
-        score, score_before: its mean over the cases with the settings and without; None where nobody measured
-            these settings with these networks.
+        epoch, checkpoint: of the checkpoint that the settings were found for; `checkpoint` is the SHA-256 of
+            its file.
+        n_cases, n_patients, n_runs: number of inner cases, patients and runs that the settings were found on.
+        objective: the score that was maximized.
+        score, score_before: mean of the objective over the cases, with the settings and without; None if it
+            was not measured for these networks.
         gain_interval95: 95 % interval of the difference, over patients; None of one patient.
-        notes: thresholds that would raise the score and were not taken over, and why; or why the settings
+        notes: thresholds that would raise the score but were rejected, with the reason; or why the settings
             were chosen.
         by: whether `brats-seg tune` found the settings, or a person chose them.
     """
@@ -173,7 +175,7 @@ class Tuning(Section):
 
 
 def write_tuning(run: Path, tuning: Tuning) -> Path:
-    """Write `RUN/tuned.yaml` in one piece."""
+    """Write `RUN/tuned.yaml` atomically."""
     path = run / TUNED
     of = "this run" if tuning.n_runs == 1 else f"{tuning.n_runs} runs"
     origin = "Found by `brats-seg tune`" if tuning.by == "search" else "Chosen by hand"
@@ -186,8 +188,8 @@ def read_tuning(run: Path, *, checkpoint: str) -> Tuning:
     """Read `RUN/tuned.yaml`.
 
     Raises:
-        InputError: not there, not what `write_tuning` wrote, or found for another checkpoint, whose SHA-256
-            is not this one.
+        InputError: the file does not exist, was not written by `write_tuning`, or is for a checkpoint of
+            another SHA-256.
     """
     path = run / TUNED
     if not path.is_file():
@@ -198,7 +200,7 @@ def read_tuning(run: Path, *, checkpoint: str) -> Tuning:
         raise InputError(f"{path}: not settings as `brats-seg tune` writes them; run it again") from None
     if tuning.checkpoint != checkpoint:
         raise InputError(
-            f"{path}: found for a checkpoint of epoch {tuning.epoch} that is not the run's best any more; "
+            f"{path}: found for a checkpoint of epoch {tuning.epoch} that is no longer the run's best; "
             "tune it again"
         )
     return tuning

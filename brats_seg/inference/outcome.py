@@ -13,10 +13,10 @@ class Prediction:
 
     Attributes:
         case: its id.
-        path: where it lies.
-        seconds: reading, computing and writing it, one after the other.
+        path: of its file.
+        seconds: time to read, compute and write it, one after the other.
         volumes_ml: of each class and region of it.
-        warnings: what was odd about the case.
+        warnings: about the case.
     """
 
     case: str
@@ -28,7 +28,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class PredictReport:
-    """What a run over a folder did: label maps written, cases that were there already, and what was wrong."""
+    """What a run over a folder did: label maps written, cases that were finished before, and problems."""
 
     predictions: tuple[Prediction, ...]
     skipped: tuple[str, ...]
@@ -45,7 +45,7 @@ class PredictReport:
 
     @property
     def exit_code(self) -> int:
-        """1 where a case was refused, or there was none."""
+        """1 if a case was refused or there was no case, else 0."""
         return int(
             not (self.predictions or self.skipped) or any(p.severity == "error" for p in self.problems)
         )
@@ -58,6 +58,6 @@ class PredictReport:
             if self.predictions
             else ""
         )
-        already = f", {len(self.skipped)} were there already" if self.skipped else ""
+        already = f", {len(self.skipped)} were finished before" if self.skipped else ""
         n = len(self.predictions)
         return f"{n} {'case' if n == 1 else 'cases'} segmented{mean}{already}, {n_refused} refused"

@@ -1,4 +1,4 @@
-"""What lies beside the label maps: predictions.csv, the ITK-SNAP label file, class probabilities."""
+"""Files written with the label maps: predictions.csv, the ITK-SNAP label file, class probabilities."""
 
 import csv
 import os
@@ -32,14 +32,15 @@ _SCHEMAS = "# label schemas: "
 
 
 def add_row(out: Path, row: Mapping[str, str | float]) -> None:
-    """Append a case's row to `OUT/predictions.csv`; of several rows of a case the last one counts
+    """Append a case's row to `OUT/predictions.csv`; if a case has several rows, the last one counts
     (`read_rows`).
 
-    Several processes may do so at once (parts of one job). The whole table is written anew only where the row
-    has other columns or is of a label schema that `OUT/labels.txt` does not tell yet.
+    Several processes may append at the same time (parts of one job). The whole table is rewritten only if the
+    row has other columns or a label schema that is not yet in `OUT/labels.txt`.
 
     Raises:
-        InputError: another process has held the table for a minute, or it is a table of something else.
+        InputError: another process has locked the table for a minute, or the file is not a table of
+            predictions.
     """
     path = out / TABLE
     row = {
@@ -57,11 +58,11 @@ def add_row(out: Path, row: Mapping[str, str | float]) -> None:
 
 
 def rebuild_table(out: Path) -> list[dict[str, str]]:
-    """Write `OUT/predictions.csv`, `OUT/labels.txt` and `OUT/labels.ctbl` anew: one row a case, sorted,
-    without cases whose label map is gone.
+    """Rewrite `OUT/predictions.csv`, `OUT/labels.txt` and `OUT/labels.ctbl`: one row for each case, sorted,
+    without cases whose label map was deleted.
 
     Returns:
-        The rows; none where there is no table, and none is made.
+        The rows; empty if there is no table (then no table is written).
 
     Raises:
         InputError: as `add_row`.
@@ -75,8 +76,8 @@ def rebuild_table(out: Path) -> list[dict[str, str]]:
 def label_file(schemas: Iterable[LabelSchema]) -> str:
     """ITK-SNAP's label description of every value of the schemas.
 
-    Where a value means different tissues in different schemas, its name lists them, and the color is that of
-    the first.
+    If a value means different tissues in different schemas, its name lists all of them, with the color of the
+    first.
     """
     schemas = list(schemas)
     lines = [
@@ -107,7 +108,7 @@ def color_table(schemas: Iterable[LabelSchema]) -> str:
 
 
 def _meanings(schemas: Iterable[LabelSchema]) -> dict[int, list[str]]:
-    """Value -> the tissues that it means in some schema, but for 0."""
+    """Value (except 0) -> the tissues that it means in the schemas."""
     meanings: dict[int, list[str]] = {}
     for schema in schemas:
         for value, tissue in schema.values.items():
@@ -119,10 +120,10 @@ def _meanings(schemas: Iterable[LabelSchema]) -> dict[int, list[str]]:
 def write_probabilities(
     path: Path, probabilities: Probabilities, normalized: NormalizedCase, *, classes: Sequence[str]
 ) -> None:
-    """Write the class probabilities of a brain crop on the native grid, a volume for each class, and the
-    names of the classes beside them.
+    """Write the class probabilities of a brain crop on the native grid, a volume for each class, and a text
+    file with the names of the classes in the same folder.
 
-    Healthy is 1 outside the brain, and below 1 inside: so calibration tells the brain.
+    P(healthy) is 1 outside the brain and below 1 inside; calibration uses this to find the brain.
     """
     brain = brain_mask(normalized.image)
     stack = np.stack([uncrop(p, normalized) for p in probabilities * brain], axis=-1)
@@ -134,8 +135,8 @@ def write_probabilities(
 
 
 def volumes_ml(tissue: TissueMap, geometry: Geometry, classes: Sequence[str]) -> dict[str, float]:
-    """The volume of every region and of every class but healthy, which fills the rest of the frame. What is
-    not in `tissue` is healthy.
+    """The volume of every region and of every class except healthy, whose volume depends on the frame. Voxels
+    outside `tissue` are healthy.
     """
     voxel_ml = float(np.prod(geometry.spacing_mm)) / 1000
     counts = [np.count_nonzero(tissue == i) * voxel_ml for i in range(len(classes))]
@@ -147,7 +148,7 @@ def volumes_ml(tissue: TissueMap, geometry: Geometry, classes: Sequence[str]) ->
 
 
 def label_dtype(case: Case) -> str:
-    """The type of the case's own label, as released (2023 has float masks); uint8 where there is none."""
+    """The type of the case's own label, as released (2023 has float masks); uint8 without a label."""
     if case.label is None:
         return "uint8"
     try:
@@ -181,7 +182,7 @@ def _held(out: Path) -> Iterator[None]:
 
 
 def _columns(path: Path) -> list[str]:
-    """The columns of the table, by its first line; none where there is no table."""
+    """The columns of the table, from its first line; empty without a table."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -189,7 +190,7 @@ def _columns(path: Path) -> list[str]:
 
 
 def _told_schemas(out: Path) -> list[str]:
-    """Names of the schemas that `OUT/labels.txt` is of; none where an older version wrote the file."""
+    """Names of the schemas in `OUT/labels.txt`; empty if an older version wrote the file."""
     path = out / LABELS
     return [
         name
@@ -200,7 +201,7 @@ def _told_schemas(out: Path) -> list[str]:
 
 
 def _whole_length(file: BinaryIO) -> int:
-    """Bytes of a table up to the end of its last whole line."""
+    """Bytes of a table up to the end of its last complete line."""
     n = file.seek(0, os.SEEK_END)
     while n:
         first = max(0, n - 4096)

@@ -32,26 +32,24 @@ from brats_seg.scans.predictions import PROBABILITIES
 from brats_seg.scans.volume import SUFFIXES, write_label_map
 
 DEFAULT_SCHEMA, CAVITY_SCHEMA = "brats2023", "brats2024gli"
-"""The label values of cases that have none of their own; the second for networks that know a resection
-cavity.
-"""
+"""The label schemas of cases without a known one; the second for networks with a resection cavity."""
 
 _MOST_CASES = 6  # at a time: each takes 0.1 GB while it is read
 
 
 @runtime_checkable
 class Elsewhere(Protocol):
-    """Other processes, which segment the cases that are left to do."""
+    """Other processes, which segment the unfinished cases."""
 
     def settings(self) -> str:
-        """What `settings_digest` gives there: the arithmetic may be another than here."""
+        """`settings_digest` in those processes, whose arithmetic may differ from this one's."""
 
     def segment(self, cases: Sequence[Case]) -> Sequence[Prediction | Problem]:
-        """What became of each case, in their order."""
+        """The outcome of each case, in the order of the cases."""
 
 
 def settings_digest(segmenters: Sequence[Segmenter], *, options: PredictOptions) -> str:
-    """What the column `settings` of predictions.csv says of label maps by these networks and options."""
+    """The value of the column `settings` of predictions.csv for these networks and options."""
     return _Job(fitting(segmenters), Path(), options).settings
 
 
@@ -64,25 +62,25 @@ def predict_cases(
     problems: Sequence[Problem] = (),
     elsewhere: Elsewhere | None = None,
 ) -> PredictReport:
-    """Segment cases into `OUT/<case>.nii.gz`, in the label values, grid and type of each; and
-    `predictions.csv`, `labels.txt`.
+    """Segment cases into `OUT/<case>.nii.gz`, in the label values, grid and data type of each case; and write
+    `predictions.csv` and `labels.txt`.
 
     A case of an unknown label schema gets the values of `DEFAULT_SCHEMA`; `predictions.csv` says so.
 
-    The next cases are read while one is computed, and the last are written. A case that cannot be segmented
-    is named among the problems; the others are segmented.
+    While one case is computed, the next are read and the previous are written. A case that cannot be
+    segmented is reported as a problem; the others are segmented.
 
     Args:
         segmenters: one, or several whose probabilities are averaged.
         cases: ids must differ; labels are not read.
-        out: made if it is not there.
-        options: how each case is taken in, segmented and written. The segmenters were made by the other
-            options.
-        problems: known before (of finding the cases), to be reported with the others.
-        elsewhere: segments the cases that are left to do in other processes; None does so in this one.
+        out: created if it does not exist.
+        options: how each case is read, segmented and written. The other options were used to load the
+            segmenters.
+        problems: already known from finding the cases; reported with the others.
+        elsewhere: segments the unfinished cases in other processes; None segments them in this process.
 
     Raises:
-        UsageError: no segmenter, or segmenters that do not fit together.
+        UsageError: no segmenter, or segmenters that cannot be averaged.
     """
     job = _Job(fitting(segmenters), out, options)
     cases = [replace(case, schema=job.schema_of(case)) for case in cases]
@@ -103,17 +101,17 @@ def predict_cases(
     if elsewhere is not None:
         finished = list(elsewhere.segment(todo))
     else:
-        # Whatever ends the loop, the generator is closed: a traceback would keep it, and its threads.
+        # The generator is closed however the loop ends: a traceback would keep its threads alive.
         with closing(_pipelined(job, todo)) as results:
             finished = list(track(results, total=len(todo), label="segmenting", line=describe_result))
-    rebuild_table(out)  # the rows stand in the order in which the cases were finished
+    rebuild_table(out)  # until here the rows are in the order in which the cases were finished
     return _report([*finished, *twins], skipped=skipped, problems=problems)
 
 
 def segment_case(
     segmenters: Sequence[Segmenter], case: Case, *, out: Path, options: PredictOptions
 ) -> Prediction | Problem:
-    """Segment one case as `predict_cases` does, without a look at the others."""
+    """Segment one case as `predict_cases` does, without the state of the other cases."""
     (result,) = _pipelined(_Job(fitting(segmenters), out, options), [case])
     return result
 
@@ -146,7 +144,7 @@ def _report(
 
 
 def describe_result(result: Prediction | Problem) -> str:
-    """What a log says of a case."""
+    """The text of a case in a log."""
     if isinstance(result, Problem):
         return f"{result.case} refused"
     return f"{result.case}, {result.seconds:.1f} s"
@@ -154,8 +152,8 @@ def describe_result(result: Prediction | Problem) -> str:
 
 @dataclass(frozen=True)
 class _Job:
-    """What is the same for all cases: networks, the folder to write, the options; and the one label map to
-    write, where there is one.
+    """Everything that is the same for all cases: networks, output folder, options; and the path of the label
+    map if only one is written.
     """
 
     segmenters: tuple[Segmenter, ...]
@@ -164,8 +162,8 @@ class _Job:
     single: Path | None = None
 
     def schema_of(self, case: Case) -> str:
-        """The label values that a case is written in: its own, or where these are unknown, or have no value
-        for a class of the networks, the first that has.
+        """The label schema that a case is written in: its own. If it is unknown, or lacks a value for a class
+        of the networks: the first default that has all classes.
         """
         classes = self.segmenters[0].classes
         first = CAVITY_SCHEMA if "resection_cavity" in classes else DEFAULT_SCHEMA
@@ -180,8 +178,8 @@ class _Job:
 
     @cached_property
     def settings(self) -> str:
-        """Digest of what label maps depend on beside the scans: the networks, their arithmetic and how they
-        are used. The name of the precision says whether a GPU multiplies by TF32.
+        """Digest of everything that label maps depend on except the scans: the networks, their arithmetic and
+        the options. The name of the precision says whether a GPU multiplies by TF32.
         """
         networks = [
             (s.checkpoint, s.window, s.inference, s.class_shift, _arithmetic(s)) for s in self.segmenters
@@ -195,7 +193,7 @@ class _Job:
 
     @property
     def needs_probabilities(self) -> bool:
-        """Whether class probabilities are computed beside the label map."""
+        """Whether class probabilities are computed too."""
         return self.options.save_probabilities or self.thresholds is not None
 
     def path_of(self, case: Case) -> Path:
@@ -213,15 +211,15 @@ def _arithmetic(segmenter: Segmenter) -> list[str]:
 
 
 def _is_finished(job: _Job, case: Case) -> bool:
-    """Whether the files of a case are there: a process may have been killed between them."""
+    """Whether all files of a case exist: a process may have been killed after writing some."""
     return job.path_of(case).is_file() and (
         not job.options.save_probabilities or job.probabilities_of(case).is_file()
     )
 
 
 def _pipelined(job: _Job, cases: Sequence[Case]) -> Generator[Prediction | Problem, None, None]:
-    """Read, compute and write several cases at a time, results in their order; slices of an earlier case are
-    computed first.
+    """Read, compute and write several cases at a time, results in their order; the slices of earlier cases
+    are computed first.
     """
     n_cores = torch.get_num_threads()
 
@@ -231,7 +229,7 @@ def _pipelined(job: _Job, cases: Sequence[Case]) -> Generator[Prediction | Probl
             source = take_in(case, job.segmenters[0], options=job.options, target=job.path_of(case))
             read_s = time.perf_counter() - start
             labels, probabilities, computed_s = _compute(job, source, computers, n_parts=n_computers)
-            with writing:  # the table and the lists beside the label maps are of all cases
+            with writing:  # the table and the label lists are shared by all cases
                 return _write(job, source, labels, probabilities, seconds=read_s + computed_s)
         except RefusedError as error:
             return error.problem
@@ -245,7 +243,7 @@ def _pipelined(job: _Job, cases: Sequence[Case]) -> Generator[Prediction | Probl
     writing = threading.Lock()
     n_computers = n_cores if goes_by_slices(job.segmenters) else 1
     networks = [s.network for s in job.segmenters]
-    # The computing threads end first: the cases under way wait for them.
+    # The computing threads end first: unfinished cases wait for them.
     with (
         ThreadPoolExecutor(min(1 + n_cores, _MOST_CASES, max(len(cases), 1))) as pool,
         computing_threads(networks, n=n_computers) as computers,
@@ -268,7 +266,7 @@ def _too_large(job: _Job, case: Case) -> Problem:
 def _compute(
     job: _Job, source: Intake, computers: Executor, *, n_parts: int
 ) -> tuple[TissueMap, Probabilities | None, float]:
-    """The label map of a crop, its class probabilities where they are saved, and the seconds it took."""
+    """The label map of a crop, its class probabilities if saved, and the computing time in seconds."""
     image, first, cleanup = source.normalized.image, job.segmenters[0], job.options.settings.cleanup
     groups = [slice(z, z + SLICES) for z in range(0, len(image), SLICES)] if n_parts > 1 else [None]
     parts = list(computers.map(partial(_segment, job, image), groups))
@@ -288,8 +286,8 @@ def _compute(
 def _segment(
     job: _Job, image: Image, slices: slice | None
 ) -> tuple[TissueMap, Probabilities | None, float, float]:
-    """The slices wanted of a crop, or all; and when they were begun and finished. The whole crop is there for
-    all groups: a network may see the slices around its own.
+    """Segment the wanted slices of a crop, or all; also returns the times of the start and the end. Each
+    group gets the whole crop, because a network may see neighboring slices.
     """
     start = time.perf_counter()
     labels, probabilities = segment_crop(

@@ -1,4 +1,4 @@
-"""Cases of `predict` on the workers of a cluster, each of which keeps the networks between cases."""
+"""Cases of `predict` on the workers of a cluster; each worker keeps the networks between cases."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class _Recipe:
 
 
 class OnCluster:
-    """What `predict.predict_cases` does with the cases of which it knows that they are to be segmented, done
-    by the workers of a cluster. A case that ends three workers is a problem; the others are segmented.
+    """Segments the unfinished cases of `predict.predict_cases` on the workers of a cluster. A case that ends
+    three workers is reported as a problem; the others are segmented.
     """
 
     def __init__(
@@ -38,12 +38,12 @@ class OnCluster:
         options: PredictOptions,
         out: Path,
     ) -> None:
-        """Take what a worker needs.
+        """Keep what a worker needs.
 
         Args:
             cluster: whose workers segment.
             runs: folder, or name of a packaged network, and digest of each run. A worker looks for a packaged
-                network where the package lies on its own machine.
+                network in the package installed on its own machine.
             options: as in `predict`.
             out: folder of the label maps.
         """
@@ -61,7 +61,7 @@ class OnCluster:
         return outcome.unwrap()
 
     def segment(self, cases: Sequence[Case]) -> list[Prediction | Problem]:
-        """What became of each case, in their order."""
+        """The outcome of each case, in the order of the cases."""
         return map_in_order(
             partial(_segment, self._recipe, self._out),
             cases,

@@ -25,24 +25,24 @@ from brats_seg.models.readout import Readout
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A network and what has to be known to feed it and to read its output.
+    """A network, and how to prepare its input and read its output.
 
     Attributes:
         network: ready for inference (`dense.ready_for_inference`).
         modalities: names of its input channels, in order.
         classes: names of its output classes, in order, healthy first.
-        spacing_mm: voxel size (Z, Y, X) it was trained on.
-        percentiles: of the brain, where each modality is clipped.
+        spacing_mm: voxel size (Z, Y, X) of its training scans.
+        percentiles: of the brain's intensities, at which each modality is clipped.
         n4: whether it was trained on scans corrected by N4.
         n_dims: 2 for slices, 3 for volumes.
         divisor: what its input sides must be a multiple of.
-        window: to lead it over the image with; None shows it whole slices (or volumes).
-        inference: "windowed" takes the window for every image, "auto" where the network does not see the
-            image whole (`windowed.choose_window`).
-        slices_around: slices on either side that a 2-D network sees too.
+        window: of a sliding window; None passes whole slices (or volumes).
+        inference: "windowed" uses the window for every image, "auto" only if the network does not see the
+            whole image (`windowed.choose_window`).
+        slices_around: number of neighboring slices on each side that a 2-D network sees too.
         class_shift: added to the logits of each class: the logarithm of a prior correction; None for none.
-        readout: how class probabilities follow from its logits.
-        checkpoint: SHA-256 of the file its weights are from; "" for none.
+        readout: how class probabilities are computed from its logits.
+        checkpoint: SHA-256 of the file of its weights; "" without a file.
     """
 
     network: nn.Module
@@ -61,7 +61,7 @@ class Segmenter:
     checkpoint: str = ""
 
     def feed_for(self, image: Image) -> Feed:
-        """How the network is shown this crop (Z, Y, X, M)."""
+        """How this crop (Z, Y, X, M) is passed to the network."""
         window = self.window
         if window is not None and self.inference == "auto":
             window = choose_window(
@@ -71,8 +71,8 @@ class Segmenter:
 
 
 def fitting(segmenters: Sequence[Segmenter]) -> tuple[Segmenter, ...]:
-    """Segmenters whose probabilities can be averaged, their networks in evaluation mode. Raises `UsageError`
-    for others, or none.
+    """Segmenters whose probabilities can be averaged, with their networks in evaluation mode. Raises
+    `UsageError` if there is none, or if they cannot be averaged.
     """
     if not segmenters:
         raise UsageError("no network to segment with; give at least one run")
@@ -85,12 +85,12 @@ def fitting(segmenters: Sequence[Segmenter]) -> tuple[Segmenter, ...]:
                     f"{getattr(other, name)}"
                 )
     for s in segmenters:
-        s.network.eval()  # by one thread, before several use it
+        s.network.eval()  # in one thread, before several threads use the network
     return tuple(segmenters)
 
 
 def goes_by_slices(segmenters: Sequence[Segmenter]) -> bool:
-    """Whether slices may be computed apart: by 2-D networks that are shown whole slices, on the CPU."""
+    """Whether slices may be computed separately: only by 2-D networks that see whole slices, on the CPU."""
     on_cpu = all(parameter.device.type == "cpu" for s in segmenters for parameter in s.network.parameters())
     return on_cpu and all(s.n_dims == 2 and s.window is None for s in segmenters)
 
@@ -104,11 +104,11 @@ def segment_crop(
     with_probabilities: bool = False,
 ) -> tuple[SliceLabels, SliceProbabilities | None]:
     """The likeliest class of every voxel of a crop, 0 outside the brain; and the mean of all class
-    probabilities where they are wanted.
+    probabilities if wanted.
 
-    `slices` are those wanted, where the networks go by slices; None for all. A 2-D network is mirrored in
-    plane at most. The mean of networks for regions is cut region by region; with one network of another kind
-    among them the likeliest class counts.
+    `slices` are the slices to segment, only for networks that work slice by slice; None for all. A 2-D
+    network is mirrored in plane only. If all networks predict regions, the mean is decided region by region;
+    else the likeliest class counts.
 
     Raises:
         InputError: a network's output is not a number.

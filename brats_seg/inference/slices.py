@@ -1,4 +1,4 @@
-"""Slices of a crop, with the slices on either side of each one as further channels."""
+"""Slices of a crop, with the neighboring slices on each side as further channels."""
 
 import numpy as np
 from jaxtyping import Float16
@@ -6,19 +6,17 @@ from jaxtyping import Float16
 from brats_seg.core.shapes import Ids, Image
 
 Stack = Float16[np.ndarray, "b y x c"]
-"""Slices to be shown to a 2-D network: the channels of slice z - n first, then those of z - n + 1, up to z +
-n.
+"""Slices for the input of a 2-D network: the channels of slice z - n first, then those of z - n + 1, up to z
++ n.
 """
 
 
 def stack_slices(image: Image, zs: Ids, *, slices_around: int, out: Stack) -> None:
-    """Write slices into the first places of `out`, as the patches of training are gathered: a slice beyond
-    the crop is 0.
+    """Write slices to the start of `out`, as for training patches: a slice beyond the crop is 0.
 
     Args:
         image: (Z, Y, X, M) float16; may be a read-only map.
-        zs: the slices, len(out) at most.
-        slices_around: n, the slices on either side of each one.
+        zs: the slices, at most len(out). slices_around: n, the number of neighboring slices on each side.
         out: (B, Y, X, (2 n + 1) M).
     """
     n_slices, n_channels = image.shape[0], image.shape[3]

@@ -1,4 +1,4 @@
-"""MONAI's sliding window, for networks whose output depends on how much of the image they are shown."""
+"""MONAI's sliding window, for networks whose output depends on how much of the image they see."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -20,20 +20,22 @@ from brats_seg.inference.slices import stack_slices
 from brats_seg.models.builders import crop_sides, margin_of
 
 OVERLAP = 0.5
-"""Share of a window that the next one covers too; nnU-Net's default."""
+"""Share of a window that the next window overlaps; nnU-Net's default."""
 WHOLE_SHARE = 0.5
-"""Share of a crop that the training patch must cover for a 3-D network with instance or group norm to see the
-crop whole.
+"""If the training patch covers at least this share of a crop, a 3-D network with instance or group norm sees
+the whole crop.
 
-Its norms average over what it sees. From one half on, the larger part of the crop is what a patch of training
-showed it at one time. No other value was tried.
+These norms average over the whole input. From one half on, a training patch held the larger part of the crop.
+No other value was tried.
 """
 MEMORY_SHARE = 0.5
-"""Share of a device's memory that a whole volume may take. It is of all memory, not of what is free at the
-moment: the same command then gives the same label map every time."""
+"""Share of a device's memory that a whole volume may use. It is a share of all memory, not of the free
+memory, so that the same command always gives the same label map.
+"""
 LAYERS_ALIVE = 12
-"""Outputs of the widest layer that take as much memory as a whole pass: 10 (bfloat16) and 9 (float32) were
-measured for a residual dynunet of 16, 32, 64, 128, 128 channels."""
+"""Memory of a whole pass, in outputs of the widest layer: 10 (bfloat16) and 9 (float32) were measured for a
+residual dynunet of 16, 32, 64, 128, 128 channels.
+"""
 _SLICES = 8
 _WINDOWS = {
     2: 32,
@@ -44,10 +46,10 @@ _ATTENTION = (nn.MultiheadAttention, SABlock, CrossAttentionBlock, WindowAttenti
 
 
 def needs_windows(network: nn.Module) -> bool:
-    """Whether a voxel's output depends on how much of the image the network is shown.
+    """Whether a voxel's output depends on how much of the image the network sees.
 
-    Instance and group norm average over what is shown, attention weighs against all of it: there a voxel's
-    output is another one in a whole slice than in a patch.
+    Instance and group norm average over the whole input, and attention compares all of it. Such a network
+    gives a voxel another output in a whole slice than in a patch.
     """
     return any(isinstance(module, (*_NORMS_BY_EXTENT, *_ATTENTION)) for module in network.modules())
 
@@ -60,19 +62,19 @@ def choose_window(
     image_shape: Sequence[int] | None = None,
     divisor: int = 16,
 ) -> tuple[int, ...] | None:
-    """The window to lead a network over an image with: the patch it was trained on, or None for whole slices
-    (or the whole volume).
+    """The size of the sliding window over an image: the training patch, or None for whole slices (or the
+    whole volume).
 
-    "auto" shows a 2-D network whole slices unless it `needs_windows`. It shows a 3-D network the whole volume
-    where that fits into memory (`whole_volume_bytes`), unless the network has attention, or norms over what
-    it sees and a patch that covers less than `WHOLE_SHARE` of the crop.
+    "auto" gives a 2-D network whole slices unless it `needs_windows`. It gives a 3-D network the whole volume
+    if that fits into memory (`whole_volume_bytes`), except if the network has attention, or has instance or
+    group norm and a patch that covers less than `WHOLE_SHARE` of the crop.
 
     Args:
         network: ready for inference.
         patch_size: (Y, X) or (Z, Y, X), voxels.
-        inference: "whole" and "windowed" leave no choice.
-        image_shape: (Z, Y, X, M) of the crop; None gives the window of a 3-D network for crops that it does
-            not see whole.
+        inference: "whole" and "windowed" are always followed.
+        image_shape: (Z, Y, X, M) of the crop; None gives the window that a 3-D network uses for crops too
+            large to see whole.
         divisor: what the sides of the network's input must be a multiple of.
     """
     window = tuple(patch_size)
@@ -88,7 +90,7 @@ def choose_window(
 
 
 def whole_volume_bytes(network: nn.Module, image_shape: Sequence[int], *, divisor: int = 16) -> int:
-    """Memory that a 3-D network takes for a whole crop (Z, Y, X, M), roughly.
+    """Approximate memory, in bytes, that a 3-D network needs for a whole crop (Z, Y, X, M).
 
     Padded voxels x bytes of a number x values of the widest layer for each voxel of the input x
     `LAYERS_ALIVE`. The widest layer is found by a pass over a cube of twice the divisor.
@@ -140,18 +142,18 @@ def window_logits(
     overlap: float = OVERLAP,
     slices_around: int = 0,
 ) -> Iterator[tuple[np.ndarray, Float[Tensor, "n k y x"]]]:
-    """Run a network over overlapping windows, which are averaged with Gaussian weights (a standard deviation
-    of an eighth of the window).
+    """Run a network over overlapping windows and average their outputs with Gaussian weights (standard
+    deviation: an eighth of the window).
 
-    An image smaller than the window is padded with air on both sides. Of a network with a margin the window
-    is what it gives, not what it is shown.
+    An image smaller than the window is padded with zeros on both sides. For a network with a margin the
+    window is the size of its output, not of its input.
 
     Args:
         network: in evaluation mode, (B, M, *window and margins) -> logits (B, K, *window), on any device,
             float32 or bfloat16.
         image: (Z, Y, X, M) float16; may be a read-only map.
-        window: (Y, X), then every slice is a picture of its own, or (Z, Y, X).
-        overlap: 0 to below 1.
+        window: (Y, X), which treats every slice as a separate image, or (Z, Y, X).
+        overlap: share of a window that the next overlaps, 0 to below 1.
         slices_around: see `stack_slices`; 0 for a window of three axes.
 
     Yields:
@@ -168,7 +170,7 @@ def window_logits(
         logits = network(windows.to(like.dtype)).float()
         if margin == 0:
             return logits
-        # MONAI wants an output as large as the input: beside it goes where it is one, to divide by.
+        # MONAI needs an output as large as the input. The second output is 1 where it is valid.
         return F.pad(logits, around), F.pad(torch.ones_like(logits[:, :1]), around)
 
     def stitch(pictures: Tensor) -> Tensor:

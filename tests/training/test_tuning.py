@@ -268,7 +268,7 @@ def test_settings_come_back_from_the_file_and_only_for_their_checkpoint(tmp_path
     assert [p.name for p in tmp_path.iterdir()] == ["tuned.yaml"]
     with pytest.raises(
         InputError,
-        match=r"tuned\.yaml: found for a checkpoint of epoch 7 that is not the run's best any more",
+        match=r"tuned\.yaml: found for a checkpoint of epoch 7 that is no longer the run's best",
     ):
         read_tuning(tmp_path, checkpoint="cd")  # trained again, to the same epoch
     for text in ("correct_priors: 0.3", "{", "- 1"):
