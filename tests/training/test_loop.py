@@ -119,7 +119,7 @@ def test_hard_examples_are_replayed_from_the_second_epoch_on(finished: Path) -> 
 @pytest.mark.usefixtures("drawn")
 def test_it_learns(bank: Path, tmp_path: Path) -> None:
     config = knobs(
-        training={"epochs": 2, "steps": 40}, optimizer={"lr": 0.01}, sampler={"kind": "balanced"},
+        training={"epochs": 2, "steps": 20}, optimizer={"lr": 0.01}, sampler={"kind": "balanced"},
         augment={"rotate_degrees": 0, "scale": (1.0, 1.0)},
     )  # fmt: skip
     result = run(tmp_path / "run", bank, config)
@@ -486,7 +486,7 @@ def test_killed_ranks_end_as_if_never_killed(bank: Path, tmp_path: Path) -> None
 
 
 def test_two_ranks_draw_what_one_draws_and_learn_the_same(bank: Path, tmp_path: Path) -> None:
-    changes = {"network": {"norm": "group"}}
+    changes: dict[str, Any] = {"network": {"norm": "group"}, "training": {"epochs": 2}}
     ranks = [start_child(*call) for call in two_ranks(tmp_path / "two", bank, changes)]
     run(tmp_path / "one", bank, knobs(**changes))
     for process in ranks:

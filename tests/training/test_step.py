@@ -187,11 +187,11 @@ def test_float16_scales_the_loss_and_skips_the_steps_that_overflow() -> None:
 
 # Ranks
 
-N_STEPS = 50
+N_STEPS = 20
 
 
 def train_in_float64(bank: Path, out: Path, runtime: Runtime, accumulate: int) -> None:
-    """50 steps of a group-norm network; the losses and this rank's draws are saved."""
+    """Steps of a group-norm network; the losses and this rank's draws are saved."""
     opened = PatchBank(bank, patch_size=(16, 16))
     sampler = make_sampler(
         "balanced",
