@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import Literal
 
@@ -149,20 +150,9 @@ def match_lesions(
     box = grown(joint_crop(reference.view(np.uint8), prediction.view(np.uint8)), reference.shape, by=margin)
     reference, prediction = reference[box], prediction[box]
     voxel_mm3 = float(np.prod(np.asarray(spacing_mm, np.float64)))
-
-    def compare(truth: Mask, answer: Mask) -> FoundLesion:
-        mm3 = float(truth.sum()) * voxel_mm3
-        dice = 2.0 * float((truth & answer).sum()) / float(truth.sum() + answer.sum())
-        if hd95 == "left_out":
-            return FoundLesion(mm3, dice)
-        near = grown(joint_crop(truth.view(np.uint8), answer.view(np.uint8)), truth.shape, by=1)
-        return FoundLesion(
-            mm3,
-            dice,
-            hd95_mm(truth[near], answer[near], spacing_mm=spacing_mm, definition=hd95),
-            mean_surface_dice(truth[near], answer[near], spacing_mm=spacing_mm, tolerances_mm=tolerances_mm),
-        )
-
+    compare = partial(
+        _compare, voxel_mm3=voxel_mm3, spacing_mm=spacing_mm, hd95=hd95, tolerances_mm=tolerances_mm
+    )
     if rule.matching == "one_to_one":
         return _one_to_one(reference, prediction, voxel_mm3=voxel_mm3, compare=compare)
     lesions = _merged_lesions(reference, rule.dilations)
@@ -183,6 +173,29 @@ def match_lesions(
         smallest_mm3=smallest_mm3,
         voxel_mm3=voxel_mm3,
         compare=compare,
+    )
+
+
+def _compare(
+    truth: Mask,
+    answer: Mask,
+    *,
+    voxel_mm3: float,
+    spacing_mm: Spacing,
+    hd95: Definition | Literal["left_out"],
+    tolerances_mm: Sequence[float],
+) -> FoundLesion:
+    """A reference lesion against what was predicted for it."""
+    mm3 = float(truth.sum()) * voxel_mm3
+    dice = 2.0 * float((truth & answer).sum()) / float(truth.sum() + answer.sum())
+    if hd95 == "left_out":
+        return FoundLesion(mm3, dice)
+    near = grown(joint_crop(truth.view(np.uint8), answer.view(np.uint8)), truth.shape, by=1)
+    return FoundLesion(
+        mm3,
+        dice,
+        hd95_mm(truth[near], answer[near], spacing_mm=spacing_mm, definition=hd95),
+        mean_surface_dice(truth[near], answer[near], spacing_mm=spacing_mm, tolerances_mm=tolerances_mm),
     )
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -251,11 +252,7 @@ def _lesion_scores(lesions: Lesions, convention: Convention) -> dict[str, Any]:
         empty, empty_hd95 = convention.one_empty, convention.one_empty_hd95_mm
     else:
         empty, empty_hd95 = convention.both_empty, convention.both_empty_hd95_mm
-
-    def mean(values: Sequence[float], *, alone: float, nothing: float) -> float:
-        n = len(values) + n_alone
-        return (sum(values) + n_alone * alone) / n if n else nothing
-
+    mean = partial(_mean_with, n_alone)
     scores: dict[str, Any] = {
         "lesion_dice": mean([one.dice for one in large], alone=convention.one_empty, nothing=empty),
         "lesion_hd95_mm": mean(
@@ -275,10 +272,16 @@ def _lesion_scores(lesions: Lesions, convention: Convention) -> dict[str, Any]:
     for column, (low, high) in _VOLUMES_MM3.items():
         n_found = sum(low <= one.mm3 < high for one in lesions.found)
         n = n_found + sum(low <= mm3 < high for mm3 in lesions.missed_mm3)
-        scores[column] = n_found / n if n else NAN
+        scores[column] = _ratio(n_found, n)
     if rule.large_mm3:
         scores |= _small_lesions(lesions, rule)
     return scores
+
+
+def _mean_with(n_alone: int, values: Sequence[float], *, alone: float, nothing: float) -> float:
+    """The mean of some values and `n_alone` times the value of a lesion alone; `nothing` where none is."""
+    n = len(values) + n_alone
+    return (sum(values) + n_alone * alone) / n if n else nothing
 
 
 def _small_lesions(lesions: Lesions, rule: LesionRule) -> dict[str, float]:
@@ -293,14 +296,15 @@ def _small_lesions(lesions: Lesions, rule: LesionRule) -> dict[str, float]:
 
 
 def _detection(n_found: int, n_missed: int, n_false: int, *, prefix: str) -> dict[str, float]:
-    def ratio(n: int, of: int) -> float:
-        return n / of if of else NAN
-
     return {
-        f"{prefix}_f1": ratio(2 * n_found, 2 * n_found + n_missed + n_false),
-        f"{prefix}_sensitivity": ratio(n_found, n_found + n_missed),
-        f"{prefix}_precision": ratio(n_found, n_found + n_false),
+        f"{prefix}_f1": _ratio(2 * n_found, 2 * n_found + n_missed + n_false),
+        f"{prefix}_sensitivity": _ratio(n_found, n_found + n_missed),
+        f"{prefix}_precision": _ratio(n_found, n_found + n_false),
     }
+
+
+def _ratio(n: int, of: int) -> float:
+    return n / of if of else NAN
 
 
 CONVENTION = "brats2013"
