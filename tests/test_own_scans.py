@@ -542,7 +542,7 @@ def test_weights_that_have_seen_held_out_cases_are_warned_of(
         )
     (said,) = [record.message for record in caplog.records if "held-out" in record.message]
     n = len(folds[1])
-    assert f"has seen {n} of the {n} held-out cases ({folds[1][0]}" in said
+    assert f"was trained or chosen on {n} of the {n} held-out cases ({folds[1][0]}" in said
     assert "their scores will be too high; give a run of the same fold" in said
 
 

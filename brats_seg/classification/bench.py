@@ -1,5 +1,5 @@
-"""The images of a study -> what is trained on, looked at and scored; and whether they are what the settings
-ask for.
+"""The images of a study -> the parts for training, validation and scores; and the check that the images fit
+the settings.
 """
 
 import hashlib
@@ -28,7 +28,9 @@ from brats_seg.core.shapes import Ids
 from brats_seg.imbalance.distributions import choose_examples
 
 GRID_SECTIONS = ("distributions", "repeats", "methods", "search", "published")
-"""Sections that say which networks there are; the rest is the same for all networks of a store."""
+"""Sections that determine which networks exist. The other sections are the same for all networks of a
+store.
+"""
 
 LATER: dict[str, dict[str, Any]] = {
     "augment": {
@@ -41,13 +43,13 @@ LATER: dict[str, dict[str, Any]] = {
     "network": {"output_weights": "scaled"},
     "record": {"auc_resamples": 200},
 }
-"""Knobs that were added after the first studies were stored, and their defaults, by section. A new knob gets
-its line here.
+"""Knobs that were added after the first studies were stored, with their defaults, by section. Add a line here
+for each new knob.
 """
 
 
 class Purpose(IntEnum):
-    """What a seed is for."""
+    """The purpose of a seed."""
 
     SET = 0
     HELD_OUT = 1
@@ -55,10 +57,9 @@ class Purpose(IntEnum):
 
 
 def recorded(name: str, section: Any) -> Any:
-    """A section of the settings as plain values, without the knobs that came later (`LATER`) and are at their
-    defaults.
+    """A section of the settings as plain values, without later knobs (`LATER`) that have their defaults.
 
-    Two versions of the program so give one study one identity, and its cells the digests that its store has.
+    Therefore a study keeps its identity and the digests of its cells in a newer version of the program.
     """
     if not isinstance(section, dict):
         return section
@@ -69,8 +70,8 @@ def recorded(name: str, section: Any) -> Any:
 
 
 def shared_settings(settings: StudySettings) -> dict[str, Any]:
-    """What all networks of a store have in common, as plain values. Where the images lie and how many
-    networks are trained together is no part of it.
+    """The values that all networks of a store share, as plain values. The folder of the images and the number
+    of networks that are trained together are not included.
     """
     tree = {name: recorded(name, section) for name, section in settings.model_dump(mode="json").items()}
     shared = {name: value for name, value in tree.items() if name not in (*GRID_SECTIONS, "images", "stack")}
@@ -81,12 +82,12 @@ def shared_settings(settings: StudySettings) -> dict[str, Any]:
 
 
 def config_digest(settings: StudySettings) -> str:
-    """Twelve hexadecimal digits that stand for what all networks of a study share."""
+    """Twelve hexadecimal digits of a hash of the values that all networks of a study share."""
     return hashlib.sha256(json.dumps(shared_settings(settings), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def study_seed(settings: StudySettings, purpose: Purpose, *numbers: int) -> int:
-    """A seed that follows from the study's, what it is for, and numbers."""
+    """A seed computed from the seed of the study, its purpose and numbers."""
     words = np.random.SeedSequence([settings.training.seed, purpose, *numbers]).generate_state(2)
     return int(words[0]) << 31 ^ int(words[1])
 
@@ -96,12 +97,12 @@ DATA_VARIABLE = "BRATS_SEG_DATA"
 
 @dataclass(frozen=True)
 class Bench:
-    """The images of a study, open.
+    """The opened images of a study.
 
     Attributes:
-        available: training images that a distribution may take.
-        parts: what is scored, by name; "test" first.
-        validation: what is looked at while training; None for nothing.
+        available: training images from which a distribution draws.
+        parts: the scored images by name; "test" is first.
+        validation: the validation images; None for no validation.
     """
 
     available: ImageSource
@@ -110,10 +111,11 @@ class Bench:
 
 
 def image_folder(images: Images, folder: Path | None) -> Path:
-    """Where the images lie: as given, as the settings have it, or under BRATS_SEG_DATA.
+    """The folder of the images: the given folder, the folder in the settings, or a folder under
+    BRATS_SEG_DATA.
 
     Raises:
-        UsageError: none of the three.
+        UsageError: none of the three folders is given.
     """
     if folder is not None:
         return folder
@@ -122,27 +124,27 @@ def image_folder(images: Images, folder: Path | None) -> Path:
     root = os.environ.get(DATA_VARIABLE)
     if root is None:
         raise UsageError(
-            f"images.folder: not given; say --images PATH, or let {DATA_VARIABLE} name a folder with "
+            f"images.folder: not given; give --images PATH, or set {DATA_VARIABLE} to a folder with "
             f"{images.name}/ in it"
         )
     return Path(root) / images.name
 
 
 def open_images(images: Images, folder: Path, *, cache: Path | None) -> Splits:
-    """Read an image set as the settings have it; see `load_images`."""
+    """Read the image set of the settings; see `load_images`."""
     return load_images(
         images.name, folder, classes=images.classes, preprocessing=images.preprocessing, cache=cache
     )
 
 
 def open_bench(settings: StudySettings, splits: Splits, *, runtime: Runtime, decoders: int = 1) -> Bench:
-    """Put the images of a study on the device and part them.
+    """Move the images of a study to the device and split them into parts.
 
     Args:
-        settings: of the study, which `check_study` has let through.
-        splits: its images.
-        runtime: where batches are wanted.
-        decoders: threads that decode the images of a folder.
+        settings: settings of the study, already checked by `check_study`.
+        splits: images of the study.
+        runtime: device of the batches.
+        decoders: number of threads that decode the images of a folder.
     """
     make = partial(ImageSource, device=runtime.device, threads=decoders)
     knobs = settings.validation
@@ -167,9 +169,10 @@ def open_bench(settings: StudySettings, splits: Splits, *, runtime: Runtime, dec
 def part_training(
     settings: StudySettings, train: ImageSet
 ) -> tuple[Int64[np.ndarray, " h"], Int64[np.ndarray, " v"], Int64[np.ndarray, " l"]]:
-    """The training images that are held out, those that validate, and those that a distribution may take.
+    """The ids of three groups of training images: held-out images, validation images, and images from which a
+    distribution draws.
 
-    Where patients are known, the images of a patient are in one of the three; the others are left out.
+    If patients are known, all images of a patient are in the same group or are left out.
     """
     knobs, n_classes = settings.validation, len(train.class_names)
     seed = study_seed(settings, Purpose.HELD_OUT)
@@ -186,8 +189,8 @@ def part_training(
 
 
 def scored_parts(settings: StudySettings) -> tuple[str, ...]:
-    """Names of the image sets that every network is scored on: the test set, what was held out, and of halves
-    both.
+    """Names of the image sets on which every network is scored: the test set, the held-out images, and both
+    halves of a divided test set.
     """
     knobs = settings.validation
     return (
@@ -198,12 +201,12 @@ def scored_parts(settings: StudySettings) -> tuple[str, ...]:
 
 
 def check_study(settings: StudySettings, splits: Splits) -> None:
-    """See that the images are what the settings ask for: before days of training, not in the middle of them.
+    """Check before the training that the images fit the settings.
 
     Raises:
-        InputError: a class without a training image, or all test images of one class.
-        UsageError: more images to keep out of training than a class has, no validation images of its own,
-            classes that are not there, or a network that cannot take such images.
+        InputError: a class has no training image, or all test images have the same class.
+        UsageError: more images must be kept out of the training than a class has, the set has no validation
+            images, a class does not exist, or the network does not accept such images.
     """
     knobs, train = settings.validation, splits.train
     n_classes = len(train.class_names)
@@ -215,28 +218,27 @@ def check_study(settings: StudySettings, splits: Splits) -> None:
         )
     if (splits.test.counts > 0).sum() < min(2, n_classes):
         raise InputError(
-            f"{splits.test.name}: its images are all of one class; a test needs two classes or more"
+            f"{splits.test.name}: all its images have the same class; a test needs two classes or more"
         )
     refuse(
         (
             knobs.held_out + knobs.per_class >= train.counts.min(),
-            f"validation.held_out {knobs.held_out} and per_class {knobs.per_class}: fewer together than the "
-            f"{train.counts.min()} training "
+            f"validation.held_out {knobs.held_out} and per_class {knobs.per_class}: their sum must be below "
+            f"the {train.counts.min()} training "
             "images of the rarest class",
         ),
         (
             knobs.images == "own" and splits.validation is None,
-            f"validation.images 'own': {train.name} comes without validation images; take train, half or "
-            "held_out",
+            f"validation.images 'own': {train.name} has no validation images; use train, half or held_out",
         ),
         (
             knobs.images == "half" and splits.test.patients is not None,
-            f"validation.images 'half': would part the images of a patient of {splits.test.name}; take "
+            f"validation.images 'half': would separate the images of a patient of {splits.test.name}; use "
             "another part",
         ),
         (
             knobs.of is not None and knobs.of not in train.class_names,
-            f"validation.of '{knobs.of}': no such class; the classes are {', '.join(train.class_names)}",
+            f"validation.of '{knobs.of}': is not a class; the classes are {', '.join(train.class_names)}",
         ),
     )
     if settings.decisions.costs is not None:

@@ -1,4 +1,4 @@
-"""Committees that look at their own errors: weights of boosting, and labels made anew by their costs."""
+"""Committees that use their own errors: the weights of boosting, and new labels by expected costs."""
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
@@ -17,14 +17,14 @@ def boosting_round(known: Probabilities, labels: Labels, weights: Weights) -> tu
     Seiffert et al. 2010, section 3, and SMOTEBoost, Chawla et al. 2003, section 3).
 
     With p the probability of the image's own class and q the mean of the others, the pseudo-loss is half the
-    weighted mean of 1 - p + q, and a = loss / (1 - loss). A weight is multiplied by a^((1 + p - q) / 2): an
-    image that is known loses weight. The vote is log(1 / a), and next to nothing for a network that is no
-    better than chance.
+    weighted mean of 1 - p + q, and a = loss / (1 - loss). A weight is multiplied by a^((1 + p - q) / 2), so
+    an image that the network classifies well loses weight. The vote is log(1 / a). It is almost 0 for a
+    network that is not better than chance.
 
     Args:
         known: class probabilities of the training images.
-        labels: class of each.
-        weights: of this round.
+        labels: class of each training image.
+        weights: weights of this round.
     """
     own = known[np.arange(len(known)), labels]
     other = (1 - own) / (known.shape[1] - 1)
@@ -42,7 +42,7 @@ def drawn_by_weight(
     seed: int,
     again: bool = False,
 ) -> Ids:
-    """Positions of `goal` images of each class, drawn by their weights; with `again` an image may come
+    """Positions of `goal` images of each class, drawn by their weights. With `again` an image can be drawn
     several times.
     """
     generator = np.random.default_rng(seed)
@@ -63,20 +63,20 @@ def grow_hard(
     n_hard: int,
     seed: int,
 ) -> tuple[Float32[np.ndarray, "m features"], Int64[np.ndarray, " m"], Float64[np.ndarray, " m"]]:
-    """The images and new ones, made from the hard images of every class (DataBoost-IM, Guo and Viktor 2004);
-    class and weight of each.
+    """The images and new images made from the hard images of every class (DataBoost-IM, Guo and Viktor 2004),
+    with class and weight of each image.
 
-    The hard images are the `n_hard` of the largest weight. They are used in turn, until each class with a
-    hard image has as many images as the largest class and the most hard images of a class together. A new
-    image lies between a hard image and a random image of its class, nearer to the hard one. The new images
-    of a hard image share its weight, and the hard image keeps its own.
+    The hard images are the `n_hard` images with the largest weights. They are used in turn. The goal of each
+    class with a hard image is the size of the largest class plus the largest number of hard images in a
+    class. A new image lies between a hard image and a random image of its class, nearer to the hard image.
+    The new images of a hard image share its weight, and the hard image keeps its own weight.
 
     Args:
         images: values of the training images.
-        labels: class of each.
-        weights: of this round.
-        n_hard: how many images are hard; with 0 nothing is made.
-        seed: of the draws.
+        labels: class of each training image.
+        weights: weights of this round.
+        n_hard: number of hard images; with 0 there are no new images.
+        seed: seed of the draws.
     """
     generator, counts = np.random.default_rng(seed), np.bincount(labels)
     hard = np.argsort(-weights, kind="stable")[:n_hard]
@@ -100,24 +100,25 @@ def grow_hard(
 
 
 def cheapest_labels(known: Probabilities, *, counts: Counts) -> Labels:
-    """The class of least expected cost (MetaCost, Domingos 1999, section 3), where missing an image of a
-    class costs the inverse of the images that the class has. A class without images is never said.
+    """The class of the lowest expected cost (MetaCost, Domingos 1999, section 3). The cost of a missed image
+    is 1 divided by the number of images of its class. A class without images is never chosen.
     """
     gain = np.divide(known, counts, out=np.zeros_like(known), where=counts > 0)
     return gain.argmax(1).astype(np.int64)
 
 
 def decontaminated(images: np.ndarray, labels: Labels, *, neighbors: int) -> tuple[Ids, Labels]:
-    """Generalized editing (Koplowitz and Brown 1981) of all classes but the rarest: which images stay, and
-    the class of each.
+    """Generalized editing (Koplowitz and Brown 1981) of all classes except the rarest: the images that are
+    kept, and the class of each.
 
-    An image takes the class of most of its neighbors (over half of them); an image whose neighbors have no
-    such class is left out. Images of the rarest classes stay as they are: their neighbors are common ones.
+    An image gets the class of more than half of its neighbors. If no class has more than half of the
+    neighbors, the image is left out. Images of the rarest classes are not changed, because most of their
+    neighbors have common classes.
 
     Args:
         images: (n, features).
-        labels: class of each.
-        neighbors: how many are looked at.
+        labels: class of each image.
+        neighbors: number of neighbors.
     """
     n_classes = int(labels.max()) + 1
     index = NearestNeighbors(n_neighbors=min(neighbors, len(images) - 1)).fit(images)

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 batches, binary and python -> arrays. Any number of rows a file."""
+"""CIFAR-10 and CIFAR-100 batches, binary and python -> arrays. A file may have any number of rows."""
 
 import codecs
 import io
@@ -25,13 +25,14 @@ _PIXELS = _CHANNELS * _SIDE * _SIDE
 
 @dataclass(frozen=True)
 class Cifar:
-    """How one of the two sets is written.
+    """The file format of one of the two sets.
 
     Attributes:
-        name: in messages.
-        n_classes: labels are 0 to n_classes - 1.
-        labels: bytes before the pixels of a binary row. CIFAR-100 has two, and the second is the class.
-        key: of the labels in a pickled batch.
+        name: name in messages.
+        n_classes: number of classes; labels are 0 to n_classes - 1.
+        labels: number of label bytes before the pixels of a binary row. CIFAR-100 has two, and the second is
+            the class.
+        key: key of the labels in a pickled batch.
     """
 
     name: str
@@ -48,7 +49,7 @@ def read_binary_batch(path: Path, *, kind: Cifar = CIFAR10) -> Rows:
     """Read one `.bin` file: rows of 1 label (CIFAR-100: 2) and 3,072 pixels, channel by channel.
 
     Raises:
-        InputError: a row is cut short, or a label is none of the classes.
+        InputError: a row is incomplete, or a label is not a class.
     """
     content = np.frombuffer(read_bytes(path, limit=MOST_BYTES), np.uint8)
     n_bytes = kind.labels + _PIXELS
@@ -66,7 +67,7 @@ def read_python_batch(path: Path, *, kind: Cifar = CIFAR10) -> Rows:
     n whole numbers.
 
     Raises:
-        InputError: it names a class that is not NumPy's array builder, or holds something else.
+        InputError: the file names a class other than NumPy's array builders, or has other content.
     """
     content, key = _unpickle(path), kind.key.decode()
     try:
@@ -79,11 +80,11 @@ def read_python_batch(path: Path, *, kind: Cifar = CIFAR10) -> Rows:
         or data.ndim != 2
         or data.shape[1] != _PIXELS
     ):
-        raise InputError(f"{path}: 'data' is no uint8 array of rows of {_PIXELS} pixels; download it again")
+        raise InputError(f"{path}: 'data' is not uint8 in rows of {_PIXELS} pixels; download it again")
     if not isinstance(labels, list) or not all(
         isinstance(label, int) and abs(label) < 1 << 31 for label in labels
     ):
-        raise InputError(f"{path}: '{key}' is no list of whole numbers; download it again")
+        raise InputError(f"{path}: '{key}' is not a list of whole numbers; download it again")
     if len(labels) != len(data):
         raise InputError(f"{path}: {len(data)} images and {len(labels)} labels; every image has one")
     return _rows(data, np.array(labels, np.int64), path=path, kind=kind)
@@ -93,7 +94,7 @@ def read_fine_names(path: Path) -> tuple[str, ...]:
     """Class names of CIFAR-100: the lines of `fine_label_names.txt`, or those in the pickled file `meta`.
 
     Raises:
-        InputError: not 100 names.
+        InputError: the file does not have 100 names.
     """
     if path.suffix == ".txt":
         names: Any = read_text(path).split()
@@ -119,22 +120,22 @@ def _rows(
 
 
 class _Kind:
-    """A number type in a pickle: what NumPy pickles `dtype` as."""
+    """A number type in a pickle. It replaces NumPy's `dtype`."""
 
     def __init__(self, name: Any, align: Any = False, copy: Any = True) -> None:
         self.name = name.decode("latin1") if isinstance(name, bytes) else str(name)
 
     def __setstate__(self, state: Any) -> None:
-        """Byte order and fields, which an array of bytes has none of."""
+        """Ignore byte order and fields: an array of bytes has neither."""
 
 
 class _Array:
-    """An array in a pickle: what NumPy pickles `ndarray` as."""
+    """An array in a pickle. It replaces NumPy's `ndarray`."""
 
     values = np.zeros(0, np.uint8)
 
     def __setstate__(self, state: tuple[Any, Any, Any, Any, Any]) -> None:
-        """Take (version, shape, number type, whether in Fortran order, bytes)."""
+        """Read (version, shape, number type, whether in Fortran order, bytes)."""
         _, shape, kind, is_fortran, raw = state
         self.values = _bytes_as_array(raw, kind, shape, "F" if is_fortran else "C")
 
@@ -154,7 +155,7 @@ def _from_buffer(raw: Any, kind: Any, shape: Any, order: Any) -> _Array:
 
 
 def _bytes_as_array(raw: Any, kind: Any, shape: Any, order: Any) -> np.ndarray:
-    """The array, empty where it is of other numbers than bytes."""
+    """The array; an empty array if its numbers are not bytes."""
     if (
         not isinstance(kind, _Kind)
         or kind.name not in ("u1", "|u1")
@@ -165,14 +166,14 @@ def _bytes_as_array(raw: Any, kind: Any, shape: Any, order: Any) -> np.ndarray:
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
-    """How a Python 3 pickle of protocol 2 makes bytes."""
+    """The function with which a Python 3 pickle of protocol 2 creates bytes."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes encoded as {encoding!r}")
     return codecs.encode(text, "latin1")
 
 
-# What an array is pickled as, by NumPy 1 and 2 and every protocol. A pickle can call whatever it can name: it
-# is given these stand-ins.
+# The names with which NumPy 1 and 2 pickle an array, in every protocol. A pickle can call any function that
+# it can name. Therefore it gets these replacements.
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): None,
     ("numpy", "dtype"): _Kind,
@@ -185,23 +186,26 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 _REFUSED_OPCODES = frozenset(
     {"EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "PERSID", "BINPERSID", "NEXT_BUFFER"}
 )
-_MOST_TUPLES = 200  # a batch has 10; a thousand within each other end the process when they are hashed
+_MOST_TUPLES = 200  # a batch has 10; hashing a thousand nested tuples would crash the process
 
 
 class _Unpickler(pickle.Unpickler):
     """Plain types and arrays of bytes."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a name in the pickle."""
+        """The replacement of a name in the pickle."""
         if (module, name) not in _ALLOWED:
             raise InputError(
-                f"names {module}.{name}; a CIFAR batch names NumPy's array builders alone: it was not read"
+                f"names {module}.{name}; a CIFAR batch names only NumPy's array builders, so the file was "
+                "not read"
             )
         return _ALLOWED[module, name]
 
 
 def _check_opcodes(content: bytes) -> None:
-    """Raise `pickle.UnpicklingError` before anything is built: nine bytes can ask for a table of 6 GB."""
+    """Raise `pickle.UnpicklingError` before any object is created, because nine bytes can request a table of
+    6 GB.
+    """
     n_tuples = 0
     for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         n_tuples += "TUPLE" in opcode.name
@@ -217,7 +221,7 @@ def _unpickle(path: Path) -> Any:
         tree = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except Exception as error:  # a damaged pickle can fail in any way its instructions can
+    except Exception as error:  # a damaged pickle can raise any exception
         said = printable(" ".join(str(error).split()) or type(error).__name__, limit=150)
         raise InputError(f"{path}: not a pickled CIFAR batch: {said}") from None
     if not isinstance(tree, dict):

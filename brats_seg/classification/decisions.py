@@ -1,4 +1,4 @@
-"""From class probabilities to a decision: priors divided out, thresholds tuned, costs weighed."""
+"""From class probabilities to a decision: division by a prior, tuned thresholds, or costs."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -21,23 +21,23 @@ def divide_by_prior(probabilities: Probabilities, prior: Shares) -> Probabilitie
     """Thresholding (Buda et al. 2018, section 2.2): the output of class i divided by its share |i| / sum |k|.
     Not renormalized.
 
-    Each column is multiplied by one number, so that the ROC curve of each class stays what it was. A class
-    without images keeps its output.
+    Each column is multiplied by one number, so the ROC curve of each class does not change. A class without
+    images keeps its output.
     """
     return probabilities / np.where(prior > 0, prior, 1.0)
 
 
 def weigh_costs(probabilities: Probabilities, costs: Float[np.ndarray, "truth said"]) -> Probabilities:
-    """Minus the expected cost of each decision (Elkan 2001, equation 1): `costs[i, j]` is that of saying j
-    where it is i.
+    """The negative expected cost of each decision (Elkan 2001, equation 1). `costs[i, j]` is the cost of
+    deciding class j if the true class is i.
 
     Raises:
-        UsageError: a matrix of another size than the classes.
+        UsageError: the size of the matrix does not fit the number of classes.
     """
     n_classes = probabilities.shape[1]
     if costs.shape != (n_classes, n_classes):
         raise UsageError(
-            f"decisions.costs: {costs.shape[0]} x {costs.shape[1]} numbers; {n_classes} classes take "
+            f"decisions.costs: {costs.shape[0]} x {costs.shape[1]} numbers; {n_classes} classes need "
             f"{n_classes} x {n_classes}"
         )
     return -(probabilities @ costs)
@@ -46,10 +46,11 @@ def weigh_costs(probabilities: Probabilities, costs: Float[np.ndarray, "truth sa
 def tune_factors(
     probabilities: Probabilities, labels: Int64[np.ndarray, " n"], *, score: Tuned
 ) -> Float64[np.ndarray, " k"]:
-    """A factor for each class under which the largest output gives the best score on these images.
+    """A factor for each class, chosen so that the class of the largest output gives the best score on these
+    images.
 
-    Coordinate ascent over 81 factors from e^-8 to e^8, three rounds, from factors of 1: a class's factor
-    moves only where the score rises.
+    The search is coordinate ascent over 81 factors from e^-8 to e^8, in three rounds, starting from factors
+    of 1. The factor of a class changes only if the score rises.
     """
     factors = np.ones(probabilities.shape[1])
     best = SCORES[score](labels, probabilities.argmax(1), len(factors))
@@ -65,7 +66,7 @@ def tune_factors(
 def _move(
     factors: np.ndarray, k: int, *, best: float, probabilities: np.ndarray, labels: np.ndarray, score: Tuned
 ) -> float:
-    """Give class `k` its best factor, in place; gives the score then."""
+    """Set the best factor of class `k`, in place. Return the score."""
     weighted = probabilities * factors
     weighted[:, k] = -np.inf
     rival, rival_value = weighted.argmax(1), weighted.max(1)

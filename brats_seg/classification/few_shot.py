@@ -1,4 +1,4 @@
-"""Learning from a few images of a class: episodes of unseen classes, the accuracy of each way to learn."""
+"""Learning from a few images of a class: episodes of unseen classes, and the accuracy of each method."""
 
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -31,15 +31,16 @@ from brats_seg.models.few_shot import (
 )
 
 HEAD_STEPS, HEAD_RATE = 100, 0.01
-"""Steps and rate of fine-tuning the output layer on the shown images."""
+"""Steps and learning rate for fine-tuning the output layer on the shown images."""
 _AT_ONCE = 20
 _SMALLEST = 16
-"""Pixels of a side that four poolings leave something of."""
+"""Smallest side of an image in pixels for four poolings."""
 
 
 class Episodes(NamedTuple):
-    """Images of unseen classes by their place: classes (episodes, ways), shown images (episodes, ways, shots)
-    among the training images, queries (episodes, ways, queries) among the test images.
+    """Episodes of unseen classes: numbers of the classes (episodes, ways), of the shown images among the
+    training images (episodes, ways, shots), and of the queries among the test images (episodes, ways,
+    queries).
     """
 
     classes: Int64[np.ndarray, "e w"]
@@ -48,20 +49,21 @@ class Episodes(NamedTuple):
 
 
 def seen_and_unseen(settings: FewShotSettings, splits: Splits) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the classes that are trained on and of those that are not.
+    """Names of the seen classes (used for training) and of the unseen classes.
 
     Raises:
-        UsageError: a pattern that no class has, or fewer classes of one kind than an episode has ways.
+        UsageError: no class fits a pattern, or there are fewer seen or unseen classes than an episode has
+            ways.
     """
     names = splits.train.class_names
     for pattern in settings.unseen:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise UsageError(f"unseen '{pattern}': no such class; the classes are {', '.join(names[:12])}")
+            raise UsageError(f"unseen '{pattern}': is not a class; the classes are {', '.join(names[:12])}")
     unseen = tuple(n for n in names if any(fnmatchcase(n, pattern) for pattern in settings.unseen))
     seen = tuple(name for name in names if name not in unseen)
     for kind, some in (("unseen", unseen), ("seen", seen)):
         if len(some) < settings.ways:
-            raise UsageError(f"ways {settings.ways}: there are {len(some)} {kind} classes; take fewer ways")
+            raise UsageError(f"ways {settings.ways}: there are {len(some)} {kind} classes; use fewer ways")
     return seen, unseen
 
 
@@ -75,20 +77,20 @@ def check_few_shot(settings: FewShotSettings, splits: Splits) -> None:
     check_episode(unseen.test.counts, unseen.test.class_names, ways=ways, examples=settings.queries)
     if min(splits.train.image_size) < _SMALLEST:
         shown = " x ".join(map(str, splits.train.image_size))
-        raise UsageError(f"images of {shown}: four poolings need {_SMALLEST} pixels a side")
+        raise UsageError(f"images of {shown}: four poolings need sides of {_SMALLEST} pixels or more")
     each = shots + settings.train_queries
     check_episode(seen.train.counts, seen.train.class_names, ways=ways, examples=each)
 
 
 @dataclass(frozen=True)
 class FewShot:
-    """What a way to learn has to work with.
+    """The data and settings of a few-shot method.
 
     Attributes:
-        settings: of the study.
+        settings: settings of the study.
         splits: all images.
-        shots: shown images of each class.
-        seed: of weights, draws and episodes.
+        shots: number of shown images of each class.
+        seed: seed of weights, draws and episodes.
         runtime: device and precision.
     """
 
@@ -112,7 +114,7 @@ class FewShot:
             torch.from_numpy(self._features(embedding, self._source(unseen, part)))
             for part in ("train", "test")
         ]
-        network.cpu()  # where the features are; a memory has weights that score them
+        network.cpu()  # the features are there, and a memory network scores them with its weights
         episodes = draw_episodes(unseen, self.settings, shots=self.shots, seed=self.seed)
         right: list[float] = []
         for start in range(0, len(episodes.classes), _AT_ONCE):
@@ -140,7 +142,7 @@ class FewShot:
         return make_embedding(images.shape[3], width=self.settings.width)
 
     def _episodic(self, method: str, train: ImageSource) -> EpisodeNetwork:
-        """A network trained on episodes of seen classes, as many shots as it will be shown."""
+        """A network trained on episodes of seen classes, with the same number of shots as in the test."""
         knobs = self.settings
         sizes = {"ways": knobs.ways, "shots": self.shots, "queries": knobs.train_queries}
         with torch.random.fork_rng():
@@ -162,7 +164,7 @@ class FewShot:
         return network
 
     def _classifier(self, train: ImageSource, *, sampler: str = "random") -> nn.Sequential:
-        """A network that tells the classes of a pool apart: an embedding and an output layer."""
+        """A classifier for the classes of a pool: an embedding and an output layer."""
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             n = n_features(train.shape[1:3], width=self.settings.width)
@@ -174,7 +176,7 @@ class FewShot:
 
     def _oversampled(self, draw: int) -> float:
         """Accuracy on all test images of some unseen classes, among these classes. The network was trained on
-        all images of the seen classes and on the shown images of these, oversampled.
+        all images of the seen classes and on the shown images of the unseen classes, with oversampling.
         """
         names, train = self.splits.train.class_names, self.splits.train
         seen, unseen = seen_and_unseen(self.settings, self.splits)
@@ -200,7 +202,7 @@ class FewShot:
 def draw_episodes(
     unseen: Splits, settings: FewShotSettings, *, shots: int, seed: int, first: int = 0, n: int | None = None
 ) -> Episodes:
-    """Episodes of unseen classes, numbers `first` to `first` + n: those of two methods are the same."""
+    """Episodes of unseen classes, with numbers `first` to `first` + n. All methods get the same episodes."""
     parts = [unseen.train, unseen.test]
     of_class = [[np.flatnonzero(part.labels == k) for k in range(len(part.class_names))] for part in parts]
     episodes: list[list[np.ndarray]] = []
@@ -216,8 +218,9 @@ def draw_episodes(
 
 
 def fine_tuned(support: Tensor, queries: Tensor) -> Tensor:
-    """Scores (episodes, queries, ways) of output layers, one an episode, trained on the features of the shown
-    images (episodes, ways, shots, features); the features stay as they are (Chen et al. 2019).
+    """Scores (episodes, queries, ways) of output layers, one for each episode. They are trained on the
+    features of the shown images (episodes, ways, shots, features). The features are not changed (Chen et al.
+    2019).
     """
     n, ways, shots, width = support.shape
     weights = torch.zeros(n, ways, width, requires_grad=True)

@@ -1,4 +1,4 @@
-"""One network on one imbalanced set: which images it is shown, and what is kept of its training."""
+"""Train one network on one imbalanced set, and record its training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -31,20 +31,21 @@ from brats_seg.training.phases import NATURAL, Method
 from brats_seg.training.steps import Examples, Losses, Training, alone
 
 _NEVER = -1e4
-"""Logit of a class that is never said."""
+"""Logit of a class that is never predicted."""
 CurvePoint = dict[str, float]
 Curve = Callable[[nn.Module], CurvePoint]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Looks:
-    """How a network in training is looked at; `validation` of the config says when it is scored.
+    """The scores and curves of a network in training. `validation` of the config determines when it is
+    scored.
 
     Attributes:
-        score: its validation score; None where nothing validates.
+        score: function for the validation score; None without validation.
         keep: which weights are kept at the end.
-        curve: a point of the learning curve.
-        curve_every: steps between two points; 0 for no curve.
+        curve: function for a point of the learning curve.
+        curve_every: number of steps between two points; 0 for no curve.
     """
 
     score: Scorer | None = None
@@ -55,19 +56,19 @@ class Looks:
 
 @dataclass(kw_only=True)
 class Fitted(Record):
-    """A trained network, and its training.
+    """A trained network and the record of its training.
 
     Attributes:
-        network: in evaluation mode.
-        looks: how it was looked at.
-        seen: images of each class that entered the loss.
-        prior: what it was trained under (draws x weights); None after a loss that has none.
-        iterations: done; fewer than the budget where it stopped early.
-        loss: mean over the last iterations, 100 at most; None where it was not finite.
-        validation: score on the validation images of the weights that were kept; None without such images, or
-            where the loss or the weights stopped being numbers (`has_failed`).
-        curve: points by iteration.
-        vote: its weight in a committee.
+        network: the network, in evaluation mode.
+        looks: its scores and curves in training.
+        seen: number of images of each class in the loss.
+        prior: the training prior (draws x weights); None for a loss without a prior.
+        iterations: number of iterations; below the budget after early stopping.
+        loss: mean over the last 100 iterations at most; None if the loss was not finite.
+        validation: score of the kept weights on the validation images; None without validation images, or if
+            the loss or the weights became NaN or infinite (`has_failed`).
+        curve: points of the learning curve by iteration.
+        vote: weight of the network in a committee.
     """
 
     network: nn.Module
@@ -83,12 +84,12 @@ class Fitted(Record):
     _kept: dict[str, Any] | None = field(default=None, init=False)
 
     def take_losses(self, losses: Losses) -> None:
-        """Note the mean; a mean that is no number ends the training."""
+        """Record the mean loss. A mean that is not finite ends the training."""
         mean = float(torch.tensor([value for _, _, value in losses], dtype=torch.float64).mean())
         self.loss, self.has_failed = (mean, False) if np.isfinite(mean) else (None, True)
 
     def end_epoch(self, loop: Loop, epoch: int, scores: Mapping[str, float] | None) -> None:
-        """Note a point of the curve and the score, and keep the best weights where they are asked for."""
+        """Record a point of the curve and the score. Keep the best weights if the settings ask for this."""
         done, looks = epoch - loop.phase.first_epoch + 1, self.looks
         if looks.curve is not None and looks.curve_every and done % looks.curve_every == 0:
             self.curve.append({"iteration": done, **looks.curve(loop.steps.learner.evaluated())})
@@ -98,7 +99,7 @@ class Fitted(Record):
                 self._kept = deepcopy(self.network.state_dict())
 
     def training(self, loop: Loop) -> Training["Fitted"]:
-        """Run the loop of one phase to its end, and take the weights that are asked for."""
+        """Run the loop of one phase to its end, and load the weights to keep."""
         yield from loop.training(StopRequest())
         if loop.steps.unchecked:
             self.take_losses(loop.steps.losses())
@@ -118,13 +119,14 @@ class Fitted(Record):
 
 
 def build_network(settings: StudySettings, images: ImageSet, *, seed: int, runtime: Runtime) -> nn.Module:
-    """The study's network, freshly initialized from the seed, on the device.
+    """The network of the study, initialized from the seed, on the device.
 
     Raises:
-        UsageError: `network.output_weights` "zero" where a ReLU follows the last layer: it would never learn.
+        UsageError: `network.output_weights` is "zero" and a ReLU follows the last layer. Such a layer would
+            never learn.
     """
     n_channels, n_classes = images.n_channels, len(images.class_names)
-    with torch.random.fork_rng(devices=[]):  # all GPUs by default, with a warning where there are several
+    with torch.random.fork_rng(devices=[]):  # by default all GPUs, with a warning if there are several
         torch.manual_seed(seed)
         network = make_classic(
             settings.network.name, n_channels=n_channels, n_classes=n_classes, image_size=images.image_size
@@ -133,8 +135,8 @@ def build_network(settings: StudySettings, images: ImageSet, *, seed: int, runti
         last = output_layers(settings.network.name, network)[-1]
         if not isinstance(last, nn.Linear):
             raise UsageError(
-                f"network.output_weights 'zero': the last layer of '{settings.network.name}' has a ReLU "
-                "behind it; take 'scaled'"
+                f"network.output_weights 'zero': the last layer of '{settings.network.name}' is followed "
+                "by a ReLU; use 'scaled'"
             )
         nn.init.zeros_(last.weight)
     return runtime.place(network)
@@ -149,7 +151,7 @@ def fit(
     runtime: Runtime,
     looks: Looks,
 ) -> Fitted:
-    """Train a network by itself; see `fitting`."""
+    """Train one network; see `fitting`."""
     return alone(fitting(network, pool, config, redraw=redraw, runtime=runtime, looks=looks))
 
 
@@ -162,17 +164,18 @@ def fitting(
     runtime: Runtime,
     looks: Looks,
 ) -> Training[Fitted]:
-    """Train a network, one step at a time.
+    """Train a network, as a generator of single steps.
 
     Args:
         network: see `build_network`; changed in place.
         pool: images of the imbalanced training set.
-        config: of the training; each epoch of it is one step. `augment` holds for the rare classes alone.
-        redraw: whether the sampler is made anew for each pass (of undersampling: another subset).
+        config: config of the training; each of its epochs is one step. `augment` is used only for the rare
+            classes.
+        redraw: whether each pass has a new sampler (undersampling then draws another subset).
         runtime: device and precision.
-        looks: how the network is looked at.
+        looks: scores and curves of the network.
     """
-    # A second phase is a training of its own: `fitting_second_phase`.
+    # The second phase is a separate training: `fitting_second_phase`.
     config = config.model_copy(update={"phases": config.phases.model_copy(update={"two_phase": False})})
     method = Method(config=config, index=pool.index, runtime=runtime, targets="images", redraw=redraw)
     source = TrainingImages(pool, runtime=runtime, perturb=_Perturber(config, pool))
@@ -188,16 +191,16 @@ def fitting(
 def fitting_second_phase(
     first: Fitted, pool: ImageSource, config: Config, *, runtime: Runtime, looks: Looks
 ) -> Training[Fitted]:
-    """Go on from a finished network, one step at a time: its output layers alone, at the natural frequencies
-    (Havaei et al. 2017; Buda et al. 2018).
+    """Train only the output layers of a finished network, at the natural class frequencies, as a generator of
+    single steps (Havaei et al. 2017; Buda et al. 2018).
 
-    A whole second schedule at a tenth of the rate (`phases.lr_factor`), the plain cross-entropy, unless
-    `phases` names another sampler, loss or beginning of the output layer (Kang et al. 2020). The phase is
-    not stopped early and keeps its last weights: by validation images of other frequencies than the
-    training's the first would be best.
+    The phase has a complete second schedule at a tenth of the learning rate (`phases.lr_factor`) and the
+    plain cross-entropy, unless `phases` names another sampler, loss or initial output layer (Kang et al.
+    2020). The phase is not stopped early and keeps its last weights. If the validation images have other
+    class frequencies than the training images, the first weights would always seem best.
 
-    Where the images are not cut anew each time, what the output layer gets is computed once for each image:
-    50 times faster for LeNet-5, and the same numbers but for the order of additions.
+    If the crop of an image is the same each time, the input of the output layer is computed once for each
+    image. This is 50 times faster for LeNet-5. The results differ only by the order of additions.
     """
     patient = config.validation.model_copy(update={"patience": None})
     phases = config.phases.model_copy(update={"loss": config.phases.loss or Loss()})
@@ -222,21 +225,21 @@ def fitting_second_phase(
 
 @torch.no_grad()
 def take_class_means(first: Fitted, pool: ImageSource, config: Config, *, runtime: Runtime) -> Fitted:
-    """A finished network whose output is how near an image lies to the mean of each class (NCM; Kang et al.
+    """A finished network that predicts the class with the nearest mean of the features (NCM; Kang et al.
     2020, section 4).
 
-    With m the mean of the features f of a class, the output layer f -> 2 m f - m^2 is minus the squared
-    distance but for f^2, which all classes share. All is divided by the mean squared distance of an image to
-    the mean of its own class. A class without images is never said.
+    With m the mean of the features f of a class, the output layer computes f -> 2 m f - m^2. This is the
+    negative squared distance plus f^2, which is the same for all classes. The outputs are divided by the mean
+    squared distance of an image to the mean of its own class. A class without images is never predicted.
 
     Raises:
-        UsageError: the output layer of the network is no linear layer.
+        UsageError: the output layer of the network is not a linear layer.
     """
     network = deepcopy(first.network)
     layer = output_layers(config.network.name, network)[-1]
     if not isinstance(layer, nn.Linear):
         raise UsageError(
-            f"the nearest class mean needs a linear output layer; '{config.network.name}' has none, take "
+            f"the nearest class mean needs a linear output layer; '{config.network.name}' has none; use "
             "lenet5, resnet10 or two_class"
         )
     features = _Features(pool, runtime=runtime, network=network, layer=layer).values
@@ -254,10 +257,12 @@ def take_class_means(first: Fitted, pool: ImageSource, config: Config, *, runtim
 
 @torch.no_grad()
 def probabilities(network: nn.Module, pool: ImageSource, *, runtime: Runtime) -> Float64[np.ndarray, "n k"]:
-    """Class probabilities of every image of a pool, in its order; the network is in evaluation mode for it.
+    """Class probabilities of every image of a pool, in the order of the pool, with the network in evaluation
+    mode.
 
-    The softmax is in float64: in float32 those of a sure network are exactly 1, and ties blur its ROC curve.
-    Of an image that a diverging network gives no numbers for, all classes are alike.
+    The softmax is computed in float64. In float32 many probabilities of a confident network would be exactly
+    1, and these ties would change its ROC curve. If the outputs for an image are not numbers because the
+    network diverged, all classes get the same probability.
     """
     with evaluating(network), runtime.autocast():
         logits = torch.cat([network(inputs).double() for inputs in pool.batches()])
@@ -267,7 +272,7 @@ def probabilities(network: nn.Module, pool: ImageSource, *, runtime: Runtime) ->
 
 
 class TrainingImages:
-    """Images as they are trained on."""
+    """The training images as a data source."""
 
     def __init__(self, pool: ImageSource, *, runtime: Runtime, perturb: "_Perturber | None" = None) -> None:
         self._pool, self._runtime, self._perturb = pool, runtime, perturb
@@ -288,7 +293,7 @@ class TrainingImages:
     def hard_pools(
         self, network: nn.Module, sampler: HardSampler, *, hard: Hard, seed: int
     ) -> Mapping[int, Ids]:
-        """The hard ones of `hard.subset` random images of each class, or of all its images."""
+        """The hard images among `hard.subset` random images of each class, or among all its images."""
         counts = self.index.counts
         candidates = draw_candidates(
             self.index,
@@ -305,7 +310,7 @@ class TrainingImages:
 
 
 class _Features(TrainingImages):
-    """What the output layer is given for each image, computed once."""
+    """The input of the output layer for each image, computed once."""
 
     @torch.no_grad()
     def __init__(self, pool: ImageSource, *, runtime: Runtime, network: nn.Module, layer: nn.Module) -> None:
@@ -327,7 +332,7 @@ class _Features(TrainingImages):
 
 
 class _Perturber:
-    """Changes the images of the rare classes of a batch, each time in another way."""
+    """Changes the images of the rare classes of a batch, each time with new random parameters."""
 
     def __init__(self, config: Config, pool: ImageSource) -> None:
         self._augment = Augmenter(config.augment, seed=config.training.seed, patch_size=pool.shape[1:3])
@@ -346,12 +351,13 @@ class _Perturber:
 
 
 def _moved(images: Tensor, matrices: Float32[np.ndarray, "b 2 2"]) -> Tensor:
-    """Images (B, C, Y, X) rotated and scaled about their middle, linearly, with 0 beyond the image.
+    """Images (B, C, Y, X) rotated and scaled about their middle, with linear interpolation and 0 outside the
+    image.
 
-    A bank reads a rotated patch from the volume around the patch; an image has nothing around it.
+    A bank reads a rotated patch from the volume around the patch. An image has no values outside.
     """
     height, width = images.shape[2:]
-    # `affine_grid` takes x before y, and each axis from -1 to 1 whatever its length.
+    # `affine_grid` has x before y, and each axis ranges from -1 to 1 for every length.
     stretch = np.array([[1, height / width], [width / height, 1]], np.float32)
     maps = torch.from_numpy(np.pad(matrices[:, ::-1, ::-1] * stretch, ((0, 0), (0, 0), (0, 1)))).to(images)
     grid = functional.affine_grid(maps, list(images.shape), align_corners=False)
@@ -359,5 +365,7 @@ def _moved(images: Tensor, matrices: Float32[np.ndarray, "b 2 2"]) -> Tensor:
 
 
 def _is_fixed(layers: Sequence[nn.Module], pool: ImageSource) -> bool:
-    """Whether what the one output layer is given never changes in the second phase, and it is the last."""
+    """Whether there is one output layer, it is the last layer, and its input never changes in the second
+    phase.
+    """
     return pool.is_fixed and len(layers) == 1 and isinstance(layers[0], nn.Linear)

@@ -1,4 +1,6 @@
-"""An image folder in ImageNet's layout: a folder a class, files decoded when drawn."""
+"""An image folder in the layout of ImageNet: one folder for each class. Files are decoded when they are
+drawn.
+"""
 
 import io
 import os
@@ -23,33 +25,33 @@ SHORTER_SIDE = 256
 """Pixels; Buda et al. 2018, section 3.3.3."""
 CROP = 224
 MOST_BYTES = 1 << 30
-"""The most bytes of the file of an image."""
+"""Largest size of an image file in bytes."""
 MOST_PIXELS = 1 << 26
-"""The most pixels of an image; decoded they take 200 MB."""
+"""Largest number of pixels of an image. Decoded, the image takes 200 MB."""
 MOST_ELONGATED = 100
-"""Times the short side that the long side may have: the short one is brought to 256 pixels."""
+"""Largest ratio of the long side to the short side. The short side is resized to 256 pixels."""
 OF_PATIENTS = "patients.csv"
-"""In the folder of an image set, beside its other folders: a table with the columns file and patient."""
+"""Name of a table in the folder of an image set, with the columns file and patient."""
 CHARACTER_SIDE = 28
-"""Pixels of a side to which a character of Omniglot is brought, as in Vinyals et al. 2016."""
+"""Side in pixels to which a character of Omniglot is resized, as in Vinyals et al. 2016."""
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 _DAMAGE = (
     OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, struct.error, zlib.error,
     Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
-"""What Pillow raises over bytes that are no whole image."""
-_MOST_DIGITS = 6  # of the number of a class
+"""The errors that Pillow raises for bytes that are not a complete image."""
+_MOST_DIGITS = 6  # of a class number
 _CHUNK = 256
-"""Files that a thread checks at a time."""
+"""Number of files that a thread checks at a time."""
 
 
 @dataclass(frozen=True)
 class Crops:
-    """What is cut out of each image of a batch.
+    """The crops of the images of a batch.
 
     Attributes:
-        corners: upper left corner (y, x), each as a share in 0..1 of the room there is.
-        mirrored: whether left and right change places.
+        corners: upper left corner (y, x), as a share in 0..1 of the largest possible value.
+        mirrored: whether left and right are exchanged.
     """
 
     corners: np.ndarray
@@ -58,11 +60,12 @@ class Crops:
 
 @dataclass(frozen=True)
 class FolderImages:
-    """The images of a folder, decoded one batch at a time: RGB, shorter side 256, a square of 224 cut out.
+    """The images of a folder, decoded one batch at a time: RGB, shorter side 256 pixels, cropped to a square
+    of 224 pixels.
 
     Attributes:
         root: the folder of the class folders.
-        paths: of each image, relative to `root`.
+        paths: path of each image, relative to `root`.
     """
 
     root: Path
@@ -73,7 +76,7 @@ class FolderImages:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(n, y, x, c) of the images as they are cut."""
+        """(n, y, x, c) of the cropped images."""
         return len(self.paths), CROP, CROP, 3
 
     def describe(self) -> list[str]:
@@ -83,10 +86,10 @@ class FolderImages:
     def decode(
         self, ids: Int64[np.ndarray, " b"], *, crops: Crops, threads: Executor | None
     ) -> UInt8[np.ndarray, "b y x c"]:
-        """Decode and cut a batch; Pillow works outside Python's lock, so threads help.
+        """Decode and crop a batch. Pillow releases Python's global lock, so threads make it faster.
 
         Raises:
-            InputError: a file that is broken or no image, by its path.
+            InputError: a file is damaged or not an image; the message has its path.
         """
         out = np.empty((len(ids), CROP, CROP, 3), np.uint8)
 
@@ -103,56 +106,56 @@ class FolderImages:
 
 
 def center_crops(n: int) -> Crops:
-    """The middle of each image, as in a test."""
+    """Crops of the middle of each image, as in a test."""
     return Crops(np.full((n, 2), 0.5), np.zeros(n, dtype=bool))
 
 
 def random_crops(n: int, *, seed: int, step: int) -> Crops:
-    """Any square and half of the images mirrored, as in training: numbers by Philox, keyed by (seed,
-    step).
+    """Random crops, with half of the images mirrored, as in training. The random numbers come from Philox
+    with the key (seed, step).
     """
     generator = np.random.Generator(np.random.Philox(key=np.array([seed, step], np.uint64)))
     return Crops(generator.random((n, 2)), generator.random(n) < 0.5)
 
 
 def list_folder(root: Path) -> tuple[FolderImages, Int64[np.ndarray, " n"], tuple[str, ...]]:
-    """The images of class folders, the class of each and the class names, both in the order of their names.
-    Nothing is decoded.
+    """The images of class folders, the class of each image and the class names. Classes and images are sorted
+    by name. No image is decoded.
 
-    Names that begin with a dot are passed over.
+    Names that start with a dot are ignored.
 
     Raises:
-        InputError: a file that is no JPEG or PNG by its name, a folder in a class folder, an empty class, or
-            no class at all.
+        InputError: the name of a file is not the name of a JPEG or PNG, a class folder contains a folder, a
+            class is empty, or there is no class.
     """
     class_names = tuple(entry.name for entry in _folders(root))
     if not class_names:
         raise InputError(
-            f"{root}: no class folders in it; put one folder of JPEG or PNG files for each class there"
+            f"{root}: has no class folders; put one folder of JPEG or PNG files for each class there"
         )
     paths: list[str] = []
     counts = []
     for name in class_names:
         files = sorted(_image_name(entry) for entry in _entries(root / name))
         if not files:
-            raise InputError(f"{root / name}: no images in it; fill it or remove it")
+            raise InputError(f"{root / name}: has no images; add images or remove the folder")
         paths += [f"{name}/{file}" for file in files]
         counts.append(len(files))
     return FolderImages(root, tuple(paths)), np.repeat(np.arange(len(class_names)), counts), class_names
 
 
 def list_image_file(path: Path, root: Path) -> tuple[FolderImages, Int64[np.ndarray, " n"]]:
-    """The images of a published list (lines of a path under `root` and the number of a class) and the class
-    of each. Nothing is decoded.
+    """The images of a published list and the class of each image. Each line has a path under `root` and a
+    class number. No image is decoded.
 
     Raises:
-        InputError: no line, a line that is not so written, or an image that is not there.
+        InputError: the list is empty, a line has another form, or an image is missing.
     """
     paths, labels = [], []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         name, _, label = line.strip().rpartition(" ")
         if not name or not label.isdecimal() or len(label) > _MOST_DIGITS:
-            raise InputError(f"{path}: line {number} is no path and class number: {shown(line)}")
+            raise InputError(f"{path}: line {number} is not a path and a class number: {shown(line)}")
         paths.append(name)
         labels.append(int(label))
     if not paths:
@@ -160,7 +163,7 @@ def list_image_file(path: Path, root: Path) -> tuple[FolderImages, Int64[np.ndar
     missing = [name for name in paths if not (root / name).is_file()]
     if missing:
         others = f" ({len(missing) - 1} more are missing too)" if len(missing) > 1 else ""
-        raise InputError(f"{root / missing[0]}: is listed in {path.name} and missing{others}")
+        raise InputError(f"{root / missing[0]}: is listed in {path.name} but missing{others}")
     return FolderImages(root, tuple(paths)), np.array(labels, np.int64)
 
 
@@ -171,12 +174,12 @@ def read_characters(
     and the names of the classes, such as "images_background/Greek/character01".
 
     Raises:
-        InputError: a file among the folders, one that is no image, or no character at all.
+        InputError: a file lies among the folders, a file is not an image, or there is no character.
     """
     alphabets = [f"{part}/{entry.name}" for part in parts for entry in _folders(folder / part)]
     names = [f"{alphabet}/{entry.name}" for alphabet in alphabets for entry in _folders(folder / alphabet)]
     if not names:
-        raise InputError(f"{folder}: no characters in it; each has a folder in the folder of its alphabet")
+        raise InputError(f"{folder}: has no characters; each needs a folder in the folder of its alphabet")
     images, counts = [], []
     for name in names:
         files = sorted(_image_name(entry) for entry in _entries(folder / name))
@@ -190,16 +193,17 @@ def read_characters(
 
 
 def read_patients(folder: Path, paths: Sequence[str], *, prefix: str) -> Shaped[np.ndarray, " images"]:
-    """The patient of each image by the table `patients.csv` of the folder; `prefix` stands before each path
-    in the table.
+    """The patient of each image, from the table `patients.csv` of the folder. Each path in the table starts
+    with `prefix`.
 
     Raises:
-        InputError: no columns file and patient, or an image that the table does not name.
+        InputError: the table lacks the columns file and patient, or does not name an image.
     """
     columns, rows = read_table(folder / OF_PATIENTS)
     if not {"file", "patient"} <= set(columns):
         raise InputError(
-            f"{folder / OF_PATIENTS}: has the columns {', '.join(columns)}; it needs file and patient"
+            f"{folder / OF_PATIENTS}: has the columns {', '.join(columns)}; it needs the columns file and "
+            "patient"
         )
     patient_of = {row["file"]: row["patient"] for row in rows}
     unnamed = [path for path in paths if not patient_of.get(prefix + path)]
@@ -209,8 +213,8 @@ def read_patients(folder: Path, paths: Sequence[str], *, prefix: str) -> Shaped[
 
 
 def broken_images(images: FolderImages, *, threads: Executor | None = None) -> tuple[str, ...]:
-    """Read every file once, at an eighth of its size; one line for each that cannot be. A study may draw such
-    a file after days only.
+    """Read every file once, at an eighth of its size. Return one line for each file that cannot be read.
+    Otherwise a study might draw such a file only after days.
     """
     paths = images.paths
     chunks = [[images.root / path for path in paths[i : i + _CHUNK]] for i in range(0, len(paths), _CHUNK)]
@@ -223,14 +227,14 @@ def broken_images(images: FolderImages, *, threads: Executor | None = None) -> t
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decode a JPEG or PNG as RGB with a shorter side of 256 pixels (bilinear; the ratio of the sides is
-    kept).
+    """Decode a JPEG or PNG as RGB and resize its shorter side to 256 pixels (bilinear; the ratio of the sides
+    is kept).
 
     Raises:
-        InputError: broken, or no image.
+        InputError: the file is damaged or not an image.
     """
     with _opened(path) as image:
-        # A JPEG is decoded at the least of 1/2, 1/4, 1/8 that is still large enough.
+        # A JPEG is decoded at the smallest scale of 1/2, 1/4 and 1/8 that is large enough.
         image.draft("RGB", (SHORTER_SIDE, SHORTER_SIDE))
         scale = SHORTER_SIDE / min(image.size)
         size = (max(SHORTER_SIDE, round(image.width * scale)), max(SHORTER_SIDE, round(image.height * scale)))
@@ -239,12 +243,12 @@ def read_image(path: Path) -> Image.Image:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The image of a file; what is wrong with it, also when it is decoded, is told by its path."""
+    """The opened image of a file. An error in opening or decoding is raised as `InputError` with the path."""
     try:
-        # from memory: of an open file Pillow asks as much as a damaged length says
+        # from memory: from an open file Pillow would request as many bytes as a damaged length field says
         with Image.open(io.BytesIO(read_bytes(path, limit=MOST_BYTES)), formats=("JPEG", "PNG")) as image:
             if image.width * image.height > MOST_PIXELS or max(image.size) > MOST_ELONGATED * min(image.size):
-                most = f"{MOST_PIXELS:,} pixels and a long side of {MOST_ELONGATED} short ones are the most"
+                most = f"{MOST_PIXELS:,} pixels and a long side of {MOST_ELONGATED} short sides are the most"
                 raise ValueError(f"{image.width} x {image.height} pixels; {most}")
             yield image
     except _DAMAGE as error:
@@ -270,7 +274,7 @@ def _cut(
 def _problem(path: Path) -> str:
     try:
         with _opened(path) as image:
-            image.draft("L", (1, 1))  # the whole file is read, an eighth of the pixels computed
+            image.draft("L", (1, 1))  # this reads the whole file but computes only an eighth of the pixels
             image.load()
     except InputError as error:
         return str(error)
@@ -282,7 +286,7 @@ def _folders(folder: Path) -> list["os.DirEntry[str]"]:
     for entry in entries:
         if not entry.is_dir():
             raise InputError(
-                f"{entry.path}: a file among the class folders; each image lies in the folder of its class"
+                f"{entry.path}: is a file among the class folders; put each image into its class folder"
             )
     return entries
 
@@ -297,5 +301,5 @@ def _entries(folder: Path) -> list["os.DirEntry[str]"]:
 
 def _image_name(entry: "os.DirEntry[str]") -> str:
     if os.path.splitext(entry.name)[1].lower() not in _SUFFIXES:
-        raise InputError(f"{entry.path}: no .jpg, .jpeg or .png; a class folder holds images alone")
+        raise InputError(f"{entry.path}: is not a .jpg, .jpeg or .png file; a class folder holds only images")
     return entry.name

@@ -1,4 +1,4 @@
-"""Images -> parts that are trained and tested on, the images of a patient together."""
+"""Divide images into training and test parts. The images of a patient stay in one part."""
 
 import warnings
 from dataclasses import replace
@@ -11,12 +11,12 @@ from brats_seg.classification.image_set import ImageSet, Patients, Splits
 from brats_seg.core.errors import InputError
 
 TEST_SHARE = 0.2
-"""The share of each class that is held out, where a set comes without test images."""
+"""The share of each class that is held out if a set has no test images."""
 
 
 def hold_out(images: ImageSet) -> Splits:
-    """A fifth of each class, always the same, for the test; where patients are known, a patient's images
-    together.
+    """Hold out a fifth of each class for the test, always the same images. If patients are known, the images
+    of a patient stay together.
     """
     patients = images.patients
     test = _images_held_out(images) if patients is None else _patients_held_out(images, patients)
@@ -25,14 +25,14 @@ def hold_out(images: ImageSet) -> Splits:
 
 
 def _images_held_out(images: ImageSet) -> Bool[np.ndarray, " n"]:
-    """Which images are tested on: a fifth of each class."""
+    """Which images are test images: a fifth of each class."""
     test = np.zeros(len(images), dtype=bool)
     for c in range(len(images.class_names)):
         of_class = np.flatnonzero(images.labels == c)
         if len(of_class) == 1:
             raise InputError(
-                f"{images.name}: class '{images.class_names[c]}' has 1 image; one to train and one to test "
-                "on are needed"
+                f"{images.name}: class '{images.class_names[c]}' has 1 image; it needs one for training and "
+                "one for the test"
             )
         drawn = np.random.Generator(np.random.Philox(key=np.array([0, c], np.uint64))).permutation(of_class)
         test[drawn[: max(1, round(TEST_SHARE * len(of_class)))]] = bool(len(of_class))
@@ -40,33 +40,35 @@ def _images_held_out(images: ImageSet) -> Bool[np.ndarray, " n"]:
 
 
 def _patients_held_out(images: ImageSet, patients: Patients) -> Bool[np.ndarray, " n"]:
-    """Which images are of the patients that are tested on: about a fifth of the images of each class."""
+    """Which images belong to the test patients: about a fifth of the images of each class."""
     n_folds = round(1 / TEST_SHARE)
     if (n_patients := len(np.unique(patients))) < n_folds:
         raise InputError(f"{images.name}: {n_patients} patients; a fifth is held out, so {n_folds} at least")
     folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a class with few images; told below
+        warnings.simplefilter("ignore", UserWarning)  # a class has few images; this is checked below
         _, chosen = next(folds.split(images.labels, images.labels, patients))
     test = np.isin(np.arange(len(images)), chosen)
     for c, name in enumerate(images.class_names):
         if len(set(test[images.labels == c])) == 1:
             raise InputError(
-                f"{images.name}: class '{name}' lies on one side where patients are kept together; give "
-                "train and test yourself"
+                f"{images.name}: class '{name}' would be only in training or only in test, because patients "
+                "are kept together; give train and test yourself"
             )
     return test
 
 
 def inner_folds(train: ImageSet, *, most: int) -> Int64[np.ndarray, " n"]:
-    """An inner fold for each training image: each class is in all folds alike, and a patient in one of them.
+    """An inner fold for each training image. Each class is distributed evenly over the folds, and each
+    patient is in one fold.
 
     Args:
         train: training images.
-        most: folds; fewer where a class has fewer images or patients.
+        most: number of folds; smaller if a class has fewer images or patients.
 
     Raises:
-        InputError: a class with one image or one patient, or one that a fold would be trained without.
+        InputError: a class has one image or one patient, or would be missing in the training images of a
+            fold.
     """
     units, labels = train.patients, train.labels
     whole = "image" if units is None else "patient"
@@ -87,7 +89,7 @@ def inner_folds(train: ImageSet, *, most: int) -> Int64[np.ndarray, " n"]:
     for k, name in enumerate(train.class_names):
         if len(set(folds[labels == k])) == 1:
             raise InputError(
-                f"{train.name}: class '{name}' lies in one inner split where patients are kept together; "
-                "give more patients of it"
+                f"{train.name}: class '{name}' would be in only one inner split, because patients are kept "
+                "together; add patients with this class"
             )
     return folds

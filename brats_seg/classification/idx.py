@@ -1,4 +1,4 @@
-"""IDX files (MNIST's form), packed or not -> arrays."""
+"""IDX files (the format of MNIST), compressed or not -> arrays."""
 
 import math
 import os
@@ -12,19 +12,19 @@ from brats_seg.core.arrays import MAX_INFLATION, UNPACK_ERRORS, fill
 from brats_seg.core.errors import InputError
 from brats_seg.core.files import open_regular
 
-_UNSIGNED_BYTE = 8  # the type code of every IDX file that MNIST and its kin come in
+_UNSIGNED_BYTE = 8  # the type code of the IDX files of MNIST and similar sets
 _MOST_BYTES = 1 << 32
 
 
 def read_idx(path: Path, *, n_axes: int) -> UInt8[np.ndarray, "..."]:
-    """Read an IDX file of bytes; one whose name ends in `.gz` is unpacked.
+    """Read an IDX file of bytes. A file whose name ends in `.gz` is decompressed.
 
     Args:
         path: the file.
         n_axes: 1 for labels, 3 for images (n, y, x).
 
     Raises:
-        InputError: not such a file, cut short, or longer than its header says.
+        InputError: the file is not an IDX file, is incomplete, or is longer than its header says.
     """
     packed = path.suffix == ".gz"
     try:
@@ -36,7 +36,7 @@ def read_idx(path: Path, *, n_axes: int) -> UInt8[np.ndarray, "..."]:
             shape = _shape(stream.read(4 + 4 * n_axes), path=path, n_axes=n_axes)
             expected = math.prod(shape)
             if expected > _MOST_BYTES:
-                raise InputError(f"{path}: its header asks for {expected} bytes; {_MOST_BYTES} at most")
+                raise InputError(f"{path}: its header asks for {expected} bytes; the most is {_MOST_BYTES}")
             content = fill(stream, min(expected, most))
             has_more = bool(stream.read(1))
     except UNPACK_ERRORS as error:
@@ -56,7 +56,7 @@ def read_idx(path: Path, *, n_axes: int) -> UInt8[np.ndarray, "..."]:
 def _shape(header: bytes, *, path: Path, n_axes: int) -> tuple[int, ...]:
     if len(header) < 4 + 4 * n_axes:
         raise InputError(
-            f"{path}: {len(header)} bytes are no IDX header of {4 + 4 * n_axes}; download it again"
+            f"{path}: {len(header)} bytes are not an IDX header of {4 + 4 * n_axes}; download it again"
         )
     if header[:4] != bytes([0, 0, _UNSIGNED_BYTE, n_axes]):
         wanted = bytes([0, 0, _UNSIGNED_BYTE, n_axes]).hex()

@@ -14,11 +14,11 @@ from brats_seg.core.errors import InputError, UsageError
 Pixels = UInt8[np.ndarray, "n y x c"] | Float32[np.ndarray, "n y x c"]
 """Images in memory: 0..255, or whitened."""
 Patients = Shaped[np.ndarray, " images"]
-"""Text that names the patient of each image."""
+"""The patient of each image, as text."""
 
 
 BYTE_SCALE = 1 / 255
-"""What a byte of an image is multiplied by."""
+"""The factor of a byte of an image."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class ImageSet:
     """Labeled images.
 
     Attributes:
-        name: what an error calls it.
-        images: (n, y, x, c) in memory, or the files of a folder, decoded when drawn.
-        labels: class of each, 0 to K - 1.
+        name: name of the set in error messages.
+        images: (n, y, x, c) in memory, or the files of a folder, which are decoded when drawn.
+        labels: class of each image, 0 to K - 1.
         class_names: K names.
-        scale: what a network's input is: the pixel times this.
-        patients: whose image each is; None where nobody says. Images of a patient stay in one part.
+        scale: factor of the pixel values for the input of a network.
+        patients: patient of each image; None if unknown. Images of a patient stay in one part.
     """
 
     name: str
@@ -44,12 +44,12 @@ class ImageSet:
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
             raise InputError(
-                f"{self.name}: {len(self.images)} images and {len(self.labels)} labels; every image has one"
+                f"{self.name}: {len(self.images)} images but {len(self.labels)} labels; every image needs one"
             )
         k = len(self.class_names)
         if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < k:
             raise InputError(
-                f"{self.name}: labels lie in {self.labels.min()}..{self.labels.max()}; {k} classes take "
+                f"{self.name}: labels lie in {self.labels.min()}..{self.labels.max()}; {k} classes need "
                 f"0..{k - 1}"
             )
 
@@ -58,21 +58,21 @@ class ImageSet:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(Y, X) in pixels, as a network sees them."""
+        """(Y, X) in pixels of the input of a network."""
         return self.images.shape[1], self.images.shape[2]
 
     @property
     def n_channels(self) -> int:
-        """1 or 3, as a network sees them."""
+        """Number of channels of the input of a network, 1 or 3."""
         return self.images.shape[3]
 
     @property
     def counts(self) -> Int64[np.ndarray, " k"]:
-        """Images of each class."""
+        """Number of images of each class."""
         return np.bincount(self.labels, minlength=len(self.class_names)).astype(np.int64)
 
     def take(self, ids: Int64[np.ndarray, " m"]) -> "ImageSet":
-        """Some of the images, copied (of a folder their paths)."""
+        """A copy of some of the images (for a folder: of their paths)."""
         if isinstance(self.images, FolderImages):
             chosen: Pixels | FolderImages = replace(
                 self.images, paths=tuple(self.images.paths[i] for i in ids)
@@ -85,9 +85,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Splits:
-    """A set as it is published: what is trained on, what is tested on, and a validation part where it has
-    one.
-    """
+    """A published set: its training images, its test images, and its validation images if it has them."""
 
     train: ImageSet
     test: ImageSet
@@ -95,20 +93,20 @@ class Splits:
 
     @property
     def parts(self) -> tuple[ImageSet, ...]:
-        """Training, test and, where there is one, validation part."""
+        """The training part, the test part and, if there is one, the validation part."""
         return (
             (self.train, self.test) if self.validation is None else (self.train, self.test, self.validation)
         )
 
     @property
     def n_bytes(self) -> int:
-        """Memory that the images take; those of a folder none."""
+        """Memory of the images in bytes; 0 for images of a folder."""
         return sum(0 if isinstance(part.images, FolderImages) else part.images.nbytes for part in self.parts)
 
     @cached_property
     def digest(self) -> str:
-        """Twelve hexadecimal figures that stand for images, labels and class names; of a folder for paths and
-        sizes of its files.
+        """Twelve hexadecimal digits of a hash of images, labels and class names. For a folder the hash uses
+        the paths and sizes of its files.
         """
         digest = hashlib.sha256()
         for part in self.parts:
@@ -124,10 +122,10 @@ class Splits:
 
 
 def keep_classes(splits: Splits, classes: Sequence[str]) -> Splits:
-    """The images of some classes, which get the labels 0, 1, ... in the order given.
+    """The images of some classes. The classes get the labels 0, 1, ... in the given order.
 
     Raises:
-        UsageError: no such class, one twice, or fewer than two.
+        UsageError: a class does not exist or is given twice, or fewer than two classes are given.
     """
     names = splits.train.class_names
     if unknown := [c for c in classes if c not in names]:

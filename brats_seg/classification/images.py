@@ -1,4 +1,6 @@
-"""IDX, CIFAR binary and python, image folder, lists, Omniglot, npz -> image set."""
+"""Read an image set from any supported format: IDX, CIFAR binary and python, image folder, lists, Omniglot,
+npz.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -47,14 +49,14 @@ def load_images(
 
     Args:
         name: a key of `SETS`.
-        folder: where it lies; of 'npz' the file.
-        classes: those to keep, in the order of their new labels; None keeps all.
-        preprocessing: "gcn_zca" whitens by all training images of the set, see `whiten_splits`.
-        cache: folder that keeps whitened images; None keeps none.
+        folder: folder of the set; for 'npz' the file.
+        classes: classes to keep, in the order of their new labels; None keeps all.
+        preprocessing: "gcn_zca" whitens the images with all training images of the set; see `whiten_splits`.
+        cache: folder for the whitened images; None for no cache.
 
     Raises:
-        UsageError: an unknown name or class, or images that cannot be whitened.
-        InputError: a file is missing or damaged; one line with what to put where.
+        UsageError: the name or a class is unknown, or the images cannot be whitened.
+        InputError: a file is missing or damaged. The message says which file belongs where.
     """
     if name not in SETS:
         raise UsageError(f"images.name '{name}' is unknown; the names are {', '.join(SETS)}")
@@ -66,28 +68,27 @@ def load_images(
 
 
 def check_whitening(splits: Splits, preprocessing: Literal["none", "gcn_zca"]) -> None:
-    """Raise `UsageError` where images cannot be whitened that are to be: not bytes in memory, or too many
-    values for a covariance.
+    """Raise `UsageError` if images must be whitened but cannot be: they are not bytes in memory, or have too
+    many values for a covariance.
     """
     if preprocessing == "none":
         return
     for images in splits.parts:
         if isinstance(images.images, FolderImages) or images.images.dtype != np.uint8:
-            raise UsageError(
-                f"{images.name}: whitening takes the bytes of a set in memory (mnist, cifar10, npz)"
-            )
+            raise UsageError(f"{images.name}: whitening needs a set of bytes in memory (mnist, cifar10, npz)")
     if (n_values := int(np.prod(splits.train.images.shape[1:]))) > _MOST_FEATURES:
         raise UsageError(
-            f"{splits.train.name}: {n_values} values an image; whitening takes {_MOST_FEATURES} at most"
+            f"{splits.train.name}: {n_values} values for each image; whitening accepts {_MOST_FEATURES} at "
+            "most"
         )
 
 
 def whiten_splits(splits: Splits, *, cache: Path | None) -> Splits:
-    """Global contrast normalization and ZCA whitening by the training images (Goodfellow et al. 2013); kept
-    in the folder `cache`.
+    """Apply global contrast normalization and ZCA whitening, fitted on the training images (Goodfellow et al.
+    2013). The result is kept in the folder `cache`.
 
     Raises:
-        UsageError: images that are not bytes in memory, or too many values each for a covariance.
+        UsageError: the images are not bytes in memory, or have too many values for a covariance.
     """
     check_whitening(splits, "gcn_zca")
     arrays = [np.asarray(images.images) for images in splits.parts]
@@ -99,8 +100,8 @@ def whiten_splits(splits: Splits, *, cache: Path | None) -> Splits:
 
 
 def _check_parts(splits: Splits) -> None:
-    """Raise `InputError` where a network could not be trained on one part and tested on another, or has
-    nothing to tell apart, or where a patient is in two parts.
+    """Raise `InputError` if the parts do not fit each other, there is only one class, or a patient is in two
+    parts.
     """
     if len(splits.train.class_names) < 2:
         raise InputError(f"{splits.train.name}: 1 class; a study needs two classes or more")
@@ -112,7 +113,8 @@ def _check_parts(splits: Splits) -> None:
             both = np.intersect1d(part.patients, splits.train.patients)
             if len(both):
                 raise InputError(
-                    f"{part.name}: patient '{both[0]}' has training images too; a patient is in one part"
+                    f"{part.name}: patient '{both[0]}' also has training images; a patient must be in one "
+                    "part"
                 )
 
 
@@ -134,15 +136,15 @@ def _mnist(folder: Path) -> Splits:
         )
         if len(images) != len(labels):
             raise InputError(
-                f"{files[0]} holds {len(images)} images and {files[1].name} {len(labels)} labels; every "
-                "image has one"
+                f"{files[0]} holds {len(images)} images but {files[1].name} {len(labels)} labels; every "
+                "image needs one"
             )
         sets.append(ImageSet(str(files[0]), images, labels, tuple("0123456789"), MNIST_SCALE))
     return Splits(*sets)
 
 
 def _packed_or_not(folder: Path, name: str) -> Path | None:
-    """The file, also by the name that some copies have: a dot in place of the last but one dash."""
+    """The file, also under the name of some copies, which have a dot instead of the second to last dash."""
     for plain in (name, name.replace("-idx", ".idx")):
         for path in (folder / plain, folder / f"{plain}.gz"):
             if path.is_file():
@@ -205,7 +207,7 @@ def _folder(folder: Path) -> Splits:
     refuse(
         (
             folder.is_file(),
-            f"{folder}: is a file; for an .npz say --set images.name=npz, for images give the folder they "
+            f"{folder}: is a file; for an .npz give --set images.name=npz, for images give the folder they "
             "lie in",
         ),
         (
@@ -227,14 +229,14 @@ def _folder(folder: Path) -> Splits:
     train = _with_patients(train, folder, prefix="train/")
     if not others:
         return hold_out(train)
-    # ImageNet's own test images have no labels: there `val` is what is tested on.
+    # The test images of ImageNet have no labels, so `val` is its test part.
     return Splits(
         train, others.get("test", others.get("val", train)), others["val"] if len(others) == 2 else None
     )
 
 
 def _with_patients(images: ImageSet, folder: Path, *, prefix: str) -> ImageSet:
-    """The images of a folder with the patient of each, where the folder has a table of patients."""
+    """The images of a folder, with the patient of each image if the folder has a table of patients."""
     assert isinstance(images.images, FolderImages)
     if not (folder / OF_PATIENTS).is_file():
         return images
@@ -250,7 +252,8 @@ def _lists(folder: Path) -> Splits:
         )
     read = {part: list_image_file(paths[0], folder) for part, paths in lists.items() if paths}
     images, labels = read["train"]
-    # The folder of a training image names its class; a class without one keeps its number.
+    # The folder of a training image is the name of its class. A class without a training image keeps its
+    # number as name.
     names = [str(number) for number in range(max(int(of.max()) for _, of in read.values()) + 1)]
     for path, label in zip(images.paths, labels.tolist(), strict=True):
         names[label] = Path(path).parent.name
@@ -259,11 +262,11 @@ def _lists(folder: Path) -> Splits:
 
 
 def _omniglot(folder: Path) -> Splits:
-    """Every character of every alphabet is a class; of each a fifth of the images is held out."""
+    """Every character of every alphabet is a class. A fifth of the images of each class is held out."""
     parts = [part for part in ("images_background", "images_evaluation") if (folder / part).is_dir()]
     if not parts:
         raise InputError(
-            f"{folder}: no images_background or images_evaluation in it; put them there, a folder for each "
+            f"{folder}: has no images_background or images_evaluation; put them there, a folder for each "
             "alphabet and in it one for each character"
         )
     images, labels, names = read_characters(folder, parts)
@@ -275,7 +278,7 @@ def _like(train: ImageSet, folder: Path) -> ImageSet:
     if names != train.class_names:
         odd = sorted(set(names) ^ set(train.class_names))[0]
         raise InputError(
-            f"{folder}: class '{odd}' is in one of {folder.name} and train only; both have the same class "
+            f"{folder}: class '{odd}' is only in one of {folder.name} and train; both need the same class "
             "folders"
         )
     return ImageSet(str(folder), images, labels, names, train.scale)

@@ -1,4 +1,4 @@
-"""A remedy as a study has it: the training config of each network, and what must be code."""
+"""The remedies of a study: the training config of each network, and the methods that are code."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,19 +21,21 @@ from brats_seg.core.shapes import Counts
 from brats_seg.training.remedies import Recipe, Synthesizer, load_recipe, remedy_names
 
 METHODS = remedy_names()
-"""Two-phase training and the decision rules go with any of these: see `Knobs.two_phase` and `decisions`."""
+"""Two-phase training and the decision rules can be combined with these methods; see `Knobs.two_phase` and
+`decisions`.
+"""
 _DEFAULTS = Knobs()
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """A remedy as one network (or committee) has it.
+    """The remedy of one network or committee.
 
     Attributes:
-        name: in the study and in its tables.
-        recipe: how it trains.
-        knobs: as the study gives them, one `imbalance_ratio` alone. Where they are at their defaults, what
-            the recipe says holds.
+        name: name in the study and in its tables.
+        recipe: recipe of the remedy.
+        knobs: knobs of the study, with one `imbalance_ratio`. A knob with its default value does not change
+            the recipe.
     """
 
     name: str
@@ -42,27 +44,27 @@ class Remedy:
 
     @cached_property
     def recorded_knobs(self) -> dict[str, Any]:
-        """The knobs as plain values, as a store has them."""
+        """The knobs as plain values, as in a store."""
         return dict(recorded("method", self.knobs.model_dump(mode="json")))
 
     @property
     def imbalance_ratio(self) -> float:
-        """Majority over minority that is left after over- or undersampling."""
+        """Size of the largest class divided by the smallest class, after over- or undersampling."""
         return self.knobs.imbalance_ratio[0]
 
     @property
     def n_networks(self) -> int:
-        """Networks trained, the second phase's included."""
+        """Number of trained networks, including the second phase."""
         members = self.knobs.networks if self.recipe.committee else 1
         return members + (self.recipe.committee == "meta_cost") + self.knobs.two_phase + self.has_second_phase
 
     @property
     def has_second_phase(self) -> bool:
-        """Whether the remedy itself trains the output layer in a second phase."""
+        """Whether the recipe itself has a second phase that trains the output layer."""
         return self.recipe.phases is not None and self.recipe.phases.two_phase
 
     def config(self, settings: StudySettings, *, lr: float, seed: int) -> Config:
-        """How one network is trained, as a training config whose epochs are single steps."""
+        """The training config of one network. Its epochs are single steps."""
         recipe, knobs, budget, looks = self.recipe, self.knobs, settings.training, settings.validation
         patience = None if looks.patience is None else looks.patience * looks.every
         deferred = {"weights_from": knobs.weights_from} if recipe.loss.weights_from else {}
@@ -82,22 +84,22 @@ class Remedy:
         )
 
     def _phases(self, lr_factor: float) -> Phases:
-        """The study's factor on the rate, unless the recipe has its own."""
+        """The phases with the learning rate factor of the study, unless the recipe has its own factor."""
         own = self.recipe.phases or Phases()
         factor = own.lr_factor if "lr_factor" in own.model_fields_set else lr_factor
         return own.model_copy(update={"lr_factor": factor})
 
     def _chosen(self, name: str, own: Any) -> Any:
-        """What the study says, or what the recipe says where the study says nothing."""
+        """The value of the study, or the value of the recipe if the study gives none."""
         value = getattr(self.knobs, name)
         return own if value == getattr(_DEFAULTS, name) else value
 
 
 def remedies(methods: Mapping[str, Knobs]) -> tuple[Remedy, ...]:
-    """The study's methods, one for each reduced ratio.
+    """The methods of a study, one for each reduced ratio.
 
     Raises:
-        UsageError: an unknown kind, or knobs that it does not take.
+        UsageError: a kind is unknown, or does not accept a knob.
     """
     return tuple(
         remedy(name, method.model_copy(update={"imbalance_ratio": (ratio,)}))
@@ -107,34 +109,32 @@ def remedies(methods: Mapping[str, Knobs]) -> tuple[Remedy, ...]:
 
 
 def remedy(name: str, knobs: Knobs) -> Remedy:
-    """One method, checked. Raises `UsageError` naming the knob."""
+    """One method with checked knobs. Raises `UsageError` with the name of a wrong knob."""
     kind = knobs.kind or name
     if kind not in METHODS and not kind.endswith(".yaml"):
-        raise UsageError(f"methods.{name}: no method '{kind}'; the names are {', '.join(METHODS)}")
+        raise UsageError(f"methods.{name}: '{kind}' is not a method; the names are {', '.join(METHODS)}")
     recipe = load_recipe(kind)
     if knobs.imbalance_ratio != (1.0,) and recipe.sampler.kind not in ("oversample", "undersample"):
         raise UsageError(
-            f"methods.{name}.imbalance_ratio: '{kind}' takes none; oversample, undersample, perturbed_copies "
-            "do"
+            f"methods.{name}.imbalance_ratio: '{kind}' does not use it; oversample, undersample, "
+            "perturbed_copies do"
         )
     if knobs.redraw != "never" and recipe.sampler.kind != "undersample":
-        raise UsageError(f"methods.{name}.redraw: only 'undersample' has a subset to draw anew")
+        raise UsageError(f"methods.{name}.redraw: only 'undersample' can draw a new subset")
     one = Remedy(name, recipe, knobs)
     if knobs.two_phase and (one.has_second_phase or recipe.classifier):
-        raise UsageError(f"methods.{name}.two_phase: '{kind}' has an output layer of its own already")
+        raise UsageError(f"methods.{name}.two_phase: '{kind}' already replaces the output layer")
     if knobs.two_phase and recipe.committee:
-        raise UsageError(
-            f"methods.{name}.two_phase: '{kind}' is several networks; a second phase goes on from one"
-        )
+        raise UsageError(f"methods.{name}.two_phase: '{kind}' is several networks; a second phase needs one")
     return one
 
 
 def check_class_sizes(remedy: Remedy, counts: Counts) -> None:
-    """Raise `UsageError` where a class has fewer images than a remedy needs."""
+    """Raise `UsageError` if a class has fewer images than a remedy needs."""
     rarest, kind = int(counts[counts > 0].min()), remedy.recipe.synthesizer or remedy.recipe.committee or ""
     if rarest < 2 and "smote" in kind.lower():
         raise UsageError(
-            f"methods.{remedy.name}: a class with 1 image has no neighbor to interpolate to; take a "
+            f"methods.{remedy.name}: a class with 1 image has no neighbor for interpolation; use a "
             "smaller rho"
         )
 
@@ -147,24 +147,25 @@ def synthesize(
     neighbors: int,
     seed: int,
 ) -> tuple[Float32[np.ndarray, "m features"], Int64[np.ndarray, " m"]]:
-    """Training images made anew by a sampler of imbalanced-learn (Lemaitre et al. 2017); test images are no
-    business of it.
+    """Training images after resampling by a method of imbalanced-learn (Lemaitre et al. 2017). Test images
+    are never resampled.
 
     Args:
-        kind: name of its class. The first three interpolate new images of the rare classes, the next two
-            remove images, and generalized editing (`decontaminated`) gives images other labels.
-        images, labels: of the imbalanced training set.
-        neighbors: looked at; fewer where the rarest class has no more.
-        seed: of its draws.
+        kind: name of the class in imbalanced-learn. The first three interpolate new images of the rare
+            classes, the next two remove images, and generalized editing (`decontaminated`) changes labels of
+            images.
+        images, labels: images and labels of the imbalanced training set.
+        neighbors: number of neighbors; smaller if the rarest class has too few images.
+        seed: seed of the draws.
 
     Raises:
         UsageError: imbalanced-learn is not installed.
-        InputError: a class is too small for it, or it finds no cluster.
+        InputError: a class is too small for the method, or the method finds no cluster.
 
-    KMeansSMOTE interpolates within clusters of all images. Its own default takes clusters in which the rare
-    class is common, and on digits with a rho of 50 there are none. Here each cluster counts in which the
-    class is no rarer than the rarest class of the set. Where no cluster has enough images of the class, it
-    looks at fewer neighbors.
+    KMeansSMOTE interpolates within clusters of all images. By default it only uses clusters in which the rare
+    class is common. On digits with a rho of 50 there are no such clusters. Therefore this function uses each
+    cluster in which the share of the class is at least the share of the rarest class in the set. If no
+    cluster has enough images of the class, fewer neighbors are used.
     """
     if kind == "GeneralizedEditing":
         kept, edited = decontaminated(images, labels, neighbors=neighbors)
@@ -191,9 +192,7 @@ def synthesize(
         ),
     }
     if "SMOTE" in kind and rarest < 2:
-        raise InputError(
-            f"{kind}: a class with 1 image has no neighbor to interpolate to; take a smaller rho"
-        )
+        raise InputError(f"{kind}: a class with 1 image has no neighbor for interpolation; use a smaller rho")
     package = next(package for package in packages if hasattr(package, kind))
     try:
         made, of = makers[kind](package)(images, labels)
@@ -205,8 +204,8 @@ def synthesize(
 def _cluster_smote(
     maker: Any, images: np.ndarray, labels: np.ndarray, *, neighbors: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """KMeansSMOTE that finds clusters in sets with rare classes, with as many neighbors as these allow.
-    Raises `RuntimeError` where no cluster has two images of a class.
+    """KMeansSMOTE with settings that find clusters in sets with rare classes, and with as many neighbors as
+    the clusters allow. Raises `RuntimeError` if no cluster has two images of a class.
     """
     share = int(np.bincount(labels)[np.unique(labels)].min()) / len(labels)
     for n in range(neighbors, 1, -1):
@@ -221,21 +220,21 @@ def _cluster_smote(
 def kept_by_cascade(
     own: Float32[np.ndarray, " n"], labels: Int64[np.ndarray, " n"], *, goal: Counts
 ) -> Int64[np.ndarray, " m"]:
-    """Positions that stay in BalanceCascade (Liu et al. 2009, figure 3): of each class the `goal` images the
-    network knows least.
+    """Positions that BalanceCascade keeps (Liu et al. 2009, figure 3): the `goal` images of each class to
+    which the network gives the lowest probability.
 
     Args:
-        own: the network's probability of each image's own class.
-        labels: class of each.
-        goal: images of each class to keep.
+        own: probability of the own class of each image.
+        labels: class of each image.
+        goal: number of images of each class to keep.
     """
     order = np.argsort(own, kind="stable")
     return np.sort(np.concatenate([order[labels[order] == k][:keep] for k, keep in enumerate(goal.tolist())]))
 
 
 def cascade_goals(counts: Counts, *, round_: int, rounds: int) -> Counts:
-    """Images of each class after round number `round_` (from 1) of `rounds`: each falls by one factor a
-    round, to the rarest in the last.
+    """Number of images of each class after round number `round_` (from 1) of `rounds`. In each round the
+    number decreases by the same factor. In the last round it is the size of the rarest class.
 
     The factor of a class is (n_min / n)^(1 / (rounds - 1)) (Liu et al. 2009, section 3.2), here for any
     number of classes.

@@ -13,11 +13,11 @@ _MOST_CLASSES = 1 << 16
 
 
 def read_npz_set(path: Path) -> Splits:
-    """Read `train_images`, `train_labels`, `test_images`, `test_labels`, and `val_images` and `val_labels`
-    where the file has them; or `images` and `labels`, of which a fifth is held out.
+    """Read `train_images`, `train_labels`, `test_images` and `test_labels`, and `val_images` and `val_labels`
+    if the file has them. Or read `images` and `labels`, of which a fifth is held out.
 
     Raises:
-        InputError: a file that is absent or damaged, or arrays of another kind.
+        InputError: the file is missing or damaged, or an array has another type or shape.
     """
     try:
         arrays = read_npz(path)
@@ -89,5 +89,5 @@ def _texts(path: Path, names: np.ndarray) -> tuple[str, ...]:
         raise InputError(f"{path}: class_names is {names.dtype} of {names.size}; a text for each class")
     try:
         return tuple(map(str, names.ravel()))
-    except ValueError:  # bytes that are no characters
-        raise InputError(f"{path}: class_names is no text") from None
+    except ValueError:  # bytes that are not characters
+        raise InputError(f"{path}: class_names is not text") from None

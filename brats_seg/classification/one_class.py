@@ -1,4 +1,6 @@
-"""Detectors of what is new: trained on one class alone, a score for each image, higher is newer."""
+"""Novelty detectors: they are trained on one class and give each image a score. A higher score means less
+similar to this class.
+"""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -20,30 +22,30 @@ from brats_seg.core.sections import Sampler, Training
 from brats_seg.models.one_class import Autoencoder, DeepSvdd
 
 Newness = Float64[np.ndarray, " n"]
-"""A score for each image; higher where the image is less like the class trained on."""
+"""A score for each image; higher if the image is less similar to the training class."""
 SCORES = ("absolute", "squared", "mahalanobis", "isolation_forest", "deep_svdd")
 
 
 def detect(
     train: ImageSource, test: ImageSource, *, detector: Detector, seed: int, runtime: Runtime
 ) -> Mapping[str, Newness]:
-    """Train an autoencoder and what goes on from it on one class, and score other images.
+    """Train an autoencoder and the other detectors on one class, and score other images.
 
     Args:
-        train: images of the one class.
+        train: images of the training class.
         test: images to score.
-        detector: size and budget.
-        seed: of the first weights, the draws and the forest.
+        detector: size and budget of the detectors.
+        seed: seed of the first weights, the draws and the forest.
         runtime: device and precision.
 
     Returns:
-        By name: "absolute", "squared" and "mahalanobis", the error of the reconstruction (its mean over the
-        pixels, or its distance under the covariance of the training errors, shrunk by Ledoit and Wolf's
-        rule); "isolation_forest", scikit-learn's on the features of the autoencoder; "deep_svdd" (Ruff et al.
-        2018), from the autoencoder's weights.
+        The scores by name. "absolute", "squared" and "mahalanobis" use the error of the reconstruction: its
+        mean over the pixels, or its distance with the covariance of the training errors, shrunk by the rule
+        of Ledoit and Wolf. "isolation_forest" is the forest of scikit-learn on the features of the
+        autoencoder. "deep_svdd" (Ruff et al. 2018) starts from the weights of the autoencoder.
 
     Raises:
-        UsageError: images of sides that are no multiples of 4.
+        UsageError: a side of the images is not a multiple of 4.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -86,7 +88,9 @@ def config_of(detector: Detector, *, seed: int) -> Config:
 def outputs_of(
     network: nn.Module, name: str, pool: ImageSource, *, runtime: Runtime
 ) -> Float64[np.ndarray, "n values"]:
-    """What a method or part of a network, by its name, gives for each image of a pool; one row each."""
+    """The output of a named method or module of a network for each image of a pool, one row for each
+    image.
+    """
     give: Any = getattr(network, name)
     with evaluating(network), runtime.autocast():
         return torch.cat([give(inputs).flatten(1).double() for inputs in pool.batches()]).cpu().numpy()

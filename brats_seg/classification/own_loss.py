@@ -1,4 +1,4 @@
-"""Networks that compute the loss of each image themselves, trained by the loop of all networks."""
+"""Training of networks that compute the loss of each image themselves."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from brats_seg.training.steps import alone
 
 @dataclass(frozen=True, kw_only=True)
 class OwnLoss(Method):
-    """How a network learns that gives the loss of each image, (B, 1), in place of logits.
+    """The training method of a network whose output is the loss of each image, (B, 1), instead of logits.
 
     Attributes:
         draws: the sampler; None for that of the config.
@@ -28,7 +28,7 @@ class OwnLoss(Method):
     draws: Sampler | None = None
 
     def loss_of(self, phase: Phase, *, epoch: int) -> Loss:
-        """What the network gives, as it is."""
+        """The output of the network, unchanged."""
         return _as_given
 
     def make_sampler(self, phase: Phase, *, number: int = 1) -> Sampler:
@@ -48,8 +48,8 @@ def fit_own_loss(
 
     Args:
         network: from images (B, C, Y, X) to losses (B, 1); changed in place.
-        pool: images that are trained on.
-        config: of the training; each epoch of it is one step.
+        pool: the training images.
+        config: config of the training; each of its epochs is one step.
         runtime: device and precision.
         draws: the sampler; None for that of the config.
     """

@@ -1,4 +1,6 @@
-"""Probabilities + truth -> multi-class ROC AUC, accuracy, recall, precision, confusion, by scikit-learn."""
+"""Probabilities and true classes -> multi-class ROC AUC, accuracy, recall, precision and confusion matrix, by
+scikit-learn.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +18,8 @@ from brats_seg.core.errors import InputError, refuse
 from brats_seg.core.statistics import stratified_times
 
 Outputs = Float[np.ndarray, "n k"]
-"""A network's output for each image and class: probabilities, or anything that is larger for the likelier
-class.
+"""The output of a network for each image and class: probabilities, or any number that is larger for the more
+probable class.
 """
 Labels = Integer[np.ndarray, " n"]
 """Class of each image, 0 to K - 1."""
@@ -28,21 +30,23 @@ ROC_POINTS = 200
 
 @dataclass(frozen=True)
 class Scores:
-    """How well images are told apart. A mean over classes leaves out those where the number is not defined.
+    """The scores of a classification. A mean over classes leaves out classes whose score is not defined.
 
     Attributes:
-        n: images.
-        auc: area under the ROC curve: mean over the classes of one against the rest (Provost and Domingos
-            2003).
-        accuracy: share of images that are right; `error` is the rest.
+        n: number of images.
+        auc: area under the ROC curve, as the mean over the classes of one class against the rest (Provost and
+            Domingos 2003).
+        accuracy: share of correct images; `error` is 1 - accuracy.
         balanced_accuracy: mean recall.
         f_score: mean F-score.
-        auc_per_class: NaN where no image, or every image, is of the class.
-        recall_per_class: share of a class that is found; another name is sensitivity. NaN where no image is
-            of the class.
-        precision_per_class: share that is right of those called a class. NaN where none is called so.
-        f_score_per_class: 2 right / (images of the class + called so). NaN where there are none of either.
-        confusion: (k, k) images by class (rows) and what they were called (columns).
+        auc_per_class: AUC of each class; NaN if no image or every image has the class.
+        recall_per_class: share of the images of a class that are predicted as this class (sensitivity); NaN
+            if no image has the class.
+        precision_per_class: share of correct images among the images predicted as a class; NaN if no image is
+            predicted as the class.
+        f_score_per_class: 2 x correct / (images of the class + images predicted as the class); NaN if both
+            numbers are 0.
+        confusion: (k, k) number of images by true class (rows) and predicted class (columns).
     """
 
     n: int
@@ -58,11 +62,11 @@ class Scores:
 
     @property
     def error(self) -> float:
-        """Share of images that are wrong."""
+        """Share of wrong images."""
         return 1 - self.accuracy
 
     def row(self) -> dict[str, Any]:
-        """The scores as plain values that JSON takes: None for NaN, lists over the classes."""
+        """The scores as plain values for JSON: None for NaN, lists over the classes."""
         means = {
             name: getattr(self, name) for name in ("auc", "accuracy", "balanced_accuracy", "error", "f_score")
         }
@@ -80,15 +84,16 @@ class Scores:
 
 
 def score_outputs(outputs: Outputs, labels: Labels, *, decided: Labels | None = None) -> Scores:
-    """Score a network's outputs.
+    """Score the outputs of a network.
 
     Args:
-        outputs: (n, k); the AUC is of these.
-        labels: the truth.
-        decided: class each image is called; None takes the largest output, of equal ones the first.
+        outputs: (n, k); the AUC uses these.
+        labels: true classes.
+        decided: predicted class of each image; None uses the largest output, and the first one if several are
+            equal.
 
     Raises:
-        InputError: no image, an output that is no number, or a label that is no class.
+        InputError: there is no image, an output is not a number, or a label is not a class.
     """
     _check(outputs, labels)
     called = outputs.argmax(axis=1) if decided is None else decided
@@ -112,8 +117,8 @@ def score_outputs(outputs: Outputs, labels: Labels, *, decided: Labels | None = 
 
 
 def roc_auc(outputs: Outputs, labels: Labels) -> PerClass:
-    """Area under the ROC curve of each class against the rest: the share of pairs that are in order, ties
-    counting half. NaN where no image, or every image, is of the class.
+    """Area under the ROC curve of each class against the rest: the share of pairs in the correct order; ties
+    count half. NaN if no image or every image has the class.
     """
     is_own = labels[:, None] == np.arange(outputs.shape[1])
     both = is_own.any(axis=0) & ~is_own.all(axis=0)
@@ -124,8 +129,8 @@ def roc_auc(outputs: Outputs, labels: Labels) -> PerClass:
 
 
 def auc_interval(outputs: Outputs, labels: Labels, *, n_resamples: int) -> tuple[float, float] | None:
-    """95 % interval of the multi-class AUC by bootstrap over the images, each class by itself; None where no
-    class has an AUC.
+    """95 % interval of the multi-class AUC, by bootstrap over the images within each class; None if no class
+    has an AUC.
     """
     times = stratified_times(labels, n_resamples=n_resamples)
     resampled = resampled_aucs(outputs, labels, times)
@@ -138,14 +143,14 @@ def auc_interval(outputs: Outputs, labels: Labels, *, n_resamples: int) -> tuple
 def resampled_aucs(
     outputs: Outputs, labels: Labels, times: UInt16[np.ndarray, "n r"]
 ) -> Float64[np.ndarray, " r"]:
-    """The multi-class AUC of each resample, as `Scores.auc`; NaN where no class has an AUC.
+    """The multi-class AUC of each resample, as `Scores.auc`; NaN if no class has an AUC.
 
-    For each class the images are sorted once. Between two images of the class the drawn images of the rest
-    are counted, and an image of the class is in order with those below it.
+    For each class the images are sorted once by their output. For each image of the class, the drawn images
+    of the other classes with smaller outputs are counted. These pairs are in the correct order.
 
     Args:
         outputs, labels: as of `score_outputs`.
-        times: how often each image is drawn in each resample; each class keeps its size.
+        times: number of draws of each image in each resample; each class keeps its size.
     """
     of_class = []
     for c in range(outputs.shape[1]):
@@ -170,7 +175,7 @@ def roc_curves(outputs: Outputs, labels: Labels) -> list[list[list[float]]]:
     """False- and true-positive rates of each class against the rest as plain values, at most 200 points of
     each.
 
-    Both are empty for a class of which there is no image, or every one.
+    Both are empty if no image or every image has the class.
     """
     curves: list[list[list[float]]] = []
     for k in range(outputs.shape[1]):
@@ -188,14 +193,14 @@ def roc_curves(outputs: Outputs, labels: Labels) -> list[list[list[float]]]:
 def _check(outputs: Outputs, labels: Labels) -> None:
     if len(labels) == 0 or len(labels) != len(outputs):
         raise InputError(
-            f"{len(outputs)} outputs and {len(labels)} labels; give as many outputs as labels, at least one"
+            f"{len(outputs)} outputs and {len(labels)} labels; give equally many of both, at least one"
         )
     n_bad = int((~np.isfinite(outputs)).any(axis=1).sum())
     refuse(
-        (n_bad, f"{n_bad} of {len(outputs)} images have an output that is no number"),
+        (n_bad, f"{n_bad} of {len(outputs)} images have an output that is not a number"),
         (
             not 0 <= labels.min() <= labels.max() < outputs.shape[1],
-            f"labels lie in {labels.min()}..{labels.max()}; {outputs.shape[1]} outputs take "
+            f"labels lie in {labels.min()}..{labels.max()}; {outputs.shape[1]} outputs need "
             f"0..{outputs.shape[1] - 1}",
         ),
         error=InputError,

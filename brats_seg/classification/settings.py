@@ -1,4 +1,4 @@
-"""Every knob of a study of each kind."""
+"""The settings of each kind of study."""
 
 from typing import Annotated, Literal
 
@@ -15,11 +15,11 @@ Count = Annotated[int, Field(gt=0)]
 
 
 class Images(Section):
-    """Which images.
+    """The image set of a study.
 
-    `folder` None is the folder of that name under BRATS_SEG_DATA. `preprocessing` of CIFAR-10: global
-    contrast normalization and ZCA whitening, fitted on the training images. `classes` keeps some classes, in
-    the order given.
+    `folder` None means the folder with the name of the set under BRATS_SEG_DATA. `preprocessing` is for
+    CIFAR-10: global contrast normalization and ZCA whitening, fitted on the training images. `classes` keeps
+    only these classes, in the given order.
     """
 
     name: Literal["mnist", "cifar10", "cifar100", "imagenet_lt", "omniglot", "folder", "npz"] = "mnist"
@@ -29,10 +29,10 @@ class Images(Section):
 
 
 class Distribution(Section):
-    """Unbalanced training sets: one for each `rho`, `mu` and repeat.
+    """Imbalanced training sets: one for each `rho`, `mu` and repeat.
 
-    `minority` says which classes are rare: drawn anew for each repeat, or the first ones, or the last ones.
-    `methods` keeps some of the study's methods; `repeats` None is the study's number.
+    `minority` determines which classes are rare: random classes in each repeat, the first classes, or the
+    last classes. `methods` keeps only some methods of the study. `repeats` None uses the number of the study.
     """
 
     kind: Kind = "step"
@@ -47,32 +47,33 @@ class Distribution(Section):
         return (
             (
                 (self.kind == "step") != bool(self.mu),
-                "mu, the share of rare classes, goes with kind 'step' and with no other",
+                "mu, the share of rare classes, is only for kind 'step'",
             ),
             (
                 (self.kind == "given") != (self.counts is not None),
-                "counts, the images of each class, go with kind 'given' and with no other",
+                "counts, the images of each class, are needed for kind 'given' and only for this kind",
             ),
         )
 
 
 class Knobs(Section):
-    """The knobs of a remedy; each remedy takes what it needs.
+    """The knobs of a remedy. Each remedy uses the knobs that it needs.
 
     Attributes:
-        kind: a name in `methods.METHODS`; None is the name it has in the study.
-        imbalance_ratio: of over- and undersampling: the majority over the minority that is left; several make
-            a network each.
-        redraw: of undersampling: one fixed subset, or a new one each epoch.
-        two_phase: go on from the finished network with its output layer alone, at the natural frequencies.
-        tau: of logit adjustment.
-        weights_from: of deferred re-weighting: share of the iterations before the weights hold.
-        augment: of perturbed copies: what is done to an image of a rare class.
-        hard: of hard-example replay: the threshold, whether a pool starts again, its age. Without it, the
-            network looks at all images of a class, and a pool starts again when it is used up, as in the
-            studies that are stored.
-        networks: of EasyEnsemble and BalanceCascade.
-        neighbors: of the samplers of imbalanced-learn that look at neighbors.
+        kind: a name in `methods.METHODS`; None uses the name of the method in the study.
+        imbalance_ratio: for over- and undersampling: size of the largest class divided by the smallest class
+            after resampling. Each of several values gives a separate network.
+        redraw: for undersampling: one fixed subset, or a new subset in each epoch.
+        two_phase: train only the output layer of the finished network again, at the natural class
+            frequencies.
+        tau: factor of logit adjustment.
+        weights_from: for deferred re-weighting: share of the iterations before the weights are used.
+        augment: for perturbed copies: changes of an image of a rare class.
+        hard: for hard-example replay: the threshold, whether a pool starts again, and the age of a pool.
+            Without it, all images of a class are tested, and a used-up pool starts again, as in the stored
+            studies.
+        networks: number of networks of EasyEnsemble and BalanceCascade.
+        neighbors: number of neighbors in the methods of imbalanced-learn.
     """
 
     kind: str | None = None
@@ -90,9 +91,9 @@ class Knobs(Section):
 
 
 class Network(Section):
-    """Which network. `precision` bf16 is faster and not the published arithmetic.
+    """The network of a study. `precision` bf16 is faster, but differs from the published arithmetic.
 
-    `output_weights` are those that the last layer starts with: "scaled" as in the other layers, or "zero".
+    `output_weights` are the initial weights of the last layer: "scaled" as in the other layers, or "zero".
     """
 
     name: str = "lenet5"
@@ -101,8 +102,8 @@ class Network(Section):
 
 
 class Training(Section):
-    """The budget, equal for every distribution and method; `seed` is the study's. `phase2_lr_factor` is the
-    second phase's rate.
+    """The training budget, equal for every distribution and method. `seed` is the seed of the study.
+    `phase2_lr_factor` is the factor of the learning rate in the second phase.
     """
 
     iterations: Count = 10_000
@@ -112,8 +113,8 @@ class Training(Section):
 
 
 class Search(Section):
-    """Several trainings of one set and method, of which the table takes the best: each of `rates`, `runs`
-    times.
+    """Several trainings of one set and method: `runs` trainings with each of `rates`. The table uses the best
+    training.
     """
 
     rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
@@ -126,13 +127,14 @@ Score = Literal[
 
 
 class Validation(Section):
-    """Images that pick a checkpoint, stop a training, choose thresholds and choose among runs.
+    """Validation images: they choose a checkpoint, stop a training, choose thresholds and choose among runs.
 
-    `held_out`: so many training images of each class are kept out of every distribution, and scored on.
-    `images` says what validates: nothing; `train`, further training images, `per_class` of each, which are
-    neither trained nor scored on; those held out; every second test image (scores on the rest are then given
-    as well); the test set itself, as both sources did; or the set's own validation images. Sensitivity and
-    F-score are `of` a class; without it the mean over the classes.
+    `held_out`: number of training images of each class that are kept out of every distribution and are
+    scored. `images` determines the validation images: none; `train`: `per_class` other training images of
+    each class, which are neither used for training nor scored; the held-out images; every second test image
+    (then scores on the other test images are also given); the test set itself, as in both publications; or
+    the validation images of the set. Sensitivity and F-score are computed for the class `of`; without `of`
+    the mean over the classes is used.
     """
 
     held_out: Annotated[int, Field(ge=0)] = 0
@@ -148,7 +150,7 @@ class Validation(Section):
         return (
             (
                 self.images == "none" and (self.checkpoint == "best" or self.patience is not None),
-                "checkpoint 'best' and patience look at a score; validation.images says on which images",
+                "checkpoint 'best' and patience need a score; choose its images with validation.images",
             ),
             (
                 self.images == "held_out" and self.held_out == 0,
@@ -156,18 +158,18 @@ class Validation(Section):
             ),
             (
                 (self.images == "train") != (self.per_class > 0),
-                "per_class, the training images of each class that validate, goes with images 'train' and "
-                "with nothing else",
+                "per_class, the training images of each class for validation, is needed with images 'train' "
+                "and only with it",
             ),
         )
 
 
 class Decisions(Section):
-    """How classes are decided from probabilities, beside the largest one; no network is trained for these.
+    """Decision rules in addition to the largest probability. They need no other training.
 
-    `priors`: divide by the class frequencies of the imbalanced set (`set`, as published) or of what the
-    network saw (`ledger`). `tuned`: thresholds that are best by these scores on the validation images.
-    `costs[i][j]`: of saying j where it is i.
+    `priors`: divide by the class frequencies of the imbalanced set (`set`, as published) or of the draws
+    (`ledger`). `tuned`: thresholds with the best score on the validation images, for each of these scores.
+    `costs[i][j]`: cost of deciding class j if the true class is i.
     """
 
     priors: tuple[Literal["set", "ledger"], ...] = ("set",)
@@ -176,8 +178,9 @@ class Decisions(Section):
 
 
 class Record(Section):
-    """What is kept beside the scores: learning curves (every so many iterations; 0 for none), ROC curves,
-    scores on the training images. `auc_resamples`: of the interval of the AUC over the images; 0 for none.
+    """Results that are kept in addition to the scores: learning curves (one point every `curve_every`
+    iterations; 0 for no curves), ROC curves, and scores on the training images. `auc_resamples`: number of
+    resamples for the interval of the AUC over the images; 0 for no interval.
     """
 
     curve_every: Annotated[int, Field(ge=0)] = 0
@@ -189,11 +192,11 @@ class Record(Section):
 class StudySettings(Section):
     """A whole study: every distribution x repeat x method x rate x run is a network.
 
-    `base` is the number of images of a majority class; None takes all of the rarest class's. `published`
-    names a table of the systematic study to print beside ours. `stack`: so many networks are trained together
-    in each process; "auto" is 1 on a CPU, and on a GPU as many as half of its memory holds, 64 at most.
-    Networks with batch norm or dropout are trained one by one. The rows are the same but for the rounding of
-    sums.
+    `base` is the number of images of a majority class; None uses the number of images of the rarest class.
+    `published` is the name of a table of the systematic study that is printed next to ours. `stack` is the
+    number of networks that each process trains together. "auto" is 1 on a CPU; on a GPU it is the number of
+    networks that fit into half of the memory, at most 64. Networks with batch norm or dropout are trained one
+    by one. The rows differ only by rounding.
     """
 
     images: Images = Images()
@@ -227,21 +230,21 @@ class StudySettings(Section):
             *(
                 (
                     name not in self.methods,
-                    f"distributions: no method '{name}'; the study's are {', '.join(self.methods)}",
+                    f"distributions: no method '{name}'; the study has {', '.join(self.methods)}",
                 )
                 for distribution in self.distributions
                 for name in distribution.methods or ()
             ),
             (
                 self.decisions.tuned and self.validation.images == "none",
-                "decisions.tuned needs validation.images: thresholds are chosen on images that were not "
+                "decisions.tuned needs validation.images: thresholds must be chosen on images that were not "
                 "trained on",
             ),
         )
 
 
 class Detector(Section):
-    """Size and budget of the autoencoder; deep SVDD has the same budget again."""
+    """Size and budget of the autoencoder. Deep SVDD has another budget of the same size."""
 
     width: Count = 16
     code: Count = 32
@@ -251,11 +254,11 @@ class Detector(Section):
 
 
 class NoveltySettings(Section):
-    """One-class detectors against classifiers of two classes.
+    """A study that compares one-class detectors with classifiers of two classes.
 
-    A detector is trained on `base` images of the common class alone. A classifier is trained on them and on
-    base / rho images of the rare class, for each `rho` and each of `methods`. Both are scored by the AUC on
-    the test images of the two classes. `pairs` are common and rare class.
+    A detector is trained only on `base` images of the common class. A classifier is trained on the same
+    images and on base / rho images of the rare class, for each `rho` and each of `methods`. Both are scored
+    by the AUC on the test images of the two classes. Each of `pairs` is a common and a rare class.
     """
 
     study: Literal["novelty"]
@@ -274,7 +277,7 @@ class NoveltySettings(Section):
         return (
             (
                 max(self.rho) > self.base,
-                f"rho {max(self.rho):g} leaves no image of the rare class: base is {self.base}; take "
+                f"rho {max(self.rho):g} leaves no image of the rare class: base is {self.base}; give "
                 f"{self.base} at most",
             ),
             *(
@@ -288,7 +291,7 @@ class NoveltySettings(Section):
 
     @property
     def of_classifiers(self) -> StudySettings:
-        """The settings of the classifiers, as a study of imbalance has them."""
+        """The settings of the classifiers, in the form of a study of imbalance."""
         return StudySettings(
             methods=self.methods, network=self.network, optimizer=self.optimizer, training=self.training
         )
@@ -298,13 +301,13 @@ Learner = Literal["prototypical", "matching", "memory", "fine_tune", "oversample
 
 
 class FewShotSettings(Section):
-    """Classes that a network has never seen, of which it is shown `shots` images each.
+    """A study of few-shot learning: a network classifies new classes from `shots` shown images of each class.
 
-    `unseen` are the classes kept out of training: names, or a pattern such as "images_evaluation/*". An
-    episode is `ways` of them; its shown images are training images, its `queries` of each class are test
-    images. Accuracy is the mean over `episodes`. "oversample" trains anew, `draws` times, on the images of
-    the seen classes and the shown ones together.
-    `memory_iterations` is the budget of the network with a memory, which learns slowly.
+    `unseen` are the classes that are kept out of training: names, or a pattern such as "images_evaluation/*".
+    An episode has `ways` unseen classes. Its shown images are training images, and its `queries` of each
+    class are test images. Accuracy is the mean over `episodes`. "oversample" trains a new network, `draws`
+    times, on the images of the seen classes together with the shown images. `memory_iterations` is the budget
+    of the memory network, which learns slowly.
     """
 
     study: Literal["few_shot"]

@@ -1,4 +1,4 @@
-"""Image set -> batches: ids in, float32 images, targets and counts out."""
+"""Image set -> batches: the ids of examples -> float32 images, targets and counts."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,17 +18,16 @@ from brats_seg.imbalance.index import ClassIndex
 from brats_seg.training.steps import Examples
 
 IMAGES_AT_ONCE = 250
-"""Where all are looked at."""
+"""Batch size for a pass over all images."""
 MOST_BYTE_CLASSES = 255
-"""With more, targets are int64."""
+"""With more classes, targets are int64."""
 
 
 class ImageSource:
-    """Some images of a set, on a device. A source never chooses: `index` says which ids there are of each
-    class, a sampler draws of them.
+    """Some images of a set, on a device. `index` holds the ids of each class, from which a sampler draws.
 
-    An id is a position in the source: 0 to n - 1. Pixels of a set in memory are held once, as they are
-    (bytes, or whitened floats), and shared by all sources made of each other by `restrict`.
+    An id is a position in the source: 0 to n - 1. The pixels of a set in memory are stored once (as bytes or
+    whitened floats). All sources that `restrict` makes from each other share these pixels.
     """
 
     def __init__(
@@ -39,13 +38,14 @@ class ImageSource:
         device: torch.device | str = "cpu",
         threads: int = 1,
     ) -> None:
-        """Place a set on a device.
+        """Move a set to a device.
 
         Args:
             images: the set.
-            seed: of the cuts of a folder's images; they follow from (seed, number of the step).
-            device: where batches are wanted; sets in memory are moved there whole.
-            threads: that decode the images of a folder.
+            seed: seed of the crops of the images of a folder; (seed, number of the step) determines the
+                crops.
+            device: device of the batches; sets in memory are moved there completely.
+            threads: number of threads that decode the images of a folder.
         """
         self.set = images
         self.class_names = images.class_names
@@ -67,7 +67,7 @@ class ImageSource:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(n, y, x, c) of the images as a network sees them."""
+        """(n, y, x, c) of the images in the form of a network's input."""
         return len(self.rows), *self.set.image_size, self.set.n_channels
 
     @cached_property
@@ -81,8 +81,8 @@ class ImageSource:
         return ClassIndex.from_labels(self.labels, self.class_names)
 
     def restrict(self, ids: Ids, *, seed: int | None = None) -> "ImageSource":
-        """Some of these images, in the order given; pixels are shared. `seed` is of their cuts; None keeps
-        it.
+        """Some of these images, in the given order. The pixels are shared. `seed` is the seed of their crops;
+        None keeps the present seed.
 
         Raises:
             InputError: an id that is none.
@@ -97,7 +97,7 @@ class ImageSource:
         return other
 
     def relabel(self, labels: Int64[np.ndarray, " n"]) -> "ImageSource":
-        """These images with other classes; pixels are shared."""
+        """These images with other classes. The pixels are shared."""
         every = self.set.labels.copy()
         every[self.rows] = labels
         other = self.restrict(np.arange(len(self)))
@@ -109,20 +109,19 @@ class ImageSource:
         """Images by their ids.
 
         Args:
-            ids: of whatever classes, repeats allowed.
-            number: of the step in the run: images of a folder are then cut at random and mirrored, as they
-                are trained on. None cuts them in the middle, as they are tested on. Sets in memory are never
-                changed.
-            out: a batch of as many images whose tensors are written again; None makes new ones.
+            ids: ids of any classes; repeats are allowed.
+            number: number of the step in the run. Images of a folder are then cropped at random and mirrored,
+                as in training. None crops them in the middle, as in a test. Sets in memory are never changed.
+            out: a batch of equally many images whose tensors are overwritten; None creates new tensors.
 
         Raises:
-            InputError: an id that is none, or a file that cannot be decoded.
-            UsageError: `out` is of another size.
+            InputError: an id does not exist, or a file cannot be decoded.
+            UsageError: `out` has another size.
         """
         self._check(ids)
         out = out if out is not None else self._empty(len(ids))
         if len(out.targets) != len(ids):
-            raise UsageError(f"out holds {len(out.targets)} images; {len(ids)} are asked for")
+            raise UsageError(f"out holds {len(out.targets)} images, but {len(ids)} ids were given")
         rows = self.rows[ids]
         rows_on_device = torch.from_numpy(rows).to(self.device)
         torch.index_select(self._targets, 0, rows_on_device, out=out.targets)
@@ -132,20 +131,20 @@ class ImageSource:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether an image is the same each time that it is trained on."""
+        """Whether an image is the same in each training step."""
         return self._pixels is not None
 
     def batches(self) -> Iterator[Tensor]:
-        """All images in their order, as they are tested on."""
+        """All images in their order, as in a test."""
         for start in range(0, len(self), IMAGES_AT_ONCE):
             yield self.batch(np.arange(start, min(start + IMAGES_AT_ONCE, len(self)))).inputs
 
     def targets(self, ids: Ids) -> UInt8[Tensor, " b"] | Int64[Tensor, " b"]:
-        """Class of each of some images, on the device."""
+        """The class of each of some images, on the device."""
         return self._targets.index_select(0, torch.from_numpy(self.rows[ids]).to(self.device))
 
     def values(self, ids: Ids) -> Float32[np.ndarray, "b features"]:
-        """What a network is given of some images, one row each, in the order (y, x, c)."""
+        """The input of a network for some images, one row for each image, in the order (y, x, c)."""
         inputs = self.batch(ids).inputs.permute(0, 2, 3, 1).reshape(len(ids), -1)
         return inputs.float().cpu().numpy()
 
@@ -156,8 +155,8 @@ class ImageSource:
         elif self._pixels.dtype == inputs.dtype:
             torch.index_select(self._pixels, 0, there, out=inputs)
         else:
-            # Bytes are gathered first, 4 times less to move, into a buffer that is kept; then made floats and
-            # scaled in one place.
+            # Bytes are gathered first into a buffer that is kept, because they are 4 times smaller than
+            # floats. Then they are converted to floats and scaled in place.
             if self._gathered is None or self._gathered.shape != inputs.shape:
                 self._gathered = torch.empty(inputs.shape, dtype=self._pixels.dtype, device=self.device)
             inputs.copy_(torch.index_select(self._pixels, 0, there, out=self._gathered))

@@ -1,4 +1,4 @@
-"""Global contrast normalization and ZCA whitening, fitted on training images and cached."""
+"""Global contrast normalization and ZCA whitening, fitted on training images, with a cache."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from brats_seg.core.errors import InputError
 from brats_seg.core.files import atomic
 
 CONTRAST = 55.0
-"""What a normalized image's deviation is scaled to, and `ZCA_BIAS` with it: as in pylearn2's CIFAR-10 of
-Goodfellow et al. 2013.
+"""The scale of a normalized image. This value and `ZCA_BIAS` are those of pylearn2's CIFAR-10 of Goodfellow
+et al. 2013.
 """
 CONTRAST_FLOOR = 1e-8
 ZCA_BIAS = 0.1
@@ -29,8 +29,8 @@ class Whitening:
 
 
 def normalize_contrast(images: UInt8[np.ndarray, "n y x c"]) -> Float32[np.ndarray, "n features"]:
-    """Each image minus its own mean and over its own length, times 55 (Goodfellow et al. 2013); an even image
-    is 0.
+    """Each image minus its mean, divided by its length, times 55 (Goodfellow et al. 2013). A uniform image
+    becomes 0.
     """
     flat = images.reshape(len(images), -1).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
@@ -42,8 +42,8 @@ def normalize_contrast(images: UInt8[np.ndarray, "n y x c"]) -> Float32[np.ndarr
 
 
 def fit_whitening(flat: Float32[np.ndarray, "n features"]) -> Whitening:
-    """ZCA: U (S + 0.1)^-1/2 U' of the covariance (over n) of the training images. Of 3,072 features half a
-    minute on one core.
+    """ZCA: U (S + 0.1)^-1/2 U' of the covariance (over n) of the training images. With 3,072 features this
+    takes half a minute on one core.
     """
     mean = flat.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((flat.shape[1], flat.shape[1]), np.float64)
@@ -73,16 +73,16 @@ def whitened(
     *,
     cache: Path | None,
 ) -> tuple[Float32[np.ndarray, "..."], ...]:
-    """Whiten training images and others by what the training images say.
+    """Whiten training images and other images with a whitening that is fitted on the training images.
 
     Args:
-        train: fitted on.
-        others: test or validation images, each of any number.
-        cache: folder in which the result is kept (4 bytes a value) and mapped from, so that processes share
-            it; None keeps none.
+        train: training images.
+        others: sets of test or validation images, of any size.
+        cache: folder in which the result is stored (4 bytes for each value) and from which it is mapped, so
+            that processes share it; None for no cache.
 
     Returns:
-        float32 images, of `train` first.
+        float32 images, `train` first.
     """
     if cache is None:
         fitted = fit_whitening(normalize_contrast(train))
@@ -104,7 +104,7 @@ def _mapped(path: Path) -> np.ndarray:
     except InputError as error:
         said = str(error).removeprefix(f"{path}: ")
         raise InputError(f"{path}: a damaged cache of whitened images: {said}; remove it") from None
-    # copy on write: torch takes no read-only array without a warning
+    # copy on write: torch warns about read-only arrays
     return np.memmap(path, header.dtype, mode="c", offset=header.offset, shape=header.shape)
 
 

@@ -71,7 +71,7 @@ def test_a_pickle_that_names_another_class_is_not_run(tmp_path):
     named = "io.open" if open.__module__ in ("io", "_io") else "builtins.open"
     said = str(refused.value)
     assert said.startswith(f"{path}: names ")
-    assert said.endswith("; a CIFAR batch names NumPy's array builders alone: it was not read")
+    assert said.endswith("; a CIFAR batch names only NumPy's array builders, so the file was not read")
     assert named.split(".")[1] in said
     assert not (tmp_path / "made").exists()
 
@@ -99,19 +99,19 @@ def test_no_other_name_of_numpy_either(tmp_path, stream):
         ({b"data": PIXELS, b"labels": [1, 2]}, "6 images and 2 labels; every image has one"),
         (
             {b"data": PIXELS[:, :5], b"labels": [1]},
-            "'data' is no uint8 array of rows of 3072 pixels; download it again",
+            "'data' is not uint8 in rows of 3072 pixels; download it again",
         ),
         (
             {b"data": PIXELS.astype(np.float32), b"labels": [1]},
-            "'data' is no uint8 array of rows of 3072 pixels; download it again",
+            "'data' is not uint8 in rows of 3072 pixels; download it again",
         ),
         (
             {b"data": PIXELS, b"labels": ["cat"] * 6},
-            "'labels' is no list of whole numbers; download it again",
+            "'labels' is not a list of whole numbers; download it again",
         ),
         (
             {b"data": PIXELS, b"labels": [10**30] * 6},
-            "'labels' is no list of whole numbers; download it again",
+            "'labels' is not a list of whole numbers; download it again",
         ),
         ({b"data": PIXELS, b"labels": [0, 1, 2, 3, 10, 5]}, "row 4 has label 10; the labels are 0..9"),
     ],

@@ -136,7 +136,7 @@ def test_a_text_file_among_the_images(root):
         list_folder(root)
     assert (
         str(refused.value)
-        == f"{root}/cat/labels.txt: no .jpg, .jpeg or .png; a class folder holds images alone"
+        == f"{root}/cat/labels.txt: is not a .jpg, .jpeg or .png file; a class folder holds only images"
     )
 
 
@@ -144,18 +144,18 @@ def test_a_file_among_the_class_folders(root):
     (root / "readme.txt").write_text("cat")
     with pytest.raises(
         InputError,
-        match=r"readme\.txt: a file among the class folders; each image lies in the folder of its class",
+        match=r"readme\.txt: is a file among the class folders; put each image into its class folder",
     ):
         list_folder(root)
 
 
 def test_empty_and_missing_folders(root):
     (root / "eel").mkdir()
-    with pytest.raises(InputError, match="eel: no images in it; fill it or remove it"):
+    with pytest.raises(InputError, match="eel: has no images; add images or remove the folder"):
         list_folder(root)
     with pytest.raises(
         InputError,
-        match="eel: no class folders in it; put one folder of JPEG or PNG files for each class there",
+        match="eel: has no class folders; put one folder of JPEG or PNG files for each class there",
     ):
         list_folder(root / "eel")
     with pytest.raises(InputError, match="none: cannot be read: No such file or directory"):

@@ -27,8 +27,8 @@ def test_packed_or_not(tmp_path, name):
     [
         (CONTENT[:-1], "its header says 2 x 3 x 4 = 24 bytes, and 23 follow; download it again"),
         (CONTENT + b"\0", "its header says 2 x 3 x 4 = 24 bytes, and more follow; download it again"),
-        (CONTENT[:9], "9 bytes are no IDX header of 16; download it again"),
-        (b"", "0 bytes are no IDX header of 16; download it again"),
+        (CONTENT[:9], "9 bytes are not an IDX header of 16; download it again"),
+        (b"", "0 bytes are not an IDX header of 16; download it again"),
         (
             CONTENT[:3] + b"\1" + CONTENT[4:],
             "begins with 00000801; an IDX file of bytes with 3 axes begins with 00000803",
@@ -38,7 +38,7 @@ def test_packed_or_not(tmp_path, name):
             CONTENT[:4] + bytes([0, 0, 4, 0]) * 3,
             "its header says 1024 x 1024 x 1024 = 1073741824 bytes, and 0 follow; download it again",
         ),
-        (CONTENT[:4] + b"\xff" * 12, f"its header asks for {(2**32 - 1) ** 3} bytes; 4294967296 at most"),
+        (CONTENT[:4] + b"\xff" * 12, f"its header asks for {(2**32 - 1) ** 3} bytes; the most is 4294967296"),
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])

@@ -138,14 +138,14 @@ def test_confusion_of_small_integers_does_not_overflow():
         (
             np.zeros((0, 2)),
             np.zeros(0, np.int64),
-            "0 outputs and 0 labels; give as many outputs as labels, at least one",
+            "0 outputs and 0 labels; give equally many of both, at least one",
         ),
         (
             np.array([[np.nan, 1], [0.5, np.inf]]),
             np.array([0, 1]),
-            "2 of 2 images have an output that is no number",
+            "2 of 2 images have an output that is not a number",
         ),
-        (np.ones((2, 2)), np.array([0, 2]), "labels lie in 0..2; 2 outputs take 0..1"),
+        (np.ones((2, 2)), np.array([0, 2]), "labels lie in 0..2; 2 outputs need 0..1"),
     ],
 )
 def test_refusals(outputs, labels, said):

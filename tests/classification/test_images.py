@@ -67,7 +67,7 @@ def test_mnist_cut_short_or_with_an_eleventh_digit(tmp_path):
     write_idx(path, np.full(20, 10, np.uint8))
     assert (
         refusal("mnist", tmp_path)
-        == f"{tmp_path}/t10k-images-idx3-ubyte.gz: labels lie in 10..10; 10 classes take 0..9"
+        == f"{tmp_path}/t10k-images-idx3-ubyte.gz: labels lie in 10..10; 10 classes need 0..9"
     )
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-3]))
     assert (
@@ -157,11 +157,11 @@ def test_imagenet_lt_is_what_its_lists_say(tmp_path):
 @pytest.mark.parametrize(
     ("lists", "said"),
     [
-        ({"train": "train/cat/0.png\n"}, "_train.txt: line 1 is no path and class number: 'train/cat/0.png'"),
-        ({"train": "train/cat/9.png 0\ntrain/cat/8.png 0\n"}, "ImageNet_LT_train.txt and missing (1 more "
+        ({"train": "train/cat/0.png\n"}, "line 1 is not a path and a class number: 'train/cat/0.png'"),
+        ({"train": "train/cat/9.png 0\ntrain/cat/8.png 0\n"}, "ImageNet_LT_train.txt but missing (1 more "
                                                                "are missing too)"),
-        ({"test": "\n"}, "_test.txt: line 1 is no path and class number: ''"),
-        ({"train": "train/cat/0.png -1\n"}, "line 1 is no path and class number: 'train/cat/0.png -1'"),
+        ({"test": "\n"}, "_test.txt: line 1 is not a path and a class number: ''"),
+        ({"train": "train/cat/0.png -1\n"}, "line 1 is not a path and a class number: 'train/cat/0.png -1'"),
     ],
 )  # fmt: skip
 def test_a_list_that_is_damaged_is_one_line(tmp_path, lists, said):
@@ -201,8 +201,9 @@ def test_images_of_a_patient_stay_together(tmp_path):
     ("patients", "said"),
     [
         (np.repeat(["a", "b"], 10), "images: 2 patients; a fifth is held out, so 5 at least"),
-        (np.repeat(list("abcdefghij"), [11, *[1] * 9]), "class '0' lies on one side where patients are kept "
-                                                       "together; give train and test yourself"),
+        (np.repeat(list("abcdefghij"), [11, *[1] * 9]), "class '0' would be only in training or only in "
+                                                       "test, because patients are kept together; give "
+                                                       "train and test yourself"),
         (np.zeros(20), "patients is float64 of 20; one number or text an image"),
         (np.zeros(19, int), "patients is int64 of 19; one number or text an image"),
     ],
@@ -216,7 +217,7 @@ def test_patients_that_cannot_be_parted(tmp_path, patients, said):
 def test_a_patient_in_two_published_parts(tmp_path):
     of = {f"{part}_patients": np.arange(30) + i * 29 for i, part in enumerate(("train", "test", "val"))}
     write_npz(tmp_path / "a.npz", **of)
-    said = "test_images: patient '29' has training images too; a patient is in one part"
+    said = "test_images: patient '29' also has training images; a patient must be in one part"
     assert refusal("npz", tmp_path / "a.npz").endswith(said)
 
 
@@ -234,7 +235,9 @@ def test_a_table_names_the_patients_of_a_folder(tmp_path):
     (root / "patients.csv").write_text("file,patient\n" + "\n".join(rows[1:]))
     assert refusal("folder", root).endswith("patients.csv: no patient of cat/0.png; every image has one")
     (root / "patients.csv").write_text("path\nx")
-    assert refusal("folder", root).endswith("patients.csv: has the columns path; it needs file and patient")
+    assert refusal("folder", root).endswith(
+        "patients.csv: has the columns path; it needs the columns file and patient"
+    )
 
 
 def test_keeping_two_classes_numbers_them_anew(tmp_path):
@@ -306,7 +309,7 @@ def test_folders_with_other_classes(tmp_path):
     (tmp_path / "test" / "dog").rename(tmp_path / "test" / "eel")
     assert (
         refusal("folder", tmp_path)
-        == f"{tmp_path}/test: class 'dog' is in one of test and train only; both have the same class folders"
+        == f"{tmp_path}/test: class 'dog' is only in one of test and train; both need the same class folders"
     )
 
 
@@ -367,12 +370,12 @@ def test_npz_with_labels_and_images_of_different_length(tmp_path):
     write_npz(tmp_path / "a.npz", train_labels=np.zeros(29, np.uint8))
     assert (
         refusal("npz", tmp_path / "a.npz")
-        == f"{tmp_path}/a.npz train_images: 30 images and 29 labels; every image has one"
+        == f"{tmp_path}/a.npz train_images: 30 images but 29 labels; every image needs one"
     )
     write_npz(tmp_path / "a.npz", test_labels=np.full(30, 3, np.uint8))
     assert (
         refusal("npz", tmp_path / "a.npz")
-        == f"{tmp_path}/a.npz test_images: labels lie in 3..3; 3 classes take 0..2"
+        == f"{tmp_path}/a.npz test_images: labels lie in 3..3; 3 classes need 0..2"
     )
 
 
@@ -437,12 +440,12 @@ def test_npz_whose_header_claims_more_than_there_is(tmp_path):
 def test_a_class_of_one_image_cannot_be_parted(tmp_path):
     np.savez(tmp_path / "a.npz", images=np.zeros((3, 4, 4), np.uint8), labels=np.array([0, 0, 1]))
     assert refusal("npz", tmp_path / "a.npz").endswith(
-        "class '1' has 1 image; one to train and one to test on are needed"
+        "class '1' has 1 image; it needs one for training and one for the test"
     )
 
 
 def test_negative_labels():
-    with pytest.raises(InputError, match=r"mine: labels lie in -1\.\.0; 2 classes take 0\.\.1"):
+    with pytest.raises(InputError, match=r"mine: labels lie in -1\.\.0; 2 classes need 0\.\.1"):
         ImageSet("mine", np.zeros((2, 4, 4, 1), np.uint8), np.array([-1, 0]), ("a", "b"), 1.0)
 
 

@@ -224,12 +224,12 @@ def test_labels_with_gaps_and_a_test_set_of_one_class_are_named(images: Path, tm
             {"train_labels": arrays["train_labels"] + 1, "test_labels": arrays["test_labels"] + 1},
             "no image of class '0'",
         ),
-        ({"test_labels": arrays["test_labels"] * 0}, "its images are all of one class"),
+        ({"test_labels": arrays["test_labels"] * 0}, "all its images have the same class"),
     ):
         np.savez(tmp_path / "odd.npz", **(arrays | changed))
         with pytest.raises(InputError, match=said):
             make_plan(tiny_settings(), folder=tmp_path / "odd.npz", workers=1)
-    with pytest.raises(InputError, match=r"odd\.npz: is a file; for an \.npz say --set images\.name=npz"):
+    with pytest.raises(InputError, match=r"odd\.npz: is a file; for an \.npz give --set images\.name=npz"):
         make_plan(tiny_settings(images={"name": "folder"}), folder=tmp_path / "odd.npz", workers=1)
 
 
@@ -237,7 +237,7 @@ def test_labels_with_gaps_and_a_test_set_of_one_class_are_named(images: Path, tm
     ("changes", "said"),
     [
         ({"network": {"name": "vgg"}}, "vgg"),
-        ({"validation": {"images": "own"}}, "comes without validation images"),
+        ({"validation": {"images": "own"}}, "has no validation images"),
         (
             {"validation": {"held_out": 30, "images": "train", "per_class": 10}},
             "held_out 30 and per_class 10",
@@ -255,8 +255,8 @@ def test_labels_with_gaps_and_a_test_set_of_one_class_are_named(images: Path, tm
             "mu 0.99: of 4 classes 3.96 would be",
         ),
         ({"base": 41}, "needs 41 examples but has 40"),
-        ({"decisions": {"costs": [[0, 1], [1, 0]]}}, "4 classes take 4 x 4"),
-        ({"validation": {"images": "test", "of": "cat"}}, "validation.of 'cat': no such class"),
+        ({"decisions": {"costs": [[0, 1], [1, 0]]}}, "4 classes need 4 x 4"),
+        ({"validation": {"images": "test", "of": "cat"}}, "validation.of 'cat': is not a class"),
     ],
 )
 def test_what_the_images_cannot_give_is_said_before_anything_is_trained(

@@ -80,8 +80,8 @@ def test_a_damaged_cache_is_named(tmp_path):
 
 def test_what_cannot_be_whitened(tmp_path):
     splits = small_splits(tmp_path)
-    with pytest.raises(UsageError, match="whitening takes the bytes of a set in memory"):
+    with pytest.raises(UsageError, match="whitening needs a set of bytes in memory"):
         whiten_splits(whiten_splits(splits, cache=None), cache=None)
     big = replace(splits.train, images=np.zeros((40, 80, 80, 1), np.uint8))
-    with pytest.raises(UsageError, match="6400 values an image; whitening takes 4096 at most"):
+    with pytest.raises(UsageError, match="6400 values for each image; whitening accepts 4096 at most"):
         whiten_splits(Splits(big, big), cache=None)

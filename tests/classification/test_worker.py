@@ -117,7 +117,7 @@ def test_a_last_layer_of_zeros_knows_nothing_at_first_and_one_under_a_relu_is_re
     some = open_images(settings.images, images, cache=None).train
     network = build_network(settings, some, seed=0, runtime=runtime)
     assert network(torch.rand(2, 1, 20, 20)).abs().max() == 0
-    with pytest.raises(UsageError, match="'all_cnn' has a ReLU"):
+    with pytest.raises(UsageError, match="'all_cnn' is followed by a ReLU"):
         build_network(
             tiny_settings(network={"name": "all_cnn", "output_weights": "zero"}),
             some,
@@ -399,7 +399,9 @@ def test_a_patient_is_held_out_or_validates_or_is_trained_on(tmp_path: Path):
     assert all(parts)
     assert sum(map(len, parts)) == len(set().union(*parts))
     halves = tiny_settings(base=20, validation={"images": "half", "score": "auc", "every": 5})
-    with pytest.raises(UsageError, match=r"validation\.images 'half': would part the images of a patient"):
+    with pytest.raises(
+        UsageError, match=r"validation\.images 'half': would separate the images of a patient"
+    ):
         check_study(halves, splits)
 
 

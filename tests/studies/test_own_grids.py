@@ -95,10 +95,10 @@ def test_from_which_ratio_on_a_detector_is_better():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"rho": [41]}, "rho 41 leaves no image of the rare class: base is 40; take 40 at most"),
+        ({"rho": [41]}, "rho 41 leaves no image of the rare class: base is 40; give 40 at most"),
         ({"base": 60, "rho": [2]}, "class 0 needs 60 examples but has 50"),
         ({"pairs": [["0", "eel"]]}, "images.classes 'eel' is unknown"),
-        ({"methods": {"magic": {}}}, "methods.magic: no method 'magic'"),
+        ({"methods": {"magic": {}}}, "methods.magic: 'magic' is not a method"),
         (
             {"methods": {"oversample": {"two_phase": True}}},
             "methods.oversample: one network of one phase each",
@@ -159,9 +159,9 @@ def test_a_fine_tuned_output_layer_tells_apart_what_a_line_can():
             "class '0' has 50 examples, but an episode needs 51; use fewer shots or queries",
         ),
         ({"queries": 21}, "class '0' has 20 examples, but an episode needs 21"),
-        ({"unseen": ["eel"]}, "unseen 'eel': no such class; the classes are 0, 1, 2, 3"),
-        ({"unseen": ["3"]}, "ways 2: there are 1 unseen classes; take fewer ways"),
-        ({"unseen": ["1", "2", "3"]}, "ways 2: there are 1 seen classes; take fewer ways"),
+        ({"unseen": ["eel"]}, "unseen 'eel': is not a class; the classes are 0, 1, 2, 3"),
+        ({"unseen": ["3"]}, "ways 2: there are 1 unseen classes; use fewer ways"),
+        ({"unseen": ["1", "2", "3"]}, "ways 2: there are 1 seen classes; use fewer ways"),
     ],
 )
 def test_what_a_study_of_few_images_cannot_do_is_one_line(images: Path, tmp_path: Path, changes, said):
