@@ -4,7 +4,7 @@ Air (every modality exactly 0) stays exactly 0, as in a bank and in prediction.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -33,16 +33,8 @@ def change_intensities(planar: Tensor, sent: dict[str, Tensor]) -> None:
     values = planar.index_select(0, rows)
     # Products with 0 or 1 replace masks: a mask that is the same for all modalities takes five times as long.
     brain = (values.abs().amax(1, keepdim=True) > 0).to(values.dtype)
-
-    def column(name: str) -> Tensor:
-        return sent[name].reshape(per_channel(planar))
-
-    def change(name: str, transform: Callable[[Tensor, Tensor], Tensor]) -> None:
-        if (among := sent.get(f"{name}.rows")) is not None:
-            values.index_copy_(
-                0, among, transform(values.index_select(0, among), brain.index_select(0, among))
-            )
-
+    column = partial(_column, sent, per_channel(planar))
+    change = partial(_change, sent, values, brain)
     change("resolution", lambda v, _: _coarsen(v, sent))
     change("sharpness", lambda v, brain: _change_sharpness(v, sharpness=column("sharpness.by"), brain=brain))
     change("bias", lambda v, _: v.mul_(bias_field(sent["bias.by"], planar.shape[2:])))
@@ -57,6 +49,23 @@ def change_intensities(planar: Tensor, sent: dict[str, Tensor]) -> None:
         values.mul_(column("level.gain")).add_(column("level.shift"))
     change("noise", lambda v, _: v.add_(column("noise.by") * _noise(sent["noise.start"], planar.shape[2:])))
     planar.index_copy_(0, rows, values.mul_(brain))
+
+
+def _column(sent: dict[str, Tensor], shape: tuple[int, ...], name: str) -> Tensor:
+    """A parameter in the shape that multiplies the patches."""
+    return sent[name].reshape(shape)
+
+
+def _change(
+    sent: dict[str, Tensor],
+    values: Tensor,
+    brain: Tensor,
+    name: str,
+    transform: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    """Apply a transform, in place, to the patches that drew it."""
+    if (among := sent.get(f"{name}.rows")) is not None:
+        values.index_copy_(0, among, transform(values.index_select(0, among), brain.index_select(0, among)))
 
 
 def coarse_places(resolution: np.ndarray, shape: torch.Size, *, first_axis: int) -> dict[str, np.ndarray]:
