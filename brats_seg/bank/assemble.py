@@ -23,7 +23,7 @@ from brats_seg.scans.verify import one_patient
 
 
 def unlist(bank: Path) -> None:
-    """Take `bank.json` away, before a file of the bank changes: nobody can open the bank until all is
+    """Delete `bank.json` before a file of the bank changes: the bank cannot be opened until all files are
     written.
 
     Raises:
@@ -32,7 +32,7 @@ def unlist(bank: Path) -> None:
     if not (bank / "bank.json").exists():
         return
     busy = (
-        "a training or another reader uses this bank, which would change; wait for it to end, or make a new "
+        "a training or another reader uses this bank, which would change; wait for its end, or make a new "
         "bank in another folder"
     )
     with lock(bank / READERS_LOCK, busy=busy):
@@ -42,8 +42,8 @@ def unlist(bank: Path) -> None:
 def assemble(
     tasks: Sequence[EntryTask], settings: Settings, problems: list[Problem], *, n_folds: int, seed: int
 ) -> tuple[str, ...]:
-    """Write `folds.json` and `bank.json` if every case is finished or refused; else give the ids that are
-    not.
+    """Write `folds.json` and `bank.json` if every case is finished or refused; else return the ids of the
+    unfinished cases.
     """
     entries, missing = [], []
     for task in tasks:
@@ -89,7 +89,7 @@ def assemble(
     rows = [{key: entry[key] for key in LISTED} | {"patient": patient_of[entry["id"]]} for entry in entries]
     lines = ",\n".join(
         json.dumps(row) for row in rows
-    )  # a line for each case, so that two banks can be compared by eye
+    )  # a line for each case, so that a person can compare two banks
     listed = json.dumps(head)[:-1] + ',\n"cases": [\n' + lines + "\n]}\n"
     if not (_holds(bank / "folds.json", dealt) and _holds(bank / "bank.json", listed)):
         unlist(bank)
@@ -105,7 +105,7 @@ def _holds(path: Path, text: str) -> bool:
 def _patients(
     entries: Sequence[Mapping[str, Any]], tasks: Sequence[EntryTask], problems: list[Problem]
 ) -> dict[str, str]:
-    """Case id -> patient, where cases that share a scan count as one."""
+    """Case id -> patient; cases that share a scan count as one patient."""
     digests = {entry["id"]: entry["digests"] for entry in entries}
     cases = {task.case.id: task.case for task in tasks}
     reports = [CaseReport(cases[case_id], (), {}, None, None, digests[case_id]) for case_id in digests]
@@ -118,8 +118,8 @@ def _patients(
 
 
 def _left_out(bank: Path, tasks: Sequence[EntryTask]) -> list[Problem]:
-    """A warning where an earlier build put other cases into this folder: a bank is what one call of
-    `preprocess` is given.
+    """A warning if an earlier build put other cases into this folder: a bank has only the cases of the last
+    call of `preprocess`.
     """
     others = sorted(
         {path.parent.name for path in bank.glob("cases/*/case.json")} - {task.case.id for task in tasks}
@@ -127,8 +127,8 @@ def _left_out(bank: Path, tasks: Sequence[EntryTask]) -> list[Problem]:
     if not others:
         return []
     what = (
-        f"{len(others)} cases of an earlier build, such as {others[0]}, are not among these scans and not in "
-        "the bank any more"
+        f"{len(others)} cases of an earlier build, such as {others[0]}, are not among these scans and no "
+        "longer in the bank"
     )
     return [
         Problem(
@@ -144,7 +144,7 @@ def _left_out(bank: Path, tasks: Sequence[EntryTask]) -> list[Problem]:
 def _needlessly_merged(
     entries: Sequence[Mapping[str, Any]], tasks: Sequence[EntryTask], classes: Sequence[str]
 ) -> list[Problem]:
-    """A warning where cases that were refused are what keeps the classes of the others merged."""
+    """A warning if refused cases are the only reason why tissue classes are merged."""
     prepared = {entry["id"] for entry in entries}
     finer = common_classes(
         SCHEMAS[name] for name in {task.case.schema for task in tasks if task.case.id in prepared}
@@ -157,10 +157,12 @@ def _needlessly_merged(
         if task.case.id not in prepared and MERGED in SCHEMAS[task.case.schema].values.values()
     ]
     what = (
-        f"was refused, and for its sake the bank keeps {', '.join(classes)} where the others tell "
+        f"was refused, but because of it the bank has {', '.join(classes)}; the other cases have "
         f"{', '.join(finer)} apart"
     )
-    return [Problem("warning", merging[0], "", what, "a new bank without it, or with it mended")]
+    return [
+        Problem("warning", merging[0], "", what, "a new bank without this case, or with the corrected case")
+    ]
 
 
 def _absent_classes(entries: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[Problem]:

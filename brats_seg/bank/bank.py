@@ -1,4 +1,4 @@
-"""Open a bank; its cases, classes, index; batch(ids)."""
+"""Open a bank: its cases, classes and index, and batches of patches."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -31,26 +31,26 @@ _RESIDENT_SHARE = 0.7  # of a device's free memory: the rest is for the network
 
 
 class PatchBank:
-    """A bank, of which some cases are selected.
+    """A bank with a selection of its cases.
 
     A voxel id is int64, case number << 32 | flat position in the crop; the case number counts all cases of
-    the bank, so an id means the same voxel whatever is selected. Opening reads `bank.json` alone: the sizes
-    of the selected cases' files are looked at by `select`, or at the first batch or volume (of 1,251 cases
-    that takes four times as long as opening), and they are mapped at first use.
+    the bank, so an id means the same voxel in every selection. Opening reads only `bank.json`. The file sizes
+    of the selected cases are checked by `select`, or at the first batch or volume (for 1,251 cases this takes
+    four times as long as opening). The files are mapped at first use.
 
     Attributes:
         path: folder of the bank.
         patch_size: (Y, X) or (Z, Y, X).
-        slices_around: n; a 2-D patch comes with the n slices on either side as further channels.
+        slices_around: n; a 2-D patch has the n neighboring slices on each side as further channels.
         classes: tissue classes, healthy first; grouped as `regroup` says.
-        kind: how they are grouped: "all", "healthy_or_tumor" or "tumor".
+        kind: how the classes are grouped: "all", "healthy_or_tumor" or "tumor".
         modalities: channels, in order.
         spacing_mm: (Z, Y, X).
-        normalization: how the intensities were made, plain types.
+        normalization: how the intensities were normalized, as plain types.
         cases: all cases of the bank.
-        selected: numbers of the selected ones.
+        selected: numbers of the selected cases.
         index: voxels of the selected cases by class.
-        digest: SHA-256 of `bank.json`, which holds the checksums of all files.
+        digest: SHA-256 of `bank.json`, which contains the checksums of all files.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class PatchBank:
             path: its folder.
             patch_size: voxels, (Y, X) or (Z, Y, X).
             cases: ids of the cases to select; None for all.
-            slices_around: n, the slices on either side of a 2-D patch that its network sees too, as further
+            slices_around: n, the number of neighboring slices on each side of a 2-D patch that are further
                 channels.
 
         Raises:
             InputError: no bank, or one of another schema version.
-            UsageError: a case that is not in the bank, a patch larger than the volume, or more slices than it
-                has.
+            UsageError: a case that is not in the bank, a patch larger than the volume, or more slices than
+                the volume has.
         """
         self.path = Path(path)
         self.patch_size = tuple(patch_size)
@@ -112,13 +112,13 @@ class PatchBank:
 
     @property
     def folds(self) -> tuple[tuple[str, ...], ...]:
-        """Case ids of each fold. Raises `InputError` where `folds.json` is not the one the bank was built
+        """Case ids of each fold. Raises `InputError` if `folds.json` is not the file that the bank was built
         with.
         """
         return read_folds(self.path, self._listing)
 
     def select(self, case_ids: Sequence[str]) -> "PatchBank":
-        """The same bank with other cases selected; what is mapped is shared.
+        """The same bank with other cases selected; mapped files are shared.
 
         Raises:
             UsageError: a case that is not in the bank.
@@ -131,11 +131,12 @@ class PatchBank:
         return other
 
     def regroup(self, kind: GroupKind) -> "PatchBank":
-        """The same bank and selection with its tissue classes grouped (see `group_classes`); what is mapped
-        is shared.
+        """The same bank and selection with its tissue classes grouped (see `group_classes`); mapped files are
+        shared.
 
-        Targets, counts, index and label volumes follow; ids mean the same voxels. What is left out is 255 in
-        them, as outside the brain. Grouping a grouped bank starts from the tissue classes again.
+        Targets, counts, index and label volumes use the grouped classes; ids mean the same voxels. Classes
+        that are left out become 255, as outside the brain. Grouping a grouped bank starts again from the
+        tissue classes.
 
         Raises:
             UsageError: an unknown kind, or too few classes for it.
@@ -157,10 +158,11 @@ class PatchBank:
         """The patches around voxels.
 
         Args:
-            ids: centers, of whatever cases.
-            out: a batch of the same size on the CPU whose tensors are written again; None makes new ones, and
-                so does another device.
-            maps: an affine map of each patch, read straight from the volumes; None reads each patch as it is.
+            ids: centers, of any cases.
+            out: a batch of the same size on the CPU whose tensors are overwritten; None makes new tensors. On
+                another device new tensors are always made.
+            maps: an affine map for each patch, applied while reading the volumes; None reads each patch
+                without a map.
 
         Raises:
             InputError: an id that lies in no case.
@@ -196,7 +198,7 @@ class PatchBank:
     def volume(self, case: int) -> tuple[Image, TissueMap]:
         """Image float16 (Z, Y, X, M) and classes uint8 (Z, Y, X) of a case by its number, read-only.
 
-        Both are mapped; the classes of a grouped bank are made anew at each call.
+        Both are mapped; the classes of a grouped bank are computed again at each call.
         """
         if not 0 <= case < len(self.cases):
             raise InputError(f"{self.path}: case number {case}; the bank has 0..{len(self.cases) - 1}")
@@ -239,8 +241,8 @@ class PatchBank:
         return out
 
     def _batch_sent(self, ids: Ids, maps: PatchMaps | None) -> Batch:
-        """Gather on the CPU and copy. torch keeps pinned memory that was freed, and gives it out again when
-        its copy has ended.
+        """Gather on the CPU and copy. torch keeps freed pinned memory, and uses it again after the copy has
+        ended.
         """
         here = self._batch_here(ids, self._make_batch(len(ids), pinned=self._device.type == "cuda"), maps)
         inputs, targets = (
@@ -279,8 +281,8 @@ class PatchBank:
         return other
 
     def _check_sizes(self) -> None:
-        """Refuse a selected case with a file that is absent or of another size, once; `verify_bank` reads
-        them.
+        """Refuse a selected case if a file is missing or has another size; done once. `verify_bank` reads the
+        files.
         """
         if self._sizes_checked:
             return
@@ -293,7 +295,7 @@ class PatchBank:
                     raise InputError(f"{case.id}: {file}: missing; build the bank again") from None
                 if found != n_bytes:
                     raise InputError(
-                        f"{case.id}: {file}: {found} bytes; {n_bytes} were built; build the bank again"
+                        f"{case.id}: {file}: {found} bytes; it was built with {n_bytes}; build the bank again"
                     )
         self._sizes_checked = True
 
@@ -337,7 +339,7 @@ class PatchBank:
     def __reduce__(
         self,
     ) -> tuple[Callable[..., "PatchBank"], tuple[Path, tuple[int, ...], tuple[str, ...], GroupKind, int]]:
-        """A worker process opens the bank anew: a copy would carry the mapped volumes."""
+        """A worker process opens the bank again: a copy would contain the mapped volumes."""
         return _reopen, (
             self.path,
             self.patch_size,
@@ -347,12 +349,12 @@ class PatchBank:
         )
 
 
-# Functions of the module, not closures, so that an index can go to a worker process.
+# Functions of the module, not closures, so that an index can be sent to a worker process.
 def _map_volumes(cases: tuple[BankCase, ...], case: int) -> tuple[np.ndarray, np.ndarray]:
     image, label = (map_array(cases[case].folder / name) for name in FILES[:2])
     if ((label >= len(cases[case].n_voxels)) & (label != OUTSIDE)).any():
         raise InputError(
-            f"{cases[case].folder / FILES[1]}: has voxels of no class of the bank; build the bank again"
+            f"{cases[case].folder / FILES[1]}: has voxels of an unknown class; build the bank again"
         )
     return image, label
 

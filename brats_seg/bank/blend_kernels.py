@@ -10,11 +10,13 @@ from numba.extending import intrinsic
 
 from brats_seg.bank.float16 import CPU_WIDENS, as_pointer, prefetch, widen_one
 
-_U = np.uint64  # unsigned places: numba checks a signed one for "from the end", which cost 3 times the gather
+_U = (
+    np.uint64
+)  # unsigned positions: numba checks whether a signed one is negative, and the gather took 3 times as long
 
 FRACTION_BITS = 24
-"""Positions between voxels are whole numbers of 2**-24 voxels: the same on every machine, in whatever order
-they are added.
+"""Positions between voxels are whole numbers of 2**-24 voxels: the same on every machine, in any order of
+addition.
 """
 ONE = 1 << FRACTION_BITS
 HALF = ONE >> 1
@@ -49,7 +51,7 @@ def _write_between_columns(builder: Any, both: Any, fraction: Any, to: Any) -> N
 
 
 def _code_blend_4(typingctx: Any, source: Any, row: Any, y: Any, x: Any, to: Any) -> Any:
-    """Write 4 modalities between 2 x 2 voxels; the addresses are those of the first voxel, of a row below,
+    """Write 4 modalities between 2 x 2 voxels; the addresses are those of the first voxel, of the next row,
     and of the result.
     """
 
@@ -63,7 +65,7 @@ def _code_blend_4(typingctx: Any, source: Any, row: Any, y: Any, x: Any, to: Any
 
 
 def _code_blend_8(typingctx: Any, source: Any, plane: Any, row: Any, z: Any, y: Any, x: Any, to: Any) -> Any:
-    """`_code_blend_4` between 2 x 2 x 2 voxels, of which the second four are `plane` bytes further."""
+    """`_code_blend_4` between 2 x 2 x 2 voxels; the second four voxels are `plane` bytes further."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, plane, row, z, y, x, to = args
@@ -84,8 +86,8 @@ _blend_8: Any = intrinsic(_code_blend_8)
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def ask_for(ahead: Any, y: Any, width: Any, n_m: Any) -> None:
-    """Prefetch row `y` of a plane; where it is mapped, at every eighth position, as the rows beside it ask
-    for what lies between.
+    """Prefetch row `y` of a plane; with a map only every eighth position, because the neighboring rows
+    prefetch the positions between.
     """
     (image, label), shape, first, by_row, step, is_mapped = ahead
     z_at, y_at, x_at = first[0] + y * by_row[0], first[1] + y * by_row[1], first[2] + y * by_row[2]
@@ -141,7 +143,7 @@ def _blend(image_address: Any, shape: Any, place: Any, is_flat: bool, n_m: Any, 
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _weight(place: Any, which: Any) -> Any:
-    """Share of the lower (0) or upper (1) of the two voxels beside a position."""
+    """Weight of the lower (0) or upper (1) of the two neighboring voxels of a position."""
     upper = np.float32(place & (ONE - 1)) * _STEP
     return upper if which else np.float32(1) - upper
 
@@ -151,11 +153,11 @@ def _blend_row(
     volume: Any, shape: Any, line: Any, is_flat: bool, part: Any, channels: Any, outside: Any, to: Any
 ) -> None:
     """Write the voxels of a `part` of a row, whose nearest voxels lie in the volume. `line`: the position of
-    the row's first voxel, and the step from voxel to voxel.
+    the first voxel of the row, and the step from voxel to voxel.
 
-    Volumes and results are addresses: numba counts the owners of an array argument, which costs as much as a
-    short row. `volume`: image and label. `channels`: values to write, and values of a voxel. `to`: values and
-    nearest labels of the whole row.
+    Volumes and results are passed as addresses: numba counts the references to an array argument, which takes
+    as long as a short row. `volume`: image and label. `channels`: values to write, and values of a voxel.
+    `to`: values and nearest labels of the whole row.
     """
     (n_m, n_all), (at, step) = channels, line
     label = carray(as_pointer(volume[1]), (shape[0] * shape[1] * shape[2],), np.uint8)
@@ -177,10 +179,10 @@ def _blend_row(
 def _blend_row_of_4(
     volume: Any, shape: Any, line: Any, is_flat: bool, part: Any, n_all: Any, to: Any, scratch: Any
 ) -> None:
-    """`_blend_row` for 4 modalities where all voxels beside the positions lie in the volume; it does not look
-    at the labels.
+    """`_blend_row` for 4 modalities if all neighboring voxels lie in the volume; it does not read the labels.
 
-    In passes over the row: processors do the arithmetic of several positions at once, but not the reading.
+    It makes several passes over the row: a processor computes several positions at once, but reads them one
+    by one.
     """
     (n_y, n_x), (at, step) = (shape[1], shape[2]), line
     z, y, x = at[0] + part[0] * step[0], at[1] + part[0] * step[1], at[2] + part[0] * step[2]
@@ -231,7 +233,7 @@ def _blend_row_of_4(
 
 @numba.njit(cache=True, nogil=True)
 def _copy_row(volume: Any, shape: Any, line: Any, part: Any, channels: Any, to: Any) -> None:
-    """`_blend_row` where all positions are those of voxels, side by side: `step` is 1 or -1 along x."""
+    """`_blend_row` if all positions are voxels, one next to the other: `step` is 1 or -1 along x."""
     (n_m, n_all), (at, step) = channels, line
     n = shape[0] * shape[1] * shape[2]
     image = carray(as_pointer(volume[0]), (n * np.int64(n_m),), np.uint16)
@@ -258,8 +260,8 @@ def _copy_row(volume: Any, shape: Any, line: Any, part: Any, channels: Any, to: 
 def map_slice(
     here: Any, ahead: Any, is_flat: bool, size: Any, channels: Any, outside: int, to_plane: Any, scratch: Any
 ) -> None:
-    """Write a plane of positions between voxels. `here` and `ahead` are as `_locate` gives them; `to_plane`
-    is as in `copy_slice`.
+    """Write a plane of positions between voxels. `here` and `ahead` come from `_locate`; `to_plane` is as in
+    `copy_slice`.
     """
     volume, shape, first, by_row, step, _ = here
     values, targets, base, channel = to_plane
@@ -303,7 +305,7 @@ def map_slice(
         is_air = False
         for x in range(width):
             is_air |= nearest[_U(x)] == outside
-        if is_air:  # which stays exactly 0
+        if is_air:  # air stays exactly 0
             for x in range(width):
                 if nearest[_U(x)] == outside:
                     for m in range(n_m):
@@ -320,9 +322,7 @@ def _is_within(at: Any, ends: Any) -> Any:
 
 @numba.njit(cache=True, nogil=True)
 def _clip_to(start: Any, stop: Any, at: Any, step: Any, ends: Any) -> Any:
-    """The part of the range `start` to `stop` of a row that lies in a box; an empty part is (start,
-    start).
-    """
+    """The part of the range `start` to `stop` of a row inside a box; (start, start) if the part is empty."""
     first, last = start, stop
     for axis in range(3):
         first, last = _clip(first, last, at[axis], step[axis], ends[axis])

@@ -39,10 +39,10 @@ class BuildReport:
     """What a build did.
 
     Attributes:
-        done: ids of the cases that were made.
+        done: ids of the cases that this build made.
         skipped: ids of the cases that were finished before.
-        problems: everything that was found; an error refused its case.
-        missing: ids of the cases of other parts that are not there yet.
+        problems: all problems; a case with an error was refused.
+        missing: ids of the cases of other parts that are not finished yet.
         classes: tissue classes of the bank.
     """
 
@@ -64,24 +64,23 @@ class BuildReport:
 
     @property
     def exit_code(self) -> int:
-        """1 where a case was refused."""
+        """1 if a case was refused, else 0."""
         return int(bool(self.refused))
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Which cases a bank is made of, and how.
+    """Which cases go into a bank, and how they are prepared.
 
     Attributes:
-        n4: correct bias fields first; they are kept in the bank's folder `n4`.
-        percentiles: of the brain, where each modality is clipped.
-        resample: resample cases over 5 % off 1 mm instead of refusing them.
+        n4: correct bias fields first; the fields are kept in the folder `n4` of the bank.
+        percentiles: of the brain's intensities, at which each modality is clipped.
+        resample: resample cases whose spacing differs by more than 5 % from 1 mm, instead of refusing them.
         n_folds, seed: of the folds.
-        part: (i, n) from 1 on: make every n-th case, from the i-th.
-        rebuild: give a finished bank other settings or folds, and make the cases again whose files are
-            damaged.
+        part: (i, n), counted from 1: make every n-th case, from the i-th.
+        rebuild: change the settings or folds of a finished bank, and make cases with damaged files again.
         synthetic, schema: as in `find_cases`.
-        modalities: channels, in order; empty for those that the layouts of all cases have.
+        modalities: channels, in order; empty for the modalities that the layouts of all cases have.
 
     Raises:
         UsageError: a part outside 1..n, or percentiles that do not rise.
@@ -117,24 +116,24 @@ def build_bank(
     cluster: Cluster | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> BuildReport:
-    """Make a bank of every good case under a folder, or go on with one; a case that is finished is not made
-    again.
+    """Make a bank of every good case under a folder, or continue an unfinished bank; a finished case is not
+    made again.
 
-    Each case appears in one piece. When all are there (or refused) `folds.json` and `bank.json` are written;
-    of parts that run at the same time, whichever ends last does that. A finished bank gets new and changed
-    cases, but keeps its settings and the number and seed of its folds.
+    The folder of a case appears only when it is complete. When all cases are finished (or refused),
+    `folds.json` and `bank.json` are written; if parts run at the same time, the last one does this. A
+    finished bank gets new and changed cases, but keeps its settings and the number and seed of its folds.
 
     Args:
         data: folder of scans, or a manifest.
-        bank: folder to make or to go on with.
+        bank: folder to create or to continue.
         options: which cases, and how.
         workers: processes at a time.
         cluster: whose workers make the cases, instead of processes of this machine.
-        say: is given a line on what is about to happen.
+        say: called with a line of text before each step.
 
     Raises:
-        InputError: no case at all, a folder that is something else, not enough disk, another build at work,
-            or a finished bank that would change while another process reads it.
+        InputError: no case at all, a folder that is not a bank, not enough disk space, another build in
+            progress, or a finished bank that would change while another process reads it.
         UsageError: other settings or folds than those of a finished bank.
     """
     first, step = options.part
@@ -220,7 +219,7 @@ def _common_classes(cases: Sequence[Case], say: Callable[[str], None]) -> tuple[
     if MERGED in classes and finer:
         merging = ", ".join(name for name in schemas if MERGED in SCHEMAS[name].values.values())
         say(
-            f"{', '.join(finer)} tells more tissues apart than {merging or 'the other cases'}: the bank "
+            f"{', '.join(finer)} has more tissue classes than {merging or 'the other cases'}: the bank "
             f"keeps {', '.join(classes)}"
         )
     say(f"{len(cases)} cases, {len(classes)} tissue classes: {', '.join(classes)}")
@@ -229,21 +228,21 @@ def _common_classes(cases: Sequence[Case], say: Callable[[str], None]) -> tuple[
 
 def _make_folder(bank: Path) -> None:
     if bank.is_dir() and not is_bank(bank):
-        # a build that was killed before its first case leaves no more than these
+        # a build that was killed before its first case leaves only these files
         names = {path.name for path in bank.iterdir() if not path.name.startswith(TOKEN)}
         if not names <= {"cases", _BUILD_LOCK} or any((bank / "cases").glob("*")):
-            raise InputError(f"{bank}: is not empty and no bank; give an empty or new folder")
+            raise InputError(f"{bank}: is not empty and is not a bank; give an empty or new folder")
     (bank / "cases").mkdir(parents=True, exist_ok=True)
 
 
 def _check_unchanged(bank: Path, settings: Settings, *, n_folds: int, seed: int) -> None:
-    """Raise `UsageError` where a finished bank has other settings or folds than a build asks for."""
+    """Raise `UsageError` if a finished bank has other settings or folds than this build."""
     try:
         listing, folds = read_listing(bank), read_json(bank / "folds.json")
         have = read_settings(bank, listing.cases[0].id)
         n_have, seed_have = len(folds["folds"]), folds["seed"]
     except (InputError, LookupError, TypeError):
-        return  # not finished, or damaged: this build writes the files anew
+        return  # not finished, or damaged: this build writes the files again
     pairs = []
     if have is not None:
         ours = settings.to_dict()
@@ -263,7 +262,7 @@ def _check_unchanged(bank: Path, settings: Settings, *, n_folds: int, seed: int)
 
 
 def _setting_words(name: str, value: Any) -> str:
-    """A setting as the command line has it, or by its name."""
+    """A setting as written on the command line, or by its name."""
     if name in ("n4", "resample"):
         return f"--{name}" if value else f"no --{name}"
     words = " ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -271,7 +270,7 @@ def _setting_words(name: str, value: Any) -> str:
 
 
 def _result(outcome: Outcome[EntryTask, EntryResult]) -> EntryResult:
-    """What came of a task, also where its worker died or something went wrong that nobody thought of."""
+    """The outcome of a task, also if its worker died or an unexpected error occurred."""
     if outcome.value is not None:
         return outcome.value
     error, case, bank = outcome.error, outcome.task.case, outcome.task.bank
@@ -280,15 +279,15 @@ def _result(outcome: Outcome[EntryTask, EntryResult]) -> EntryResult:
         and not outcome.died
         and (error.filename is None or Path(error.filename).is_relative_to(bank))
     ):
-        # every further case would fail as this one did
+        # every further case would fail with the same error
         why = "the disk is full" if is_disk_full(error) else f"cannot be written ({error.strerror})"
-        raise InputError(f"{bank}: {why} at {case.id}; correct this and start again, finished cases are kept")
+        raise InputError(f"{bank}: {why} at {case.id}; correct this and start again; finished cases are kept")
     problem = Problem(
         "error",
         case.id,
         str(case.folder),
         f"could not be prepared: {type(error).__name__}: {' '.join(str(error).split())}",
-        "a worker that lives to its end; a new build tries this case again",
+        "a worker that finishes the case; a new build tries this case again",
     )
     refuse(outcome.task, [problem])
     return EntryResult(case.id, (problem,))

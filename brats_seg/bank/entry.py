@@ -1,4 +1,4 @@
-"""One case of a bank on disk: written in one piece, and known to be finished."""
+"""One case of a bank on disk: how it is written atomically, and how a finished case is recognized."""
 
 import json
 import os
@@ -26,7 +26,7 @@ _STATE = ("name", "channel", "bytes", "mtime_ns")
 
 @dataclass(frozen=True)
 class Settings:
-    """What makes the files of a case, beside its scans."""
+    """The settings that, with the scans, determine the files of a case."""
 
     modalities: tuple[str, ...]
     classes: tuple[str, ...]
@@ -36,14 +36,14 @@ class Settings:
     spacing_mm: Spacing = (1.0, 1.0, 1.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, equal after a turn through JSON."""
+        """Plain types that stay equal after writing to JSON and reading back."""
         tree: dict[str, Any] = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}))
         return tree
 
 
 @dataclass(frozen=True)
 class EntryTask:
-    """An annotated case to put into a bank."""
+    """An annotated case to add to a bank."""
 
     case: Case
     bank: Path
@@ -53,7 +53,7 @@ class EntryTask:
 
 @dataclass(frozen=True)
 class EntryResult:
-    """What came of it: problems, of which an error means that the case was refused."""
+    """The outcome of a task: its problems; an error means that the case was refused."""
 
     case_id: str
     problems: tuple[Problem, ...]
@@ -65,9 +65,9 @@ class EntryResult:
 
 
 def write_entry(task: EntryTask) -> EntryResult:
-    """Read, check, normalize and write a case, or refuse it and write down why."""
+    """Read, check, normalize and write a case, or refuse the case and record the reason."""
     for rest in task.bank.glob(f"cases/.{escape(task.case.id)}.*.part"):  # of a build that was killed
-        shutil.rmtree(rest, ignore_errors=True)  # a worker that was taken for dead may still write there
+        shutil.rmtree(rest, ignore_errors=True)  # a worker that was assumed dead may still write there
     settings, loaded = task.settings, load_case(task.case, threads=task.threads)
     report = check_case(loaded)
     problems = list(report.problems) + _wrong_for_bank(task, report)
@@ -96,7 +96,7 @@ def write_entry(task: EntryTask) -> EntryResult:
 
 
 def refuse(task: EntryTask, problems: Sequence[Problem]) -> None:
-    """Write down why a case is not in the bank, and take away what an earlier build made of it."""
+    """Record why a case is not in the bank, and delete the files that an earlier build made of it."""
     path = _refusal_path(task)
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(entry_folder(task), ignore_errors=True)
@@ -109,11 +109,11 @@ def refuse(task: EntryTask, problems: Sequence[Problem]) -> None:
 
 
 def find_entry(task: EntryTask) -> dict[str, Any] | None:
-    """What `case.json` says of a finished case, or None where it has to be (re)done.
+    """The content of `case.json` of a finished case, or None if the case must be made (again).
 
-    Finished: made with these settings, from these scans, and its files are there in the recorded sizes. A
-    scan whose name, size and time are the recorded ones is taken for the same; else it is hashed, and the new
-    state is written down if its content is the same.
+    A case is finished if it was made with these settings from these scans, and its files exist in the
+    recorded sizes. A scan with the recorded name, size and time counts as unchanged. Any other scan is
+    hashed; if its content is unchanged, its new state is recorded.
     """
     path = entry_folder(task) / "case.json"
     entry = _read_if_sound(path)
@@ -137,13 +137,13 @@ def find_entry(task: EntryTask) -> dict[str, Any] | None:
 
 
 def is_damaged(task: EntryTask, entry: Mapping[str, Any]) -> bool:
-    """Whether a file of a finished case has another checksum than the one that was recorded."""
+    """Whether a file of a finished case has another checksum than the recorded one."""
     return [sha256(entry_folder(task) / name) for name in FILES] != entry["sha256"]
 
 
 def read_settings(bank: Path, case_id: str) -> dict[str, Any] | None:
-    """The settings that a case of a bank was made with, as `Settings.to_dict` has them; None where they
-    cannot be read.
+    """The settings that a case of a bank was made with, as from `Settings.to_dict`; None if they cannot be
+    read.
     """
     entry = _read_if_sound(bank / "cases" / case_id / "case.json")
     return None if entry is None else entry["settings"]
@@ -171,12 +171,12 @@ def _read_if_sound(path: Path) -> dict[str, Any] | None:
 
 
 def entry_folder(task: EntryTask) -> Path:
-    """Where a case's files lie."""
+    """The folder of a case's files."""
     return task.bank / "cases" / task.case.id
 
 
 def _wrong_for_bank(task: EntryTask, report: CaseReport) -> list[Problem]:
-    """Errors that are none in a case, but in a case of a bank."""
+    """Problems that are errors only for a case of a bank."""
     case, settings, problems = task.case, task.settings, []
     if (
         report.spacing_mm is not None
@@ -192,8 +192,8 @@ def _wrong_for_bank(task: EntryTask, report: CaseReport) -> list[Problem]:
 
 
 def _write_folder(task: EntryTask, normalized: NormalizedCase, *, digests: Mapping[str, str]) -> None:
-    """Write a case beside its place, and rename it there when all is on disk; what cannot be written whole is
-    taken away.
+    """Write a case to a temporary folder, and rename the folder when all files are on disk. If a file cannot
+    be written, the temporary folder is deleted.
     """
     place = entry_folder(task)
     part = place.with_name(f".{place.name}.{os.getpid()}.part")
@@ -255,14 +255,14 @@ def _sources(case: Case) -> dict[str, dict[str, Any]]:
 
 
 def _contents(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, int | None]]:
-    """Which voxels each role is read from: a checksum, and the channel of a 4-D file (a mended `dataset.json`
-    moves them).
+    """The source of the voxels of each role: a checksum, and the channel of a 4-D file (a corrected
+    `dataset.json` changes the channels).
     """
     return {role: (source["sha256"], source.get("channel")) for role, source in sources.items()}
 
 
 def _states(case: Case) -> dict[str, dict[str, Any]]:
-    """Name, channel, size and time of each file of a case; its folder may move."""
+    """Name, channel, size and time of each file of a case; without the folder, which may move."""
     states = {}
     for role, file in _files(case).items():
         try:
@@ -282,7 +282,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else -1
 
 
-_PROBED = 3  # cases whose brain is looked for, to tell the disk a bank needs
+_PROBED = 3  # cases whose brain is measured to estimate the disk space of a bank
 _MARGIN = 1.2  # over the largest of them
 
 
@@ -302,8 +302,8 @@ def disk_needed(cases: Sequence[Case], *, n_modalities: int) -> int:
 
 
 def _brain_share(cases: Sequence[Case]) -> float:
-    """The largest share of its frame that the brain's box takes in a few cases spread over the data, and a
-    margin.
+    """The largest share of the frame that the brain's bounding box fills, over a few cases spread over the
+    data, plus a margin.
     """
     shares = []
     for case in cases[:: max(1, len(cases) // _PROBED)][:_PROBED]:
@@ -318,7 +318,7 @@ def _brain_share(cases: Sequence[Case]) -> float:
 
 
 def check_disk(todo: Sequence[EntryTask], say: Callable[[str], None]) -> None:
-    """Say how much disk the cases need. Raises `InputError` where less is free."""
+    """Say how much disk space the cases need. Raises `InputError` if less is free."""
     if not todo:
         return
     bank = todo[0].bank

@@ -17,7 +17,9 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 AnyArray = NDArray[Any]
-_F16_TO_F32 = np.float32(2.0**112)  # what the exponent of a float16 lacks when its bits stand in a float32
+_F16_TO_F32 = np.float32(
+    2.0**112
+)  # factor that corrects the exponent when the bits of a float16 are put into a float32
 _QUIET_NAN = np.uint32(0x7FC00000)
 
 
@@ -33,8 +35,8 @@ as_pointer: Any = intrinsic(_code_as_pointer)
 
 
 def _code_prefetch(typingctx: Any, address: Any) -> Any:
-    """Ask for the cache line at an address, which need not be valid. Reading a plane ahead made the gather
-    1.2 times faster.
+    """Prefetch the cache line at an address, which need not be valid. Prefetching the next plane made the
+    gather 1.2 times faster.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -62,7 +64,7 @@ def _code_add_shared(typingctx: Any, address: Any, amount: Any) -> Any:
 
 
 add_shared: Any = intrinsic(_code_add_shared)
-"""Add to the int64 at an address that threads share, and give what was there before."""
+"""Add to the int64 at an address that threads share, and return the earlier value."""
 
 
 def _code_widen(typingctx: Any, bits: Any) -> Any:

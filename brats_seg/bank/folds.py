@@ -18,16 +18,17 @@ def telling_class(classes: Sequence[str]) -> int:
 def make_folds(
     patient_of: Mapping[str, str], has_enhancing: Mapping[str, bool], *, n_folds: int, seed: int
 ) -> tuple[tuple[str, ...], ...]:
-    """Deal cases into folds: a patient's cases stay together, and each fold gets its part of the patients
-    with enhancing tumor.
+    """Distribute cases over folds: a patient's cases stay together, and each fold gets its part of the
+    patients with enhancing tumor.
 
-    Patients are shuffled, those with most cases first, and each goes to the fold with the fewest patients of
-    its kind, and among those with the fewest cases. The order in which cases are given does not matter.
+    Patients are shuffled, and those with the most cases come first. Each goes to the fold with the fewest
+    patients of the same kind (with or without enhancing tumor); among equal folds, to the one with the fewest
+    cases. The order of the given cases does not matter.
 
     Args:
         patient_of: case id -> patient.
         has_enhancing: case id -> whether it has enhancing tumor.
-        n_folds: fewer are made where there are fewer patients.
+        n_folds: number of folds; fewer are made if there are fewer patients.
         seed: of the shuffle.
 
     Raises:
@@ -50,22 +51,23 @@ def make_folds(
 def inner_split(
     patient_of: Mapping[str, str], has_enhancing: Mapping[str, bool], *, fraction: float, seed: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Set patients of the training cases apart to validate on: (cases to train on, inner cases).
+    """Split the training cases by patient for validation: returns (cases to train on, inner cases).
 
-    The given fraction of the patients, at least one, and of those with enhancing tumor in their proportion
-    (at least one, if two patients or more have it: without it the active region has no score).
+    The inner cases are the given fraction of the patients, at least one. Patients with enhancing tumor are
+    included in their proportion: at least one if two or more have it, because otherwise the active region has
+    no score.
 
     Args:
-        patient_of, has_enhancing: as in `make_folds`, of the training cases alone.
+        patient_of, has_enhancing: as in `make_folds`, for the training cases only.
         fraction: of the patients.
         seed: of the shuffle.
 
     Raises:
-        InputError: a single patient, who cannot be on both sides.
+        InputError: there is only one patient, who cannot be in both parts.
     """
     groups = _by_patient(patient_of)
     if len(groups) < 2:
-        raise InputError(f"the training cases are of {len(groups)} patient; an inner split needs two or more")
+        raise InputError(f"the training cases have {len(groups)} patient; an inner split needs two or more")
     order = _shuffled(groups, seed)
     having = [patient for patient in order if any(has_enhancing[case] for case in groups[patient])]
     n_inner = min(max(1, round(fraction * len(groups))), len(groups) - 1)

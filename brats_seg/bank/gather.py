@@ -1,7 +1,7 @@
-"""Voxel ids -> a batch of patches, at memory speed; the one border policy.
+"""Voxel ids -> a batch of patches; the only rule for patches at the border.
 
-The center of a patch is at index size // 2 of each axis. What hangs over the crop is image 0 and label 255
-(outside the brain): every voxel of the brain can be a center, edges included.
+The center of a patch is at index size // 2 of each axis. Voxels of a patch outside the crop have image 0 and
+label 255 (outside the brain). So every voxel of the brain can be a center, at the edges too.
 """
 
 import os
@@ -28,11 +28,13 @@ from brats_seg.core.tensors import Inputs, Targets
 from brats_seg.scans.labels import OUTSIDE
 
 _SHARE_PER_THREAD = 1 << 18
-"""Values below which a further thread costs more than it saves: waking one takes about 30 microseconds."""
+"""Number of values below which a further thread costs more time than it saves: waking a thread takes about 30
+microseconds.
+"""
 _PATIENCE = 100_000
-"""Looks at whether the others are done, some nanoseconds each, before the core is let go."""
+"""Number of checks whether the other threads are done, some nanoseconds each, before this thread sleeps."""
 Table = UInt8[np.ndarray, "256"]
-"""Class by tissue class, as `Grouping.table` has it."""
+"""Class of each tissue class, as in `Grouping.table`."""
 _AS_THEY_ARE = np.zeros(0, np.uint8)
 _HALF_STEPS = float(1 << FRACTION_BITS - 1)
 _LARGEST_ENTRY, _LARGEST_OFFSET = 1024, 1 << 31
@@ -41,17 +43,18 @@ _NO_MAPS = (np.zeros((0, 3), np.int64), np.zeros((0, 3, 3), np.int64))
 
 @dataclass(frozen=True)
 class PatchMaps:
-    """An affine map for each patch of a batch: where in the volume each voxel of the patch is read.
+    """An affine map for each patch of a batch: the position in the volume at which each voxel of the patch is
+    read.
 
     Let c be the drawn voxel plus the offset, i an index in the patch, and m = (size - 1) / 2 the middle of
     the patch, all (z, y, x). The voxel at index i is read at c + m - size // 2 + A (i - m). The identity
     gives the patch without a map; -1 in place of a 1 flips an axis. A 2-D patch stays in its slice: only the
-    rows and columns of y and x of its matrix are used.
+    y and x rows and columns of its matrix are used.
 
     Attributes:
-        offsets: voxels from the drawn voxel to the voxel that lies at index size // 2 where the matrix is the
-            identity.
-        matrices: A, from patch axes to volume axes. Entries above 1 make things smaller.
+        offsets: in voxels, from the drawn voxel to the voxel at index size // 2 of the patch, if the matrix
+            is the identity.
+        matrices: A, from patch axes to volume axes. Entries above 1 make structures smaller in the patch.
     """
 
     offsets: Int64[np.ndarray, "b 3"]
@@ -65,11 +68,11 @@ class Batch:
     Attributes:
         inputs: float32 (B, M, [Z,] Y, X), channels last in memory; with slices around (B, (2 n + 1) M, Y, X),
             slice -n first.
-        targets: class of each voxel (B, [Z,] Y, X), 255 outside the brain and for what a grouped bank leaves
-            out.
-        counts: (K + 1,) voxels of each class in these patches, and in the last place those outside.
-            int64; NumPy of a bank on the CPU, else a tensor on the bank's device, which nothing here waits
-            for.
+        targets: class of each voxel (B, [Z,] Y, X), 255 outside the brain and for classes that a grouped bank
+            leaves out.
+        counts: (K + 1,) int64, voxels of each class in these patches; voxels outside the brain are counted in
+            the last entry. A NumPy array for a bank on the CPU, else a tensor on the bank's device, which the
+            CPU does not wait for.
     """
 
     inputs: Inputs
@@ -88,25 +91,25 @@ def gather_patches(
     slices_around: int = 0,
     threads: int = 1,
 ) -> None:
-    """Gather the patches around voxels into the batch of the caller, on the CPU (inputs channels last).
+    """Gather the patches around voxels into a batch of the caller, on the CPU (inputs channels last).
 
     A patch with a map is read at positions between voxels: the image by linear interpolation, where a voxel
-    beyond the volume counts as 0; the class is that of the nearest voxel, and of two equally near ones that
-    of the higher index. Where the class is 255 (outside the brain) the image is exactly 0: air stays exactly
-    0, as a bank stores it. Within the brain's edge the air beside a position counts as 0 in the
+    beyond the volume counts as 0; the class is that of the nearest voxel, and of two equally near voxels the
+    one with the higher index. Where the class is 255 (outside the brain) the image is exactly 0: air stays
+    exactly 0, as a bank stores it. At the edge of the brain, neighboring air counts as 0 in the
     interpolation.
 
     Args:
-        volumes: where from.
+        volumes: images and labels of the cases.
         ids: case << 32 | flat position, one for each patch.
         patch_size: (Y, X) or (Z, Y, X) in voxels.
-        out: written.
-        table: the class of each tissue class, and of 255; None leaves them as they are.
-        maps: one for each patch; None reads all of them straight.
+        out: the batch to write.
+        table: the class of each tissue class, and of 255; None does not change the classes.
+        maps: one map for each patch; None reads all patches without a map.
         slices_around: n, for 2-D patches: the channels are those of 2 n + 1 slices, the modalities of slice
             -n first. Targets and counts are of the middle slice.
-        threads: how many to use at most; with 1 no other thread is started, as a forked worker process needs
-            it.
+        threads: largest number of threads; with 1 no other thread is started, which a forked worker process
+            needs.
 
     Raises:
         InputError: an id that lies in no case.
@@ -134,19 +137,19 @@ def gather_patches(
         _helpers(threads - 1).put(partial(work, thread))
     work(0)
     while not wait_for(progress.ctypes.data, n_planes, _PATIENCE):
-        sleep(1e-5)  # a helper has lost its core
+        sleep(1e-5)  # another thread has lost its core
     counts_out[:] = counts.sum(axis=0)
 
 
 @dataclass(frozen=True)
 class ResidentVolumes:
-    """Cases end to end on one device.
+    """Cases one after the other in memory, on one device.
 
     Attributes:
         images, labels: voxels of all cases.
-        firsts: place of each case's first voxel; -1 for a case that is not resident.
+        firsts: position of each case's first voxel; -1 for a case that is not resident.
         shapes: (Z, Y, X) of each case.
-        as_float32: the float32 of each float16, by its bits.
+        as_float32: the float32 value of each float16, indexed by the bits of the float16.
     """
 
     images: Float16[Tensor, " voxels m"]
@@ -157,7 +160,7 @@ class ResidentVolumes:
 
 
 def make_resident(volumes: Volumes, cases: tuple[int, ...], *, device: torch.device) -> ResidentVolumes:
-    """Copy cases to a device: (2 M + 1) bytes a voxel, case by case."""
+    """Copy cases to a device, one by one: (2 M + 1) bytes for each voxel."""
     firsts = np.full(len(volumes.shapes), -1, np.int64)
     stops = np.cumsum(volumes.n_voxels[list(cases)])
     firsts[list(cases)] = stops - volumes.n_voxels[list(cases)]
@@ -188,9 +191,9 @@ def gather_patches_torch(
 ) -> tuple[Inputs, Targets, Int64[Tensor, " k"]]:
     """`gather_patches` by index arithmetic on the device that holds the volumes; `ids` are not checked.
 
-    Equal to the bit for a patch without a map or with the identity. With another map targets and counts are
-    equal, and the image is equal but for rounding. The CPU never waits for the device here: ids and maps go
-    there in one copy.
+    The result is equal to the bit for a patch without a map or with the identity. With another map, targets
+    and counts are equal, and the image differs only by rounding. The CPU never waits for the device: ids and
+    maps are sent in one copy.
     """
     _check(maps, n_patches=len(ids), patch_size=patch_size, slices_around=slices_around)
     columns, n_plain = [np.arange(len(ids))[:, None], ids[:, None]], len(ids)
@@ -241,8 +244,8 @@ def _read_straight(
 def _read_mapped(
     volumes: ResidentVolumes, sent: Tensor, patch: tuple[int, int, int], slices_up: int, is_flat: bool
 ) -> tuple[Tensor, Tensor]:
-    """By fixed-point positions, the same numbers as in the kernel; tap by tap, as eight at once would take
-    eight times the memory.
+    """Interpolate at fixed-point positions, the same numbers as in the kernel. The eight neighboring voxels
+    are added one by one, because all at once would need eight times the memory.
     """
     case, sizes, center = _centers(volumes, sent, slices_up)
     matrices, one, half = sent[:, 5:14].view(-1, 3, 3), 1 << FRACTION_BITS, 1 << FRACTION_BITS - 1
@@ -273,7 +276,7 @@ def _read_mapped(
 
 
 def _centers(volumes: ResidentVolumes, sent: Tensor, slices_up: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Case (B,), its sizes (B, 3), and the center (B, 3) of each patch with its offset, `slices_up` further
+    """Case (B,), its sizes (B, 3), and the center (B, 3) of each patch with its offset, moved by `slices_up`
     along z.
     """
     case, position = sent[:, 1] >> 32, sent[:, 1] & 0xFFFFFFFF
@@ -291,8 +294,8 @@ def _along(axis: int, numbers: Tensor) -> Tensor:
 def _places(
     volumes: ResidentVolumes, case: Tensor, sizes: Tensor, steps: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Flat places of voxels among all cases, and which lie in their volume; the others get some place of
-    it.
+    """Flat positions of voxels among all cases, and which voxels lie in their volume; the others get any
+    position of the volume.
     """
     one = torch.ones_like(case)
     strides = (sizes[:, 1] * sizes[:, 2], sizes[:, 2], one)
@@ -332,8 +335,8 @@ def _check(
 
 
 def _in_half_steps(maps: PatchMaps) -> Int64[np.ndarray, "b 3 3"]:
-    """The matrices in units of 2**-23, in which twice the way to the middle of a patch is a whole number of
-    2**-24 voxels.
+    """The matrices in units of 2**-23, in which twice the distance to the middle of a patch is a whole number
+    of 2**-24 voxels.
     """
     return np.rint(maps.matrices.astype(np.float64) * _HALF_STEPS).astype(np.int64)
 
@@ -345,8 +348,8 @@ def _three(patch_size: tuple[int, ...]) -> tuple[int, int, int]:
 
 @lru_cache
 def _helpers(n_threads: int) -> "SimpleQueue[Callable[[], None]]":
-    """Jobs for threads that wait for them. `ThreadPoolExecutor` took 100 of a batch's 330 microseconds to
-    tell that it was done.
+    """Jobs for waiting threads. `ThreadPoolExecutor` took 100 of the 330 microseconds of a batch to report
+    its end.
     """
     jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
 

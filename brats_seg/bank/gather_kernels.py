@@ -9,16 +9,18 @@ from numba import carray
 from brats_seg.bank.blend_kernels import FRACTION_BITS, HALF, ONE, ask_for, map_slice
 from brats_seg.bank.float16 import AnyArray, add_shared, as_pointer, widen_one
 
-_U = np.uint64  # unsigned places: numba checks a signed one for "from the end", which cost 3 times the gather
+_U = (
+    np.uint64
+)  # unsigned positions: numba checks whether a signed one is negative, and the gather took 3 times as long
 
 
 @numba.njit(cache=True, nogil=True)
 def _locate(volumes: Any, ids: AnyArray, patch: Any, maps: Any, plane: Any, slices_up: Any) -> Any:
-    """Where a plane of the batch is read: plane p lies in patch p // depth.
+    """The source of a plane of the batch: plane p lies in patch p // depth.
 
     Addresses of the image and the label, their shape, the first position, the steps to the next row and
-    column, in 2**-24 voxels, and whether the plane has a map. Twice the way to the middle of a patch is a
-    whole number, and matrices are in 2**-23: no number is rounded.
+    column, in 2**-24 voxels, and whether the plane has a map. Twice the distance to the middle of a patch is
+    a whole number, and matrices are in 2**-23, so no number is rounded.
     """
     (images, labels, shapes), (offsets, matrices, is_flat) = volumes, maps
     number, depth = plane // patch[0], plane % patch[0]
@@ -103,12 +105,13 @@ def _blank(
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _count(targets: AnyArray, first: Any, n: Any, counts: AnyArray) -> None:
-    """Add the classes of a run of targets to `counts`; what is no class goes to the last place.
+    """Add the classes of a range of targets to `counts`. Voxels outside the brain are counted in the last
+    entry.
 
-    One pass over the run for each class: it stays in the nearest cache, and 64 comparisons are one
-    instruction.
+    It makes one pass over the range for each class: the range stays in the first-level cache, and one
+    instruction makes 64 comparisons.
     """
-    for start in range(_U(0), n, _U(32768)):  # 16-bit sums cannot run over
+    for start in range(_U(0), n, _U(32768)):  # so that 16-bit sums cannot overflow
         stop = min(start + _U(32768), n)
         n_inside = np.int64(0)
         for k in range(counts.size - 1):
@@ -122,9 +125,9 @@ def _count(targets: AnyArray, first: Any, n: Any, counts: AnyArray) -> None:
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _copy_slice(here: Any, ahead: Any, size: Any, channels: Any, outside: int, to_plane: Any) -> None:
-    """Copy a plane of voxels. `here` and `ahead` are as `_locate` gives them.
+    """Copy a plane of voxels. `here` and `ahead` come from `_locate`.
 
-    `to_plane`: values, targets (empty to leave them out), the place of the plane's first voxel in the batch,
+    `to_plane`: values, targets (empty: not written), the position of the plane's first voxel in the batch,
     and its first channel. `channels`: values to write, and values of a voxel.
     """
     volume, (n_z, n_y, n_x), first, _, _, _ = here
@@ -163,7 +166,7 @@ def _copy_slice(here: Any, ahead: Any, size: Any, channels: Any, outside: int, t
 def _gather_plane(
     volumes: Any, ids: AnyArray, patch: Any, maps: Any, how: Any, planes: Any, out: Any, scratch: Any
 ) -> None:
-    """The first of two `planes` of `gather_planes`; the second is asked for meanwhile."""
+    """Copy the first of two `planes` of `gather_planes` while the second is prefetched."""
     (n_channels, outside, slices_around, table), (plane, ahead), (values, targets, counts) = how, planes, out
     size, base = (patch[1], patch[2]), _U(plane) * _U(patch[1]) * _U(patch[2])
     channels = _U(n_channels), _U(n_channels * (2 * slices_around + 1))
@@ -196,30 +199,29 @@ def gather_planes(
 ) -> None:
     """Copy the planes of a batch of patches out of mapped volumes, and count their classes.
 
-    Any number of threads may call this for one batch: each takes the next planes until none are left. None
-    waits for another, which costs as much as half a batch where Python does it; `wait_for` tells when all are
-    done. Arguments are tuples, for numba has no dataclasses.
+    Any number of threads may call this function for one batch: each takes the next planes until none are
+    left. No thread waits for another (waiting in Python costs half the time of a batch); `wait_for` tells
+    when all are done. Arguments are tuples, because numba has no dataclasses.
 
     Args:
         volumes: images and labels, (C,) uint64, the address of each case's first float16 (Z, Y, X, M) and
-            byte (Z, Y, X); and shapes (C, 3) int64, (Z, Y, X) of each case. Nothing here is checked: a wrong
-            shape reads where it must not.
+            byte (Z, Y, X); and shapes (C, 3) int64, (Z, Y, X) of each case. These are not checked: a wrong
+            shape reads outside the memory of the volume.
         ids: (B,) int64, case << 32 | flat position of each patch's center.
         patch: (depth, height, width); a 2-D patch has the depth 1.
         maps: offsets (B, 3) int64 added to the centers; matrices (B, 3, 3) int64 in 2**-23; whether the
-            patches are 2-D. The arrays are empty where no patch has a map.
-        how: M; the target where a patch hangs over its volume, whose image is 0 there; n, the slices on
-            either side of a 2-D patch that are gathered too; and uint8, what each of the 256 targets becomes,
-            empty to leave them as they are.
+            patches are 2-D. The arrays are empty if no patch has a map.
+        how: M; the target of voxels outside the volume, whose image is 0; n, the number of neighboring slices
+            on each side of a 2-D patch; and uint8 (256,), the new value of each target, empty for no change.
         progress: address of two int64, 0 before the batch: planes taken and planes done, of B * depth; and
-            how many planes are taken at a time.
+            the number of planes taken at a time.
         out: values, flat float32 (B * depth * height * width * (2 n + 1) * M,), and targets, uint8 (B * depth
-            * height * width,), written; and counts (K + 1,) int64 of this thread, added to: targets of each
-            class, and in the last place all others.
+            * height * width,), written; and counts (K + 1,) int64 of this thread, which are increased:
+            targets of each class; all other targets in the last entry.
     """
     address, n_at_once = progress
     n_planes, width = ids.size * patch[0], patch[2]
-    # of a row: the nearest labels, and places and shares beside each position
+    # of a row: the nearest labels, and positions and weights of the neighbors of each position
     scratch = np.empty(8 + width * 21, np.uint8)
     while True:
         first = add_shared(_U(address), np.int64(n_at_once))
@@ -234,8 +236,8 @@ def gather_planes(
 
 @numba.njit(cache=True, nogil=True)
 def wait_for(progress: int, n_planes: int, patience: int) -> bool:
-    """Look, at most `patience` times, whether all planes of a batch are done: a few nanoseconds each, without
-    letting go of the core.
+    """Check, at most `patience` times, whether all planes of a batch are done: a few nanoseconds each,
+    without giving up the core.
     """
     for _ in range(patience):  # noqa: SIM110, numba has no any()
         if add_shared(_U(progress) + _U(8), np.int64(0)) >= n_planes:

@@ -35,7 +35,7 @@ def number_lesions(
         return np.zeros(0, np.int32)
     places = np.stack(np.unravel_index(positions, shape))
     places -= places.min(axis=1, keepdims=True)
-    mask = np.zeros(places.max(axis=1) + 1, bool)  # the tumor's bounding box: a fraction of the crop
+    mask = np.zeros(places.max(axis=1) + 1, bool)  # only the tumor's bounding box, a fraction of the crop
     mask[tuple(places)] = True
     labels, _ = ndimage.label(mask, _ALL_NEIGHBORS)
     return labels[tuple(places)] - 1

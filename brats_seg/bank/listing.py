@@ -1,4 +1,4 @@
-"""bank.json: what a bank holds and the checksums of its files."""
+"""bank.json: the content of a bank and the checksums of its files."""
 
 import hashlib
 from collections.abc import Collection, Iterator
@@ -22,7 +22,7 @@ def read_listing(root: Path) -> Listing:
     """Read `bank.json` of a bank.
 
     Raises:
-        InputError: no bank, one of another schema version, or a list that is damaged.
+        InputError: no bank, a bank of another schema version, or a damaged list.
     """
     path = root / "bank.json"
     if not path.exists():
@@ -43,28 +43,28 @@ def read_folds(root: Path, listing: Listing) -> tuple[tuple[str, ...], ...]:
     """Case ids of each fold.
 
     Raises:
-        InputError: `folds.json` is not the one the bank was built with, or does not deal the cases of the
-            bank, each once.
+        InputError: `folds.json` is not the file that the bank was built with, or does not contain each case
+            of the bank exactly once.
     """
     path = root / "folds.json"
     if not path.is_file() or sha256(path) != listing.folds:
         raise InputError(
-            f"{path}: absent or changed since the bank was built; build it again to assemble both"
+            f"{path}: missing or changed since the bank was built; build the bank again to write both files"
         )
     folds = read_model(FoldsRecord, path, mend=MEND).folds
     if sorted(case for fold in folds for case in fold) != sorted(case.id for case in listing.cases):
-        raise InputError(f"{path}: does not deal the cases of the bank, each once; {MEND}")
+        raise InputError(f"{path}: does not contain each case of the bank exactly once; {MEND}")
     return folds
 
 
 @contextmanager
 def hold_bank(root: Path) -> Iterator[None]:
-    """Keep a bank as it is for the time of a block: `preprocess` refuses to change the bank while anybody
-    holds it.
+    """Lock a bank for the time of a block: `preprocess` refuses to change the bank while a process holds the
+    lock.
 
-    Any number of processes may hold a bank. A bank in a folder that cannot be written to, or on a file system
-    without locks, is used without a lock. A file of the bank that is cut short in the block ends the process
-    with one line, not with a bus error.
+    Any number of processes may hold the lock. A bank in a folder that cannot be written to, or on a file
+    system without locks, is used without a lock. If a file of the bank is truncated in the block, the process
+    ends with one line, not with a bus error.
 
     Raises:
         InputError: no such folder, or `preprocess` is about to change the bank.
@@ -73,7 +73,7 @@ def hold_bank(root: Path) -> Iterator[None]:
         raise InputError(f"{root}: no such folder; a bank is made by `brats-seg preprocess DATA BANK`")
     busy = "`brats-seg preprocess` is changing this bank; wait for it to end"
     cut_short = (
-        f"brats-seg: {root}: a file was cut short while it was read, or its disk failed; `brats-seg verify "
+        f"brats-seg: {root}: a file was truncated while it was read, or its disk failed; `brats-seg verify "
         f"{root}` names the file, "
         f"`brats-seg preprocess DATA {root}` makes its case again; then give the same command again"
     )
@@ -82,12 +82,12 @@ def hold_bank(root: Path) -> Iterator[None]:
 
 
 def verify_bank(path: Path | str, *, cases: Collection[str] | None = None) -> tuple[Problem, ...]:
-    """Open all that a training opens, read every file, compare its checksum and look at its numbers; nothing
-    is found where all is right.
+    """Open everything that a training opens, read every file, and check its checksum and its numbers. The
+    result is empty for an intact bank.
 
     Args:
         path: of the bank.
-        cases: ids of those to read; None for all.
+        cases: ids of the cases to read; None for all.
 
     Raises:
         InputError: no bank, or one of another schema version.
@@ -132,9 +132,7 @@ def _case_problems(case: BankCase, listing: Listing) -> list[Problem]:
 
 
 def _entry_problems(path: Path, case: BankCase) -> list[Problem]:
-    """What is wrong with a `case.json`, from which the next build would take the case; a bank is used without
-    it.
-    """
+    """The problems of a `case.json`. The next build reads this file; using the bank does not need it."""
     if not path.exists():
         return []
     try:
@@ -143,12 +141,12 @@ def _entry_problems(path: Path, case: BankCase) -> list[Problem]:
         return [Problem("error", case.id, str(path), str(error).removeprefix(f"{path}: "))]
     told = (entry.id, entry.shape, entry.origin, entry.n_voxels, entry.n_bytes, entry.checksums)
     if told != (case.id, case.shape, case.origin, case.n_voxels, case.n_bytes, case.checksums):
-        return [Problem("error", case.id, str(path), "says other than bank.json", MEND)]
+        return [Problem("error", case.id, str(path), "differs from bank.json", MEND)]
     return []
 
 
 def _content_problems(case: BankCase, listing: Listing) -> list[Problem]:
-    """Whether the arrays are what a training takes; their checksums are those of the list."""
+    """Check that the arrays are suitable for training; their checksums match the list."""
     n_classes = len(listing.classes)
     wanted = {
         "image.npy": ((*case.shape, len(listing.modalities)), np.float16),
@@ -177,7 +175,7 @@ def _content_problems(case: BankCase, listing: Listing) -> list[Problem]:
     if tuple(actual[:n_classes].tolist()) != case.n_voxels or actual[n_classes:OUTSIDE].any():
         what = (
             f"has {actual[:n_classes].tolist()} voxels of the classes and "
-            f"{actual[n_classes:OUTSIDE].sum()} of none"
+            f"{actual[n_classes:OUTSIDE].sum()} without a class"
         )
         problems.append(
             Problem(

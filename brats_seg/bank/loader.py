@@ -1,4 +1,4 @@
-"""The bank in other people's loops: an IterableDataset for a DataLoader."""
+"""The bank in a training loop of your own: an IterableDataset for a DataLoader."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,9 @@ _MAX_WORKERS = 1024
 
 
 class _WholeBatch(dict[str, Tensor]):
-    """A batch that says what to do when a loader takes it for a list of examples, as MONAI's does."""
+    """A batch whose error message says what to do if a loader, such as MONAI's, treats the batch as a list of
+    examples.
+    """
 
     def __missing__(self, key: object) -> Tensor:
         if isinstance(key, str):
@@ -29,46 +31,42 @@ class BankDataset(IterableDataset[dict[str, Tensor]]):
     """Batches that a sampler chooses from a bank. A pass over the `DataLoader` is the rest of the sampler's
     epoch.
 
-    ```python
-    held_out = ["BraTS2021_00002", "BraTS2021_00003"]
-    train = [case.id for case in PatchBank("BANK").cases if case.id not in held_out]
-    bank = PatchBank("BANK", patch_size=(64, 64), cases=train)  # the sampler draws from these cases alone
-    sampler = make_sampler("balanced", bank.index, batch_size=120, steps=1000, seed=0)
-    loader = DataLoader(BankDataset(bank, sampler), batch_size=None, num_workers=0)
-    ```
+    ```python held_out = ["BraTS2021_00002", "BraTS2021_00003"] train = [case.id for case in
+    PatchBank("BANK").cases if case.id not in held_out] bank = PatchBank("BANK", patch_size=(64, 64),
+    cases=train)  # the sampler draws only from these cases sampler = make_sampler("balanced", bank.index,
+    batch_size=120, steps=1000, seed=0) loader = DataLoader(BankDataset(bank, sampler), batch_size=None,
+    num_workers=0) ```
 
-    With MONAI's `DataLoader` add `collate_fn=torch.utils.data.default_convert`: its own function joins
-    examples, and a batch here is whole already.
+    With MONAI's `DataLoader` add `collate_fn=torch.utils.data.default_convert`: MONAI's own function joins
+    examples, but a batch here is already joined.
 
     A batch is a dictionary:
 
-    - `image`: float32 (B, M, [Z,] Y, X).
-    - `label`: the class of each voxel, uint8 (B, [Z,] Y, X): 0 healthy, 1 and more the tumor classes in the
-      order of `bank.classes`, 255 outside the brain.
-    - `ids` and `positions`: int64 (B,), which voxels the centers are, and which draws of the epoch.
+    - `image`: float32 (B, M, [Z,] Y, X). - `label`: the class of each voxel, uint8 (B, [Z,] Y, X): 0 healthy,
+    1 and more the tumor classes in the order of `bank.classes`, 255 outside the brain. - `ids` and
+    `positions`: int64 (B,), the voxels of the centers, and the numbers of the draws in the epoch.
 
     Losses take the labels in one of two ways:
 
-    - `torch.nn.functional.cross_entropy(logits, batch["label"].long(), ignore_index=255)` leaves out what is
-      outside the brain.
-    - Dice losses such as MONAI's `DiceLoss(to_onehot_y=True, softmax=True)` want a channel axis and no 255.
-      Count the outside as healthy: `label = batch["label"].long(); label[label == 255] = 0; loss(logits,
-      label[:, None])`.
+    - `torch.nn.functional.cross_entropy(logits, batch["label"].long(), ignore_index=255)` leaves out voxels
+    outside the brain. - Dice losses such as MONAI's `DiceLoss(to_onehot_y=True, softmax=True)` want a channel
+    axis and no 255. Count voxels outside the brain as healthy: `label = batch["label"].long(); label[label ==
+    255] = 0; loss(logits, label[:, None])`.
 
-    With worker processes each makes every n-th batch, so that every position comes once, in the order they
-    have without workers. Workers draw from copies of the sampler: its own `epoch` and `state_dict` stay where
-    they were, and each pass is one epoch further. None are needed for speed.
+    With n worker processes each worker makes every n-th batch, so that every position comes once, in the same
+    order as without workers. Workers draw from copies of the sampler: the `epoch` and `state_dict` of the
+    sampler do not change, and each pass is the next epoch. Workers are not needed for speed.
     """
 
     def __init__(self, bank: PatchBank, sampler: Sampler) -> None:
         self.bank = bank
         self.sampler = sampler
-        # passes that each worker has begun, in memory all processes share: the copy a new worker gets does
+        # passes that each worker has begun, in memory that all processes share: the copy of a new worker does
         # not know of earlier ones
         self._passes = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
-        """Batches of a whole epoch; a first pass that begins within an epoch is shorter."""
+        """Number of batches of a whole epoch; a first pass that begins within an epoch is shorter."""
         return self.sampler.steps
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
@@ -86,7 +84,7 @@ class BankDataset(IterableDataset[dict[str, Tensor]]):
                 yield _WholeBatch(image=batch.inputs, label=batch.targets, ids=ids, positions=positions)
 
     def _skip_to(self, n_passes: int) -> None:
-        """Set this worker's copy of the sampler `n_passes` epochs past where the caller's stands."""
+        """Move this worker's copy of the sampler `n_passes` epochs past the caller's epoch."""
         if not hasattr(self, "_start"):
             self._start = (self.sampler.epoch, self.sampler.step)
         epoch, step = self._start

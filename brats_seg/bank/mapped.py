@@ -20,14 +20,14 @@ _LIBC = ctypes.CDLL(None) if os.name == "posix" else None
 def map_array(path: Path, *, read_ahead: bool = True) -> Shaped[np.ndarray, "..."]:
     """Map a `.npy` file, read-only, and close it.
 
-    Python's own map keeps a descriptor for as long as it lives: three files of 1,251 cases pass the usual
-    limit of 1,024. torch maps the whole file as private memory, whose pages are the page cache's, and closes
-    it.
+    Python's `mmap` keeps a file descriptor open: three files for each of 1,251 cases exceed the usual limit
+    of 1,024. torch maps the whole file as private memory, which shares the pages of the page cache, and
+    closes the file.
 
     Args:
         path: the file.
-        read_ahead: False where single numbers are read here and there: a touch then reads a page, not what
-            the disk reads ahead (128 KB on most machines, 8 MB seen).
+        read_ahead: False if single numbers are read at scattered positions: each access then reads one page,
+            not the read-ahead of the disk (128 KB on most machines, 8 MB on one).
 
     Raises:
         InputError: no such file, not a `.npy` file in C order, or shorter than its header says.
@@ -48,9 +48,7 @@ def map_array(path: Path, *, read_ahead: bool = True) -> Shaped[np.ndarray, "...
 
 
 class Volumes:
-    """Images and labels of many cases, each asked for at first use and kept, with the addresses that a kernel
-    reads them by.
-    """
+    """Images and labels of many cases, each loaded at first use and kept, and their addresses for kernels."""
 
     def __init__(
         self,
@@ -59,11 +57,11 @@ class Volumes:
         n_channels: int,
         load: Callable[[int], tuple[Image, TissueMap]],
     ) -> None:
-        """Take the shapes (Z, Y, X); nothing is loaded yet.
+        """Keep the shapes (Z, Y, X); nothing is loaded yet.
 
         Args:
             shapes: of each case.
-            n_channels: modalities side by side in each image.
+            n_channels: number of modalities in each image.
             load: case number -> its image and its label, in C order.
         """
         self.shapes = shapes
@@ -75,7 +73,7 @@ class Volumes:
         self._pairs: dict[int, tuple[Image, TissueMap]] = {}
 
     def pair(self, case: int) -> tuple[Image, TissueMap]:
-        """Image and label of a case. Raises `InputError` where they do not have the shape they should."""
+        """Image and label of a case. Raises `InputError` if their shape is wrong."""
         if case not in self._pairs:
             image, label = self._load(case)
             shape = tuple(self.shapes[case].tolist())
@@ -96,8 +94,8 @@ class Volumes:
         return self._pairs[case]
 
     def check(self, ids: Ids) -> None:
-        """Load every case that `ids` (case << 32 | flat position) fall in. Raises `InputError` where one lies
-        in no case.
+        """Load every case of the `ids` (case << 32 | flat position). Raises `InputError` if an id lies in no
+        case.
         """
         cases, positions = ids >> 32, ids & 0xFFFFFFFF
         if ids.size and not 0 <= cases.min() <= cases.max() < len(self.shapes):

@@ -1,7 +1,7 @@
-"""Case -> brain crop, z-scored volume, and the way back to the native grid.
+"""Case -> brain crop, z-scored volume, and the inverse transform to the native grid.
 
 Brain = any modality non-zero. In each modality the brain is clipped at two of its percentiles and z-scored;
-what is not brain is 0.
+voxels outside the brain are 0.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ _ITERATIONS = [50, 50, 50, 50]
 
 
 def resampled_shape(shape: Shape, *, spacing_mm: Spacing, to_mm: Spacing) -> Shape:
-    """(Z, Y, X) of the grid of another spacing that covers the same block of space."""
+    """Shape (Z, Y, X) of the grid with another spacing that covers the same volume of space."""
     z, y, x = (max(1, round(n * old / new)) for n, old, new in zip(shape, spacing_mm, to_mm, strict=True))
     return z, y, x
 
@@ -42,13 +42,14 @@ def resampled_shape(shape: Shape, *, spacing_mm: Spacing, to_mm: Spacing) -> Sha
 def resample(
     volume: Volume, *, spacing_mm: Spacing, to_mm: Spacing, shape: Shape, nearest: bool = False
 ) -> Num[np.ndarray, "new_z new_y new_x"]:
-    """The volume on a grid of another spacing whose first voxel starts where the old one's does.
+    """The volume on a grid of another spacing; the outer corner of the first voxel stays at the same
+    position.
 
     Args:
         volume: (Z, Y, X), any number type.
         spacing_mm, to_mm: (Z, Y, X), old and new.
         shape: (Z, Y, X) of the result.
-        nearest: take the nearest voxel and keep the type (labels); else interpolate linearly, as float32.
+        nearest: use the nearest voxel and keep the type (for labels); else interpolate linearly, as float32.
     """
     image = sitk.GetImageFromArray(volume if nearest else volume.astype(np.float32))
     image.SetSpacing(spacing_mm[::-1])
@@ -64,15 +65,15 @@ def resample(
 def correct_bias(volume: Volume, brain: Mask, *, cache: Path | None = None) -> Float32[np.ndarray, "z y x"]:
     """Divide a volume by its bias field, which N4 (Tustison et al. 2010) fits to the brain.
 
-    Costs 90 times all the rest of a case's preparation: with `cache`, a folder, the field of this very volume
-    and brain is read from there, or stored there (a 64th of the volume's voxels).
+    N4 takes 90 times as long as the rest of a case's preparation. With `cache`, a folder, the field of the
+    same volume and brain is read from the folder, or stored there (a 64th of the volume's voxels).
     """
     field = None
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
         told = repr((volume.shape, volume.dtype.name)).encode() + volume.tobytes() + brain.tobytes()
         path = cache / f"{hashlib.sha256(told).hexdigest()}.npy"
-        with suppress(InputError):  # absent or damaged: made again
+        with suppress(InputError):  # missing or damaged: computed again
             field = read_npy(path)
     if field is None:
         field = _fit_log_field(volume.astype(np.float32), brain)
@@ -89,13 +90,13 @@ def _fit_log_field(volume: Float32[np.ndarray, "z y x"], brain: Mask) -> Float32
     mask = sitk.Shrink(sitk.GetImageFromArray(brain.astype(np.uint8)), shrink)
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetMaximumNumberOfIterations(_ITERATIONS)
-    n4.SetNumberOfThreads(1)  # the same sums in the same order on every machine; modalities run side by side
+    n4.SetNumberOfThreads(1)  # the same sums in the same order on every machine; modalities run in parallel
     n4.Execute(image, mask)
     return sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image))
 
 
 SPACING_TOLERANCE = 0.05
-"""How far a voxel's edge may be off the one asked for, as a share of it."""
+"""Largest allowed difference of a voxel's edge from the wanted edge, as a share of the wanted edge."""
 
 # slices that a thread marks at a time: 0.9 MB of marks stay in its cache from one modality to the next
 _SLAB = 16
@@ -106,13 +107,13 @@ class NormalizedCase:
     """The brain of a case, as a network sees it.
 
     Attributes:
-        case_id: whose it is.
+        case_id: id of the case.
         image: float16 (Z, Y, X, M), 0 outside the brain.
-        label: tissue class (Z, Y, X), 255 outside the brain; None where none was read.
+        label: tissue class (Z, Y, X), 255 outside the brain; None if no label was read.
         origin: (z, y, x) of the crop's first voxel in the LPS grid that was cropped.
         grid_shape, spacing_mm: (Z, Y, X) of that grid: the native one, unless the case was resampled.
         geometry: the native grid.
-        warnings: what was odd, a line each.
+        warnings: warnings about the case, a line each.
     """
 
     case_id: str
@@ -135,17 +136,17 @@ def normalize(
     resample_to_mm: Spacing | None = None,
     threads: int = 2,
 ) -> NormalizedCase:
-    """Crop a case to the brain (and what is annotated) and normalize it.
+    """Crop a case to the brain (and all annotated voxels) and normalize it.
 
     Args:
-        loaded: its volumes; `check_case` found no error in them.
-        modalities: which, in the order of the channels.
+        loaded: the volumes of the case; `check_case` found no error in them.
+        modalities: names, in the order of the channels.
         classes: tissue classes of its label; None for no label.
-        percentiles: of the brain, where each modality is clipped.
+        percentiles: of the brain's intensities, at which each modality is clipped.
         n4_cache: a folder for bias fields: correct each modality by N4 first. None: no correction.
-        resample_to_mm: spacing (Z, Y, X) that a case over 5 % off it is resampled to: linearly, its label by
-            nearest voxel. None: never.
-        threads: modalities normalized at a time.
+        resample_to_mm: spacing (Z, Y, X) to which a case is resampled if its spacing differs by more than 5
+            %: scans linearly, the label by nearest voxel. None: never.
+        threads: number of modalities normalized at the same time.
 
     Raises:
         InputError: no brain, or a value that the schema of the label does not have.
@@ -178,7 +179,7 @@ def normalize(
         if annotated is not None:
             tissue, n_outside = annotated.result()
     warnings = [
-        f"{name} is the same all over the brain: it says nothing"
+        f"{name} has the same value in the whole brain: it has no information"
         for name, does in zip(modalities, varies, strict=True)
         if not does
     ]
@@ -192,8 +193,8 @@ def normalize(
 
 
 def off_spacing(spacing_mm: Spacing, *, wanted_mm: Spacing) -> bool:
-    """Whether a voxel's edge is over 5 % off the one wanted (Z, Y, X): such a case is refused or
-    resampled.
+    """Whether a voxel's edge differs by more than 5 % from the wanted edge (Z, Y, X): such a case is refused
+    or resampled.
     """
     rounding = 1e-6  # headers hold float32
     return any(
@@ -203,8 +204,8 @@ def off_spacing(spacing_mm: Spacing, *, wanted_mm: Spacing) -> bool:
 
 
 def uncrop(label_map: Num[np.ndarray, "z y x"], normalized: NormalizedCase) -> Num[np.ndarray, "a b c"]:
-    """A map of the crop -> the same on the whole native grid (Z, Y, X) in LPS, 0 around it; by nearest voxel
-    if it was resampled.
+    """Put a map of the crop back on the whole native grid (Z, Y, X) in LPS, 0 outside the crop; by nearest
+    voxel if the case was resampled.
     """
     full = np.zeros(normalized.grid_shape, label_map.dtype)
     place = tuple(
@@ -223,12 +224,12 @@ def normalize_numpy(
     values: Num[np.ndarray, "*grid"], brain: Bool[np.ndarray, "*grid"], *, percentiles: tuple[float, float]
 ) -> Float16[np.ndarray, "*grid"]:
     """The definition: clip at the brain's percentiles, subtract its mean, divide by its standard deviation; 0
-    outside, 0 if all equal.
+    outside the brain; 0 if all values are equal.
     """
     inside = values[brain].astype(np.float64)
     low, high = np.percentile(inside, percentiles)
     out = np.zeros(values.shape, np.float16)
-    if low < high:  # the standard deviation of equal fractions is not 0 but what their mean is rounded by
+    if low < high:  # the standard deviation of equal fractions is not 0, because their mean is rounded
         inside = inside.clip(low, high)
         out[brain] = (inside - inside.mean()) / inside.std()
     return out
@@ -237,13 +238,13 @@ def normalize_numpy(
 def _normalize(
     values: Volume, marks: TissueMap, image: Image, channel: int, percentiles: tuple[float, float]
 ) -> bool:
-    """Normalize one modality of a crop into its channel; False where it is the same all over the brain."""
+    """Normalize one modality of a crop into its channel; False if all its brain voxels are equal."""
     bits = _as_bits(values)
     if bits is None:
         image[..., channel] = normalize_numpy(values, marks.astype(bool), percentiles=percentiles)
         return bool(image[..., channel].any())
     counts = np.roll(histogram16(bits.reshape(-1)), 32768)  # as int16, from -32768 on
-    counts[32768] -= marks.size - np.count_nonzero(marks)  # what is not brain is 0
+    counts[32768] -= marks.size - np.count_nonzero(marks)  # voxels outside the brain are 0
     table = _table(counts, percentiles)
     flat = image.view(np.uint16).reshape(-1, image.shape[-1])
     look_up16(bits.reshape(-1), np.roll(table, -32768).view(np.uint16), marks.reshape(-1), flat, channel)
@@ -253,7 +254,7 @@ def _normalize(
 def _table(
     counts: Int64[np.ndarray, "65536"], percentiles: tuple[float, float]
 ) -> Float16[np.ndarray, "65536"]:
-    """The normalized value of every int16 that occurs, from how often each does in the brain."""
+    """The normalized value of every int16 that occurs in the brain, from the counts of the values."""
     found = np.flatnonzero(counts)  # one or two thousand of them
     values, weights = found - 32768.0, counts[found]
     total = np.cumsum(weights)
@@ -270,7 +271,7 @@ def _table(
 def _percentile(
     values: Float64[np.ndarray, " n"], total: Int64[np.ndarray, " n"], percentile: float
 ) -> float:
-    """NumPy's linear percentile of values that rise, from cumulative counts."""
+    """NumPy's linear percentile of ascending values, from cumulative counts."""
     place = percentile / 100 * (total[-1] - 1)
     below, above = values[
         np.searchsorted(total, [int(place), min(int(place) + 1, int(total[-1]) - 1)], side="right")
@@ -279,8 +280,8 @@ def _percentile(
 
 
 def _as_bits(values: Volume) -> UInt16[np.ndarray, "z y x"] | None:
-    """The volume as int16 (bits), or None where it holds other numbers. Released scans stored as float hold
-    whole numbers too.
+    """The volume as int16 (bits), or None if it contains other numbers. Released scans stored as float
+    contain whole numbers too.
     """
     if values.dtype == np.int16:
         return np.ascontiguousarray(values).view(np.uint16)
@@ -326,8 +327,8 @@ def _box(
 def _tissue(
     label: Volume, case: Case, classes: Sequence[str], marks: UInt8[np.ndarray, "z y x"]
 ) -> tuple[TissueMap, int]:
-    """The crop's tissue classes, 255 outside the brain, and how many annotated voxels lie there (they keep
-    their class).
+    """The crop's tissue classes, 255 outside the brain, and the number of annotated voxels outside the brain
+    (these keep their class).
     """
     try:
         tissue = to_tissue(label, schema_named(case.schema), classes)

@@ -1,4 +1,4 @@
-"""What the JSON files of a bank hold, checked as they are read."""
+"""The content of the JSON files of a bank, checked when it is read."""
 
 import hashlib
 import json
@@ -20,14 +20,15 @@ from brats_seg.scans.labels import CLASS_ORDER
 SCHEMA_VERSION = 1
 """The version of the files of a bank; a bank of another version is refused."""
 FILES = ("image.npy", "label.npy", "voxels.npy")
-"""What a case is stored as, beside `case.json`."""
+"""The files of a case, besides `case.json`."""
 LISTED = (
     "id", "patient", "schema", "shape", "origin", "grid_shape", "spacing_mm", "counts", "offsets", "bytes",
     "sha256",
 )  # fmt: skip
-"""What `bank.json` says of a case; `case.json` has more."""
+"""The fields of a case in `bank.json`; `case.json` has more."""
 READERS_LOCK = ".readers.lock"
-"""Shared by all that read a bank; a build that changes a finished bank takes it alone."""
+"""The lock file that all readers of a bank share; a build that changes a finished bank locks it exclusively.
+"""
 
 
 def is_bank(path: Path) -> bool:
@@ -56,7 +57,7 @@ Checksum = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Record(Ruled):
-    """A part of a file, without any change of type; fields that a later version may add are passed over."""
+    """A part of a file, with strict types; fields that a later version may add are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True)
 
@@ -65,13 +66,13 @@ class BankCase(Record):
     """One case of a bank.
 
     Attributes:
-        id, patient, label_schema: as of the scan; `label_schema` is the label schema its values came from.
+        id, patient, label_schema: as of the scan; `label_schema` is the label schema of its original values.
         shape, origin: (Z, Y, X) of the crop, and its first voxel in the grid that was cropped.
         grid_shape, spacing_mm: (Z, Y, X) of that grid.
-        n_voxels: voxels of each tissue class, as the bank was built with them (however it is grouped).
-        offsets: where the positions of each class begin, and their end.
+        n_voxels: voxels of each tissue class of the built bank (grouping does not change this).
+        offsets: index of the first position of each class, and the end of the last.
         n_bytes, checksums: size and SHA-256 of each of `FILES`.
-        bank: folder of the bank; no file says it.
+        bank: folder of the bank; not stored in a file.
     """
 
     id: str
@@ -89,7 +90,7 @@ class BankCase(Record):
 
     @property
     def folder(self) -> Path:
-        """Where its files lie."""
+        """The folder of its files."""
         return self.bank / "cases" / self.id
 
     def _rules(self) -> Rules:
@@ -103,18 +104,18 @@ class BankCase(Record):
                     first + n > whole
                     for first, n, whole in zip(self.origin, self.shape, self.grid_shape, strict=True)
                 ),
-                "origin and shape reach out of grid_shape",
+                "origin and shape extend beyond grid_shape",
             ),
             (
                 self.offsets != (0, *accumulate(self.n_voxels)) or self.offsets[-1] > prod(self.shape),
-                "counts, offsets and shape do not fit together",
+                "counts, offsets and shape do not match",
             ),
         )
 
 
 class NormalizationRecord(Record):
-    """How the intensities were made: percentiles of the brain that are clipped, and whether bias fields were
-    corrected.
+    """How the intensities were normalized: percentiles of the brain for clipping, and whether bias fields
+    were corrected.
     """
 
     percentiles: tuple[float, float]
@@ -130,15 +131,15 @@ class NormalizationRecord(Record):
 
 
 class Listing(Record):
-    """`bank.json`: what a bank holds.
+    """`bank.json`: the content of a bank.
 
     Attributes:
         modalities, classes: names, in order.
         spacing_mm: (Z, Y, X).
-        normalization: how the intensities were made.
+        normalization: how the intensities were normalized.
         folds: SHA-256 of `folds.json`.
-        cases: in the order that numbers them.
-        digest: SHA-256 of the file, which holds the checksums of all others.
+        cases: in the order of their numbers.
+        digest: SHA-256 of the file, which contains the checksums of all others.
     """
 
     schema_version: Version
@@ -215,7 +216,7 @@ class RefusalRecord(Record):
 
 
 def read_entry(path: Path) -> EntryRecord:
-    """Read a `case.json`. Raises `InputError` where it is absent, damaged or changed since it was written."""
+    """Read a `case.json`. Raises `InputError` if it is missing, damaged or changed since it was written."""
     raw = read_bytes(path)
     entry = parse_model(EntryRecord, raw, name=str(path), mend=MEND)
     if entry.checksum is not None and entry.checksum != entry_checksum(json.loads(raw)):
@@ -224,6 +225,6 @@ def read_entry(path: Path) -> EntryRecord:
 
 
 def entry_checksum(entry: Mapping[str, Any]) -> str:
-    """SHA-256 of what a `case.json` says, but for the checksum itself."""
+    """SHA-256 of the content of a `case.json`, without the checksum itself."""
     rest = {key: value for key, value in entry.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -49,7 +49,7 @@ class Reliability:
         """Expected calibration error: the mean gap between probability and share inside, bins weighted by
         voxels; NaN without voxels.
 
-        Of one region against the rest ("classwise", Kull et al., NeurIPS 2019, equation 2).
+        It compares one region with the rest ("classwise", Kull et al., NeurIPS 2019, equation 2).
         """
         n = int(self.n_voxels.sum())
         return float(np.abs(self.probability_sum - self.n_inside).sum() / n) if n else float("nan")
@@ -72,7 +72,7 @@ class Reliability:
 
 
 def reliability(probability: Float32[np.ndarray, " n"], inside: Bool[np.ndarray, " n"]) -> Reliability:
-    """Sort voxels (n,) into bins by their probability; `inside` (n,) bool says which are in the region."""
+    """Sort voxels (n,) into bins by their probability; `inside` (n,) bool marks the voxels of the region."""
     bins = np.minimum((probability.astype(np.float64) * N_BINS).astype(np.int64), N_BINS - 1)
     return Reliability(
         n_voxels=np.bincount(bins, minlength=N_BINS),
@@ -93,14 +93,14 @@ def score_probabilities(
 ) -> dict[str, Reliability]:
     """The reliability of each region of a case.
 
-    Air is left out: every voxel whose probability of healthy is 1 (so `predict` saves what is outside the
-    brain) and that the reference calls healthy too.
+    Voxels outside the brain are left out: those with P(healthy) = 1 (as `predict` saves them) that are
+    healthy in the reference too.
 
     Args:
         probabilities: (K, Z, Y, X), summing to 1 over K.
         names: tissue class of each of the K.
         reference: (Z, Y, X) indices into `classes`.
-        classes: tissue classes of the reference; they need not be those of the network.
+        classes: tissue classes of the reference; the network may have others.
         cavity_in: regions that the resection cavity belongs to.
     """
     counted: Mask = (probabilities[0] < 1) | (reference != 0)
@@ -116,10 +116,10 @@ def score_probabilities(
 
 
 def read_probabilities(out: Path, case_id: str, *, grid: Geometry) -> tuple[Volumes, tuple[str, ...]] | None:
-    """The saved probabilities of a case and the names of its classes; None where none were saved.
+    """The saved probabilities of a case and the names of its classes; None if nothing was saved.
 
     Raises:
-        ScanError: a file that cannot be read, or of another grid, or without `CLASSES` beside it.
+        ScanError: a file that cannot be read, has another grid, or has no file `CLASSES` in its folder.
     """
     path = out / PROBABILITIES / f"{case_id}.nii.gz"
     if not path.is_file():
@@ -128,7 +128,9 @@ def read_probabilities(out: Path, case_id: str, *, grid: Geometry) -> tuple[Volu
     names = tuple(read_text(listed).split()) if listed.is_file() else ()
     if not names:
         raise ScanError(
-            path, f"has no {CLASSES} beside it", expected="the names of its classes, as `predict` writes them"
+            path,
+            f"has no {CLASSES} in its folder",
+            expected="the names of its classes, as `predict` writes them",
         )
     volumes = read_volumes([ScanFile(path, channel) for channel in range(len(names))])
     if not same_grid(volumes[0][1], grid):

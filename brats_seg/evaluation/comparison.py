@@ -16,7 +16,7 @@ from brats_seg.scans.labels import REGIONS
 
 SCORES = ("dice", "sensitivity", "precision", "volume_ratio", "hd95_mm")
 MEAN = "mean"
-"""Stands for the mean of the regions."""
+"""Means the mean of the regions."""
 COMPARED = (*REGIONS, MEAN, "healthy")
 _CASE = ["score", "region", "unit", "patient"]
 
@@ -35,21 +35,20 @@ def summarize_runs(
     """The tree of summary.json.
 
     The unit is the case: a case's score is the mean over the seeds that segmented it. Cases without a region
-    in the reference are left out of its means (n says so); in how many segmentations of them it is found all
-    the same, and how large, is counted apart. A difference is over the runs (fold and seed) that both
-    variants have: a run that failed leaves out its partner too.
+    in the reference are left out of its means (n says so); the segmentations of such cases that contain the
+    region are counted separately, with its size. A difference is over the runs (fold and seed) that both
+    variants have: if a run failed, its partner is left out too.
 
     Args:
         rows: of one experiment, in the order of its variants.
-        against: label of the variant that differences are taken from, whatever its place, and no other pair
-            is compared; None compares all pairs, each from its first variant.
-        same_brains: names of data whose cases of one name are one brain with another tumor; their differences
-            are compared.
-        n_asked: runs that the experiment is to have; None for those that there are rows of.
-        failed: key and reason of runs that there are no rows of.
-        picked_on: by strategy and strength of prior correction, which scores chose the weights or the
-            strength: those of the "test" cases (the cases that are scored here), those of the "validation"
-            cases, or none ("").
+        against: label of the variant that is subtracted from every other, at any place in the order; None
+            compares all pairs and subtracts the first variant of each.
+        same_brains: names of data sets in which cases of the same name are the same brain with another tumor;
+            the differences of these data sets are compared.
+        n_asked: number of runs of the finished experiment; None counts the runs that have rows.
+        failed: key and reason of each run without rows.
+        picked_on: for each strategy and strength of prior correction, the cases whose scores chose the
+            weights or the strength: "test" (the cases that are scored here), "validation", or "" for none.
     """
     table = _table(rows)
     variants: dict[Any, pd.DataFrame] = dict(list(table.groupby("variant", sort=False)))
@@ -104,7 +103,7 @@ def _scored(rows: Sequence[Row]) -> str:
 
 
 def trained_once(variants: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The first variant of each strategy: variants of one are of the same networks, so they have one
+    """The first variant of each strategy: variants of one strategy use the same networks, so they share one
     ledger.
     """
     first: dict[tuple[str, str], Mapping[str, Any]] = {}
@@ -127,7 +126,7 @@ def _by_case_once(variants: Mapping[Variant, pd.DataFrame]) -> ByCase:
 
 
 def _by_case(rows: pd.DataFrame) -> pd.DataFrame:
-    """The columns `_CASE` and `value`, the mean over seeds; with the mean of the regions beside them."""
+    """The columns `_CASE` and `value`, the mean over seeds; further rows give the mean of the regions."""
     present = rows[rows["n_reference_vox"] > 0].rename(columns={"case": "unit"})
     long = present.melt(["region", "unit", "patient"], SCORES, "score").dropna(subset="value")
     means: Any = long.groupby(_CASE, sort=False, as_index=False)["value"].agg(fmean)
@@ -174,8 +173,8 @@ def _variant_tree(variant: Variant, rows: pd.DataFrame, by_case: pd.DataFrame) -
 
 
 def _counts(rows: pd.DataFrame) -> dict[str, Any]:
-    """How many cases have the region and lack it; in how many segmentations of the latter some is found, and
-    its median size.
+    """How many cases have the region, and how many lack it; how many segmentations of the latter contain the
+    region, and its median size.
     """
     absent = rows[rows["n_reference_vox"] == 0]
     sizes = absent.loc[absent["n_prediction_vox"] > 0, "n_prediction_vox"].tolist()
@@ -226,7 +225,7 @@ def _change_trees(
     *,
     same_brains: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """How each difference of Dice changes from the first of the data to the others, case by case."""
+    """How each difference of Dice changes from the first data set to the others, case by case."""
     named = {(variant.data, variant.label): variant for variant in variants}
     changes = {
         (d["from"], d["to"], d["data"]): _dice_differences(
@@ -266,8 +265,8 @@ def differences_to(summary: Mapping[str, Any], *, against: str | None = None) ->
 
 
 CLOCK = 0.05
-"""A look counts as within the time where it took up to this share longer: the clock of two equal runs differs
-by a few percent, and the fastest run would else be the only one that is scored at its end.
+"""A look may take longer than the time limit by up to this share. The times of two equal runs differ by a few
+percent; without this tolerance only the fastest run would be scored at its end.
 """
 
 
@@ -279,7 +278,7 @@ def summarize_equal_time(looks: Sequence[Row], *, against: str | None = None) ->
 
     Args:
         looks: rows of looks.csv of one experiment, in the order of its variants.
-        against: label of the variant that differences are taken from; None for the first of each pair.
+        against: label of the variant that is subtracted; None for the first of each pair.
 
     Returns:
         `variants` and `differences` as in `summarize_runs`, each variant with its mean `patches`,
@@ -320,5 +319,5 @@ def looks_within_time(looks: Sequence[Row]) -> list[Row]:
 
 
 def _run(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The run of a row: what the runs of all strategies share, then the strategy."""
+    """The run of a row: first the fields that the runs of all strategies share, then the strategy."""
     return row["data"], row["fold"], row["seed"], row["strategy"]

@@ -1,4 +1,6 @@
-"""Two folders -> one table: predictions paired with their references, scored, and warned of."""
+"""Two folders -> one table: predictions are paired with their references and scored; doubtful ones cause
+warnings.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,16 +44,17 @@ from brats_seg.scans.predictions import PROBABILITIES, TABLE, written_schema
 from brats_seg.scans.volume import SUFFIXES, read_volume
 
 SWAP_GAIN = 0.2
-"""A swap of two tumor classes that would raise the mean Dice of a region by more than this is warned of: the
-label values are probably those of another schema."""
+"""A warning appears if swapping two tumor classes would raise the mean Dice of a region by more than this:
+the label values probably belong to another schema.
+"""
 
 NO_PREDICTION = "no prediction"
-"""What is wrong with a reference that nothing was predicted for."""
+"""The problem of a reference without a prediction."""
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """All scores, all problems, and the summary as it lies in summary.json."""
+    """All scores, all problems, and the content of summary.json."""
 
     scores: tuple[Score, ...]
     problems: tuple[Problem, ...]
@@ -59,7 +62,7 @@ class EvaluationReport:
 
     @property
     def exit_code(self) -> int:
-        """1 where an error was named, or nothing could be scored."""
+        """1 if there was an error or nothing could be scored, else 0."""
         return int(not self.scores or any(p.severity == "error" for p in self.problems))
 
 
@@ -70,12 +73,12 @@ class ScoreOptions:
     Attributes:
         conventions: keys of `CONVENTIONS`.
         cavity_in: regions that the resection cavity belongs to.
-        only: ids of the cases meant; None for all. One with neither a prediction nor a labeled reference is a
-            problem.
-        schema: the label schema of the cases whose layout does not say it; without it, such a case is a
-            problem.
-        prediction_schema: the label schema of predictions that no `predictions.csv` beside them tells; None
-            for that of their case.
+        only: ids of the cases to score; None for all. An id with neither a prediction nor a labeled reference
+            is a problem.
+        schema: label schema of the cases whose layout does not determine it; without `schema`, such a case is
+            a problem.
+        prediction_schema: label schema of predictions that are not in a `predictions.csv` of their folder;
+            None for the schema of their case.
 
     Raises:
         UsageError: an unknown convention, region or schema.
@@ -112,22 +115,22 @@ def evaluate_folders(
 ) -> EvaluationReport:
     """Score a folder of predictions against the labels of a folder of cases in any layout.
 
-    A case that cannot be scored is named among the problems; the others are scored. The summary holds the
-    voxel confusion of all cases too, and where class probabilities lie beside the predictions, how well they
-    are calibrated. The classes that are scored are the finest that the schemas of all cases tell apart.
+    A case that cannot be scored is reported as a problem; the others are scored. The summary also has the
+    voxel confusion of all cases and, if class probabilities were saved with the predictions, their
+    calibration. The scored classes are the finest that the schemas of all cases distinguish.
 
     Args:
         out: predictions, `<case>.nii.gz`, `.nii` or `.mha`, in the label schema that `predictions.csv` names,
-            else in their case's.
-        reference: a folder of cases with labels, or a manifest, as `scans.layouts.find_cases` takes them.
+            else in the schema of their case.
+        reference: a folder of cases with labels, or a manifest, as for `scans.layouts.find_cases`.
         options: which cases, and by which rules.
         against: a second folder of predictions, tested against the first, patient by patient.
-        output: where `scores.csv` and `summary.json` go; None writes nothing, nor is anything written where
-            no case could be scored.
+        output: folder for `scores.csv` and `summary.json`; None writes nothing. If no case could be scored,
+            nothing is written.
         cluster: whose workers score the cases, instead of threads of this process.
 
     Raises:
-        UsageError: a region in `cavity_in` whose cavity the labels do not tell apart.
+        UsageError: `cavity_in` names a region, but the labels have no resection cavity.
         InputError: a folder that does not exist.
     """
     out, against, output = Path(out), Path(against) if against else None, Path(output) if output else None
@@ -176,7 +179,7 @@ def _voxel_tree(scored: Sequence[_CaseScores]) -> dict[str, Any]:
         "confusion": {
             "rows": "reference",
             "columns": "prediction",
-            "voxels": "all of every image; healthy holds the air, which the report's table leaves out",
+            "voxels": "all of every image; healthy includes the air, which the report's table leaves out",
             "classes": list(scored[0].classes),
             "n_voxels": np.sum([case.confusion for case in scored], axis=0).tolist(),
         }
@@ -200,9 +203,9 @@ def _score_folder(
     classes = common_classes(SCHEMAS[name] for name in (*(case.schema for case, _ in pairs), *written))
     if options.cavity_in and "resection_cavity" not in classes:
         raise UsageError(
-            f"--cavity-in {options.cavity_in[0]}: the labels of all cases tell {', '.join(classes)} apart, "
+            f"--cavity-in {options.cavity_in[0]}: the labels of all cases distinguish {', '.join(classes)}, "
             "and no resection cavity; "
-            "score cases of brats2024gli alone"
+            "score only cases of brats2024gli"
         )
     tasks = [
         (case, path, SCHEMAS[name], classes, options)
@@ -234,9 +237,7 @@ def _overruled(out: Path, written: Sequence[str], asked: str | None) -> list[Pro
 
 
 def _swapped(out: Path, scored: Sequence[_CaseScores], cavity_in: Sequence[str]) -> list[Problem]:
-    """A warning where two tumor classes of a whole folder of predictions seem to stand for each other
-    (`SWAP_GAIN`).
-    """
+    """A warning if two tumor classes seem to be exchanged in a whole folder of predictions (`SWAP_GAIN`)."""
     if not scored:
         return []
     classes = scored[0].classes
@@ -364,8 +365,8 @@ def _calibrate(
     cavity_in: Sequence[str],
     grid: Geometry,
 ) -> tuple[Mapping[str, Reliability] | None, Problem | None]:
-    """The calibration of a case whose probabilities were saved; where they cannot be read, the problem: its
-    other scores stand.
+    """The calibration of a case whose probabilities were saved, or the problem if they cannot be read. The
+    other scores of the case stay valid.
     """
     try:
         saved = read_probabilities(out, case.id, grid=grid)

@@ -1,4 +1,6 @@
-"""Lesion by lesion, as BraTS compares them: every reference lesion with what touches it, or one to one."""
+"""Lesion-wise scores as in BraTS: each reference lesion is compared with all predictions that touch it, or
+one to one.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ Numbers = Int[np.ndarray, "z y x"]
 _FACES_AND_EDGES = ndimage.generate_binary_structure(3, 2)
 _ALL_NEIGHBORS = np.ones((3, 3, 3), bool)
 _OFFSETS = [offset for offset in product((-1, 0, 1), repeat=3) if 0 in offset]
-"""The steps from a voxel to itself and to its neighbors by a face or an edge."""
+"""The offsets from a voxel to itself and to its neighbors that share a face or an edge."""
 _LEAST_DICE = 1e-6
 
 
@@ -32,16 +34,16 @@ class LesionRule:
         matching: "touching": a reference lesion is compared with all predicted lesions that its growth
             touches. "one_to_one": components of reference and prediction are paired so that the sum of Dice
             is largest.
-        dilations: how often a reference lesion is grown to find its neighbors and its predictions.
+        dilations: how many times a reference lesion is dilated to find its neighbors and its predictions.
         smallest_mm3: reference lesions of this volume or less are not scored.
-        smallest_of: the same for regions and tissue classes of their own, by name.
+        smallest_of: other values of `smallest_mm3`, by name of the region or tissue class.
         joined_by: region or tissue class -> tissue classes. Lesions that touch the same lesion of one of
-            these are one, class after class.
-        predictions: "joined": predicted lesions are merged by their growth as reference lesions are, and
-            those of `smallest_mm3` or less are left out.
-        false_lesions: "left_out": they lower no mean.
-        missed_lesions: "left_out": means are over found lesions alone.
-        large_mm3: reference lesions of this volume or more are averaged; smaller ones are only counted as
+            these classes are joined, one class after the other.
+        predictions: "joined": predicted lesions are dilated and merged like reference lesions, and those of
+            `smallest_mm3` or less are left out.
+        false_lesions: "left_out": false lesions do not lower a mean.
+        missed_lesions: "left_out": means are over found lesions only.
+        large_mm3: reference lesions of at least this volume are averaged; smaller ones are only counted as
             detected or not. 0 averages all.
         detected_dice: Dice from which a lesion counts as detected, where `large_mm3` is set.
     """
@@ -63,13 +65,13 @@ GLIOMA_2023 = LesionRule()
 
 @dataclass(frozen=True)
 class FoundLesion:
-    """A reference lesion and the prediction it is compared with.
+    """A reference lesion and its prediction.
 
     Attributes:
         mm3: volume of the reference lesion.
         dice: of the two.
-        hd95_mm: of the two; NaN where distances were left out.
-        surface_dice: of the two, for each tolerance that was asked for.
+        hd95_mm: of the two; NaN if distances were not measured.
+        surface_dice: of the two, for each tolerance.
     """
 
     mm3: float
@@ -80,7 +82,7 @@ class FoundLesion:
 
 @dataclass(frozen=True)
 class Lesions:
-    """What became of the lesions of one region.
+    """The found, missed and false lesions of one region.
 
     Attributes:
         found: reference lesions that have a predicted lesion.
@@ -114,7 +116,7 @@ class Lesions:
 
     @property
     def n_counted(self) -> int:
-        """What a mean over all lesions divides by."""
+        """The number of lesions in a mean over all lesions."""
         return len(self.found) + self.n_missed + self.n_false
 
 
@@ -132,9 +134,10 @@ def match_lesions(
     """Compare every reference lesion with its predicted lesions (Saluja et al., BraTS 2023 lesion-wise
     metrics, and BraTS 2024; one to one as panoptica does for BraTS 2026).
 
-    Lesions are 26-connected. With the matching "touching", reference lesions whose growth (faces and edges)
-    meets are one. A reference lesion is compared with all predicted lesions that its growth touches, taken
-    whole. Reference lesions that are too small are left out, but what touches them is no false positive.
+    Lesions are 26-connected. With the matching "touching", reference lesions that meet after dilation (over
+    faces and edges) are one lesion. A reference lesion is compared with all predicted lesions that it touches
+    after dilation; the whole of each predicted lesion counts. Reference lesions that are too small are left
+    out, but a prediction that touches them is not a false positive.
 
     Args:
         reference: (Z, Y, X).
@@ -143,7 +146,7 @@ def match_lesions(
         rule: what a lesion is.
         region: name of the region or tissue class, for the parts of the rule that differ by it.
         others: reference masks of the tissue classes that the rule names in `joined_by`.
-        hd95: definition of HD95; "left_out" gives no HD95 and no surface Dice, which take most of the time.
+        hd95: definition of HD95; "left_out" skips HD95 and surface Dice, which take most of the time.
         tolerances_mm: of surface Dice.
     """
     margin = rule.dilations + 1 if rule.matching == "touching" else 1
@@ -234,7 +237,7 @@ def _one_to_one(
     reference: Mask, prediction: Mask, *, voxel_mm3: float, compare: Callable[[Mask, Mask], FoundLesion]
 ) -> Lesions:
     """Pairs of components with the largest sum of Dice (the assignment of panoptica's MaxBipartiteMatching);
-    those that share no voxel are no pair.
+    components without a common voxel are not paired.
     """
     lesions, n_lesions = ndimage.label(reference, _ALL_NEIGHBORS)
     predicted, n_predicted = ndimage.label(prediction, _ALL_NEIGHBORS)
@@ -259,8 +262,8 @@ def _one_to_one(
 
 
 def _merged_lesions(reference: Mask, dilations: int) -> Numbers:
-    """Number of the lesion at each voxel of the reference, lesions that meet when grown sharing one; 0
-    elsewhere.
+    """Number of the lesion at each voxel of the reference, 0 elsewhere. Lesions that meet after dilation
+    share a number.
     """
     grown = (
         ndimage.binary_dilation(reference, _FACES_AND_EDGES, iterations=dilations) if dilations else reference
@@ -270,8 +273,8 @@ def _merged_lesions(reference: Mask, dilations: int) -> Numbers:
 
 
 def _joined(lesions: Numbers, others: Numbers) -> Numbers:
-    """Lesions that touch (by a face or an edge) the same lesion of another tissue become one. One that
-    touches several goes with the first of them in the order of x, then y, then z.
+    """Lesions that touch (by a face or an edge) the same lesion of another tissue become one. A lesion that
+    touches several is joined to the first of them in the order of x, then y, then z.
     """
     order = {int(i): n for n, i in enumerate(dict.fromkeys(others.transpose(2, 1, 0).ravel().tolist()))}
     padded = np.pad(others, 1)

@@ -13,15 +13,14 @@ from brats_seg.core.shapes import TissueMap
 JointHistogram = Int64[np.ndarray, "k k"]
 """Voxels by reference class (first axis) and predicted class (second axis)."""
 Prediction = UInt8[np.ndarray, "pz py px"]
-"""A tissue map that has yet to be compared with its reference in shape."""
+"""A tissue map whose shape was not yet compared with its reference."""
 
 
 @dataclass(frozen=True)
 class Overlap:
     """How a reference and a predicted region overlap, in voxels.
 
-    Every score is NaN where its denominator is 0: what an empty region counts is decided in `scores.py`
-    alone.
+    Every score is NaN where its denominator is 0; only `scores.py` decides the score of an empty region.
     """
 
     n_reference: int
@@ -51,10 +50,10 @@ class Overlap:
 
     @property
     def specificity(self) -> float:
-        """Share of the voxels outside the reference that the prediction leaves out, over the whole image, air
-        included.
+        """Share of the voxels outside the reference that are outside the prediction too, over the whole
+        image, air included.
 
-        The challenge's own code counts so too, which is why it is near 1 for any prediction.
+        The challenge's own code counts the air too, so specificity is near 1 for any prediction.
         """
         n_neither = self.n_voxels - self.n_reference - self.n_prediction + self.n_both
         return _ratio(n_neither, self.n_voxels - self.n_reference)

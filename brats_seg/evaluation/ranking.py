@@ -45,8 +45,8 @@ class Ranking:
 
     Attributes:
         places: one for each table.
-        n_cases, n_patients: that the tables have.
-        n_incomplete: cases that some table lacks; each ranks last for that table.
+        n_cases, n_patients: number of cases and patients in the tables.
+        n_incomplete: number of cases that at least one table lacks; such a case ranks last for that table.
         convention: whose metrics are ranked.
         metrics: their columns.
     """
@@ -76,12 +76,12 @@ def rank_tables(tables: Mapping[str, Path], *, convention: str | None = None, se
 
     Args:
         tables: name -> `scores.csv` that `evaluate` wrote; two or more.
-        convention: whose headline metrics are ranked; None for the one convention that all tables have.
+        convention: whose headline metrics are ranked; None for the only convention that all tables have.
         seed: of permutations and bootstrap.
 
     Raises:
-        UsageError: fewer than two tables, or a convention that the tables leave open.
-        InputError: a file that is no table of scores, or tables without a common case.
+        UsageError: fewer than two tables, or no `convention` and the tables share none or several.
+        InputError: a file that is not a table of scores, or tables without a common case.
     """
     if len(tables) < 2:
         raise UsageError("rank: give two or more tables")
@@ -111,7 +111,9 @@ def rank_tables(tables: Mapping[str, Path], *, convention: str | None = None, se
 def _read(path: Path) -> list[dict[str, str]]:
     columns, rows = read_table(path)
     if not {"case", "region", "convention", *_VOXELS} <= set(columns):
-        raise InputError(f"{path}: no table of scores; give a scores.csv that `brats-seg evaluate` wrote")
+        raise InputError(
+            f"{path}: is not a table of scores; give a scores.csv that `brats-seg evaluate` wrote"
+        )
     return rows
 
 
@@ -132,7 +134,7 @@ def _convention(rows: Mapping[str, Sequence[Mapping[str, str]]], wanted: str | N
 def _values(
     rows: Sequence[Mapping[str, str]], rule: Convention, *, path: Path
 ) -> dict[tuple[str, str, str], float]:
-    """(case, region, metric) -> value, the larger the better. No number is infinity where reference and
+    """(case, region, metric) -> value; larger is better. A missing value becomes infinity if reference and
     prediction are empty, else minus infinity.
     """
     values = {}
@@ -182,7 +184,7 @@ def _places(names: Sequence[str], ranks: Ranks, *, seed: int) -> tuple[Place, ..
 
 
 def _p(first: Float64[np.ndarray, " cases"], second: Float64[np.ndarray, " cases"], *, seed: int) -> float:
-    """Two-sided; every exchange is counted where there are few patients."""
+    """Two-sided; for few patients all exchanges are counted."""
     if len(first) < 2:
         return 1.0
     test = stats.permutation_test(

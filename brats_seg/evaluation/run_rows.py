@@ -42,7 +42,7 @@ COLUMNS: dict[str, type] = {
     "versions": str,
     "cell": str,
 }
-"""Columns of runs.csv. A row is a region or tissue class of a case, segmented by one run; shares stand in the
+"""Columns of runs.csv. A row is a region or tissue class of a case, segmented by one run; shares are in the
 rows of tissue classes.
 """
 LOOK_COLUMNS: dict[str, type] = {
@@ -54,13 +54,13 @@ LOOK_COLUMNS: dict[str, type] = {
 in `training_s` seconds of training and mining (without validation and checkpoints).
 """
 SHARES = ("requested_share", "center_share", "voxel_share", "hard_share", "distinct_share")
-"""The shares of a class: asked for, among the draws, among the patch voxels. Then the shares of its draws in
-an epoch that were hard, and that differ.
+"""The shares of a class: requested, among the draws, among the patch voxels. Then, among its draws in an
+epoch, the shares of hard draws and of different voxels.
 """
 _SHARES = ("dice", "sensitivity", "precision", *SHARES)
 _ANY_SIGN = ("fold", "seed")
 DIGEST = 16
-"""So many characters of a digest stand in a row."""
+"""Number of characters of a digest in a row."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """What a table calls it."""
+        """The name in a table."""
         return (
             self.strategy if self.correct_priors == "0" else f"{self.strategy} + priors {self.correct_priors}"
         )
@@ -87,13 +87,13 @@ def variant_of(row: Mapping[str, Any]) -> Variant:
 
 
 def write_rows(path: Path, rows: Sequence[Row], *, columns: Mapping[str, type] = COLUMNS) -> None:
-    """Write runs.csv, or looks.csv with its columns; what is None is an empty cell."""
+    """Write runs.csv, or looks.csv with its columns; None becomes an empty cell."""
     write_text(path, csv_text(rows, list(columns)))
 
 
 def read_finished(path: Path, *, columns: Mapping[str, type] = COLUMNS) -> dict[str, list[Row]]:
     """Rows of a runs.csv, or of a looks.csv with its columns, by the digest of their cell. Raises
-    `InputError` where it is not such a table.
+    `InputError` if the file is not such a table.
     """
     name = "looks.csv" if columns is LOOK_COLUMNS else "runs.csv"
     time = "training_s" if columns is LOOK_COLUMNS else "seconds"
@@ -118,7 +118,7 @@ def _read(name: str, text: str, kind: type) -> Any:
         return None
     value = kind(text)
     refuse(
-        (kind is float and not isfinite(value), f"{text} is no score"),
+        (kind is float and not isfinite(value), f"{text} is not a score"),
         (kind is not str and name not in _ANY_SIGN and value < 0, f"{name} is {text}; it is 0 or more"),
         (name in _SHARES and value > 1, f"{name} is {text}; it is 1 or less"),
         error=ValueError,

@@ -33,10 +33,11 @@ Members = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Pair:
-    """Both tissue maps (Z, Y, X) of a case, cropped to what is not healthy in either.
+    """Both tissue maps (Z, Y, X) of a case, cropped to the voxels that are not healthy in at least one of
+    them.
 
-    Active and enhancing core are the same voxels, and directed and pooled HD95 look at the same distances:
-    each is measured once.
+    Active and enhancing core are the same voxels, and directed and pooled HD95 use the same distances: each
+    is measured once.
     """
 
     reference: TissueMap
@@ -66,7 +67,7 @@ class Pair:
     def lesions(
         self, members: Members, convention: Convention, *, region: str, tissues: Mapping[str, int]
     ) -> Lesions:
-        """The region, lesion by lesion, as a lesion-wise convention has it.
+        """The lesions of the region, by the rule of a lesion-wise convention.
 
         Args:
             members: class indices of the region.
@@ -98,8 +99,8 @@ class Pair:
 def make_pair(reference: TissueMap, prediction: TissueMap, *, spacing_mm: Spacing) -> Pair:
     """Crop the maps of a case; `spacing_mm` is the voxel size along (Z, Y, X).
 
-    The crop keeps a rim of voxels where the image has one, so that a lesion grows inside it as it would in
-    the whole image.
+    The crop keeps a rim of voxels, except at the border of the image, so that a lesion dilates in the crop as
+    in the whole image.
     """
     crop = grown(joint_crop(reference, prediction), reference.shape, by=RIM)
     return Pair(
@@ -110,7 +111,7 @@ def make_pair(reference: TissueMap, prediction: TissueMap, *, spacing_mm: Spacin
 
 
 RIM = 6
-"""One more than the most dilations of the lesion-wise scores."""
+"""One more than the largest number of dilations of the lesion-wise scores."""
 
 
 def score_case(
@@ -125,7 +126,8 @@ def score_case(
 ) -> tuple[Score, ...]:
     """Score every region, and every single tissue class, of one case under each convention.
 
-    The healthy class has no surface scores: its surface is the tumor's and the image's.
+    The healthy class has no surface scores: its surface consists of the tumor's surface and the image's
+    border.
 
     Args:
         reference: (Z, Y, X) indices into `classes`.
@@ -196,8 +198,8 @@ def _score(
 
 
 def _unless_both_empty(value: float, rule: Convention, overlap: Overlap) -> float:
-    """An overlap of the region, or what the convention says of one that is empty in both; NaN of a score that
-    cannot be had otherwise.
+    """An overlap of the region, or the value of the convention if the region is empty in both maps; NaN if
+    the score is undefined.
     """
     return rule.both_empty if overlap.n_reference == overlap.n_prediction == 0 else value
 
@@ -230,14 +232,14 @@ _VOLUMES_MM3 = {
     "lesion_sensitivity_below_1000mm3": (100, 1000),
     "lesion_sensitivity_from_1000mm3": (1000, math.inf),
 }
-"""Column -> volumes of the reference lesions that it is of."""
+"""Column -> the range of volumes of its reference lesions."""
 _SURFACE_DICE = ("surface_dice", "surface_dice_05mm")
 """Columns of the first and the second tolerance."""
 
 
 def _lesion_scores(lesions: Lesions, convention: Convention) -> dict[str, Any]:
-    """Means over lesions, where a missed or false one counts as an empty region does, and how many were
-    found.
+    """Means over lesions, in which a missed or false lesion counts as an empty region, and the number of
+    found lesions.
     """
     rule = convention.lesions
     assert rule is not None
@@ -292,7 +294,9 @@ def _small_lesions(lesions: Lesions, rule: LesionRule) -> dict[str, float]:
     if not n_detected + n_missed:
         return {}
     scores = _detection(n_detected, n_missed, lesions.n_false, prefix="small_lesion")
-    return {name: 0.0 if math.isnan(value) else value for name, value in scores.items()}  # as the challenge
+    return {
+        name: 0.0 if math.isnan(value) else value for name, value in scores.items()
+    }  # as in the challenge
 
 
 def _detection(n_found: int, n_missed: int, n_false: int, *, prefix: str) -> dict[str, float]:

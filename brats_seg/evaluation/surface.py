@@ -17,16 +17,17 @@ from brats_seg.core.shapes import Mask, TissueMap
 Definition = Literal["directed", "pooled", "surface_weighted"]
 """How a 95th percentile of surface distances becomes one number (`hd95_mm`)."""
 OfReference = Float64[np.ndarray, "n"]
-"""A number for each surface element of the reference."""
+"""A value for each surface element of the reference."""
 OfPrediction = Float64[np.ndarray, "m"]
-"""A number for each surface element of the prediction."""
+"""A value for each surface element of the prediction."""
 Spacing = Sequence[float | int]
 """Voxel size in mm along (Z, Y, X)."""
 
 REACH_VOX = 16
-"""How far the search on the grid goes. For a distance of d it takes about 3 d^2 steps: near by (a voxel or
-two, as between most label maps and their references) 20 times faster than a tree, at the far end of a head 10
-times slower. A search in vain adds 10 ms."""
+"""Largest distance of the search on the grid. A distance of d takes about 3 d^2 steps. For one or two voxels,
+as between most label maps and their references, this is 20 times faster than a k-d tree; across a whole head
+it is 10 times slower. A search without a result adds 10 ms.
+"""
 
 _CORNER_WEIGHTS = np.array([[[128, 64], [32, 16]], [[8, 4], [2, 1]]], np.uint8)
 
@@ -46,15 +47,15 @@ class SurfaceDistances:
 
 
 def joint_crop(a: TissueMap, b: TissueMap) -> tuple[slice, slice, slice]:
-    """The smallest block that holds every voxel that is not 0 in either map (empty slices where there is
-    none).
+    """The smallest block with all voxels that are not 0 in at least one map; empty slices if there is no such
+    voxel.
     """
     z0, z1, y0, y1, x0, x1 = (int(i) for i in joint_box(a, b))
     return slice(z0, z1), slice(y0, y1), slice(x0, x1)
 
 
 def grown(box: tuple[slice, ...], shape: Sequence[int], *, by: int) -> tuple[slice, ...]:
-    """A block with a rim of so many voxels, where the volume of this shape has them."""
+    """The block, widened on each side by this number of voxels, within a volume of this shape."""
     return tuple(slice(max(0, s.start - by), min(n, s.stop + by)) for s, n in zip(box, shape, strict=True))
 
 
@@ -80,7 +81,7 @@ def hd95_mm(
 def distances_for(
     reference: Mask, prediction: Mask, *, spacing_mm: Spacing, definition: Definition
 ) -> SurfaceDistances:
-    """The surface distances that a definition of HD95 looks at."""
+    """The surface distances that a definition of HD95 uses."""
     if definition == "surface_weighted":
         return patch_distances(reference, prediction, spacing_mm=spacing_mm)
     return voxel_distances(reference, prediction, spacing_mm=spacing_mm)
@@ -161,10 +162,11 @@ def region_distances(
 
 
 def patch_distances(reference: Mask, prediction: Mask, *, spacing_mm: Spacing) -> SurfaceDistances:
-    """Distances between surface patches: the corners between voxels of which some, not all, lie in the mask.
+    """Distances between surface patches: corners that have some, but not all, of their eight voxels in the
+    mask.
 
-    Same arguments as `voxel_distances`. Weights are areas in mm2 by marching cubes, as
-    google-deepmind/surface-distance has them.
+    Same arguments as `voxel_distances`. Weights are areas in mm2 by marching cubes, as in
+    google-deepmind/surface-distance.
     """
     box = joint_crop(reference.view(np.uint8), prediction.view(np.uint8))
     codes_a, codes_b = _corner_codes(reference[box]), _corner_codes(prediction[box])
@@ -182,7 +184,7 @@ def patch_distances(reference: Mask, prediction: Mask, *, spacing_mm: Spacing) -
 def _distances(
     a: Bool[np.ndarray, "z y x"], b: Bool[np.ndarray, "z y x"], spacing_mm: Spacing
 ) -> tuple[OfReference, OfPrediction]:
-    """Elements of both surfaces first, at distance 0, then the rest: only those need a search."""
+    """Elements of both surfaces come first, at distance 0; only the rest needs a search."""
     if not a.any() or not b.any():
         return np.full(int(a.sum()), np.inf), np.full(int(b.sum()), np.inf)
     zeros = np.zeros(int((a & b).sum()))
@@ -202,8 +204,8 @@ def _in_distance_order(
 def _nearest_mm(
     points: Bool[np.ndarray, "z y x"], surface: Bool[np.ndarray, "z y x"], spacing_mm: Spacing
 ) -> OfReference:
-    """Distance from each point to the nearest element of the surface: near ones on the grid, far ones by a
-    k-d tree.
+    """Distance from each point to the nearest element of the surface: short distances by a search on the
+    grid, long ones by a k-d tree.
     """
     spacing = np.asarray(spacing_mm, np.float64)
     nearest = nearest_in_rows(
@@ -225,7 +227,7 @@ def _weighted_percentile(distances_mm: OfReference, weights: OfReference) -> flo
 
 
 def _corner_codes(mask: Bool[np.ndarray, "z y x"]) -> UInt8[np.ndarray, "z1 y1 x1"]:
-    """For every corner between voxels, which of the eight voxels around it lie in the mask, one bit each."""
+    """For each corner: one bit for each of the eight voxels around it, set if the voxel is in the mask."""
     padded = np.pad(mask, 1).view(np.uint8)
     codes = np.zeros([n + 1 for n in mask.shape], np.uint8)
     n_z, n_y, n_x = codes.shape

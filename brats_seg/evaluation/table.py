@@ -23,7 +23,7 @@ class Metric:
 
     Attributes:
         name: of the column.
-        words: what a table calls it.
+        words: its name in a table.
         unit: "" for a share from 0 to 1.
         better: which values are better; "nearer" to the best value.
         best: the best value.
@@ -71,8 +71,8 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Convention:
-    """What a score of an empty region is, and which HD95 is meant. NaN leaves the case out of the mean; n
-    says so.
+    """The scores of an empty region, and the definition of HD95. NaN leaves the case out of the mean and of
+    n.
 
     Attributes:
         name: the key in `CONVENTIONS`.
@@ -86,10 +86,10 @@ class Convention:
         tolerances_mm: of surface Dice of a region, one or two.
         lesion_tolerances_mm: of surface Dice of a lesion; empty for those of a region, or "voxel" for the
             smallest side of a voxel.
-        lesions: how lesions are scored one by one; None for not at all.
-        unmatched: "as_empty": a region without a found lesion has the HD95 of one that is empty in one map.
-        headline: the columns this convention ranks by.
-        ranked: the regions and tissue classes it ranks by.
+        lesions: how lesions are scored one by one; None for no lesion-wise scores.
+        unmatched: "as_empty": a region without a found lesion gets `one_empty_hd95_mm`.
+        headline: the columns that rank by this convention.
+        ranked: the regions and tissue classes that are ranked.
     """
 
     name: str
@@ -113,7 +113,7 @@ class Convention:
         return self.lesions is not None
 
     def lesion_tolerances_at(self, spacing_mm: Spacing) -> tuple[float, ...]:
-        """In mm, for images of this voxel size; none where the surface Dice of lesions is not measured."""
+        """In mm, for images of this voxel size; empty if the surface Dice of lesions is not measured."""
         if self.surface_dice == "joint":
             return ()
         if self.lesion_tolerances_mm == "voxel":
@@ -164,7 +164,7 @@ class Score:
 
 
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
-    """Write scores.csv: a row for each score, in order; what is left out is an empty cell."""
+    """Write scores.csv: a row for each score, in order; NaN becomes an empty cell."""
     rows = [
         {name: round(v, 6) if isinstance(v, float) else v for name, v in asdict(score).items()}
         for score in scores
@@ -255,8 +255,8 @@ def few_patients(summary: Mapping[str, Any]) -> str:
 def compare(first: Sequence[Score], second: Sequence[Score], rules: Sequence[Convention]) -> dict[str, Any]:
     """`compare_sides` of the headline columns of each convention, region by region; first minus second.
 
-    A scan counts where both have a number for it: one that a folder lacks, or a convention leaves out of one
-    folder, has no pair.
+    A scan counts if both folders have a number for it. A scan that a folder lacks, or that a convention
+    leaves out of one folder, has no pair.
     """
     metrics = list(dict.fromkeys(metric for rule in rules for metric in rule.headline))
     rows = [

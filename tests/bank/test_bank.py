@@ -372,7 +372,7 @@ def relist(bank: Path, case_id: str) -> None:
     [
         ("image.npy", np.float16("nan"), "has values that are NaN or infinite"),
         ("image.npy", np.float16("-inf"), "has values that are NaN or infinite"),
-        ("label.npy", np.uint8(200), "and 1 of none"),
+        ("label.npy", np.uint8(200), "and 1 without a class"),
     ],
 )
 def test_numbers_that_cannot_be_are_found_by_verify_whatever_the_checksums(
@@ -389,7 +389,7 @@ def test_numbers_that_cannot_be_are_found_by_verify_whatever_the_checksums(
     assert said in problem.what
     if name == "label.npy":
         with pytest.raises(
-            InputError, match=r"label\.npy: has voxels of no class of the bank; build the bank again"
+            InputError, match=r"label\.npy: has voxels of an unknown class; build the bank again"
         ):
             PatchBank(copied, patch_size=(8, 8)).volume(0)
 
@@ -420,7 +420,7 @@ def test_a_case_file_that_has_changed_is_found_by_verify(copied: Path) -> None:
         path.write_text(json.dumps(tree))
     assert [(p.case, p.what) for p in verify_bank(copied)][:2] == [
         ("BraTS2021_00000", "has changed since it was written; build the bank again"),
-        ("BraTS2021_00001", "says other than bank.json"),
+        ("BraTS2021_00001", "differs from bank.json"),
     ]
     assert verify_bank(copied)[2].what.startswith("origin: ")
 

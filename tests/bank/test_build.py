@@ -352,7 +352,7 @@ def test_a_file_cut_short_under_a_reader_ends_it_with_one_line(data: Path, tmp_p
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
     said = os.read(reader, 10_000).decode()
     os.close(reader)
-    assert said.startswith(f"brats-seg: {bank}: a file was cut short while it was read")
+    assert said.startswith(f"brats-seg: {bank}: a file was truncated while it was read")
     assert said.count("\n") == 1
 
 
@@ -490,12 +490,12 @@ def test_a_refused_case_that_keeps_classes_merged_is_named(tmp_path: Path) -> No
     bad.write_bytes(bad.read_bytes()[:200])
     report = build_bank(tmp_path / "data", tmp_path / "bank")
     assert report.classes == ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
-    (said,) = [p for p in report.problems if "for its sake" in p.what]
+    (said,) = [p for p in report.problems if "because of it" in p.what]
     assert (said.case, said.severity) == ("BraTS2021_00000", "warning")
     assert "necrotic_core, edema, non_enhancing_core, enhancing_core apart" in said.what
     bad.parent.rename(tmp_path / "aside")
     report = build_bank(tmp_path / "data", tmp_path / "without")
-    assert not [p for p in report.problems if "for its sake" in p.what]
+    assert not [p for p in report.problems if "because of it" in p.what]
 
 
 def test_a_merged_class_and_an_absent_class_are_said(tmp_path: Path) -> None:
@@ -504,7 +504,7 @@ def test_a_merged_class_and_an_absent_class_are_said(tmp_path: Path) -> None:
     said: list[str] = []
     report = build_bank(tmp_path / "data", tmp_path / "bank", say=said.append)
     assert report.classes == ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
-    assert any(line.startswith("brats2013 tells more tissues apart than brats2017") for line in said)
+    assert any(line.startswith("brats2013 has more tissue classes than brats2017") for line in said)
     assert [p.what for p in report.problems if "occurs in no case" in p.what] == [
         "tissue class enhancing_core occurs in no case"
     ]

@@ -123,7 +123,7 @@ def test_a_modality_that_says_nothing_is_said_and_is_0() -> None:
     volumes["t2"][BRAIN] = 7
     normalized = normalize_arrays(volumes)
     assert not normalized.image[..., 2].any()
-    assert normalized.warnings == ("t2 is the same all over the brain: it says nothing",)
+    assert normalized.warnings == ("t2 has the same value in the whole brain: it has no information",)
 
 
 def test_equal_fractions_are_0_too() -> None:

@@ -84,7 +84,7 @@ def test_saved_probabilities_are_read_back_or_named(tmp_path):
     folder.mkdir()
     stack = np.random.default_rng(0).random((3, 4, 5, 4)).astype(np.float32)
     write_volume(folder / "case.nii.gz", stack, grid, dtype="float32")
-    with pytest.raises(ScanError, match=r"has no classes\.txt beside it"):
+    with pytest.raises(ScanError, match=r"has no classes\.txt in its folder"):
         read_probabilities(tmp_path, "case", grid=grid)
     (folder / CLASSES).write_text("\n".join(FOUR) + "\n")
     volumes, names = read_probabilities(tmp_path, "case", grid=grid)

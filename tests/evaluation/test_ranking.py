@@ -87,7 +87,7 @@ def test_bad_tables_are_named(tmp_path):
     other = tmp_path / "other.csv"
     other.write_text("name,value\na,1\n")
     word = write(tmp_path / "word.csv", [("a", "high", 2)])
-    with pytest.raises(InputError, match=r"other\.csv: no table of scores"):
+    with pytest.raises(InputError, match=r"other\.csv: is not a table of scores"):
         rank_tables({"good": good, "other": other})
     with pytest.raises(InputError, match=r"word\.csv: a, dice is 'high'"):
         rank_tables({"good": good, "word": word})
