@@ -1,1 +1,1 @@
-"""What everything stands on: runtime, processes, compiled kernels, statistics, files."""
+"""Basic parts for all other packages: runtime, processes, compiled kernels, statistics, files."""

@@ -1,6 +1,6 @@
-"""npy and npz files -> arrays; a header is matched, not evaluated.
+"""npy and npz files -> arrays. A header is matched by a pattern, not evaluated.
 
-NumPy's own reader of headers takes lengths of -1 and True, and lets TokenError and MemoryError through.
+NumPy's own reader of headers accepts lengths of -1 and True, and does not catch TokenError and MemoryError.
 """
 
 import gzip
@@ -22,9 +22,7 @@ from brats_seg.core.errors import InputError, printable
 from brats_seg.core.files import open_regular
 
 MAX_INFLATION = 1040
-"""Deflate packs at most 258 bytes into 2 bits, 1032 to 1: a packed file of n bytes cannot hold more than this
-times n.
-"""
+"""Largest compression ratio. Deflate stores at most 258 bytes in 2 bits, which is 1032 to 1."""
 
 UNPACK_ERRORS: tuple[type[Exception], ...] = (
     EOFError,
@@ -33,14 +31,14 @@ UNPACK_ERRORS: tuple[type[Exception], ...] = (
     zlib.error,
     cast(type[Exception], isal_zlib.error),
 )
-"""What reading damaged gzip or zlib data raises."""
+"""The errors of reading damaged gzip or zlib data."""
 
 _CHUNK = 1 << 20
 
 
 def fill(stream: Any, n_bytes: int) -> UInt8[np.ndarray, " n"]:
-    """The next bytes of a stream that has `readinto`, up to `n_bytes`: fewer where the stream ends. Memory is
-    used as it is filled.
+    """The next bytes of a stream that has `readinto`, up to `n_bytes`; fewer if the stream ends. Memory is
+    allocated only as it is filled.
     """
     buffer = np.empty(n_bytes, np.uint8)
     done = 0
@@ -53,21 +51,21 @@ def fill(stream: Any, n_bytes: int) -> UInt8[np.ndarray, " n"]:
 
 
 def native_order(raw: UInt8[np.ndarray, " n"], dtype: np.dtype[Any]) -> Shaped[np.ndarray, " m"]:
-    """Bytes as numbers of a type, turned in place into the byte order of this machine."""
+    """Bytes as numbers of a type, converted in place to the byte order of this machine."""
     values = raw.view(dtype)
     return values if dtype.isnative else values.byteswap(inplace=True).view(dtype.newbyteorder("="))
 
 
 def inflate(stream: Any, n_packed: int, *, n_bytes: int) -> UInt8[np.ndarray, " n"]:
-    """Unpack zlib or gzip data that must give exactly `n_bytes`.
+    """Decompress zlib or gzip data that must give exactly `n_bytes`.
 
     Args:
-        stream: a file that stands at the first packed byte.
-        n_packed: packed bytes to read, at most.
-        n_bytes: bytes wanted.
+        stream: a file whose position is the first compressed byte.
+        n_packed: largest number of compressed bytes to read.
+        n_bytes: number of decompressed bytes.
 
     Raises:
-        EOFError: the data end early, or give more.
+        EOFError: the data end early or give more bytes.
         Exception: one of `UNPACK_ERRORS`.
     """
     unpacker = isal_zlib.decompressobj(wbits=47)  # 47: zlib or gzip
@@ -89,7 +87,7 @@ def inflate(stream: Any, n_packed: int, *, n_bytes: int) -> UInt8[np.ndarray, " 
 
 
 NPY_HEADER_BYTES = 12 + (1 << 16)
-"""The most bytes of the header of a `.npy` file; the header of an array of numbers has 128."""
+"""Largest number of header bytes of a `.npy` file. The header of an array of numbers has 128."""
 
 _START = re.compile(rb"\x93NUMPY([\x01-\x03])\x00")
 _HEADER = re.compile(
@@ -105,13 +103,13 @@ _DAMAGE: tuple[type[Exception], ...] = (
     RuntimeError,
     zipfile.BadZipFile,
 )
-"""What `zipfile` raises over bytes that are no whole archive."""
+"""The errors of `zipfile` for bytes that are not a complete archive."""
 
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What the header of a `.npy` file says: number type, lengths of the axes, order in memory, and where the
-    numbers begin.
+    """The content of the header of a `.npy` file: number type, lengths of the axes, order in memory, and
+    start of the numbers.
     """
 
     dtype: np.dtype[Any]
@@ -121,13 +119,13 @@ class ArrayHeader:
 
     @property
     def n_bytes(self) -> int:
-        """The bytes of the numbers."""
+        """The number of bytes of the array."""
         return self.dtype.itemsize * math.prod(self.shape)
 
 
 def parse_npy_header(start: bytes) -> ArrayHeader:
-    """The header of a `.npy` file from its first `NPY_HEADER_BYTES`. Raises `ValueError` where it is none
-    that NumPy writes of numbers.
+    """The header of a `.npy` file from its first `NPY_HEADER_BYTES`. Raises `ValueError` if it is not a
+    header that NumPy writes for numbers.
     """
     match = _START.match(start)
     if match is None:
@@ -150,10 +148,11 @@ def parse_npy_header(start: bytes) -> ArrayHeader:
 
 
 def read_npy_header(path: Path) -> ArrayHeader:
-    """The header of a `.npy` file in C order whose size it fits.
+    """The header of a `.npy` file in C order, checked against the size of the file.
 
     Raises:
-        InputError: no such file, no array of numbers in C order, or shorter or longer than the header says.
+        InputError: the file does not exist, has no array of numbers in C order, or is shorter or longer than
+            its header says.
     """
     try:
         with open_regular(path) as file:
@@ -176,13 +175,13 @@ def read_npy(path: Path) -> np.ndarray:
 
 
 def read_npz(path: Path, *, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` file, all or those of some names that are there. Nothing in the file is
+    """The arrays of an `.npz` file: all arrays, or the existing arrays among `names`. No code in the file is
     executed.
 
     Raises:
-        InputError: not a zip file of arrays of numbers or texts, truncated, encrypted, or packed in another
-            way than NumPy packs.
-        OSError: it cannot be opened.
+        InputError: the file is not a zip file of arrays of numbers or texts, is truncated or encrypted, or
+            has another compression than files of NumPy.
+        OSError: the file cannot be opened.
     """
     with open_regular(path) as file:
         try:
@@ -200,19 +199,21 @@ def read_npz(path: Path, *, names: Sequence[str] | None = None) -> dict[str, np.
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     name = printable(member.filename, limit=60)
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
-        raise ValueError(f"{name} is encrypted, or packed by another method than stored or deflated")
+        raise ValueError(f"{name} is encrypted, or compressed by another method than deflate")
     if member.file_size > MAX_INFLATION * member.compress_size:
         raise ValueError(
-            f"{name} claims {member.file_size:,} bytes, its {member.compress_size:,} cannot hold them"
+            f"{name} claims {member.file_size:,} bytes, but its {member.compress_size:,} compressed bytes "
+            "cannot hold them"
         )
     with archive.open(member) as stream:
         header = parse_npy_header(archive.open(member).read(NPY_HEADER_BYTES))
         if header.offset + header.n_bytes != member.file_size:
             raise ValueError(
-                f"{name} has {member.file_size:,} bytes, its header claims {header.offset + header.n_bytes:,}"
+                f"{name} has {member.file_size:,} bytes, but its header claims "
+                f"{header.offset + header.n_bytes:,}"
             )
         stream.read(header.offset)
         raw = fill(stream, header.n_bytes)
-        if raw.size < header.n_bytes or stream.read(1):  # the read at the end checks the checksum
+        if raw.size < header.n_bytes or stream.read(1):  # the read at the end verifies the checksum
             raise ValueError(f"{name} is truncated")
     return raw.view(header.dtype).reshape(header.shape, order="F" if header.is_fortran else "C")

@@ -9,7 +9,7 @@ from brats_seg.core.settings import Section, Share
 
 def _rising(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] > pair[1]:
-        raise ValueError("the lower end of a range comes first")
+        raise ValueError("the lower end of a range must come first")
     return pair
 
 
@@ -26,22 +26,23 @@ SpreadRange = Annotated[
 
 
 class Augment(Section):
-    """Random transforms of a batch. A pair is the range drawn from; probabilities are per patch, other values
-    per modality.
+    """Random transforms of a batch. A pair is the range of a random value. Probabilities are per patch, other
+    values per modality.
 
     `sharpness` below 0 blurs (-1 is a Gaussian of 1 voxel), above 0 sharpens. `low_resolution` is the factor
-    by which a modality is sampled more coarsely (0.5: half as many voxels a side) before it is interpolated
-    back. `contrast` is a factor on the distance from the mean. `gamma_inverted` is the probability that gamma
-    bends the inverted image. `bias_field` is the size of the coefficients of a smooth factor over the patch.
-    `modality_dropout` is the probability, for each modality of each patch, that it is 0 all over; one at
-    least is kept. A network trained so takes cases with modalities missing.
+    on the number of voxels per side (0.5: half as many) at which a modality is sampled before it is
+    interpolated back. `contrast` is a factor on the difference from the mean. `gamma_inverted` is the
+    probability that gamma is applied to the inverted image. `bias_field` is the size of the coefficients of a
+    smooth factor over the patch. `modality_dropout` is the probability, for each modality of each patch, that
+    all its values are set to 0; at least one modality is kept. A network that is trained with it accepts
+    cases with missing modalities.
 
-    `augment: strong` in a config stands for the knobs of a preset (`PRESETS`); `augment: {preset: strong,
-    flip: 0}` lays knobs over them.
+    `augment: strong` in a config means the knobs of a preset (`PRESETS`). `augment: {preset: strong,
+    flip: 0}` changes knobs of the preset.
     """
 
     flip: Share = 0.5
-    """Probability that an axis is mirrored."""
+    """Probability that an axis is flipped."""
     rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Largest angle of a rotation, in degrees."""
     scale: PositiveRange = (1.0, 1.0)
@@ -51,25 +52,25 @@ class Augment(Section):
     gain: PositiveRange = (1.0, 1.0)
     """Range of a factor on all values."""
     shift: Range = (0.0, 0.0)
-    """Range of a number that is added to all values."""
+    """Range of a constant that is added to all values."""
     contrast: PositiveRange = (1.0, 1.0)
-    """Range of a factor on the distance from the mean."""
+    """Range of a factor on the difference from the mean."""
     gamma: PositiveRange = (1.0, 1.0)
-    """Range of the exponent that bends the histogram."""
+    """Range of the exponent of gamma."""
     gamma_inverted: Share = 0.0
-    """Probability that gamma bends the inverted image."""
+    """Probability that gamma is applied to the inverted image."""
     bias_field: SpreadRange = (0.0, 0.0)
     """Range of the size of a smooth factor over the patch."""
     low_resolution: UnitRange = (1.0, 1.0)
-    """Range of the share of voxels a side that is kept before interpolating back."""
+    """Range of the share of voxels per side at low resolution, before interpolating back."""
     sharpness: Range = (0.0, 0.0)
     """Range of blurring (below 0) and sharpening (above 0)."""
     noise_sd: SpreadRange = (0.0, 0.0)
     """Range of the standard deviation of the noise."""
     intensity_probability: Share = 0.5
-    """Probability of each transform of the intensities."""
+    """Probability of each intensity transform."""
     modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability that a modality of a patch is emptied."""
+    """Probability that a modality of a patch is set to 0."""
 
     @model_validator(mode="before")
     @classmethod
@@ -78,7 +79,7 @@ class Augment(Section):
         if name is None or isinstance(name, cls):
             return given
         if not isinstance(name, str) or name not in PRESETS:
-            raise ValueError(f"no preset '{name}'; the presets are {', '.join(PRESETS)}")
+            raise ValueError(f"'{name}' is not a preset; the presets are {', '.join(PRESETS)}")
         over = given if isinstance(given, dict) else {}
         return PRESETS[name] | {knob: value for knob, value in over.items() if knob != "preset"}
 

@@ -1,4 +1,4 @@
-"""One line in place of a bus error, where a mapped file was cut short."""
+"""Print one line instead of a bus error if a mapped file was truncated."""
 
 import ctypes
 import signal
@@ -11,20 +11,19 @@ from typing import Any
 from numba import cfunc, types
 
 _LINE = ctypes.create_string_buffer(4096)
-"""What the handler prints: the bytes up to the first 0."""
+"""The text that the handler prints: the bytes up to the first 0."""
 
 
 @contextmanager
 def say_bus_error(line: str) -> Iterator[None]:
-    """For the time of the block, a bus error prints a line on standard error and ends the process with exit
-    code 1.
+    """During the block, a bus error prints a line on standard error and ends the process with exit code 1.
 
-    A read beyond the end of a mapped file is a bus error, which ends a process without a word. A handler in
-    Python does not help: Python runs it after the read, and the read never ends. Does nothing on Windows,
-    which has no bus errors.
+    A read beyond the end of a mapped file is a bus error, which ends a process without a message. A handler
+    in Python does not help, because Python would run it after the read, and the read never returns. On
+    Windows this function does nothing, because Windows has no bus errors.
 
     Args:
-        line: is cut after 4,000 bytes.
+        line: the line to print; it is cut after 4,000 bytes.
     """
     if sys.platform == "win32":
         yield

@@ -1,4 +1,4 @@
-"""Two sides of a table, unit by unit: the one comparison of predictions, strategies and methods."""
+"""Paired comparison of two sides of a table: for predictions, strategies and methods."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ FEWEST = 6
 to 84 % of samples only.
 """
 NO_PAIRS = paired_difference({}, {}, patient_of={})
-"""What two sides come to that share no unit."""
+"""The result for two sides that share no unit."""
 PAIRED_TEST = "Wilcoxon signed-rank over patients, each the mean over its {units}, two-sided"
 
 
@@ -22,11 +22,11 @@ def compare_sides(
     """Second minus first, by `paired_difference`, for each group of rows.
 
     Args:
-        table: a row for each value, with the columns `side` (which of the two it is of), `unit` (what is
-            paired: a scan, or a training set), `patient` (whose unit it is), `value`, and those of `by`. A
-            value that is NaN has no pair.
+        table: one row for each value, with the columns `side` (name of the side), `unit` (the scan or
+            training set that is paired), `patient` (patient of the unit), `value`, and the columns of `by`. A
+            NaN value has no pair.
         first, second: values of `side`.
-        by: the columns that make a group; none for one group.
+        by: the columns that define a group; empty for one group.
 
     Returns:
         `paired_difference` of each group that has a value, by the values of `by`.
@@ -45,12 +45,13 @@ def compare_sides(
 
 
 def few_note(*, intervals: Iterable[int] = (), tests: Iterable[int] = (), units: str = "patients") -> str:
-    """The sentence that warns of intervals and p values over fewer than `FEWEST` units; empty where none is.
+    """A sentence that warns of intervals and p values over fewer than `FEWEST` units; empty if there are
+    none.
 
     Args:
-        intervals: of how many units each interval is.
-        tests: of how many units each p is.
-        units: what they are.
+        intervals: number of units of each interval.
+        tests: number of units of each p value.
+        units: name of the units.
     """
     parts = ["p cannot fall below 0.05"] * any(n < FEWEST for n in tests)
     parts += ["the 95 % intervals are too narrow"] * any(n < FEWEST for n in intervals)

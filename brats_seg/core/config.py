@@ -1,4 +1,4 @@
-"""The config of a training: its sections together, and reading it."""
+"""The config of a training: all its sections, and reading it."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,7 +40,7 @@ class Config(Section):
 
     @property
     def n_epochs(self) -> int:
-        """Epochs of all phases, where none ends early."""
+        """Number of epochs of all phases if no phase ends early."""
         return self.training.epochs + (
             (self.phases.epochs or self.training.epochs) if self.phases.two_phase else 0
         )
@@ -49,8 +49,8 @@ class Config(Section):
         return (
             (
                 self.training.norm_statistics == "measured" and self.validation.metric != "last",
-                "training.norm_statistics 'measured' changes the weights of the last epoch alone; it goes "
-                "with validation.metric 'last', which keeps them: "
+                "training.norm_statistics 'measured' changes only the weights of the last epoch, so it needs "
+                "validation.metric 'last', which keeps them: "
                 f"'{self.validation.metric}' may keep an earlier epoch",
             ),
         )
@@ -62,5 +62,5 @@ def load_config(source: str | Path | None = None, *, overrides: tuple[str, ...] 
 
 
 def parse_config(tree: dict[str, Any]) -> Config:
-    """Check a nested mapping, as YAML gives it; see `parse_settings`."""
+    """Check a nested mapping, as read from YAML; see `parse_settings`."""
     return parse_settings(Config, tree)

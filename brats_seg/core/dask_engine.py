@@ -1,4 +1,4 @@
-"""Tasks on the workers of a Dask cluster, which may be killed, replaced and added at any time."""
+"""Run tasks on the workers of a Dask cluster. Workers may be killed, replaced and added at any time."""
 
 import json
 import logging
@@ -20,7 +20,9 @@ from brats_seg.core.errors import InputError, UsageError
 from brats_seg.core.outcome import Outcome, T, V, WorkerDiedError, attempt
 
 TOKEN = ".brats-seg-token-"
-"""Begins the name of a file that a client writes, and removes once all workers have been asked for it."""
+"""Start of the name of a file that a client writes. The client deletes the file after all workers have looked
+for it.
+"""
 
 _ANSWER_S = 10.0  # how long a scheduler has to answer
 _LOOK_S = 0.5  # how often the list of workers is read
@@ -35,9 +37,10 @@ class _Call(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Cluster:
-    """A connection to a running cluster, made by `open_cluster`, which tells what the fields are.
+    """A connection to a running cluster, created by `open_cluster`, which explains the fields.
 
-    `sound` says of each worker, by its address, whether it passed the checks; `_told` what is said already.
+    `sound` holds for each worker address whether the worker passed the checks. `_told` holds the messages
+    that were already given.
     """
 
     client: Any
@@ -49,7 +52,7 @@ class Cluster:
     _told: dict[str, bool] = field(default_factory=dict)
 
     def map_unordered(self, function: Callable[[T], V], tasks: Sequence[T]) -> Generator[Outcome[T, V]]:
-        """As `engine.map_unordered`. A worker has one task at a time, and one that is lost costs one task."""
+        """As `engine.map_unordered`. A worker has one task at a time, so a lost worker affects one task."""
         queue = deque((position, 0) for position in range(len(tasks)))
         busy: dict[str, _Call] = {}
         workers, looked_s, here = self._workers(), time.monotonic(), Path.cwd()
@@ -88,7 +91,7 @@ class Cluster:
                 self.client.cancel([call.future for call in busy.values()], force=True)
 
     def _wait(self, busy: dict[str, _Call]) -> None:
-        """Until a task ends, or it is time to look at the workers again."""
+        """Wait until a task ends, or until the workers must be checked again."""
         if not busy:
             time.sleep(_LOOK_S)
             return
@@ -97,23 +100,23 @@ class Cluster:
             distributed.wait(futures, timeout=_LOOK_S, return_when="FIRST_COMPLETED")
 
     def _outcome(self, call: _Call, task: T) -> Outcome[T, Any] | None:
-        """What a future holds; None where its worker lost the value, or the scheduler began anew."""
+        """The outcome of a future; None if its worker lost the value or the scheduler was restarted."""
         try:
             return call.future.result(timeout=_ANSWER_S)
         except TimeoutError:
             return None
         except CancelledError:
-            self._workers()  # raises where the scheduler is gone
+            self._workers()  # raises if the scheduler is gone
             return None
-        except Exception as error:  # of a value that cannot be sent, or of a task that Dask gives up
+        except Exception as error:  # the value cannot be sent, or Dask gave up the task
             return Outcome(task, error=error, position=call.position)
 
     def _workers(self) -> dict[str, bool]:
-        """The sound workers, and whether each takes tasks: Dask pauses one that is short of memory. A worker
-        that joined since the last look is checked.
+        """The workers that passed the checks, and whether each accepts tasks. Dask pauses a worker that has
+        too little memory. New workers are checked.
         """
         with self._asking():
-            present = set(self.client.nthreads())  # raises where the scheduler is gone
+            present = set(self.client.nthreads())  # raises if the scheduler is gone
             answer = self.client.scheduler_info(n_workers=-1).get("workers", {})
         for worker, problem in self.check(present - self.sound.keys()).items():
             self.sound[worker] = not problem
@@ -122,12 +125,14 @@ class Cluster:
         sound = [name for name in present if self.sound[name]]
         workers = {name: answer.get(name, {}).get("status") == "running" for name in sound}
         if workers and not any(workers.values()) and self._told.get("paused") is not True:
-            self.say("cluster: all workers are paused by Dask, for want of memory; waiting for one")
+            self.say(
+                "cluster: Dask has paused all workers because of too little memory; waiting for a worker"
+            )
         self._told["paused"] = bool(workers) and not any(workers.values())
         return workers
 
     def _stuck(self, workers: dict[str, bool], busy: dict[str, _Call]) -> list[str]:
-        """Paused workers that will not begin the task that was sent to them."""
+        """Paused workers that will not start the task that was sent to them."""
         paused = [worker for worker in busy if not workers[worker]]
         if not paused:
             return []
@@ -137,17 +142,17 @@ class Cluster:
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
-        """Raise `InputError` where the scheduler is gone."""
+        """Raise `InputError` if the scheduler is gone."""
         try:
             yield
         except (OSError, CancelledError) as error:
             raise InputError(
-                f"{self.address}: the scheduler went away ({type(error).__name__}); start it and give the "
+                f"{self.address}: the scheduler has ended ({type(error).__name__}); start it and give the "
                 "same command again, finished work is kept"
             ) from None
 
     def check(self, workers: set[str]) -> dict[str, str]:
-        """What is wrong with each of some workers, in one line; "" where nothing is."""
+        """The problem of each of some workers in one line; "" for a worker without a problem."""
         tokens = [folder / f"{TOKEN}{secrets.token_hex(8)}" for folder in (self.shared,) if folder]
         with ExitStack() as stack:
             for token in tokens if workers else ():
@@ -162,7 +167,7 @@ class Cluster:
             run = {"workers": list(workers), "on_error": "return"}
             with self._asking():
                 answers = self.client.run(_describe, [*self.needs, *tokens], **run) if workers else {}
-        return {worker: _problem(worker, answers.get(worker, "it went away")) for worker in workers}
+        return {worker: _problem(worker, answers.get(worker, "it has ended")) for worker in workers}
 
 
 @contextmanager
@@ -174,19 +179,20 @@ def open_cluster(
     workers: int = 0,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Cluster | None]:
-    """A checked connection to a Dask cluster for the time of the block; None without an address.
+    """A checked connection to a Dask cluster during the block; None without an address.
 
     Args:
         address: "tcp://host:8786" of a scheduler, the path of its scheduler file, or "local" to start a
             scheduler and workers on this machine.
-        needs: folders or files that every worker must see.
-        shared: folder that all write to, made if absent: every worker must see a file that is written there.
-        workers: of "local"; 0 for one for each core.
-        say: is given the address of the dashboard, and what is wrong with workers that join later.
+        needs: folders or files that every worker must be able to read.
+        shared: folder to which all processes write; created if it does not exist. Every worker must see a
+            file that is written there.
+        workers: number of workers for "local"; 0 means one for each core.
+        say: receives the address of the dashboard, and the problems of workers that join later.
 
     Raises:
-        UsageError: Dask is not installed, nobody answers within 10 seconds, or a scheduler or a worker has
-            another version or does not see the folders.
+        UsageError: Dask is not installed, no scheduler answers within 10 seconds, or a scheduler or worker
+            has another version or does not see the folders.
     """
     if not address:
         yield None
@@ -195,7 +201,7 @@ def open_cluster(
         distributed = import_module("distributed")
     except ImportError:
         raise UsageError(f"{address}: Dask is not installed; pip install 'brats-seg[cluster]'") from None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it tells each lost worker in ten lines
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it prints ten lines for each lost worker
     with _connected(distributed, address, workers) as client:
         scheduler_version = client.get_versions()["scheduler"]["packages"]["distributed"]
         if scheduler_version != distributed.__version__:
@@ -224,7 +230,7 @@ def _connected(distributed: Any, address: str, workers: int) -> Iterator[Any]:
         try:
             client = stack.enter_context(distributed.Client(reached, timeout=_ANSWER_S))
         except (OSError, ValueError) as error:
-            what = f"nobody answers within {_ANSWER_S:.0f} s ({type(error).__name__})"
+            what = f"no scheduler answers within {_ANSWER_S:.0f} s ({type(error).__name__})"
             how = "start a scheduler with `dask scheduler` and workers with `dask worker --nworkers auto`"
             raise UsageError(f"{address}: {what}; {how}") from None
         yield client
@@ -233,22 +239,22 @@ def _connected(distributed: Any, address: str, workers: int) -> Iterator[Any]:
 def _address_in(file: Path) -> str:
     """The address that a scheduler wrote into its file."""
     if not file.is_file():
-        raise UsageError(f"{file}: is no file; give tcp://HOST:PORT, a scheduler file, or local")
+        raise UsageError(f"{file}: is not a file; give tcp://HOST:PORT, a scheduler file, or local")
     try:
         return str(json.loads(file.read_bytes())["address"])
     except (OSError, ValueError, TypeError, KeyError):
-        raise UsageError(f"{file}: is no scheduler file of Dask; give the file that it wrote") from None
+        raise UsageError(f"{file}: is not a scheduler file of Dask; give the file that it wrote") from None
 
 
 def _describe(paths: Sequence[Path]) -> dict[str, Any]:
-    """Versions of this process, and the paths it does not see."""
+    """The versions of this process, and the paths that it does not see."""
     versions = {name: version(name) for name in ("brats-seg", "torch", "distributed")}
     versions["Python"] = python_version()
     return {"versions": versions, "absent": [path for path in paths if not path.exists()]}
 
 
 def _problem(worker: str, found: Any) -> str:
-    """One line on a worker by what it says of itself, or by the error that it raised."""
+    """The problem of a worker in one line, from its own description or its error."""
     if not isinstance(found, dict):
         return f"worker {worker}: cannot run brats-seg ({found}); install this version there"
     for name, own_version in _describe([])["versions"].items():

@@ -1,4 +1,6 @@
-"""Independent tasks -> what became of each: in this process, in local processes, or on a Dask cluster."""
+"""Independent tasks -> the outcome of each task: computed in this process, in local processes, or on a Dask
+cluster.
+"""
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -21,7 +23,7 @@ def run_tasks(
     label: str,
     cluster: Cluster | None = None,
 ) -> Generator[Outcome[T, V], None, None]:
-    """`map_unordered` behind a progress bar."""
+    """`map_unordered` with a progress bar."""
     with closing(map_unordered(function, tasks, workers=workers, cluster=cluster)) as outcomes:
         yield from track(outcomes, total=len(tasks), label=label)
 
@@ -34,24 +36,24 @@ def map_unordered(
     threads: int | None = None,
     cluster: Cluster | None = None,
 ) -> Generator[Outcome[T, V], None, None]:
-    """Call a function on each task and yield what became of each, in the order in which the tasks end.
+    """Call a function on each task and yield the outcomes in the order in which the tasks end.
 
-    Any exception that the function raises is the error of its task. A task whose process is killed (out of
-    memory, a signal) is tried again: once by local processes, alone, after all others; on a cluster until it
-    has ended three workers. Then it is an error. Other tasks are not touched by it. Close the generator
-    (`contextlib.closing`) where an error may leave it unfinished: that ends the processes.
+    An exception of the function is the error of its task. A task whose process is killed (out of memory, a
+    signal) is tried again: with local processes once, alone, after all other tasks; on a cluster until it has
+    ended three workers. Then it is an error. Other tasks are not affected. Close the generator
+    (`contextlib.closing`) if an error may leave it unfinished: this ends the processes.
 
     Args:
-        function: at module level, since processes import it.
-        tasks: picklable.
-        workers: local processes at a time. With 1 the tasks run in this process, one after the other, and a
+        function: function at module level, because processes import it.
+        tasks: picklable values.
+        workers: number of local processes. With 1 the tasks run in this process, one after the other, and a
             kill ends this process. Not used with a cluster.
-        threads: how many each local process computes with; None leaves it to the libraries. Tasks in this
-            process are not touched by it.
-        cluster: whose workers run the tasks, instead of local processes.
+        threads: number of threads of each local process; None leaves it to the libraries. It does not change
+            tasks in this process.
+        cluster: if given, its workers run the tasks instead of local processes.
 
     Raises:
-        InputError: the scheduler of the cluster went away.
+        InputError: the scheduler of the cluster has ended.
     """
     if cluster is not None:
         yield from cluster.map_unordered(function, tasks)
@@ -72,17 +74,17 @@ def map_in_order(
     line: Callable[[V], str] | None = None,
     cluster: Cluster | None = None,
 ) -> list[V]:
-    """The values of a function that raises nothing that belongs to one task, in the order of the tasks: from
-    local threads, or from the workers of a cluster.
+    """The values of a function in the order of the tasks, computed by local threads or by the workers of a
+    cluster. An error of the function ends the whole call.
 
     Args:
-        function: at module level. Its error ends the call.
-        tasks: picklable.
-        threads: tasks at a time in this process.
-        label: of the progress bar.
+        function: function at module level.
+        tasks: picklable values.
+        threads: number of tasks at a time in this process.
+        label: text of the progress bar.
         on_death: the value of a task that ended three workers of the cluster.
-        line: what a log says of a value, where standard error is no terminal.
-        cluster: whose workers run the tasks, instead of threads.
+        line: returns the log line of a value, for a standard error that is not a terminal.
+        cluster: if given, its workers run the tasks instead of threads.
     """
     if cluster is None:
         with ThreadPoolExecutor(threads) as pool:

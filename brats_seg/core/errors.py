@@ -1,21 +1,21 @@
-"""Errors a person can act on: one line that names the case, the file, what is wrong and what would be
-right.
-"""
+"""Errors for users: one line with the case, the file, the problem and its solution."""
 
 import errno
 import re
 
 LONGEST_LINE = 400
-"""Characters of an error line; in a longer one paths are shortened, and what is still too long loses its
-middle.
+"""Largest number of characters of an error line. In a longer line paths are shortened first, and then the
+middle is removed.
 """
 _LONG_PATH = re.compile(r"(?:/[^/:;,]+){4,}")
-"""Four or more folders. Words that follow the path up to the next sign count as the name of its last one."""
+"""A path of four or more folders. Words after the path, up to the next punctuation, count as part of its last
+name.
+"""
 
 
 def printable(text: str, *, limit: int = LONGEST_LINE) -> str:
-    """One line of at most `limit` characters: what a terminal cannot show is escaped. Of a line that is too
-    long, each path keeps its last two names; what is still too long is cut in the middle.
+    """One line of at most `limit` characters. Characters that a terminal cannot show are escaped. If the line
+    is too long, each path is shortened to its last two names. If it is still too long, its middle is removed.
     """
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     if len(text) > limit:
@@ -27,7 +27,7 @@ def printable(text: str, *, limit: int = LONGEST_LINE) -> str:
 
 
 class _ToldError(Exception):
-    """An error of one line, or of several where each is given by itself; they can be printed, whatever the
+    """An error of one line, or of several lines that are given separately. The lines can be printed with any
     names and values in them.
     """
 
@@ -39,19 +39,20 @@ class _ToldError(Exception):
 
 
 class InputError(_ToldError):
-    """The input has a problem; the command line prints it in one line and exits with 1."""
+    """The input has a problem. The command line prints it in one line and exits with 1."""
 
 
 class UsageError(_ToldError):
-    """The command or a setting is wrong; the command line prints it in one line and exits with 2."""
+    """The command or a setting is wrong. The command line prints it in one line and exits with 2."""
 
 
 def refuse(*rules: tuple[object, str], error: type[Exception] = UsageError) -> None:
-    """Raise the error with the reason of the first rule that is broken.
+    """Raise an error with the reason of the first broken rule.
 
     Args:
-        rules: of each whether it is broken (anything that counts as true), and the reason for the user.
-        error: what is raised.
+        rules: for each rule whether it is broken (any value that counts as true), and the reason for the
+            user.
+        error: class of the error.
     """
     for is_broken, reason in rules:
         if is_broken:
@@ -59,14 +60,12 @@ def refuse(*rules: tuple[object, str], error: type[Exception] = UsageError) -> N
 
 
 def count_words(n: int, noun: str) -> str:
-    """A number and its noun, in the plural where it is not 1."""
+    """A number and its noun, in the plural if the number is not 1."""
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice: of a GPU or of the machine, in torch's words or
-    Python's.
-    """
+    """Whether an error of torch or Python says that the memory of a GPU or of the machine was too small."""
     said = str(error)
     return isinstance(error, MemoryError) or any(
         words in said for words in ("out of memory", "can't allocate memory", "not enough memory")
@@ -74,7 +73,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether a write failed because the disk or the quota is full. NumPy tells a write that was cut short
-    without a number.
+    """Whether a write failed because the disk or the quota is full. NumPy reports an incomplete write without
+    an error number.
     """
     return error.errno in (None, errno.ENOSPC, errno.EDQUOT)

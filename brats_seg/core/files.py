@@ -1,6 +1,4 @@
-"""Reading that fails in one line, atomic writes, checksums and locks: what is on disk is whole, and nobody
-else is writing it.
-"""
+"""Reading with one-line errors, atomic writes, checksums and locks."""
 
 import csv
 import hashlib
@@ -35,28 +33,32 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 MOST_TEXT_BYTES = 1 << 28
-"""The most bytes of a text file that is read whole; the list of a bank of 1,251 cases has a million."""
+"""Largest size in bytes of a text file that is read as a whole. The list of a bank of 1,251 cases has a
+million bytes.
+"""
 MOST_YAML_BYTES = 1 << 18
 _LONGEST_SCALAR = 10_000  # characters; YAML 1.1 reads 1:1:1... as a number in base 60, in quadratic time
-_DEEPEST = 40  # brackets within each other; PyYAML takes seconds for a thousand
+_DEEPEST = 40  # nested brackets; PyYAML takes seconds for a thousand
 
 M = TypeVar("M", bound=BaseModel)
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what is written there takes the place of `path` when the block
-    ends well.
+    """Yield a temporary path in the folder of `path`. If the block ends without an error, the file written
+    there replaces `path`.
 
     The temporary file is named `.{name}.{machine}-{pid}.{thread}.part`. A block that raises leaves nothing. A
     killed process leaves that file, and the next writer of `path` on the same machine removes it.
 
     Raises:
         InputError: the folder of `path` does not exist.
-        OSError: it cannot be written; the error names `path`.
+        OSError: the file cannot be written; the error names `path`.
     """
     if not path.parent.is_dir():
-        raise InputError(f"{path}: cannot be written, its folder does not exist; make {path.parent} first")
+        raise InputError(
+            f"{path}: cannot be written, because its folder does not exist; create {path.parent} first"
+        )
     _remove_rests(path)
     part = path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}.{threading.get_native_id()}.part")
     try:
@@ -67,14 +69,15 @@ def atomic(path: Path) -> Iterator[Path]:
     except BaseException as error:
         part.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(part)):
-            error.filename = str(path)  # a full disk is told without a name
+            error.filename = str(path)  # the error of a full disk has no name
         raise
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`, which must not be there yet. All files appear at once, by a
-    rename when the block ends well. A block that raises leaves nothing.
+    """Yield a temporary folder next to `folder`, which must not exist yet. If the block ends without an
+    error, the temporary folder is renamed, so that all files appear at once. If the block raises, it is
+    deleted.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -87,19 +90,19 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file (UTF-8) in one piece."""
+    """Write a text file (UTF-8) atomically."""
     with atomic(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, tree: Any) -> None:
-    """Write plain types as JSON in one piece: indented, keys in the order given, no NaN (`ValueError`)."""
+    """Write plain types as JSON atomically: indented, keys in the given order, no NaN (`ValueError`)."""
     write_text(path, json.dumps(tree, indent=1, allow_nan=False) + "\n")
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """Open a file to read bytes. Raises `OSError` where it is absent, or no regular file: a pipe or a device
-    could be read for ever.
+    """Open a file to read bytes. Raises `OSError` if the file does not exist or is not a regular file:
+    reading a pipe or a device might never end.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(None, "not a regular file", str(path))
@@ -107,7 +110,7 @@ def open_regular(path: Path) -> io.BufferedReader:
 
 
 def read_bytes(path: Path, *, limit: int = MOST_TEXT_BYTES) -> bytes:
-    """All bytes of a regular file. Raises `InputError` where it cannot be read or has more than `limit`
+    """All bytes of a regular file. Raises `InputError` if the file cannot be read or has more than `limit`
     bytes.
     """
     try:
@@ -120,12 +123,12 @@ def read_bytes(path: Path, *, limit: int = MOST_TEXT_BYTES) -> bytes:
 
 
 def read_text(path: Path, *, limit: int = MOST_TEXT_BYTES, encoding: str = "utf-8") -> str:
-    """A text file in UTF-8. Raises `InputError` as `read_bytes`, or where it is in another encoding."""
+    """A text file in UTF-8. Raises `InputError` as `read_bytes`, or if the file has another encoding."""
     return decode(read_bytes(path, limit=limit), name=str(path), encoding=encoding)
 
 
 def decode(raw: bytes, *, name: str, encoding: str = "utf-8") -> str:
-    """`read_text` of bytes already read, which an error calls `name`."""
+    """`read_text` for bytes that were already read. `name` is their name in errors."""
     try:
         return raw.decode(encoding)
     except UnicodeDecodeError as error:
@@ -141,12 +144,11 @@ def read_table(
 
     Args:
         path: the file.
-        delimiter: between cells.
-        short_rows: what is done with a row that has fewer cells than there are columns: "fill" takes the
-            absent ones for "".
+        delimiter: character between cells.
+        short_rows: treatment of a row with fewer cells than columns: "fill" fills the missing cells with "".
 
     Raises:
-        InputError: as `read_text`; not CSV; a row with more cells than there are columns, or a short one.
+        InputError: as `read_text`; the file is not CSV; a row has more cells than columns, or too few.
     """
     return parse_table(
         read_text(path, encoding="utf-8-sig"), name=str(path), delimiter=delimiter, short_rows=short_rows
@@ -156,8 +158,9 @@ def read_table(
 def parse_table(
     text: str, *, name: str, delimiter: str = ",", short_rows: Literal["refuse", "fill"] = "refuse"
 ) -> tuple[tuple[str, ...], list[dict[str, str]]]:
-    """`read_table` of text already read, which an error calls `name`."""
-    # Not by pandas: it fills short rows in silence, and the last row of a file that was cut short is one.
+    """`read_table` for text that was already read. `name` is its name in errors."""
+    # pandas is not used, because it fills short rows without a message, and the last row of a truncated file
+    # is short.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         lines = [(reader.line_num, cells) for cells in reader if cells]
@@ -175,8 +178,8 @@ def parse_table(
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON as plain types. Raises `ValueError` in one line, also for what is nested too deep or has a number
-    of thousands of digits.
+    """JSON as plain types. Raises `ValueError` with one line, also for text that is nested too deep or has a
+    number of thousands of digits.
     """
     try:
         return json.loads(text)
@@ -185,7 +188,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises `InputError` where it is absent, unreadable or not JSON."""
+    """Read a JSON file. Raises `InputError` if the file is missing, unreadable or not JSON."""
     try:
         return parse_json(read_text(path))
     except ValueError as error:
@@ -193,22 +196,22 @@ def read_json(path: Path) -> Any:
 
 
 def read_model(model: type[M], path: Path, *, mend: str) -> M:
-    """Read a JSON file of this program by the model that describes it, without any change of type.
+    """Read a JSON file of this program with the model that describes it. No type is converted.
 
     Args:
-        model: what the file holds.
+        model: model of the content.
         path: the file.
-        mend: what to do about a damaged one.
+        mend: advice for a damaged file.
 
     Raises:
-        InputError: absent, unreadable, not JSON, or with a field that is missing or of another type; the
-            first is named.
+        InputError: the file is missing, unreadable or not JSON, or a field is missing or has another type.
+            The message names the first such field.
     """
     return parse_model(model, read_bytes(path), name=str(path), mend=mend)
 
 
 def parse_model(model: type[M], raw: str | bytes, *, name: str, mend: str) -> M:
-    """`read_model` of text already read, which an error calls `name`."""
+    """`read_model` for text that was already read. `name` is its name in errors."""
     try:
         return model.model_validate_json(raw, strict=True)
     except ValidationError as error:
@@ -219,11 +222,11 @@ def parse_model(model: type[M], raw: str | bytes, *, name: str, mend: str) -> M:
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML as plain types. No key twice in a mapping, no anchors: a few hundred bytes of them stand for
-    gigabytes.
+    """YAML as plain types. A key must not occur twice in a mapping. Anchors are refused, because a few
+    hundred bytes with anchors can expand to gigabytes.
 
     Raises:
-        ValueError: in one line, whatever the text.
+        ValueError: with one line, for any wrong text.
     """
     if len(text) > MOST_YAML_BYTES:
         raise ValueError(f"{len(text):,} characters; {MOST_YAML_BYTES:,} at most")
@@ -232,18 +235,20 @@ def parse_yaml(text: str) -> Any:
     except RecursionError:
         raise ValueError("nested too deep") from None
     except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
-        # PyYAML lets through what Python says of `2021-13-45`, `0b_` or `!!bool x`
+        # PyYAML does not catch the errors of Python for `2021-13-45`, `0b_` or `!!bool x`
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 @lru_cache(maxsize=32)
 def _load_yaml(text: str) -> Any:
-    """Once for each text: the config of a run stands in each of its checkpoints, and takes 20 ms."""
+    """Each text is read once: the config of a run is in each of its checkpoints, and reading it takes 20
+    ms.
+    """
     return yaml.load(text, Loader=_Loader)
 
 
 def shown(value: Any) -> str:
-    """A value for an error line: short, whatever it is."""
+    """A value as short text for an error line."""
     try:
         return printable(_SHORT.repr(value), limit=120)
     except ValueError:
@@ -251,7 +256,7 @@ def shown(value: Any) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Hexadecimal SHA-256 of the bytes of a file."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -264,18 +269,19 @@ def lock(
     without: Literal["refuse", "go_on"] = "refuse",
     busy: str = "held by another process; wait for it to end, or choose another folder",
 ) -> Iterator[None]:
-    """Hold a lock file for the time of the block; the system lets go of it if the process dies.
+    """Hold a lock file during the block. The system releases the lock if the process dies.
 
     Args:
-        path: the file, made where it is not there.
-        holders: "shared" lets others in that share it too. Windows has no such lock: there it is held alone.
-        without: what happens where the folder cannot be written to, its file system has no locks, or Windows
-            has no shared lock; "go_on" runs the block without a lock.
-        busy: what the error says where another process holds the lock.
+        path: the lock file; created if it does not exist.
+        holders: "shared" allows other processes with a shared lock. Windows has no shared lock, so there the
+            lock is exclusive.
+        without: behavior if the folder cannot be written to, its file system has no locks, or Windows has no
+            shared lock; "go_on" runs the block without a lock.
+        busy: text of the error if another process holds the lock.
 
     Raises:
-        InputError: another process holds it, or its file system has no locks.
-        OSError: the file cannot be made.
+        InputError: another process holds the lock, or the file system has no locks.
+        OSError: the file cannot be created.
     """
     if fcntl is None and (holders, without) == ("shared", "go_on"):
         yield
@@ -297,16 +303,16 @@ def lock(
 
 def _lock_file(descriptor: int, holders: Literal["alone", "shared"]) -> None:
     if holders == "shared" and fcntl is not None:
-        # filelock's lock of many readers is an SQLite file, which a kill can leave damaged.
+        # filelock's lock for many readers is an SQLite file, which a kill can damage.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     elif not lock_descriptor(descriptor, blocking=False):
         raise BlockingIOError
 
 
 def _remove_rests(path: Path) -> None:
-    """Remove what processes of this machine that are no more left of `path`."""
+    """Remove the temporary files of `path` from ended processes of this machine."""
     if os.name != "posix":
-        return  # elsewhere a signal of 0 ends the process
+        return  # on other systems signal 0 ends the process
     for rest in path.parent.glob(f".{escape(path.name)}.{_MACHINE}-*.part*"):
         match = re.search(r"-(\d{1,9})\.\d+\.part", rest.name)
         if match is None:
@@ -315,7 +321,7 @@ def _remove_rests(path: Path) -> None:
             os.kill(int(match[1]), 0)
         except ProcessLookupError:
             rest.unlink(missing_ok=True)
-        except OSError:  # another user's, and alive
+        except OSError:  # the process of another user, still running
             continue
 
 
@@ -325,12 +331,12 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain types only, no anchors, and no key twice in one mapping: YAML would take the last and say
-    nothing.
+    """A loader for plain types only. It refuses anchors, and a key that occurs twice in a mapping: YAML would
+    silently use the last one.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Refuse what stands for something elsewhere in the text."""
+        """Refuse anchors and references to them."""
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise yaml.composer.ComposerError(
@@ -339,13 +345,13 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def fetch_flow_collection_start(self, kind: type[yaml.Token]) -> None:
-        """Refuse brackets that nobody could read."""
+        """Refuse brackets that are nested too deep."""
         if self.flow_level >= _DEEPEST:
             raise yaml.scanner.ScannerError(None, None, "nested too deep", self.get_mark())
         super().fetch_flow_collection_start(kind)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """Refuse a number that no field holds."""
+        """Refuse a whole number beyond 64 bits."""
         number = super().construct_yaml_int(node)
         if not -(2**63) <= number < 2**63:
             raise yaml.constructor.ConstructorError(
@@ -354,7 +360,7 @@ class _Loader(yaml.SafeLoader):
         return number
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
-        """Refuse a value that would take long to convert."""
+        """Refuse a value whose conversion would take long."""
         if isinstance(node, yaml.ScalarNode) and len(node.value) > _LONGEST_SCALAR:
             raise yaml.constructor.ConstructorError(
                 None, None, f"a value of {len(node.value):,} characters", node.start_mark
@@ -362,7 +368,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Check the keys, then do as YAML does."""
+        """Check the keys, then construct the mapping as YAML does."""
         seen: set[str] = set()
         for key, _ in node.value:
             if str(key.value) in seen:
@@ -377,6 +383,8 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 BEST, LAST, PHASE_1 = "checkpoint_best.pt", "checkpoint_last.pt", "checkpoint_phase1.pt"
-"""The checkpoint to predict with, the newest one, and the one at the end of the first of two phases."""
+"""The checkpoint for prediction, the newest checkpoint, and the checkpoint at the end of the first of two
+phases.
+"""
 TUNED = "tuned.yaml"
 """Prior correction, thresholds and clean-up for the best checkpoint."""

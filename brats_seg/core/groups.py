@@ -1,4 +1,4 @@
-"""Things in groups, by what they have in common."""
+"""Sort values into groups by a common key."""
 
 from collections.abc import Callable, Hashable, Iterable
 from typing import TypeVar
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def grouped(things: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
-    """The things of each key, in the order in which they come."""
+    """The values of each key, in their original order."""
     groups: dict[K, list[T]] = {}
     for thing in things:
         groups.setdefault(key(thing), []).append(thing)

@@ -409,7 +409,7 @@ def test_npz_packed_by_another_method_or_encrypted(tmp_path, method):
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "b.npz", "w", method) as new:
         for member in old.infolist():
             new.writestr(member.filename, old.read(member))
-    said = "train_images.npy is encrypted, or packed by another method than stored or deflated"
+    said = "train_images.npy is encrypted, or compressed by another method than deflate"
     assert refusal("npz", tmp_path / "b.npz") == f"{tmp_path}/b.npz: cannot be read as .npz: {said}"
     content = bytearray(path.read_bytes())
     content[content.index(b"PK\x01\x02") + 8] |= 1  # the flag that says encrypted

@@ -49,7 +49,7 @@ def test_scientific_notation_without_a_dot_is_a_number() -> None:
         ("hard.threshold=1.5", "hard.threshold"),
         ("optimizer.lr=.inf", "optimizer.lr: Input should be a finite number (got inf)"),
         ("augment.shift=[.nan, 1]", "augment.shift.0: Input should be a finite number"),
-        ("augment.gain=[2, 1]", "augment.gain: the lower end of a range comes first (got [2, 1])"),
+        ("augment.gain=[2, 1]", "augment.gain: the lower end of a range must come first (got [2, 1])"),
         ("augment.scale=[0, 1]", "augment.scale.0: Input should be greater than 0"),
         ("augment.noise_sd=[-1, 0]", "augment.noise_sd.0"),
         ("sampler={kind: hard, kind: random}", "'kind' is given twice"),
@@ -74,12 +74,12 @@ def test_scientific_notation_without_a_dot_is_a_number() -> None:
             "loss.tau=2",
             "loss: tau 2 is the strength of the logit adjustment; it goes with kind 'logit_adjusted'",
         ),
-        ("augment=stong", "config: augment: no preset 'stong'; the presets are none, light, strong"),
+        ("augment=stong", "config: augment: 'stong' is not a preset; the presets are none, light, strong"),
         (
             "augment={preset: heavy}",
-            "config: augment: no preset 'heavy'; the presets are none, light, strong",
+            "config: augment: 'heavy' is not a preset; the presets are none, light, strong",
         ),
-        ("augment=3", "config: augment: no preset '3'; the presets are none, light, strong (got 3)"),
+        ("augment=3", "config: augment: '3' is not a preset; the presets are none, light, strong (got 3)"),
         (
             "loss.unified_gamma=0.2",
             "kind 'cross_entropy' has no unified_weight, unified_delta and unified_gamma; they go with "
@@ -189,7 +189,7 @@ def test_a_preset_that_is_set_replaces_the_knobs_of_a_file() -> None:
 def test_measured_statistics_go_with_the_last_weights() -> None:
     with pytest.raises(
         UsageError,
-        match=r"^config: training.norm_statistics 'measured' .* it goes with validation.metric 'last'",
+        match=r"^config: training.norm_statistics 'measured' .* it needs validation.metric 'last'",
     ):
         load_config(overrides=("training.norm_statistics=measured",))
     assert (
