@@ -91,8 +91,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert typed(["phantom", "scans"]) == 0
         assert typed(["preprocess", "scans", "bank"]) == 0
         assert typed(["train", "bank", "run", "--config", "demo"]) == 0
-        for out in ("predictions", "others"):
-            assert typed(["predict", "run", "scans", out]) == 0
+        assert typed(["predict", "run", "scans", "predictions"]) == 0
+    shutil.copytree(root / "predictions", root / "others")
     shutil.copytree(root / "scans", root / "newscans")
     shutil.copytree(root / "scans", root / "partial")
     for scan in (root / "partial").rglob("*_t1.nii.gz"):
