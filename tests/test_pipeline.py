@@ -279,7 +279,7 @@ def test_a_loss_without_a_prior_cannot_be_corrected(work: Path, tmp_path: Path, 
     assert (
         ends("predict", str(run), str(work / "scans"), str(tmp_path / "out"), "--correct-priors", "0.5") == 2
     )
-    assert "loss.kind 'focal' has no prior" in capsys.readouterr().err
+    assert "loss.kind 'focal' has no known prior" in capsys.readouterr().err
     assert pipeline.tune(run, work / "bank", device="cpu")[0].correct_priors == 0  # thresholds alone
 
 
@@ -619,7 +619,7 @@ def test_a_cascade_of_a_loss_without_a_prior_has_none(stages: Path, tmp_path: Pa
     focal = with_knobs(stages / "classifier", tmp_path / "focal", loss={"kind": "focal"})
     checkpoint = load_checkpoint(pipeline.compose(stages / "detector", focal, tmp_path / "run"))
     assert checkpoint.parsed_config().loss.kind == "focal"
-    with pytest.raises(UsageError, match="'focal' has no prior"):
+    with pytest.raises(UsageError, match="'focal' has no known prior"):
         load_segmenters(
             (open_run(tmp_path / "run"),), runtime=start_runtime(device="cpu"), correct_priors=0.5
         )
