@@ -97,7 +97,7 @@ def test_labels_without_a_schema_are_trained_on_only_where_it_is_named(
     assert ends("preprocess", work / "plain", tmp_path / "bank", "--workers", "1") == 1
     said = capsys.readouterr().err
     assert (
-        said.count("nothing says which tissue each value is; expected --schema NAME; the values fit brats201")
+        said.count("the meaning of each value is unknown; expected --schema NAME; the values fit brats201")
         == 4
     )
     assert (
@@ -125,7 +125,7 @@ def test_plain_names_are_predicted_without_asking_and_scored_in_the_schema_that_
     assert set(pd.read_csv(tmp_path / "plain" / "predictions.csv")["schema"]) == {"brats2023"}
     expected = evaluate_folders(tmp_path / "scans", work / "scans", output=tmp_path / "scans").scores
     assert ends("evaluate", tmp_path / "plain", work / "plain") == 1
-    assert capsys.readouterr().out.count("nothing says which tissue each value is") == 4
+    assert capsys.readouterr().out.count("the meaning of each value is unknown") == 4
 
     later = (
         tmp_path / "later"

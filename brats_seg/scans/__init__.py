@@ -1,1 +1,1 @@
-"""What lies on disk, and what it means."""
+"""Scan files on disk: cases, volumes, labels and layouts."""

@@ -43,7 +43,7 @@ _PATIENTS = (
 
 @dataclass(frozen=True)
 class ScanFile:
-    """One volume on disk: a file, and the channel of it where the file stacks several (MSD)."""
+    """One volume on disk: a file, and its channel if the file stacks several volumes (MSD)."""
 
     path: Path
     channel: int | None = None
@@ -58,13 +58,12 @@ class Case:
 
     Attributes:
         id: unique within a data set; names the case's files in a bank and among predictions.
-        patient: equal for all cases of one person, across releases where the release names allow to know it.
-        layout: the key in `layouts.LAYOUTS` that recognized it.
-        schema: the key in `labels.SCHEMAS` that its label follows (or would follow); "" where nothing tells
-            it.
-        modalities: modality name of `MODALITIES` -> where it lies; only those found.
-        label: where the expert's label map lies, or None.
-        folder: where the case lies.
+        patient: equal for all cases of one person, also across releases if the names allow this.
+        layout: the key in `layouts.LAYOUTS` of the layout that recognized the case.
+        schema: the key in `labels.SCHEMAS` of its label (also without a label file); "" if unknown.
+        modalities: modality name of `MODALITIES` -> its volume; only the existing ones.
+        label: volume of the expert's label map, or None.
+        folder: folder of the case.
     """
 
     id: str
@@ -77,7 +76,7 @@ class Case:
 
 
 def case_of_files(files: Mapping[str, Path], *, id: str) -> Case:
-    """A case of files that are named one by one: modality -> file. Nothing tells its label schema."""
+    """A case of files that are given one by one: modality -> file. Its label schema is unknown."""
     return Case(
         id=id,
         patient=id,
@@ -90,13 +89,13 @@ def case_of_files(files: Mapping[str, Path], *, id: str) -> Case:
 
 
 def modality_named(text: str) -> str | None:
-    """The modality a name stands for (`T1ce`, `T1-Gd`, `FLAIR`, `t2w`), or None."""
+    """The modality that a name means (`T1ce`, `T1-Gd`, `FLAIR`, `t2w`), or None."""
     plain = "".join(c for c in text.lower() if c.isalnum())
     return ALIASES.get(plain) or ALIASES.get(plain.removeprefix("mr"))
 
 
 def patient_of(case_id: str) -> str:
-    """The patient a case id names, the same in every release that tells: BraTS2021_00006 and
+    """The patient that a case id names, the same in every release whose ids show it: BraTS2021_00006 and
     BraTS-GLI-00006-000 give GLI-00006.
     """
     for pattern, template in _PATIENTS:
@@ -112,12 +111,12 @@ class Problem:
 
     Attributes:
         severity: "error" or "warning".
-        case: id of the case, or "" where it concerns a folder.
+        case: id of the case, or "" for a problem of a folder.
         file: path of the file or folder, or "".
         what: what is wrong.
-        expected: what would be right, or "" where nothing needs to be done.
-        kind: of a warning that `predict` refuses a case for: "skull" (no brain extraction) or "same_scan" (in
-            two modalities); else "".
+        expected: what would be right, or "" if nothing needs to be done.
+        kind: of a warning for which `predict` refuses a case: "skull" (no brain extraction) or "same_scan"
+            (in two modalities); else "".
     """
 
     severity: Literal["error", "warning"]
@@ -146,7 +145,7 @@ class RefusedError(Exception):
 
 
 def problem_of(error: InputError, case: str, *, file: str | Path = "", expected: str = "") -> Problem:
-    """What an error says of a case, by its id. A `ScanError` names its own file, and what was expected."""
+    """The problem of a case from an error. A `ScanError` names its own file and the expected content."""
     if isinstance(error, ScanError):
         return Problem("error", case, str(error.path), error.what, error.expected)
     return Problem("error", case, str(file), str(error).removeprefix(f"{case}: "), expected)

@@ -19,7 +19,7 @@ from brats_seg.scans.loaded import LoadedCase, all_volumes, problem_with
 from brats_seg.scans.releases import LAYOUTS, PLAIN
 from brats_seg.scans.volume import read_volume
 
-_MASK_SHARE = 0.9  # of the brain that a label calls tumor; the largest of the 15 real cases looked at: 0.16
+_MASK_SHARE = 0.9  # of the brain that a label calls tumor; the largest of 15 real cases: 0.16
 
 
 def check_label(loaded: LoadedCase, brain: Mask | None) -> tuple[dict[str, int], list[Problem]]:
@@ -27,7 +27,7 @@ def check_label(loaded: LoadedCase, brain: Mask | None) -> tuple[dict[str, int],
 
     Args:
         loaded: a case with a label.
-        brain: voxels of the brain; None where the volumes are too different to tell.
+        brain: voxels of the brain; None if the volumes are too different to find the brain.
     """
     assert loaded.label is not None
     if not loaded.case.schema:
@@ -77,7 +77,7 @@ def check_label(loaded: LoadedCase, brain: Mask | None) -> tuple[dict[str, int],
 
 
 def untold_schema(case: Case) -> Problem | None:
-    """The problem of a case whose label comes without a word on its values, which are read; None where the
+    """The problem of a case whose label has values of an unknown meaning (the values are read); None if the
     schema is known.
     """
     if case.schema or case.label is None:
@@ -93,7 +93,7 @@ def _untold(case: Case, label: Volume) -> Problem:
     stored = np.unique(label[label != 0])
     if not np.isfinite(stored).all() or np.any(
         np.abs(stored - np.rint(stored)) > 1e-3
-    ):  # as `labels.whole_values` takes them
+    ):  # as `labels.whole_values` accepts them
         return problem_with(case, "error", LABEL, "has values that are not whole", "a label map")
     values = [int(value) for value in np.unique(np.rint(stored))]
     listed = ", ".join(map(str, values[:9])) + ", ..." * (len(values) > 9) or "0 alone"
@@ -103,7 +103,7 @@ def _untold(case: Case, label: Volume) -> Problem:
         case,
         "error",
         LABEL,
-        f"has the values {listed}, and nothing says which tissue each value is",
+        f"has the values {listed}, and the meaning of each value is unknown",
         f"--schema NAME{by_manifest}; the values fit {schemas_that_fit(values, among=candidates)}",
     )
 
@@ -129,31 +129,31 @@ def _strange_values(
     )
 
 
-# a brain with its fluid has 1,100 to 1,900 ml (the eight real cases looked at: 1,250 to 1,550), a head over
+# a brain with its fluid has 1,100 to 1,900 ml (eight real cases: 1,250 to 1,550), a head over
 # 3,000
 _UNSTRIPPED_ML = 2200.0
 _UNSTRIPPED_SHARE = 0.75  # of the frame; an ellipsoid that touches all six sides has 0.52
 # of a modality's non-zero voxels with the others': over 0.999 in real cases, 0.87 at a shift of 10 mm
 _REGISTERED_DICE = 0.9
 _LARGEST_LABEL = 9  # BraTS labels end at 4; a scan of whole values up to 9 holds no image
-_FEW_SLICES = 64  # every one of so many is looked at: of four, a brain may lie in three
+_FEW_SLICES = 64  # up to this number of slices all are checked: of four slices, a brain may lie in three
 _SATURATED_SHARE = 1e-4  # of the brain; one voxel at the maximum is what scaling to a type's range leaves
 _SPACING_MM = 0.01  # off 1 mm
 
 
 @dataclass(frozen=True)
 class CaseReport:
-    """What was found in one case.
+    """The result of the checks of one case.
 
     Attributes:
-        case: the case looked at.
+        case: the checked case.
         problems: errors (they refuse the case) and warnings.
         class_counts: tissue name of its own schema -> voxels in the brain, annotated voxels outside included;
             empty without a label.
         shape: (Z, Y, X) in LPS, or None where nothing could be read.
         spacing_mm: (Z, Y, X), likewise.
         digests: modality -> digest of its content, equal for the same scan stored in another orientation,
-            type or file format; empty where none were asked for.
+            type or file format; empty if no digests were wanted.
     """
 
     case: Case
@@ -165,7 +165,7 @@ class CaseReport:
 
     @property
     def good(self) -> bool:
-        """True where no error refuses the case."""
+        """True if the case has no error."""
         return all(problem.severity != "error" for problem in self.problems)
 
 
@@ -174,8 +174,8 @@ def check_case(loaded: LoadedCase, *, digests: Literal["all", "none"] = "all") -
 
     Args:
         loaded: from `load_case`.
-        digests: "none" leaves them out of the report: they take half of the time, and a case that is compared
-            with no other needs none.
+        digests: "none" leaves the digests out of the report: they take half of the time, and are needed only
+            to compare cases with each other.
     """
     case, problem = loaded.case, partial(problem_with, loaded.case)
     problems = [*loaded.problems, *_grid_problems(loaded)]
@@ -220,7 +220,9 @@ def check_case(loaded: LoadedCase, *, digests: Literal["all", "none"] = "all") -
 
 
 def _grid_problems(loaded: LoadedCase) -> list[Problem]:
-    """Files that do not lie on the grid most of the case's files lie on; and a spacing that is not 1 mm."""
+    """Problems of files whose grid differs from the grid of most files of the case, and of a spacing that is
+    not 1 mm.
+    """
     grids = {name: geometry for name, (_, geometry) in all_volumes(loaded).items()}
     if not grids:
         return []
@@ -241,7 +243,7 @@ def _grid_problems(loaded: LoadedCase) -> list[Problem]:
                 "warning",
                 "",
                 f"spacing is {shown} mm (Z, Y, X)",
-                "1 mm, as BraTS releases it; `preprocess --resample` and `predict --resample` bring it there",
+                "1 mm, as BraTS releases it; `preprocess --resample` and `predict --resample` change it",
             )
         )
     return problems
@@ -275,14 +277,14 @@ def _content(array: Volume, low: np.generic, high: np.generic) -> tuple[str, str
 
 
 def unstripped_words(brain: Mask, *, spacing_mm: tuple[float, float, float]) -> tuple[str, str] | None:
-    """What is wrong where more than a brain is not 0."""
+    """The problem of a case in which more than the brain is not 0."""
     n_brain = int(np.count_nonzero(brain))
     brain_ml = n_brain * float(np.prod(spacing_mm)) / 1000
     if brain_ml <= _UNSTRIPPED_ML and n_brain <= _UNSTRIPPED_SHARE * brain.size:
         return None
     return (
         f"looks unstripped: {n_brain / brain.size:.0%} of the frame, {brain_ml:,.0f} ml are not 0",
-        "a brain on a background of 0; `brats-seg prepare SCANS OUT` takes the skull off",
+        "a brain on a background of 0; `brats-seg prepare SCANS OUT` removes the skull",
     )
 
 
@@ -308,7 +310,7 @@ def _brain_warnings(
     step = 4 if brain.shape[0] > _FEW_SLICES else 1
     masks = {
         name: array[::step, ::2] != 0 for name, array in volumes.items()
-    }  # whole rows: a quarter of the time of every second voxel
+    }  # whole rows take a quarter of the time of every second voxel
     shared = np.add.reduce([mask.view(np.uint8) for mask in masks.values()]) * 2 >= len(masks)
     for name, mask in masks.items():
         n_each = int(np.count_nonzero(mask)) + int(np.count_nonzero(shared))
@@ -325,11 +327,11 @@ def _brain_warnings(
 
 
 def _digest(array: Volume) -> str:
-    """The SHA-256 of every second voxel along each axis (an eighth of the voxels): 1.1 million voxels tell
-    scans apart, and take 3 ms instead of 25.
+    """The SHA-256 of every second voxel along each axis (an eighth of the voxels): 1.1 million voxels
+    distinguish scans, and take 3 ms instead of 25.
 
-    Whole numbers are hashed as int32 whatever they are stored as, others (and those that int32 cannot hold)
-    as float32.
+    Whole numbers are hashed as int32, whatever their stored type; other numbers (and those outside int32) as
+    float32.
     """
     sample = array[::2, ::2, ::2]
     small = sample.dtype.kind in "iu" and sample.dtype.itemsize < 4
@@ -341,8 +343,8 @@ def _digest(array: Volume) -> str:
 
 
 def _may_be_twins(volumes: Iterable[Volume]) -> bool:
-    """Whether any two have equal values in a thin sample (one voxel in 512) of what is hashed; those of
-    different scans differ there.
+    """Whether two volumes have equal values in a small sample (one voxel in 512) of the hashed voxels;
+    different scans differ in this sample.
     """
     with np.errstate(over="ignore"):
         samples = [array[::8, ::8, ::8].astype(np.float32) for array in volumes]

@@ -19,7 +19,7 @@ _WORDS = (  # the first that fits, in a name of lower-case letters and spaces
     (r"background|healthy|\bnormal", "healthy"),
     (r"cavity|\brc\b", "resection_cavity"),
     (r"gross|\bgtv\b", GROSS_TUMOR),
-    (r"snfh|flair|hyperintens", "edema"),  # "surrounding non-enhancing FLAIR hyperintensity" is no core
+    (r"snfh|flair|hyperintens", "edema"),  # "surrounding non-enhancing FLAIR hyperintensity" is not a core
     (r"(necro|ncr).*(non ?enh|net)|(non ?enh|net).*(necro|ncr)", MERGED),
     (r"non ?(contrast ?)?enh|\bnetc?\b", "non_enhancing_core"),
     (r"necro|\bncr\b|cyst|\bcc\b", "necrotic_core"),
@@ -28,19 +28,19 @@ _WORDS = (  # the first that fits, in a name of lower-case letters and spaces
     (r"whole|\bwt\b", "whole"),
     (r"core|\btc\b", "core"),
 )
-_LONGEST_NAME = 200  # characters of a label's name that are looked at
+_LONGEST_NAME = 200  # number of characters of a label's name that are read
 _BIDS = re.compile(
     r"(?P<subject>sub-[^_]+)_(?:(?P<session>ses-[^_]+)_)?(?P<entities>(?:.*_)?)(?P<suffix>T1w|T2w|FLAIR|dseg)\.nii(?:\.gz)?"
 )
 
 
 BIDS_PREDICTION = "desc-bratsseg"
-"""The entity of label maps that `export` names as BIDS does. They are predictions, and no reference."""
+"""The BIDS entity of label maps that `export` writes. These are predictions, not references."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One file's part in a case: `role` is a modality or `LABEL`; `schema` is "" where nothing tells it."""
+    """One file's part in a case: `role` is a modality or `LABEL`; `schema` is "" if it is unknown."""
 
     layout: str
     schema: str
@@ -52,8 +52,8 @@ class Piece:
 
 
 def read_dataset(files: Sequence[Path], problems: list[Problem]) -> list[Piece]:
-    """Cases of every folder with a dataset.json: MSD (stacked channels) or nnU-Net (`_0000` files), told by
-    the file names.
+    """Cases of every folder with a dataset.json: MSD (stacked channels) or nnU-Net (`_0000` files),
+    recognized by the file names.
     """
     pieces: list[Piece] = []
     for file in files:
@@ -74,13 +74,14 @@ def read_dataset(files: Sequence[Path], problems: list[Problem]) -> list[Piece]:
 
 
 def read_bids(files: Sequence[Path], problems: list[Problem], *, root: Path) -> list[Piece]:
-    """Cases `sub-*/[ses-*/]anat`; masks (`*_dseg`) beside them or anywhere under a derivatives/ below `root`.
+    """Cases `sub-*/[ses-*/]anat`; masks (`*_dseg`) in the same folder or anywhere under a derivatives/ below
+    `root`.
 
-    A mask under derivatives/ goes to the scans of its subject and session that lie highest beside that folder
-    (in rawdata/, say).
+    A mask under derivatives/ belongs to the scans of its subject and session that are nearest to the top of
+    the folder that contains derivatives/ (for example in rawdata/).
 
-    The values of masks are told by a `*dseg.tsv` with the columns index and name, beside the mask or above
-    it.
+    A `*dseg.tsv` with the columns index and name, in the folder of the mask or above, gives the meaning of
+    the values.
     """
     tables = [f for f in files if f.name.endswith("dseg.tsv") and BIDS_PREDICTION not in f.name]
     pieces = []
@@ -114,14 +115,15 @@ def read_manifest(
     schema_of: Callable[[Path], str | None],
     unfit: Literal["error", "warning"] = "error",
 ) -> list[Piece]:
-    """Cases of a CSV file: columns case, t1n, t1c, t2w, t2f; optionally patient, label, schema. Paths count
-    from the CSV's folder.
+    """Cases of a CSV file: columns case, t1n, t1c, t2w, t2f; optionally patient, label, schema. Paths are
+    relative to the CSV's folder.
 
-    A label without a schema follows the release its file is named after (`schema_of`); a case without a
-    label, that of its scans.
+    A label without a schema has the schema of the release in its file name (`schema_of`); a case without a
+    label has that of its scans.
 
     Args:
-        unfit: how bad it is that the file is no manifest; one met in a folder may be another program's.
+        unfit: severity if the file is not a manifest; a CSV file found in a folder may belong to another
+            program.
     """
     pieces: list[Piece] = []
     try:
@@ -155,11 +157,11 @@ def schema_of_names(names: Mapping[str, Sequence[int]]) -> str:
     """The schema whose values have these tissue (or region) names, such as {"edema": [1], "enhancing tumor":
     [3], ...}.
 
-    One core named alone ("non-enhancing") stands for both. Regions that overlap are taken apart: whole
-    without core is edema. A whole without a core, and a core without enhancing tumor, is a class of its own.
+    If only one core is named ("non-enhancing"), it means both. Overlapping regions are split: whole without
+    core is edema. A whole without a core, or a core without enhancing tumor, is a separate class.
 
     Raises:
-        InputError: a name that fits no tissue, or values that fit no schema.
+        InputError: a name that matches no tissue, or values that match no schema.
     """
     named: dict[str, set[int]] = {}
     for name, members in names.items():
@@ -181,7 +183,7 @@ def _tissue(name: str) -> str:
     for pattern, tissue in _WORDS:
         if re.search(pattern, plain):
             return tissue
-    raise InputError(f"label name '{printable(name, limit=100)}' is no tissue class")
+    raise InputError(f"label name '{printable(name, limit=100)}' is not a tissue class")
 
 
 def _without_regions(values: dict[str, set[int]]) -> dict[str, set[int]]:
@@ -195,7 +197,9 @@ def _without_regions(values: dict[str, set[int]]) -> dict[str, set[int]]:
 
 
 def _dataset(file: Path, files: Sequence[Path]) -> list[Piece]:
-    """The pieces of one MSD or nnU-Net data set; none where no images lie beside its dataset.json."""
+    """The pieces of one MSD or nnU-Net data set; empty if there are no images in the folder of its
+    dataset.json.
+    """
     scans = {
         part: _scans_in(files, file.parent / part)
         for part in ("imagesTr", "imagesTs", "labelsTr", "labelsTs")
@@ -251,7 +255,7 @@ def _scans_in(files: Sequence[Path], folder: Path) -> dict[Path, str]:
 
 
 def _said(error: InputError, file: Path) -> str:
-    """What an error says of a file that is named beside it."""
+    """The text of an error without the file, which is named separately."""
     return str(error).removeprefix(f"{file}: ")
 
 
@@ -266,14 +270,16 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _channels(names: Any) -> dict[str, str | None]:
-    """Channel number -> modality, or None for a channel that is none of ours."""
+    """Channel number -> modality, or None for a channel that is not one of the four modalities."""
     if not isinstance(names, dict):
         raise InputError("names no channels")
     if not all(re.fullmatch(r"[0-9]{1,3}", number) for number in names):
-        raise InputError(f"numbers its channels {', '.join(names)}; 0 to 999 can be")
+        raise InputError(f"numbers its channels {', '.join(names)}; valid numbers are 0 to 999")
     channels = {number: modality_named(str(name)) for number, name in names.items()}
     if not any(channels.values()):
-        raise InputError(f"channel names {', '.join(str(name) for name in names.values())} are no modalities")
+        raise InputError(
+            f"channel names {', '.join(str(name) for name in names.values())} are not modalities"
+        )
     return channels
 
 
@@ -291,7 +297,7 @@ def _dataset_schema(labels: Any, *, needed: bool, default: str) -> str:
             else:
                 names[key] = [int(v) for v in value] if isinstance(value, list) else [int(value)]
     except (TypeError, ValueError, OverflowError):
-        raise InputError("has labels that are no whole numbers") from None
+        raise InputError("has labels that are not whole numbers") from None
     if not all(0 <= value < 256 for values in names.values() for value in values):
         raise InputError("has labels outside 0 to 255")
     return schema_of_names(names)
@@ -306,8 +312,8 @@ def _bids_role(file: Path, match: re.Match[str], tables: Sequence[Path]) -> tupl
 
 
 def _bids_home(piece: Piece, scanned: Collection[tuple[str, Path]], *, root: Path) -> Path:
-    """The anat/ folder of the scans that a file, raw or derived, belongs to; of several equally high ones
-    none.
+    """The anat/ folder of the scans that a raw or derived file belongs to; None if several at the same depth
+    match.
     """
     inner = piece.folder.relative_to(root).parts
     if "derivatives" not in inner:
@@ -347,7 +353,7 @@ def _row(file: Path, row: Mapping[str, str], *, schema_of: Callable[[Path], str 
     refuse(
         (
             not re.fullmatch(r"\w[\w.+-]*", case_id),
-            f"case '{case_id}' cannot name a file; letters, digits and _ . + - can",
+            f"case '{case_id}' cannot name a file; use letters, digits and _ . + -",
         ),
         (schema not in ("", *SCHEMAS), f"schema '{schema}' is unknown; the schemas are {', '.join(SCHEMAS)}"),
         error=InputError,
@@ -369,5 +375,5 @@ def _row(file: Path, row: Mapping[str, str], *, schema_of: Callable[[Path], str 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name too long for the system, or a folder that may not be entered
+    except OSError:  # a name too long for the system, or a folder without permission
         return False

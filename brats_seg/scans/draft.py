@@ -18,16 +18,16 @@ COLUMNS = ("case", "patient", *MODALITIES, LABEL, "schema")
 def draft_manifest(
     path: Path, *, cases: Sequence[Case], strangers: Sequence[Path]
 ) -> tuple[list[dict[str, str]], list[Path]]:
-    """Write a manifest CSV with a row for each case: those that a layout knows, and those that the names of
-    other files suggest. Paths count from the folder of the CSV.
+    """Write a manifest CSV with a row for each case: cases that a layout knows, and cases that the names of
+    other files suggest. Paths are relative to the folder of the CSV.
 
     Args:
         path: the CSV to write.
-        cases: that were found; one whose files are channels of a file is left out.
+        cases: the known cases; a case whose volumes are channels of one file is left out.
         strangers: scan files that no layout claims.
 
     Returns:
-        The rows, and the files that found no place in them.
+        The rows, and the files that fit in no row.
     """
     rows = [_row_of(case, path) for case in cases if all(f.channel is None for f in case.modalities.values())]
     suggested, unplaced = _suggested(strangers, at=path)
@@ -64,7 +64,7 @@ def _suggested(strangers: Sequence[Path], *, at: Path) -> tuple[list[dict[str, s
 
 
 def _told(file: Path) -> tuple[str, str]:
-    """What a name says: modality or label, "" where it says neither; and its other words."""
+    """The role in a name: modality or label, "" for neither; and the other words of the name."""
     suffix = next(s for s in SUFFIXES if file.name.lower().endswith(s))
     words = re.findall(r"[A-Za-z0-9]+", file.name[: len(file.name) - len(suffix)])
     runs = [(start, start + n) for n in (3, 2, 1) for start in reversed(range(len(words) - n + 1))]

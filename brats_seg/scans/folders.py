@@ -9,10 +9,10 @@ from brats_seg.scans.case import Problem
 
 
 def walk(folder: Path, problems: list[Problem]) -> list[Path]:
-    """Every visible file, in order, but what macOS adds to archives.
+    """Every visible file, in order, except the files that macOS adds to archives.
 
-    Links to folders are followed within `folder`, none twice; a link that leads out of it is a problem, and
-    so is a pipe or a device.
+    Links to folders are followed inside `folder`, each once. A link that leads outside `folder`, a pipe or a
+    device is a problem.
     """
 
     def unreadable(error: OSError) -> None:
@@ -48,7 +48,7 @@ def walk(folder: Path, problems: list[Problem]) -> list[Path]:
 
 
 def _is_file(path: Path, problems: list[Problem]) -> bool:
-    """Whether a name in a folder is that of a file; a broken link counts as one, which cannot be read."""
+    """Whether a name in a folder is a file; a broken link counts as a file that cannot be read."""
     try:
         is_file = stat.S_ISREG(path.stat().st_mode)
     except OSError:
@@ -59,26 +59,26 @@ def _is_file(path: Path, problems: list[Problem]) -> bool:
                 "warning",
                 "",
                 str(path),
-                "is no regular file and is left out",
-                "a file (a pipe or a device is none)",
+                "is not a regular file and is left out",
+                "a file, not a pipe or a device",
             )
         )
     return is_file
 
 
 def dicom_problems(files: Sequence[Path], *, is_all: bool, root: Path) -> list[Problem]:
-    """A problem where a folder holds DICOM files, which are told by their names or their first bytes."""
+    """A problem if a folder contains DICOM files, recognized by their names or their first bytes."""
     first = next((file for file in files if _is_dicom(file)), None)
     if first is None:
         return []
     n = sum(file.parent == first.parent and _is_dicom(file) for file in files)
-    what = f"holds {n} DICOM files, such as {first.name}, which this verb does not read"
-    expected = f"scans: `brats-seg import {root} scans` makes them of DICOM series"
+    what = f"contains {n} DICOM files, such as {first.name}, which this verb does not read"
+    expected = f"scans: `brats-seg import {root} scans` makes them from DICOM series"
     return [Problem("error" if is_all else "warning", "", str(first.parent), what, expected)]
 
 
 def _is_dicom(file: Path) -> bool:
-    """DICOM files end in .dcm or .ima, or have no ending and the letters DICM behind 128 bytes."""
+    """DICOM files end in .dcm or .ima, or have no ending and the letters DICM after 128 bytes."""
     if file.suffix.lower() in (".dcm", ".ima"):
         return True
     if file.suffix:

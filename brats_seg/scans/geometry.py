@@ -33,8 +33,8 @@ _MM_PER_UNIT = {
 
 
 class ScanError(InputError):
-    """A scan file has a problem. `path`, `what` is wrong and what was `expected` are at hand beside the one
-    line.
+    """A scan file has a problem. Besides the one-line message it has `path`, `what` (the problem) and
+    `expected`.
     """
 
     def __init__(self, path: Path, what: str, *, expected: str):
@@ -47,9 +47,9 @@ class ScanError(InputError):
 
 @contextmanager
 def opened_scan(path: Path, *, kind: str) -> Iterator[io.BufferedReader]:
-    """An open scan file. Whatever opening, reading and unpacking raise becomes one line.
+    """An open scan file. Each error of opening, reading or unpacking becomes one line.
 
-    A damaged field may be a signaling NaN or overflow: it is told by its value, not by a warning of NumPy.
+    A damaged field may be a signaling NaN or overflow: it is recognized by its value, not by a NumPy warning.
     """
     try:
         file = open_regular(path)
@@ -83,7 +83,7 @@ class Geometry:
 
     Attributes:
         shape: (Z, Y, X) after reading, in LPS.
-        spacing_mm: (Z, Y, X) after reading, in LPS, in millimeters whatever unit the file has.
+        spacing_mm: (Z, Y, X) after reading, in LPS, in millimeters, whatever the unit of the file.
         affine: four rows; native voxel index (i, j, k, 1) -> (R, A, S, 1) in the file's own unit, as nibabel
             gives it.
         axis_codes: the direction in which each native axis i, j, k grows, such as ("L", "P", "S").
@@ -107,7 +107,7 @@ class Geometry:
 
     @property
     def affine_mm(self) -> Affine:
-        """Index (i, j, k, 1) in the file -> (R, A, S, 1) in millimeters, whatever unit the file has."""
+        """Index (i, j, k, 1) in the file -> (R, A, S, 1) in millimeters, whatever the unit of the file."""
         return np.diag([*(_unit_mm(self.nifti),) * 3, 1.0]) @ np.asarray(self.affine)
 
     @property
@@ -133,8 +133,8 @@ def make_geometry(
     Args:
         shape: (Z, Y, X) in LPS.
         spacing_mm: (Z, Y, X) in LPS; ignored where `affine` is given.
-        orientation: directions of the native axes i, j, k; one volume written in any of them lies in the same
-            place.
+        orientation: directions of the native axes i, j, k; they do not change the position of the volume in
+            space.
         affine: native voxel index -> RAS in millimeters; overrides spacing and orientation.
         dtype: NumPy name of the number type to store.
     """
@@ -152,7 +152,7 @@ def make_geometry(
 
 
 def same_grid(a: Geometry, b: Geometry, *, tolerance_mm: float = 1e-3) -> bool:
-    """True where two volumes, once read in LPS, have the same shape and each voxel in the same place.
+    """True if two volumes, read in LPS, have the same shape and each voxel at the same position.
 
     Every corner of the grid is compared; released files differ by rounding only (-0.0 for 0.0, float32 for
     float64).
@@ -160,7 +160,7 @@ def same_grid(a: Geometry, b: Geometry, *, tolerance_mm: float = 1e-3) -> bool:
     if a.shape != b.shape:
         return False
     if a.affine == b.affine and a.axis_codes == b.axis_codes and _unit_mm(a.nifti) == _unit_mm(b.nifti):
-        return True  # as most are: a tenth of a millisecond less, and a case has sixteen pairs
+        return True  # true for most pairs: saves 0.1 ms, and a case has sixteen pairs
     corners = np.array(
         [[x, y, z, 1] for x in (0, a.shape[2]) for y in (0, a.shape[1]) for z in (0, a.shape[0])], np.float64
     )
@@ -169,8 +169,8 @@ def same_grid(a: Geometry, b: Geometry, *, tolerance_mm: float = 1e-3) -> bool:
 
 @dataclass(frozen=True)
 class Stored:
-    """What a header says of the data behind it: number type as stored, first byte, volumes stacked, (slope,
-    intercept) if they scale.
+    """The data description in a header: stored number type, first byte, number of stacked volumes, (slope,
+    intercept) if the values are scaled.
     """
 
     geometry: Geometry
@@ -181,14 +181,14 @@ class Stored:
 
 
 def to_lps(codes: Sequence[str]) -> np.ndarray:
-    """The turn from native axes to LPS, as nibabel's orientation array: (LPS axis, 1 or -1) per native
+    """The axis change from native axes to LPS, as nibabel's orientation array: (LPS axis, 1 or -1) per native
     axis.
     """
     return ornt_transform(axcodes2ornt(tuple(codes)), axcodes2ornt(_LPS))
 
 
 def from_lps(codes: Sequence[str]) -> np.ndarray:
-    """The way back from `to_lps`."""
+    """The inverse of `to_lps`."""
     return ornt_transform(axcodes2ornt(_LPS), axcodes2ornt(tuple(codes)))
 
 
@@ -200,7 +200,7 @@ def place(
     dtype: np.dtype[Any],
     grid: NiftiGrid | None,
 ) -> Geometry:
-    """The geometry of a file. Raises `ScanError` where the affine places no volume in space."""
+    """The geometry of a file. Raises `ScanError` if the affine does not place a volume in space."""
     try:
         codes = _axis_codes(affine)
     except InputError as error:
@@ -212,9 +212,7 @@ def place(
 
 
 def check_size(path: Path, shape: Sequence[int], *, n_bytes: int, capacity: int) -> None:
-    """Refuse, before anything is allocated, a header that claims more than is sane or than the file can
-    hold.
-    """
+    """Before any memory is allocated, refuse a header whose size is implausible or larger than the file."""
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise ScanError(path, f"has the shape {tuple(shape)}", expected="three axes of at least one voxel")
     if math.prod(shape[:3]) > _MAX_VOXELS:
@@ -224,14 +222,14 @@ def check_size(path: Path, shape: Sequence[int], *, n_bytes: int, capacity: int)
     if n_bytes > capacity:
         raise ScanError(
             path,
-            f"the header claims {n_bytes:,} bytes, the file of {path.stat().st_size:,} cannot hold them",
+            f"the header claims {n_bytes:,} bytes, but the file has only {path.stat().st_size:,}",
             expected="a whole file",
         )
 
 
 def check_channel(path: Path, channel: int | None, *, n_channels: int) -> int:
-    """The channel to read. Raises `ScanError` where a file stacks volumes and none is named, or that one is
-    not there.
+    """The channel to read. Raises `ScanError` if a file stacks volumes and no channel is named, or the
+    channel does not exist.
     """
     if channel is None and n_channels > 1:
         raise ScanError(

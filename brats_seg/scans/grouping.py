@@ -1,4 +1,4 @@
-"""The tissue classes of a bank taken together or left out: what a stage of a cascade is trained on."""
+"""The tissue classes of a bank, joined or left out for the training of a stage of a cascade."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ class Grouping:
 
     Attributes:
         classes: their names.
-        groups: old classes of each, by number; an old class in none of them counts as outside.
+        groups: numbers of the old classes of each new class; an old class in no group counts as outside the
+            brain.
     """
 
     classes: tuple[str, ...]
@@ -28,7 +29,7 @@ class Grouping:
 
     @property
     def table(self) -> UInt8[np.ndarray, "256"]:
-        """New class by old class; 255 for what is in no group, 255 itself included."""
+        """New class of each old class; 255 for an old class in no group, and for 255."""
         table = np.full(256, OUTSIDE, np.uint8)
         for number, group in enumerate(self.groups):
             table[list(group)] = number
@@ -38,16 +39,16 @@ class Grouping:
 def group_classes(kind: GroupKind, classes: Sequence[str]) -> Grouping:
     """How the tissue classes of a bank are grouped.
 
-    `all`: each by itself. `healthy_or_tumor`: healthy, and all others as one `tumor`; a resection cavity
-    among them, or the second stage of a cascade could not find it. `tumor`: each by itself but healthy, which
-    is left out.
+    `all`: each class separately. `healthy_or_tumor`: healthy, and all other classes as one `tumor`; this
+    includes a resection cavity, because otherwise the second stage of a cascade could not find it. `tumor`:
+    each class separately, without healthy.
 
     Args:
         kind: one of the three.
         classes: of the bank, healthy first.
 
     Raises:
-        UsageError: an unknown kind, or fewer than two tumor classes to tell apart.
+        UsageError: an unknown kind, or fewer than two tumor classes.
     """
     rest = tuple(range(1, len(classes)))
     if kind == "all":
@@ -57,8 +58,8 @@ def group_classes(kind: GroupKind, classes: Sequence[str]) -> Grouping:
     if kind == "tumor":
         if len(rest) < 2:
             raise UsageError(
-                f"task.classes 'tumor': the bank has {', '.join(classes)}; it takes two tumor classes to "
-                "tell apart"
+                f"task.classes 'tumor': the bank has {', '.join(classes)}; it needs at least two tumor "
+                "classes"
             )
         return Grouping(tuple(classes[1:]), tuple((k,) for k in rest))
     raise UsageError(f"task.classes '{kind}': must be one of all, healthy_or_tumor, tumor")

@@ -12,15 +12,15 @@ from brats_seg.core.errors import InputError, UsageError, refuse
 TISSUES = ("healthy", "necrotic_core", "edema", "non_enhancing_core", "enhancing_core", "resection_cavity")
 """Every tissue class a voxel of the brain can have, in the order class indices follow."""
 MERGED = "necrotic_or_non_enhancing"
-"""The class that stands for both cores where one schema of a data set does not tell them apart."""
+"""The class of both cores together, if one schema of a data set does not separate them."""
 TUMOR_CORE = "tumor_core"
-"""The class that stands for both cores and the enhancing core (2012)."""
+"""The class of both cores and the enhancing core together (2012)."""
 WHOLE_TUMOR = "whole_tumor"
-"""The class that stands for all tumor tissue, edema included (EGD)."""
+"""The class of all tumor tissue together, edema included (EGD)."""
 GROSS_TUMOR = "gross_tumor"
-"""The gross tumor volume of radiotherapy: no other class is a part of it, and it is a part of no other."""
+"""The gross tumor volume of radiotherapy: it neither contains nor belongs to another class."""
 REGIONS = ("whole", "core", "active")
-"""Nested regions, largest first. A task has those that its classes make (`regions_of`)."""
+"""Nested regions, largest first. A task has the regions that its classes form (`regions_of`)."""
 OUTSIDE = 255
 """The tissue index of a voxel outside the brain."""
 
@@ -38,7 +38,7 @@ _SHORT_WORDS = {  # for one line about all schemas
 _CORES = ("necrotic_core", "non_enhancing_core")
 CLASS_ORDER = ("healthy", WHOLE_TUMOR, GROSS_TUMOR, TUMOR_CORE, "necrotic_core", MERGED, *TISSUES[2:])
 """Every class a network can have, in the order class indices follow."""
-_PARTS = {  # of the classes that stand for several
+_PARTS = {  # of the classes that join several
     MERGED: _CORES,
     TUMOR_CORE: (*_CORES, MERGED, "enhancing_core"),
     WHOLE_TUMOR: (*_CORES, MERGED, "enhancing_core", TUMOR_CORE, "edema"),
@@ -49,8 +49,8 @@ _REGION_TISSUES = {
     "active": ("enhancing_core",),
 }
 _WHOLE_TOLERANCE = 1e-3
-"""A value rebuilt from `scl_slope` misses its whole number by about 1e-7; interpolated labels miss it by far
-more than this.
+"""A value computed with `scl_slope` differs from its whole number by about 1e-7; interpolated labels differ
+by far more than this.
 """
 _UNEXPECTED = 254
 
@@ -62,7 +62,7 @@ class LabelSchema:
     Attributes:
         name: the key in `SCHEMAS`.
         values: voxel value -> a name of `CLASS_ORDER`; 0 is always healthy.
-        merged_value: the value `MERGED` is written back as, in a schema that tells the two cores apart.
+        merged_value: the value written for `MERGED` in a schema that separates the two cores.
     """
 
     name: str
@@ -70,10 +70,10 @@ class LabelSchema:
     merged_value: int | None = None
 
     def value_of(self, tissue: str) -> int:
-        """The voxel value a tissue class is written as.
+        """The voxel value that is written for a tissue class.
 
-        A class that the schema does not tell apart takes the value of the class that stands for it, and a
-        resection cavity in a schema without one takes 0 (healthy).
+        A class that the schema does not separate gets the value of the joined class that contains it. A
+        resection cavity gets 0 (healthy) in a schema without a cavity.
 
         Raises:
             InputError: a class that is unknown, or that the schema cannot write.
@@ -101,7 +101,7 @@ class LabelSchema:
 
 
 def _first_of(tissue: str, names: Iterable[str]) -> str | None:
-    """The class itself, or the smallest class that it is a part of, if one is among the names."""
+    """The class itself, or the smallest joined class that contains it, if one is among the names."""
     choices = set(names)
     return next((n for n in (tissue, *_PARTS) if n in choices and tissue in (n, *_PARTS.get(n, ()))), None)
 
@@ -125,7 +125,7 @@ SCHEMAS: dict[str, LabelSchema] = {
         ),
         # 2017 to 2021, Bakas et al. 2018, Baid et al. 2021: 3 is skipped
         _schema("brats2017", necrotic_or_non_enhancing=1, edema=2, enhancing_core=4),
-        # 2023 and later, but for what follows: enhancing moved from 4 to 3 (gliomas, metastases, meningiomas,
+        # 2023 and later, except the following: enhancing moved from 4 to 3 (gliomas, metastases, meningiomas,
         # SSA, GoAT, and pediatric tumors of 2023)
         _schema("brats2023", necrotic_or_non_enhancing=1, edema=2, enhancing_core=3),
         # 2024 adult glioma after treatment, de Verdier et al. 2024; metastases since 2025
@@ -159,15 +159,15 @@ def schema_named(name: str) -> LabelSchema:
 
 
 def schema_option(name: str | None, *, option: str = "--schema") -> str:
-    """The schema that an option names, "" where it names none. Raises `UsageError` with the choices."""
+    """The schema that an option names, or "" without one. Raises `UsageError` with the choices."""
     if name is not None and name not in SCHEMAS:
         raise UsageError(f"{option} {name}: no such label schema; the schemas are {', '.join(SCHEMAS)}")
     return name or ""
 
 
 def schemas_that_fit(values: Iterable[int], *, among: Sequence[str] = ()) -> str:
-    """The schemas that have all these voxel values, in words, with what each value would mean; those that
-    agree stand together. `among` names those that can be meant, all where it is empty.
+    """The schemas that have all these voxel values, in words, with the meaning of each value; schemas with
+    equal meanings are listed together. `among` names the possible schemas; empty for all.
     """
     present = sorted({int(value) for value in values} - {0})
     names: dict[str, list[str]] = {}
@@ -185,10 +185,10 @@ def region_classes(region: str, classes: Sequence[str], *, cavity_in: Sequence[s
     """Indices into `classes` of the tissue classes that make a region.
 
     whole = all tumor classes; core = whole without edema; active = enhancing alone. The gross tumor volume is
-    whole. The resection cavity belongs to no region but those in `cavity_in`.
+    whole. The resection cavity belongs only to the regions in `cavity_in`.
 
     Raises:
-        InputError: a region that is none of `REGIONS`.
+        InputError: a region that is not in `REGIONS`.
     """
     for name in (region, *cavity_in):
         if name not in REGIONS:
@@ -198,16 +198,16 @@ def region_classes(region: str, classes: Sequence[str], *, cavity_in: Sequence[s
 
 
 def regions_of(classes: Sequence[str]) -> tuple[str, ...]:
-    """The regions that the classes make, largest first."""
+    """The regions that the classes form, largest first."""
     return tuple(region for region in REGIONS if region_classes(region, classes))
 
 
 def common_classes(schemas: Iterable[LabelSchema]) -> tuple[str, ...]:
-    """The finest tissue classes that all schemas tell apart, healthy first, in the order of `CLASS_ORDER`.
+    """The finest tissue classes that all schemas separate, healthy first, in the order of `CLASS_ORDER`.
 
-    One schema with a class that stands for several merges these for all: with 2017 or later beside 2013 the
-    two cores are one class. A cavity is a class only where all schemas have it; else it counts as healthy.
-    2013 alone gives five classes; with 2017 or later beside it, four.
+    If one schema joins several classes, they are joined for all schemas: with 2013 and 2017 or later, the two
+    cores are one class. A cavity is a class only if all schemas have it; else it counts as healthy. 2013
+    alone gives five classes; 2013 with 2017 or later gives four.
 
     Raises:
         InputError: no schema at all, or schemas without a tumor class in common.
@@ -226,7 +226,7 @@ def common_classes(schemas: Iterable[LabelSchema]) -> tuple[str, ...]:
     if shared == {"healthy"}:
         names = " and ".join(sorted({schema.name for schema in schemas}))
         raise InputError(
-            f"the label schemas {names} have no tumor class in common; use the cases of each by themselves"
+            f"the label schemas {names} have no tumor class in common; use each schema separately"
         )
     return tuple(tissue for tissue in CLASS_ORDER if tissue in shared)
 
@@ -236,7 +236,8 @@ def to_tissue(
 ) -> UInt8[np.ndarray, "*grid"]:
     """Voxel values as stored -> indices into `classes`, same shape, by one table look-up.
 
-    Whole numbers stored as floats are taken. A resection cavity becomes healthy where `classes` has none.
+    Whole numbers stored as floats are accepted. A resection cavity becomes healthy if `classes` has no
+    cavity.
 
     Raises:
         InputError: values outside the schema (listed), values that are not whole, or a tissue that `classes`
@@ -244,7 +245,7 @@ def to_tissue(
     """
     tissue = np.take(
         _lookup(schema, classes), whole_values(array, schema)
-    )  # two thirds of the time of indexing
+    )  # takes two thirds of the time of indexing
     if np.any(tissue == _UNEXPECTED):
         values = [int(v) for v in np.unique(array) if int(v) not in schema.values]
         raise InputError(
@@ -267,7 +268,7 @@ def whole_values(array: Num[np.ndarray, "*grid"], schema: LabelSchema) -> UInt8[
     """Label values of any number type as bytes (values from 0 to 255).
 
     Raises:
-        InputError: NaN, infinity, a value that is not whole, or one that no byte holds.
+        InputError: NaN, infinity, a value that is not whole, or a value outside 0 to 255.
     """
     if array.dtype == np.uint8 or array.size == 0:
         return array.astype(np.uint8, copy=False)
@@ -275,7 +276,7 @@ def whole_values(array: Num[np.ndarray, "*grid"], schema: LabelSchema) -> UInt8[
         values = array.astype(np.uint8)
     if np.array_equal(
         values, array
-    ):  # whole values that a byte holds, as released: a quarter of the time of the rest
+    ):  # whole values from 0 to 255, as released: takes a quarter of the time of the other way
         return values
     low, high = array.min(), array.max()
     choices = _listed(sorted(schema.values))

@@ -27,18 +27,20 @@ from brats_seg.scans.releases import (
 )
 from brats_seg.scans.volume import SUFFIXES
 
-_LONGEST_ID = 200  # bytes; a file name has 255, and a temporary file adds its process and suffixes to the id
+_LONGEST_ID = (
+    200  # bytes; a file name has at most 255, and a temporary file adds its process and suffixes to the id
+)
 
 
 @dataclass(frozen=True)
 class Found:
-    """Cases in the order of their ids, and what stood in the way of others.
+    """Cases in the order of their ids, and the problems of the others.
 
     Attributes:
-        cases: with every required modality, no two of one id.
+        cases: cases with every required modality; ids are unique.
         problems: errors and warnings.
-        incomplete: refused for a missing or ambiguous file; with the files they have, for `verify` to look
-            at.
+        incomplete: cases refused for a missing or ambiguous file; with their existing files, which `verify`
+            checks.
         strangers: scan files that no layout claims.
     """
 
@@ -51,12 +53,12 @@ class Found:
 def problems_of(ids: Collection[str], cases: Sequence[Case], problems: Iterable[Problem]) -> list[Problem]:
     """The problems that concern the cases of these ids.
 
-    They are those of the cases themselves, warnings about a folder that one of them lies in, and where one of
-    them is lost without a word, all problems of folders: any of these may be why.
+    These are the problems of the cases themselves and the warnings about their folders. If a case is missing
+    without a problem of its own, all problems of folders are included: each may be the reason.
 
     Args:
-        ids: the cases meant.
-        cases: those of them that there are.
+        ids: of the wanted cases.
+        cases: the wanted cases that exist.
         problems: of a whole folder of cases, as `find_cases` names them.
     """
     problems = tuple(problems)
@@ -81,19 +83,19 @@ def find_cases(
     schema: str | None = None,
     labels: Literal["needed", "unused"] = "needed",
 ) -> Found:
-    """All cases under a folder, of whatever layouts, or those a manifest CSV lists.
+    """All cases under a folder, in any mixture of layouts, or the cases that a manifest CSV lists.
 
-    A case with a required modality missing, or with two files for one modality, is a problem, not a case. No
-    scan is opened.
+    If a required modality is missing or has two files, the result is a problem instead of a case. No scan is
+    opened.
 
     Args:
         folder: a folder, or a CSV file with the columns case, t1n, t1c, t2w, t2f and optionally patient,
             label, schema.
-        layout: look for this one alone; it also decides between releases that share their file names.
-        synthetic: take SimBRATS cases too.
-        required: modalities without which a case is refused; None for those of its layout.
-        schema: the label schema of the cases whose layout does not say it; without it, theirs is "".
-        labels: "unused" takes a case with two references too, without any.
+        layout: search only for this layout; it also decides between releases with the same file names.
+        synthetic: include SimBRATS cases.
+        required: modalities that a case must have; None for those of its layout.
+        schema: label schema of the cases whose layout does not determine it; without `schema` theirs is "".
+        labels: "unused" accepts a case with two references, and uses neither.
 
     Raises:
         InputError: the folder does not exist.
@@ -137,8 +139,8 @@ def find_cases(
 
 
 def _pieces(folder: Path, *, layout: str | None) -> tuple[list[Piece], list[Path], list[Problem]]:
-    """Every file that is part of a case, and scan files that are not. A file belongs to the first that claims
-    it: manifest, dataset.json, BIDS, its name.
+    """Every file that is part of a case, and scan files that are not. A file belongs to the first that
+    matches: manifest, dataset.json, BIDS, its name.
     """
     problems: list[Problem] = []
     if folder.is_file():
@@ -160,7 +162,7 @@ def _pieces(folder: Path, *, layout: str | None) -> tuple[list[Piece], list[Path
     if layout in (None, PLAIN):
         taken = {piece.file.path for piece in pieces}
         listed = _manifest_folders(pieces, problems)
-        # Stray files of plain names in or above the folders of another layout's cases are no further case.
+        # Files of plain names in or above the folders of another layout's cases are not a further case.
         others = {folder for piece in pieces for folder in piece.file.path.parents}
         free = [
             file
@@ -180,7 +182,7 @@ def _pieces(folder: Path, *, layout: str | None) -> tuple[list[Piece], list[Path
 
 
 def _manifest_folders(pieces: Iterable[Piece], problems: Iterable[Problem]) -> set[Path]:
-    """Where a manifest lists the cases, also by rows that are wrong: their files are not read as other
+    """The folders of the cases in a manifest, including its wrong rows: their files do not become other
     cases.
     """
     wrong = {
@@ -215,8 +217,8 @@ def _left_out(files: Sequence[Path], *, layout: str | None, root: Path) -> list[
 def _assemble(
     pieces: Sequence[Piece], *, required: Sequence[str] | None
 ) -> tuple[tuple[Case, ...], tuple[Case, ...], list[Problem]]:
-    """Pieces of the same folder and id become a case, if they are enough and not too many; else an incomplete
-    one.
+    """Pieces of the same folder and id become a case if each required file exists exactly once; else an
+    incomplete case.
     """
     groups = grouped(pieces, lambda piece: (piece.folder, piece.case_id))
     cases: dict[str, Case] = {}
@@ -261,7 +263,7 @@ def _assemble(
             )
         elif earlier is not None:
             what = (
-                f"its id differs from {earlier.id} in upper and lower case alone: some disks take both for "
+                f"its id differs from {earlier.id} only in upper and lower case: some disks treat both as "
                 "one file"
             )
             wrong.append(Problem("error", case_id, str(folder), what, "another id"))
@@ -298,7 +300,7 @@ def _double(members: Sequence[Piece]) -> list[Problem]:
             first.case_id,
             str(first.file),
             what,
-            f"one file for {' and one for '.join(double)}; or a manifest CSV, which `verify --draft` begins",
+            f"one file for {' and one for '.join(double)}; or a manifest CSV, drafted by `verify --draft`",
         )
     ]
 
@@ -316,6 +318,6 @@ def _missing(members: Sequence[Piece], *, required: Sequence[str]) -> list[Probl
             str(first.folder),
             f"modality {' and '.join(missing)} missing; found {', '.join(sorted(roles))}",
             f"a file each for {', '.join(required)}; `preprocess --modality` and `predict "
-            "--allow-missing` take fewer",
+            "--allow-missing` accept fewer",
         )
     ]

@@ -15,7 +15,9 @@ from brats_seg.scans.volume import read_volumes
 
 @dataclass(frozen=True)
 class LoadedCase:
-    """A case with its volumes read: (Z, Y, X) in LPS. Files that could not be read are problems instead."""
+    """A case with its volumes read: (Z, Y, X) in LPS. A file that could not be read becomes a problem
+    instead.
+    """
 
     case: Case
     volumes: Mapping[str, tuple[Volume, Geometry]]
@@ -24,7 +26,7 @@ class LoadedCase:
 
 
 def load_case(case: Case, *, threads: int = 1) -> LoadedCase:
-    """Read every file of a case once, `threads` at a time; one that cannot be read becomes a problem."""
+    """Read every file of a case once, `threads` at a time; a file that cannot be read becomes a problem."""
     volumes: dict[str, tuple[Volume, Geometry]] = {}
     problems: list[Problem] = []
     files = _files(case)
@@ -50,12 +52,12 @@ def _files(case: Case) -> dict[str, ScanFile]:
 
 
 def all_volumes(loaded: LoadedCase) -> dict[str, tuple[Volume, Geometry]]:
-    """The volumes of a case by name, and its label, where there is one, by the name `LABEL`."""
+    """The volumes of a case by name; a label has the name `LABEL`."""
     return {**loaded.volumes, **({LABEL: loaded.label} if loaded.label is not None else {})}
 
 
 def problem_with(case: Case, severity: Any, name: str, what: str, expected: str = "") -> Problem:
-    """A problem of one file of a case, by its name in `all_volumes`; "" names the folder of the case."""
+    """A problem of one file of a case, by its name in `all_volumes`; "" means the folder of the case."""
     files = _files(case)
     file = str(files[name]) if name in files else str(case.folder)
     return Problem(severity, case.id, file, f"{name} {what}" if name in files else what, expected)

@@ -1,8 +1,8 @@
 """MetaImage (.mha) <-> native array + geometry. Files are read here, line by line, and written by SimpleITK.
 
-ITK obeys more than its own files hold: a header that names another file as the voxels, a number of axes that
-crashes it, "key: value". Of damaged voxels (a changed byte, a wrong checksum) SimpleITK returns an array and
-no error, and it takes as long (0.10 s of a BraTS volume).
+ITK accepts headers that it never writes: another file as the voxels, "key: value", or a number of axes that
+makes it crash. For damaged voxels (a changed byte, a wrong checksum) SimpleITK returns an array without an
+error. It is not faster either (0.10 s for a BraTS volume).
 """
 
 import os
@@ -41,7 +41,7 @@ _TYPES = {
 
 
 def read_metaimage_header(path: Path) -> Stored:
-    """Read and check the header alone. Raises `ScanError`."""
+    """Read and check only the header. Raises `ScanError`."""
     with opened_scan(path, kind="MetaImage") as file:
         return _header(path, file)[0]
 
@@ -71,7 +71,7 @@ def write_metaimage(part: Path, native: np.ndarray, geometry: Geometry) -> None:
     image = placed(
         SimpleITK.GetImageFromArray(np.ascontiguousarray(native.T)), RAS_OF_LPS @ geometry.affine_mm
     )
-    staged = part.with_name(part.name + ".mha")  # ITK goes by the suffix
+    staged = part.with_name(part.name + ".mha")  # ITK chooses the file type by the suffix
     try:
         SimpleITK.WriteImage(image, str(staged), useCompression=True)
         os.replace(staged, part)
@@ -80,7 +80,7 @@ def write_metaimage(part: Path, native: np.ndarray, geometry: Geometry) -> None:
 
 
 def placed(image: SimpleITK.Image, affine: Num[np.ndarray, "4 4"]) -> SimpleITK.Image:
-    """The image with its voxels where an affine says: index (x, y, z, 1) -> (L, P, S, 1) in mm."""
+    """The image with its voxels placed by an affine: index (x, y, z, 1) -> (L, P, S, 1) in mm."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     image.SetSpacing(spacing.tolist())
     image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
@@ -89,8 +89,8 @@ def placed(image: SimpleITK.Image, affine: Num[np.ndarray, "4 4"]) -> SimpleITK.
 
 
 def _header(path: Path, file: Any) -> tuple[Stored, int | None]:
-    """The checked header of a file that stands at its start, and the bytes of packed voxels; None where they
-    are not packed.
+    """The checked header of a file opened at its start, and the number of bytes of packed voxels; None if the
+    voxels are not packed.
     """
     fields, offset = _fields(path, file)
     if int(fields["NDims"][:9]) != 3 or _numbers(
@@ -108,7 +108,7 @@ def _header(path: Path, file: Any) -> tuple[Stored, int | None]:
     ) != [0.0]:
         raise ScanError(
             path,
-            "stores its voxels as text, or not behind its header",
+            "stores its voxels as text, or not directly after its header",
             expected="BinaryData = True, and no HeaderSize",
         )
     orders = {
@@ -182,7 +182,7 @@ def _affine(path: Path, fields: Mapping[str, str]) -> np.ndarray:
 
 
 def _first(fields: Mapping[str, str], *names: str) -> str:
-    """The one of several names of a field that a header has."""
+    """The name of a field in this header, out of several possible names."""
     return next((name for name in names if name in fields), names[0])
 
 
@@ -211,6 +211,6 @@ def _flag(path: Path, fields: Mapping[str, str], key: str, *, default: str) -> b
 def _senseless(path: Path, key: str, fields: Mapping[str, str]) -> ScanError:
     return ScanError(
         path,
-        f"has a MetaImage header that makes no sense: {key} = {shown(fields[key])}",
+        f"has a MetaImage header that is invalid: {key} = {shown(fields[key])}",
         expected="a sound one",
     )

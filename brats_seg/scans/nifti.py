@@ -1,5 +1,5 @@
-"""NIfTI <-> native array + geometry: the header first, checked; the voxels after. Unpacked by isal, parsed by
-nibabel.
+"""NIfTI <-> native array + geometry: the header is read and checked first, then the voxels. isal unpacks,
+nibabel parses.
 """
 
 import math
@@ -31,17 +31,17 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 def read_nifti_header(path: Path) -> Stored:
-    """Read and check the header alone. Raises `ScanError`."""
+    """Read and check only the header. Raises `ScanError`."""
     with _opened(path) as (_, header):
         return header
 
 
 def read_nifti(path: Path, channels: Sequence[int | None]) -> tuple[Stored, dict[int, np.ndarray]]:
-    """The header, and the wanted channels as native (i, j, k) arrays, native byte order, scaled, read front
-    to back.
+    """The header, and the wanted channels as native (i, j, k) arrays, in native byte order, scaled, read
+    sequentially.
 
     Raises:
-        ScanError: a header or data with a problem; a channel that is not there.
+        ScanError: a header or data with a problem; a channel that does not exist.
     """
     with _opened(path) as (stream, header):
         shape = header.geometry.native_shape
@@ -57,8 +57,8 @@ def read_nifti(path: Path, channels: Sequence[int | None]) -> tuple[Stored, dict
 
 
 def write_nifti(part: Path, native: np.ndarray, geometry: Geometry, *, compress: bool) -> None:
-    """Write a native (i, j, k) or (i, j, k, channel) array with the geometry's grid and nothing else of its
-    source.
+    """Write a native (i, j, k) or (i, j, k, channel) array with the grid of the geometry, and no other header
+    field of the source.
     """
     header = nibabel.Nifti1Header()
     header.set_data_dtype(native.dtype)
@@ -78,7 +78,7 @@ def write_nifti(part: Path, native: np.ndarray, geometry: Geometry, *, compress:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Stored]]:
-    """The open stream and its checked header; whatever unpacking raises becomes one line."""
+    """The open stream and its checked header; each error of unpacking becomes one line."""
     packed = path.name.lower().endswith(".gz")
     with opened_scan(path, kind="NIfTI") as file:
         size = os.fstat(file.fileno()).st_size
@@ -108,13 +108,13 @@ def _header(path: Path, stream: Any, *, capacity: int) -> Stored:
             )
         for code in ("qform_code", "sform_code"):
             if int(header[code]) not in _FORM_CODES:
-                header[code] = 0  # as nibabel takes it: no such transform
+                header[code] = 0  # as nibabel reads it: no such transform
         if header["pixdim"][0] == 0:
-            header["pixdim"][0] = 1  # as the standard has it
+            header["pixdim"][0] = 1  # as in the standard
         return _understood(path, header, capacity=capacity)
     except (HeaderDataError, KeyError, ValueError, OverflowError) as error:
         raise ScanError(
-            path, f"has a NIfTI header that makes no sense: {error}", expected="a sound one"
+            path, f"has a NIfTI header that is invalid: {error}", expected="a sound one"
         ) from None
 
 
@@ -151,7 +151,7 @@ def _grid(header: Any) -> NiftiGrid:
 
 
 def _finite(value: Any) -> float:
-    """A field that no code refers to may hold anything; JSON holds no NaN."""
+    """A field that no form code uses may have any value; JSON has no NaN."""
     return float(value) if np.isfinite(value) else 0.0
 
 

@@ -11,26 +11,28 @@ from brats_seg.scans.volume import SUFFIXES
 
 TABLE = "predictions.csv"
 PROBABILITIES = "probabilities"
-"""The folder beside the label maps: `<case>.nii.gz`, a volume for each class, and `CLASSES`."""
+"""The folder of class probabilities inside a folder of label maps: `<case>.nii.gz`, a volume for each class,
+and `CLASSES`.
+"""
 CLASSES = "classes.txt"
-"""Names of the volumes of every file there, a line each, healthy first."""
+"""File with the names of the volumes, a line each, healthy first."""
 KEYS = ("case", "file", "schema")
-"""Columns that each table has."""
+"""Columns of every table."""
 
 
 def label_map_of(folder: Path, case_id: str) -> Path | None:
-    """The label map of a case in a folder of predictions, of whatever file type; None where there is none."""
+    """The label map of a case in a folder of predictions, of any file type; None if it does not exist."""
     paths = (folder / f"{case_id}{suffix}" for suffix in SUFFIXES)
     return next((path for path in paths if path.is_file()), None)
 
 
 def read_rows(out: Path) -> list[dict[str, str]]:
-    """The rows of `OUT/predictions.csv`, the last one of each case; none where the table is not there.
+    """The rows of `OUT/predictions.csv`, the last one of each case; empty if the table does not exist.
 
-    The last line does not count where it lacks its end: a process was killed while it wrote the line.
+    The last line is ignored if it has no line end: a process was killed while writing it.
 
     Raises:
-        InputError: it is a table of something else.
+        InputError: the file is not a table of predictions.
     """
     path = out / TABLE
     if not path.is_file():
@@ -38,7 +40,7 @@ def read_rows(out: Path) -> list[dict[str, str]]:
     whole, newline, _ = read_bytes(path).rpartition(b"\n")
     columns, rows = parse_table(decode(whole + newline, name=str(path)), name=str(path))
     if newline and not set(KEYS) <= set(columns):
-        raise InputError(f"{path}: not a table that `brats-seg predict` wrote; give another output folder")
+        raise InputError(f"{path}: is not a table that `brats-seg predict` wrote; give another output folder")
     unknown = next((row["schema"] for row in rows if row["schema"] not in SCHEMAS), None)
     if unknown is not None:
         raise InputError(
@@ -49,12 +51,12 @@ def read_rows(out: Path) -> list[dict[str, str]]:
 
 
 def written_schema(case: Case, prediction: Path, *, untold: str | None = None) -> str:
-    """The label schema of a prediction: what `predictions.csv` beside it says of this file; else `untold`,
-    else that of the case.
+    """The label schema of a prediction: from `predictions.csv` in its folder; else `untold`, else that of the
+    case.
 
     Raises:
         InputError: a damaged `predictions.csv`, or one with an unknown schema. The table of another program
-            says nothing.
+            is ignored.
     """
     table = prediction.parent / TABLE
     if not table.is_file():
@@ -66,7 +68,7 @@ def written_schema(case: Case, prediction: Path, *, untold: str | None = None) -
 
 @lru_cache(maxsize=4)
 def _schemas(out: Path, modified_ns: int, size: int) -> dict[tuple[str, str], str]:
-    """By case and file; read once for all cases of a folder, and again where the table has changed."""
+    """By case and file; read once for all cases of a folder, and again if the table has changed."""
     try:
         return {(row["case"], row["file"]): row["schema"] for row in read_rows(out)}
     except InputError:

@@ -1,4 +1,4 @@
-"""Names of the files of each BraTS release -> the part of a case that a file is.
+"""File names of each BraTS release -> the role of a file in its case.
 
 A new release is an entry in `LAYOUTS` (and one in `labels.SCHEMAS` if its values are new).
 """
@@ -19,24 +19,24 @@ _VISIT = re.compile(
     r"[ _-]*\d*|\d{4}-?\d{2}-?\d{2}",
     re.IGNORECASE,
 )
-"""Names of folders that say when a scan was taken: visit1, ses-02, week 12, baseline, 2019-05-31."""
+"""Names of folders that give the time of a scan: visit1, ses-02, week 12, baseline, 2019-05-31."""
 BRAIN_MASK = "brain_mask.nii.gz"
-"""What `prepare` writes beside the scans of a case: part of no case, and left out without a warning."""
+"""Files that `prepare` writes in the folder of a case; they are left out without a warning."""
 REFERENCES = ("gt", "groundtruth", "gtv", "label", "labels", "mask", "seg", "segm", "segmentation", "truth")
 """Names of reference files, without separators."""
 
 
 def read_plain(files: Sequence[Path], *, root: Path) -> list[Piece]:
-    """Cases of files such as `case/{t1,t1ce,t2,flair,seg}.nii.gz`, whatever the case of their letters, also
-    with a trailing " (1)".
+    """Cases of files such as `case/{t1,t1ce,t2,flair,seg}.nii.gz`, in upper or lower case, also with a
+    trailing " (1)".
 
-    A case is named after its folder; where two folders have one name, or the folder says when the scan was
-    taken (`person/visit1`), after their path below `root`. The scans of such visits are of one patient, who
-    is named after the folder around the visits. Files of a folder without any modality are left alone. The
+    A case gets the name of its folder. If two folders have the same name, or the name gives the time of a
+    scan (`person/visit1`), the case gets the path below `root`. The scans of such visits belong to one
+    patient, named after the folder above the visits. Files of a folder without any modality are ignored. The
     schema of the labels stays "".
 
     Args:
-        files: that no other layout claims.
+        files: files that match no other layout.
         root: the folder that was searched.
     """
     roles_of_folders: dict[Path, list[tuple[str, Path]]] = {}
@@ -61,7 +61,7 @@ def read_plain(files: Sequence[Path], *, root: Path) -> list[Piece]:
 
 
 def _role(file: Path) -> str | None:
-    """The modality a file is named after, `LABEL` for a reference, None for any other name."""
+    """The modality in a file name, `LABEL` for a reference, None for any other name."""
     suffix = next((s for s in SUFFIXES if file.name.lower().endswith(s)), "")
     stem = re.sub(r"\s*\(\d+\)$", "", file.name[: len(file.name) - len(suffix)])
     return LABEL if re.sub("[ _-]", "", stem.lower()) in REFERENCES else modality_named(stem)
@@ -72,7 +72,7 @@ _COHORT_FOLDER = re.compile(
 )
 """The name of a release's folder, for the tasks whose labels or file names depend on the year."""
 _DEEPEST = 3
-"""A file lies in the release's folder at most this deep: release, part, case."""
+"""A file lies at most this number of folders below the release's folder: release, part, case."""
 _NIFTI = r"\.nii(?:\.gz)?$"
 _OLD_ROLES = r"(?P<role>t1ce|t1|t2|flair|seg)"
 _NEW_ROLES = r"(?P<role>t1n|t1c|t2w|t2f|seg)"
@@ -92,15 +92,15 @@ class Layout:
 
     Attributes:
         name: the key in `LAYOUTS`.
-        schema: the key in `labels.SCHEMAS` its labels follow, "" where each data set says it itself.
+        schema: the key in `labels.SCHEMAS` of its labels, "" if each data set states its own schema.
         patterns: searched, without regard to case, in a file's path; group `role` is the modality or the
-            label, group `folder` (where there is one) ends the path of the case's folder. None for data sets
-            that are found by their own metadata.
+            label, an optional group `folder` ends at the case's folder. None for data sets that are found by
+            their own metadata.
         case_id: filled with the pattern's groups.
-        years: those in a folder's name that decide between releases with the same file names.
-        candidates: schemas that its labels may follow where nothing tells which; all where it is empty.
-        modalities: what every case has.
-        beside: searched likewise: files of the release that are no part of a case.
+        years: years in a folder's name that decide between releases with the same file names.
+        candidates: possible schemas of its labels if the schema is unknown; empty for all.
+        modalities: modalities of every case.
+        beside: patterns of files of the release that belong to no case.
     """
 
     name: str
@@ -176,7 +176,7 @@ LAYOUTS: dict[str, Layout] = {
             (rf"/(?P<id>BraTS-MEN-RT-\d+-\d+)[-_](?P<role>t1c|gtv){_NIFTI}",),
             modalities=("t1c",),
         ),
-        # Public data sets with the values of 2017. Of UPENN-GBM the labels corrected by experts are read.
+        # Public data sets with the values of 2017. For UPENN-GBM the labels corrected by experts are read.
         Layout(
             "upenn",
             "brats2017",
@@ -203,27 +203,27 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def schema_by_name(path: Path) -> str | None:
-    """The schema of the release a file is named after, or None."""
+    """The schema of the release in a file name, or None."""
     match = _match(path, list(LAYOUTS.values()))
     return match[0].schema if match else None
 
 
 def read_named(files: Sequence[Path], *, layout: str | None) -> list[Piece]:
-    """Files whose release is told by their names."""
+    """Files whose names show the release."""
     layouts = [LAYOUTS[layout]] if layout else list(LAYOUTS.values())
     matches = [(file, _match(file, layouts)) for file in files]
     return [_piece(file, *match) for file, match in matches if match]
 
 
 def is_beside(file: Path) -> bool:
-    """Whether a file that is no part of a case is known to lie beside the scans of a release."""
+    """Whether a file belongs to no case but is known from the folders of a release."""
     path = file.as_posix()
     return any(layout.beside and re.search(layout.beside, path, re.I) for layout in LAYOUTS.values())
 
 
 def _match(file: Path, layouts: Iterable[Layout]) -> tuple[Layout, re.Match[str]] | None:
-    """The layout a file's path fits; among several, simulated before real, then the one of the release's
-    year, then the first.
+    """The layout that matches a file's path. Among several: simulated before real, then the layout of the
+    release's year, then the first.
     """
     hits = list(_hits(file, layouts))
     year = _year_of(file.parent)
@@ -232,8 +232,8 @@ def _match(file: Path, layouts: Iterable[Layout]) -> tuple[Layout, re.Match[str]
 
 
 def _year_of(folder: Path) -> str:
-    """The year in the name of the release's folder: the nearest one that names BraTS and a cohort: GLI,
-    PED or MET. "" where that folder names no year.
+    """The year in the name of the release's folder: the nearest one that names BraTS and a cohort: GLI, PED
+    or MET. "" if that folder names no year.
     """
     release = next((name for name in reversed(folder.parts[-_DEEPEST:]) if _COHORT_FOLDER.match(name)), "")
     year = re.search(r"(?<!\d)202[3-6](?!\d)", release)

@@ -16,13 +16,12 @@ from brats_seg.scans.loaded import load_case, problem_with
 
 @dataclass(frozen=True)
 class Report:
-    """What was found in a data set.
+    """The result of the checks of a data set.
 
     Attributes:
         cases: one report for each case that has its files, in the order of their ids.
-        problems: every problem: of the folder, of cases that lack files, of cases looked at, of pairs of
-            cases.
-        patients: case id -> patient, where cases that share a scan count as one patient.
+        problems: every problem: of the folder, of incomplete cases, of checked cases, of pairs of cases.
+        patients: case id -> patient; cases that share a scan count as one patient.
     """
 
     cases: tuple[CaseReport, ...]
@@ -36,7 +35,7 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """1 where there is an error; warnings alone give 0."""
+        """1 if there is an error, else 0, also with warnings."""
         return int(any(problem.severity == "error" for problem in self.problems))
 
     @property
@@ -82,13 +81,13 @@ def verify_folder(
     workers: int = 1,
     cluster: Cluster | None = None,
 ) -> Report:
-    """Look at every case under a folder (or of a manifest). `find_cases` tells the arguments and what is
-    raised.
+    """Check every case under a folder (or in a manifest). For the other arguments and errors see
+    `find_cases`.
 
     Args:
-        workers: cases read at the same time, a thread each; a case of BraTS takes about 100 MB while it is
-            looked at.
-        cluster: whose workers look at the cases, instead of threads.
+        workers: number of cases checked at the same time, a thread each; a BraTS case needs about 100 MB of
+            memory.
+        cluster: whose workers check the cases, instead of threads.
     """
     return verify_cases(
         find_cases(folder, layout=layout, synthetic=synthetic, required=required, schema=schema),
@@ -98,8 +97,8 @@ def verify_folder(
 
 
 def verify_cases(found: Found, *, workers: int = 1, cluster: Cluster | None = None) -> Report:
-    """Look at every case found, and compare them with each other; of an incomplete case, at the files it
-    has.
+    """Check every case and compare the cases with each other; of an incomplete case, check the existing
+    files.
     """
     cases = (*found.cases, *found.incomplete)
     looked_at = map_in_order(
@@ -116,12 +115,14 @@ def _unread(case: Case, error: BaseException) -> CaseReport:
 
 
 def verify_case(case: Case) -> CaseReport:
-    """Read a case and look at it. Never raises for what is wrong with its files."""
+    """Read and check a case. Problems of its files never raise an error."""
     return check_case(load_case(case))
 
 
 def one_patient(reports: Iterable[CaseReport]) -> dict[str, str]:
-    """Case id -> patient. Patients whose cases share a scan become one, under the name that sorts first."""
+    """Case id -> patient. Patients whose cases share a scan become one, under the first of their names in
+    sorting order.
+    """
     reports = tuple(reports)
     parent = {report.case.patient: report.case.patient for report in reports}
 

@@ -1,7 +1,7 @@
 """NIfTI and MetaImage <-> array + geometry; the only module that knows file axis order and orientation.
 
-`nifti.py` and `metaimage.py` know one format each, `geometry.py` what both say of space; everybody else
-imports from here.
+`nifti.py` and `metaimage.py` know one format each, `geometry.py` the position in space for both; all other
+modules import from here.
 """
 
 from collections.abc import Sequence
@@ -40,8 +40,8 @@ def read_header(path: Path) -> Geometry:
     """Geometry of a file, from its header alone.
 
     Raises:
-        ScanError: not a NIfTI or MetaImage file, or a header that makes no sense or claims more than the file
-            can hold.
+        ScanError: not a NIfTI or MetaImage file, or an invalid header, or one that claims more data than the
+            file has.
     """
     return (read_metaimage_header(path) if _suffix(path) == ".mha" else read_nifti_header(path)).geometry
 
@@ -51,7 +51,7 @@ def read_volume(source: ScanFile | Path) -> tuple[Volume, Geometry]:
 
     Values are as stored (integers stay integers, native byte order) unless `scl_slope` and `scl_inter` scale
     them: then float32, or float64 for 8-byte and 4-byte-integer sources. A file in LPS is not copied after
-    unpacking; other orientations are turned without interpolation.
+    unpacking; other orientations are permuted and flipped without interpolation.
 
     Raises:
         ScanError: as `read_header`; truncated or damaged data; a 4-D file without a channel, or without that
@@ -61,7 +61,7 @@ def read_volume(source: ScanFile | Path) -> tuple[Volume, Geometry]:
 
 
 def read_volumes(sources: Sequence[ScanFile]) -> list[tuple[Volume, Geometry]]:
-    """Read several volumes, each file once, even where channels of one 4-D file are asked for. Otherwise as
+    """Read several volumes, each file once, also for several channels of one 4-D file. Otherwise as
     `read_volume`.
     """
     wanted: dict[Path, list[int | None]] = {}
@@ -72,10 +72,10 @@ def read_volumes(sources: Sequence[ScanFile]) -> list[tuple[Volume, Geometry]]:
 
 
 def write_label_map(path: Path, array: Num[np.ndarray, "z y x"], geometry: Geometry, *, dtype: str) -> None:
-    """Write a label map (Z, Y, X) in LPS onto the native grid of its source, in one piece.
+    """Write a label map (Z, Y, X) in LPS onto the native grid of its source, atomically.
 
-    Affine, form codes and units are the source's; no text, extension or scaling of its header is carried
-    over.
+    Affine, form codes and units are copied from the source; text, extensions and scaling of its header are
+    not.
 
     Args:
         path: ends in one of `SUFFIXES`.
@@ -120,9 +120,7 @@ def _suffix(path: Path) -> str:
     for suffix in SUFFIXES:
         if path.name.lower().endswith(suffix):
             return suffix
-    raise ScanError(
-        path, "is not a type of file that is read or written", expected=f"one of {', '.join(SUFFIXES)}"
-    )
+    raise ScanError(path, "is not a supported file type", expected=f"one of {', '.join(SUFFIXES)}")
 
 
 def _read_channels(

@@ -250,7 +250,7 @@ def test_to_continue_in_another_precision_is_to_begin_anew(tmp_path):
 
 def test_a_table_of_something_else_is_refused_before_the_first_case(tmp_path):
     (tmp_path / "predictions.csv").write_text("image,label\n1,7\n")
-    with pytest.raises(InputError, match=r"predictions\.csv: not a table that `brats-seg predict` wrote"):
+    with pytest.raises(InputError, match=r"predictions\.csv: is not a table that `brats-seg predict` wrote"):
         predict_cases([segmenter()], [write_scans(tmp_path / "a", scans())], out=tmp_path)
     assert not (tmp_path / "a.nii.gz").exists()
 

@@ -87,11 +87,11 @@ def test_nnunet_names_its_channels_and_labels(tmp_path, which):
         ("{", "not a JSON file"),
         ("[]", "not a JSON object"),
         ("{}", "names no channels"),
-        ('{"channel_names": {"0": "CT"}}', "channel names CT are no modalities"),
+        ('{"channel_names": {"0": "CT"}}', "channel names CT are not modalities"),
         ('{"channel_names": {"0": "T1"}}', "names no labels"),
         (
             '{"channel_names": {"0": "T1"}, "labels": {"background": 0, "liver": 1}}',
-            "'liver' is no tissue class",
+            "'liver' is not a tissue class",
         ),
         ('{"channel_names": {"0": "T1"}, "labels": {"background": 0, "edema": 7}}', "7 edema fit no schema"),
         ('{"channel_names": {"0": "T1"}, "labels": {"background": "zero"}}', "no whole numbers"),
@@ -153,7 +153,7 @@ def test_bids_tells_the_values_of_its_masks_in_a_table(tmp_path):
     touch(tmp_path / "dseg.tsv", "index\tname\n0\tbackground\n1\tnecrosis\n2\tedema\n4\tenhancing tumor\n")
     assert one(find_cases(tmp_path)).schema == "brats2017"
     touch(anat / "sub-1_dseg.tsv", "index\tname\n1\tbone\n")
-    assert "'bone' is no tissue class" in find_cases(tmp_path).problems[0].what
+    assert "'bone' is not a tissue class" in find_cases(tmp_path).problems[0].what
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_another_programs_manifest_in_a_folder_is_a_warning(tmp_path):
         (b'{"modality": {"' + b"9" * 5000 + b'": "FLAIR"}}', "numbers its channels 9999"),
         (
             b'{"modality": {"0": "FLAIR"}, "labels": {"0": "' + b"necro" * 100_000 + b'", "1": "x"}}',
-            "is no tissue class",
+            "is not a tissue class",
         ),
         (
             b'{"modality": {"0": "FLAIR"}, "labels": {"edema": 123456789123456789}}',

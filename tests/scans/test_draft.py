@@ -68,5 +68,5 @@ def test_a_folder_of_dicom_is_called_by_its_name(tmp_path: Path, name: str, cont
     (tmp_path / "series" / name).write_bytes(content)
     (problem,) = find_cases(tmp_path).problems
     assert (problem.severity, problem.file) == ("error", str(tmp_path / "series"))
-    assert problem.what == f"holds 1 DICOM files, such as {name}, which this verb does not read"
-    assert problem.expected == f"scans: `brats-seg import {tmp_path} scans` makes them of DICOM series"
+    assert problem.what == f"contains 1 DICOM files, such as {name}, which this verb does not read"
+    assert problem.expected == f"scans: `brats-seg import {tmp_path} scans` makes them from DICOM series"

@@ -310,7 +310,7 @@ def test_pipes_among_the_scans_are_left_out(tmp_path):
     os.mkfifo(tmp_path / "manifest.csv")
     found = find_cases(tmp_path)
     assert len(found.cases) == 1
-    assert [problem.what for problem in found.problems] == ["is no regular file and is left out"] * 2
+    assert [problem.what for problem in found.problems] == ["is not a regular file and is left out"] * 2
 
 
 def test_ids_that_differ_in_case_alone_or_hold_a_line_break_are_refused(tmp_path):
@@ -320,7 +320,7 @@ def test_ids_that_differ_in_case_alone_or_hold_a_line_break_are_refused(tmp_path
     found = find_cases(tmp_path)
     assert len(found.cases) == 1
     said = sorted(problem.what for problem in found.problems)
-    assert said[0].startswith("its id differs from BraTS20_TRAINING_001 in upper and lower case alone")
+    assert said[0].startswith("its id differs from BraTS20_TRAINING_001 only in upper and lower case")
     assert said[1] == "its id has a line break or a control character"
 
 

@@ -169,7 +169,7 @@ def test_labels_without_a_schema_are_refused_with_those_that_fit(tmp_path, layou
         touch(tmp_path / "manifest.csv", f"case,t1n,t1c,t2w,t2f,label\n{row}\n")
     report = verify_folder(tmp_path)
     (problem,) = [problem for problem in report.problems if problem.severity == "error"]
-    assert problem.what == "label has the values 1, 2, and nothing says which tissue each value is"
+    assert problem.what == "label has the values 1, 2, and the meaning of each value is unknown"
     assert problem.expected == (
         "--schema NAME"
         + (", or a column 'schema' in the manifest" if layout == "manifest" else "")
