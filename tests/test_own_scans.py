@@ -290,13 +290,12 @@ def test_models_lists_the_networks_and_prints_a_card(
     assert in_terminal.split() == said.split()
     assert ends("models", "other") == 2
     expected = (
-        "brats-seg: other: the networks that travel with the package are starter; a trained run is given by "
-        "its folder\n"
+        "brats-seg: other: the networks of the package are starter; a trained run is given by its folder\n"
     )
     assert capsys.readouterr().err == expected
     monkeypatch.setattr(packaged, "SHELF", tmp_path / "nothing")
     assert ends("models") == 0
-    assert capsys.readouterr().out == "this build carries no network\n"
+    assert capsys.readouterr().out == "this package has no network\n"
 
 
 def test_without_a_network_of_that_name_one_line_says_so(

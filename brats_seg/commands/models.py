@@ -20,7 +20,7 @@ def models(
     for one in packaged_names():
         _echo_lines(read_card(find_packaged(one)).summary())
     if not packaged_names():
-        typer.echo("this build carries no network")
+        typer.echo("this package has no network")
 
 
 def _echo_lines(text: str) -> None:

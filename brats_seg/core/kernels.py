@@ -1,4 +1,4 @@
-"""Loops over voxels by numba, each checked against plain NumPy in the tests."""
+"""Loops over voxels, compiled by numba. The tests compare each loop with plain NumPy."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ def joint_counts(a: AnyArray, b: AnyArray, words_a: AnyArray, words_b: AnyArray,
     """Count pairs of classes (n_classes, n_classes) of two byte arrays of one length, given also as 64-bit
     words.
 
-    The entry [0, 0] of a pair with a class of `n_classes` or more is not counted: the counts then sum to less
-    than the length. Eight voxels that are healthy in both are one comparison: 98 % of a head is that, so this
-    runs at the speed of reading.
+    Pairs with a class of `n_classes` or more are not counted, so the counts then sum to less than the length.
+    Eight voxels that are healthy in both arrays need one comparison. This holds for 98 % of a head, so the
+    loop is as fast as reading the memory.
     """
     counts = np.zeros((n_classes, n_classes), np.int64)
     n_healthy = 0
@@ -36,8 +36,8 @@ def joint_counts(a: AnyArray, b: AnyArray, words_a: AnyArray, words_b: AnyArray,
 
 @numba.njit(cache=True, nogil=True)
 def joint_box(a: AnyArray, b: AnyArray) -> AnyArray:
-    """Bounds (z0, z1, y0, y1, x0, x1), upper ones exclusive, of voxels not 0 in `a` or `b` (Z, Y, X) uint8;
-    all 0 where none is.
+    """Bounds (z0, z1, y0, y1, x0, x1), upper ones exclusive, of the voxels that are not 0 in `a` or `b` (Z,
+    Y, X) uint8; all bounds are 0 if there is no such voxel.
     """
     n_z, n_y, n_x = a.shape
     columns = np.zeros(n_x, np.uint8)
@@ -52,7 +52,7 @@ def joint_box(a: AnyArray, b: AnyArray) -> AnyArray:
                 z0, z1, y0, y1 = min(z0, z), z + 1, min(y0, y), max(y1, y + 1)
                 for x in range(
                     n_x
-                ):  # without a branch; looking for the two ends of each row took three times as long
+                ):  # without a branch; searching for the two ends of each row took three times as long
                     columns[x] |= row_a[x] | row_b[x]
     if z1 == 0:
         return np.zeros(6, np.int64)
@@ -65,10 +65,11 @@ def joint_box(a: AnyArray, b: AnyArray) -> AnyArray:
 
 @numba.njit(cache=True, nogil=True)
 def surface_voxels(labels: AnyArray, inside: AnyArray) -> AnyArray:
-    """Voxels of a region with a face on a voxel that is not in it; beyond the array nothing is.
+    """Voxels of a region that share a face with a voxel outside the region. Voxels outside the array are
+    outside the region.
 
-    labels (Z, Y, X) uint8; inside (256,) bool, whether a label belongs to the region. No mask is made: that
-    alone took longer.
+    labels (Z, Y, X) uint8; inside (256,) bool, whether a label belongs to the region. No mask is created,
+    because that alone took longer.
     """
     n_z, n_y, n_x = labels.shape
     surface = np.zeros(labels.shape, np.bool_)
@@ -95,8 +96,8 @@ def surface_voxels(labels: AnyArray, inside: AnyArray) -> AnyArray:
 
 @numba.njit(cache=True, nogil=True)
 def steps_along_x(surface: AnyArray) -> AnyArray:
-    """Voxels from each voxel of (Z, Y, X) bool to the nearest one set in its row, int32; -1 all along a row
-    without one.
+    """Distance in voxels from each voxel of (Z, Y, X) bool to the nearest set voxel in its row, int32; -1 in
+    a row without a set voxel.
     """
     n_z, n_y, n_x = surface.shape
     steps = np.empty(surface.shape, np.int32)
@@ -115,12 +116,12 @@ def steps_along_x(surface: AnyArray) -> AnyArray:
 
 @numba.njit(cache=True, nogil=True)
 def nearest_in_rows(points: AnyArray, steps: AnyArray, spacing: AnyArray, reach: float) -> AnyArray:
-    """Distance from each point (Z, Y, X) bool, in order, to the nearest voxel set in `steps`
-    (`steps_along_x`); inf for `reach` or more.
+    """Distance from each point (Z, Y, X) bool, in order, to the nearest set voxel, from `steps`
+    (`steps_along_x`); inf for a distance of `reach` or more.
 
-    spacing (3,) float64 along (Z, Y, X); the distance and `reach` are in its unit. Rows are looked at from
-    the point's own outward, until a row is farther off than what was found: for a distance of d voxels some 3
-    d^2 rows, each one number.
+    spacing (3,) float64 along (Z, Y, X); the distance and `reach` are in its unit. Rows are searched from the
+    row of the point outward, until a row is farther away than the nearest voxel found. For a distance of d
+    voxels these are about 3 d^2 rows, with one number read in each.
     """
     n_z, n_y, _ = points.shape
     distances = np.full(points.sum(), np.inf)
@@ -154,12 +155,12 @@ def nearest_in_rows(points: AnyArray, steps: AnyArray, spacing: AnyArray, reach:
 
 @numba.njit(cache=True, nogil=True)
 def largest_class(logits: AnyArray, inside: AnyArray, shift: AnyArray, out: AnyArray) -> bool:
-    """Write the class of the largest shifted logit of every voxel inside, and 0 outside; False where a logit
-    is NaN.
+    """Write the class of the largest shifted logit of every voxel inside, and 0 outside. Return False if a
+    logit is NaN.
 
     logits (n, Y', X', K) float32 with Y' >= Y, X' >= X; inside (n, Y, X) bool; shift (K,) float32; out (n, Y,
-    X) uint8. Of equal logits the first wins. torch.argmax over five interleaved classes takes 80 ns a voxel,
-    a third of the network's own time.
+    X) uint8. If logits are equal, the first class is used. torch.argmax over five interleaved classes takes
+    80 ns per voxel, which is a third of the time of the network.
     """
     n, n_y, n_x = out.shape
     n_classes = shift.size
@@ -190,8 +191,8 @@ def mark_nonzero(values: AnyArray, marks: AnyArray) -> None:
 def histogram16(values: AnyArray) -> AnyArray:
     """How often each of the 65,536 values occurs in `values` (n,) uint16.
 
-    Even and odd places are counted apart: neighbors are alike, and adding to one number twice in a row has to
-    wait.
+    Even and odd positions are counted separately. Neighbor values are often equal, and two additions to the
+    same number in a row are slow.
     """
     counts = np.zeros((2, 65536), np.int64)
     for i in range(0, values.size - 1, 2):
@@ -213,8 +214,8 @@ def look_up16(values: AnyArray, table: AnyArray, marks: AnyArray, image: AnyArra
 
 @numba.njit(cache=True, nogil=True)
 def mark_outside(tissue: AnyArray, marks: AnyArray, outside: int) -> int:
-    """Set the healthy (0) of `tissue` (n,) uint8 to `outside` where `marks` (n,) is 0; how many of another
-    class lie there, which stay.
+    """Set the healthy voxels (0) of `tissue` (n,) uint8 to `outside` where `marks` (n,) is 0. Voxels of other
+    classes stay; return their number.
     """
     n_others = 0
     for i in range(tissue.size):
@@ -228,10 +229,10 @@ def mark_outside(tissue: AnyArray, marks: AnyArray, outside: int) -> int:
 
 @numba.njit(cache=True, nogil=True)
 def group_positions(labels: AnyArray, n_classes: int) -> tuple[AnyArray, AnyArray]:
-    """Count (n_classes,) int64 the classes of `labels` (n,) uint8, and list their positions (uint32) class by
+    """Count the classes of `labels` (n,) uint8, (n_classes,) int64, and list the positions (uint32) class by
     class, in order.
 
-    A label of `n_classes` or more is in no class.
+    A label of `n_classes` or more belongs to no class.
     """
     counts = np.zeros(256, np.int64)
     for i in range(labels.size):

@@ -1,4 +1,4 @@
-"""The knobs of a training in words: name, values, default and meaning, read from the config models."""
+"""Descriptions of the knobs of a training: name, values, default and meaning, read from the config models."""
 
 import ast
 import inspect
@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 @dataclass(frozen=True)
 class Knob:
-    """One knob: what it is called, what it can be, what it is by default, and what it means."""
+    """One knob: its name, its possible values, its default, and its meaning."""
 
     name: str
     values: str
@@ -69,12 +69,12 @@ def values_in_words(kind: Any) -> str:
 
 
 def one_line(text: str) -> str:
-    """A docstring with its lines joined; paragraphs stay apart."""
+    """A docstring with the lines of each paragraph joined."""
     return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(text))
 
 
 def _meanings(section: type[BaseModel]) -> dict[str, str]:
-    """The string under each knob of a section, in its source."""
+    """The string under each knob of a section in the source code."""
     (of_class,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
     assert isinstance(of_class, ast.ClassDef)
     return {

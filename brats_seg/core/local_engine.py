@@ -1,7 +1,8 @@
-"""Tasks in processes of this machine, each an executor of the standard library with one worker.
+"""Run tasks in processes of this machine. Each process is an executor of the standard library with one
+worker.
 
-One dead worker ends all tasks of loky, and of an executor of many workers. In pebble, a worker that is killed
-while it holds a shared lock stops the others. Executors of one worker share nothing.
+In loky, and in an executor with many workers, one dead worker ends all tasks. In pebble, a worker that is
+killed while it holds a shared lock stops the other workers. Executors with one worker share nothing.
 """
 
 import multiprocessing
@@ -19,13 +20,13 @@ from brats_seg.core.outcome import Outcome, T, V, WorkerDiedError, attempt
 
 _THREADS = tuple(f"{x}_NUM_THREADS" for x in ("OMP", "OPENBLAS", "MKL", "NUMBA"))  # read at an import
 _NUMBER = "BRATS_SEG_WORKER"
-_PATIENCE_S = 30.0  # how long a worker that is told to stop has to save its work
+_PATIENCE_S = 30.0  # time that a worker has to save its work after it is told to stop
 
 
 def map_in_processes(
     function: Callable[[T], V], tasks: Sequence[T], *, workers: int, threads: int | None
 ) -> Iterator[Outcome[T, V]]:
-    """As `engine.map_unordered`, in processes that end with this one, even when this one is killed."""
+    """As `engine.map_unordered`, in processes that end with this process, even if it is killed."""
     died = []
     for outcome in _run(function, list(enumerate(tasks)), workers=workers, threads=threads):
         if outcome.died:
@@ -37,7 +38,7 @@ def map_in_processes(
 
 
 def worker_number() -> int:
-    """The number of this process among the workers that live, from 0; 0 in a process that is no worker."""
+    """The number of this process among the running workers, from 0; 0 in a process that is not a worker."""
     return int(os.environ.get(_NUMBER, "0"))
 
 
@@ -60,11 +61,11 @@ def _run(
                 position, task = queue.popleft()
                 try:
                     busy[worker.executor.submit(_serve, function, task, position)] = worker, position, task
-                except BrokenProcessPool:  # killed between two tasks: another worker takes this one
+                except BrokenProcessPool:  # killed between two tasks: another worker gets this task
                     _dismiss([worker])
                     free.appendleft(worker.number)
                     queue.appendleft((position, task))
-            yield from done  # after the workers have something to do again
+            yield from done  # after the workers have new tasks
             done = []
             for future in wait(busy, return_when=FIRST_COMPLETED).done:
                 worker, position, task = busy.pop(future)
@@ -78,7 +79,7 @@ def _run(
 
 
 def _outcome(future: Future[Outcome[T, V]], worker: _Worker, position: int, task: T) -> Outcome[T, V]:
-    error = future.exception()  # also that of a value which cannot be sent from process to process
+    error = future.exception()  # also the error of a value that cannot be sent between processes
     if isinstance(error, BrokenProcessPool):
         worker.process.join(timeout=_PATIENCE_S)
         error = WorkerDiedError(f"its process ended with {worker.process.exitcode}: killed, or out of memory")
@@ -121,5 +122,5 @@ def _end_with(parent: BaseProcess) -> None:
 def _serve(function: Callable[[Any], Any], task: Any, position: int) -> Outcome[Any, Any]:
     try:
         return attempt(function, task, position)
-    except KeyboardInterrupt:  # told to stop, and its work is saved: the parent says so, once
+    except KeyboardInterrupt:  # told to stop, and its work is saved; the parent reports this once
         os._exit(1)

@@ -24,11 +24,11 @@ class Outcome(Generic[T, V]):
 
     @property
     def died(self) -> bool:
-        """Whether its worker was killed. The error then is an `OSError` by its class alone."""
+        """Whether the worker of the task was killed. The error is then an `OSError`."""
         return isinstance(self.error, WorkerDiedError)
 
     def unwrap(self) -> V:
-        """The value. Raises the error where there is none."""
+        """The value. Raises the error if there is no value."""
         if self.error is not None:
             raise self.error
         return cast(V, self.value)
@@ -37,7 +37,7 @@ class Outcome(Generic[T, V]):
 def attempt(function: Callable[[T], V], task: T, position: int) -> Outcome[T, V]:
     """Call a function on a task. Every `Exception` becomes the error of the task.
 
-    An exception that another process could not read becomes a `RuntimeError` of the same words.
+    An exception that another process cannot read becomes a `RuntimeError` with the same text.
     """
     try:
         return Outcome(task, value=function(task), position=position)

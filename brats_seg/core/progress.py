@@ -1,4 +1,4 @@
-"""A progress bar with time left for long work; silent where nobody watches."""
+"""A progress bar with the remaining time. It is silent if standard error is not a terminal."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -23,14 +23,14 @@ T = TypeVar("T")
 
 
 class _OutermostBar(Progress):
-    """Bars in one another would write over each other: the outermost one draws, and it draws in the main
-    process alone.
+    """Nested bars would overwrite each other. Therefore only the outermost bar draws, and only in the main
+    process.
     """
 
     _n_open = 0
 
     def start(self) -> None:
-        """Draw, unless another bar does."""
+        """Start to draw, unless another bar draws."""
         self.disable = self.disable or _OutermostBar._n_open > 0 or parent_process() is not None
         _OutermostBar._n_open += 1
         super().start()
@@ -42,26 +42,29 @@ class _OutermostBar(Progress):
 
 
 def is_first_rank() -> bool:
-    """Whether this process is the first of those that `torchrun` started, or the only one: it alone
-    speaks.
+    """Whether this process is the first process that `torchrun` started, or the only process. Only this
+    process prints.
     """
     return int(os.environ.get("RANK", "0")) == 0
 
 
 class _NoteColumn(ProgressColumn):
-    """The note of a task, on one line."""
+    """The note of a task in one line."""
 
     def render(self, task: Task) -> Text:
         return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
 
 
 def progress_bar() -> Progress:
-    """A bar on standard error with count, time spent and time left.
+    """A bar on standard error with the count, the elapsed time and the remaining time.
 
-    It draws nothing when that is not a terminal, inside another bar, or in a rank that is not the first.
+    It draws nothing if standard error is not a terminal, inside another bar, or in a rank other than the
+    first.
     """
     console = Console(stderr=True)
-    kept = [Column(no_wrap=True) for _ in range(5)]  # whole in a narrow terminal: the note is cut instead
+    kept = [
+        Column(no_wrap=True) for _ in range(5)
+    ]  # complete in a narrow terminal, where the note is cut instead
     return _OutermostBar(
         TextColumn("{task.description}", table_column=kept[0]),
         BarColumn(bar_width=20, table_column=kept[1]),
@@ -75,9 +78,9 @@ def progress_bar() -> Progress:
 
 
 def log_line(bar: Progress, line: str) -> None:
-    """Print a line where standard error is no terminal: the log of hours of work says how far it is.
+    """Print a line if standard error is not a terminal, so that the log of long work shows its progress.
 
-    Work inside other work (a bar in a bar, or in a worker process) is not logged: the outer one is.
+    Nested work (a bar inside a bar, or in a worker process) is not logged; the outer work is.
     """
     is_outermost = _OutermostBar._n_open <= 1 and parent_process() is None
     if is_outermost and not bar.console.is_terminal:
@@ -87,8 +90,8 @@ def log_line(bar: Progress, line: str) -> None:
 def track(
     items: Iterable[T], *, total: int, label: str, line: Callable[[T], str] | None = None
 ) -> Iterator[T]:
-    """Yield the items while a bar counts them; with `line`, each of them has a line where standard error is
-    no terminal.
+    """Yield the items while a bar counts them. With `line`, one line for each item is printed if standard
+    error is not a terminal.
     """
     with progress_bar() as bar:
         task = bar.add_task(label, total=total, note="")

@@ -1,4 +1,4 @@
-"""Device, rank, precision, threads and allocator: what a run stands on."""
+"""Device, rank, precision, threads and memory allocator of a run."""
 
 import atexit
 import ctypes
@@ -28,16 +28,17 @@ Compile = Literal["never", "always", "graphs"]
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how networks run: one value for each process.
+    """The device and precision with which networks run; one value for each process.
 
     Attributes:
         device: the device of this process.
         dtype_autocast: bfloat16 or float16 for mixed precision, None for plain float32.
-        n_threads: threads torch computes with on a CPU.
-        rank, world_size: this process among those that `torchrun` started; 0 and 1 without it.
-        tf32: whether a CUDA device multiplies float32 numbers with 10 bits after the point (TF32).
-        compile: "always" makes code for networks that train; "graphs" also records CUDA graphs of them.
-        cudnn_benchmark: whether cuDNN tries its algorithms; "auto" does so on a CUDA device.
+        n_threads: number of threads of torch on a CPU.
+        rank, world_size: number of this process and number of processes that `torchrun` started; 0 and 1
+            without it.
+        tf32: whether a CUDA device multiplies float32 numbers with a mantissa of 10 bits (TF32).
+        compile: "always" compiles networks for training; "graphs" also records CUDA graphs of them.
+        cudnn_benchmark: whether cuDNN tests its algorithms; "auto" does this on a CUDA device.
     """
 
     device: torch.device
@@ -51,19 +52,19 @@ class Runtime:
 
     @property
     def is_writer(self) -> bool:
-        """Whether this process writes the run's files: rank 0 alone does."""
+        """Whether this process writes the files of the run. Only rank 0 does."""
         return self.rank == 0
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """A context in which networks run at this runtime's precision."""
+        """A context in which networks run with the precision of this runtime."""
         if self.dtype_autocast is None:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype_autocast)
 
     @contextmanager
     def one_shape(self) -> Iterator[None]:
-        """A context in which every pass has the same shape: cuDNN tries its algorithms at the first pass and
-        keeps the fastest, as `cudnn_benchmark` says.
+        """A context in which every pass has the same shape. cuDNN tests its algorithms in the first pass and
+        keeps the fastest, depending on `cudnn_benchmark`.
         """
         # not torch.backends.cudnn.flags: it turns TF32 on
         before = torch.backends.cudnn.benchmark
@@ -77,11 +78,11 @@ class Runtime:
             torch.backends.cudnn.benchmark = before
 
     def place(self, network: nn.Module) -> nn.Module:
-        """The network on this device, channels last (what convolutions run fastest on, and how a bank's
-        batches lie in memory).
+        """The network on this device, in memory format channels last. Convolutions are fastest in this
+        format, and batches of a bank have it.
 
-        Several CUDA ranks share batch statistics; CPU ranks keep their own (torch has no synchronized batch
-        norm there).
+        Several CUDA ranks share batch statistics. CPU ranks keep their own, because torch has no synchronized
+        batch norm for CPUs.
         """
         if self.world_size > 1 and self.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -102,11 +103,13 @@ class Runtime:
         return [value] if self.world_size == 1 else gather_from_ranks(value)
 
     def any_rank(self, wish: bool) -> bool:
-        """Whether any rank wishes so; the same answer on every rank."""
+        """Whether at least one rank has the wish. Every rank gets the same answer."""
         return any(self.gather(wish))
 
     def share_buffers(self, network: nn.Module) -> None:
-        """Give every rank the batch-norm statistics of rank 0, so that all evaluate the same network."""
+        """Copy the batch-norm statistics of rank 0 to every rank, so that all ranks evaluate the same
+        network.
+        """
         if self.world_size > 1:
             for buffer in network.buffers():
                 dist.broadcast(buffer, src=0)
@@ -123,26 +126,25 @@ def start_runtime(
     compile: Compile = "never",
     cudnn_benchmark: Literal["auto", "never", "always"] = "auto",
 ) -> Runtime:
-    """Set this process up and say what it runs on.
+    """Set up this process and return its runtime.
 
     Args:
-        device: "auto" (CUDA where there is one, else the CPU), "cpu", "cuda" or "cuda:N".
-        precision: "auto" is bf16 on a device that multiplies it natively, else fp16 on a CUDA device and
-            float32 on a CPU. "float32" means float32: torch's own default for convolutions is TF32, which
-            "tf32" asks for.
-        threads: threads on a CPU; 0 for the number that torch had at the first call (its own: the cores, or
-            OMP_NUM_THREADS).
+        device: "auto" (CUDA if there is a CUDA device, else the CPU), "cpu", "cuda" or "cuda:N".
+        precision: "auto" is bf16 on a device with native bf16 multiplication, else fp16 on a CUDA device and
+            float32 on a CPU. "float32" is full float32. "tf32" is torch's default for convolutions.
+        threads: number of threads on a CPU; 0 for the number of torch at the first call (its default: the
+            cores, or OMP_NUM_THREADS).
         compile, cudnn_benchmark: see `Runtime`.
 
     Raises:
-        UsageError: a device or precision that is not there.
+        UsageError: the device or precision is not available.
     """
     set_allocator()
     rank, world_size = _join_ranks(device)
     chosen = _find_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    cudnn: Any = torch.backends.cudnn  # the stubs of torch do not know its parts
+    cudnn: Any = torch.backends.cudnn  # the type stubs of torch lack its attributes
     kinds: tuple[Any, ...] = (cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul)
     for kind in kinds:
         kind.fp32_precision = "tf32" if precision == "tf32" else "ieee"
@@ -162,19 +164,19 @@ def start_runtime(
 
 @cache
 def _own_threads() -> int:
-    """Torch's own number of threads: asked for once, before a run has set another."""
+    """The default number of threads of torch, read once before a run changes it."""
     return torch.get_num_threads()
 
 
 def n_workers(asked: int, *, device: str = "cpu") -> int:
-    """Processes: as asked, or one for each core that this process may use; where they compute on GPUs, one
-    for each.
+    """The number of processes: `asked`, or if it is 0, one for each core that this process may use, or one
+    for each GPU.
     """
     return asked or (torch.cuda.device_count() if _on_gpus(device) else n_cores())
 
 
 def worker_device(device: str, *, worker: int) -> str:
-    """Where the n-th of several workers computes: the GPUs in turn. A device that is named by its number is
+    """The device of the n-th of several workers: the workers use the GPUs in turn. A device with a number is
     kept.
     """
     return f"cuda:{worker % torch.cuda.device_count()}" if _on_gpus(device) else device
@@ -185,10 +187,12 @@ def _on_gpus(device: str) -> bool:
 
 
 def set_allocator() -> bool:
-    """Keep glibc from handing large blocks back to the kernel after each use; True where it could be set.
+    """Prevent glibc from returning large memory blocks to the kernel after each use. Return True if this
+    could be set.
 
-    Every step of a network frees and takes the same large arrays. Fresh pages are the slowest part of that:
-    without them U-Net steps ran 1.5 times faster. Does nothing where the C library is not glibc.
+    Every step of a network frees and allocates the same large arrays, and new memory pages are the slowest
+    part of this. Without new pages the steps of a U-Net were 1.5 times faster. With another C library than
+    glibc this does nothing.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -216,10 +220,10 @@ class StopRequest:
 
 @contextmanager
 def catch_stop_signals() -> Iterator[StopRequest]:
-    """Note SIGTERM and Ctrl-C instead of dying of them, for the time of the block; a second Ctrl-C interrupts
-    at once.
+    """During the block, record SIGTERM and Ctrl-C instead of ending the process. A second Ctrl-C interrupts
+    immediately.
 
-    Signals reach the main thread only: in another one nothing is caught.
+    Only the main thread receives signals. In another thread nothing is caught.
     """
     request = StopRequest()
 
@@ -240,14 +244,14 @@ def catch_stop_signals() -> Iterator[StopRequest]:
 
 
 def ranks() -> tuple[int, int]:
-    """Number of this process among those that `torchrun` started, and how many these are; (0, 1) without."""
+    """Number of this process and number of processes that `torchrun` started; (0, 1) without `torchrun`."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def gather_from_ranks(value: T) -> list[T]:
-    """Every rank's value, in rank order, on every rank. The group of processes was joined before."""
+    """Every rank's value, in rank order, on every rank. The process must have joined the group before."""
     values: list[Any] = [None] * ranks()[1]
     dist.all_gather_object(values, value, group=_patient_group())
     return values
@@ -255,19 +259,19 @@ def gather_from_ranks(value: T) -> list[T]:
 
 @cache
 def _patient_group() -> dist.ProcessGroup | None:
-    """The ranks, who wait for each other for as long as it takes: one may have hours of cases more."""
+    """The group of ranks without a time limit for waiting: one rank may need hours longer for its cases."""
     return dist.new_group(backend="gloo", timeout=timedelta(days=30))
 
 
 def _join_ranks(device: str) -> tuple[int, int]:
-    """Rank and number of ranks; joins the group of processes where `torchrun` started this one."""
+    """Rank and number of ranks. If `torchrun` started this process, it joins the group of processes."""
     if ranks()[1] == 1:
         return 0, 1
     if not dist.is_initialized():
         on_cuda = device != "cpu" and torch.cuda.is_available()
-        # gloo beside nccl: what the processor needs to know does not make the GPU wait
+        # gloo in addition to nccl: messages between CPUs do not make the GPU wait
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
-        _patient_group()  # all ranks make it, while they are together
+        _patient_group()  # all ranks create it here, because all are at the same point
         atexit.register(dist.destroy_process_group)
     return dist.get_rank(), dist.get_world_size()
 
@@ -298,8 +302,8 @@ def _find_precision(precision: Precision, device: torch.device) -> torch.dtype |
     if precision in ("fp16", "tf32"):
         if device.type != "cuda":
             raise UsageError(
-                f"precision '{precision}' is for CUDA devices: a CPU has no fast {precision} convolution; "
-                "use bf16 or float32"
+                f"precision '{precision}' is only for CUDA devices, because a CPU has no fast {precision} "
+                "convolution; use bf16 or float32"
             )
         return torch.float16 if precision == "fp16" else None
     if precision != "auto":
@@ -314,7 +318,7 @@ def _find_precision(precision: Precision, device: torch.device) -> torch.dtype |
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the time of the block; each module then gets its own mode back."""
+    """Evaluation mode during the block. Afterwards each module gets its own mode again."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:

@@ -1,4 +1,4 @@
-"""A group of settings as a frozen model; YAML in, `--set section.key=value` over it, a resolved copy out."""
+"""Settings as frozen models: read YAML, apply `--set section.key=value`, write a resolved copy."""
 
 import difflib
 import itertools
@@ -20,11 +20,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 Rules = tuple[tuple[object, str], ...]
-"""For each rule whether it is broken (anything that counts as true), and the reason for the user."""
+"""For each rule whether it is broken (any value that counts as true), and the reason for the user."""
 
 
 class Ruled(BaseModel):
-    """A model whose fields have to fit together: `_rules` says when they do not, and why not."""
+    """A model whose fields must fit together. `_rules` checks this and gives the reasons."""
 
     def _rules(self) -> Rules:
         """The rules between the fields, most basic first."""
@@ -37,15 +37,17 @@ class Ruled(BaseModel):
 
 
 class Section(Ruled):
-    """A group of knobs: immutable, and a misspelled name or a number that is none (`.nan`, `.inf`) is an
-    error.
+    """A group of knobs. It is immutable. A misspelled name, or a number that is not finite (`.nan`, `.inf`),
+    is an error.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def unless(default: Any) -> Any:
-    """The field of a knob that came later: a config in which it has its default is written as before."""
+    """The field of a knob that was added later. A config in which the knob has its default is written without
+    it.
+    """
     return Field(exclude_if=lambda value: value == default)
 
 
@@ -55,17 +57,17 @@ S = TypeVar("S", bound=Section)
 def load_settings(
     model: type[S], source: str | Path | None, *, shelf: str = "", overrides: tuple[str, ...] = ()
 ) -> S:
-    """Read a YAML file, or one that travels with the package by its name, and lay the overrides over it.
+    """Read a YAML file, or a config of the package by its name, and apply the overrides.
 
     Args:
-        model: what it describes.
+        model: model of the settings.
         source: a path, or a name such as `unet2d_cpu`; None for the defaults.
-        shelf: folder of `configs/` in which a name is looked for: "" for training, "experiments", "studies".
+        shelf: folder of `configs/` with the names: "" for training, "experiments", "studies".
         overrides: `section.key=value` each, the value read as YAML.
 
     Raises:
-        UsageError: no such file or name, not YAML, or a key or value that no knob takes (with the nearest
-            right one).
+        UsageError: the file or name does not exist, the file is not YAML, or no knob has this key or accepts
+            this value (the message gives the nearest correct one).
     """
     return parse_settings(model, load_tree(source, shelf=shelf, overrides=overrides))
 
@@ -73,7 +75,7 @@ def load_settings(
 def load_tree(
     source: str | Path | None, *, shelf: str = "", overrides: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """`load_settings` before the mapping is checked: for a file that says itself what it describes."""
+    """`load_settings` without the check of the mapping, for a file that names its own kind."""
     tree = _read(_locate(source, shelf)) if source is not None else {}
     for override in overrides:
         lay_over(tree, override)
@@ -81,7 +83,7 @@ def load_tree(
 
 
 def parse_settings(model: type[S], tree: dict[str, Any]) -> S:
-    """Check a nested mapping, as YAML gives it. Raises `UsageError` naming the path of every wrong key or
+    """Check a nested mapping, as read from YAML. Raises `UsageError` with the path of every wrong key or
     value.
     """
     try:
@@ -98,24 +100,24 @@ def dump_config(config: Section) -> str:
 
 
 def config_names(shelf: str = "") -> tuple[str, ...]:
-    """Names of the configs that travel with the package, of one shelf."""
+    """Names of the configs of the package in one shelf."""
     return tuple(sorted(p.stem for p in (_configs() / shelf).glob("*.yaml")))
 
 
 def config_path(name: str, shelf: str = "") -> Path:
-    """Where a config that travels with the package lies."""
+    """Path of a config of the package."""
     return _configs() / shelf / f"{name}.yaml"
 
 
 def opening_comment(path: Path) -> tuple[str, ...]:
-    """The lines of the comment that a config begins with, without the signs of a comment."""
+    """The lines of the comment at the start of a config, without the comment signs."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
     return tuple(line.removeprefix("#").removeprefix(" ").rstrip() for line in lines)
 
 
 RENAMED = {"best": "drift_dice"}
-"""Names of configs in older commands and files, and what each is called now."""
-_FEW = 5  # wrong knobs that are named
+"""Old names of configs, and their present names."""
+_FEW = 5  # number of wrong knobs in a message
 
 
 def _configs() -> Path:
@@ -128,13 +130,14 @@ def _locate(source: str | Path, shelf: str) -> Path:
         logger.warning("--config %s: this config is now called %s", source, RENAMED[str(source)])
         source = RENAMED[str(source)]
     for path in (Path(source), _configs() / shelf / f"{source}.yaml"):
-        if os.path.isfile(path):  # False too for a name that no system takes
+        if os.path.isfile(path):  # also False for a name that the system does not accept
             return path
     names = config_names(shelf)
     close = difflib.get_close_matches(str(source), names, n=1)
     hint = f", did you mean '{close[0]}'" if close else ""
     raise UsageError(
-        f"--config {source}: no such file, and no config of that name{hint}; the names are {', '.join(names)}"
+        f"--config {source}: no such file, and no config with this name{hint}; the names are "
+        f"{', '.join(names)}"
     )
 
 
@@ -153,8 +156,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def lay_over(tree: dict[str, Any], override: str) -> None:
-    """Set one knob, `section.key=value` with the value as YAML, in a nested mapping. Raises `UsageError`
-    where it is not so written.
+    """Set one knob, `section.key=value` with the value as YAML, in a nested mapping. Raises `UsageError` if
+    the override has another form.
     """
     path, equals, text = override.partition("=")
     keys = path.split(".")
@@ -174,7 +177,7 @@ def lay_over(tree: dict[str, Any], override: str) -> None:
         if not isinstance(tree, dict):
             raise UsageError(f"--set {printable(override, limit=120)}: '{key}' is a value, not a section")
     if keys[-2:] == ["augment", "preset"]:
-        tree.clear()  # a preset stands for every knob; the knobs of the file would be laid over it
+        tree.clear()  # a preset sets every knob; otherwise the knobs of the file would change the preset
     tree[keys[-1]] = value
 
 

@@ -17,17 +17,17 @@ def bootstrap_interval(
     n_resamples: int = 5000,
     seed: int = 0,
 ) -> tuple[float, float] | None:
-    """Percentile interval of the mean under resampling of patients, all scans of a patient together.
+    """Percentile interval of the mean by resampling of patients. All scans of a patient stay together.
 
     Args:
         values: one number for each scan, no NaN.
-        patients: whose scan it is, same length.
-        level: share of the resampled means inside.
-        n_resamples: how many means are drawn.
-        seed: of the draw.
+        patients: patient of each scan, same length.
+        level: share of the resampled means in the interval.
+        n_resamples: number of resamples.
+        seed: seed of the draws.
 
     Returns:
-        Lower and upper bound, or None with fewer than two patients.
+        Lower and upper bound; None with fewer than two patients.
     """
     names, owner = np.unique(np.asarray(patients, dtype=np.str_), return_inverse=True)
     if len(names) < 2:
@@ -45,9 +45,9 @@ def stratified_times(
     """How often each member is drawn in each resample; a stratum keeps its size.
 
     Args:
-        strata: of each member.
-        n_resamples: how many resamples.
-        seed: of the draw.
+        strata: stratum of each member.
+        n_resamples: number of resamples.
+        seed: seed of the draws.
     """
     generator = np.random.default_rng(seed)
     times = np.zeros((len(strata), n_resamples), np.uint16)
@@ -61,7 +61,7 @@ def stratified_times(
 
 def describe(values: Sequence[float], patients: Sequence[str]) -> dict[str, Any]:
     """Mean, sd (n - 1), n, number of patients and 95 % interval over patients, as plain types for JSON; None
-    where n is too small.
+    for values for which n is too small.
 
     Args:
         values: one number for each scan, no NaN.
@@ -81,18 +81,18 @@ def describe(values: Sequence[float], patients: Sequence[str]) -> dict[str, Any]
 def paired_difference(
     first: Mapping[str, float], second: Mapping[str, float], *, patient_of: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Second minus first over the scans in both: `describe` of the differences, and `p` of the one paired
+    """Second minus first over the scans that both have: `describe` of the differences, and `p` of the paired
     test of the package.
 
     The test is Wilcoxon's signed-rank test, two-sided, over patients: each patient counts once, with the mean
     over the shared scans.
 
     Args:
-        first, second: a number for each scan, no NaN. A scan that only one of them has is left out.
-        patient_of: whose scan it is, for the scans in both.
+        first, second: one number for each scan, no NaN. A scan that only one of them has is left out.
+        patient_of: patient of each scan that both have.
 
     Returns:
-        The keys of `describe`, and `p`: 1 where no patient differs or no scan is shared.
+        The keys of `describe`, and `p`. `p` is 1 if no patient differs or no scan is shared.
     """
     keys = sorted(first.keys() & second.keys())
     differences, patients = [second[k] - first[k] for k in keys], [patient_of[k] for k in keys]
@@ -106,7 +106,7 @@ def paired_difference(
 def _signed_rank_p(differences: Float[np.ndarray, " n"]) -> float:
     """Two-sided p of Wilcoxon's signed-rank test: that of `scipy.stats.wilcoxon`.
 
-    Where some of up to 13 differences are equal or 0, SciPy ranks the differences anew for each of the 2^n
+    If some of up to 13 differences are equal or 0, SciPy ranks the differences again for each of the 2^n
     patterns of signs, which takes seconds. Here the differences are ranked once.
     """
     sizes = np.abs(differences)

@@ -1,4 +1,4 @@
-"""Rows as text: the one writer of CSV and the one writer of Markdown tables."""
+"""Rows as text: CSV and Markdown tables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,13 +9,13 @@ Row = Mapping[str, Any]
 
 
 def csv_text(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
-    """Rows as CSV with a header line; what is None, NaN or absent is an empty cell.
+    """Rows as CSV with a header line. A value that is None, NaN or missing is an empty cell.
 
     Args:
-        rows: any number; a value is written as `str` gives it.
-        columns: in order; None for those of the rows.
+        rows: any number of rows; values are written with `str`.
+        columns: columns in order; None for the columns of the rows.
     """
-    # As objects, because a whole number beside an empty cell would be written as 1.0 otherwise.
+    # As objects, because otherwise a whole number in a column with an empty cell would be written as 1.0.
     table = pd.DataFrame(list(rows), columns=None if columns is None else list(columns), dtype=object)
     return str(table.to_csv(index=False, lineterminator="\n"))
 
@@ -26,6 +26,6 @@ def markdown_table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[s
 
 
 def interval_text(row: Row, *, digits: int, sign: str = "") -> str:
-    """The 95 % interval of a mean in brackets, with a space before it; nothing where there is none."""
+    """The 95 % interval of a mean in brackets, with a space before it; "" if there is no interval."""
     ends = row["interval95"]
     return "" if ends is None else f" [{', '.join(f'{end:{sign}.{digits}f}' for end in ends)}]"

@@ -1,5 +1,5 @@
-"""Names for the torch tensors of public signatures: axes, in order, and dtype (checked at run time in the
-tests).
+"""Names for the torch tensors of public signatures: axes in order, and dtype. The tests check them at run
+time.
 """
 
 from jaxtyping import Float, Float32, UInt8
@@ -10,6 +10,6 @@ Inputs = Float32[Tensor, "b m *patch"]
 Targets = UInt8[Tensor, "b *patch"]
 """Tissue class of each voxel of a batch, 255 outside the brain."""
 Logits = Float[Tensor, "b k *patch"]
-"""A network's output before the softmax."""
+"""The output of a network before the softmax."""
 PerExample = Float[Tensor, "b"]
 """One number for each example of a batch."""

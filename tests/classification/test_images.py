@@ -57,7 +57,7 @@ def test_mnist_with_labels_and_images_of_different_length(tmp_path):
     images = tmp_path / "train-images-idx3-ubyte.gz"
     assert (
         refusal("mnist", tmp_path)
-        == f"{images} holds 40 images and train-labels-idx1-ubyte.gz 39 labels; every image has one"
+        == f"{images} holds 40 images but train-labels-idx1-ubyte.gz 39 labels; every image needs one"
     )
 
 
@@ -181,7 +181,7 @@ def test_omniglot_folders_are_characters_of_alphabets(tmp_path):
         assert (image.min(), image.max()) == (0, 255)  # bright ink on black
         assert abs(int(image.sum(axis=1).argmax()) - 28 * (8 * label + 4) / 105) < 2
     (tmp_path / "images_background" / "Alphabet0" / "notes.txt").write_text("x")
-    assert "notes.txt: a file among the class folders" in refusal("omniglot", tmp_path)
+    assert "notes.txt: is a file among the class folders" in refusal("omniglot", tmp_path)
 
 
 def test_images_of_a_patient_stay_together(tmp_path):

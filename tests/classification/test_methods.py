@@ -65,8 +65,8 @@ def test_a_second_phase_and_a_committee_are_more_networks():
 @pytest.mark.parametrize(
     ("name", "knobs", "complaint"),
     [
-        ("upsample", Knobs(), "no method 'upsample'"),
-        ("baseline", Knobs(imbalance_ratio=(10,)), "takes none"),
+        ("upsample", Knobs(), "'upsample' is not a method"),
+        ("baseline", Knobs(imbalance_ratio=(10,)), "does not use it"),
         ("oversample", Knobs(redraw="epoch"), "only 'undersample'"),
         ("easy_ensemble", Knobs(two_phase=True), "several networks"),
     ],

@@ -92,7 +92,7 @@ def test_refusals():
             InputError, match=rf"mine: ids lie in {min(ids)}\.\.{max(ids)}; there are 0\.\.29"
         ):
             source.batch(np.array(ids))
-    with pytest.raises(UsageError, match="out holds 2 images; 3 are asked for"):
+    with pytest.raises(UsageError, match="out holds 2 images, but 3 ids were given"):
         source.batch(np.arange(3), out=source.batch(np.arange(2)))
 
 

@@ -64,15 +64,14 @@ def test_scientific_notation_without_a_dot_is_a_number() -> None:
         ("training.epochs=!!timestamp x", "--set training.epochs=!!timestamp x: the value is not YAML"),
         (f"optimizer.lr={'1:' * 200}1.5", "the value is not YAML"),
         ("validation={metric: last, patience: 3}", "choose another metric or no patience"),
-        ("loss.weights_from=0.5", "loss: weights_from 0.5 defers class weights, and class_weights is 'none'"),
+        ("loss.weights_from=0.5", "loss: weights_from 0.5 delays class weights, but class_weights is 'none'"),
         (
             "sampler.imbalance_ratio=10",
-            "sampler: kind 'balanced' has no imbalance_ratio; it goes with kind 'oversample' or "
-            "'undersample'",
+            "sampler: kind 'balanced' has no imbalance_ratio; use kind 'oversample' or 'undersample'",
         ),
         (
             "loss.tau=2",
-            "loss: tau 2 is the strength of the logit adjustment; it goes with kind 'logit_adjusted'",
+            "loss: tau 2 is the strength of the logit adjustment; it is only for kind 'logit_adjusted'",
         ),
         ("augment=stong", "config: augment: 'stong' is not a preset; the presets are none, light, strong"),
         (
@@ -82,7 +81,7 @@ def test_scientific_notation_without_a_dot_is_a_number() -> None:
         ("augment=3", "config: augment: '3' is not a preset; the presets are none, light, strong (got 3)"),
         (
             "loss.unified_gamma=0.2",
-            "kind 'cross_entropy' has no unified_weight, unified_delta and unified_gamma; they go with "
+            "kind 'cross_entropy' has no unified_weight, unified_delta and unified_gamma; they are only for "
             "'unified_focal'",
         ),
         (
@@ -91,14 +90,14 @@ def test_scientific_notation_without_a_dot_is_a_number() -> None:
         ),
         (
             "loss.by_lesion_weight=2",
-            "by_lesion_weight is of a loss of each lesion; it goes with by_lesion 'blob' or 'components'",
+            "by_lesion_weight is only for by_lesion 'blob' or 'components'",
         ),
         (
             "loss.dice=batch",
-            "loss: kind 'cross_entropy' has no Dice term; dice 'batch' goes with kind 'dice_cross_entropy' "
+            "loss: kind 'cross_entropy' has no Dice term; dice 'batch' is only for kind 'dice_cross_entropy' "
             "or 'region'",
         ),
-        ("optimizer.schedule=steps", "optimizer: schedule 'steps' never drops without optimizer.drops"),
+        ("optimizer.schedule=steps", "optimizer: schedule 'steps' needs optimizer.drops"),
     ],
 )
 def test_a_wrong_override_is_named(override: str, said: str) -> None:
@@ -237,7 +236,7 @@ def test_hostile_yaml_is_one_line(tmp_path: Path, text: str) -> None:
 
 def test_a_misspelled_config_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(
-        UsageError, match="no config of that name, did you mean 'unet2d_cpu'; the names are "
+        UsageError, match="no config with this name, did you mean 'unet2d_cpu'; the names are "
     ) as refused:
         load_config("unet2d_cp")
     assert str(refused.value).endswith(f"; the names are {', '.join(config_names())}")
@@ -246,7 +245,7 @@ def test_a_misspelled_config_name_is_answered_with_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("validation", "said"),
     [
-        ({"cases": "next_fold", "fraction": 0.3}, "cases 'next_fold' takes no fraction"),
+        ({"cases": "next_fold", "fraction": 0.3}, "cases 'next_fold' does not use fraction"),
         ({"cases": "none"}, "cases 'none' leaves no case for metric 'mean_dice'"),
     ],
 )

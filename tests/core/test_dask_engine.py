@@ -326,7 +326,7 @@ def test_a_shared_folder_that_is_gone_is_named_and_not_the_scheduler(tmp_path: P
 def test_a_file_that_no_scheduler_wrote_is_told(text: str, tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text(text)
     with (
-        pytest.raises(UsageError, match=r"s\.json: is no scheduler file of Dask"),
+        pytest.raises(UsageError, match=r"s\.json: is not a scheduler file of Dask"),
         open_cluster(str(tmp_path / "s.json")),
     ):
         pass

@@ -145,7 +145,7 @@ CLASSES = ("healthy", "edema", "enhancing_core")
         ("iou", None, CLASSES, "validation.of 'None'"),
         ("f_score", "core", ("healthy", "tumor"), "'core': .* task: whole, healthy, tumor$"),
         ("f_score", "whole", CLASSES[1:], "'whole': .* core, active, edema, enhancing_core$"),
-        ("mean_dice", "core", CLASSES, "'mean_dice' is of all"),
+        ("mean_dice", "core", CLASSES, "'mean_dice' uses all"),
         (
             "dice",
             "core",
