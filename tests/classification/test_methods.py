@@ -143,7 +143,7 @@ def test_without_imbalanced_learn_its_extra_is_named(monkeypatch: pytest.MonkeyP
         ({"distributions": [{"kind": "given"}]}, "counts"),
         ({"distributions": [{"kind": "balanced", "methods": ["smote"]}]}, "no method 'smote'"),
         ({"decisions": {"tuned": ["accuracy"]}}, "validation.images"),
-        ({"validation": {"patience": 3}}, "looks? at a score"),
+        ({"validation": {"patience": 3}}, "need a score"),
         ({"validation": {"images": "held_out"}}, "held_out"),
     ],
 )
