@@ -1,7 +1,7 @@
-"""Segmentation of brain tumors in multimodal MRI that takes class imbalance seriously.
+"""Segmentation of brain tumors in multimodal MRI with class imbalance as its focus.
 
-The names of this module are for programs of your own: `import brats_seg as bs`. A name is imported when it is
-used first, so that the import itself takes no time.
+The names of this module are for your own programs: `import brats_seg as bs`. A name is imported at its first
+use, so that importing this module takes no time.
 """
 
 from importlib import import_module
@@ -37,7 +37,7 @@ _HOMES = {
     "train": "pipeline.train",
     "verify": "pipeline.verify_scans",
 }
-"""Where each public name is defined."""
+"""The module that defines each public name."""
 
 __all__ = [
     "CONVENTIONS",

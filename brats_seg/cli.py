@@ -1,4 +1,4 @@
-"""The command line: the list of its verbs, and what ends them."""
+"""The command line: the list of its verbs, and how errors end them."""
 
 import sys
 from collections.abc import Callable
@@ -55,14 +55,14 @@ VERBS: dict[Callable[..., None], str] = {
     experiment: "experiment bank out --config sampling_quick --workers 2",
     experiment_advise: "experiment-advise bank advice --minutes 60    (or: brats-seg experiment advise ...)",
 }
-"""Each verb and its example; a verb imports what it needs when it is called."""
+"""Each verb and its example; a verb imports its modules when it is called."""
 
 
 class _Verbs(TyperGroup):
-    """The verbs; `experiment advise` is one, beside `experiment BANK OUT`."""
+    """The verbs; `experiment advise` is a separate verb from `experiment BANK OUT`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The verb that the arguments begin with, and what is left of them."""
+        """The verb at the start of the arguments, and the other arguments."""
         if args[:2] == ["experiment", "advise"]:
             args = ["experiment-advise", *args[2:]]
         return super().resolve_command(ctx, args)
@@ -71,8 +71,8 @@ class _Verbs(TyperGroup):
 app = typer.Typer(
     name="brats-seg",
     cls=_Verbs,
-    help="Brain-tumor segmentation on multimodal MRI that takes class imbalance seriously.",
-    epilog="Start with: brats-seg demo    (synthetic scans, three minutes, no network)",
+    help="Brain-tumor segmentation on multimodal MRI with class imbalance as its focus.",
+    epilog="Start with: brats-seg demo    (synthetic scans, three minutes, offline)",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -102,18 +102,18 @@ for verb, example in VERBS.items():
     app.command(verb.__name__.strip("_").replace("_", "-"), epilog=f"Example: brats-seg {example}")(verb)
 app.add_typer(study_app)
 for command in (*app.registered_commands, *study_app.registered_commands):
-    if command.callback is not None:  # the help is wrapped for its terminal, not as the code is
+    if command.callback is not None:  # the help is wrapped for the terminal, not at the line ends of the code
         command.help = " ".join((command.callback.__doc__ or "").split())
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line; every known problem is one line and an exit code (0 done, 1 input, 2 usage)."""
+    """Run the command line; a known problem gives one line and an exit code (0 done, 1 input, 2 usage)."""
     try:
         app(args=argv)
     except (InputError, UsageError) as error:
         typer.echo(f"brats-seg: {error}", err=True)
         sys.exit(1 if isinstance(error, InputError) else 2)
-    except OSError as error:  # a full disk, a folder that may not be written, a file that went away
+    except OSError as error:  # a full disk, a folder without write permission, a deleted file
         where = f"{printable(str(error.filename))}: " if error.filename else ""
         why = "the disk is full" if is_disk_full(error) else error.strerror
         typer.echo(f"brats-seg: {where}{why}; correct this and give the same command again", err=True)
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
             raise
         first = (str(error) or "out of memory").splitlines()[0]
         typer.echo(
-            f"brats-seg: memory does not suffice: {first}; a smaller patch, batch or network needs less",
+            f"brats-seg: not enough memory: {first}; a smaller patch, batch or network needs less",
             err=True,
         )
         sys.exit(1)

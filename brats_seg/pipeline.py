@@ -1,4 +1,4 @@
-"""One function for each stage of the segmentation; the only module here that unpacks a config."""
+"""One function for each stage of the segmentation; the only top-level module that unpacks a config."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -47,7 +47,7 @@ def verify_scans(
     synthetic: bool = False,
     schema: str | None = None,
 ) -> Report:
-    """Everything that is wrong with a data set, at once."""
+    """All problems of a data set at once."""
     return verify_folder(
         data, workers=n_workers(workers), cluster=cluster, synthetic=synthetic, schema=schema
     )
@@ -62,7 +62,7 @@ def preprocess(
     cluster: Cluster | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> BuildReport:
-    """Make a bank of every good case, or go on with one."""
+    """Make a bank of every good case, or continue an unfinished bank."""
     return build_bank(
         Path(data), Path(bank), options=options, workers=n_workers(workers), cluster=cluster, say=say
     )
@@ -79,24 +79,23 @@ def train(
     looks: Sequence[int] = (),
     device: str = "auto",
 ) -> RunResult:
-    """Train on the cases outside a fold; the fold itself is never opened. Without a fold every case is
-    trained on and none validated on.
+    """Train on the cases outside a fold; the fold itself is never opened. Without a fold every case is used
+    for training and none for validation.
 
     Args:
         bank: to train on.
         run: folder to write.
-        config: every knob.
+        config: all settings.
         fold: to hold out, from 0; None for none.
-        resume: go on with an interrupted run.
-        initial: a run, a packaged network or a checkpoint file whose weights the training begins with.
-        looks: epochs after which the weights to predict with are kept.
-        device: where.
+        resume: continue an interrupted run.
+        initial: a run, a packaged network or a checkpoint file; training starts with its weights.
+        looks: epochs after which the weights for prediction are kept.
+        device: of the training.
 
     Raises:
-        UsageError: a fold that the bank does not have, knobs that do not fit, or an `initial` that is
-            nowhere.
-        InputError: a bank or run folder that is not as it should be, or an `initial` of other modalities than
-            the bank's.
+        UsageError: a fold that the bank does not have, settings that do not match, or an `initial` that does
+            not exist.
+        InputError: an unusable bank or run folder, or an `initial` of other modalities than the bank's.
     """
     knobs = config.training
     runtime = start_runtime(
@@ -134,8 +133,8 @@ def open_bank(bank: str | Path, config: Config) -> PatchBank:
 
 
 def check_fit(bank: PatchBank, config: Config) -> None:
-    """Raise `UsageError` where a config could not train on a bank, of which no case is opened: before hours
-    of other work, not after.
+    """Raise `UsageError` if a config cannot train on a bank. This check opens no case, and runs before hours
+    of other work.
     """
     grouped, training = bank.regroup(config.task.classes), config.training
     check_patch_size(
@@ -154,11 +153,11 @@ def check_fit(bank: PatchBank, config: Config) -> None:
 
 def compose(detector: str | Path, classifier: str | Path, run: str | Path) -> Path:
     """Make one run of two trained stages: `RUN/checkpoint_best.pt` and `config.yaml`, used as those of any
-    run. Gives the checkpoint.
+    run. Returns the checkpoint.
 
     Raises:
-        UsageError: stages that are none or do not fit each other, or a used folder.
-        InputError: no checkpoint, a bad one, or stages of another bank or fold.
+        UsageError: runs that are not stages or do not match each other, or a used folder.
+        InputError: no checkpoint, a damaged one, or stages of different banks or folds.
     """
     run = Path(run)
     first, second = (open_network(Path(stage) / BEST) for stage in (detector, classifier))
@@ -173,7 +172,7 @@ def compose(detector: str | Path, classifier: str | Path, run: str | Path) -> Pa
     run.mkdir(parents=True, exist_ok=True)
     with lock(run / ".lock"):
         if any((run / name).exists() for name in (BEST, LAST)):
-            raise UsageError(f"{run} holds a run already; give another folder")
+            raise UsageError(f"{run} contains a run already; give another folder")
         write_text(
             run / "config.yaml",
             f"# A cascade of {detector} and {classifier}, composed by `brats-seg "
@@ -191,13 +190,13 @@ def predict(
     options: PredictOptions = PredictOptions(),
     cluster: Cluster | None = None,
 ) -> PredictReport:
-    """Segment a folder of scans with one run, or with the mean of several; on a cluster, where one is given.
+    """Segment a folder of scans with one run, or with the mean of several; on a cluster, if one is given.
 
-    `run` is a run folder, or the name of a packaged network. Under torchrun each process takes its share of
-    the cases, and each returns what all of them did.
+    `run` is a run folder, or the name of a packaged network. Under torchrun each process segments its share
+    of the cases, and each returns the results of all.
 
     Raises:
-        UsageError: under torchrun, a part of the cases or a cluster.
+        UsageError: `part` or a cluster is given under torchrun.
     """
     rank, n_ranks = ranks()
     if n_ranks > 1:
@@ -245,25 +244,25 @@ def tune(
     write `RUN/tuned.yaml`.
 
     With `also` the inner cases of several runs are pooled, each segmented by the network of its own run. The
-    file of a run is found without the patients that this run held out, who may be inner cases of the others:
-    held-out cases stay unseen.
+    settings of a run are found without the patients that this run held out (they may be inner cases of the
+    other runs), so that held-out cases stay unseen.
 
-    No other case of the bank is opened. Strengths are tried where every run has a prior to correct
-    (`loss.kind`); without `cleanup` the strengths alone.
+    No other case of the bank is opened. Strengths are tried if every run has a prior to correct
+    (`loss.kind`); without `cleanup` only strengths are tried.
 
     Returns:
-        What was found for each run, in order.
+        The settings found for each run, in order.
 
     Raises:
-        UsageError: a run given twice, or runs of other classes.
-        InputError: a run without inner cases, or another bank than a run's.
+        UsageError: a run given twice, or runs of different classes.
+        InputError: a run without inner cases, or a bank that a run was not trained on.
     """
     folders, bank = tuple(map(Path, (run, *also))), Path(bank)
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UsageError("--also: a run is given twice; each run counts once")
     for folder in folders:
         if is_packaged(folder):
-            raise UsageError(f"{folder}: is a packaged network; tune the run that it was made of")
+            raise UsageError(f"{folder}: is a packaged network; tune the run that it was made from")
     runs = [open_run(folder) for folder in folders]
     networks = [network for one in runs for network in one.networks]
     for folder, network in zip(folders, networks, strict=True):
@@ -309,11 +308,11 @@ def predict_files(
     options: PredictOptions = PredictOptions(),
     overwrite: bool = False,
 ) -> PredictReport:
-    """Segment one case from named files, one or more by modality, into a label map of that name.
+    """Segment one case from named files, one for each modality, and write the label map `out`.
 
     Raises:
-        UsageError: no file, or one too few for a network that was not trained for that; or `out` exists,
-            unless `overwrite`.
+        UsageError: no file, or a missing modality for a network that was not trained for this; or `out`
+            exists and `overwrite` is not set.
     """
     n_processes = ranks()[1]
     if n_processes > 1:
@@ -324,7 +323,7 @@ def predict_files(
     if not files or (len(files) < len(MODALITIES) and not options.allow_missing):
         missing = ", ".join(f"--{name}" for name in MODALITIES if name not in files)
         raise UsageError(
-            f"predict-case: needs {missing}; --allow-missing takes a case with one modality or more"
+            f"predict-case: needs {missing}; --allow-missing accepts a case with one modality or more"
         )
     runs, out = tuple(map(open_run, (run, *options.also))), Path(out)
     if out.exists() and not overwrite:
@@ -335,7 +334,7 @@ def predict_files(
 
 
 def held_out_cases(run: str | Path) -> tuple[str, ...]:
-    """Ids of the cases that a run held out. Raises `InputError` where there is none."""
+    """Ids of the cases that a run held out. Raises `InputError` if there is none."""
     return open_run(run).held_out_cases
 
 
@@ -347,7 +346,7 @@ def _only(found: Found, ids: Sequence[str], scans: Path) -> Found:
             name,
             str(scans),
             "is held out by the run and missing",
-            "the scans that the bank was made of",
+            "the scans that the bank was made from",
         )
         for name in ids
         if name not in known_ids

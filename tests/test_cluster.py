@@ -185,7 +185,7 @@ def test_part_beside_cluster_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert (
         line
-        == "brats-seg: --part beside --cluster: the cluster shares the cases out; leave out one of the two"
+        == "brats-seg: --part with --cluster: the cluster already divides the cases; leave out one of the two"
     )
 
 

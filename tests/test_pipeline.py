@@ -595,7 +595,7 @@ def test_stages_that_do_not_fit_are_refused(stages: Path, work: Path, tmp_path: 
         in capsys.readouterr().err
     )
     assert ends("cascade", detector, classifier, str(stages / "run")) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "contains a run already" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -693,7 +693,7 @@ def test_fewer_than_four_files_need_a_network_for_that(work: Path, tmp_path: Pat
     files = [f"--{m}={next((work / 'scans').rglob(f'{case}-{m}.nii.gz'))}" for m in ("t1c", "t2f")]
     out = tmp_path / "mine.nii.gz"
     assert ends("predict-case", str(run), str(out), *files) == 2
-    assert "predict-case: needs --t1n, --t2w; --allow-missing takes" in capsys.readouterr().err
+    assert "predict-case: needs --t1n, --t2w; --allow-missing accepts" in capsys.readouterr().err
     assert ends("predict-case", str(run), str(out), "--allow-missing") == 2
     assert ends("predict-case", str(work / "run"), str(out), *files, "--allow-missing") == 2
     assert "modality_dropout 0" in capsys.readouterr().err
@@ -779,7 +779,7 @@ def test_memory_that_does_not_suffice_is_one_line(
 
     monkeypatch.setattr(pipeline, "train", full)
     assert ends("train", str(work / "bank"), str(work / "other"), "--config", "demo") == 1
-    assert capsys.readouterr().err.startswith("brats-seg: memory does not suffice: ")
+    assert capsys.readouterr().err.startswith("brats-seg: not enough memory: ")
     monkeypatch.setattr(pipeline, "train", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["train", str(work / "bank"), str(work / "other"), "--config", "demo"])

@@ -21,16 +21,16 @@ from brats_seg.scans.layouts import find_cases
 N_CASES = 10
 SIZE = 96
 STARTER = "starter"
-"""The packaged network that segments the reader's own scans."""
+"""The packaged network that segments the user's own scans."""
 
 
 def run_demo(out: str | Path, *, console: Console) -> Path:
     """Phantom scans -> verify -> preprocess -> train -> predict the held-out cases -> evaluate -> report;
-    gives the report's path.
+    returns the report's path.
 
     Raises:
-        UsageError: a folder with something in it.
-        InputError: a stage that found problems, which it does not on phantoms.
+        UsageError: a folder that is not empty.
+        InputError: a stage that found problems (this should not happen with phantoms).
     """
     out = _empty(out)
     scans, bank, run, predictions = (out / name for name in ("scans", "bank", "run", "predictions"))
@@ -65,14 +65,14 @@ def run_demo(out: str | Path, *, console: Console) -> Path:
 def run_real_demo(
     scans: str | Path, out: str | Path, *, console: Console, network: str = STARTER, device: str = "auto"
 ) -> WrittenReport:
-    """Segment a folder of scans with a packaged network, score what has a reference, and write a page with
-    every case.
+    """Segment a folder of scans with a packaged network, score the cases with a reference, and write a page
+    with every case.
 
     Returns:
-        The page, and 1 as the exit code where a case was refused.
+        The page, and the exit code: 1 if a case was refused.
 
     Raises:
-        UsageError: a folder with something in it, or no packaged network of that name.
+        UsageError: a folder that is not empty, or no packaged network of that name.
         InputError: no case could be segmented.
     """
     out = _empty(out)
@@ -96,9 +96,7 @@ def run_real_demo(
         scores = write_report(predictions, scans, output=out / "scores.html", options=scored).page
         show_place("scores:    ", scores.resolve(), console=console)
     if n_untold := sum(case.label is not None and not case.schema for case in cases):
-        what = (
-            f"{n_untold} references are not scored: nothing says which tissue each value is; to score them:"
-        )
+        what = f"{n_untold} references are not scored: the meaning of each value is unknown; to score them:"
         console.print(
             f"{what} brats-seg evaluate {predictions} {scans} --schema NAME", soft_wrap=True, markup=False
         )

@@ -20,8 +20,8 @@ def cascade(
     ],
     run: Annotated[Path, typer.Argument(help="Run folder to write.")],
 ) -> None:
-    """Compose two trained networks: the first finds tumor, the second says which. The result is a run like
-    any other.
+    """Combine two trained networks: the first finds tumor, the second finds its tissue class. The result is
+    used like any run.
     """
 
     with loading():

@@ -8,7 +8,7 @@ from brats_seg.commands.console import make_console, show_place
 from brats_seg.core.errors import UsageError
 
 SHELVES = {"training": "", "experiments": "experiments", "studies": "studies", "remedies": "remedies"}
-"""What `configs` lists by each word, and the folder of `configs/` that it lies in."""
+"""The argument of `configs` -> the folder of `configs/` that is listed."""
 USES = {
     "training": "brats-seg train BANK RUN --config NAME",
     "experiments": "brats-seg experiment BANK OUT --config NAME",
@@ -26,7 +26,7 @@ def configs(
         ),
     ] = None,
 ) -> None:
-    """List the configs that travel with the package: what each is for, its time and its score."""
+    """List the configs of the package: the purpose, the time and the score of each."""
     from brats_seg.core.settings import config_names, config_path, opening_comment
 
     console = make_console()
@@ -49,5 +49,7 @@ def configs(
 
 
 def _is_command(line: str) -> bool:
-    """Whether a line of a comment is the command that the config is used by: it is said once for all."""
+    """Whether a line of a comment is the command that uses the config; this command is printed once for all
+    configs.
+    """
     return line.strip().startswith("brats-seg ") and any(word in line for word in ("--config", "OUT", "BANK"))

@@ -1,4 +1,4 @@
-"""How the verbs print: tables that fit, problems, places, a sign of life. No color where nobody watches."""
+"""How the verbs print: tables that fit the terminal, problems, paths, progress. Colors only in a terminal."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,16 +12,16 @@ from rich.table import Column, Table
 
 from brats_seg.core.progress import is_first_rank
 
-if TYPE_CHECKING:  # it imports NumPy, which the help does without
+if TYPE_CHECKING:  # it imports NumPy, which the help does not need
     from brats_seg.scans.case import Problem
 
 _COLORS = {"error": "red", "warning": "yellow"}
 
 
 def make_console() -> Console:
-    """Standard output; wide where it is a file or a pipe, so that no line of a table is broken there.
+    """Standard output; wide if it is a file or a pipe, so that no line of a table is broken.
 
-    Of several ranks that `torchrun` started the first alone prints.
+    Of several ranks started by `torchrun` only the first prints.
     """
     console = Console(highlight=False, quiet=not is_first_rank())
     return console if console.is_terminal else Console(highlight=False, width=160, quiet=console.quiet)
@@ -29,9 +29,7 @@ def make_console() -> Console:
 
 @contextmanager
 def loading(what: str = "PyTorch and MONAI") -> Iterator[None]:
-    """In a terminal, say what the program does while libraries are imported (PyTorch and MONAI: 5 s or
-    more).
-    """
+    """In a terminal, show a message while libraries are imported (PyTorch and MONAI: 5 s or more)."""
     console = Console(stderr=True)
     if not (console.is_terminal and is_first_rank()):
         yield
@@ -48,12 +46,12 @@ def show_problems(problems: Iterable["Problem"], *, console: Console) -> None:
 
 
 def show_place(label: str, path: Path, *, console: Console) -> None:
-    """Where something lies; never broken over two lines."""
+    """The path of a result; never broken over two lines."""
     console.print(f"{label} {escape(str(path))}", soft_wrap=True)
 
 
 def show_advice(lines: Iterable[str], page: Path, *, console: Console) -> None:
-    """What to use, how sure, the command of the full run, and where the page lies."""
+    """What to use, how certain this is, the command of the full run, and the path of the page."""
     for line in lines:
         console.print(escape(line), soft_wrap=True)
     show_place("page:", page, console=console)
@@ -61,7 +59,7 @@ def show_advice(lines: Iterable[str], page: Path, *, console: Console) -> None:
 
 def make_table(*columns: str, n_text: int = 1) -> Table:
     """A table without lines: `n_text` columns of text, then columns of numbers. In a narrow terminal the text
-    is broken, numbers never are.
+    is broken, but never the numbers.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
@@ -71,8 +69,8 @@ def make_table(*columns: str, n_text: int = 1) -> Table:
 
 
 def show_first_that_fits(*tables: Table, console: Console) -> None:
-    """Print the first table that is not wider than the terminal; the last one where none is. A table without
-    rows is not printed. The head of a column is broken between words where its cells are narrower.
+    """Print the first table that fits the terminal, or else the last one. A table without rows is not
+    printed. The head of a column is broken between words if its cells are narrower.
     """
     for table in tables:
         for column in table.columns:
@@ -83,8 +81,8 @@ def show_first_that_fits(*tables: Table, console: Console) -> None:
 
 
 def show_markdown(text: str, *, console: Console) -> None:
-    """Print Markdown; in a terminal that is narrower than a table, each row of the table as a block of its
-    own.
+    """Print Markdown; if the terminal is narrower than a table, print each row of the table as a separate
+    block.
     """
     head: list[str] = []
     for line in text.splitlines():
@@ -105,12 +103,12 @@ _BETWEEN_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens":
 
 
 def _widths(column: Column) -> list[int]:
-    """Letters of the longest line of the head and of each cell."""
+    """Number of letters of the longest line of the head and of each cell."""
     return [max(map(len, str(text).split("\n"))) for text in (column.header, *column.cells)]
 
 
 def _width(table: Table) -> int:
-    """Letters that a table needs from left to right so that no cell is broken."""
+    """Width in letters that a table needs so that no cell is broken."""
     return sum(max(_widths(column)) + 2 for column in table.columns) - 2
 
 

@@ -15,7 +15,7 @@ def demo(
         typer.Option(
             "--real",
             metavar="SCANS",
-            help="Segment these scans with the network that travels with the package.",
+            help="Segment these scans with the network of the package.",
             exists=True,
         ),
     ] = None,

@@ -26,11 +26,13 @@ def evaluate(
     convention: Conventions = None,
     against: Annotated[
         Path | None,
-        typer.Option(help="Another folder of predictions: paired test.", exists=True, file_okay=False),
+        typer.Option(
+            help="Another folder of predictions to compare by a paired test.", exists=True, file_okay=False
+        ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder for scores.csv and summary.json; the predictions' own by default."),
+        typer.Option(help="Folder for scores.csv and summary.json; the folder of predictions by default."),
     ] = None,
     held_out: HeldOut = None,
     labels: LabelOptions = LabelOptions(),

@@ -13,18 +13,20 @@ from brats_seg.commands.options import Device, Machines, Workers, joined_cluster
 def experiment(
     bank: Annotated[
         Path,
-        typer.Argument(
-            help="Patch bank; for a config with phantoms of its own, a folder to make their banks in."
-        ),
+        typer.Argument(help="Patch bank; for a config with phantoms, a folder for their banks."),
     ],
-    out: Annotated[Path, typer.Argument(help="Folder to write into, or to go on with.")],
+    out: Annotated[
+        Path, typer.Argument(help="New folder, or the folder of an interrupted command to continue.")
+    ],
     config: Annotated[
         str, typer.Option(help="A YAML file, or the name of an experiment that comes with the package.")
     ],
     workers: Workers = 0,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="STRATEGY", help="Train this strategy alone; rows of others are kept. Repeat."),
+        typer.Option(
+            metavar="STRATEGY", help="Train only this strategy; rows of others are kept. Repeat for several."
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -36,15 +38,15 @@ def experiment(
         Path | None,
         typer.Option(
             metavar="RUNS.CSV",
-            help="Rows of runs finished elsewhere, taken over.",
+            help="Copy the rows of runs that are finished in this runs.csv.",
             exists=True,
             dir_okay=False,
         ),
     ] = None,
     machines: Machines = Machines(),
 ) -> None:
-    """Compare strategies on one bank: folds x seeds, one table with error bars. Killed, it goes on. Exit 1 if
-    a run failed.
+    """Compare strategies on one bank: folds x seeds, one table with error bars. The same command continues an
+    interrupted experiment. Exit 1 if a run failed.
     """
 
     with loading():
@@ -65,7 +67,7 @@ def experiment(
             on=GridWorkers(n=workers, device=machines.device, cluster=joined),
             only=tuple(only or ()),
             known=known,
-            say=typer.echo,  # a path may hold what rich reads as markup
+            say=typer.echo,  # a path may contain characters that rich reads as markup
         )
     show_experiment(report.summary, report.grid, against=settings.against, console=console)
     show_place("table: ", out / "table.md", console=console)
@@ -80,7 +82,9 @@ def experiment_advise(
     config: Annotated[str, typer.Option(help="Training config, by its name or file.")] = "unet2d_cpu",
     device: Device = "auto",
 ) -> None:
-    """Say which remedy against imbalance to use on a bank: try five in small, on inner cases of fold 0."""
+    """Recommend a remedy against imbalance for a bank: short trials of five remedies on inner cases of fold
+    0.
+    """
 
     with loading():
         from brats_seg.studies.advice import advise_on_scans

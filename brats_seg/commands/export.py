@@ -31,10 +31,12 @@ def export(
     ] = ".seg.nrrd",
     names: Annotated[
         Literal["case", "bids"],
-        typer.Option(help="bids names the files as derivatives of BIDS scans, a folder for each subject."),
+        typer.Option(
+            help="bids: the files are named as derivatives of BIDS scans, with a folder for each subject."
+        ),
     ] = "case",
 ) -> None:
-    """Bring label maps back to the original T1c, in a file type of viewers."""
+    """Transform label maps back to the original T1c, and write a file type for viewers."""
 
     with loading("SimpleITK"):
         from brats_seg.clinic.export import export_labels

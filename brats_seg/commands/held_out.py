@@ -1,4 +1,4 @@
-"""The cases that a run held out, for verbs that otherwise load no network."""
+"""The cases that a run held out, for verbs that load no network."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ from brats_seg.commands.console import loading
 
 
 def held_out_cases(run: Path | None) -> tuple[str, ...] | None:
-    """Ids of the cases that a run held out; None (all cases) where no run is given. Raises `InputError` where
-    the run held out none.
+    """Ids of the cases that a run held out; None (all cases) without a run. Raises `InputError` if the run
+    held out no case.
     """
     if run is None:
         return None

@@ -31,15 +31,15 @@ def import_(
         list[str] | None,
         typer.Option(
             metavar="MODALITY=SERIES",
-            help="Which series is t1n, t1c, t2w or t2f, where the table is wrong: its number, or its "
+            help="Correct the table: which series is t1n, t1c, t2w or t2f. Give its number, or its "
             "description, with * for any text. Repeat for several.",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print which series becomes what, and write nothing.")
+        bool, typer.Option("--dry-run", help="Print the modality of each series, and write nothing.")
     ] = False,
 ) -> None:
-    """Read DICOM series of patients as scans that the other verbs understand."""
+    """Convert DICOM series of patients to scans that the other verbs can read."""
 
     with loading("SimpleITK"):
         from brats_seg.clinic.convert import import_dicom
@@ -60,7 +60,7 @@ def import_(
 
 
 def _show_studies(studies: "tuple[Study, ...]", *, console: "Console") -> None:
-    """A row for each series: what it becomes, and why."""
+    """A row for each series: its modality, and why."""
     from brats_seg.core.errors import printable
 
     table = make_table("case", "series", "description", "becomes", "because", "slices", n_text=5)

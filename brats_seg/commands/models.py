@@ -9,9 +9,9 @@ import typer
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(help="Print the whole card of this one.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Print the whole card of this network.")] = None,
 ) -> None:
-    """List the networks that travel with the package: data, recipe, scores, and what each is not for."""
+    """List the networks of the package: data, recipe, scores, and unsuitable uses."""
     from brats_seg.models.packaged import find_packaged, packaged_names, read_card
 
     if name is not None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from brats_seg.evaluation.folders import ScoreOptions
 
 STOPPED = 130
-"""Exit code after Ctrl-C or SIGTERM, as shells have it."""
+"""Exit code after Ctrl-C or SIGTERM, as in shells."""
 
 Data = Annotated[
     Path,
@@ -32,16 +32,15 @@ Run = Annotated[Path, typer.Argument(help="Run folder of a training.", exists=Tr
 RunOrName = Annotated[
     str,
     typer.Argument(
-        help="Run folder of a training, or the name of a network that travels with the package (`brats-seg "
-        "models`)."
+        help="Run folder of a training, or the name of a network of the package (`brats-seg models`)."
     ),
 ]
 Tuned = Annotated[
     bool | None,
     typer.Option(
         "--tuned/--untuned",
-        help="Prior correction, thresholds and clean-up as `brats-seg tune` found them; by default for "
-        "packaged networks alone.",
+        help="Prior correction, thresholds and clean-up found by `brats-seg tune`; by default only for "
+        "packaged networks.",
         show_default=False,
     ),
 ]
@@ -56,8 +55,8 @@ Modalities = Annotated[
     list[str] | None,
     typer.Option(
         "--modality",
-        help="t1n, t1c, t2w or t2f; repeat for several. A case needs these, and a network sees these; by "
-        "default those that the layout of every case has.",
+        help="t1n, t1c, t2w or t2f; repeat for several. A case must have these, and a network uses these; by "
+        "default the modalities that the layout of every case has.",
         show_default=False,
     ),
 ]
@@ -69,7 +68,7 @@ ClusterAddress = Annotated[
         metavar="ADDRESS",
         envvar="BRATS_SEG_CLUSTER",
         help="Share the work among the workers of a Dask cluster: tcp://HOST:PORT, a scheduler file, or "
-        "local to try it out.",
+        "local for a test.",
         show_default=False,
     ),
 ]
@@ -96,14 +95,14 @@ Resample = Annotated[
     ),
 ]
 Synthetic = Annotated[
-    bool, typer.Option("--synthetic", help="Take the synthetic (SimBRATS) cases of 2013 too.")
+    bool, typer.Option("--synthetic", help="Include the synthetic (SimBRATS) cases of 2013.")
 ]
 Conventions = Annotated[
     list[str] | None,
     typer.Option(
         "--convention",
         help="Scoring rules, such as brats2020 (the default), brats2023, brats2024_gli, brats2026_met or "
-        "nnunet; docs/data-formats.md has all. Repeat for several.",
+        "nnunet; docs/data-formats.md lists all. Repeat for several.",
     ),
 ]
 CavityIn = Annotated[
@@ -119,7 +118,7 @@ PredictionSchema = Annotated[
     typer.Option(
         "--prediction-schema",
         metavar="NAME",
-        help="Label schema of predictions of other programs, such as msd; their case's by default.",
+        help="Label schema of predictions of other programs, such as msd; by default the schema of the case.",
     ),
 ]
 Schema = Annotated[
@@ -127,14 +126,14 @@ Schema = Annotated[
     typer.Option(
         "--schema",
         metavar="NAME",
-        help="Label schema of the cases whose layout does not say it, such as brats2017.",
+        help="Label schema of the cases whose layout does not determine it, such as brats2017.",
     ),
 ]
 AllowSkull = Annotated[
-    bool, typer.Option("--allow-skull", help="Take scans that look as if the skull is still in them.")
+    bool, typer.Option("--allow-skull", help="Accept scans that seem to contain the skull.")
 ]
 AllowSameScan = Annotated[
-    bool, typer.Option("--allow-same-scan", help="Take cases with one scan in two modalities.")
+    bool, typer.Option("--allow-same-scan", help="Accept cases with the same scan in two modalities.")
 ]
 HeldOut = Annotated[
     Path | None,
@@ -146,7 +145,7 @@ HeldOut = Annotated[
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """How verbs that score label maps read the labels."""
+    """The label options of verbs that score label maps."""
 
     cavity_in: CavityIn = None
     schema: Schema = None
@@ -162,7 +161,7 @@ class Machines:
 
 
 def spread(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the fields of its arguments that are dataclasses as options of its own, in their place."""
+    """Replace each dataclass argument of a verb by an option for each of its fields."""
     own = signature(verb).parameters
     nouns: dict[str, Any] = {
         name: one.annotation for name, one in own.items() if is_dataclass(one.annotation)
@@ -187,7 +186,7 @@ def spread(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def allowed_flaws(*, skull: bool, same_scan: bool) -> frozenset[Literal["skull", "same_scan"]]:
-    """The flaws that refuse no case."""
+    """The flaws that are accepted."""
     flaws: dict[Literal["skull", "same_scan"], bool] = {"skull": skull, "same_scan": same_scan}
     return frozenset(name for name, is_allowed in flaws.items() if is_allowed)
 
@@ -195,7 +194,7 @@ def allowed_flaws(*, skull: bool, same_scan: bool) -> frozenset[Literal["skull",
 def score_options(
     conventions: list[str] | None, held_out: Path | None, labels: LabelOptions
 ) -> "ScoreOptions":
-    """The options that `evaluate` and `report` take alike."""
+    """The options that `evaluate` and `report` share."""
     from brats_seg.commands.held_out import held_out_cases
     from brats_seg.evaluation.folders import ScoreOptions
 
@@ -216,10 +215,10 @@ def joined_cluster(
     workers: int = 0,
     part: str | None = None,
 ) -> AbstractContextManager[Cluster | None]:
-    """The cluster of a verb, as `core.dask_engine.open_cluster`. Raises `UsageError` beside `--part`."""
+    """The cluster of a verb, as `core.dask_engine.open_cluster`. Raises `UsageError` with `--part`."""
     if address and part:
         raise UsageError(
-            "--part beside --cluster: the cluster shares the cases out; leave out one of the two"
+            "--part with --cluster: the cluster already divides the cases; leave out one of the two"
         )
     return open_cluster(
         address, needs=needs, shared=shared, workers=workers, say=lambda line: typer.echo(line, err=True)

@@ -27,7 +27,7 @@ def phantom(
         ),
     ] = None,
 ) -> None:
-    """Write a synthetic cohort that looks and fails like BraTS."""
+    """Write a synthetic cohort that resembles BraTS, with the same difficulties."""
 
     with loading("SciPy and pandas"):
         from brats_seg.phantoms.cohort import make_traits, write_cohort

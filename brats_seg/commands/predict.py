@@ -43,7 +43,7 @@ def predict(
             min=0,
             max=1,
             metavar="S",
-            help="Undo the sampled class mix: 0 not, 1 in full, often too much; `tune` finds it.",
+            help="Strength of prior correction: 0 none, 1 full (often too much); `tune` finds it.",
         ),
     ] = 0.0,
     min_component_mm3: Annotated[
@@ -61,7 +61,9 @@ def predict(
     min_enhancing_mm3: Annotated[
         float,
         typer.Option(
-            min=0, metavar="MM3", help="Less enhancing core than this in a case becomes necrotic core."
+            min=0,
+            metavar="MM3",
+            help="If a case has less enhancing core than this, it becomes necrotic core.",
         ),
     ] = 0.0,
     tuned: Tuned = None,
@@ -69,7 +71,7 @@ def predict(
         bool,
         typer.Option(
             "--allow-missing",
-            help="Take cases that lack modalities (networks trained with modality dropout).",
+            help="Accept cases that lack modalities (networks trained with modality dropout).",
         ),
     ] = False,
     device: Device = "auto",
@@ -81,9 +83,7 @@ def predict(
     save_probabilities: Annotated[
         bool, typer.Option("--save-probabilities", help="Also write class probabilities.")
     ] = False,
-    continue_: Annotated[
-        bool, typer.Option("--continue", help="Skip the cases that are there already.")
-    ] = False,
+    continue_: Annotated[bool, typer.Option("--continue", help="Skip the finished cases.")] = False,
     part: Part = None,
     resample: Resample = False,
     synthetic: Synthetic = False,

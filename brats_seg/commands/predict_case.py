@@ -34,7 +34,7 @@ def predict_case(
         bool,
         typer.Option(
             "--allow-missing",
-            help="Take fewer than four files (networks trained with augment.modality_dropout).",
+            help="Accept fewer than four files (networks trained with augment.modality_dropout).",
         ),
     ] = False,
     device: Device = "auto",

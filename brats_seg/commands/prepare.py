@@ -17,15 +17,15 @@ def prepare(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Mask of the brain, drawn on the T1c; {case} in the name stands for each case.",
+            help="Mask of the brain, drawn on the T1c; {case} in the name is replaced by the id of a case.",
         ),
     ] = None,
     atlas: Annotated[
         Path | None,
-        typer.Option(help="Move the scans to this volume without skull, onto its grid.", exists=True),
+        typer.Option(help="Register the scans to this volume without skull, on its grid.", exists=True),
     ] = None,
 ) -> None:
-    """Bring unregistered scans to one grid of 1 mm, without skull, as networks need them."""
+    """Register scans to one grid of 1 mm and remove the skull, as networks need them."""
 
     with loading("SimpleITK"):
         from brats_seg.clinic.prepare import prepare_scans

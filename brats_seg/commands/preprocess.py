@@ -23,25 +23,25 @@ from brats_seg.core.cores import n_cores
 
 def preprocess(
     data: Data,
-    bank: Annotated[Path, typer.Argument(help="Patch bank to make or go on with.")],
+    bank: Annotated[Path, typer.Argument(help="Patch bank to create or continue.")],
     workers: Workers = 0,
     part: Part = None,
     n4: Annotated[
-        bool, typer.Option("--n4", help="Correct the bias field first (N4; some 90 times slower, cached).")
+        bool, typer.Option("--n4", help="Correct the bias field first (N4; about 90 times slower, cached).")
     ] = False,
     folds: Annotated[
-        int, typer.Option(min=2, help="Folds for cross-validation; a patient is never split.")
+        int, typer.Option(min=2, help="Folds for cross-validation; all cases of a patient are in one fold.")
     ] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the folds.")] = 0,
     percentiles: Annotated[
-        tuple[float, float], typer.Option(help="Of the brain, where each modality is clipped.")
+        tuple[float, float], typer.Option(help="Percentiles of the brain at which each modality is clipped.")
     ] = (0.5, 99.5),
     resample: Resample = False,
     rebuild: Annotated[
         bool,
         typer.Option(
             "--rebuild",
-            help="Give a finished bank other settings or folds; make cases with damaged files again.",
+            help="Change the settings or folds of a finished bank; make cases with damaged files again.",
         ),
     ] = False,
     synthetic: Synthetic = False,
@@ -49,7 +49,9 @@ def preprocess(
     modality: Modalities = None,
     cluster: ClusterAddress = None,
 ) -> None:
-    """Normalize scans into a patch bank indexed per tissue class. Goes on where it was stopped."""
+    """Normalize scans into a patch bank indexed per tissue class. The same command continues an interrupted
+    build.
+    """
     from brats_seg.bank.build import BuildOptions, build_bank
     from brats_seg.commands.show_scans import show_build
 

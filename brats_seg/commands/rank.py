@@ -12,9 +12,7 @@ from brats_seg.core.errors import UsageError, count_words
 def rank(
     table: Annotated[
         list[Path],
-        typer.Argument(
-            help="Two or more scores.csv of `brats-seg evaluate`, or the folders that hold them.", exists=True
-        ),
+        typer.Argument(help="Two or more scores.csv of `brats-seg evaluate`, or their folders.", exists=True),
     ],
     convention: Annotated[
         str | None, typer.Option(metavar="NAME", help="The scoring rules whose metrics are ranked.")

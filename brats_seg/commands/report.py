@@ -23,7 +23,9 @@ from brats_seg.commands.options import (
 def report(
     out: Predictions,
     reference: Reference,
-    output: Annotated[Path, typer.Option(help="HTML page to write; a Markdown twin lies beside it.")],
+    output: Annotated[
+        Path, typer.Option(help="HTML page to write; a Markdown copy is written to the same folder.")
+    ],
     run: Annotated[
         Path | None,
         typer.Option(
@@ -35,7 +37,7 @@ def report(
     labels: LabelOptions = LabelOptions(),
     cluster: ClusterAddress = None,
 ) -> None:
-    """Write one self-contained page: scores, worst and best cases, training, what was sampled. Exit 1 if it
+    """Write one self-contained page: scores, worst and best cases, training, sampled classes. Exit 1 if it
     lists an error.
     """
 

@@ -1,4 +1,4 @@
-"""What a terminal shows of a run that was trained, tuned or used."""
+"""Terminal output about a run that was trained, tuned or used."""
 
 import math
 from pathlib import Path
@@ -24,13 +24,13 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import
     from brats_seg.training.split import RunResult
 
 MOST_CASES = 20
-"""Volumes of so many cases are printed; `predictions.csv` has those of all."""
+"""Number of cases whose volumes are printed; `predictions.csv` has the volumes of all."""
 
 
 def show_run(result: "RunResult", *, console: Console) -> None:
-    """The last epoch's numbers and where the run lies."""
+    """The last epoch's numbers and the path of the run."""
     if result.ended == "stopped":
-        console.print("stopped and saved; the same command with --resume goes on")
+        console.print("stopped and saved; the same command with --resume continues")
     last = result.rows[-1] if result.rows else None
     if last is not None:
         console.print(f"epoch {last['epoch']}: loss {last['loss']:.4f}")
@@ -47,7 +47,7 @@ def show_run(result: "RunResult", *, console: Console) -> None:
 
 
 def show_tuning(tuning: "Tuning", run: Path, *, console: Console) -> None:
-    """The settings found, what they gain, and where they lie."""
+    """The settings found, their gain, and the path of their file."""
     settings = tuning.settings
     console.print(f"prior correction {settings.correct_priors:g}")
     cut = {
@@ -87,8 +87,8 @@ def show_tuning(tuning: "Tuning", run: Path, *, console: Console) -> None:
 
 
 def show_predictions(predicted: "PredictReport", out: Path, *, console: Console) -> None:
-    """The volumes of each case, what was refused, how many cases were segmented, and where the label maps
-    lie.
+    """The volumes of each case, the refused cases, the number of segmented cases, and the path of the label
+    maps.
     """
     predictions = predicted.predictions
     names = list(dict.fromkeys(name for one in predictions for name in one.volumes_ml))

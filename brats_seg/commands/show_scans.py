@@ -1,4 +1,4 @@
-"""What a terminal shows of scans that were checked, and of a bank that was built."""
+"""Terminal output about checked scans and built banks."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ Row = Mapping[str, Any]
 def show_verification(rows: Sequence[Row], problems: Sequence[Problem], *, console: Console) -> None:
     """A row for each case of `Report.rows`, then the problems, then the count of good cases.
 
-    What is the same for all cases stands in one line below the table, not in a column.
+    A value that is the same for all cases is printed in one line below the table, not in a column.
     """
     columns: dict[str, list[str]] = {"case": [row["case"] for row in rows]}
     shared = []
@@ -76,7 +76,7 @@ def _count(row: Row, tissue: str) -> str:
 def show_draft(
     path: Path, rows: Sequence[Mapping[str, str]], unplaced: Sequence[Path], *, console: Console
 ) -> None:
-    """How many cells of a drafted manifest are empty, and what to do next."""
+    """The number of empty cells of a drafted manifest, and the next step."""
     for file in unplaced:
         console.print(f"no place in the draft for {file}", soft_wrap=True, markup=False)
     n_empty = sum(not text for row in rows for text in row.values())
@@ -93,17 +93,17 @@ def show_draft(
 
 
 def show_build(built: "BuildReport", bank: Path, *, console: Console) -> None:
-    """What a build did, and what it refused."""
+    """The prepared and the refused cases of a build."""
     show_problems(built.problems, console=console)
     n_refused = len({problem.case for problem in built.refused})
     n = len(built.done)
     console.print(
-        f"{count_words(n, 'case')} prepared, {len(built.skipped)} there already, {n_refused} refused"
+        f"{count_words(n, 'case')} prepared, {len(built.skipped)} finished before, {n_refused} refused"
     )
     if built.complete:
         show_place("bank:", bank, console=console)
     else:
         n = len(built.missing)
         console.print(
-            f"{count_words(n, 'case')} of other parts still to come; the last part to end assembles the bank"
+            f"{count_words(n, 'case')} of other parts are not finished; the last part to end writes the bank"
         )

@@ -1,4 +1,4 @@
-"""What a terminal shows of scores: of predictions, and of an experiment."""
+"""Terminal output about scores of predictions and of an experiment."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -102,8 +102,8 @@ def show_experiment(
     )
     if summary["n_runs"] < summary["n_runs_asked"]:
         console.print(
-            f"{summary['n_runs']} of {summary['n_runs_asked']} runs are finished; everything here is over "
-            "these"
+            f"{summary['n_runs']} of {summary['n_runs_asked']} runs are finished; all numbers here are of "
+            "these runs"
         )
 
 

@@ -15,7 +15,7 @@ StudyConfig = Annotated[
 StudyImages = Annotated[
     Path | None,
     typer.Option(
-        "--images", metavar="FOLDER", exists=True, help="Where the images lie (instead of images.folder)."
+        "--images", metavar="FOLDER", exists=True, help="Folder of the images (instead of images.folder)."
     ),
 ]
 Overrides = Annotated[
@@ -36,14 +36,14 @@ study_app = typer.Typer(
 def study_plan(
     config: StudyConfig,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the study: what is finished there is not counted again.")
+        Path | None, typer.Option(help="Folder of the study: finished networks in it are not counted.")
     ] = None,
     images: StudyImages = None,
     overrides: Overrides = None,
     workers: Workers = 0,
     device: Device = "auto",
 ) -> None:
-    """Say how many networks, how long and how much disk, before anything starts."""
+    """Print the number of networks, the time and the disk space that the study needs."""
     with loading():
         from brats_seg.studies import study
         from brats_seg.studies.kinds import load_study, plan_grid
@@ -64,15 +64,17 @@ def study_plan(
 @spread
 def study_run(
     config: StudyConfig,
-    out: Annotated[Path, typer.Argument(help="Folder to write into, or to go on with.")],
+    out: Annotated[
+        Path, typer.Argument(help="New folder, or the folder of an interrupted command to continue.")
+    ],
     images: StudyImages = None,
     overrides: Overrides = None,
     workers: Workers = 0,
     part: Part = None,
     machines: Machines = Machines(),
 ) -> None:
-    """Train what is not there yet, one process per core or GPU. Killed at any moment, it goes on. Exit 1 if a
-    network failed.
+    """Train all unfinished networks, one process per core or GPU. The same command continues an interrupted
+    study. Exit 1 if a network failed.
     """
     with loading():
         from brats_seg.classification.bench import image_folder
@@ -96,13 +98,12 @@ def study_run(
             )
         else:
             report = run_own_grid(settings, out, folder=images, on=on, part=parse_part(part))
-    typer.echo(f"{report.n_new} cells finished, {report.n_kept} were there; rows in {out}")
+    typer.echo(f"{report.n_new} cells finished, {report.n_kept} finished before; rows in {out}")
     diverged = [row for row in report.rows if row.get("diverged")]
     n_diverged = len({(row["seed"], row["method"], row["rate"]) for row in diverged})
     if n_diverged:
         typer.echo(
-            f"{n_diverged} networks diverged and score as one that knows nothing; a lower optimizer.lr may "
-            "help",
+            f"{n_diverged} networks diverged and score as random guessing; a lower optimizer.lr may help",
             err=True,
         )
     for key, reason in report.failed:
@@ -114,7 +115,7 @@ def study_run(
 def study_table(
     out: Annotated[Path, typer.Argument(help="Folder of a study.", exists=True, file_okay=False)],
 ) -> None:
-    """Print means, paired differences and intervals; write table.csv, pairs.csv and table.md there."""
+    """Print means, paired differences and intervals; write table.csv, pairs.csv and table.md to OUT."""
     with loading():
         from brats_seg.studies import study
         from brats_seg.studies.kinds import has_own_grid, write_own_table
@@ -140,12 +141,14 @@ def study_advise(
         str | None,
         typer.Option(
             "--format",
-            help="mnist, cifar10, folder or npz; without it npz for a file and folder for a folder.",
+            help="mnist, cifar10, folder or npz; by default npz for a file and folder for a folder.",
         ),
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Say which remedy against imbalance to use on images of your own: try five in small, on inner splits."""
+    """Recommend a remedy against imbalance for your own images: short trials of five remedies on inner
+    splits.
+    """
     with loading():
         from brats_seg.studies.advice import advise_on_images
     from brats_seg.classification.settings import StudySettings
@@ -161,7 +164,7 @@ def study_advise(
 def study_figures(
     out: Annotated[Path, typer.Argument(help="Folder of a study.", exists=True, file_okay=False)],
 ) -> None:
-    """Draw the published figures from what is finished."""
+    """Draw the published figures from the finished networks."""
     with loading():
         from brats_seg.studies import study
         from brats_seg.studies.kinds import draw_own_figures, has_own_grid
@@ -172,5 +175,6 @@ def study_figures(
     n_unfinished = 0 if own_grid else study.n_unfinished(out)
     if n_unfinished:
         typer.echo(
-            f"{n_unfinished} cells of the study are not finished; the figures are of the others", err=True
+            f"{n_unfinished} cells of the study are not finished; the figures show the finished ones",
+            err=True,
         )

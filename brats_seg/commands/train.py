@@ -24,7 +24,7 @@ def train(
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one knob. Repeat for several."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run (or start it).")
+        bool, typer.Option("--resume", help="Continue an interrupted run (or start it).")
     ] = False,
     initial: Annotated[
         str | None,

@@ -16,13 +16,13 @@ def tune(
         list[Path] | None,
         typer.Option(
             metavar="RUN",
-            help="Pool the inner cases of this run too, a run of another fold. Repeat for several.",
+            help="Also use the inner cases of this run of another fold. Repeat for several.",
         ),
     ] = None,
     objective: Annotated[
         Literal["dice", "lesion_dice"],
         typer.Option(
-            help="What to raise: mean Dice of the three regions, or lesion-wise Dice of the whole tumor."
+            help="Score to maximize: mean Dice of the three regions, or lesion-wise Dice of the whole tumor."
         ),
     ] = "dice",
     device: Device = "auto",

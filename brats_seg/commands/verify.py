@@ -14,12 +14,12 @@ def verify(
     data: Annotated[
         Path, typer.Argument(help="Folder of scans, a manifest CSV, or a patch bank.", exists=True)
     ],
-    json: Annotated[Path | None, typer.Option(help="Write the findings here, for machines.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all problems to this JSON file.")] = None,
     draft: Annotated[
         Path | None,
         typer.Option(
             metavar="CSV",
-            help="Write the draft of a manifest here, with a row for each case and all columns.",
+            help="Write the draft of a manifest to this file, with a row for each case and all columns.",
         ),
     ] = None,
     workers: Workers = 0,
@@ -28,7 +28,7 @@ def verify(
     modality: Modalities = None,
     cluster: ClusterAddress = None,
 ) -> None:
-    """List everything that is wrong with a data set, at once. Exit 1 if a case must be refused."""
+    """List all problems of a data set at once. Exit 1 if a case must be refused."""
     from brats_seg.bank.records import is_bank
     from brats_seg.core.files import write_json
 
@@ -39,7 +39,7 @@ def verify(
         problems = verify_bank(data)
         findings = {"problems": [problem.to_dict() for problem in problems]}
         show_problems(problems, console=console)
-        console.print(f"{len(problems)} problems" if problems else "every file is as it was built")
+        console.print(f"{len(problems)} problems" if problems else "every file is unchanged")
         code = int(bool(problems))
     else:
         from brats_seg.commands.show_scans import show_verification

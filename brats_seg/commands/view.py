@@ -25,7 +25,8 @@ def view(
         ),
     ] = None,
     case_id: Annotated[
-        str | None, typer.Option("--case", metavar="ID", help="Which case of a folder or manifest of many.")
+        str | None,
+        typer.Option("--case", metavar="ID", help="Id of the case in a folder or manifest of many."),
     ] = None,
     t1n: Scan = None,
     t1c: Scan = None,
@@ -34,19 +35,21 @@ def view(
     prediction: Annotated[
         Path | None,
         typer.Option(
-            help="Label map to lay over the scans; a folder of predictions gives a page for each case.",
+            help="Label map to show over the scans; a folder of predictions gives a page for each case.",
             exists=True,
         ),
     ] = None,
     reference: Annotated[
         Path | None,
-        typer.Option(help="Expert's label map; the case's own by default.", exists=True, dir_okay=False),
+        typer.Option(
+            help="Expert's label map; by default the label of the case.", exists=True, dir_okay=False
+        ),
     ] = None,
     schema: Schema = None,
     prediction_schema: PredictionSchema = None,
 ) -> None:
     """Write a page to look at a case: three planes, four modalities, label maps over them. With a folder of
-    predictions, a page for each case, which leads to the next one.
+    predictions: a page for each case, with a link to the next page.
     """
     given = {"t1n": t1n, "t1c": t1c, "t2w": t2w, "t2f": t2f}
     files = {name: file for name, file in given.items() if file is not None}
@@ -59,7 +62,9 @@ def view(
 
     if case is not None and case_id is None and prediction is not None and prediction.is_dir():
         if reference is not None:
-            raise UsageError("--reference: goes with one case; a folder of predictions takes the cases' own")
+            raise UsageError(
+                "--reference: goes with one case; a folder of predictions uses the labels of the cases"
+            )
         pages = write_pages(
             case, prediction, output=output, schema=schema, prediction_schema=prediction_schema
         )

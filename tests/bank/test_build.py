@@ -530,11 +530,11 @@ def test_the_disk_needed_is_the_boxes_of_the_brains(data: Path, tmp_path: Path) 
 def test_wrong_ways_to_build(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--part 3/2"):
         build_bank(data, tmp_path / "bank", options=BuildOptions(part=(3, 2)))
-    with pytest.raises(InputError, match="not empty and no bank"):
+    with pytest.raises(InputError, match="not empty and is not a bank"):
         build_bank(data, data)
     (tmp_path / "nested").mkdir()
     data.rename(tmp_path / "nested" / "cases")
-    with pytest.raises(InputError, match="not empty and no bank"):
+    with pytest.raises(InputError, match="not empty and is not a bank"):
         build_bank(tmp_path / "nested", tmp_path / "nested")
     (tmp_path / "nested" / "cases").rename(data)
     (tmp_path / "empty").mkdir()
