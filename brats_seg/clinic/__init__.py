@@ -1,1 +1,3 @@
-"""Scans as hospitals have them: DICOM in, a common grid, and label maps back to where they are looked at."""
+"""Scans as hospitals have them: DICOM import, registration to a common grid, and export of label maps for
+viewers.
+"""

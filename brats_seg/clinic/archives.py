@@ -10,16 +10,16 @@ from pathlib import Path, PurePosixPath
 from brats_seg.scans.case import Problem
 
 _MOST_INFLATION = 200
-"""Unpacked bytes for a packed byte; real series stay below 20."""
+"""Largest ratio of unpacked to packed bytes; real series stay below 20."""
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A file to look at.
+    """A file that may be DICOM.
 
     Attributes:
-        path: where it lies now.
-        name: of the file below the folder that was given; in an archive, the archive is one more folder.
+        path: its present path.
+        name: path of the file below the given folder; an archive counts as a folder.
     """
 
     path: Path
@@ -31,11 +31,11 @@ def list_files(root: Path, *, scratch: Path) -> tuple[list[Listed], list[Problem
 
     Args:
         root: a folder, or a zip file.
-        scratch: a folder for what is unpacked.
+        scratch: a folder for unpacked files.
 
     Returns:
         Files sorted by name, and a problem for each zip file that is refused as a whole: damaged, encrypted,
-        with a name that leads out of it, or with more data than such a file can hold.
+        with a name that leads outside the folder, or with an implausible amount of data.
     """
     files: list[Listed] = []
     problems: list[Problem] = []
@@ -54,7 +54,7 @@ def list_files(root: Path, *, scratch: Path) -> tuple[list[Listed], list[Problem
 
 
 class _RefusedArchiveError(Exception):
-    """What is wrong with a zip file, and what would be right."""
+    """The problem of a zip file, and what is expected."""
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, PurePosixPath]]:

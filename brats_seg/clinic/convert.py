@@ -1,4 +1,4 @@
-"""Series of DICOM -> NIfTI files that hold voxels and a grid, and no text."""
+"""DICOM series -> NIfTI files with voxels and a grid, without text."""
 
 import re
 import tempfile
@@ -22,17 +22,17 @@ from brats_seg.scans.metaimage import RAS_OF_LPS
 from brats_seg.scans.volume import write_volume
 
 FILES: Mapping[str, str] = {"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair"}
-"""Modality -> name of its file, as the layout of plain names has it."""
+"""Modality -> name of its file, as in the layout of plain names."""
 RECORD = "import.json"
-"""Beside the volumes: which DICOM series each was made of."""
+"""File in the folder of the volumes: the DICOM series of each volume."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What `import_dicom` did, or would do.
+    """The result of `import_dicom`, also without writing.
 
     Attributes:
-        studies: every study that was found.
+        studies: every study.
         written: cases whose files were written.
         problems: of studies, files and archives.
     """
@@ -43,7 +43,7 @@ class Imported:
 
     @property
     def exit_code(self) -> int:
-        """1 where something was refused or nothing was found."""
+        """1 if something was refused or nothing was found, else 0."""
         return int(not self.studies or any(p.severity == "error" for p in self.problems))
 
 
@@ -59,8 +59,8 @@ def import_dicom(
 
     Args:
         source: one or many patients, in any structure of folders.
-        out: made if it is not there; None to write nothing.
-        wanted: modality -> series that the user names, see `studies.parse_wanted`.
+        out: created if it does not exist; None to write nothing.
+        wanted: modality -> series named by the user, see `studies.parse_wanted`.
     """
     with tempfile.TemporaryDirectory(prefix="brats-seg-") as scratch:
         files, problems = list_files(source, scratch=Path(scratch))
@@ -106,7 +106,7 @@ def read_voxels(series: Series) -> tuple[Volume, Geometry]:
 
 
 def _read_file(path: Path, series: Series, *, name: str) -> np.ndarray:
-    """(frame, row, column), scaled as the header says."""
+    """(frame, row, column), scaled by the header."""
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK warns on the terminal of single slices
     try:
         stack = sitk.GetArrayFromImage(sitk.ReadImage(str(path), sitk.sitkFloat32, imageIO="GDCMImageIO"))
@@ -121,7 +121,7 @@ def _read_file(path: Path, series: Series, *, name: str) -> np.ndarray:
 
 def _smallest_type(array: np.ndarray) -> np.ndarray:
     if not np.isfinite(array).all():
-        raise InputError("a series has voxels that are no number")
+        raise InputError("a series has voxels that are NaN or infinite")
     limits = np.iinfo(np.int16)
     is_whole = array.min() >= limits.min and array.max() <= limits.max and (array == np.rint(array)).all()
     return array.astype(np.int16 if is_whole else np.float32)

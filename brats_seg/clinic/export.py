@@ -39,15 +39,15 @@ def export_labels(
     """Write each label map of a folder of predictions as `OUT/<case><file type>`, a surface as
     `OUT/<case>_<region>.stl`.
 
-    The label map of a case that `prepare` made comes back to the grid of its original T1c; any other keeps
-    its grid.
+    The label map of a case from `prepare` is resampled to the grid of its original T1c; any other keeps its
+    grid.
 
     Args:
         predictions: a folder with `predictions.csv`.
         scans: the folder that was segmented, from `prepare` or `import`: a folder for each case.
-        out: made if it is not there.
+        out: created if it does not exist.
         file_type: one of `FILE_TYPES`.
-        names: "bids" names the files as BIDS derivatives of BIDS scans, below `OUT/<subject>/`.
+        names: "bids": files are named as BIDS derivatives of BIDS scans, below `OUT/<subject>/`.
 
     Raises:
         UsageError: another file type or kind of names.
@@ -124,13 +124,13 @@ def _write_surfaces(labels: Volume, geometry: Geometry, stem: Path, *, schema: L
 def _bids_name(case: str) -> str:
     match = _BIDS_CASE.fullmatch(case)
     if match is None:
-        raise InputError(f"{case}: is no BIDS subject and session; --names case names the file after it")
+        raise InputError(f"{case}: is not a BIDS subject and session; --names case names the file after it")
     folder = "/".join(part for part in (*match.groups(), "anat") if part)
     return f"{folder}/{case}_{BIDS_PREDICTION}_dseg"
 
 
 def _describe_bids(out: Path, schemas: list[LabelSchema]) -> None:
-    """What BIDS asks of a folder of derivatives: its description, and what each value means."""
+    """Write what BIDS requires in a folder of derivatives: its description, and the meaning of each value."""
     about = {
         "Name": "Brain tumor segmentation", "BIDSVersion": "1.9.0", "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "brats-seg"}],

@@ -22,7 +22,7 @@ def affine_of(image: sitk.Image) -> Affine:
 
 
 def geometry_of(image: sitk.Image, *, dtype: str) -> Geometry:
-    """The grid of an image whose axes are those of LPS, or near them."""
+    """The grid of an image whose axes are parallel or close to LPS."""
     x, y, z = image.GetSize()
     return make_geometry((z, y, x), affine=RAS_OF_LPS @ affine_of(image), dtype=dtype)
 
@@ -33,8 +33,8 @@ def resampled(
     """The image on another grid, 0 where it has no voxel.
 
     Args:
-        image: any number type, which is kept.
-        grid: whose size and place the result has.
+        image: of any number type; the type is kept.
+        grid: size and position of the result.
         matrix: a point of the grid, (L, P, S, 1) in mm -> the same point in the image.
         interpolator: of SimpleITK.
     """
@@ -45,7 +45,7 @@ def resampled(
 
 
 def isotropic(image: sitk.Image, *, spacing_mm: float) -> sitk.Image:
-    """An empty grid of equal spacing along all axes that covers the same block of space."""
+    """An empty grid of equal spacing along all axes that covers the same volume of space."""
     old = np.array(image.GetSpacing())
     size = np.maximum(1, np.rint(np.array(image.GetSize()) * old / spacing_mm)).astype(int)
     affine = affine_of(image)

@@ -1,4 +1,4 @@
-"""Which modality a series is, by its description and contrast tags. Data, not code."""
+"""The modality of a series, from its description and contrast tags. Data, not code."""
 
 import re
 
@@ -14,7 +14,9 @@ _NOT_USED = (
     (r"\b(sub|subtraction|mip|phoenix\w*|report|screen\w*|cal\w*|asset)\b", "derived"),
     (r"\b(pd|proton|dual)\b", "proton density"),
 )
-"""Words of series that are none of the four modalities -> what they are. The first match counts."""
+"""Words in descriptions of other series than the four modalities -> the kind of series. The first match
+counts.
+"""
 _FLAIR = r"flair|dark ?fluid|tirm|\bfla\b"
 _T1 = r"t1|mp ?rage|bravo|spgr|\btfe\b|\btfl|vibe|\bvolpre"
 _T2 = r"t2"
@@ -29,15 +31,15 @@ _WITHOUT_CONTRAST = (
 )
 _WITH_CONTRAST = rf"\b(?:{_AGENT}|post(?! ?op|erior)\w*|t1c|t1ce|t1gd)\b|\+ ?(?:c|gd|k?m)\b|\bc ?\+"
 _TAG_OF_NONE = rf"(?:{_NO}|none|nil|0|n a|false)\b"
-"""How a contrast tag begins that says that no agent was given."""
+"""The start of a contrast tag which states that no agent was given."""
 CONTRADICTION = "its description and contrast tag speak both for and against contrast agent"
 """The reason why a T1 series is neither `t1n` nor `t1c`."""
 
 
 def modality_of(series: Series) -> tuple[str | None, str]:
-    """The modality that a series shows, and in words what told it.
+    """The modality of a series, and the reason in words.
 
-    A T1 series whose description says nothing of contrast agent is what its contrast tag says. A T1 series
+    For a T1 series whose description does not mention contrast agent, the contrast tag decides. A T1 series
     whose description and tag speak both for and against contrast agent has no modality; the reason is
     `CONTRADICTION`.
 

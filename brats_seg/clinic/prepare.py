@@ -1,4 +1,4 @@
-"""Scans on their own grids -> scans on one grid of 1 mm, without skull; the way back is kept."""
+"""Scans on their own grids -> scans on one grid of 1 mm, without skull; the inverse transform is stored."""
 
 import shutil
 import subprocess
@@ -31,7 +31,7 @@ PROGRAMS: Mapping[str, tuple[str, ...]] = {
     "hd-bet": ("-device", "cpu"),
     "mri_synthstrip": (),
 }
-"""Programs that are looked for, in this order -> what is added to `-i HEAD -o BRAIN`."""
+"""Programs for brain extraction, in the order of the search -> the options added to `-i HEAD -o BRAIN`."""
 
 
 def brain_of(t1c: Volume, geometry: Geometry, *, mask_file: Path | None) -> Mask:
@@ -40,11 +40,12 @@ def brain_of(t1c: Volume, geometry: Geometry, *, mask_file: Path | None) -> Mask
     Args:
         t1c: (Z, Y, X) in LPS.
         geometry: its grid.
-        mask_file: a mask of the user on this very grid; None to take the scan itself where its background is
-            0, else an installed program.
+        mask_file: a mask of the user on the same grid; None uses the scan itself if its background is 0, else
+            an installed program.
 
     Raises:
-        InputError: a mask on another grid or without a voxel; a head, and no program; a program that failed.
+        InputError: a mask on another grid or without a voxel; a head with skull, and no installed program; a
+            program that failed.
     """
     if mask_file is not None:
         mask, mask_grid = read_volume(mask_file)
@@ -89,14 +90,14 @@ def _extracted(t1c: Volume, geometry: Geometry) -> Mask:
 
 
 STEPS = "prepare.json"
-"""Beside the prepared volumes: the transforms, and the grid of the T1c."""
+"""File in the folder of the prepared volumes: the transforms, and the grid of the T1c."""
 SPACING_MM = 1.0
 REFERENCE = "t1c"
-"""The modality that the others are moved to."""
+"""The modality to which the others are registered."""
 
 
 class Steps(BaseModel):
-    """What `prepare.json` holds.
+    """The content of `prepare.json`.
 
     Attributes:
         to_scan: modality -> 4 x 4 matrix: a point of the prepared grid, (L, P, S, 1) in mm, to the same point
@@ -117,14 +118,14 @@ class Steps(BaseModel):
 
 @dataclass(frozen=True)
 class Written:
-    """What a verb wrote, cases or files, and the cases that it refused."""
+    """The number of cases or files that a verb wrote, and the cases that it refused."""
 
     written: tuple[str | Path, ...]
     problems: tuple[Problem, ...]
 
     @property
     def exit_code(self) -> int:
-        """1 where a case was refused, or there was none."""
+        """1 if a case was refused or there was no case, else 0."""
         return int(not self.written or any(problem.severity == "error" for problem in self.problems))
 
 
@@ -133,13 +134,14 @@ def prepare_scans(
 ) -> Written:
     """Write each case as `OUT/<case>/{t1,t1ce,t2,flair}.nii.gz` on one grid, brain only, with `prepare.json`.
 
-    All modalities are moved rigidly to the T1c. The grid has voxels of 1 mm and the directions of the T1c; or
-    it is the grid of an atlas, to which the T1c is moved rigidly. A case with an error is refused as a whole.
+    All modalities are registered rigidly to the T1c. The grid has voxels of 1 mm and the directions of the
+    T1c; with an atlas, it is the grid of the atlas, to which the T1c is registered rigidly. A case with an
+    error is refused as a whole.
 
     Args:
         scans: of any layout, with a T1c for each case.
-        out: made if it is not there.
-        brain_mask: path of a mask on the grid of the T1c; `{case}` in it stands for the name of each case.
+        out: created if it does not exist.
+        brain_mask: path of a mask on the grid of the T1c; `{case}` in it is replaced by the id of the case.
         atlas: a skull-stripped volume.
 
     Raises:
@@ -219,7 +221,7 @@ def _write(folder: Path, volumes: Mapping[str, np.ndarray], geometry: Geometry, 
 def to_original(
     labels: Volume, geometry: Geometry, steps: Steps
 ) -> tuple[Num[np.ndarray, "native_z native_y native_x"], Geometry]:
-    """A label map of the prepared grid on the grid of the original T1c, by the nearest voxel.
+    """Resample a label map from the prepared grid to the grid of the original T1c, by the nearest voxel.
 
     Args:
         labels: (Z, Y, X) in LPS, whole numbers.

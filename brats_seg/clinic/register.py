@@ -1,4 +1,4 @@
-"""Two scans of one head -> the rigid movement between them."""
+"""Two scans of one head -> the rigid transform between them."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from brats_seg.scans.geometry import Affine
 WORST_METRIC = 0.1
 """Mutual information below which a registration has failed; see docs/howto/hospital-scans.md."""
 
-_WORKING_MM = 2.0  # both scans are brought to this spacing; 1 mm would take eight times as long
+_WORKING_MM = 2.0  # both scans are resampled to this spacing; 1 mm would take eight times as long
 _COARSE, _FINE = (4, 2), (2, 1)  # of it, as factors
 _N_BINS = 32
 _SHARES = {4: 0.3, 2: 0.1, 1: 0.03}  # of the voxels, drawn by a fixed seed; 30,000 at the end
@@ -23,7 +23,7 @@ class Movement:
 
     Attributes:
         matrix: a point of the fixed scan, (L, P, S, 1) in mm -> the same point in the moving scan.
-        metric: mutual information in the end; the larger the better.
+        metric: final mutual information; larger is better.
     """
 
     matrix: Affine
@@ -36,9 +36,10 @@ class Movement:
 
 
 def register(moving: sitk.Image, fixed: sitk.Image) -> Movement:
-    """Find the rigid movement by mutual information (Mattes et al. 2003), coarse to fine.
+    """Find the rigid transform by mutual information (Mattes et al. 2003), coarse to fine.
 
-    It starts twice, where the scans lie and with their centers of mass together, and goes on from the better.
+    It starts from two positions: as stored in the headers, and with equal centers of mass. It continues from
+    the better one.
 
     Args:
         moving, fixed: scans of one head with any contrast; background near 0.

@@ -63,7 +63,7 @@ class Segment:
 
     @property
     def color(self) -> tuple[float, float, float]:
-        """From 0 to 1; the color of the package's pictures."""
+        """From 0 to 1; the same color as in the figures of the package."""
         red, green, blue = (byte / 255 for byte in bytes.fromhex(TISSUE_COLORS[self.tissue][1:]))
         return red, green, blue
 
@@ -80,7 +80,7 @@ def write_seg_nrrd(path: Path, labels: Volume, geometry: Geometry, *, schema: La
         path: ends in `.seg.nrrd`.
         labels: (Z, Y, X) in LPS, values of the schema.
         geometry: of the scan.
-        schema: says what each value is. A class without a voxel is a segment too.
+        schema: meaning of each value. A class without a voxel is a segment too.
     """
     image = to_itk(labels.astype(np.uint8), geometry)
     last = " ".join(f"0 {n - 1}" for n in image.GetSize())
@@ -116,12 +116,12 @@ def write_dicom_seg(
         path: ends in `.dcm`.
         labels: (Z, Y, X) in LPS, on the grid of the imported series, values of the schema.
         geometry: of the scan.
-        schema: says what each value is; classes without a voxel are left out.
+        schema: meaning of each value; classes without a voxel are left out.
         source: the folder or zip file that was given to `import`.
         series_uid: of the series.
 
     Raises:
-        InputError: the series is no more in `source`, its grid differs, or the label map is empty.
+        InputError: the series no longer exists in `source`, its grid differs, or the label map is empty.
         UsageError: highdicom is not installed.
     """
     segments = [segment for segment in segments_of(schema) if (labels == segment.value).any()]
@@ -136,7 +136,7 @@ def write_dicom_seg(
         series = _series_in(source, series_uid, scratch=Path(scratch))
         frames = _frames(labels, geometry, series, segments)
         images = [pydicom.dcmread(file) for file in dict.fromkeys(p.file.path for p in series.planes)]
-    if len(images) == 1:  # enhanced: highdicom goes by the order of the frames in the file
+    if len(images) == 1:  # enhanced: highdicom uses the order of the frames in the file
         ordered = np.empty_like(frames)
         ordered[[plane.frame for plane in series.planes]] = frames
         frames = ordered

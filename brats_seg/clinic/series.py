@@ -1,4 +1,4 @@
-"""DICOM headers -> series: the slices of each in order, their grid, and what is wrong with them."""
+"""DICOM headers -> series: the ordered slices of each series, their grid, and their problems."""
 
 import math
 import warnings
@@ -29,11 +29,13 @@ from brats_seg.scans.case import Problem
 from brats_seg.scans.geometry import Affine
 
 FEWEST_SLICES = 4
-"""A series of fewer slices is a localizer or was cut off."""
+"""A series of fewer slices is a localizer or incomplete."""
 _PLANE_TOLERANCE = 1e-3
 """The largest difference of direction cosines within a series; released series differ by 1e-5."""
 _UNEVEN = 0.05
-"""Largest deviation of a slice distance, as a share of it; positions that are rounded to 0.1 mm need 0.02."""
+"""Largest deviation of a slice distance, as a share of the distance; positions that are rounded to 0.1 mm
+need 0.02.
+"""
 _TILT_DEGREES = 1.0
 """Largest angle between the slice normal and the line through the slices."""
 _SUFFIXES = (".dcm", ".ima")
@@ -41,7 +43,9 @@ _READABLE = (
     ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian,
     RLELossless, *JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, JPEG2000, JPEG2000Lossless,
 )  # fmt: skip
-"""What SimpleITK's GDCM unpacks. It takes an unknown transfer syntax for plain pixels, without a word."""
+"""Transfer syntaxes that SimpleITK's GDCM unpacks. GDCM treats an unknown transfer syntax as plain pixels,
+without an error.
+"""
 
 Vector = tuple[float, ...]
 
@@ -51,7 +55,7 @@ class Plane:
     """One slice: a file, or one frame of a file.
 
     Attributes:
-        file: where it lies.
+        file: the file of the slice.
         frame: its number in the file, from 0.
         position: of the center of the first voxel, (L, P, S) in mm; empty where the header lacks it.
         orientation: direction of the columns' number, then of the rows' number, (L, P, S) each; or empty.
@@ -70,7 +74,7 @@ class Plane:
 
     @property
     def height_mm(self) -> float:
-        """Where the slice lies along its own normal."""
+        """Position of the slice along its own normal."""
         row, column = np.array(self.orientation).reshape(2, 3)
         return float(np.dot(np.cross(row, column), self.position))
 
@@ -81,13 +85,13 @@ class Series:
 
     Attributes:
         uid, study_uid, patient: DICOM's identifiers; they are never written into a volume.
-        number: what `--series` calls it: the series number, with `e2` for a second echo.
+        number: its name for `--series`: the series number, with `e2` for a second echo.
         description: the text of the scanner; it may hold anything, and is only shown.
         kind: "MR", "CT", ...
         image_type: the words of the tag Image Type.
         contrast_agent: the text of the contrast tags, "" where there is none.
-        planes: sorted along their normal where each has a place, as found otherwise.
-        damage: what was wrong with single files or frames.
+        planes: sorted along their normal if each has a position, else in the order of the files.
+        damage: problems of single files or frames.
     """
 
     uid: str
@@ -108,7 +112,7 @@ class Series:
 
     @cached_property
     def flaws(self) -> tuple[str, ...]:
-        """Why no volume can be made of it; none for a sound series."""
+        """The reasons why no volume can be made; empty for a valid series."""
         return (*self.damage, *_geometry_flaws(self.planes), *_content_flaws(self))
 
     @property
@@ -124,9 +128,9 @@ class Series:
 
 
 def read_series(files: Sequence[Listed]) -> tuple[list[Series], list[Problem]]:
-    """The series among files, by their headers alone.
+    """The series among files, from their headers only.
 
-    Files without DICOM's mark and without the suffix of a DICOM file are left alone; so are DICOM objects
+    Files without the DICOM mark and without the suffix of a DICOM file are ignored; so are DICOM objects
     without an image.
 
     Returns:
@@ -139,7 +143,7 @@ def read_series(files: Sequence[Listed]) -> tuple[list[Series], list[Problem]]:
         try:
             part = _read_header(file)
         except (InvalidDicomError, _DamagedError) as error:
-            what = str(error) if isinstance(error, _DamagedError) else "is no DICOM file"
+            what = str(error) if isinstance(error, _DamagedError) else "is not a DICOM file"
             problems.append(
                 Problem("error", str(file.name.parent), str(file.name), what, "a whole DICOM file")
             )
@@ -154,7 +158,7 @@ class _DamagedError(Exception):
 
 
 def _read_header(file: Listed) -> Series | None:
-    """One file as a series of its own; None where it is none of ours."""
+    """One file as a separate series; None if it is not an image."""
     try:
         with file.path.open("rb") as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom warns of values that break the standard
@@ -166,7 +170,7 @@ def _read_header(file: Listed) -> Series | None:
             header = pydicom.dcmread(stream, stop_before_pixels=True, force=not is_marked)
             n_left = file.path.stat().st_size - stream.tell()
             if "SOPClassUID" not in header:
-                raise _DamagedError("is no DICOM file, or is cut short within its header")
+                raise _DamagedError("is not a DICOM file, or is truncated in its header")
             if header.SOPClassUID == MediaStorageDirectoryStorage or "Rows" not in header:
                 return None
             return _series_of_file(header, file, n_left=n_left)
@@ -204,7 +208,7 @@ def _contrast_agent(header: pydicom.Dataset) -> str:
 
 
 def _damage(header: pydicom.Dataset, file: Listed, *, n_left: int) -> tuple[str, ...]:
-    """What makes the pixels of a file unusable, as far as the header tells."""
+    """The reasons in the header why the pixels of a file are unusable."""
     n_frames = int(header.get("NumberOfFrames") or 1)
     syntax = header.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
     is_packed = syntax.is_compressed or syntax.is_deflated
@@ -218,7 +222,7 @@ def _damage(header: pydicom.Dataset, file: Listed, *, n_left: int) -> tuple[str,
         in (str(word).upper() for word in header.get("ImageType") or ()),
         f"has {n_frames} frames without a position for each": n_frames > 1 and len(positions) != n_frames,
         f"is stored as {syntax.name}, which cannot be unpacked": syntax not in _READABLE,
-        f"{file.name.name} is cut short: {n_left:,} of {n_bytes:,} bytes of pixels": n_left == 0
+        f"{file.name.name} is truncated: {n_left:,} of {n_bytes:,} bytes of pixels": n_left == 0
         or (not is_packed and n_left < n_bytes),
     }
     return tuple(flaw for flaw, is_there in flaws.items() if is_there)
@@ -294,7 +298,7 @@ def _content_flaws(series: Series) -> list[str]:
 
 
 def _geometry_flaws(planes: Sequence[Plane]) -> list[str]:
-    """What keeps the slices from being one regular grid; the first reason found."""
+    """The first reason why the slices do not form a regular grid."""
     if not all(plane.position and plane.orientation and plane.spacing_mm for plane in planes):
         return ["has slices without position, orientation or pixel spacing"]
     first = planes[0]
@@ -321,7 +325,7 @@ def _distance_flaws(planes: Sequence[Plane]) -> list[str]:
     if steps.min() < 0.01:
         at = planes[int(steps.argmin()) + 1]
         names = f"{planes[int(steps.argmin())].file.name.name} and {at.file.name.name}"
-        return [f"has two slices at one place ({names}), {int((steps < 0.01).sum())} such pairs"]
+        return [f"has two slices at one position ({names}), {int((steps < 0.01).sum())} such pairs"]
     usual = float(np.median(steps))
     longest = float(steps.max())
     if longest > 1.5 * usual:

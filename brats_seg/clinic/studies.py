@@ -15,7 +15,7 @@ from brats_seg.scans.case import MODALITIES, Problem, modality_named
 
 @dataclass(frozen=True)
 class Row:
-    """What becomes of a series: a modality, or a note why it is not used."""
+    """The decision about a series: its modality, or the reason why it is not used."""
 
     series: Series
     modality: str | None
@@ -44,7 +44,7 @@ class Study:
 
     @property
     def good(self) -> bool:
-        """Whether it can be written."""
+        """Whether the study can be written."""
         return bool(self.chosen) and all(problem.severity != "error" for problem in self.problems)
 
 
@@ -76,13 +76,13 @@ def plan_studies(
 ) -> list[Study]:
     """Group series by patient and examination, and choose a series for each modality.
 
-    A study is named after the folder that all its files lie in; where two studies share that folder, a number
-    follows.
+    A study is named after the folder that contains all its files; if two studies share this folder, a number
+    is added.
 
     Args:
         series: of all patients.
-        damaged: files that could not be read, `case` being their folder: a study with files in the same
-            folder, or below it, is refused.
+        damaged: files that could not be read; `case` is their folder. A study with files in the same folder
+            or below is refused.
         root: the name of a study whose files lie in different folders of the first level.
         wanted: see `parse_wanted`.
     """
@@ -128,7 +128,7 @@ def _plan(
             rows.append(Row(one, modality, "; ".join([reason, *one.flaws[:1]])))
         else:
             severity: Literal["error", "warning"] = "warning" if others_sound else "error"
-            expected = "a sound series"
+            expected = "a series without these problems"
             problems.append(Problem(severity, case, _place(one), "; ".join(one.flaws), expected))
             rows.append(Row(one, None, one.flaws[0]))
     for modality in MODALITIES:
@@ -154,8 +154,8 @@ def _plan(
 
 
 def _told(series: Series, wanted: Mapping[str, Sequence[str]]) -> tuple[str | None, str]:
-    """What the user says of a series, else what its header says. A modality that the user names takes no
-    other series.
+    """The decision of the user about a series, else the decision from its header. If the user names a series
+    for a modality, no other series gets this modality.
     """
     description = series.description.lower()
     for modality, values in wanted.items():

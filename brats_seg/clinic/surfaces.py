@@ -7,7 +7,7 @@ from brats_seg.core.shapes import Mask
 from brats_seg.scans.geometry import Geometry
 
 _HEADER = b"brats-seg surface, millimeters, SPACE=LPS"
-"""3D Slicer reads from it which way the axes go."""
+"""From this text 3D Slicer reads the directions of the axes."""
 _TRIANGLE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("rest", "<u2")])
 
 

@@ -168,8 +168,8 @@ def test_bad_patients_are_named_and_the_good_one_is_written(tmp_path):
         in lines["gap"]
     )
     assert "2 series for t1c: series 3 'Ax T1 POST' in two/b and series 9 'T1 +C' in two/f" in lines["two"]
-    assert "IM0002.dcm is cut short: 120 of 160 bytes" in lines["cut"]
-    assert "has two slices at one place" in lines["twice"]
+    assert "IM0002.dcm is truncated: 120 of 160 bytes" in lines["cut"]
+    assert "has two slices at one position" in lines["twice"]
     assert "text burnt into its pixels" in lines["burnt"]
     assert "header/a/IM0001.dcm: " in lines["header"]
     again = import_dicom(root / "two", tmp_path / "two", wanted=parse_wanted(["t1ce=9"]))

@@ -298,4 +298,4 @@ def test_label_maps_of_bids_scans_take_names_of_bids_and_are_no_references(tmp_p
     assert [(case.id, case.label) for case in found.cases] == [("sub-001_ses-02", None)]
     labels_of_two_regions(tmp_path / "predictions", "eve")
     (problem,) = export_labels(tmp_path / "predictions", root, home, names="bids").problems
-    assert "is no BIDS subject and session" in str(problem)
+    assert "is not a BIDS subject and session" in str(problem)
