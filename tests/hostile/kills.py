@@ -290,8 +290,9 @@ def into(log: Path) -> Iterator[None]:
 
 
 def sketch(figure: Figure, file: Any, *, save: Callable[..., None] = Figure.savefig, **how: Any) -> None:
-    """Write an empty figure in place of `figure`: it is enough that a picture is there."""
-    save(Figure(figsize=(1, 1)), file, **how | {"dpi": 50, "bbox_inches": None})
+    """Draw coarsely and without a layout: it is enough that a picture is there."""
+    figure.set_layout_engine("none")
+    save(figure, file, **how | {"dpi": 50, "bbox_inches": None})
 
 
 def campaign(folder: Path, kills: dict[str, int], say: Callable[[str], None]) -> dict[str, dict[str, int]]:
