@@ -41,7 +41,7 @@ N_TEST = {"mnist": 6, "cifar10": 2, "cifar100": 1, "folder": 1}
 DOTS = 60
 """Dots an inch of a figure; the package draws 150."""
 A_DRAWN_FIGURE = 2000
-"""Bytes of its file: lines of 150 dots an inch take 5000."""
+"""Bytes of its file at 60 dots an inch: the smallest one takes 2,600, an empty panel 1,700."""
 
 
 DONE: set[str] = set()
