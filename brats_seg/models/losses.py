@@ -87,12 +87,8 @@ def make_loss(
             f"loss.by_lesion '{by_lesion}' needs a network with the class healthy; these classes are "
             f"{', '.join(classes)}"
         )
-    if kind == "region" and tuple(classes or ()) != REGION_CLASSES:
-        raise UsageError(
-            f"loss.kind 'region' needs the classes {', '.join(REGION_CLASSES)}, not "
-            f"{', '.join(classes or ['no names'])}: the regions whole, core and active cannot tell necrotic "
-            "from non-enhancing core, nor a cavity from either; use another loss"
-        )
+    if kind == "region":
+        _check_regions(classes or ())
     factors = class_weights
     if kind in _FROM_PRIOR:
         factors = _FROM_PRIOR[kind](_whole_prior(kind, prior, classes), section)
@@ -141,6 +137,15 @@ class _PerDevice:
         if place not in self._copies:
             self._copies[place] = torch.tensor(self._factors, dtype=logits.dtype, device=logits.device)
         return self._copies[place]
+
+
+def _check_regions(classes: Sequence[str]) -> None:
+    if tuple(classes) != REGION_CLASSES:
+        raise UsageError(
+            f"loss.kind 'region' needs the classes {', '.join(REGION_CLASSES)}, not "
+            f"{', '.join(classes or ['no names'])}: the regions whole, core and active cannot tell necrotic "
+            "from non-enhancing core, nor a cavity from either; use another loss"
+        )
 
 
 def _whole_prior(kind: str, prior: Sequence[float] | None, classes: Sequence[str] | None) -> Sequence[float]:

@@ -323,7 +323,7 @@ def test_a_cavity_that_the_labels_do_not_tell_apart_joins_no_region(tmp_path):
     write_map(tmp_path / "out" / "BraTS2021_00001.nii.gz", tumor(core=2))
     with pytest.raises(
         UsageError,
-        match=r"--cavity-in whole: .*, edema, enhancing_core apart, and no resection cavity; .*brats2024gli",
+        match=r"--cavity-in whole: .*, edema, enhancing_core, and no resection cavity; .*brats2024gli",
     ):
         evaluate_folders(tmp_path / "out", reference, options=ScoreOptions(cavity_in=("whole",)))
 
