@@ -1,10 +1,10 @@
 """The healthy half of a phantom: the shape of a brain and the share of fluid, gray and white matter in every
 voxel.
 
-Lengths are in units of half the slice width, so that one anatomy serves every size: x runs from right (-1) to
-left (1), y from front (-1) to back (1), z from the base of the skull (-0.65) to the crown (0.65). Shapes are
-signed distances (negative inside), after the formulas of Quilez for ellipsoids and capsules; the sulci are
-the zero set of a smooth noise, cut off at the depth of a sulcus.
+Lengths are in units of half the slice width, so that the same anatomy fits every size: x runs from right (-1)
+to left (1), y from front (-1) to back (1), z from the base of the skull (-0.65) to the crown (0.65). Shapes
+are signed distances (negative inside), after the formulas of Quilez for ellipsoids and capsules; the sulci
+are the zero set of a smooth noise, cut off at the depth of a sulcus.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from brats_seg.core.shapes import Mask
 Field = Float32[np.ndarray, "z y x"]
 """One number per voxel."""
 Axis = Float32[np.ndarray, "_ _ _"]
-"""A coordinate: one number per voxel, or an array of axes (Z, Y, X) that stretches to it."""
+"""A coordinate: one number per voxel, or an array of axes (Z, Y, X) that is broadcast to all voxels."""
 Point = tuple[float, float, float]
 """(x, y, z) in half widths."""
 
@@ -36,7 +36,7 @@ DEEP_GRAY = (
 HORNS = ((0.09, -0.36, 0.05), (0.10, 0.00, 0.14), (0.20, 0.32, 0.06), (0.18, 0.52, 0.02))
 TEMPORAL_HORN = ((0.21, 0.30, 0.04), (0.34, 0.06, -0.17))
 BASE_Z = -0.24
-"""The cerebrum ends here below; temporal lobes, cerebellum and stem go on."""
+"""Lower end of the cerebrum; temporal lobes, cerebellum and stem extend below it."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Brain:
 
     Attributes:
         inside: the voxels of the brain.
-        voxel: what 1 voxel at size 96 measures here, in voxels.
+        voxel: length, in voxels of this phantom, of 1 voxel at size 96.
         csf, gray, white: shares of the tissues in a voxel; they sum to 1 inside.
         depth_vox, cerebrum_vox: signed distance to the surface of brain and cerebrum, positive inside.
         ventricle_vox: signed distance to the ventricles, negative inside.
@@ -134,7 +134,7 @@ def capsule(grid: Grid, start: Point, end: Point) -> Axis:
 
 
 def warp(grid: Grid, rng: Generator) -> Grid:
-    """One person's anatomy: turned, scaled and bent a little."""
+    """One person's anatomy: slightly rotated, scaled and deformed."""
     turn, roll = (float(angle) for angle in rng.normal(0, 0.03, 2))
     stretch = 1 + rng.normal(0, 0.025, 3)
     shape = grid.shape
@@ -154,7 +154,7 @@ def horn_distance(point: Point) -> float:
 
 
 def push(grid: Grid, center: Point, *, radius: float, strength: float) -> Grid:
-    """Mass effect: the grid on which structures stand pushed away from `center`."""
+    """Mass effect: the grid on which structures are displaced away from `center`."""
     dx, dy, dz = grid.x - center[0], grid.y - center[1], grid.z - center[2]
     pull = np.float32(strength) * np.exp(-(dx * dx + dy * dy + dz * dz) / np.float32((2 * radius) ** 2))
     return Grid(grid.x - pull * dx, grid.y - pull * dy, grid.z - pull * dz, grid.half)

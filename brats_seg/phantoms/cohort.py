@@ -24,14 +24,14 @@ __all__ = (
 )  # fmt: skip
 
 PHANTOM_VERSION = 1
-"""Raised by any change to what a seed gives: scores on phantoms are those of a version. A test holds the
-figures of one case of it.
+"""Must increase with any change of the phantom of a seed: scores on phantoms are valid for one version. A
+test checks the numbers of one case.
 """
 MIN_SIZE = 48
 MANY = 5.0
 """Tumors of a case with metastases."""
 FEW = 4
-"""From so many cases on, a cohort is planned as a whole; fewer are drawn one by one."""
+"""From this number of cases on, a cohort is planned as a whole; fewer cases are drawn one by one."""
 _MARK = ".phantom"  # a hidden file, which no layout reads
 
 
@@ -54,14 +54,14 @@ def make_case(
     """Make one case, 1 mm, LPS, (Z, Y, X) = (0.646 size, size, size); the same arguments give the same
     arrays.
 
-    Anatomy, lesion and scanner have a generator each, so a change of `traits` leaves the brain as it is.
+    Anatomy, lesion and scanner have a generator each, so a change of `traits` does not change the brain.
 
     Args:
         seed: 0 or more.
         size: width of a slice in voxels, 48 or more; the brain fills about 0.7 x 0.9 of it (closer than in
             BraTS, to save voxels).
-        traits: what the case's cohort is like.
-        lesion: what sets this case apart; None draws it.
+        traits: averages of the case's cohort.
+        lesion: the lesion of this case; None draws one.
 
     Raises:
         UsageError: a size under 48 or a negative seed.
@@ -87,8 +87,8 @@ def make_case(
 
 
 def make_traits(changes: Mapping[str, float]) -> Traits:
-    """Traits of which some are set by name. Raises `UsageError` for a name that is no trait, or traits that
-    leave no brain.
+    """Traits with some values set by name. Raises `UsageError` for an unknown trait, or traits that leave no
+    brain.
     """
     names = [field.name for field in fields(Traits)]
     unknown = [name for name in changes if name not in names]
@@ -137,7 +137,7 @@ def write_cohort(
 
     Raises:
         UsageError: an unknown layout, no cases, a size under 48, a negative seed, or a folder with files that
-            are no phantoms.
+            are not phantoms.
     """
     refuse(
         (layout not in LAYOUTS, f"--layout {layout}: no such layout; the layouts are {', '.join(LAYOUTS)}"),
@@ -169,7 +169,7 @@ def write_cohort(
 
 
 def _claim(out: Path) -> None:
-    """Make the folder and mark it, so that only phantoms are written over by phantoms."""
+    """Make the folder and mark it, so that phantoms overwrite only phantoms."""
     file_names = sorted(path.name for path in out.glob("[!.]*"))
     if file_names and not (out / _MARK).is_file():
         raise UsageError(f"{out}: holds other files ({file_names[0]}); give an empty or new folder")

@@ -1,5 +1,5 @@
-"""Phantoms on disk: each BraTS release, and what else the reader knows, by its folder and file names. Data,
-not code.
+"""Phantoms on disk: folder and file names of each BraTS release and of the other known layouts. Data, not
+code.
 
 A template's fields: `n` the number of the case, from 1; `m` the modality as the release spells it; `grade`
 HGG or LGG and `hl` HG or LG, by whether the case has enhancing tumor; `vsd` a number of its own for every
@@ -31,11 +31,11 @@ class PhantomLayout:
         folder: template of a case's folder; empty where all cases share one.
         scan: template of a modality's path under the root.
         label: template of the label's path.
-        names: the release's spelling of t1n, t1c, t2w, t2f; "" for one that it does not have.
+        names: the release's spelling of t1n, t1c, t2w, t2f; "" for a missing modality.
         many: whether a case has several small tumors.
         label_dtype: number type of the label file; 2023 was released with float masks.
         channels: positions in `MODALITIES` stacked into one 4-D file; empty where each modality has a file.
-        index: writes what the root needs besides the cases.
+        index: writes the files of the root folder besides the cases.
     """
 
     schema: str
@@ -55,8 +55,8 @@ class PhantomLayout:
 
     @property
     def drawn(self) -> tuple[str, ...]:
-        """What an expert draws of each of `labels.TISSUES`: the core alone where the gross tumor is asked
-        for.
+        """The class that an expert draws for each of `labels.TISSUES`: only the core for the gross tumor
+        volume.
         """
         if GROSS_TUMOR not in self.tissues:
             return TISSUES
@@ -76,12 +76,12 @@ def write_case(
     """Write one case, as int16 scans (1 mm, LPS, the origin of BraTS) and a label map.
 
     Args:
-        out: root of the cohort; made where absent.
+        out: root of the cohort; created if it does not exist.
         number: of the case in the cohort, from 1.
         layout: a key of `LAYOUTS`.
         modalities: t1n, t1c, t2w, t2f.
         tissue: indices into `labels.TISSUES`, 255 outside the brain.
-        enhancing: chooses the folder where a release sorts by grade.
+        enhancing: chooses the folder if a release sorts by grade.
 
     Returns:
         The case's folder, or its first scan file where all cases share a folder.
@@ -107,7 +107,7 @@ def write_case(
 
 
 def write_index(out: Path, n_cases: int, *, layout: str) -> None:
-    """Write what a layout keeps beside its cases: dataset.json, dataset_description.json or manifest.csv."""
+    """Write the other files of a layout: dataset.json, dataset_description.json or manifest.csv."""
     index = LAYOUTS[layout].index
     if index is not None:
         index(out, n_cases)
@@ -193,7 +193,7 @@ def _plain(
 
 
 def _since_2023(schema: str, year: str, task: str) -> PhantomLayout:
-    """A layout in a folder that says the year and the task."""
+    """A layout in a folder named by year and task."""
     folder = f"BraTS{year}-{task}-TrainingData/BraTS-{task}-{{n:05d}}-000"
     return _plain(schema, folder, _NAMES_2023, joint="-")
 

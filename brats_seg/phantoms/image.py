@@ -1,4 +1,4 @@
-"""What a scanner makes of a phantom: the signal of every tissue in every modality, healthy mimics of disease,
+"""The scanner's image of a phantom: the signal of every tissue in every modality, healthy mimics of disease,
 and the scanner's faults.
 """
 
@@ -64,8 +64,8 @@ def paint(
 def scan(
     clean: Float32[np.ndarray, "m z y x"], inside: Mask, rng: Generator, *, traits: Traits
 ) -> Int16[np.ndarray, "z y x m"]:
-    """What the scanner makes of it: partial volume, bias field, noise, a scale of its own; at least 1 in the
-    brain, 0 outside.
+    """The scanner's image: partial volume, bias field, noise, a scale of its own; at least 1 in the brain, 0
+    outside.
     """
     shape = inside.shape
     volume = np.empty((*shape, len(clean)), np.int16)

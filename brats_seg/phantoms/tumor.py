@@ -1,4 +1,4 @@
-"""The diseased half of a phantom: where a tumor stands, and how core and edema grow to their volumes."""
+"""The diseased half of a phantom: position of a tumor, growth of core and edema to their volumes."""
 
 import math
 from dataclasses import dataclass
@@ -20,24 +20,23 @@ LOW_GRADE_CORE = 2.5
 
 @dataclass(frozen=True)
 class Traits:
-    """What a cohort is like on average. Shares are of brain voxels, means over a cohort; lengths are in
-    voxels at size 96.
+    """Averages of a cohort. Shares are of brain voxels, means over a cohort; lengths are in voxels at size
+    96.
 
     Attributes:
         edema, enhancing, necrosis, non_enhancing: shares of the tissue classes; BraTS 2013 has 0.011, 0.0038,
             0.0018, 0.0012.
         without_enhancing: share of cases whose core has no enhancing tumor.
         lesion_sd: standard deviation of the logarithm of a lesion's volume.
-        contrast: 1 as in `phantom_image.INTENSITY`; 0.5 leaves half of what sets a tumor apart from white
-            matter.
-        border_vox: how far the drawn border wanders from the visible one.
+        contrast: 1 as in `phantom_image.INTENSITY`; 0.5 halves the difference between tumor and white matter.
+        border_vox: distance of the drawn border from the visible one.
         bright_spots: share of healthy voxels that look like edema (white-matter spots, caps of the
             ventricles).
         vessels: share of healthy voxels that enhance (vessels, sinuses, choroid plexus).
         noise: standard deviation of the noise, in units of white matter on T1.
         bias: standard deviation of the logarithm of the bias field.
         cavities: share of cases with a resection cavity.
-        tumors: how many a case has, a whole number; together they have the volume of one.
+        tumors: number of tumors of a case; together they have the volume of one.
     """
 
     edema: float = 0.011
@@ -77,7 +76,7 @@ class Traits:
 
 
 class Lesion(NamedTuple):
-    """What sets one patient's tumor apart: volume over the cohort's mean, and which tissues it has."""
+    """One patient's tumor: volume over the cohort's mean, and which tissues it has."""
 
     scale: float
     enhancing: bool
@@ -112,8 +111,8 @@ def grow_tumor(
 ) -> Tumor:
     """Grow core and edema to their volumes: the voxels that a bent distance from the center reaches first.
 
-    Necrosis is the middle of the core; the rest is a rim that enhances, but for patches. Edema follows white
-    matter; its drawn border wanders off the visible one, as an expert's does.
+    Necrosis is the middle of the core; the rest is a rim that enhances, except for patches. Edema follows
+    white matter; its drawn border differs from the visible one, as for an expert.
     """
     voxel = grid.half / 48
     noise = [smooth_noise(rng, grid.shape, scale_vox=s * voxel) for s in (13, 6, 5, 4, 10, 5, 4)]
@@ -172,8 +171,8 @@ def _reach(brain: Brain, grid: Grid, rng: Generator, *, center: Point) -> Field:
 
 
 def _delay(brain: Brain, reach: Field, *, coarse: Field, fine: Field, start: float, voxel: float) -> Field:
-    """How late the edema gets to a voxel, in voxels: early along white matter, late into gray, never into
-    fluid.
+    """Path length of the edema to a voxel, in voxels: short along white matter, long in gray matter, infinite
+    in fluid.
     """
     ease = 0.45 + 0.9 * gaussian_filter(brain.white, 0.8 * voxel)
     delay = np.maximum(reach - start, 0) / ease + voxel * (1.2 * coarse + 0.35 * fine)

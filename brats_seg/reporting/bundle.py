@@ -1,4 +1,4 @@
-"""The viewer's script, found in the package that brings it."""
+"""The viewer's script, from an installed package."""
 
 import re
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ _LITERAL = re.compile(r"[\"`]([\w.!~*'()%-]{500000,})[\"`]", re.ASCII)
 
 @dataclass(frozen=True)
 class Bundle:
-    """NiiVue as found on this machine.
+    """The installed NiiVue.
 
     Attributes:
         module: source of a self-contained JavaScript module that exports `Niivue` and `NVImage`.
         origin: name and version of the package it comes from.
-        license: the text that has to go with it.
+        license: its license text, which must be included.
     """
 
     module: str
@@ -33,7 +33,7 @@ def find_bundle() -> Bundle:
     save pages with.
 
     Raises:
-        UsageError: the package is absent, or holds no such module.
+        UsageError: the package is not installed, or has no such module.
     """
     try:
         package = metadata.distribution(PACKAGE)

@@ -28,7 +28,7 @@ class SeenCase:
     """A case with its reference and its prediction in memory.
 
     Attributes:
-        case: where it came from.
+        case: its scans and label.
         classes: tissue classes, healthy first.
         reference: (Z, Y, X) class indices.
         prediction: (Z, Y, X) class indices.
@@ -47,13 +47,11 @@ class SeenCase:
 
     @property
     def brain(self) -> Mask | None:
-        """Any modality non-zero; None where the case has no scans beside its label."""
+        """Any modality non-zero; None if the case has a label but no scans."""
         return np.any([scan != 0 for scan in self.scans.values()], axis=0) if self.scans else None
 
     def confusion(self) -> JointHistogram:
-        """Voxels by reference and predicted class; air that both call healthy is left out where the scans are
-        at hand.
-        """
+        """Voxels by reference and predicted class; if the scans exist, air healthy in both is left out."""
         counts = joint_histogram(self.reference, self.prediction, len(self.classes))
         brain = self.brain
         if brain is not None:
@@ -77,7 +75,7 @@ def see_case(
     """Read the reference, the prediction (in the label schema that `written_schema` tells) and the scans of a
     case.
 
-    `prediction_schema` is that of a prediction that no `predictions.csv` tells.
+    `prediction_schema` is the schema of a prediction that is not in a `predictions.csv`.
 
     A scan that cannot be read, or has another shape, is left out and named in `problems`.
 
@@ -108,7 +106,7 @@ def see_case(
 
 
 def see_prediction(case: Case, prediction: Path, classes: Sequence[str]) -> SeenCase:
-    """`see_case` of a case without a reference: the prediction stands in its place."""
+    """`see_case` of a case without a reference: the prediction is used as the reference."""
     predicted, geometry = read_volume(prediction)
     scans, problems = _scans(case, shape=predicted.shape)
     tissue = to_tissue(predicted, schema_named(written_schema(case, prediction)), classes)

@@ -19,15 +19,15 @@ from brats_seg.reporting.figures import Picture, eroded
 from brats_seg.scans.labels import REGIONS
 
 FEW_FINDS = 3
-"""A precision over fewer cases than this says little, and is drawn pale."""
+"""A precision over fewer cases than this is uncertain, and is drawn pale."""
 SliceMask = Bool[np.ndarray, "y x"]
 
 
 def error_overlay(
     gray: UInt8[np.ndarray, "y x"], reference: SliceMask, prediction: SliceMask, *, scale: int = 2
 ) -> Picture:
-    """A slice with what was predicted too much in one color and what was missed in another; what both have is
-    a veil. The border of the reference is a white line.
+    """A slice with false-positive voxels in one color and missed voxels in another; correct voxels are
+    lightly tinted. The border of the reference is a white line.
 
     Args:
         gray: 0 black to 255 white.
@@ -115,7 +115,7 @@ def difference_chart(differences: Sequence[Mapping[str, Any]], *, score: str = "
 
 
 def _direction_color(low: float, high: float, *, n_patients: int) -> str:
-    """The color of an interval: gray where the interval holds 0, or is over too few patients to say."""
+    """The color of an interval: gray if the interval contains 0, or has too few patients for a conclusion."""
     if n_patients < FEWEST or low <= 0 <= high:
         return style.QUIET
     return style.LESS if high < 0 else style.MORE
@@ -124,7 +124,7 @@ def _direction_color(low: float, high: float, *, n_patients: int) -> str:
 def _point(
     axes: Axes, across: Mapping[str, Any], up: Mapping[str, Any], *, color: str, mark: str
 ) -> Line2D | None:
-    """A mean with its two intervals; None, and nothing is drawn, where a score has no mean."""
+    """A mean with its two intervals; None, and nothing is drawn, if a score has no mean."""
     if across["mean"] is None or up["mean"] is None:
         return None
     alpha = 0.35 if across["n"] < FEW_FINDS else 1.0

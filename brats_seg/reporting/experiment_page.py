@@ -48,7 +48,7 @@ def write_experiment_page(
         rows: of runs.csv.
         summary: the tree of summary.json.
         banks: by the name of the data.
-        label_maps: a row -> the file of the label maps that it is of; they are shown where they are there.
+        label_maps: a row -> the file of its label maps; the existing ones are shown.
         title: of the page.
         against: label of the variant that the others are compared with.
         pictures: labels of the variants side by side; None for the first five.
@@ -177,8 +177,8 @@ def _cards(
 
 
 def _read_maps(path: Path) -> dict[str, TissueMap]:
-    """Label maps by case; none where the file is absent or damaged, for they are pictures here, and the
-    scores stand without them.
+    """Label maps by case; empty if the file is missing or damaged, because the scores do not need these
+    pictures.
     """
     try:
         return read_npz(path)

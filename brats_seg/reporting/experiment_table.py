@@ -9,7 +9,7 @@ from brats_seg.evaluation.comparison import MEAN, differences_to, trained_once
 from brats_seg.scans.labels import REGIONS
 
 BEHIND = ("volume_ratio", "sensitivity", "precision")
-"""What a Dice comes from."""
+"""The scores that explain a Dice."""
 PICKED_ON = (
     "Picked on: which scores chose the epoch of a run, or its tuned strength of prior correction. `test`: "
     "those of the cases that are scored here, so that the scores are too high. `validation`: those of the "
@@ -129,7 +129,7 @@ def table_markdown(summary: Mapping[str, Any], *, title: str, against: str | Non
 
 
 def equal_time_words(equal_time: Mapping[str, Any]) -> str:
-    """What the scores after equal training time are of."""
+    """The meaning of the scores after equal training time."""
     words = (
         "Each run counts with its last look within the time of the shortest run of the same fold and seed "
         f"(a look that took up to {100 * equal_time['clock']:.0f} % longer is within the time). The time is "
@@ -143,7 +143,7 @@ def equal_time_words(equal_time: Mapping[str, Any]) -> str:
 
 
 def _equal_time(equal_time: Mapping[str, Any] | None, *, against: str | None, with_data: bool) -> list[str]:
-    """Dice and its paired differences after equal training time, where there are looks."""
+    """Dice and its paired differences after equal training time, if there are looks."""
     if equal_time is None:
         return []
     names = [*REGIONS, MEAN]
@@ -177,7 +177,7 @@ def _equal_time(equal_time: Mapping[str, Any] | None, *, against: str | None, wi
 
 
 def _unfinished(summary: Mapping[str, Any]) -> list[str]:
-    """What the reader of a table that is not whole must know first."""
+    """A note at the start of an incomplete table."""
     lines = []
     if summary["n_runs"] < summary["n_runs_asked"]:
         lines += [

@@ -45,14 +45,14 @@ def overlay(
     scale: int = 2,
     aspect: float = 1.0,
 ) -> Picture:
-    """Lay the tissue classes over a slice: translucent inside, a solid line one screen pixel wide at every
+    """Draw the tissue classes over a slice: translucent inside, a solid line one screen pixel wide at every
     border.
 
     Args:
         gray: the slice, 0 black to 255 white.
-        labels: class index of each pixel; 0 and 255 are left as they are.
+        labels: class index of each pixel; 0 and 255 are not drawn.
         classes: name of each class index, healthy first.
-        outline: class index of each pixel of another label map, of which the borders alone are drawn, in
+        outline: class index of each pixel of another label map, of which only the borders are drawn, in
             white: the reference over a prediction.
         opacity: of the inside of a class, 0 to 1.
         scale: screen pixels for each pixel; gray levels are interpolated, labels are not.
@@ -84,8 +84,8 @@ def overlay(
 
 
 def _few_grays(gray: UInt8[np.ndarray, "y x"], *, n_levels: int) -> UInt8[np.ndarray, "y x"]:
-    """So few gray levels that they and their blends with every class fit one palette of 256 colors: half the
-    bytes of a report.
+    """Number of gray levels, chosen so that gray levels and their blends with every class fit one palette of
+    256 colors. This halves the size of a report.
     """
     step = 255 / (n_levels - 1)
     return np.round(np.round(gray / step) * step).astype(np.uint8)
@@ -248,7 +248,7 @@ def mix_chart(shares: Mapping[str, Shares], *, classes: Sequence[str]) -> Figure
 
 
 def confusion_chart(counts: Int64[np.ndarray, "k k"], *, classes: Sequence[str]) -> Figure:
-    """Where the voxels of each reference class went: shares of the row, darker is more.
+    """The predicted classes of the voxels of each reference class: shares of the row; darker is more.
 
     Args:
         counts: voxels by reference class (rows) and predicted class (columns).
@@ -271,8 +271,8 @@ def row_shares(counts: Int64[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
 
 
 def reliability_chart(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Share of voxels inside a region against the probability they were given, bin by bin; below, how many
-    voxels a bin holds.
+    """Share of voxels inside a region against the probability they were given, bin by bin; below, the number
+    of voxels of each bin.
 
     Args:
         curves: bins of each region, as `evaluation.calibration.Reliability.to_dict` has them.

@@ -1,4 +1,4 @@
-"""A run folder -> what a report says of the training: curves, and the class mix asked for and drawn."""
+"""A run folder -> the training part of a report: curves, and the class mix requested and drawn."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,8 @@ NAN = float("nan")
 
 
 def training_section(run: Path) -> dict[str, Any]:
-    """Curves from epochs.csv, mix and table from ledger.csv, and config.yaml as it stands; a file that is not
-    there is left out.
+    """Curves from epochs.csv, mix and table from ledger.csv, and the text of config.yaml; a missing file is
+    left out.
 
     Raises:
         InputError: the folder has none of the three, or a table in it is damaged.
@@ -53,8 +53,8 @@ def training_section(run: Path) -> dict[str, Any]:
 
 
 def provenance(run: Path | None) -> str:
-    """Where predictions come from, in one line: run, date, config, checkpoint, training cases; what a run
-    folder does not say is left out.
+    """Where predictions come from, in one line: run, date, config, checkpoint, training cases; missing
+    information is left out.
     """
     if run is None:
         return "The run is not named: --run RUN adds its date, config, checkpoint and training cases."
@@ -72,7 +72,7 @@ def provenance(run: Path | None) -> str:
 
 
 def _epochs_words(n_done: int, config: Path) -> str:
-    """How many epochs were trained, and of how many, where the run stopped before."""
+    """Number of trained epochs; if the run stopped early, also the planned number."""
     try:
         n_epochs = load_config(config).n_epochs if config.is_file() else n_done
     except UsageError:  # of another version
@@ -165,8 +165,8 @@ def _line(epochs: Rows, column: str) -> Line:
 
 
 def _rows(path: Path, *, numbers: Sequence[str], or_empty: Sequence[str] = ()) -> Rows:
-    """The rows of a table; none where it is not there. Refuses columns that should hold numbers, or numbers
-    and gaps, and do not.
+    """The rows of a table; empty if it does not exist. Refuses columns with values that should be numbers (or
+    gaps) and are not.
     """
     if not path.is_file():
         return []

@@ -1,4 +1,4 @@
-"""Templates -> pages: what all HTML and Markdown pages are rendered with."""
+"""Templates -> pages: the rendering of all HTML and Markdown pages."""
 
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -16,10 +16,10 @@ def shared_templates() -> Environment:
 
 
 def page_templates(filters: Mapping[str, Callable[..., Any]]) -> Environment:
-    """The templates of this package. A name that a template uses and nobody gives is an error.
+    """The templates of this package. A name in a template without a value is an error.
 
     Args:
-        filters: those of one page, beside `number`, `signed`, `percent`, `count`, `color` and `words`.
+        filters: those of one page, besides `number`, `signed`, `percent`, `count`, `color` and `words`.
     """
     pages = Environment(
         loader=PackageLoader("brats_seg", "reporting"),

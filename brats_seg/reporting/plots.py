@@ -12,7 +12,7 @@ from brats_seg.reporting.figures import MOST_CHART_COLORS, Picture
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure as a page holds it: its address, its width in CSS pixels, and the text that stands for it."""
+    """A figure in a page: its address, its width in CSS pixels, and its alternative text."""
 
     uri: str
     width: int
@@ -39,14 +39,12 @@ def png(content: Figure | Picture) -> bytes:
 
 
 def plot(figure: Figure, *, alt: str) -> Plot:
-    """A figure for a page, drawn at 150 dots an inch and shown at 96 with `alt` as the text that stands for
-    it.
-    """
+    """A figure for a page, drawn at 150 dots an inch and shown at 96, with the alternative text `alt`."""
     content = png(figure)
     width = int.from_bytes(content[16:20], "big")  # the first field of a PNG file's header
     return Plot(data_uri(content), round(width * 96 / 150), alt)
 
 
 def data_uri(png_bytes: bytes) -> str:
-    """PNG bytes as an address that a page can hold in itself."""
+    """PNG bytes as an address inside a page (a data URL)."""
     return "data:image/png;base64," + base64.b64encode(png_bytes).decode("ascii")

@@ -45,7 +45,7 @@ HD95_WORDS = {
     "surface_weighted": "the 95th percentile of surface distance, each surface element counted by its area",
 }
 N_EACH_END = 3
-"""So many worst and so many best cases are shown."""
+"""Number of worst cases, and of best cases, that are shown."""
 _Schemas = tuple[str | None, str | None]
 """The label schema of cases whose layout does not say the schema, and that of predictions without a table."""
 
@@ -70,8 +70,8 @@ def write_report(
     options: ScoreOptions = ScoreOptions(),
     cluster: Cluster | None = None,
 ) -> WrittenReport:
-    """Score a folder of predictions and write one self-contained page, and a Markdown twin beside it. The
-    same input gives the same bytes.
+    """Score a folder of predictions and write one self-contained page, and a Markdown copy in the same
+    folder. The same input gives the same bytes.
 
     Args:
         out: predictions, `<case>.nii.gz`, with `predictions.csv` where there is one.
@@ -82,10 +82,10 @@ def write_report(
         cluster: whose workers score the cases, instead of threads of this process.
 
     Returns:
-        `output`, and 1 as the exit code where a case could not be scored.
+        `output`, and the exit code: 1 if a case could not be scored.
 
     Raises:
-        InputError: a folder that is not there, or no case that could be scored.
+        InputError: a folder that does not exist, or no case that could be scored.
         UsageError: a cavity as `evaluate_folders` refuses it, or an output that does
             not end in `.html`.
     """
@@ -197,7 +197,7 @@ def _summary_table(name: str, tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def convention_words(rule: Convention) -> str:
-    """What a convention does with empty regions, and which HD95 it means, in plain sentences."""
+    """The rules of a convention for empty regions, and its HD95, in plain sentences."""
 
     def counted(dice: float, hd95_mm: float) -> str:
         if math.isnan(dice):
@@ -310,7 +310,7 @@ def _card(
 
 
 def _warnings(out: Path, ids: Sequence[str]) -> list[dict[str, str]]:
-    """What `predict` wrote into the warnings column of predictions.csv."""
+    """The warnings of `predict` in the column of predictions.csv."""
     try:
         rows = [r for r in read_rows(out) if r.get("case") in ids and r.get("warnings")]
     except InputError:  # the table of another program

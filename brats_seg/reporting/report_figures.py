@@ -86,7 +86,7 @@ def draw_figures(
 
 
 def calibration(tree: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Reliability of the saved probabilities; None where none were saved."""
+    """Reliability of the saved probabilities; None if nothing was saved."""
     if tree is None:
         return None
     curves = {region: of_region["bins"] for region, of_region in tree["regions"].items()}

@@ -42,13 +42,12 @@ SCAN = "#000000"
 BLUE, VERMILION, GREEN, PINK, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
 OLIVE, INDIGO = "#8c6d1f", "#5b5b9e"
 SERIES = (INK, BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, QUIET)
-"""Colors of lines and points that stand for neither a tissue class nor a region, in the order of use."""
+"""Colors of lines and points that mean neither a tissue class nor a region, in the order of use."""
 MARKERS = "osD^vP*X"
 LESS, MORE = VERMILION, BLUE
 """A difference below zero, and one above."""
 OVER, UNDER, RIGHT = "#ff2fa0", "#22c7e8", "#35c46a"
-"""Predicted and not there; there and not predicted; there and predicted. None is the color of a tissue class.
-"""
+"""False positive; missed; correct. None is the color of a tissue class."""
 SHARES_MAP = "Blues"
 """matplotlib's map of a share: the more, the darker."""
 

@@ -1,4 +1,4 @@
-"""Which case to look at, and which label map over it: of a folder, a manifest, files, predictions."""
+"""The case to view and its label maps: from a folder, a manifest, files or predictions."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -59,7 +59,7 @@ Box = tuple[slice, slice, slice]
 
 @dataclass(frozen=True)
 class Overlay:
-    """A label map laid over the scans.
+    """A label map shown over the scans.
 
     Attributes:
         id: "prediction" or "reference".
@@ -192,8 +192,8 @@ def _read_overlays(
     geometry: Geometry,
     classes: Sequence[str],
 ) -> list[Overlay]:
-    """The label maps there are: alone, one is an outline; of two, the reference is an outline over the filled
-    prediction, since two outlines of the same colors could not be told apart.
+    """The existing label maps. A single one is an outline; of two, the reference is an outline over the
+    filled prediction, because two outlines of the same colors could not be distinguished.
     """
     for path in (prediction, reference):
         named = other_case_in(path.name, case.id) if path is not None else None

@@ -94,10 +94,10 @@ def test_nnunet_names_its_channels_and_labels(tmp_path, which):
             "'liver' is not a tissue class",
         ),
         ('{"channel_names": {"0": "T1"}, "labels": {"background": 0, "edema": 7}}', "7 edema fit no schema"),
-        ('{"channel_names": {"0": "T1"}, "labels": {"background": "zero"}}', "no whole numbers"),
+        ('{"channel_names": {"0": "T1"}, "labels": {"background": "zero"}}', "not whole numbers"),
         (
             '{"channel_names": {"0": "T1"}, "labels": {"background": 0, "edema": Infinity}}',
-            "no whole numbers",
+            "not whole numbers",
         ),
         ('{"channel_names": {"zero": "T1"}, "labels": {"background": 0}}', "numbers its channels zero"),
         (
