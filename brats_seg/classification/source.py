@@ -85,7 +85,7 @@ class ImageSource:
         None keeps the present seed.
 
         Raises:
-            InputError: an id that is none.
+            InputError: an id does not exist.
         """
         self._check(ids)
         other = object.__new__(ImageSource)

@@ -1,4 +1,4 @@
-"""What became of a task: its value, or why there is none."""
+"""The outcome of a task: its value or its error."""
 
 import pickle
 from collections.abc import Callable
@@ -15,7 +15,7 @@ class WorkerDiedError(OSError):
 
 @dataclass(frozen=True)
 class Outcome(Generic[T, V]):
-    """What became of a task: its value, or why there is none; and its position among the tasks, from 0."""
+    """The outcome of a task: its value or its error, and its position among the tasks, from 0."""
 
     task: T
     value: V | None = None

@@ -110,7 +110,9 @@ def take_looks(path: Path, jobs: Sequence[RunJob], out: Path) -> None:
     for job in jobs:
         rows = finished.get(job.digest[:DIGEST])
         if not rows:
-            raise InputError(f"{path}: has no rows of {job.key}, which runs.csv beside it has; leave it out")
+            raise InputError(
+                f"{path}: has no rows of {job.key}, but runs.csv in the same folder has them; leave it out"
+            )
         looks_file(out, job).parent.mkdir(parents=True, exist_ok=True)
         write_rows(looks_file(out, job), rows, columns=LOOK_COLUMNS)
 
