@@ -14,7 +14,7 @@ ANSWERS = {
     ),
     "Why should I use it?": (
         "README.md",
-        "A network travels with the package. It writes label maps and the volumes of the tumor in ml. You "
+        "A network comes with the package. It writes label maps and the volumes of the tumor in ml. You "
         "need no labels and no training.",
     ),
     "How fast is it?": ("README.md", "Time for each case, on 2 cores: 1 s, 5 s and 1 s"),

@@ -1,4 +1,4 @@
-"""Trained runs -> a network that travels with the package.
+"""Trained runs -> a network that comes with the package.
 
 python tools/make_starter.py runs/fold0 runs/fold1 --name starter --card card.yaml
 

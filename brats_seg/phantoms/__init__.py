@@ -1,1 +1,1 @@
-"""A synthetic cohort that looks and fails like BraTS."""
+"""A synthetic cohort that has the classes, the contrasts and the flaws of BraTS scans."""

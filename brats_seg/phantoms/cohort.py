@@ -1,4 +1,4 @@
-"""A synthetic cohort that looks and fails like BraTS."""
+"""A synthetic cohort that has the classes, the contrasts and the flaws of BraTS scans."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace

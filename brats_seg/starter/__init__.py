@@ -1,3 +1,3 @@
-"""Trained networks that travel with the package: a folder each, made by `tools/make_starter.py`, read by
+"""Trained networks that come with the package: a folder each, made by `tools/make_starter.py`, read by
 `brats_seg.models.packaged`.
 """

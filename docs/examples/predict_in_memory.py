@@ -1,4 +1,4 @@
-"""A label map of images in memory, by a trained run or by the network that travels with the package.
+"""A label map of images in memory, by a trained run or by the network that comes with the package.
 
 python docs/examples/predict_in_memory.py RUN t1.nii.gz t1ce.nii.gz t2.nii.gz flair.nii.gz labels.nii.gz
 """

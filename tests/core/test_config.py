@@ -1,4 +1,4 @@
-"""Every config that travels with the package loads; a wrong knob is named with the nearest right one."""
+"""Every config that comes with the package loads; a wrong knob is named with the nearest right one."""
 
 from pathlib import Path
 

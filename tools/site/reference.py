@@ -1,5 +1,5 @@
 """The reference pages that are made from the code while the site is built: the command line, the knobs of a
-training, and the configs that travel with the package.
+training, and the configs that come with the package.
 """
 
 import re
@@ -56,8 +56,8 @@ def knobs_page() -> str:
 
 
 def configs_page() -> str:
-    """Markdown: each YAML file that travels with the package, with the comment that it begins with."""
-    lines = ["# Configs that travel with the package", ""]
+    """Markdown: each YAML file that comes with the package, with the comment that it begins with."""
+    lines = ["# Configs that come with the package", ""]
     lines += ["`--config NAME` finds them by name. A copy of the file is a start for your own.", ""]
     for shelf, title in SHELVES.items():
         lines += [f"## {title}", ""]
