@@ -27,7 +27,7 @@ from brats_seg.imbalance.index import ClassIndex
 from brats_seg.scans.grouping import GroupKind, group_classes
 from brats_seg.scans.labels import OUTSIDE
 
-_RESIDENT_SHARE = 0.7  # of a device's free memory: the rest is for the network
+_RESIDENT_SHARE = 0.7  # of a device's free memory; the network uses the rest
 
 
 class PatchBank:
@@ -107,7 +107,7 @@ class PatchBank:
 
     @property
     def n_channels(self) -> int:
-        """Channels of a batch: the modalities of each slice of a patch's surroundings."""
+        """Channels of a batch: the modalities of a patch's slice and of each slice around it."""
         return len(self.modalities) * (2 * self.slices_around + 1)
 
     @property
@@ -122,7 +122,7 @@ class PatchBank:
 
         Raises:
             UsageError: a case that is not in the bank.
-            InputError: a file of these cases whose size is not the recorded one.
+            InputError: a file of these cases has another size than recorded.
         """
         other = self._copy()
         other._choose(self._numbers(case_ids))
@@ -147,8 +147,8 @@ class PatchBank:
         return other
 
     def to(self, device: torch.device | str) -> "PatchBank":
-        """The same bank with batches on another device: its selected cases are kept there if they fit, else
-        batches are copied.
+        """The same bank with batches on another device: its selected cases are kept on the device if they
+        fit; otherwise batches are copied.
         """
         other = self._copy()
         other._device = torch.device(device)
@@ -165,8 +165,8 @@ class PatchBank:
                 without a map.
 
         Raises:
-            InputError: an id that lies in no case.
-            UsageError: `out` of another size, or maps of another number.
+            InputError: an id outside all cases.
+            UsageError: `out` has another size, or the number of maps is not the number of ids.
         """
         self._check_sizes()
         if self._device.type == "cpu":

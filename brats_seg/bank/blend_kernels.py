@@ -1,4 +1,4 @@
-"""Rows of patches between voxels: linear interpolation of the image, the nearest label; by numba."""
+"""Rows of patches at positions between voxels: linear interpolation of the image, nearest label; by numba."""
 
 from typing import Any
 
@@ -10,9 +10,7 @@ from numba.extending import intrinsic
 
 from brats_seg.bank.float16 import CPU_WIDENS, as_pointer, prefetch, widen_one
 
-_U = (
-    np.uint64
-)  # unsigned positions: numba checks whether a signed one is negative, and the gather took 3 times as long
+_U = np.uint64  # unsigned indices: numba tests whether a signed index is negative; that took 3 times as long
 
 FRACTION_BITS = 24
 """Positions between voxels are whole numbers of 2**-24 voxels: the same on every machine, in any order of
@@ -114,7 +112,7 @@ def ask_for(ahead: Any, y: Any, width: Any, n_m: Any) -> None:
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _clip(first: Any, stop: Any, start: Any, step: Any, end: Any) -> Any:
-    """The part of the range `first` to `stop` whose numbers x fulfil 0 <= start + step * x < end."""
+    """The part of the range `first` to `stop` in which 0 <= start + step * x < end."""
     if step == 0:
         return (first, stop) if 0 <= start < end else (first, first)
     if step > 0:
@@ -124,7 +122,7 @@ def _clip(first: Any, stop: Any, start: Any, step: Any, end: Any) -> Any:
 
 @numba.njit(cache=True, nogil=True)
 def _blend(image_address: Any, shape: Any, place: Any, is_flat: bool, n_m: Any, to_address: Any) -> None:
-    """Write the modalities at a position between voxels; a voxel beyond the volume counts as 0."""
+    """Write the modalities at a position between voxels; a voxel outside the volume counts as 0."""
     image = carray(as_pointer(image_address), (shape[0] * shape[1] * shape[2] * np.int64(n_m),), np.uint16)
     values = carray(as_pointer(to_address), (int(n_m),), np.float32)
     for m in range(n_m):
@@ -279,8 +277,8 @@ def map_slice(
         start, stop, inner_start, inner_stop = 0, width, 0, width
         end = at[0] + (width - 1) * step[0], at[1] + (width - 1) * step[1], at[2] + (width - 1) * step[2]
         if not (_is_within(at, last) and _is_within(end, last)):
-            # where the nearest voxel lies in the volume, and within it where all voxels beside the position
-            # do
+            # the part whose nearest voxels lie in the volume; inner: all voxels next to the position lie in
+            # the volume
             start, stop = _clip_to(0, width, (at[0] + HALF, at[1] + HALF, at[2] + HALF), step, ends)
             inner_start, inner_stop = _clip_to(start, stop, at, step, last)
         if not is_of_4:

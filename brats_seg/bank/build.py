@@ -40,7 +40,7 @@ class BuildReport:
 
     Attributes:
         done: ids of the cases that this build made.
-        skipped: ids of the cases that were finished before.
+        skipped: ids of the cases that an earlier build prepared.
         problems: all problems; a case with an error was refused.
         missing: ids of the cases of other parts that are not finished yet.
         classes: tissue classes of the bank.
@@ -76,14 +76,14 @@ class BuildOptions:
         n4: correct bias fields first; the fields are kept in the folder `n4` of the bank.
         percentiles: of the brain's intensities, at which each modality is clipped.
         resample: resample cases whose spacing differs by more than 5 % from 1 mm, instead of refusing them.
-        n_folds, seed: of the folds.
+        n_folds, seed: number of folds, and seed of their shuffle.
         part: (i, n), counted from 1: make every n-th case, from the i-th.
         rebuild: change the settings or folds of a finished bank, and make cases with damaged files again.
         synthetic, schema: as in `find_cases`.
         modalities: channels, in order; empty for the modalities that the layouts of all cases have.
 
     Raises:
-        UsageError: a part outside 1..n, or percentiles that do not rise.
+        UsageError: a part outside 1..n, or percentiles that are not in rising order.
     """
 
     n4: bool = False

@@ -66,7 +66,7 @@ class EntryResult:
 
 def write_entry(task: EntryTask) -> EntryResult:
     """Read, check, normalize and write a case, or refuse the case and record the reason."""
-    for rest in task.bank.glob(f"cases/.{escape(task.case.id)}.*.part"):  # of a build that was killed
+    for rest in task.bank.glob(f"cases/.{escape(task.case.id)}.*.part"):  # left by a killed build
         shutil.rmtree(rest, ignore_errors=True)  # a worker that was assumed dead may still write there
     settings, loaded = task.settings, load_case(task.case, threads=task.threads)
     report = check_case(loaded)
@@ -161,7 +161,7 @@ def find_refusal(task: EntryTask) -> tuple[Problem, ...] | None:
 
 
 def _read_if_sound(path: Path) -> dict[str, Any] | None:
-    """A `case.json`; None where it is absent, damaged or changed: the case is then done again."""
+    """A `case.json`; None if the file is missing, damaged or changed. The case is then prepared again."""
     try:
         read_entry(path)
         tree: dict[str, Any] = read_json(path)
@@ -283,12 +283,12 @@ def _size(path: Path) -> int:
 
 
 _PROBED = 3  # cases whose brain is measured to estimate the disk space of a bank
-_MARGIN = 1.2  # over the largest of them
+_MARGIN = 1.2  # factor on the largest share of these cases
 
 
 def disk_needed(cases: Sequence[Case], *, n_modalities: int) -> int:
-    """Bytes that cases will take in a bank, from their headers and the brains of a few of them; a case that
-    cannot be read takes none.
+    """Estimated bytes of cases in a bank, from all headers and the brains of a few cases; a case that cannot
+    be read counts as 0.
     """
     n_voxels = []
     for case in cases:

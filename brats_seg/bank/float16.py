@@ -1,7 +1,7 @@
-"""float16 as float32, and processor instructions that numba lacks.
+"""float16 as float32, and processor instructions that numba does not offer.
 
-numba keeps compiled code by the file of the caller: after a change here, touch the files that import this
-one.
+numba stores compiled code with the file of the caller. After a change in this file, touch the files that
+import it.
 """
 
 import platform

@@ -59,7 +59,7 @@ def inner_split(
 
     Args:
         patient_of, has_enhancing: as in `make_folds`, for the training cases only.
-        fraction: of the patients.
+        fraction: share of the patients for the inner part, 0 to 1.
         seed: of the shuffle.
 
     Raises:

@@ -66,8 +66,8 @@ class Batch:
     """Patches of one step.
 
     Attributes:
-        inputs: float32 (B, M, [Z,] Y, X), channels last in memory; with slices around (B, (2 n + 1) M, Y, X),
-            slice -n first.
+        inputs: float32 (B, M, [Z,] Y, X), channels last in memory; with n slices around: (B, (2 n + 1) M, Y,
+            X), slice -n first.
         targets: class of each voxel (B, [Z,] Y, X), 255 outside the brain and for classes that a grouped bank
             leaves out.
         counts: (K + 1,) int64, voxels of each class in these patches; voxels outside the brain are counted in
@@ -112,8 +112,8 @@ def gather_patches(
             needs.
 
     Raises:
-        InputError: an id that lies in no case.
-        UsageError: a map that is not finite, or far too large; slices around a 3-D patch.
+        InputError: an id outside all cases.
+        UsageError: a map that is not finite or too large; slices around a 3-D patch.
     """
     volumes.check(ids)
     _check(maps, n_patches=len(ids), patch_size=patch_size, slices_around=slices_around)
@@ -189,7 +189,7 @@ def gather_patches_torch(
     maps: PatchMaps | None = None,
     slices_around: int = 0,
 ) -> tuple[Inputs, Targets, Int64[Tensor, " k"]]:
-    """`gather_patches` by index arithmetic on the device that holds the volumes; `ids` are not checked.
+    """`gather_patches` by index arithmetic on the device of the volumes; `ids` are not checked.
 
     The result is equal to the bit for a patch without a map or with the identity. With another map, targets
     and counts are equal, and the image differs only by rounding. The CPU never waits for the device: ids and
@@ -362,5 +362,5 @@ def _helpers(n_threads: int) -> "SimpleQueue[Callable[[], None]]":
     return jobs
 
 
-if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's threads; Windows has no fork
+if hasattr(os, "register_at_fork"):  # a forked process has no threads of its parent; Windows has no fork
     os.register_at_fork(after_in_child=_helpers.cache_clear)

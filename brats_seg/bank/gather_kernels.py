@@ -9,9 +9,7 @@ from numba import carray
 from brats_seg.bank.blend_kernels import FRACTION_BITS, HALF, ONE, ask_for, map_slice
 from brats_seg.bank.float16 import AnyArray, add_shared, as_pointer, widen_one
 
-_U = (
-    np.uint64
-)  # unsigned positions: numba checks whether a signed one is negative, and the gather took 3 times as long
+_U = np.uint64  # unsigned indices: numba tests whether a signed index is negative; that took 3 times as long
 
 
 @numba.njit(cache=True, nogil=True)
@@ -88,8 +86,8 @@ def _blank(
     channel: Any,
     outside: Any,
 ) -> None:
-    """Set `n_m` of the `n_all` values of each voxel to 0, from `channel` on, and the targets, unless empty,
-    to `outside`.
+    """Set `n_m` of the `n_all` values of each voxel to 0, from `channel` on, and the targets to `outside`.
+    An empty `targets` stays as it is.
     """
     if n_m == n_all:
         for i in range(first * n_m, stop * n_m):

@@ -18,8 +18,8 @@ def lesions_of_case(
     tumor voxels; voxels that share a corner are connected.
 
     Args:
-        cases: of the bank.
-        case: its number.
+        cases: all cases of the bank.
+        case: number of the case.
         positions: flat positions in the crop of the case.
     """
     return number_lesions(positions, shape=cases[case].shape)
@@ -35,7 +35,7 @@ def number_lesions(
         return np.zeros(0, np.int32)
     places = np.stack(np.unravel_index(positions, shape))
     places -= places.min(axis=1, keepdims=True)
-    mask = np.zeros(places.max(axis=1) + 1, bool)  # only the tumor's bounding box, a fraction of the crop
+    mask = np.zeros(places.max(axis=1) + 1, bool)  # only the tumor's bounding box, smaller than the crop
     mask[tuple(places)] = True
     labels, _ = ndimage.label(mask, _ALL_NEIGHBORS)
     return labels[tuple(places)] - 1

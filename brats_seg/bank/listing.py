@@ -15,7 +15,7 @@ from brats_seg.core.files import lock, parse_model, read_bytes, read_model, sha2
 from brats_seg.scans.case import Problem
 from brats_seg.scans.labels import OUTSIDE
 
-_EXPONENT = np.uint16(0x7C00)  # of a float16; all ones mean infinity or NaN
+_EXPONENT = np.uint16(0x7C00)  # exponent bits of a float16; all ones mean infinity or NaN
 
 
 def read_listing(root: Path) -> Listing:

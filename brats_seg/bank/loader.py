@@ -28,8 +28,8 @@ class _WholeBatch(dict[str, Tensor]):
 
 
 class BankDataset(IterableDataset[dict[str, Tensor]]):
-    """Batches that a sampler chooses from a bank. A pass over the `DataLoader` is the rest of the sampler's
-    epoch.
+    """Batches that a sampler chooses from a bank. A pass over the `DataLoader` gives the remaining
+    batches of the sampler's epoch.
 
     ```python held_out = ["BraTS2021_00002", "BraTS2021_00003"] train = [case.id for case in
     PatchBank("BANK").cases if case.id not in held_out] bank = PatchBank("BANK", patch_size=(64, 64),
@@ -46,7 +46,7 @@ class BankDataset(IterableDataset[dict[str, Tensor]]):
     1 and more the tumor classes in the order of `bank.classes`, 255 outside the brain. - `ids` and
     `positions`: int64 (B,), the voxels of the centers, and the numbers of the draws in the epoch.
 
-    Losses take the labels in one of two ways:
+    Losses use the labels in one of two ways:
 
     - `torch.nn.functional.cross_entropy(logits, batch["label"].long(), ignore_index=255)` leaves out voxels
     outside the brain. - Dice losses such as MONAI's `DiceLoss(to_onehot_y=True, softmax=True)` want a channel

@@ -1,4 +1,4 @@
-"""Volumes of a bank, mapped at first use and without holding a file descriptor."""
+"""Volumes of a bank, memory-mapped at first use without an open file descriptor."""
 
 import ctypes
 import os
@@ -30,7 +30,8 @@ def map_array(path: Path, *, read_ahead: bool = True) -> Shaped[np.ndarray, "...
             not the read-ahead of the disk (128 KB on most machines, 8 MB on one).
 
     Raises:
-        InputError: no such file, not a `.npy` file in C order, or shorter than its header says.
+        InputError: the file does not exist, is not a `.npy` file in C order, or is shorter than its header
+            says.
     """
     try:
         header = read_npy_header(path)
@@ -60,7 +61,7 @@ class Volumes:
         """Keep the shapes (Z, Y, X); nothing is loaded yet.
 
         Args:
-            shapes: of each case.
+            shapes: shape of each case.
             n_channels: number of modalities in each image.
             load: case number -> its image and its label, in C order.
         """

@@ -47,7 +47,7 @@ def resample(
 
     Args:
         volume: (Z, Y, X), any number type.
-        spacing_mm, to_mm: (Z, Y, X), old and new.
+        spacing_mm, to_mm: old and new spacing, (Z, Y, X).
         shape: (Z, Y, X) of the result.
         nearest: use the nearest voxel and keep the type (for labels); else interpolate linearly, as float32.
     """
@@ -98,20 +98,20 @@ def _fit_log_field(volume: Float32[np.ndarray, "z y x"], brain: Mask) -> Float32
 SPACING_TOLERANCE = 0.05
 """Largest allowed difference of a voxel's edge from the wanted edge, as a share of the wanted edge."""
 
-# slices that a thread marks at a time: 0.9 MB of marks stay in its cache from one modality to the next
+# slices that a thread marks at a time: their marks (0.9 MB) stay in the cache for all modalities
 _SLAB = 16
 
 
 @dataclass(frozen=True)
 class NormalizedCase:
-    """The brain of a case, as a network sees it.
+    """The normalized brain of a case: the input of a network.
 
     Attributes:
         case_id: id of the case.
         image: float16 (Z, Y, X, M), 0 outside the brain.
         label: tissue class (Z, Y, X), 255 outside the brain; None if no label was read.
-        origin: (z, y, x) of the crop's first voxel in the LPS grid that was cropped.
-        grid_shape, spacing_mm: (Z, Y, X) of that grid: the native one, unless the case was resampled.
+        origin: (z, y, x) of the crop's first voxel in the uncropped LPS grid.
+        grid_shape, spacing_mm: (Z, Y, X) of the uncropped grid: the native grid, or the resampled grid.
         geometry: the native grid.
         warnings: warnings about the case, a line each.
     """
@@ -149,7 +149,7 @@ def normalize(
         threads: number of modalities normalized at the same time.
 
     Raises:
-        InputError: no brain, or a value that the schema of the label does not have.
+        InputError: no brain, or a label value that is not in the label schema.
     """
     case, geometry = loaded.case, loaded.volumes[modalities[0]][1]
     images = [loaded.volumes[name][0] for name in modalities]
@@ -196,7 +196,7 @@ def off_spacing(spacing_mm: Spacing, *, wanted_mm: Spacing) -> bool:
     """Whether a voxel's edge differs by more than 5 % from the wanted edge (Z, Y, X): such a case is refused
     or resampled.
     """
-    rounding = 1e-6  # headers hold float32
+    rounding = 1e-6  # headers store float32
     return any(
         abs(have - want) > (SPACING_TOLERANCE + rounding) * want
         for have, want in zip(spacing_mm, wanted_mm, strict=True)
@@ -255,7 +255,7 @@ def _table(
     counts: Int64[np.ndarray, "65536"], percentiles: tuple[float, float]
 ) -> Float16[np.ndarray, "65536"]:
     """The normalized value of every int16 that occurs in the brain, from the counts of the values."""
-    found = np.flatnonzero(counts)  # one or two thousand of them
+    found = np.flatnonzero(counts)  # one or two thousand values
     values, weights = found - 32768.0, counts[found]
     total = np.cumsum(weights)
     low, high = (_percentile(values, total, share) for share in percentiles)
@@ -293,7 +293,7 @@ def _as_bits(values: Volume) -> UInt16[np.ndarray, "z y x"] | None:
 def _resample(
     images: Sequence[Volume], label: Volume | None, geometry: Geometry, *, to_mm: Spacing, pool: Executor
 ) -> tuple[list[np.ndarray], np.ndarray | None]:
-    """Images linearly, and 0 outside the resampled brain; the label by nearest voxel."""
+    """Resample images linearly (0 outside the resampled brain), and the label by nearest voxel."""
     spacing_mm = geometry.spacing_mm
     shape = resampled_shape(geometry.shape, spacing_mm=spacing_mm, to_mm=to_mm)
     brain = resample(_brain(images, pool), spacing_mm=spacing_mm, to_mm=to_mm, shape=shape, nearest=True)

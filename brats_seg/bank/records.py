@@ -32,7 +32,7 @@ READERS_LOCK = ".readers.lock"
 
 
 def is_bank(path: Path) -> bool:
-    """Whether a folder is a bank, finished or begun; a folder of scans may have a folder `cases` too."""
+    """Whether a folder is a finished or begun bank. A folder of scans may have a folder `cases` too."""
     return (
         (path / "bank.json").is_file()
         or any(path.glob(".part-*.lock"))
@@ -188,7 +188,7 @@ class FoldsRecord(Record):
 
 
 class SourceRecord(Record):
-    """A scan that a case was made of."""
+    """A scan that a case was prepared from."""
 
     name: str
     channel: int | None
@@ -199,7 +199,7 @@ class SourceRecord(Record):
 
 
 class EntryRecord(BankCase):
-    """`case.json`; one of an older version has no checksum of itself."""
+    """`case.json`; older versions have no checksum of the file itself."""
 
     settings: dict[str, Any]
     digests: dict[str, str]
