@@ -63,7 +63,7 @@ def test_the_inner_split_parts_patients(
     patient_of, has = cohort
     n_patients = len(set(patient_of.values()))
     if n_patients < 2:
-        with pytest.raises(InputError, match="of 1 patient"):
+        with pytest.raises(InputError, match="have 1 patient"):
             inner_split(patient_of, has, fraction=fraction, seed=seed)
         return
     train, inner = inner_split(patient_of, has, fraction=fraction, seed=seed)

@@ -228,7 +228,7 @@ def test_the_verbs_of_a_study_take_the_other_kinds_too(
     assert study("table", out) == 0
     assert study("figures", out) == 0
     said = capsys.readouterr().out
-    for line in ("1 cells finished, 0 were there", "1 cells, 1 of them finished", "Chance is 50.0 %."):
+    for line in ("1 cells finished, 0 finished before", "1 cells, 1 of them finished", "Chance is 50.0 %."):
         assert line in said
     assert (tmp_path / "out" / "figures" / "few_shot.png").is_file()
     assert study("run", config, out, *where, "--set", "shots=[51]") == 2
