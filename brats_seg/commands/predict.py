@@ -78,7 +78,7 @@ def predict(
     precision: PrecisionName = "auto",
     file_type: Annotated[
         Literal[".nii.gz", ".nii", ".mha"],
-        typer.Option(metavar="ENDING", help="Of the label maps: .nii.gz, .nii or .mha."),
+        typer.Option(metavar="ENDING", help="File type of the label maps: .nii.gz, .nii or .mha."),
     ] = ".nii.gz",
     save_probabilities: Annotated[
         bool, typer.Option("--save-probabilities", help="Also write class probabilities.")

@@ -46,7 +46,7 @@ def rank(
     console.print(
         f"{count_words(n, 'case')} of {count_words(n_patients, 'patient')}, {ranking.convention}: "
         f"{', '.join(ranking.metrics)}; {ranking.n_incomplete} cases are not in all tables: "
-        "each ranks last for a table without it",
+        "a table without a case ranks last for this case",
         soft_wrap=True,
     )
     if output is not None:

@@ -132,7 +132,7 @@ def write_cohort(
     bytes.
 
     Returns:
-        The folder of each case; the scan file itself where a layout keeps all cases in one folder (msd,
+        The folder of each case; the scan file itself if a layout has all cases in one folder (msd,
         nnunet).
 
     Raises:

@@ -1,9 +1,9 @@
 """Phantoms on disk: folder and file names of each BraTS release and of the other known layouts. Data, not
 code.
 
-A template's fields: `n` the number of the case, from 1; `m` the modality as the release spells it; `grade`
-HGG or LGG and `hl` HG or LG, by whether the case has enhancing tumor; `vsd` a number of its own for every
-file, as the Virtual Skeleton Database gave them.
+Fields of a template: `n` is the number of the case, from 1; `m` is the modality in the spelling of the
+release; `grade` is HGG for a case with enhancing tumor, else LGG (`hl`: HG or LG); `vsd` is a different
+number for every file, as in the Virtual Skeleton Database.
 """
 
 from collections.abc import Callable
@@ -28,13 +28,13 @@ class PhantomLayout:
 
     Attributes:
         schema: key in `labels.SCHEMAS` of its label values.
-        folder: template of a case's folder; empty where all cases share one.
+        folder: template of a case's folder; empty if all cases share one folder.
         scan: template of a modality's path under the root.
         label: template of the label's path.
         names: the release's spelling of t1n, t1c, t2w, t2f; "" for a missing modality.
         many: whether a case has several small tumors.
         label_dtype: number type of the label file; 2023 was released with float masks.
-        channels: positions in `MODALITIES` stacked into one 4-D file; empty where each modality has a file.
+        channels: positions in `MODALITIES` stacked into one 4-D file; empty if each modality has a file.
         index: writes the files of the root folder besides the cases.
     """
 
@@ -77,14 +77,14 @@ def write_case(
 
     Args:
         out: root of the cohort; created if it does not exist.
-        number: of the case in the cohort, from 1.
+        number: number of the case in the cohort, from 1.
         layout: a key of `LAYOUTS`.
         modalities: t1n, t1c, t2w, t2f.
         tissue: indices into `labels.TISSUES`, 255 outside the brain.
         enhancing: chooses the folder if a release sorts by grade.
 
     Returns:
-        The case's folder, or its first scan file where all cases share a folder.
+        The case's folder, or its first scan file if all cases share a folder.
     """
     form = LAYOUTS[layout]
     geometry = make_geometry(tissue.shape, dtype="int16")

@@ -64,8 +64,8 @@ def paint(
 def scan(
     clean: Float32[np.ndarray, "m z y x"], inside: Mask, rng: Generator, *, traits: Traits
 ) -> Int16[np.ndarray, "z y x m"]:
-    """The scanner's image: partial volume, bias field, noise, a scale of its own; at least 1 in the brain, 0
-    outside.
+    """The scanner's image: partial volume, bias field, noise, its own intensity scale; at least 1 in the
+    brain, 0 outside.
     """
     shape = inside.shape
     volume = np.empty((*shape, len(clean)), np.int16)

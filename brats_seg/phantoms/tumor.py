@@ -15,7 +15,7 @@ from brats_seg.scans.labels import OUTSIDE, TISSUES
 
 HEALTHY, NECROSIS, EDEMA, NON_ENHANCING, ENHANCING, CAVITY = range(len(TISSUES))
 LOW_GRADE_CORE = 2.5
-"""The non-enhancing share of a case without enhancing tumor, over the cohort's mean."""
+"""The non-enhancing share of a case without enhancing tumor, divided by the cohort's mean."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Traits:
 
 
 class Lesion(NamedTuple):
-    """One patient's tumor: volume over the cohort's mean, and which tissues it has."""
+    """One patient's tumor: volume divided by the cohort's mean, and its tissues."""
 
     scale: float
     enhancing: bool
@@ -89,8 +89,8 @@ class Tumor:
 
     Attributes:
         tissue: indices into `labels.TISSUES`, 255 outside the brain.
-        visible: how much of the edema's signal a voxel shows, from 0 to 1; the drawn border is not quite
-            where it is 0.5.
+        visible: share of the edema's signal in a voxel, from 0 to 1; the drawn border differs a little from
+            the contour at 0.5.
     """
 
     tissue: TissueMap
@@ -109,7 +109,7 @@ def place_tumor(rng: Generator) -> Point:
 def grow_tumor(
     brain: Brain, grid: Grid, rng: Generator, *, center: Point, lesion: Lesion, traits: Traits
 ) -> Tumor:
-    """Grow core and edema to their volumes: the voxels that a bent distance from the center reaches first.
+    """Grow core and edema to their volumes: the voxels with the smallest deformed distance from the center.
 
     Necrosis is the middle of the core; the rest is a rim that enhances, except for patches. Edema follows
     white matter; its drawn border differs from the visible one, as for an expert.
@@ -139,7 +139,7 @@ def grow_tumor(
 
 
 def together(first: Tumor, second: Tumor) -> Tumor:
-    """Two tumors in one brain. Where they meet, the core of either comes before edema."""
+    """Two tumors in one brain. Where the tumors overlap, core replaces edema."""
     hidden = (second.tissue == HEALTHY) | ((second.tissue == EDEMA) & (first.tissue != HEALTHY))
     return Tumor(np.where(hidden, first.tissue, second.tissue), np.maximum(first.visible, second.visible))
 

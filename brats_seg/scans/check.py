@@ -19,7 +19,7 @@ from brats_seg.scans.loaded import LoadedCase, all_volumes, problem_with
 from brats_seg.scans.releases import LAYOUTS, PLAIN
 from brats_seg.scans.volume import read_volume
 
-_MASK_SHARE = 0.9  # of the brain that a label calls tumor; the largest of 15 real cases: 0.16
+_MASK_SHARE = 0.9  # largest plausible share of tumor in the brain; the largest of 15 real cases: 0.16
 
 
 def check_label(loaded: LoadedCase, brain: Mask | None) -> tuple[dict[str, int], list[Problem]]:
@@ -44,7 +44,7 @@ def check_label(loaded: LoadedCase, brain: Mask | None) -> tuple[dict[str, int],
         return {}, [problem("error", LABEL, what, expected)]
     counts_of_values = np.bincount(
         values[values != 0], minlength=256
-    )  # 20 times as fast as counting the zeros too
+    )  # without the zeros counting is 20 times faster
     counts_of_values[0] = values.size - counts_of_values.sum()
     strange = [value for value in np.flatnonzero(counts_of_values).tolist() if value not in schema.values]
     if strange:
@@ -69,7 +69,7 @@ def check_label(loaded: LoadedCase, brain: Mask | None) -> tuple[dict[str, int],
             problem(
                 "warning",
                 LABEL,
-                f"calls {tumor:.0%} of the brain tumor",
+                f"marks {tumor:.0%} of the brain as tumor",
                 "a label of the tumor, not a brain mask",
             )
         )
@@ -96,7 +96,7 @@ def _untold(case: Case, label: Volume) -> Problem:
     ):  # as `labels.whole_values` accepts them
         return problem_with(case, "error", LABEL, "has values that are not whole", "a label map")
     values = [int(value) for value in np.unique(np.rint(stored))]
-    listed = ", ".join(map(str, values[:9])) + ", ..." * (len(values) > 9) or "0 alone"
+    listed = ", ".join(map(str, values[:9])) + ", ..." * (len(values) > 9) or "only 0"
     by_manifest = ", or a column 'schema' in the manifest" if case.layout == "manifest" else ""
     candidates = LAYOUTS[case.layout].candidates if case.layout in LAYOUTS else ()
     return problem_with(
@@ -133,12 +133,13 @@ def _strange_values(
 # 3,000
 _UNSTRIPPED_ML = 2200.0
 _UNSTRIPPED_SHARE = 0.75  # of the frame; an ellipsoid that touches all six sides has 0.52
-# of a modality's non-zero voxels with the others': over 0.999 in real cases, 0.87 at a shift of 10 mm
+# Dice of a modality's non-zero voxels with those of the others: over 0.999 in real cases, 0.87 at a shift of
+# 10 mm
 _REGISTERED_DICE = 0.9
-_LARGEST_LABEL = 9  # BraTS labels end at 4; a scan of whole values up to 9 holds no image
-_FEW_SLICES = 64  # up to this number of slices all are checked: of four slices, a brain may lie in three
-_SATURATED_SHARE = 1e-4  # of the brain; one voxel at the maximum is what scaling to a type's range leaves
-_SPACING_MM = 0.01  # off 1 mm
+_LARGEST_LABEL = 9  # BraTS labels end at 4; a scan with only whole values up to 9 is not an image
+_FEW_SLICES = 64  # up to this number every slice is checked: of four slices, only three may have brain
+_SATURATED_SHARE = 1e-4  # share of the brain; scaling to the range of a type leaves one voxel at the maximum
+_SPACING_MM = 0.01  # largest difference from 1 mm
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,8 @@ class CaseReport:
         problems: errors (they refuse the case) and warnings.
         class_counts: tissue name of its own schema -> voxels in the brain, annotated voxels outside included;
             empty without a label.
-        shape: (Z, Y, X) in LPS, or None where nothing could be read.
-        spacing_mm: (Z, Y, X), likewise.
+        shape: (Z, Y, X) in LPS; None if no file could be read.
+        spacing_mm: (Z, Y, X) in LPS; None if no file could be read.
         digests: modality -> digest of its content, equal for the same scan stored in another orientation,
             type or file format; empty if no digests were wanted.
     """

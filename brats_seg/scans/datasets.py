@@ -15,7 +15,7 @@ from brats_seg.scans.volume import SUFFIXES
 LABEL = "label"
 """The role of the expert's label map among the pieces of a case."""
 
-_WORDS = (  # the first that fits, in a name of lower-case letters and spaces
+_WORDS = (  # the first pattern that matches a name of lower-case letters and spaces
     (r"background|healthy|\bnormal", "healthy"),
     (r"cavity|\brc\b", "resection_cavity"),
     (r"gross|\bgtv\b", GROSS_TUMOR),

@@ -68,7 +68,7 @@ def _told(file: Path) -> tuple[str, str]:
     suffix = next(s for s in SUFFIXES if file.name.lower().endswith(s))
     words = re.findall(r"[A-Za-z0-9]+", file.name[: len(file.name) - len(suffix)])
     runs = [(start, start + n) for n in (3, 2, 1) for start in reversed(range(len(words) - n + 1))]
-    for start, end in runs:  # of three words, of two, of one; the last first
+    for start, end in runs:  # three words, then two, then one; from the end of the name
         together = "".join(words[start:end]).lower()
         role = LABEL if together in REFERENCES else modality_named(together)
         if role:

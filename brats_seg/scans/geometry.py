@@ -88,7 +88,7 @@ class Geometry:
             gives it.
         axis_codes: the direction in which each native axis i, j, k grows, such as ("L", "P", "S").
         dtype: NumPy name of the stored number type, native byte order.
-        nifti: the fields to write back, None where the source is not NIfTI.
+        nifti: the fields to write back, None if the source is not NIfTI.
     """
 
     shape: tuple[int, int, int]
@@ -132,7 +132,7 @@ def make_geometry(
 
     Args:
         shape: (Z, Y, X) in LPS.
-        spacing_mm: (Z, Y, X) in LPS; ignored where `affine` is given.
+        spacing_mm: (Z, Y, X) in LPS; ignored if `affine` is given.
         orientation: directions of the native axes i, j, k; they do not change the position of the volume in
             space.
         affine: native voxel index -> RAS in millimeters; overrides spacing and orientation.
@@ -142,7 +142,7 @@ def make_geometry(
         z, y, x = spacing_mm
         lps_affine = np.array(
             [[-x, 0, 0, 0], [0, -y, 0, (shape[1] - 1) * y], [0, 0, z, 0], [0, 0, 0, 1]]
-        )  # the origin BraTS has
+        )  # the origin of BraTS scans
         turn = to_lps(orientation)
         native_shape = tuple(shape[::-1][int(axis)] for axis in turn[:, 0])
         affine = lps_affine @ np.linalg.inv(inv_ornt_aff(turn, native_shape))

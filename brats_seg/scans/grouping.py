@@ -19,7 +19,7 @@ class Grouping:
     """New classes, each made of neighboring old ones.
 
     Attributes:
-        classes: their names.
+        classes: names of the new classes.
         groups: numbers of the old classes of each new class; an old class in no group counts as outside the
             brain.
     """
@@ -44,8 +44,8 @@ def group_classes(kind: GroupKind, classes: Sequence[str]) -> Grouping:
     each class separately, without healthy.
 
     Args:
-        kind: one of the three.
-        classes: of the bank, healthy first.
+        kind: one of the three kinds.
+        classes: tissue classes of the bank, healthy first.
 
     Raises:
         UsageError: an unknown kind, or fewer than two tumor classes.

@@ -24,7 +24,7 @@ REGIONS = ("whole", "core", "active")
 OUTSIDE = 255
 """The tissue index of a voxel outside the brain."""
 
-_SHORT_WORDS = {  # for one line about all schemas
+_SHORT_WORDS = {  # short names for messages about schemas
     "necrotic_core": "necrotic",
     MERGED: "core",
     "edema": "edema",
@@ -38,7 +38,7 @@ _SHORT_WORDS = {  # for one line about all schemas
 _CORES = ("necrotic_core", "non_enhancing_core")
 CLASS_ORDER = ("healthy", WHOLE_TUMOR, GROSS_TUMOR, TUMOR_CORE, "necrotic_core", MERGED, *TISSUES[2:])
 """Every class a network can have, in the order class indices follow."""
-_PARTS = {  # of the classes that join several
+_PARTS = {  # the parts of each joined class
     MERGED: _CORES,
     TUMOR_CORE: (*_CORES, MERGED, "enhancing_core"),
     WHOLE_TUMOR: (*_CORES, MERGED, "enhancing_core", TUMOR_CORE, "edema"),
@@ -136,16 +136,16 @@ SCHEMAS: dict[str, LabelSchema] = {
             enhancing_core=3,
             resection_cavity=4,
         ),
-        # 2024 and later, pediatric: 3 is "cystic component"; merged is written as 2, the far larger part,
-        # since 1 is enhancing here
+        # 2024 and later, pediatric: 3 is "cystic component"; the merged class is written as 2, its much
+        # larger part, because 1 is the enhancing core
         _schema(
             "brats2024ped", enhancing_core=1, non_enhancing_core=2, necrotic_core=3, edema=4, merged_value=2
         ),
         # 2024 meningioma before radiotherapy, LaBella et al. 2024
         _schema("brats2024menrt", gross_tumor=1),
-        # Medical Segmentation Decathlon, Task01, and what nnU-Net converts BraTS to
+        # Medical Segmentation Decathlon, Task01, and BraTS data converted by nnU-Net
         _schema("msd", edema=1, necrotic_or_non_enhancing=2, enhancing_core=3),
-        # Erasmus Glioma Database: the whole tumor alone, van der Voort et al. 2021
+        # Erasmus Glioma Database: only the whole tumor, van der Voort et al. 2021
         _schema("egd", whole_tumor=1),
     )
 }
@@ -184,8 +184,8 @@ def schemas_that_fit(values: Iterable[int], *, among: Sequence[str] = ()) -> str
 def region_classes(region: str, classes: Sequence[str], *, cavity_in: Sequence[str] = ()) -> tuple[int, ...]:
     """Indices into `classes` of the tissue classes that make a region.
 
-    whole = all tumor classes; core = whole without edema; active = enhancing alone. The gross tumor volume is
-    whole. The resection cavity belongs only to the regions in `cavity_in`.
+    whole = all tumor classes; core = whole without edema; active = only enhancing core. The gross tumor
+    volume is whole. The resection cavity belongs only to the regions in `cavity_in`.
 
     Raises:
         InputError: a region that is not in `REGIONS`.
@@ -276,7 +276,7 @@ def whole_values(array: Num[np.ndarray, "*grid"], schema: LabelSchema) -> UInt8[
         values = array.astype(np.uint8)
     if np.array_equal(
         values, array
-    ):  # whole values from 0 to 255, as released: takes a quarter of the time of the other way
+    ):  # whole values from 0 to 255, as released: four times faster than the code below
         return values
     low, high = array.min(), array.max()
     choices = _listed(sorted(schema.values))

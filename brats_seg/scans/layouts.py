@@ -57,7 +57,7 @@ def problems_of(ids: Collection[str], cases: Sequence[Case], problems: Iterable[
     without a problem of its own, all problems of folders are included: each may be the reason.
 
     Args:
-        ids: of the wanted cases.
+        ids: ids of the wanted cases.
         cases: the wanted cases that exist.
         problems: of a whole folder of cases, as `find_cases` names them.
     """
@@ -125,7 +125,7 @@ def find_cases(
         problems.append(
             Problem("warning", "", str(folder), what, "no --schema, or a manifest CSV with a column 'schema'")
         )
-    if labels == "unused":  # of a case with several labels none is taken
+    if labels == "unused":  # a case with several labels loses all of them
         n_labels = Counter((piece.folder, piece.case_id) for piece in pieces if piece.role == LABEL)
         pieces = [p for p in pieces if p.role != LABEL or n_labels[p.folder, p.case_id] == 1]
     pieces = [piece if piece.schema else replace(piece, schema=schema) for piece in pieces]
@@ -257,7 +257,7 @@ def _assemble(
                     "error",
                     case_id,
                     str(folder),
-                    f"its id is that of {earlier.folder} too",
+                    f"has the same id as {earlier.folder}",
                     "one folder per case",
                 )
             )
@@ -317,7 +317,7 @@ def _missing(members: Sequence[Piece], *, required: Sequence[str]) -> list[Probl
             first.case_id,
             str(first.folder),
             f"modality {' and '.join(missing)} missing; found {', '.join(sorted(roles))}",
-            f"a file each for {', '.join(required)}; `preprocess --modality` and `predict "
+            f"one file for each of {', '.join(required)}; `preprocess --modality` and `predict "
             "--allow-missing` accept fewer",
         )
     ]

@@ -212,5 +212,5 @@ def _senseless(path: Path, key: str, fields: Mapping[str, str]) -> ScanError:
     return ScanError(
         path,
         f"has a MetaImage header that is invalid: {key} = {shown(fields[key])}",
-        expected="a sound one",
+        expected="a valid header",
     )

@@ -114,7 +114,7 @@ def _header(path: Path, stream: Any, *, capacity: int) -> Stored:
         return _understood(path, header, capacity=capacity)
     except (HeaderDataError, KeyError, ValueError, OverflowError) as error:
         raise ScanError(
-            path, f"has a NIfTI header that is invalid: {error}", expected="a sound one"
+            path, f"has a NIfTI header that is invalid: {error}", expected="a valid header"
         ) from None
 
 

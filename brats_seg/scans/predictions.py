@@ -15,7 +15,7 @@ PROBABILITIES = "probabilities"
 and `CLASSES`.
 """
 CLASSES = "classes.txt"
-"""File with the names of the volumes, a line each, healthy first."""
+"""File with the names of the volumes, one name per line, healthy first."""
 KEYS = ("case", "file", "schema")
 """Columns of every table."""
 

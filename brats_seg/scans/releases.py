@@ -142,7 +142,7 @@ LAYOUTS: dict[str, Layout] = {
         Layout(
             "brats2020",
             "brats2017",
-            # case 355's mask kept the name it had in the hospital
+            # the mask of case 355 still has its name from the hospital
             (
                 rf"/(?P<id>BraTS20_[^/]+?)_{_OLD_ROLES}{_NIFTI}",
                 rf"/(?P<id>BraTS20_[^/]+)/W39_1998\.09\.19_(?P<role>Segm){_NIFTI}",
@@ -150,9 +150,10 @@ LAYOUTS: dict[str, Layout] = {
         ),
         Layout("brats2021", "brats2017", (rf"/(?P<id>BraTS2021_\d+)_{_OLD_ROLES}{_NIFTI}",)),
         # Releases since 2023 share their file names: the year in the name of the release's folder decides.
-        # Without one, and in 2025 and later, adult gliomas after treatment are known by time points from 100
-        # on (before treatment: 000 to 0xx). Pediatric tumors and metastases have no schema then: value 1 is
-        # the enhancing core in PED of 2024, and the necrotic core in 2023; MET has a cavity since 2025.
+        # Without a year, and in 2025 and later, a time point from 100 on means an adult glioma after
+        # treatment (before treatment: 000 to 0xx). Without a year, pediatric tumors and metastases have no
+        # schema: value 1 is the enhancing core in PED of 2024, and the necrotic core in 2023; MET has a
+        # cavity since 2025.
         Layout(
             "brats2023",
             "brats2023",

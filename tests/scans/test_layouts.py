@@ -261,7 +261,7 @@ def test_the_same_id_in_two_folders_is_refused_once(tmp_path):
     named(tmp_path / "b", "BraTS2021_00001")
     found = find_cases(tmp_path)
     assert [case.folder.parent.name for case in found.cases] == ["a"]
-    assert "its id is that of" in found.problems[0].what
+    assert "has the same id as" in found.problems[0].what
 
 
 def test_what_no_layout_claims_is_said(tmp_path):

@@ -225,7 +225,7 @@ def test_no_tumor_is_a_warning(tmp_path, volumes, write_case):
 
 def test_a_brain_mask_in_place_of_a_label_is_a_warning(tmp_path, volumes, write_case):
     volumes["label"] = (volumes["t1n"] != 0).astype(np.uint8)
-    warned(tmp_path, volumes, write_case, "label calls 100% of the brain tumor")
+    warned(tmp_path, volumes, write_case, "label marks 100% of the brain as tumor")
 
 
 def test_a_spacing_that_is_not_1_mm_is_a_warning(tmp_path, volumes, write_case):
