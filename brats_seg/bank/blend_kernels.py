@@ -259,7 +259,7 @@ def map_slice(
     here: Any, ahead: Any, is_flat: bool, size: Any, channels: Any, outside: int, to_plane: Any, scratch: Any
 ) -> None:
     """Write a plane of positions between voxels. `here` and `ahead` come from `_locate`; `to_plane` is as in
-    `copy_slice`.
+    `_copy_slice`.
     """
     volume, shape, first, by_row, step, _ = here
     values, targets, base, channel = to_plane

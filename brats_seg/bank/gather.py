@@ -94,7 +94,7 @@ def gather_patches(
     """Gather the patches around voxels into a batch of the caller, on the CPU (inputs channels last).
 
     A patch with a map is read at positions between voxels: the image by linear interpolation, where a voxel
-    beyond the volume counts as 0; the class is that of the nearest voxel, and of two equally near voxels the
+    outside the volume counts as 0; the class is that of the nearest voxel, and of two equally near voxels the
     one with the higher index. Where the class is 255 (outside the brain) the image is exactly 0: air stays
     exactly 0, as a bank stores it. At the edge of the brain, neighboring air counts as 0 in the
     interpolation.
@@ -137,7 +137,7 @@ def gather_patches(
         _helpers(threads - 1).put(partial(work, thread))
     work(0)
     while not wait_for(progress.ctypes.data, n_planes, _PATIENCE):
-        sleep(1e-5)  # another thread has lost its core
+        sleep(1e-5)  # another thread waits for a core
     counts_out[:] = counts.sum(axis=0)
 
 

@@ -197,9 +197,9 @@ def gather_planes(
 ) -> None:
     """Copy the planes of a batch of patches out of mapped volumes, and count their classes.
 
-    Any number of threads may call this function for one batch: each takes the next planes until none are
-    left. No thread waits for another (waiting in Python costs half the time of a batch); `wait_for` tells
-    when all are done. Arguments are tuples, because numba has no dataclasses.
+    Any number of threads may call this function for one batch: each thread takes the next planes until no
+    plane is left. No thread waits for another: waiting in Python takes half the time of a batch. `wait_for`
+    returns when all planes are done. Arguments are tuples, because numba has no dataclasses.
 
     Args:
         volumes: images and labels, (C,) uint64, the address of each case's first float16 (Z, Y, X, M) and

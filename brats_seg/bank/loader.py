@@ -31,27 +31,31 @@ class BankDataset(IterableDataset[dict[str, Tensor]]):
     """Batches that a sampler chooses from a bank. A pass over the `DataLoader` gives the remaining
     batches of the sampler's epoch.
 
-    ```python held_out = ["BraTS2021_00002", "BraTS2021_00003"] train = [case.id for case in
-    PatchBank("BANK").cases if case.id not in held_out] bank = PatchBank("BANK", patch_size=(64, 64),
-    cases=train)  # the sampler draws only from these cases sampler = make_sampler("balanced", bank.index,
-    batch_size=120, steps=1000, seed=0) loader = DataLoader(BankDataset(bank, sampler), batch_size=None,
-    num_workers=0) ```
+    ```python
+    held_out = ["BraTS2021_00002", "BraTS2021_00003"]
+    train = [case.id for case in PatchBank("BANK").cases if case.id not in held_out]
+    bank = PatchBank("BANK", patch_size=(64, 64), cases=train)  # the sampler draws only from these cases
+    sampler = make_sampler("balanced", bank.index, batch_size=120, steps=1000, seed=0)
+    loader = DataLoader(BankDataset(bank, sampler), batch_size=None, num_workers=0)
+    ```
 
     With MONAI's `DataLoader` add `collate_fn=torch.utils.data.default_convert`: MONAI's own function joins
     examples, but a batch here is already joined.
 
     A batch is a dictionary:
 
-    - `image`: float32 (B, M, [Z,] Y, X). - `label`: the class of each voxel, uint8 (B, [Z,] Y, X): 0 healthy,
-    1 and more the tumor classes in the order of `bank.classes`, 255 outside the brain. - `ids` and
-    `positions`: int64 (B,), the voxels of the centers, and the numbers of the draws in the epoch.
+    - `image`: float32 (B, M, [Z,] Y, X).
+    - `label`: the class of each voxel, uint8 (B, [Z,] Y, X): 0 healthy, 1 and more the tumor classes in the
+      order of `bank.classes`, 255 outside the brain.
+    - `ids` and `positions`: int64 (B,), the voxels of the centers, and the numbers of the draws in the epoch.
 
     Losses use the labels in one of two ways:
 
     - `torch.nn.functional.cross_entropy(logits, batch["label"].long(), ignore_index=255)` leaves out voxels
-    outside the brain. - Dice losses such as MONAI's `DiceLoss(to_onehot_y=True, softmax=True)` want a channel
-    axis and no 255. Count voxels outside the brain as healthy: `label = batch["label"].long(); label[label ==
-    255] = 0; loss(logits, label[:, None])`.
+      outside the brain.
+    - Dice losses such as MONAI's `DiceLoss(to_onehot_y=True, softmax=True)` need a channel axis and no 255.
+      Count voxels outside the brain as healthy: `label = batch["label"].long(); label[label == 255] = 0;
+      loss(logits, label[:, None])`.
 
     With n worker processes each worker makes every n-th batch, so that every position comes once, in the same
     order as without workers. Workers draw from copies of the sampler: the `epoch` and `state_dict` of the

@@ -74,7 +74,7 @@ class Volumes:
         self._pairs: dict[int, tuple[Image, TissueMap]] = {}
 
     def pair(self, case: int) -> tuple[Image, TissueMap]:
-        """Image and label of a case. Raises `InputError` if their shape is wrong."""
+        """Image and label of a case. Raises `InputError` if a shape or type is wrong."""
         if case not in self._pairs:
             image, label = self._load(case)
             shape = tuple(self.shapes[case].tolist())
