@@ -169,8 +169,8 @@ def _own_threads() -> int:
 
 
 def n_workers(asked: int, *, device: str = "cpu") -> int:
-    """The number of processes: `asked`, or if it is 0, one for each core that this process may use, or one
-    for each GPU.
+    """The number of processes: `asked`, or if it is 0, one for each GPU that the device means, or without a
+    GPU one for each core that this process may use.
     """
     return asked or (torch.cuda.device_count() if _on_gpus(device) else n_cores())
 

@@ -129,7 +129,7 @@ class Checkpoint:
         score: the metric on the inner cases; None before the first validation.
         n_threads, precision: number of threads and precision of the run.
         versions: versions of the libraries.
-        resume: everything else that a bit-exact resumption needs (`sound.Resume`); None in a checkpoint for
+        resume: everything else that a bit-exact resumption needs (`Resume`); None in a checkpoint for
             prediction only.
     """
 

@@ -46,8 +46,7 @@ def make_loss(
         loss: a name in `LOSSES`, or a section. Its `outside`, `class_weights` and `weights_from` are not used
             here. With `dice` 'batch' (the batch Dice of nnU-Net) every example gets the Dice of all voxels of
             the batch together, so that the mean over the examples is this value. The batch is the examples of
-            one
-        call: one part of `training.accumulate`, on one rank.
+            one call, which is one part of `training.accumulate` on one rank.
         outside: whether a target of 255 counts as class 0 (healthy), is ignored, or is class 255 (for images,
             which have no background label).
         class_weights: a factor for each class on the loss of its voxels, but not on the Dice term; None means
@@ -59,10 +58,9 @@ def make_loss(
 
     Returns:
         A function from logits (B, K, *patch) and uint8 targets (B, *patch) to losses (B,): the mean over the
-        counted voxels of each example. The losses are float32, or float64 for float64 logits. Weights are not
-        normalized
-            away within an example, so that weights and class counts
-        multiply to the effective prior.
+        counted voxels of each example. The losses are float32, or float64 for float64 logits. The
+        weights are not normalized within an example, so that weights and class counts multiply to the
+        effective prior.
 
     Raises:
         UsageError: the name is unknown, class weights are given for a loss without class weights, the classes

@@ -62,9 +62,8 @@ def make_network(network: Network, *, n_channels: int, n_classes: int, n_dims: i
     Returns:
         A module from float inputs (B, n_channels, *patch) to logits (B, n_classes, *patch), with `n_dims`
         patch axes. With valid convolutions the logits are smaller by `margin_of(module)` voxels on each side.
-        With deep
-        supervision the module gives several logits in training mode: the first at full resolution, each next
-            one at half the resolution. In evaluation mode it gives only the first.
+        With deep supervision the module gives several logits in training mode: the first at full resolution,
+        each next one at half the resolution. In evaluation mode it gives only the first.
 
     Raises:
         UsageError: the name is unknown, the patch has another number of axes, or the network does not accept

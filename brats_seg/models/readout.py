@@ -38,9 +38,9 @@ def class_probabilities(
     """Probabilities of the classes, which sum to 1.
 
     'regions': P(whole), P(core) and P(active) are the sigmoids of the region logits. Each region contains the
-    next, so P(healthy) = 1 - P(whole), P(edema) = P(whole) - P(core), P(necrotic or non-enhancing) = P(core)
-    - P(active) and P(enhancing) = P(active). The loss trains the three sigmoids separately, so a smaller
-    region may get a higher probability than the region around it. In such voxels the logits are first
+    next, so P(healthy) = 1 - P(whole), P(edema) = P(whole) - P(core), P(enhancing) = P(active) and
+    P(necrotic or non-enhancing) = P(core) - P(active). The loss trains the three sigmoids separately, so a
+    smaller region may get a higher probability than the region around it. In such voxels the logits are first
     replaced by the nearest logits that do not increase from whole to core to active (isotonic regression;
     Barlow et al. 1972): the logits in conflict get their mean.
     """

@@ -23,8 +23,8 @@ _INTENSITIES = ("gain", "shift", "contrast", "gamma", "bias_field", "low_resolut
 _PLANES = ((1, 2), (0, 2), (0, 1))
 """Planes of rotation, as axes of (Z, Y, X). A 2-D patch is rotated only in the first plane."""
 _CACHED_BYTES = 2**20
-"""Number of patches that a CPU transforms together. With patches of 4 x 128 x 128, four were the fastest of
-1, 2, 4 and 12.
+"""Size in bytes of the patches that a CPU transforms together. Of 1, 2, 4 and 12 patches of 4 x 128 x 128
+(float32), four were the fastest.
 """
 
 
