@@ -308,7 +308,7 @@ def predict_files(
     options: PredictOptions = PredictOptions(),
     overwrite: bool = False,
 ) -> PredictReport:
-    """Segment one case from named files, one for each modality, and write the label map `out`.
+    """Segment one case from named files, at most one for each modality, and write the label map `out`.
 
     Raises:
         UsageError: no file, or a missing modality for a network that was not trained for this; or `out`

@@ -157,8 +157,8 @@ def _needlessly_merged(
         if task.case.id not in prepared and MERGED in SCHEMAS[task.case.schema].values.values()
     ]
     what = (
-        f"was refused, but because of it the bank has {', '.join(classes)}; the other cases have "
-        f"{', '.join(finer)} apart"
+        f"was refused, but because of it the bank has {', '.join(classes)}; the other cases distinguish "
+        f"{', '.join(finer)}"
     )
     return [
         Problem("warning", merging[0], "", what, "a new bank without this case, or with the corrected case")

@@ -27,7 +27,7 @@ def read_listing(root: Path) -> Listing:
     path = root / "bank.json"
     if not path.exists():
         raise InputError(
-            f"{path}: does not exist; `brats-seg preprocess DATA BANK` makes a bank and writes it last"
+            f"{path}: does not exist; `brats-seg preprocess DATA BANK` makes a bank and writes this file last"
         )
     raw = read_bytes(path)
     record = parse_model(Listing, raw, name=str(path), mend=MEND)
@@ -49,7 +49,8 @@ def read_folds(root: Path, listing: Listing) -> tuple[tuple[str, ...], ...]:
     path = root / "folds.json"
     if not path.is_file() or sha256(path) != listing.folds:
         raise InputError(
-            f"{path}: missing or changed since the bank was built; build the bank again to write both files"
+            f"{path}: missing or changed since the bank was built; build the bank again to write this "
+            "file and bank.json"
         )
     folds = read_model(FoldsRecord, path, mend=MEND).folds
     if sorted(case for fold in folds for case in fold) != sorted(case.id for case in listing.cases):

@@ -144,8 +144,8 @@ def normalize(
         classes: tissue classes of its label; None for no label.
         percentiles: of the brain's intensities, at which each modality is clipped.
         n4_cache: a folder for bias fields: correct each modality by N4 first. None: no correction.
-        resample_to_mm: spacing (Z, Y, X) to which a case is resampled if its spacing differs by more than 5
-            %: scans linearly, the label by nearest voxel. None: never.
+        resample_to_mm: spacing (Z, Y, X) to which a case is resampled if its spacing differs by more
+            than 5 %: scans linearly, the label by nearest voxel. None: never.
         threads: number of modalities normalized at the same time.
 
     Raises:

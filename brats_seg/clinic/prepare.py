@@ -118,7 +118,7 @@ class Steps(BaseModel):
 
 @dataclass(frozen=True)
 class Written:
-    """The number of cases or files that a verb wrote, and the cases that it refused."""
+    """The cases or files that a verb wrote, and its problems; an error refuses its case."""
 
     written: tuple[str | Path, ...]
     problems: tuple[Problem, ...]

@@ -63,7 +63,7 @@ def predict(
         typer.Option(
             min=0,
             metavar="MM3",
-            help="If a case has less enhancing core than this, it becomes necrotic core.",
+            help="If a case has less enhancing core than this, that core becomes necrotic.",
         ),
     ] = 0.0,
     tuned: Tuned = None,

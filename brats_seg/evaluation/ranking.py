@@ -46,7 +46,7 @@ class Ranking:
     Attributes:
         places: one for each table.
         n_cases, n_patients: number of cases and patients in the tables.
-        n_incomplete: number of cases that at least one table lacks; such a case ranks last for that table.
+        n_incomplete: number of cases that at least one table lacks; that table ranks last for such a case.
         convention: whose metrics are ranked.
         metrics: their columns.
     """

@@ -281,7 +281,7 @@ def _lesion_scores(lesions: Lesions, convention: Convention) -> dict[str, Any]:
 
 
 def _mean_with(n_alone: int, values: Sequence[float], *, alone: float, nothing: float) -> float:
-    """The mean of some values and `n_alone` times the value of a lesion alone; `nothing` where none is."""
+    """The mean of some values and `n_alone` times the value `alone`; `nothing` if there is no value."""
     n = len(values) + n_alone
     return (sum(values) + n_alone * alone) / n if n else nothing
 
@@ -294,9 +294,8 @@ def _small_lesions(lesions: Lesions, rule: LesionRule) -> dict[str, float]:
     if not n_detected + n_missed:
         return {}
     scores = _detection(n_detected, n_missed, lesions.n_false, prefix="small_lesion")
-    return {
-        name: 0.0 if math.isnan(value) else value for name, value in scores.items()
-    }  # as in the challenge
+    # NaN becomes 0, as in the challenge
+    return {name: 0.0 if math.isnan(value) else value for name, value in scores.items()}
 
 
 def _detection(n_found: int, n_missed: int, n_false: int, *, prefix: str) -> dict[str, float]:

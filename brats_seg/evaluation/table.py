@@ -87,9 +87,9 @@ class Convention:
         lesion_tolerances_mm: of surface Dice of a lesion; empty for those of a region, or "voxel" for the
             smallest side of a voxel.
         lesions: how lesions are scored one by one; None for no lesion-wise scores.
-        unmatched: "as_empty": a region without a found lesion gets `one_empty_hd95_mm`.
-        headline: the columns that rank by this convention.
-        ranked: the regions and tissue classes that are ranked.
+        unmatched: "as_empty": a region without a found lesion has the HD95 `one_empty_hd95_mm`.
+        headline: the columns by which this convention ranks.
+        ranked: the regions and tissue classes by which this convention ranks.
     """
 
     name: str

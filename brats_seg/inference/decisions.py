@@ -157,7 +157,9 @@ def cut_regions(
     """The class of every voxel after the thresholds: nested, first whole, then core inside it, then active
     inside that.
 
-    A voxel that changes its region gets the likeliest class of its new region.
+    A voxel that a threshold moves into a region gets the likeliest class of this region. A voxel that a
+    threshold moves out gets the likeliest class of the next larger region without this one; out of the whole
+    tumor, healthy.
 
     Args:
         labels: indices into `classes`, decided without thresholds.

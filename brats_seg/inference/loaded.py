@@ -178,7 +178,8 @@ class LoadedRun:
     """A trained run or a packaged network, ready to segment images in memory.
 
     Attributes:
-        segmenters: whose probabilities are averaged. options: how a case is read and segmented.
+        segmenters: whose probabilities are averaged.
+        options: how a case is read and segmented.
     """
 
     segmenters: tuple[Segmenter, ...]

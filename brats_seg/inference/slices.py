@@ -16,7 +16,8 @@ def stack_slices(image: Image, zs: Ids, *, slices_around: int, out: Stack) -> No
 
     Args:
         image: (Z, Y, X, M) float16; may be a read-only map.
-        zs: the slices, at most len(out). slices_around: n, the number of neighboring slices on each side.
+        zs: the slices, at most len(out).
+        slices_around: n, the number of neighboring slices on each side.
         out: (B, Y, X, (2 n + 1) M).
     """
     n_slices, n_channels = image.shape[0], image.shape[3]

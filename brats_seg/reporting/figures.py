@@ -84,8 +84,8 @@ def overlay(
 
 
 def _few_grays(gray: UInt8[np.ndarray, "y x"], *, n_levels: int) -> UInt8[np.ndarray, "y x"]:
-    """Number of gray levels, chosen so that gray levels and their blends with every class fit one palette of
-    256 colors. This halves the size of a report.
+    """The slice rounded to `n_levels` gray levels, few enough that they and their blends with every class fit
+    one palette of 256 colors. This halves the size of a report.
     """
     step = 255 / (n_levels - 1)
     return np.round(np.round(gray / step) * step).astype(np.uint8)

@@ -310,7 +310,7 @@ def _card(
 
 
 def _warnings(out: Path, ids: Sequence[str]) -> list[dict[str, str]]:
-    """The warnings of `predict` in the column of predictions.csv."""
+    """The warnings of `predict` in the column `warnings` of predictions.csv."""
     try:
         rows = [r for r in read_rows(out) if r.get("case") in ids and r.get("warnings")]
     except InputError:  # the table of another program

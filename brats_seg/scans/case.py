@@ -115,8 +115,8 @@ class Problem:
         file: path of the file or folder, or "".
         what: what is wrong.
         expected: what would be right, or "" if nothing needs to be done.
-        kind: a warning for which `predict` refuses a case: "skull" (no brain extraction) or "same_scan"
-            (in two modalities); else "".
+        kind: kind of a warning for which `predict` refuses a case: "skull" (no brain extraction) or
+            "same_scan" (in two modalities); "" for all other problems.
     """
 
     severity: Literal["error", "warning"]

@@ -312,8 +312,8 @@ def _bids_role(file: Path, match: re.Match[str], tables: Sequence[Path]) -> tupl
 
 
 def _bids_home(piece: Piece, scanned: Collection[tuple[str, Path]], *, root: Path) -> Path:
-    """The anat/ folder of the scans that a raw or derived file belongs to; None if several at the same depth
-    match.
+    """The anat/ folder of the scans that a raw or derived file belongs to. A derived file keeps its own
+    folder if no scans match, or several at the same smallest depth.
     """
     inner = piece.folder.relative_to(root).parts
     if "derivatives" not in inner:

@@ -212,7 +212,9 @@ def place(
 
 
 def check_size(path: Path, shape: Sequence[int], *, n_bytes: int, capacity: int) -> None:
-    """Before any memory is allocated, refuse a header whose size is implausible or larger than the file."""
+    """Before any memory is allocated, refuse a header whose size is implausible, or larger than `capacity`:
+    the number of bytes that the file can hold, unpacked.
+    """
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise ScanError(path, f"has the shape {tuple(shape)}", expected="three axes of at least one voxel")
     if math.prod(shape[:3]) > _MAX_VOXELS:
@@ -222,7 +224,7 @@ def check_size(path: Path, shape: Sequence[int], *, n_bytes: int, capacity: int)
     if n_bytes > capacity:
         raise ScanError(
             path,
-            f"the header claims {n_bytes:,} bytes, but the file has only {path.stat().st_size:,}",
+            f"the header claims {n_bytes:,} bytes, too many for a file of {path.stat().st_size:,}",
             expected="a whole file",
         )
 

@@ -27,9 +27,8 @@ from brats_seg.scans.releases import (
 )
 from brats_seg.scans.volume import SUFFIXES
 
-_LONGEST_ID = (
-    200  # bytes; a file name has at most 255, and a temporary file adds its process and suffixes to the id
-)
+# bytes; a file name has at most 255, and a temporary file adds its process and suffixes to the id
+_LONGEST_ID = 200
 
 
 @dataclass(frozen=True)

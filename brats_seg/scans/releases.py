@@ -21,7 +21,7 @@ _VISIT = re.compile(
 )
 """Names of folders that give the time of a scan: visit1, ses-02, week 12, baseline, 2019-05-31."""
 BRAIN_MASK = "brain_mask.nii.gz"
-"""Files that `prepare` writes in the folder of a case; they are left out without a warning."""
+"""A file that `prepare` writes in the folder of a case; it belongs to no case, and no warning names it."""
 REFERENCES = ("gt", "groundtruth", "gtv", "label", "labels", "mask", "seg", "segm", "segmentation", "truth")
 """Names of reference files, without separators."""
 

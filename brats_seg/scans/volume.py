@@ -41,7 +41,7 @@ def read_header(path: Path) -> Geometry:
 
     Raises:
         ScanError: not a NIfTI or MetaImage file, or an invalid header, or one that claims more data than the
-            file has.
+            file can hold.
     """
     return (read_metaimage_header(path) if _suffix(path) == ".mha" else read_nifti_header(path)).geometry
 

@@ -492,7 +492,7 @@ def test_a_refused_case_that_keeps_classes_merged_is_named(tmp_path: Path) -> No
     assert report.classes == ("healthy", "necrotic_or_non_enhancing", "edema", "enhancing_core")
     (said,) = [p for p in report.problems if "because of it" in p.what]
     assert (said.case, said.severity) == ("BraTS2021_00000", "warning")
-    assert "necrotic_core, edema, non_enhancing_core, enhancing_core apart" in said.what
+    assert "distinguish healthy, necrotic_core, edema, non_enhancing_core, enhancing_core" in said.what
     bad.parent.rename(tmp_path / "aside")
     report = build_bank(tmp_path / "data", tmp_path / "without")
     assert not [p for p in report.problems if "because of it" in p.what]
