@@ -257,7 +257,10 @@ class RunFolder(Record):
         if (checkpoint.precision, checkpoint.n_threads) != here:
             was = f"{checkpoint.precision} on {checkpoint.n_threads} threads"
             logger.warning(
-                "%s: written in %s; with %s on %d the resumed run differs by rounding", path, was, *here
+                "%s: written in %s; with %s on %d threads the resumed run differs by rounding",
+                path,
+                was,
+                *here,
             )
         try:
             self._take_up(loop, checkpoint, checkpoint.resume)
