@@ -64,8 +64,8 @@ def real_data() -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def sketched() -> Iterator[None]:
     """Figures are drawn coarsely, without a layout, and the `progress.png` of a run stays empty. Of figures
-    whose axes have the same titles and labels only the first is drawn, an empty figure stands for the others:
-    drawing took a fifth of the time of an experiment. tests/reporting draws all as they are.
+    whose axes have the same titles and labels only the first is drawn; the others are saved as an empty
+    figure, because drawing took a fifth of the time of an experiment. tests/reporting draws all as they are.
     """
     drawn: set[tuple[str, ...]] = set()
 

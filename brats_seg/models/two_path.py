@@ -114,7 +114,8 @@ class _Maxout(nn.Module):
 
 
 class _Classifier(nn.Conv2d):
-    """A 21 x 21 convolution to the classes, with a fast computation and a scale that can be trained.
+    """A 21 x 21 convolution to the classes. It is computed in a fast way, and scaled so that Adam can train
+    it.
 
     The stored kernel is 441 times larger than the kernel that is used. A logit is the sum of 224 x 441
     correlated values. Adam moves every weight by the same amount, so at its usual learning rates one step

@@ -94,8 +94,8 @@ def lines_figure(
     what: str = "",
     y_axes: Literal["own", "shared"] = "own",
 ) -> Figure | None:
-    """Three panels in a row, with letters as in the paper; None without any point. `what` is a note below all
-    panels.
+    """At most three panels in a row, with letters as in the paper; None without any point. `what` is
+    a note below all panels.
     """
     panels = [(title, lines) for title, lines in panels if any(line.points for line in lines)]
     if not panels:
