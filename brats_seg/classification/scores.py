@@ -146,7 +146,7 @@ def resampled_aucs(
     """The multi-class AUC of each resample, as `Scores.auc`; NaN if no class has an AUC.
 
     For each class the images are sorted once by their output. For each image of the class, the drawn images
-    of the other classes with smaller outputs are counted. These pairs are in the correct order.
+    of the other classes with smaller outputs are counted; ties count half.
 
     Args:
         outputs, labels: as of `score_outputs`.
