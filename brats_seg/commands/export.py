@@ -36,7 +36,7 @@ def export(
         ),
     ] = "case",
 ) -> None:
-    """Transform label maps back to the original T1c, and write a file type for viewers."""
+    """Resample label maps to the grid of the original T1c, and write them in a file type for viewers."""
 
     with loading("SimpleITK"):
         from brats_seg.clinic.export import export_labels

@@ -269,8 +269,8 @@ def _ldam(
     """Label-distribution-aware margins (Cao et al. 2019, section 3.2): the logit of the true class is lowered
     by the margin of the class before the cross-entropy.
 
-    In the paper, the weights and features of the last layer have length 1, and their cosine is multiplied by
-    30. Here the network is unchanged, and the margins are in units of its logits.
+    In the paper, the weights and features of the last layer have length 1, and their cosine is multiplied
+    by 30. Here the network is unchanged, and the margins are in units of its logits.
     """
     of_class = margins.like(logits)
     assert of_class is not None

@@ -56,12 +56,12 @@ class Phase:
 class Method:
     """The training method of a run, phase by phase.
 
-    Phase 1 uses the sections of the config. Two-phase training (Havaei et al. 2017, section 3.2) adds phase
-    2. Phase 2 starts from the prediction weights at the end of phase 1. It trains only the output layer, on
-    patches with natural class frequencies and without class weights. It has a complete schedule with
-    `phases.lr_factor` times the learning rate. Class weights may start later (`loss.weights_from`; Cao et al.
-    2019, section 3.3). Phase 2 may have another sampler, loss and initial output layer (`phases.sampler`,
-    `loss` and `output`; Kang et al. 2020, section 4).
+    Phase 1 uses the sections of the config. Two-phase training (Havaei et al. 2017, section 3.2) adds a
+    second phase. Phase 2 starts from the prediction weights at the end of phase 1. It trains only the output
+    layer, on patches with natural class frequencies and without class weights. It has a complete schedule
+    with `phases.lr_factor` times the learning rate. Class weights may start later (`loss.weights_from`; Cao
+    et al. 2019, section 3.3). Phase 2 may have another sampler, loss and initial output layer
+    (`phases.sampler`, `loss` and `output`; Kang et al. 2020, section 4).
 
     Attributes:
         config: config of the run. In a run on images an epoch is a single step.
