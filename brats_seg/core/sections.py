@@ -324,13 +324,9 @@ class Phases(Section):
     loss: Annotated[Loss | None, unless(None)] = None
     """Loss of the second phase; null for the loss of the first phase without class weights."""
     output: Annotated[Literal["kept", "anew", "scaled"], unless("kept")] = "kept"
-    """How the second phase trains the output layer: from its weights, from random weights, or only the
-    lengths of its weights.
-    """
+    """What the second phase trains: the output weights, new random ones, or only their lengths."""
     normalize: Annotated[Share, unless(0.0)] = 0.0
-    """The output weights of each class are divided by their length to this power at the end; 0 for no
-    division.
-    """
+    """Power of the length that divides the output weights of each class at the end; 0 for no division."""
 
     def _rules(self) -> Rules:
         given = {"sampler": self.sampler, "loss": self.loss, "output": self.output != "kept"}
